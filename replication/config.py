@@ -1,0 +1,593 @@
+"""Every knob of one run: typed, frozen, one line of documentation and a unit each; load, merge, save, hash.
+
+Layers, later ones win: defaults here, then the files given (model, arm, data, cluster, suite), then flags. jsonargparse
+refuses unknown keys and wrong types. A run's *scientific* part, all that may change a weight or a reported number,
+is hashed; the rest is free to differ between machines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
+
+from replication.errors import UserError
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The decoder-only transformer."""
+
+    vocab_size: int = 2048
+    """Entries of the vocabulary; must equal the tokenizer's."""
+    n_blocks: int = 4
+    """Number of transformer blocks."""
+    d_model: int = 64
+    """Width of the residual stream."""
+    n_heads: int = 4
+    """Query heads."""
+    n_kv_heads: int = 2
+    """Key and value heads; divides n_heads (grouped-query attention)."""
+    d_head: int = 16
+    """Width of one head; even, because rotary positions turn pairs."""
+    feed_forward: Literal["moe", "dense"] = "moe"
+    """Mixture of experts, or one dense SwiGLU."""
+    d_ff: int = 128
+    """Hidden width of each SwiGLU (each expert's, the shared expert's, or the dense one's)."""
+    n_experts: int = 4
+    """Routed experts in each block."""
+    top_k: int = 2
+    """Routed experts that each token visits; their weights are renormalised to sum to 1."""
+    shared_expert: bool = True
+    """Whether every token also passes one ungated shared expert."""
+    aux_coef: float = 0.01
+    """Weight of the load-balancing loss in the objective (unpublished; our choice)."""
+    qk_norm: Literal["after_rotary", "before_rotary", "none"] = "after_rotary"
+    """Where queries and keys are RMS-normalised."""
+    rotary_base: float = 10000.0
+    """Base of the rotary frequencies."""
+    norm_eps: float = 1e-6
+    """Epsilon of every RMSNorm."""
+    tied_head: bool = False
+    """Whether the output head shares the embedding's weights."""
+    init_std: float = 0.02
+    """Standard deviation of the normal initialisation of every matrix; norms start at 1."""
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One named source of documents."""
+
+    name: str
+    """Name in reports and on disk; letters, digits, dot, dash and underscore."""
+    kind: Literal[
+        "text", "jsonl", "parquet", "hub", "python_topics", "python_docstrings", "python_source"
+    ] = "text"
+    """Local files, a `datasets.load_dataset` id, or text that every Python carries."""
+    path: str | None = None
+    """File, folder or glob of local files (relative to the current folder), or the hub id."""
+    subset: str | None = None
+    """Configuration name of a hub data set."""
+    split: str = "train"
+    """Split of a hub data set."""
+    revision: str | None = None
+    """Revision of a hub data set; pin it."""
+    text_field: str = "text"
+    """Column or key that holds the document."""
+    weight: float = 1.0
+    """Share of training sequences drawn from this source, relative to the other weights."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The tokenizer."""
+
+    path: str | None = None
+    """A tokenizer.json file or a hub id; none: a byte-level BPE is trained on the sources."""
+    vocab_size: int = 2048
+    """Entries of a tokenizer that is trained here, the end-of-text token included."""
+    end_of_text: str = "<|endoftext|>"
+    """Token that joins documents; must exist in a tokenizer that is loaded."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The corpus."""
+
+    dir: str | None = None
+    """Folder that `replicate prepare` wrote (not scientific: the data's own hash is)."""
+    block_size_tokens: int = 128
+    """Predicted positions in one sequence."""
+    sources: tuple[SourceConfig, ...] = ()
+    """The sources and their weights."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """The tokenizer."""
+    validation_fraction: float = 0.02
+    """Share of documents, by hash of their text, that goes to validation."""
+    num_proc: int = 2
+    """Processes that tokenise (not scientific)."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The optimisation, identical in every arm."""
+
+    steps: int = 300
+    """Optimizer steps."""
+    batch_tokens: int = 2048
+    """Predicted tokens in one global batch, whatever the number of processes."""
+    gain_group_sequences: int = 2
+    """Consecutive sequences of the global batch over which gain, divergence and load balance are taken."""
+    optimizer: Literal["adamw"] = "adamw"
+    """The optimizer."""
+    learning_rate: float = 3e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.1
+    """Decoupled decay of block matrices and an untied head; embeddings and norms have none."""
+    beta1: float = 0.9
+    """AdamW's first decay rate."""
+    beta2: float = 0.95
+    """AdamW's second decay rate."""
+    adam_eps: float = 1e-8
+    """AdamW's epsilon."""
+    warmup_steps: int = 30
+    """Steps of linear warm-up (warmup-stable-decay)."""
+    decay_steps: int = 0
+    """Final steps of linear decay to zero (published: none)."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm, measured after the layer scale; 0 does not clip."""
+    label_smoothing: float = 0.1
+    """Smoothing of the cross-entropy; enters the per-token loss before the gain."""
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
+    """Lightning's precision of parameters and arithmetic."""
+    deterministic: bool = True
+    """Whether only deterministic kernels are allowed."""
+
+
+@dataclass(frozen=True)
+class TokenGainConfig:
+    """Per-token gain on the loss (METHOD: before backward). Measured in every arm, applied where enabled."""
+
+    enabled: bool = False
+    """Whether the gain weights the loss."""
+    variant: Literal["none", "precision", "linear", "focal", "sigmoid"] = "precision"
+    """Formula of the gain."""
+    s: float = 1.0
+    """Slope of the precision variant."""
+    eps: float = 1e-6
+    """Added to the variance in the precision variant."""
+    c_min: float = 0.1
+    """Lower clamp of the precision and linear variants."""
+    c_max: float = 5.0
+    """Upper clamp of the precision and linear variants."""
+    focal_gamma: float = 2.0
+    """Exponent of the focal variant."""
+    focal_min: float = 1e-4
+    """Lower clamp of the focal variant."""
+    focal_max: float = 10.0
+    """Upper clamp of the focal variant."""
+    sigmoid_k: float = 5.0
+    """Steepness of the sigmoid variant, per nat."""
+    sigmoid_a: float = 0.5
+    """Half-range of the sigmoid variant around 1."""
+
+
+@dataclass(frozen=True)
+class LayerGainConfig:
+    """Per-block scale on gradients (METHOD: after backward, before clipping). Measured always, applied where enabled."""
+
+    enabled: bool = False
+    """Whether the scale multiplies the gradients."""
+    t: float = 0.5
+    """Strength."""
+    m_min: float = 0.1
+    """Lower clamp of a scale."""
+    m_max: float = 3.0
+    """Upper clamp of a scale."""
+    exclude_blocks: tuple[int, ...] = ()
+    """Blocks that keep scale 1 and leave the mean (published as exclude_layers; default none)."""
+    divergence: Literal["step_mean", "last_group"] = "step_mean"
+    """Mean over the groups of the step, or the last group in global order (as published)."""
+    apply: Literal["step", "micro_batch"] = "step"
+    """On the accumulated gradient at the step boundary, or on each micro-batch's gradient in backward."""
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Validation on a fixed set, the same for every seed and arm."""
+
+    every_steps: int = 50
+    """Optimizer steps between validations; the last step is always validated."""
+    sequences: int = 128
+    """Sequences of the fixed validation set."""
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """The journal and TensorBoard (not scientific)."""
+
+    log_every_steps: int = 10
+    """Optimizer steps between journal lines; loss and gradient norm are kept for every step."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints (not scientific)."""
+
+    every_steps: int = 100
+    """Optimizer steps between checkpoints; the last step always has one."""
+    keep_last: int = 2
+    """How many complete checkpoints stay on disk."""
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Completions of the trained model (not part of training)."""
+
+    prompts: str | None = "prompts/replication_32.json"
+    """Prompt file; none: no completions are generated after training."""
+    template: str = "{question}\n"
+    """Text that the model continues; {question} is the prompt."""
+    samples_per_prompt: int = 3
+    """Completions of each prompt."""
+    temperature: float = 0.7
+    """Sampling temperature."""
+    top_k: int = 40
+    """Largest logits kept in sampling."""
+    max_new_tokens: int = 200
+    """Longest completion, in tokens."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """The machine: free to differ, changes time and rounding, never the experiment (not scientific)."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where to train."""
+    micro_batch_sequences: int | None = None
+    """Sequences in one forward pass; none: the whole global batch. A multiple of the gain group."""
+    threads: int | None = None
+    """CPU threads of each process; none: torch's own choice."""
+    loader_workers: int = 0
+    """Processes that read batches ahead."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: one arm at one seed."""
+
+    arm: str = "baseline"
+    """Name of the arm."""
+    seed: int = 1337
+    """Sets initial weights and data order together."""
+    weights_seed: int | None = None
+    """Seed of the initial weights alone; none: seed."""
+    data_seed: int | None = None
+    """Seed of the data order alone; none: seed."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The transformer."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The corpus."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """The optimisation."""
+    token_gain: TokenGainConfig = field(default_factory=TokenGainConfig)
+    """Per-token gain on the loss."""
+    layer_gain: LayerGainConfig = field(default_factory=LayerGainConfig)
+    """Per-block scale on gradients."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Validation."""
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """Journal and TensorBoard."""
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoints."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    """Completions."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """The machine."""
+
+    @property
+    def effective_weights_seed(self) -> int:
+        return self.seed if self.weights_seed is None else self.weights_seed
+
+    @property
+    def effective_data_seed(self) -> int:
+        return self.seed if self.data_seed is None else self.data_seed
+
+    @property
+    def batch_sequences(self) -> int:
+        """Sequences in one global batch."""
+        return self.training.batch_tokens // self.data.block_size_tokens
+
+    @property
+    def micro_batch_sequences(self) -> int:
+        """Sequences in one forward pass of one process."""
+        return self.cluster.micro_batch_sequences or self.batch_sequences
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches in one optimizer step of one process."""
+        return self.batch_sequences // self.micro_batch_sequences
+
+    def check(self) -> RunConfig:
+        """Raise UserError where values contradict one another; return self."""
+        for broken, message in _contradictions(self):
+            if broken:
+                raise UserError(message)
+        return self
+
+
+def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
+    """Yield (is broken, one line that names the keys and the remedy), cheapest checks first."""
+    m, t, d = c.model, c.training, c.data
+    positive = {
+        "model.vocab_size": m.vocab_size,
+        "model.n_blocks": m.n_blocks,
+        "model.d_model": m.d_model,
+        "model.n_heads": m.n_heads,
+        "model.n_kv_heads": m.n_kv_heads,
+        "model.d_head": m.d_head,
+        "model.d_ff": m.d_ff,
+        "data.block_size_tokens": d.block_size_tokens,
+        "data.num_proc": d.num_proc,
+        "training.steps": t.steps,
+        "training.batch_tokens": t.batch_tokens,
+        "training.gain_group_sequences": t.gain_group_sequences,
+        "training.learning_rate": t.learning_rate,
+        "validation.every_steps": c.validation.every_steps,
+        "validation.sequences": c.validation.sequences,
+        "logging.log_every_steps": c.logging.log_every_steps,
+        "checkpoints.every_steps": c.checkpoints.every_steps,
+        "checkpoints.keep_last": c.checkpoints.keep_last,
+        "generation.samples_per_prompt": c.generation.samples_per_prompt,
+        "generation.temperature": c.generation.temperature,
+        "generation.top_k": c.generation.top_k,
+        "generation.max_new_tokens": c.generation.max_new_tokens,
+        "cluster.micro_batch_sequences": 1
+        if c.cluster.micro_batch_sequences is None
+        else c.cluster.micro_batch_sequences,
+    }
+    for key, value in positive.items():
+        yield value <= 0, f"{key}: {value} must be positive"
+    yield (
+        m.n_heads % m.n_kv_heads != 0,
+        f"model.n_kv_heads: {m.n_kv_heads} does not divide model.n_heads {m.n_heads}",
+    )
+    yield m.d_head % 2 != 0, f"model.d_head: {m.d_head} must be even for rotary positions"
+    yield (
+        m.feed_forward == "moe" and not 1 <= m.top_k <= m.n_experts,
+        f"model.top_k: {m.top_k} must lie in 1..model.n_experts ({m.n_experts})",
+    )
+    yield not 0 <= t.label_smoothing < 1, f"training.label_smoothing: {t.label_smoothing} must lie in [0, 1)"
+    yield t.clip_norm < 0, f"training.clip_norm: {t.clip_norm} must be 0 (no clipping) or positive"
+    yield (
+        t.warmup_steps + t.decay_steps > t.steps,
+        f"training.warmup_steps: warm-up {t.warmup_steps} and decay {t.decay_steps} together exceed "
+        f"training.steps {t.steps}; shorten one",
+    )
+    yield (
+        not 0 < d.validation_fraction < 1,
+        f"data.validation_fraction: {d.validation_fraction} must lie strictly between 0 and 1",
+    )
+    group = t.gain_group_sequences
+    yield (
+        t.batch_tokens % d.block_size_tokens != 0,
+        f"training.batch_tokens: {t.batch_tokens} is not a whole number of sequences of "
+        f"data.block_size_tokens ({d.block_size_tokens}); make it a multiple",
+    )
+    yield (
+        c.batch_sequences % c.micro_batch_sequences != 0,
+        f"cluster.micro_batch_sequences: {c.micro_batch_sequences} does not divide the global batch of "
+        f"{c.batch_sequences} sequences; choose a divisor",
+    )
+    yield (
+        c.micro_batch_sequences % group != 0,
+        f"cluster.micro_batch_sequences: {c.micro_batch_sequences} holds no whole number of gain groups of "
+        f"training.gain_group_sequences ({group}); choose a multiple of {group}",
+    )
+    outside = [b for b in c.layer_gain.exclude_blocks if not 0 <= b < m.n_blocks]
+    yield bool(outside), f"layer_gain.exclude_blocks: {outside} are not blocks 0..{m.n_blocks - 1}"
+    yield (
+        len(set(c.layer_gain.exclude_blocks)) >= m.n_blocks,
+        "layer_gain.exclude_blocks: names every block; leave at least one",
+    )
+    names = [s.name for s in d.sources]
+    yield len(set(names)) != len(names), f"data.sources: names must differ, got {names}"
+    for s in d.sources:
+        yield s.weight <= 0, f"data.sources: weight of '{s.name}' must be positive, or remove the source"
+        yield (
+            s.kind in ("text", "jsonl", "parquet", "hub") and not s.path,
+            f"data.sources: source '{s.name}' of kind '{s.kind}' needs a path",
+        )
+    yield "{question}" not in c.generation.template, "generation.template: must contain {question}"
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """A grid: arms x seeds over shared layers."""
+
+    name: str
+    """Name of the suite."""
+    arms: tuple[str, ...]
+    """Names of files in configs/arms; the first is the one that others are compared with."""
+    seeds: tuple[int, ...]
+    """Training seeds; the unit of the statistics."""
+    layers: tuple[str, ...] = ()
+    """Config files under every cell, in order (model, data, cluster)."""
+    run: dict[str, Any] = field(default_factory=dict)
+    """Keys of a run that hold for every cell; they win over the layers."""
+
+
+# ---------------------------------------------------------------- finding files
+
+
+def config_root() -> Path:
+    """The shipped configs: beside the package in a checkout, inside it in an installed wheel."""
+    package = Path(__file__).parent
+    checkout = package.parent / "configs"
+    return checkout if checkout.is_dir() else package / "configs"
+
+
+def find_config(name: str | Path, folder: str = "") -> Path:
+    """A config file by path, by path under configs/, or (with folder) by bare name.
+
+    Raises:
+        UserError: no such file; the message lists what stands in the folder.
+    """
+    text = str(name)
+    root = config_root()
+    candidates = [Path(text), root / text.removeprefix("configs/")]
+    if folder:
+        candidates += [root / folder / f"{text}.yaml"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    shipped = sorted(p.stem for p in (root / folder).glob("*.yaml")) if folder else []
+    hint = (
+        f"; configs/{folder} has: {', '.join(shipped)}"
+        if shipped
+        else "; give a path, or a file under configs/"
+    )
+    raise UserError(f"{text}: no such config file{hint}")
+
+
+# ---------------------------------------------------------------- loading
+
+
+def run_parser(prog: str = "replicate train") -> ArgumentParser:
+    """The parser of every key of RunConfig, with layered `--config` files."""
+    parser = ArgumentParser(
+        prog=prog, exit_on_error=False, description="Train one cell: one arm at one seed."
+    )
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="Layer of keys; repeat it, later files win."
+    )
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def load_run(layers: Sequence[str | Path] = (), flags: Sequence[str] = ()) -> RunConfig:
+    """Merge config files and flags into one checked RunConfig.
+
+    Args:
+        layers: config files, or YAML text; later ones win.
+        flags: command-line flags such as `--training.steps=20`; they win over the files.
+
+    Raises:
+        UserError: an unknown key, a wrong type or a contradiction, named with its file.
+    """
+    parser = run_parser()
+    args: list[str] = []
+    for layer in layers:
+        text = str(layer)
+        source = text if "\n" in text else str(find_config(text))
+        _parse(parser, ["--config", source], "the suite's run section" if "\n" in text else source)
+        args += ["--config", source]
+    parsed = parser.instantiate(_parse(parser, [*args, *flags], "command line"))
+    values = {k: v for k, v in parsed.items() if k in RunConfig.__dataclass_fields__}
+    return RunConfig(**values).check()
+
+
+def _parse(parser: ArgumentParser, args: list[str], where: str) -> Any:
+    try:
+        return parser.parse_args(args)
+    except ArgumentError as error:
+        message = (
+            " ".join(str(error).split())
+            .replace("Parser key ", "key ")
+            .replace("<class '", "")
+            .replace("'>", "")
+        )
+        raise UserError(f"{where}: {message}; `replicate train --help` lists every key") from None
+
+
+def load_suite(name: str | Path) -> SuiteConfig:
+    """Read a suite file.
+
+    Raises:
+        UserError: unknown keys, wrong types, or no arm or seed.
+    """
+    path = find_config(name, "suites")
+    parser = ArgumentParser(prog="suite", exit_on_error=False)
+    parser.add_argument("--config", action=ActionConfigFile)
+    parser.add_class_arguments(SuiteConfig)
+    parsed = parser.instantiate(_parse(parser, ["--config", str(path)], str(path)))
+    suite = SuiteConfig(**{k: v for k, v in parsed.items() if k in SuiteConfig.__dataclass_fields__})
+    if not suite.arms or not suite.seeds:
+        raise UserError(f"{path}: key 'arms' and key 'seeds' need at least one entry each")
+    for key, values in (("arms", suite.arms), ("seeds", suite.seeds)):
+        if len(set(values)) != len(values):
+            raise UserError(f"{path}: key '{key}' names something twice: {list(values)}")
+    return suite
+
+
+def load_cell(suite: SuiteConfig, arm: str, seed: int, flags: Sequence[str] = ()) -> RunConfig:
+    """The RunConfig of one cell: the suite's layers, the arm's file, the suite's run keys, the seed, then flags."""
+    arm_file = find_config(arm, "arms")
+    shared = ["\n" + yaml.safe_dump(suite.run)] if suite.run else []
+    return load_run([*suite.layers, arm_file, *shared], [f"--seed={seed}", *flags])
+
+
+def arm_keys(arm: str) -> set[str]:
+    """Dotted keys that an arm's file sets: what this arm declares to differ in."""
+    return set(flatten(yaml.safe_load(find_config(arm, "arms").read_text()) or {}))
+
+
+# ---------------------------------------------------------------- saving, hashing, comparing
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain dicts and lists, in field order."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def to_yaml(config: Any) -> str:
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as {dotted key: leaf}; lists are leaves."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= flatten(value, dotted + ".")
+        else:
+            flat[dotted] = value
+    return flat
+
+
+NOT_SCIENTIFIC = ("data.dir", "data.num_proc", "logging.", "checkpoints.", "generation.", "cluster.")
+
+
+def scientific(config: RunConfig) -> dict[str, Any]:
+    """Dotted keys that may change a weight or a reported number, with their values.
+
+    With `layer_gain.apply: micro_batch` the update depends on the micro-batch (METHOD 3.2), so that enters too.
+    """
+    keys = {k: v for k, v in flatten(to_dict(config)).items() if not k.startswith(NOT_SCIENTIFIC)}
+    for seed in ("weights_seed", "data_seed"):
+        keys[seed] = getattr(config, f"effective_{seed}")
+    if config.layer_gain.apply == "micro_batch":
+        keys["cluster.micro_batch_sequences"] = config.micro_batch_sequences
+    return keys
+
+
+def scientific_hash(config: RunConfig) -> str:
+    """SHA-256 of the scientific part's canonical JSON, first 16 hex digits."""
+    text = json.dumps(scientific(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, as {key: (in a, in b)}; a key that one lacks counts as None there."""
+    return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}

@@ -1,0 +1,331 @@
+"""The floor plan of an output folder: names, manifest, journal, COMPLETE markers, the lock. Imports no torch.
+
+DIR/suite.yaml                      the resolved suite
+DIR/data/                           the prepared corpus (unless data.dir points elsewhere)
+DIR/runs/<arm>/seed-<n>/            one cell: RunDir below
+DIR/tensorboard/<arm>/seed-<n>      links to the cells' tensorboard folders, so that TensorBoard's run names are short
+DIR/certificate.json                the pair certificate of every seed
+DIR/report.html report.md results.json figures/*.png
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from replication.errors import UserError
+
+# ---------------------------------------------------------------- small files, written whole
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or none of it: a temporary neighbour is synced, then renamed into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=False, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file, or None where it does not exist.
+
+    Raises:
+        UserError: the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); restore it, or remove it and run again") from None
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- a folder that is complete or not
+
+
+def mark_complete(folder: Path, extra: dict[str, Any] | None = None) -> None:
+    """Write folder/COMPLETE: every file's size and SHA-256, so that damage is found by name."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "COMPLETE")
+    listed = {
+        str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files
+    }
+    write_json(folder / "COMPLETE", {**(extra or {}), "files": listed})
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a folder that mark_complete closed, in words; None where all is well."""
+    if not (folder / "COMPLETE").is_file():
+        return "has no COMPLETE marker (it was interrupted while being written)"
+    try:
+        marker = json.loads((folder / "COMPLETE").read_text())
+        listed = marker["files"]
+    except (ValueError, KeyError):
+        return "has an unreadable COMPLETE marker"
+    for name, expected in listed.items():
+        path = folder / name
+        if not path.is_file():
+            return f"lacks the file {name}"
+        if path.stat().st_size != expected["bytes"]:
+            return f"has {name} with {path.stat().st_size} bytes instead of {expected['bytes']}"
+        if file_sha256(path) != expected["sha256"]:
+            return f"has {name} with another checksum"
+    return None
+
+
+# ---------------------------------------------------------------- one cell
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The files of one cell."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples.jsonl"
+
+    @property
+    def complete(self) -> Path:
+        return self.root / "COMPLETE"
+
+    @property
+    def failed(self) -> Path:
+        """Present where the last attempt failed: {"error": first line, "log": path, "step": n, "time": iso}."""
+        return self.root / "FAILED"
+
+    @property
+    def log(self) -> Path:
+        """Standard output and error of the last attempt when the grid started it."""
+        return self.root / "log.txt"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the cell for one process.
+
+        Raises:
+            UserError: another live process holds it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / ".lock", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"{self.root}: another process is running this cell; wait for it, or end it"
+                ) from None
+            yield
+
+    def is_locked(self) -> bool:
+        """Whether a live process on a machine that shares this file system's locks holds the cell."""
+        try:
+            with open(self.root / ".lock") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+    def state(self) -> str:
+        """complete, running, failed, interrupted or pending; read from the files alone."""
+        if self.complete.is_file():
+            return "complete"
+        if self.is_locked():
+            return "running"
+        if self.failed.is_file():
+            return "failed"
+        return "interrupted" if self.manifest.is_file() else "pending"
+
+
+@dataclass(frozen=True)
+class SuiteDir:
+    """The files of one suite: one output folder."""
+
+    root: Path
+
+    @property
+    def suite(self) -> Path:
+        return self.root / "suite.yaml"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
+    def certificate(self) -> Path:
+        return self.root / "certificate.json"
+
+    @property
+    def report_html(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def report_md(self) -> Path:
+        return self.root / "report.md"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results.json"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures"
+
+    def cell(self, arm: str, seed: int) -> RunDir:
+        return RunDir(self.runs / arm / f"seed-{seed}")
+
+    def link_tensorboard(self, arm: str, seed: int) -> None:
+        """DIR/tensorboard/<arm>/seed-<n> -> the cell's folder, relative, so that DIR can move."""
+        link = self.tensorboard / arm / f"seed-{seed}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(os.path.relpath(self.cell(arm, seed).tensorboard, link.parent))
+
+
+# ---------------------------------------------------------------- the journal
+
+
+class Journal:
+    """Append-only metrics.jsonl: one object a line, each with its `step`.
+
+    A training line has step, tokens, wall_seconds, data_hash, every scalar that goes to TensorBoard, and `per_step`
+    with one value a step since the line before. A validation line has step and the val/ scalars. Readers merge by
+    step. Numbers that are not finite are stored as null: missing is missing.
+    """
+
+    def __init__(self, path: Path, resume_step: int = 0) -> None:
+        """Open for appending; lines after resume_step, and a torn last line, are dropped."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_journal(path) if line["step"] <= resume_step]
+        write_text(path, "".join(_dump(line) for line in kept))
+        self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115  (lives as long as the run)
+
+    def append(self, line: dict[str, Any]) -> None:
+        self._file.write(_dump(line))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _dump(line: dict[str, Any]) -> str:
+    return json.dumps(_finite(line), separators=(",", ":")) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return value
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """Every whole line, in order; a torn line is passed over; no file is no lines."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    return list(_parse_lines(text.splitlines()))
+
+
+def read_tail(path: Path, n_bytes: int = 16384) -> dict[str, Any] | None:
+    """The last training line (one with `tokens`) of a journal, reading its end alone; None where there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            size = file.tell()
+            file.seek(max(0, size - n_bytes))
+            text = file.read().decode("utf-8", errors="ignore")
+    except FileNotFoundError:
+        return None
+    lines = [line for line in _parse_lines(text.splitlines()) if "tokens" in line]
+    if not lines and size > n_bytes:
+        return read_tail(path, n_bytes * 8)
+    return lines[-1] if lines else None
+
+
+def _parse_lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict) and isinstance(value.get("step"), int):
+            yield value
+
+
+# ---------------------------------------------------------------- failures
+
+
+def record_failure(run: RunDir, error: BaseException) -> None:
+    tail = read_tail(run.metrics)
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    label = first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
+    write_json(
+        run.failed,
+        {
+            "error": label,
+            "log": str(run.log),
+            "step": tail["step"] if tail else 0,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
+    )
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder that may not exist."""
+    shutil.rmtree(path, ignore_errors=True)
