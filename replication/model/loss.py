@@ -1,0 +1,66 @@
+"""Per-token cross-entropy, and the two token entropies.
+
+Shapes: N tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100
+"""Target of a position that has no loss."""
+
+
+class TokenLosses(NamedTuple):
+    """Losses of N tokens in nats; 0 where the target is IGNORE. At least fp32."""
+
+    smoothed_N: Tensor  # with label smoothing: what is trained
+    plain_N: Tensor  # without: -log p(target)
+
+
+def token_losses(logits_NV: Tensor, targets_N: Tensor, label_smoothing: float) -> TokenLosses:
+    """Cross-entropy of each token, with and without label smoothing; nothing is reduced.
+
+    smoothed = (1 - a) * plain + a * mean over the vocabulary of -log p, as torch's own cross_entropy, and bit-equal to
+    it. Both carry gradients; only the smoothed one is normally used for them.
+
+    Args:
+        logits_NV: any float dtype; computed in at least fp32.
+        targets_N: int64 in 0..V-1, or IGNORE.
+        label_smoothing: a in [0, 1).
+    """
+    log_probs_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
+    plain_N = F.nll_loss(log_probs_NV, targets_N, ignore_index=IGNORE, reduction="none")
+    if label_smoothing == 0.0:
+        return TokenLosses(plain_N, plain_N)
+    uniform_N = -log_probs_NV.sum(-1)
+    uniform_N = uniform_N.masked_fill(targets_N == IGNORE, 0.0)
+    spread = label_smoothing / logits_NV.shape[-1]
+    return TokenLosses(plain_N * (1 - label_smoothing) + uniform_N * spread, plain_N)
+
+
+class EntropySums(NamedTuple):
+    """Sums over valid tokens, to be added up over micro-batches and ranks."""
+
+    predictive: Tensor  # [] sum of the entropies of the predictive distributions, nats
+    predicted_V: Tensor  # how often each entry is the most likely next token
+
+
+@torch.no_grad()
+def entropy_sums(logits_NV: Tensor, valid_N: Tensor) -> EntropySums:
+    """Both candidates for the paper's undefined 'token entropy', as sums over the valid tokens (METHOD 2)."""
+    log_probs_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
+    each_N = -(log_probs_NV.exp() * log_probs_NV).sum(-1)
+    weight_N = valid_N.to(each_N.dtype)
+    counts_V = torch.zeros_like(log_probs_NV[0]).index_add_(0, logits_NV.argmax(-1), weight_N)
+    return EntropySums((each_N * weight_N).sum(), counts_V)
+
+
+def histogram_entropy(counts_V: Tensor) -> Tensor:
+    """Entropy in nats of a histogram of counts; 0 for an empty one."""
+    share_V = counts_V / counts_V.sum().clamp(min=1)
+    return torch.special.entr(share_V).sum()

@@ -1,0 +1,129 @@
+"""SwiGLU feed-forward layers: one dense, and a mixture of routed experts beside an ungated shared one.
+
+Shapes: B sequences, T positions, N = B*T tokens, D width of the stream, F hidden width, E experts, K = top_k,
+S = N*K slots (one slot is one token at one of its experts).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from replication.config import ModelConfig
+
+
+class Routing(NamedTuple):
+    """What the router decided for N tokens."""
+
+    probs_NE: Tensor  # softmax over all experts, at least fp32
+    weights_NK: Tensor  # probabilities of the chosen experts, renormalised to sum to 1
+    experts_NK: Tensor  # int64 indices of the chosen experts
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(d_model, d_ff, bias=False)
+        self.up = nn.Linear(d_model, d_ff, bias=False)
+        self.down = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class MixtureOfExperts(nn.Module):
+    """Routed top-k experts (softmax, then top-k, weights renormalised) plus one ungated shared expert.
+
+    The experts' weights are 2-D parameters, one matrix each, stacked in forward: optimizers that act on matrices, and
+    sharding that refuses 3-D ones, then need no special case.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_experts, self.top_k = config.n_experts, config.top_k
+        self.router = nn.Linear(config.d_model, config.n_experts, bias=False)
+        shape = (config.d_ff, config.d_model)
+        self.gate = nn.ParameterList(torch.empty(shape) for _ in range(config.n_experts))
+        self.up = nn.ParameterList(torch.empty(shape) for _ in range(config.n_experts))
+        self.down = nn.ParameterList(torch.empty(shape[::-1]) for _ in range(config.n_experts))
+        self.shared = SwiGLU(config.d_model, config.d_ff) if config.shared_expert else None
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
+        """Return the layer's output [B, T, D] and the routing of its B*T tokens."""
+        x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
+        routing = self.route(x_ND)
+        # grouped_mm has no fp64 kernel; the loop computes the same function and serves as its oracle in tests.
+        compute = self.loop if x_ND.dtype == torch.float64 else self.grouped
+        y_BTD = compute(x_ND, routing).view_as(x_BTD)
+        if self.shared is not None:
+            y_BTD = y_BTD + self.shared(x_BTD)
+        return y_BTD, routing
+
+    def route(self, x_ND: Tensor) -> Routing:
+        """Choose experts; in at least fp32 whatever the precision of the model, because top-k is discontinuous."""
+        wide = torch.promote_types(x_ND.dtype, torch.float32)
+        with torch.autocast(x_ND.device.type, enabled=False):
+            logits_NE = F.linear(x_ND.to(wide), self.router.weight.to(wide))
+            probs_NE = logits_NE.softmax(-1)
+            top_NK, experts_NK = probs_NE.topk(self.top_k, dim=-1)
+            return Routing(probs_NE, top_NK / top_NK.sum(-1, keepdim=True), experts_NK)
+
+    def grouped(self, x_ND: Tensor, routing: Routing) -> Tensor:
+        """All experts by three grouped matrix products over slots sorted by expert; no host synchronisation."""
+        if torch.is_autocast_enabled(x_ND.device.type):
+            x_ND = x_ND.to(torch.get_autocast_dtype(x_ND.device.type))
+        slots_S = routing.experts_NK.flatten()
+        order_S = slots_S.argsort(stable=True)
+        token_S = order_S // self.top_k
+        arange_E = torch.arange(self.n_experts, device=x_ND.device)
+        ends_E = (slots_S[:, None] == arange_E).sum(0).cumsum(0).to(torch.int32)
+
+        gate_up = [w for pair in zip(self.gate, self.up, strict=True) for w in pair]
+        gate_up_EHD = torch.cat(gate_up).view(self.n_experts, -1, x_ND.shape[-1]).to(x_ND.dtype)
+        down_EDF = torch.stack(list(self.down)).to(x_ND.dtype)
+        hidden_SH = F.grouped_mm(x_ND.index_select(0, token_S), gate_up_EHD.transpose(1, 2), offs=ends_E)
+        gate_SF, up_SF = hidden_SH.chunk(2, dim=-1)
+        out_SD = F.grouped_mm(F.silu(gate_SF) * up_SF, down_EDF.transpose(1, 2), offs=ends_E)
+        out_SD = out_SD * routing.weights_NK.flatten().index_select(0, order_S)[:, None].to(out_SD.dtype)
+        return torch.zeros_like(x_ND).index_add(0, token_S, out_SD)
+
+    def loop(self, x_ND: Tensor, routing: Routing) -> Tensor:
+        """The plain loop over experts, any dtype; it reads the number of rows on the host.
+
+        An expert without tokens takes part with zero rows, so that every parameter is in the graph on every rank.
+        """
+        y_ND = torch.zeros_like(x_ND)
+        for e in range(self.n_experts):
+            token, k = (routing.experts_NK == e).nonzero(as_tuple=True)
+            x = x_ND[token]
+            h = F.silu(F.linear(x, self.gate[e])) * F.linear(x, self.up[e])
+            out = F.linear(h, self.down[e]) * routing.weights_NK[token, k, None].to(x.dtype)
+            y_ND = y_ND.index_add(0, token, out)
+        return y_ND
+
+
+def load_balance(routing: Routing, n_groups: int) -> tuple[Tensor, Tensor]:
+    """Load-balancing loss of each group, and each expert's slots (Switch Transformer, eq. 4, with shares of slots).
+
+    aux_g = E * sum_e share_e * mean_e, share = share of the group's slots that went to e (a count, no gradient),
+    mean = mean router probability of e over the group's tokens. Balanced routing gives 1. All positions count.
+
+    Args:
+        routing: of N tokens, N a multiple of n_groups; groups are consecutive tokens.
+        n_groups: G.
+
+    Returns:
+        aux_G (dtype of the probabilities) and slots_GE (same dtype, counts).
+    """
+    n_experts = routing.probs_NE.shape[-1]
+    probs_GNE = routing.probs_NE.view(n_groups, -1, n_experts)
+    experts_GS = routing.experts_NK.view(n_groups, -1)
+    arange_E = torch.arange(n_experts, device=experts_GS.device)
+    slots_GE = (experts_GS[..., None] == arange_E).sum(1).to(probs_GNE.dtype)
+    aux_G = n_experts * (slots_GE / experts_GS.shape[1] * probs_GNE.mean(1)).sum(-1)
+    return aux_G, slots_GE

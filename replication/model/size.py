@@ -1,0 +1,31 @@
+"""How large a model is, in closed form from its config. Imports no torch."""
+
+from __future__ import annotations
+
+from replication.config import ModelConfig
+
+
+def parameter_count(model: ModelConfig) -> int:
+    """Trainable parameters; a tied head counts once, and every expert counts, chosen or not."""
+    embeddings = model.vocab_size * model.d_model * (1 if model.tied_head else 2)
+    return embeddings + model.n_blocks * _block(model) + model.d_model  # the last: the final norm
+
+
+def _block(model: ModelConfig) -> int:
+    norms = 2 * model.d_model
+    return norms + _attention(model) + _feed_forward(model)
+
+
+def _attention(model: ModelConfig) -> int:
+    query_and_output = 2 * model.d_model * model.n_heads * model.d_head
+    key_and_value = 2 * model.d_model * model.n_kv_heads * model.d_head
+    qk_norm = 0 if model.qk_norm == "none" else 2 * model.d_head
+    return query_and_output + key_and_value + qk_norm
+
+
+def _feed_forward(model: ModelConfig) -> int:
+    swiglu = 3 * model.d_model * model.d_ff  # gate, up, down
+    if model.feed_forward == "dense":
+        return swiglu
+    router = model.n_experts * model.d_model
+    return router + swiglu * (model.n_experts + int(model.shared_expert))

@@ -1,0 +1,243 @@
+"""A decoder-only transformer in plain torch.
+
+Pre-norm blocks; RMSNorm; rotary positions; grouped-query attention with QK-norm; SwiGLU or a mixture of experts. Where
+the published description leaves a detail open, the function is the one that transformers' `HunYuanMoEV1` computes
+(QK-norm after the rotation; softmax, then top-k), so that weights load there (see hunyuan.py).
+
+Shapes: B sequences, T positions, D width, H query heads, J key/value heads, C head width, V vocabulary, L blocks,
+G gain groups, E experts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from replication.config import ModelConfig
+from replication.model.moe import MixtureOfExperts, SwiGLU, load_balance
+
+
+@dataclass
+class Output:
+    """What one forward pass gives besides logits; G = 0 groups where none were asked for."""
+
+    hidden_BTD: Tensor  # after the final norm
+    divergence_LG: Tensor  # ||y - x|| / (||x|| + 1e-8) of each block and group; no gradient
+    aux_G: Tensor  # load-balancing loss, mean over blocks; 0 for a dense model
+    slots_LE: Tensor  # slots that went to each expert, over all groups; [L, 0] for a dense model
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, allocated once.
+
+    Args:
+        config: the model's.
+        batch: B rows.
+        max_positions: how many positions fit.
+    """
+
+    def __init__(
+        self, config: ModelConfig, batch: int, max_positions: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (config.n_blocks, 2, batch, config.n_kv_heads, max_positions, config.d_head)
+        self.kv_L2BJTC = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def update(self, block: int, k_BJTC: Tensor, v_BJTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new positions of one block; return all positions so far."""
+        end = self.length + k_BJTC.shape[2]
+        self.kv_L2BJTC[block, 0, :, :, self.length : end] = k_BJTC
+        self.kv_L2BJTC[block, 1, :, :, self.length : end] = v_BJTC
+        return self.kv_L2BJTC[block, 0, :, :, :end], self.kv_L2BJTC[block, 1, :, :, :end]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, in at least fp32 inside."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def rotary(
+    base: float, d_head: int, start: int, length: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotary angles of positions start..start+length-1: [length, d_head] each."""
+    wide = torch.promote_types(dtype, torch.float32)
+    frequencies = 1.0 / (base ** (torch.arange(0, d_head, 2, device=device, dtype=wide) / d_head))
+    positions = torch.arange(start, start + length, device=device, dtype=wide)
+    angles = torch.outer(positions, frequencies)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + C/2) of the last dimension by their angles."""
+    first, second = x_BHTC.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return x_BHTC * cos_TC.to(x_BHTC.dtype) + turned * sin_TC.to(x_BHTC.dtype)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with rotary positions and QK-norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        c = config
+        self.n_heads, self.n_kv_heads, self.d_head, self.qk_norm = (
+            c.n_heads,
+            c.n_kv_heads,
+            c.d_head,
+            c.qk_norm,
+        )
+        self.q = nn.Linear(c.d_model, c.n_heads * c.d_head, bias=False)
+        self.k = nn.Linear(c.d_model, c.n_kv_heads * c.d_head, bias=False)
+        self.v = nn.Linear(c.d_model, c.n_kv_heads * c.d_head, bias=False)
+        self.o = nn.Linear(c.n_heads * c.d_head, c.d_model, bias=False)
+        if c.qk_norm != "none":
+            self.q_norm = RMSNorm(c.d_head, c.norm_eps)
+            self.k_norm = RMSNorm(c.d_head, c.norm_eps)
+
+    def forward(
+        self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], cache: KVCache | None = None, block: int = 0
+    ) -> Tensor:
+        B, T, _ = x_BTD.shape
+        q = self.q(x_BTD).view(B, T, self.n_heads, self.d_head).transpose(1, 2)
+        k = self.k(x_BTD).view(B, T, self.n_kv_heads, self.d_head).transpose(1, 2)
+        v = self.v(x_BTD).view(B, T, self.n_kv_heads, self.d_head).transpose(1, 2)
+        if self.qk_norm == "before_rotary":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, *angles), rotate(k, *angles)
+        if self.qk_norm == "after_rotary":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if cache is not None:
+            assert T == 1 or cache.length == 0, "a cached forward is a prefill or one position"
+            k, v = cache.update(block, k, v)
+        # one new position may see every cached one, so only a whole sequence needs the causal mask
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=True)
+        return self.o(y.transpose(1, 2).reshape(B, T, -1))
+
+
+class Block(nn.Module):
+    """One pre-norm block; measures its own divergence where groups are asked for."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.attention = Attention(config)
+        self.feed_forward_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.feed_forward: nn.Module = (
+            MixtureOfExperts(config) if config.feed_forward == "moe" else SwiGLU(config.d_model, config.d_ff)
+        )
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        angles: tuple[Tensor, Tensor],
+        n_groups: int = 0,
+        cache: KVCache | None = None,
+        block: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return y [B, T, D], divergence [G], aux [G] and slots [E] (empty where n_groups is 0)."""
+        middle = x_BTD + self.attention(self.attention_norm(x_BTD), angles, cache, block)
+        fed = self.feed_forward(self.feed_forward_norm(middle))
+        aux_G = slots_E = x_BTD.new_zeros(0)
+        if isinstance(self.feed_forward, MixtureOfExperts):
+            fed, routing = fed
+            if n_groups:
+                aux_G, slots_GE = load_balance(routing, n_groups)
+                slots_E = slots_GE.sum(0)
+        y_BTD = middle + fed
+        return y_BTD, divergence(x_BTD, y_BTD, n_groups), aux_G, slots_E
+
+
+@torch.no_grad()
+def divergence(x_BTD: Tensor, y_BTD: Tensor, n_groups: int) -> Tensor:
+    """d_g = ||y - x|| / (||x|| + 1e-8) over each group of consecutive sequences (METHOD 1, layer gain).
+
+    Frobenius norms over all B/G * T * D entries of a group, in at least fp32. Returns [G]; [0] where n_groups is 0.
+    """
+    wide = torch.promote_types(x_BTD.dtype, torch.float32)
+    if not n_groups:
+        return x_BTD.new_zeros(0, dtype=wide)
+    change = torch.linalg.vector_norm((y_BTD - x_BTD).reshape(n_groups, -1), dim=1, dtype=wide)
+    return change / (torch.linalg.vector_norm(x_BTD.reshape(n_groups, -1), dim=1, dtype=wide) + 1e-8)
+
+
+class Transformer(nn.Module):
+    """The language model; call `logits` on the hidden states of forward."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tied_head:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, tokens_BT: Tensor, n_groups: int = 0, cache: KVCache | None = None) -> Output:
+        """Run the blocks.
+
+        Args:
+            tokens_BT: int64 token ids.
+            n_groups: G groups of B/G consecutive sequences for divergence and load balance; 0 measures nothing.
+            cache: earlier positions; it is extended by T.
+        """
+        start = cache.length if cache is not None else 0
+        x_BTD = self.embedding(tokens_BT)
+        angles = rotary(
+            self.config.rotary_base, self.config.d_head, start, tokens_BT.shape[1], x_BTD.device, x_BTD.dtype
+        )
+        measured = []
+        for i, block in enumerate(self.blocks):
+            x_BTD, *of_block = block(x_BTD, angles, n_groups, cache, i)
+            measured.append(of_block)
+        if cache is not None:
+            cache.length += tokens_BT.shape[1]
+        divergence_LG, aux_LG, slots_LE = (torch.stack(column) for column in zip(*measured, strict=True))
+        aux_G = aux_LG.mean(0) if aux_LG.shape[1] else x_BTD.new_zeros(n_groups)
+        return Output(self.norm(x_BTD), divergence_LG, aux_G, slots_LE)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V]."""
+        return self.head(hidden)
+
+    def block_parameters(self) -> list[list[nn.Parameter]]:
+        """Every parameter inside block i, for i = 0..L-1: what a layer scale multiplies."""
+        return [list(block.parameters()) for block in self.blocks]
+
+
+@torch.no_grad()
+def initialise(model: Transformer, seed: int) -> None:
+    """Set every weight as a pure function of (seed, parameter name): normal with init_std, norms at 1.
+
+    Each parameter has a generator of its own on the CPU, in fp32, so that the start is the same under every strategy,
+    device, precision and order of construction.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            parameter.fill_(1.0)
+            continue
+        digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        values = torch.empty(parameter.shape, dtype=torch.float32)
+        parameter.copy_(values.normal_(0.0, model.config.init_std, generator=generator))
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and fp32 bytes of all parameters, sorted by name (a tied one counts once)."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()

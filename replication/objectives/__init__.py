@@ -1,0 +1,1 @@
+"""The two interventions: pure functions, and the callbacks that switch them on."""

@@ -1,0 +1,103 @@
+"""The two interventions as Lightning callbacks. They only act; measuring is another callback's task, in every arm.
+
+Order in one step: forward, per-token loss, gain, backward, layer scale, clip by global norm, optimizer (METHOD 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from replication.config import LayerGainConfig, TokenGainConfig
+from replication.objectives.layer_gain import included_blocks, layer_scales, step_divergence
+from replication.objectives.token_gain import token_gain
+
+Weigh = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(loss_GN, plain_GN, valid_GN) -> detached weight of every token."""
+
+
+class AcceptsGains(Protocol):
+    """What the callbacks need of a LightningModule."""
+
+    weigh_tokens: Weigh | None
+    """Set by TokenGain; None trains the plain cross-entropy."""
+
+    def block_parameters(self) -> list[list[Parameter]]:
+        """The parameters of each block."""
+
+    def step_divergence_LS(self) -> Tensor:
+        """Divergences of every group of the step so far, in global order, equal on every rank."""
+
+
+MultiplyGradients = Callable[[Sequence[Sequence[Parameter]], Tensor], None]
+"""Multiply the gradients of each block's parameters by that block's scale [L], wherever the strategy keeps them."""
+
+
+class TokenGain(Callback):
+    """Weights each token's loss by its gain."""
+
+    def __init__(self, config: TokenGainConfig) -> None:
+        self.config = config
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        pl_module.weigh_tokens = self._weigh  # type: ignore[assignment]
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        pl_module.weigh_tokens = None  # type: ignore[assignment]
+
+    def _weigh(self, loss_GN: Tensor, plain_GN: Tensor, valid_GN: Tensor) -> Tensor:
+        return token_gain(self.config, loss_GN, plain_GN, valid_GN).after_GN
+
+
+class LayerGain(Callback):
+    """Multiplies every gradient of a block by the block's scale, before clipping.
+
+    `apply: step` acts once, on the accumulated gradient at the optimizer boundary, as published. `apply: micro_batch`
+    acts in backward, with the scale of that micro-batch's own groups.
+    """
+
+    def __init__(self, config: LayerGainConfig, multiply: MultiplyGradients) -> None:
+        self.config = config
+        self.multiply = multiply
+        self.included_L = torch.empty(0)
+        self._scale_L = torch.empty(0)
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        blocks = _accepts(pl_module).block_parameters()
+        self.included_L = included_blocks(self.config, len(blocks)).to(pl_module.device)
+        if self.config.apply == "micro_batch":
+            self._hooks = [p.register_hook(self._hook(i)) for i, block in enumerate(blocks) for p in block]
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self.config.apply == "micro_batch":
+            groups = pl_module.micro_batch_groups  # the groups that this forward pass added
+            latest_LS = _accepts(pl_module).step_divergence_LS()[:, -groups:]
+            self._scale_L = layer_scales(
+                self.config, step_divergence(self.config, latest_LS), self.included_L
+            )
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        if self.config.apply == "step":
+            module = _accepts(pl_module)
+            divergence_L = step_divergence(self.config, module.step_divergence_LS())
+            self.multiply(module.block_parameters(), layer_scales(self.config, divergence_L, self.included_L))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _hook(self, block: int) -> Callable[[Tensor], Tensor]:
+        return lambda gradient: gradient * self._scale_L[block].to(gradient.dtype)
+
+
+def _accepts(module: LightningModule) -> AcceptsGains:
+    return module  # type: ignore[return-value]

@@ -1,0 +1,45 @@
+"""Layer gain: one scale for all gradients of a block, from the blocks' divergences (METHOD 1 and 3.1-3.2).
+
+Pure functions. Shapes: L blocks, S gain groups of one step, in global order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from replication.config import LayerGainConfig
+
+
+def step_divergence(config: LayerGainConfig, divergence_LS: Tensor) -> Tensor:
+    """One divergence a block for the step: [L].
+
+    Args:
+        config: `divergence` says mean over the groups of the step, or the last group in global order (published).
+        divergence_LS: d of each block and group, at least fp32.
+    """
+    return divergence_LS.mean(1) if config.divergence == "step_mean" else divergence_LS[:, -1]
+
+
+def included_blocks(config: LayerGainConfig, n_blocks: int) -> Tensor:
+    """Bool [L]: False for excluded blocks, which keep scale 1 and leave the mean."""
+    included = torch.ones(n_blocks, dtype=torch.bool)
+    included[list(config.exclude_blocks)] = False
+    return included
+
+
+@torch.no_grad()
+def layer_scales(config: LayerGainConfig, divergence_L: Tensor, included_L: Tensor) -> Tensor:
+    """scale_i = clamp(1 + t * (d_i / mean(d) - 1), m_min, m_max): [L], whatever `config.enabled` says.
+
+    Args:
+        config: constants.
+        divergence_L: of the whole step, equal on every rank.
+        included_L: bool, on the same device; the mean is over included blocks.
+
+    Returns:
+        Scales in the dtype of divergence_L; all 1 where the mean is below 1e-12, 1 for excluded blocks.
+    """
+    mean = divergence_L.masked_fill(~included_L, 0.0).sum() / included_L.sum()
+    scale_L = (1 + config.t * (divergence_L / mean.clamp(min=1e-12) - 1)).clamp(config.m_min, config.m_max)
+    return torch.where(included_L & (mean >= 1e-12), scale_L, torch.ones_like(scale_L))

@@ -1,0 +1,106 @@
+"""Token gain: a detached weight on each token's loss, from the statistics of its group (METHOD 1 and 3.1).
+
+Pure functions. Shapes: G gain groups, N tokens in one group. `valid_GN` is `target != ignore_index`; a token whose
+loss happens to be exactly 0 is valid.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from replication.config import TokenGainConfig
+
+
+class Gains(NamedTuple):
+    """The gain of every token before and after its clamp; 1 at invalid positions. No gradient."""
+
+    before_GN: Tensor
+    after_GN: Tensor
+
+
+def masked_mean(values_GN: Tensor, valid_GN: Tensor) -> Tensor:
+    """Mean over the valid tokens of each group: [G]; 0 where a group has none. Differentiable."""
+    total_G = values_GN.masked_fill(~valid_GN, 0.0).sum(1)
+    return total_G / valid_GN.sum(1).clamp(min=1)
+
+
+@torch.no_grad()
+def token_gain(config: TokenGainConfig, loss_GN: Tensor, plain_GN: Tensor, valid_GN: Tensor) -> Gains:
+    """The gain of every token, whatever `config.enabled` says.
+
+    precision  clamp(1 + s * (l - mean) / (var + eps), c_min, c_max), var unbiased (0 for a single token)
+    linear     clamp(l / mean, c_min, c_max)
+    focal      clamp((1 - p) ** gamma, focal_min, focal_max), p = exp(-plain loss)
+    sigmoid    1 - a + 2 a * sigmoid(k * (l - mean))
+    none       1
+
+    Args:
+        config: variant and constants.
+        loss_GN: the per-token loss that is trained, in nats, with label smoothing where there is any.
+        plain_GN: the same without label smoothing (focal reads the model's probability from it).
+        valid_GN: bool.
+
+    Returns:
+        Both gains in the dtype of loss_GN. Statistics are over the valid tokens of one group, on this rank: a group
+        is never split over ranks.
+    """
+    mean_G1 = masked_mean(loss_GN, valid_GN)[:, None]
+    if config.variant == "none":
+        before = after = torch.ones_like(loss_GN)
+    elif config.variant == "precision":
+        before = 1 + config.s * (loss_GN - mean_G1) / (_variance(loss_GN, mean_G1, valid_GN) + config.eps)
+        after = before.clamp(config.c_min, config.c_max)
+    elif config.variant == "linear":
+        before = torch.where(mean_G1 > 0, loss_GN / mean_G1, 1.0)
+        after = before.clamp(config.c_min, config.c_max)
+    elif config.variant == "focal":
+        before = (1 - torch.exp(-plain_GN)) ** config.focal_gamma
+        after = before.clamp(config.focal_min, config.focal_max)
+    else:
+        a, k = config.sigmoid_a, config.sigmoid_k
+        before = after = 1 - a + 2 * a * torch.sigmoid(k * (loss_GN - mean_G1))
+    return Gains(before.masked_fill(~valid_GN, 1.0), after.masked_fill(~valid_GN, 1.0))
+
+
+def _variance(loss_GN: Tensor, mean_G1: Tensor, valid_GN: Tensor) -> Tensor:
+    """Unbiased variance over valid tokens [G, 1]; 0 where fewer than two are valid."""
+    squares_G1 = (loss_GN - mean_G1).square().masked_fill(~valid_GN, 0.0).sum(1, keepdim=True)
+    return squares_G1 / (valid_GN.sum(1, keepdim=True) - 1).clamp(min=1)
+
+
+def group_objective(loss_GN: Tensor, valid_GN: Tensor, gain_GN: Tensor | None = None) -> Tensor:
+    """mean over the valid tokens of gain * l, for each group: [G]. Without a gain: the plain cross-entropy."""
+    return masked_mean(loss_GN if gain_GN is None else gain_GN * loss_GN, valid_GN)
+
+
+class GainSums(NamedTuple):
+    """What one micro-batch adds to the step's gain statistics; scalars over all its valid tokens."""
+
+    count: Tensor
+    before: Tensor
+    after: Tensor
+    after_squared: Tensor
+    at_min: Tensor
+    at_max: Tensor
+    lowest: Tensor
+    highest: Tensor
+
+
+@torch.no_grad()
+def gain_sums(gains: Gains, valid_GN: Tensor) -> GainSums:
+    """Sums and extremes over the valid tokens; clamped shares are counted where the clamp changed a value."""
+    weight = valid_GN.to(gains.after_GN.dtype)
+    inf = float("inf")
+    return GainSums(
+        count=weight.sum(),
+        before=(gains.before_GN * weight).sum(),
+        after=(gains.after_GN * weight).sum(),
+        after_squared=(gains.after_GN.square() * weight).sum(),
+        at_min=((gains.after_GN > gains.before_GN) * weight).sum(),
+        at_max=((gains.after_GN < gains.before_GN) * weight).sum(),
+        lowest=gains.after_GN.masked_fill(~valid_GN, inf).min(),
+        highest=gains.after_GN.masked_fill(~valid_GN, -inf).max(),
+    )

@@ -1,0 +1,152 @@
+"""The experiment restated slowly, straight from the formulas: loops over groups and tokens, textbook AdamW, fp64.
+
+Nothing here is shared with the product but the transformer itself (whose own reference is another test) and the order
+of the data. It covers METHOD 1 and 3.1: gain, aux, divergence, scale, clipping, optimizer.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from replication.config import LayerGainConfig, RunConfig, TokenGainConfig
+from replication.model.transformer import Transformer, initialise
+
+
+def slow_gain(
+    config: TokenGainConfig, losses: list[float], plain: list[float]
+) -> tuple[list[float], list[float]]:
+    """Gains of the valid tokens of one group, before and after the clamp, one token at a time."""
+    n = len(losses)
+    mean = sum(losses) / n
+    var = sum((x - mean) ** 2 for x in losses) / (n - 1) if n > 1 else 0.0
+    before, after = [], []
+    for l, nll in zip(losses, plain, strict=True):  # noqa: E741
+        low, high = -math.inf, math.inf
+        if config.variant == "none":
+            g = 1.0
+        elif config.variant == "precision":
+            g, low, high = 1 + config.s * (l - mean) / (var + config.eps), config.c_min, config.c_max
+        elif config.variant == "linear":
+            g, low, high = l / mean, config.c_min, config.c_max
+        elif config.variant == "focal":
+            g, low, high = (1 - math.exp(-nll)) ** config.focal_gamma, config.focal_min, config.focal_max
+        else:
+            a = config.sigmoid_a
+            g = 1 - a + 2 * a / (1 + math.exp(-config.sigmoid_k * (l - mean)))
+        before.append(g)
+        after.append(min(max(g, low), high))
+    return before, after
+
+
+def slow_scales(config: LayerGainConfig, divergence: list[float]) -> list[float]:
+    """One scale a block."""
+    included = [d for i, d in enumerate(divergence) if i not in config.exclude_blocks]
+    mean = sum(included) / len(included)
+    scales = []
+    for i, d in enumerate(divergence):
+        scale = min(max(1 + config.t * (d / mean - 1), config.m_min), config.m_max) if mean >= 1e-12 else 1.0
+        scales.append(1.0 if i in config.exclude_blocks else scale)
+    return scales
+
+
+class SlowRun:
+    """Trains in fp64, one gain group after another, with AdamW written out."""
+
+    def __init__(self, config: RunConfig, end_of_text: int = 0) -> None:
+        self.config, self.end_of_text = config, end_of_text
+        self.model = Transformer(config.model)
+        initialise(self.model, config.effective_weights_seed)
+        self.model.double()
+        self.moments = {
+            n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in self.model.named_parameters()
+        }
+        self.step_count = 0
+        self.records: list[dict[str, object]] = []
+
+    def step(self, blocks: torch.Tensor) -> None:
+        """One update from the global batch of stored blocks [B, T + 1] (-1 pads)."""
+        t = self.config.training
+        self.model.zero_grad()
+        groups = blocks.split(t.gain_group_sequences)
+        objectives, divergences, means = [], [], []
+        for group in groups:
+            outcome = self._group(group)
+            divergences.append(outcome["divergence"])
+            if outcome["objective"] is not None:
+                objectives.append(outcome["objective"])
+                means.append(outcome["gain_means"])
+        objective = sum(objectives) / len(objectives)
+        objective.backward()
+        if self.config.layer_gain.divergence == "step_mean":
+            divergence = [
+                sum(d[i] for d in divergences) / len(divergences) for i in range(len(divergences[0]))
+            ]
+        else:
+            divergence = divergences[-1]
+        scales = slow_scales(self.config.layer_gain, divergence)
+        if self.config.layer_gain.enabled:
+            for block, scale in zip(self.model.blocks, scales, strict=True):
+                for p in block.parameters():
+                    p.grad = p.grad * scale
+        norm = math.sqrt(sum(float(p.grad.square().sum()) for p in self.model.parameters()))
+        if t.clip_norm and norm > t.clip_norm:
+            for p in self.model.parameters():
+                p.grad = p.grad * t.clip_norm / (norm + 1e-6)
+        self.records.append(
+            {"objective": float(objective.detach()), "scales": scales, "norm": norm, "gain_means": means}
+        )
+        self._adamw()
+
+    def _group(self, group: torch.Tensor) -> dict:
+        c = self.config
+        tokens = torch.where(group < 0, self.end_of_text, group.long())
+        seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        hooks = [
+            b.register_forward_hook(lambda _m, a, out: seen.append((a[0].detach(), out[0].detach())))
+            for b in self.model.blocks
+        ]
+        out = self.model(tokens[:, :-1], n_groups=1)
+        for hook in hooks:
+            hook.remove()
+        divergence = [float((y - x).norm() / (x.norm() + 1e-8)) for x, y in seen]
+        log_probs = F.log_softmax(self.model.logits(out.hidden_BTD), dim=-1)
+        vocab, smooth = c.model.vocab_size, c.training.label_smoothing
+        losses, plain = [], []
+        for b in range(group.shape[0]):
+            for position in range(group.shape[1] - 1):
+                target = int(group[b, position + 1])
+                if target < 0:
+                    continue
+                nll = -log_probs[b, position, target]
+                losses.append((1 - smooth) * nll + smooth * -log_probs[b, position].sum() / vocab)
+                plain.append(float(nll.detach()))
+        if not losses:
+            return {"objective": None, "divergence": divergence}
+        before, after = slow_gain(c.token_gain, [float(x.detach()) for x in losses], plain)
+        weights = after if c.token_gain.enabled else [1.0] * len(losses)
+        objective = sum(w * l for w, l in zip(weights, losses, strict=True)) / len(losses)
+        return {
+            "objective": objective + c.model.aux_coef * out.aux_G[0],
+            "divergence": divergence,
+            "gain_means": (sum(before) / len(before), sum(after) / len(after)),
+        }
+
+    def _adamw(self) -> None:
+        """Loshchilov and Hutter, Algorithm 2, with the schedule written out again."""
+        t = self.config.training
+        k, self.step_count = self.step_count, self.step_count + 1
+        rate = t.learning_rate * min(1.0, (k + 1) / t.warmup_steps if t.warmup_steps else 1.0)
+        if t.decay_steps:
+            rate *= min(1.0, (t.steps - k) / t.decay_steps)
+        with torch.no_grad():
+            for name, p in self.model.named_parameters():
+                m, v = self.moments[name]
+                m.mul_(t.beta1).add_((1 - t.beta1) * p.grad)
+                v.mul_(t.beta2).add_((1 - t.beta2) * p.grad**2)
+                if p.ndim == 2 and name != "embedding.weight":
+                    p.mul_(1 - rate * t.weight_decay)
+                m_hat, v_hat = m / (1 - t.beta1 ** (k + 1)), v / (1 - t.beta2 ** (k + 1))
+                p.sub_(rate * m_hat / (v_hat.sqrt() + t.adam_eps))

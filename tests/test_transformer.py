@@ -1,0 +1,192 @@
+"""Parts of the transformer against plain restatements: experts, load balance, divergence, cache, start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from replication.config import ModelConfig
+from replication.model.moe import MixtureOfExperts, load_balance
+from replication.model.size import parameter_count
+from replication.model.transformer import KVCache, Transformer, initialise, weights_sha256
+
+TINY = ModelConfig(vocab_size=50, n_blocks=3, d_model=32, d_head=8, d_ff=24, init_std=0.2)
+
+
+def build(config: ModelConfig = TINY, seed: int = 1, dtype: torch.dtype = torch.float32) -> Transformer:
+    model = Transformer(config)
+    initialise(model, seed)
+    return model.to(dtype)
+
+
+def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, TINY.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_experts_equal_the_loop_in_value_and_gradient(top_k, dtype):
+    torch.manual_seed(0)
+    layer = MixtureOfExperts(replace(TINY, top_k=top_k))
+    for p in layer.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    layer = layer.to(dtype)
+    x = torch.randn(40, TINY.d_model, dtype=dtype, requires_grad=True)
+    routing = layer.route(x)
+    results = []
+    for compute in (layer.grouped, layer.loop):
+        y = compute(x, routing)
+        grads = torch.autograd.grad(
+            y.square().sum(), [x, *layer.gate, *layer.up, *layer.down], retain_graph=True
+        )
+        results.append([y, *grads])
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    for a, b in zip(*results, strict=True):
+        assert float((a - b).float().norm() / b.float().norm()) < tolerance
+
+
+def test_an_expert_without_tokens_still_has_a_gradient():
+    layer = MixtureOfExperts(TINY)
+    for p in layer.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    with torch.no_grad():
+        layer.router.weight.zero_()
+        layer.router.weight[0], layer.router.weight[1] = 9.0, 8.0
+    x = torch.ones(1, 5, TINY.d_model)  # every token prefers experts 0 and 1
+    for dtype in (torch.float32, torch.float64):
+        layer = layer.to(dtype)
+        layer.zero_grad()
+        layer(x.to(dtype))[0].sum().backward()
+        assert all(p.grad is not None for p in layer.gate)
+        assert float(layer.gate[3].grad.abs().sum()) == 0.0
+
+
+def test_load_balance_is_the_switch_formula_per_group():
+    layer = MixtureOfExperts(TINY)
+    torch.nn.init.normal_(layer.router.weight)
+    routing = layer.route(torch.randn(12, TINY.d_model))
+    aux_G, slots_GE = load_balance(routing, 3)
+    for g in range(3):
+        rows = range(4 * g, 4 * g + 4)
+        expected = 0.0
+        for e in range(4):
+            share = sum(int(e in routing.experts_NK[n].tolist()) for n in rows) / 8
+            expected += 4 * share * sum(float(routing.probs_NE[n, e]) for n in rows) / 4
+        assert float(aux_G[g]) == pytest.approx(expected, rel=1e-5)
+        assert float(slots_GE[g].sum()) == 8
+    uniform = routing._replace(
+        probs_NE=torch.full((12, 4), 0.25), experts_NK=torch.tensor([[0, 1], [2, 3]]).repeat(6, 1)
+    )
+    assert load_balance(uniform, 1)[0].tolist() == [1.0]
+
+
+def test_divergence_is_the_frobenius_ratio_of_each_group():
+    model = build(dtype=torch.float64)
+    batch = tokens(4, 10)
+    seen = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _m, args, out: seen.append((args[0], out[0])))
+    measured = model(batch, n_groups=2).divergence_LG
+    assert not measured.requires_grad
+    for i, (x, y) in enumerate(seen):
+        for g in range(2):
+            part = slice(2 * g, 2 * g + 2)
+            expected = (y[part] - x[part]).norm() / (x[part].norm() + 1e-8)
+            assert float(measured[i, g]) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_groups_do_not_see_one_another():
+    model = build(dtype=torch.float64)
+    batch = tokens(6, 10)
+    whole = model(batch, n_groups=3)
+    for g in range(3):
+        alone = model(batch[2 * g : 2 * g + 2], n_groups=1)
+        assert torch.allclose(whole.divergence_LG[:, g], alone.divergence_LG[:, 0], rtol=1e-12)
+        assert torch.allclose(whole.aux_G[g], alone.aux_G[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("qk_norm", ["after_rotary", "before_rotary", "none"])
+@pytest.mark.parametrize("feed_forward", ["moe", "dense"])
+def test_cached_decoding_equals_the_whole_sequence(qk_norm, feed_forward):
+    config = replace(TINY, qk_norm=qk_norm, feed_forward=feed_forward)
+    model = build(config, dtype=torch.float64)
+    batch = tokens(3, 12)
+    whole = model(batch).hidden_BTD
+    cache = KVCache(config, 3, 12, batch.device, torch.float64)
+    parts = [model(batch[:, :5], cache=cache).hidden_BTD]
+    parts += [model(batch[:, t : t + 1], cache=cache).hidden_BTD for t in range(5, 12)]
+    assert torch.allclose(torch.cat(parts, 1), whole, rtol=1e-11, atol=1e-12)
+
+
+def test_the_future_does_not_reach_the_past():
+    model = build(dtype=torch.float64)
+    a, b = tokens(2, 12), tokens(2, 12)
+    b[:, 8:] = (b[:, 8:] + 1) % TINY.vocab_size
+    assert torch.allclose(model(a).hidden_BTD[:, :8], model(b).hidden_BTD[:, :8], rtol=1e-11, atol=1e-12)
+    assert not torch.allclose(model(a).hidden_BTD[:, 8:], model(b).hidden_BTD[:, 8:], rtol=1e-3)
+
+
+def test_start_depends_on_seed_and_name_alone():
+    first, again, other = build(seed=1), build(seed=1), build(seed=2)
+    assert weights_sha256(first) == weights_sha256(again) != weights_sha256(other)
+    deeper = build(replace(TINY, n_blocks=5))
+    assert torch.equal(deeper.blocks[2].attention.q.weight, first.blocks[2].attention.q.weight)
+    spread = torch.cat([p.flatten() for p in first.parameters() if p.ndim == 2]).std()
+    assert float(spread) == pytest.approx(TINY.init_std, rel=0.02)
+    assert torch.equal(first.norm.weight, torch.ones(TINY.d_model))
+
+
+def test_weights_hash_sees_one_changed_weight():
+    model = build()
+    before = weights_sha256(model)
+    with torch.no_grad():
+        model.blocks[1].feed_forward.down[3][0, 0] += 1e-6
+    assert weights_sha256(model) != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"tied_head": True},
+        {"feed_forward": "dense"},
+        {"shared_expert": False},
+        {"qk_norm": "none"},
+        {"n_experts": 7},
+    ],
+)
+def test_parameter_count_is_the_closed_form(change):
+    config = replace(TINY, **change)
+    assert parameter_count(config) == sum(p.numel() for p in Transformer(config).parameters())
+
+
+def test_published_model_has_1_21e9_parameters():
+    published = ModelConfig(
+        vocab_size=100_031, n_blocks=20, d_model=1024, n_heads=16, n_kv_heads=8, d_head=64, d_ff=3072
+    )
+    assert parameter_count(published) == pytest.approx(1.2116e9, rel=1e-4)
+
+
+def test_dense_model_has_no_auxiliary_loss():
+    out = build(replace(TINY, feed_forward="dense"))(tokens(4, 6), n_groups=2)
+    assert out.aux_G.tolist() == [0.0, 0.0]
+    assert out.slots_LE.shape == (3, 0)
+
+
+def test_attention_is_causal_softmax_over_shared_heads():
+    """A slow restatement of one attention layer: loops over heads and positions."""
+    model = build(replace(TINY, qk_norm="none"), dtype=torch.float64)
+    layer = model.blocks[0].attention
+    x = torch.randn(1, 5, TINY.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    ones, zeros = torch.ones(5, 8, dtype=torch.float64), torch.zeros(5, 8, dtype=torch.float64)
+    fast = layer(x, (ones, zeros))  # no rotation
+    q, k, v = ((x[0] @ w.weight.T).view(5, -1, 8) for w in (layer.q, layer.k, layer.v))
+    slow = torch.zeros(5, 4, 8, dtype=torch.float64)
+    for h in range(4):
+        for t in range(5):
+            weights = F.softmax(k[: t + 1, h // 2] @ q[t, h] / 8**0.5, dim=0)
+            slow[t, h] = weights @ v[: t + 1, h // 2]
+    assert torch.allclose(fast[0], slow.flatten(1) @ layer.o.weight.T, rtol=1e-12)
