@@ -1,0 +1,108 @@
+"""The LightningDataModule: each rank's share of the global batch of each step, and the fixed validation set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from replication.config import RunConfig
+from replication.data.order import MixtureOrder, validation_selection
+from replication.data.store import TokenStore
+
+
+class Batch(NamedTuple):
+    """One micro-batch of one rank."""
+
+    tokens_BS: Tensor  # int32 [B, block_size_tokens + 1]; -1 pads the last block of a source
+    step_groups: int  # gain groups of the whole global batch that hold a valid token: the objective's divisor
+
+
+class TrainingBatches(Dataset):
+    """Item m is micro-batch m of one rank, counted from the start of training: a pure function of (data seed, m).
+
+    Step k = m // accumulation. Its global batch is cut into slices of micro_batch_sequences; rank r takes slice
+    (m % accumulation) * world_size + r, so that slices in (micro-batch, rank) order are the global order.
+    """
+
+    def __init__(self, config: RunConfig, store: TokenStore, rank: int = 0, world_size: int = 1) -> None:
+        self.config, self.store, self.rank, self.world_size = config, store, rank, world_size
+        weights = [s.weight for s in config.data.sources]
+        self.order = MixtureOrder(store.sizes("train"), weights, config.effective_data_seed)
+
+    def __getitem__(self, m: int) -> Batch:
+        step, micro = divmod(m, self.config.accumulation)
+        sources, indices = self.order.global_batch(step, self.config.batch_sequences)
+        valid = self.store.valid_targets("train", sources, indices)
+        groups = valid.reshape(-1, self.config.training.gain_group_sequences).sum(1)
+        size = self.config.micro_batch_sequences
+        start = (micro * self.world_size + self.rank) * size
+        mine = slice(start, start + size)
+        tokens = self.store.read("train", sources[mine], indices[mine])
+        return Batch(torch.from_numpy(np.ascontiguousarray(tokens)), int((groups > 0).sum()))
+
+
+class CountFrom(Sampler):
+    """start, start + 1, ... without end: the trainer's max_steps ends it."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return count(self.start)
+
+
+class ValidationBatches(Dataset):
+    """The fixed validation set in micro-batches; the same for every seed, arm and machine."""
+
+    def __init__(self, config: RunConfig, store: TokenStore, batch_sequences: int) -> None:
+        weights = [s.weight for s in config.data.sources]
+        self.store, self.batch_sequences = store, batch_sequences
+        self.sources, self.indices = validation_selection(
+            store.sizes("validation"), weights, config.validation.sequences
+        )
+
+    def __len__(self) -> int:
+        return -(-len(self.sources) // self.batch_sequences)
+
+    def __getitem__(self, i: int) -> Batch:
+        if i >= len(self):
+            raise IndexError(i)
+        part = slice(i * self.batch_sequences, (i + 1) * self.batch_sequences)
+        tokens = self.store.read("validation", self.sources[part], self.indices[part])
+        return Batch(torch.from_numpy(np.ascontiguousarray(tokens)), 0)
+
+
+class TokenDataModule(LightningDataModule):
+    """Loaders without state: on a resume the training loader starts at the trainer's step."""
+
+    def __init__(self, config: RunConfig, store: TokenStore) -> None:
+        super().__init__()
+        self.config, self.store = config, store
+
+    def train_dataloader(self) -> DataLoader:
+        assert self.trainer is not None
+        batches = TrainingBatches(self.config, self.store, self.trainer.global_rank, self.trainer.world_size)
+        return self._loader(batches, CountFrom(self.trainer.global_step * self.config.accumulation))
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(
+            ValidationBatches(self.config, self.store, self.config.micro_batch_sequences), None
+        )
+
+    def _loader(self, batches: Dataset, sampler: Sampler | None) -> DataLoader:
+        workers = self.config.cluster.loader_workers
+        return DataLoader(
+            batches,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )

@@ -1,0 +1,1 @@
+"""The LightningModule, the optimizers, the measuring, checkpoints, and the run itself."""

@@ -1,0 +1,71 @@
+"""What the manifest says of code and machine."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+PACKAGES = (
+    "replication",
+    "torch",
+    "lightning",
+    "deepspeed",
+    "datasets",
+    "tokenizers",
+    "torchmetrics",
+    "numpy",
+)
+
+
+def describe_machine() -> dict[str, Any]:
+    """git commit and dirty flag, package versions, hardware; a thing that cannot be told is None, never guessed."""
+    return {
+        "git": git_state(),
+        "packages": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "hardware": {
+            "cpu": cpu_name(),
+            "cores": psutil.cpu_count(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        },
+    }
+
+
+def git_state() -> dict[str, Any]:
+    def git(*args: str) -> str | None:
+        try:
+            root = Path(__file__).parent
+            done = subprocess.run(
+                ["git", *args], cwd=root, capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    status = git("status", "--porcelain")
+    return {"commit": commit, "dirty": None if status is None else bool(status)}
+
+
+def cpu_name() -> str:
+    """The model's name where the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,300 @@
+"""The always-on callback that measures and logs; it never acts. Same tags in every arm.
+
+Between log lines everything stays on the device; a log line, a checkpoint and a validation are the only moments at which
+the host reads. On the device each step leaves one loss and one gradient norm, and the token bytes that were fed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.optim import Optimizer
+
+from replication.config import RunConfig
+from replication.data.module import Batch
+from replication.errors import UserError
+from replication.model.loss import histogram_entropy
+from replication.objectives.layer_gain import included_blocks, layer_scales, step_divergence
+from replication.objectives.token_gain import gain_sums, masked_mean, token_gain
+from replication.rundir import Journal, RunDir, read_journal
+
+
+def chain_data(previous: str, fed: list[Tensor]) -> str:
+    """The next link of the data hash chain: SHA-256(previous digest || int32 token bytes of one step, global order).
+
+    Args:
+        previous: hex digest; "" before the first step.
+        fed: the step's int32 blocks [B, block_size_tokens + 1] in global order, however they were cut.
+    """
+    digest = hashlib.sha256(bytes.fromhex(previous))
+    for tokens_BS in fed:
+        digest.update(tokens_BS.to("cpu", torch.int32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Measure(Callback):
+    """Writes metrics.jsonl and TensorBoard; keeps the data hash chain; stops a run whose loss is not finite."""
+
+    def __init__(self, config: RunConfig, run: RunDir) -> None:
+        self.config, self.run = config, run
+        self.journal: Journal | None = None
+        self.chain = ""
+        self.wall_seconds = 0.0
+        self.tokens = 0
+        self._losses: list[Tensor] = []  # one a step since the last line
+        self._norms: list[Tensor] = []
+        self._fed: list[list[Tensor]] = []  # one list a step since the chain was last brought up to date
+        self._due = False
+        self._sums: dict[str, Tensor] = {}
+        self._nonfinite: Tensor = torch.zeros((), dtype=torch.bool)
+        self._new_tokens: Tensor = torch.zeros((), dtype=torch.int64)
+        self._line_tokens = 0
+        self._line_seconds = 0.0
+
+    # ------------------------------------------------------------ life of a run
+
+    def state_dict(self) -> dict[str, Any]:
+        self._read_device()
+        return {
+            "chain": self.chain,
+            "tokens": self.tokens,
+            "wall_seconds": self._elapsed(),
+            "line": (self._line_tokens, self._line_seconds),
+            "losses": [float(x) for x in self._losses],
+            "norms": [float(x) for x in self._norms],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.chain, self.tokens = state_dict["chain"], state_dict["tokens"]
+        self.wall_seconds = state_dict["wall_seconds"]
+        self._line_tokens, self._line_seconds = state_dict["line"]
+        self._losses = [torch.tensor(x) for x in state_dict["losses"]]
+        self._norms = [torch.tensor(x) for x in state_dict["norms"]]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.monotonic()
+        self.journal = Journal(self.run.metrics, resume_step=trainer.global_step)
+        self._nonfinite = torch.zeros((), dtype=torch.bool, device=pl_module.device)
+        self._new_tokens = torch.zeros((), dtype=torch.int64, device=pl_module.device)
+        n_blocks = self.config.model.n_blocks
+        self._included_L = included_blocks(self.config.layer_gain, n_blocks).to(pl_module.device)
+        if trainer.logger is not None:
+            trainer.logger.experiment.add_custom_scalars(tensorboard_layout(n_blocks))  # type: ignore[attr-defined]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step % self.config.validation.every_steps:
+            trainer.validating = True  # what the training loop itself does around a validation
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+        if trainer.logger is not None:
+            figure, step = divergence_figure(self.run)
+            trainer.logger.experiment.add_figure("divergence/blocks_over_steps", figure, step)  # type: ignore[attr-defined]
+        self._read_device()
+        self.check_finite(trainer.global_step)
+        self.wall_seconds = self._elapsed()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.journal is not None:
+            self.journal.close()
+
+    def _elapsed(self) -> float:
+        return self.wall_seconds + (time.monotonic() - self._started)
+
+    # ------------------------------------------------------------ one step
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if batch_idx % self.config.accumulation == 0:
+            step = trainer.global_step + 1
+            every = self.config.logging.log_every_steps
+            self._due = step % every == 0 or step == self.config.training.steps
+            self._sums = {}
+            self._fed.append([])
+        pl_module.measure_entropies = self._due  # type: ignore[assignment]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self._fed[-1].append(batch.tokens_BS)
+        self._add_up(outputs)
+        if (batch_idx + 1) % self.config.accumulation == 0:
+            loss = self._sums["loss"] / self._sums["groups"]
+            self._losses.append(loss)
+            self._norms.append(pl_module.grad_norm)  # type: ignore[arg-type]
+            self._nonfinite |= ~(loss + pl_module.grad_norm).isfinite()
+            if self._due:
+                self._write_line(trainer, pl_module)
+
+    @torch.no_grad()
+    def _add_up(self, o: dict[str, Tensor]) -> None:
+        """Add one micro-batch to the step's sums; on the device, few kernels unless a line is due."""
+        valid_GN = o["valid_GN"]
+        has_valid_G = valid_GN.any(1)
+        self._new_tokens += valid_GN.sum()
+        sums = {"loss": masked_mean(o["loss_GN"], valid_GN).sum(), "groups": has_valid_G.sum()}
+        if self._due:
+            gains = token_gain(self.config.token_gain, o["loss_GN"], o["plain_GN"], valid_GN)
+            sums |= {f"gain_{k}": v for k, v in gain_sums(gains, valid_GN)._asdict().items()}
+            sums |= {
+                "plain": masked_mean(o["plain_GN"], valid_GN).sum(),
+                "aux": (o["aux_G"] * has_valid_G).sum(),
+                "objective": o["objective_detached_G"].sum(),
+                "slots_LE": o["slots_LE"],
+                "predictive": o["predictive"],
+                "predicted_V": o["predicted_V"],
+            }
+        for key, value in sums.items():
+            if key not in self._sums:
+                self._sums[key] = value
+            elif key == "gain_lowest":
+                self._sums[key] = torch.minimum(self._sums[key], value)
+            elif key == "gain_highest":
+                self._sums[key] = torch.maximum(self._sums[key], value)
+            else:
+                self._sums[key] = self._sums[key] + value
+
+    # ------------------------------------------------------------ reading the device
+
+    def _write_line(self, trainer: Trainer, module: LightningModule) -> None:
+        divergence_L = step_divergence(self.config.layer_gain, module.step_divergence_LS())  # type: ignore[operator]
+        scale_L = layer_scales(self.config.layer_gain, divergence_L, self._included_L)
+        scalars = self._scalars() | {
+            f"{name}/block_{i:02d}": value
+            for name, values in (("divergence", divergence_L), ("scale", scale_L))
+            for i, value in enumerate(values)
+        }
+        names = list(scalars)
+        host = torch.stack([scalars[n].double() for n in names]).tolist()  # the one read of this line
+        self._read_device()
+        step, now = trainer.global_step, self._elapsed()
+        line: dict[str, Any] = {
+            "step": step,
+            "tokens": self.tokens,
+            "wall_seconds": round(now, 4),
+            "data_hash": self.chain,
+            "train/learning_rate": self._learning_rate,
+            "train/tokens_per_second": (self.tokens - self._line_tokens)
+            / max(now - self._line_seconds, 1e-9),
+            **dict(zip(names, host, strict=True)),
+        }
+        self._line_tokens, self._line_seconds = self.tokens, now
+        per_step = {
+            "train/loss_nats": [float(x) for x in self._losses],
+            "train/grad_norm": [float(x) for x in self._norms],
+        }
+        self._losses, self._norms = [], []
+        assert self.journal is not None
+        self.journal.append({**line, "per_step": per_step})
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({k: v for k, v in line.items() if "/" in k}, step)
+        self.check_finite(step)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        self._learning_rate = optimizer.param_groups[0][
+            "lr"
+        ]  # the rate of this step; the schedule moves on after it
+
+    def _scalars(self) -> dict[str, Tensor]:
+        """The step's scalars under their tags, as device tensors."""
+        s = self._sums
+        n, tokens = s["groups"], s["gain_count"]
+        mean = s["gain_after"] / tokens
+        scalars = {
+            "train/loss_nats": s["loss"] / n,
+            "train/loss_unsmoothed_nats": s["plain"] / n,
+            "train/objective": s["objective"] / n,
+            "train/aux_loss": s["aux"] / n,
+            "train/grad_norm": self._norms[-1],
+            "gain/mean_before_clamp": s["gain_before"] / tokens,
+            "gain/mean": mean,
+            "gain/std": (s["gain_after_squared"] / tokens - mean.square()).clamp(min=0).sqrt(),
+            "gain/min": s["gain_lowest"],
+            "gain/max": s["gain_highest"],
+            "gain/share_at_min": s["gain_at_min"] / tokens,
+            "gain/share_at_max": s["gain_at_max"] / tokens,
+            "entropy/predictive_nats": s["predictive"] / tokens,
+            "entropy/predicted_tokens_nats": histogram_entropy(s["predicted_V"]),
+        }
+        shares_LE = s["slots_LE"] / s["slots_LE"].sum(1, keepdim=True).clamp(min=1)
+        for i, shares_E in enumerate(shares_LE):
+            scalars |= {f"experts/block_{i:02d}_expert_{e}": share for e, share in enumerate(shares_E)}
+        return scalars
+
+    def _read_device(self) -> None:
+        """Bring the chain and the token count up to date with every finished step."""
+        accumulation = self.config.accumulation
+        finished = [fed for fed in self._fed if len(fed) == accumulation]
+        self._fed = [fed for fed in self._fed if len(fed) < accumulation]
+        for fed in finished:
+            self.chain = chain_data(self.chain, fed)
+        self.tokens += int(self._new_tokens)
+        self._new_tokens.zero_()
+
+    def check_finite(self, step: int) -> None:
+        """Read the flag of non-finite losses and gradient norms; called at log lines and before each checkpoint.
+
+        Raises:
+            UserError: one was seen; names the last good checkpoint.
+        """
+        if bool(self._nonfinite):
+            good = sorted(self.run.checkpoints.glob("step-*"))
+            last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+            raise UserError(
+                f"training: the loss or gradient norm was not finite at or before step {step}; {last}; "
+                "lower training.learning_rate or training.clip_norm"
+            )
+
+    # ------------------------------------------------------------ validation
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = {k: float(v) for k, v in pl_module.validation.compute().items()}  # type: ignore[operator, union-attr]
+        pl_module.validation.reset()  # type: ignore[operator, union-attr]
+        if self.journal is not None:
+            self.journal.append({"step": trainer.global_step, **metrics})
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(metrics, trainer.global_step)
+
+
+def tensorboard_layout(n_blocks: int) -> dict[str, dict[str, list[Any]]]:
+    """The custom-scalars page: the questions of the experiment first."""
+    chosen = sorted({0, min(2, n_blocks - 1), n_blocks - 1})
+    return {
+        "Is the loss a tie?": {
+            "validation loss, nats": ["Multiline", ["val/loss_nats", "val/loss_unsmoothed_nats"]],
+            "training loss and objective": ["Multiline", ["train/loss_nats", "train/objective"]],
+        },
+        "What changed?": {
+            "token entropies, nats": ["Multiline", ["entropy/.*"]],
+            "gradient norm": ["Multiline", ["train/grad_norm"]],
+            "gain": ["Multiline", ["gain/mean", "gain/mean_before_clamp", "gain/std"]],
+            "clamped shares": ["Multiline", ["gain/share_at_min", "gain/share_at_max"]],
+        },
+        "Blocks": {
+            "divergence": ["Multiline", [f"divergence/block_{i:02d}" for i in chosen]],
+            "scale": ["Multiline", [f"scale/block_{i:02d}" for i in chosen]],
+        },
+    }
+
+
+def divergence_figure(run: RunDir) -> tuple[Figure, int]:
+    """Divergence over blocks and steps, from the journal; and the last step it shows."""
+    lines = [line for line in read_journal(run.metrics) if "divergence/block_00" in line]
+    tags = sorted(k for k in lines[0] if k.startswith("divergence/"))
+    steps = [line["step"] for line in lines]
+    values = np.array([[np.nan if line[t] is None else line[t] for line in lines] for t in tags])
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.pcolormesh(steps, range(len(tags)), values, shading="nearest")
+    axes.set(xlabel="step", ylabel="block", title="divergence ||y - x|| / ||x||", yticks=range(len(tags)))
+    figure.colorbar(image)
+    return figure, steps[-1]

@@ -1,0 +1,164 @@
+"""The LightningModule: forward, per-token loss, groups, objective; validation; what a step leaves to be measured.
+
+Shapes: B sequences, T positions, S = T + 1 stored tokens, G gain groups of a micro-batch, N tokens of a group,
+L blocks, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torchmetrics import Metric
+
+from replication.config import RunConfig
+from replication.data.module import Batch
+from replication.model.loss import IGNORE, entropy_sums, histogram_entropy, token_losses
+from replication.model.transformer import Transformer, initialise
+from replication.objectives.callbacks import Weigh
+from replication.objectives.token_gain import group_objective, masked_mean
+from replication.training.optimizers import build_optimizer, build_schedule
+
+
+def inputs_and_targets(tokens_BS: Tensor, end_of_text: int) -> tuple[Tensor, Tensor]:
+    """Split stored blocks into inputs [B, T] (padding fed as end-of-text) and targets [B, T] (padding IGNOREd)."""
+    tokens_BS = tokens_BS.long()
+    padding = tokens_BS < 0
+    inputs_BT = tokens_BS.masked_fill(padding, end_of_text)[:, :-1].contiguous()
+    targets_BT = tokens_BS.masked_fill(padding, IGNORE)[:, 1:].contiguous()
+    return inputs_BT, targets_BT
+
+
+class ValidationMetrics(Metric):
+    """Validation means over all valid tokens of all ranks (sums and counts are added up before dividing)."""
+
+    full_state_update = False
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        for name in ("tokens", "smoothed", "plain", "predictive"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("predicted_V", torch.zeros(vocab_size, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, logits_NV: Tensor, targets_N: Tensor, label_smoothing: float) -> None:
+        losses = token_losses(logits_NV, targets_N, label_smoothing)
+        valid_N = targets_N != IGNORE
+        entropies = entropy_sums(logits_NV, valid_N)
+        self.tokens += valid_N.sum()
+        self.smoothed += losses.smoothed_N.double().sum()
+        self.plain += losses.plain_N.double().sum()
+        self.predictive += entropies.predictive
+        self.predicted_V += entropies.predicted_V
+
+    def compute(self) -> dict[str, Tensor]:
+        return {
+            "val/loss_nats": self.smoothed / self.tokens,
+            "val/loss_unsmoothed_nats": self.plain / self.tokens,
+            "val/entropy_predictive_nats": self.predictive / self.tokens,
+            "val/entropy_predicted_tokens_nats": histogram_entropy(self.predicted_V),
+        }
+
+
+class LanguageModel(LightningModule):
+    """Trains the step's objective: the mean over gain groups of `mean(gain * l) + coef * aux` (METHOD 3.1).
+
+    Args:
+        config: the run's.
+        end_of_text: token id fed where a block is padded.
+    """
+
+    def __init__(self, config: RunConfig, end_of_text: int) -> None:
+        super().__init__()
+        self.config = config
+        self.end_of_text = end_of_text
+        self.model = Transformer(config.model)
+        initialise(self.model, config.effective_weights_seed)
+        self.validation = ValidationMetrics(config.model.vocab_size)
+        self.micro_batch_groups = config.micro_batch_sequences // config.training.gain_group_sequences
+        self.weigh_tokens: Weigh | None = None
+        self.measure_entropies = False  # set by the measuring callback when a log line is due
+        self.grad_norm = torch.zeros(())
+        self._divergences: list[Tensor] = []
+
+    # ------------------------------------------------------------ training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """One micro-batch; its loss is scaled so that accumulation and rank averages give the step's objective."""
+        if batch_idx % self.config.accumulation == 0:
+            self._divergences.clear()
+        observed = self.objective(batch)
+        self._divergences.append(observed["divergence_LG"])
+        # Lightning divides by the accumulation, and the strategy averages over ranks; the divisor is the step's groups
+        share = self.config.accumulation * self.trainer.world_size / max(batch.step_groups, 1)
+        return {"loss": observed.pop("objective_G").sum() * share, **observed}
+
+    def objective(self, batch: Batch) -> dict[str, Tensor]:
+        """Objective of each group, and what the measuring callback needs (everything else detached)."""
+        inputs_BT, targets_BT = inputs_and_targets(batch.tokens_BS, self.end_of_text)
+        out = self.model(inputs_BT, self.micro_batch_groups)
+        logits_NV = self.model.logits(out.hidden_BTD).flatten(0, 1)
+        losses = token_losses(logits_NV, targets_BT.flatten(), self.config.training.label_smoothing)
+        loss_GN, plain_GN = (l.view(self.micro_batch_groups, -1) for l in losses)  # noqa: E741
+        valid_GN = targets_BT.view(self.micro_batch_groups, -1) != IGNORE
+        gain_GN = self.weigh_tokens(loss_GN, plain_GN.detach(), valid_GN) if self.weigh_tokens else None
+        objective_G = group_objective(loss_GN, valid_GN, gain_GN)
+        if self.config.model.feed_forward == "moe":
+            # a group without a valid token contributes nothing, its load-balancing loss included
+            objective_G = objective_G + self.config.model.aux_coef * out.aux_G * valid_GN.any(1)
+        observed = {
+            "objective_G": objective_G,
+            "loss_GN": loss_GN.detach(),
+            "plain_GN": plain_GN.detach(),
+            "valid_GN": valid_GN,
+            "aux_G": out.aux_G.detach(),
+            "slots_LE": out.slots_LE.detach(),
+            "divergence_LG": out.divergence_LG,
+            "objective_detached_G": objective_G.detach(),
+        }
+        if self.measure_entropies:
+            entropies = entropy_sums(logits_NV.detach(), valid_GN.flatten())
+            observed |= {"predictive": entropies.predictive, "predicted_V": entropies.predicted_V}
+        return observed
+
+    def block_parameters(self) -> list[list[Parameter]]:
+        return self.model.block_parameters()
+
+    def step_divergence_LS(self) -> Tensor:
+        """Divergences of the groups of this step so far [L, groups], in global order."""
+        return torch.cat(self._divergences, dim=1)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by global norm, after the layer scale, and keep the norm before clipping on the device."""
+        limit = self.config.training.clip_norm or float("inf")
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+
+    # ------------------------------------------------------------ validation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        inputs_BT, targets_BT = inputs_and_targets(batch.tokens_BS, self.end_of_text)
+        logits_NV = self.model.logits(self.model(inputs_BT).hidden_BTD).flatten(0, 1)
+        self.validation.update(logits_NV, targets_BT.flatten(), self.config.training.label_smoothing)
+
+    # ------------------------------------------------------------ optimisation
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = build_optimizer(self.config.training, self.model)
+        schedule = build_schedule(self.config.training, optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def multiply_gradients(blocks: Sequence[Sequence[Parameter]], scale_L: Tensor) -> None:
+    """Multiply `.grad` of each block's parameters by its scale, in place: one process, where gradients are whole."""
+    for block, scale in zip(blocks, scale_L, strict=True):
+        gradients = [p.grad for p in block if p.grad is not None]
+        torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))

@@ -1,0 +1,188 @@
+"""One cell from its config to its last checkpoint: one arm at one seed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+
+from replication.config import (
+    RunConfig,
+    arm_keys,
+    differences,
+    load_run,
+    scientific,
+    scientific_hash,
+    to_yaml,
+)
+from replication.data.module import TokenDataModule
+from replication.data.store import TokenStore
+from replication.errors import UserError
+from replication.model.transformer import weights_sha256
+from replication.objectives.callbacks import LayerGain, TokenGain
+from replication.rundir import RunDir, read_json, write_json, write_text
+from replication.training.checkpoints import STATE, Checkpoints, newest_checkpoint
+from replication.training.environment import describe_machine
+from replication.training.measure import Measure
+from replication.training.module import LanguageModel, multiply_gradients
+from replication.training.progress import Progress
+
+
+def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -> None:
+    """Train one cell, going on from its newest complete checkpoint where there is one.
+
+    Writes config.yaml, manifest.json, metrics.jsonl, tensorboard/ and checkpoints/ into the cell's folder. A cell that
+    has trained to its last step is left as it is. The caller holds the cell's lock.
+
+    Raises:
+        UserError: the data do not fit the config, the folder or its checkpoint belongs to another config, the loss is
+            not finite.
+    """
+    store.check(config)
+    refuse_other_config(config, run)
+    identity = {"config_hash": scientific_hash(config), "data_hash": store.hash}
+    checkpoint, notes = newest_checkpoint(run, identity)
+    for note in notes:
+        console.print(f"[yellow]{note}[/yellow]")
+    if checkpoint and read_json(checkpoint / "COMPLETE")["step"] >= config.training.steps:
+        console.print(f"{config.arm}/seed-{config.seed}: trained to step {config.training.steps} already")
+        return
+
+    prepare_torch(config)
+    module = LanguageModel(config, store.end_of_text_id)
+    write_text(run.config, to_yaml(config))
+    manifest = start_manifest(config, run, store, module)
+    step = read_json(checkpoint / "COMPLETE")["step"] if checkpoint else 0
+    measure = Measure(config, run)
+    trainer = build_trainer(config, run, store.hash, measure, step, console)
+    try:
+        trainer.fit(
+            module,
+            datamodule=TokenDataModule(config, store),
+            ckpt_path=str(checkpoint / STATE) if checkpoint else None,
+            weights_only=False,  # the checkpoint is our own; it holds Lightning's loop objects
+        )
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from None
+    write_json(run.manifest, manifest | finish_manifest(measure, trainer, module))
+
+
+def build_trainer(
+    config: RunConfig, run: RunDir, data_hash: str, measure: Measure, resume_step: int, console: Console
+) -> Trainer:
+    """The Trainer of one cell, with nothing of Lightning's that writes, shows or shuffles on its own."""
+    callbacks: list[Callback] = [measure]  # first: it must see a step before a checkpoint of it is saved
+    if config.token_gain.enabled:
+        callbacks.append(TokenGain(config.token_gain))
+    if config.layer_gain.enabled:
+        callbacks.append(LayerGain(config.layer_gain, multiply_gradients))
+    callbacks += [Checkpoints(config, run, data_hash, measure), Progress(config, console)]
+    logger = TensorBoardLogger(
+        run.root,
+        name="",
+        version="tensorboard",
+        default_hp_metric=False,
+        purge_step=resume_step + 1 if resume_step else 0,  # else a resumed run shows doubled points
+    )
+    return Trainer(
+        accelerator=config.cluster.accelerator,
+        devices=1,
+        precision=config.training.precision,
+        max_steps=config.training.steps,
+        accumulate_grad_batches=config.accumulation,
+        val_check_interval=config.validation.every_steps * config.accumulation,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=logger,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        deterministic=config.training.deterministic,
+        log_every_n_steps=10**9,
+    )
+
+
+def prepare_torch(config: RunConfig) -> None:
+    """Process-wide settings: threads, determinism, and silence about what we have decided."""
+    if config.cluster.threads:
+        torch.set_num_threads(config.cluster.threads)
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # deterministic cuBLAS needs it before first use
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+
+
+def refuse_other_config(config: RunConfig, run: RunDir) -> None:
+    """Raise UserError where the folder holds a cell of another scientific config; names the keys that differ."""
+    if not run.config.is_file():
+        return
+    different = differences(scientific(load_run([run.config])), scientific(config))
+    if different:
+        listed = "; ".join(f"{k}: {a} there, {b} here" for k, (a, b) in list(different.items())[:5])
+        raise UserError(
+            f"{run.root}: holds a cell of another config ({listed}); choose another --out, or remove it"
+        )
+
+
+# ---------------------------------------------------------------- the manifest
+
+
+def start_manifest(
+    config: RunConfig, run: RunDir, store: TokenStore, module: LanguageModel
+) -> dict[str, Any]:
+    """Write the manifest before step 1; on a resume the first start's time and weights are kept and compared.
+
+    Raises:
+        UserError: the initial weights differ from those of the first start.
+    """
+    earlier = read_json(run.manifest) or {}
+    initial = weights_sha256(module.model)
+    if earlier.get("initial_weights_sha256", initial) != initial:
+        raise UserError(
+            f"{run.manifest}: this machine makes other initial weights for the same seed than the first start did; "
+            "resume where it began, or remove the cell and run it again"
+        )
+    try:
+        keys = sorted(arm_keys(config.arm))
+    except UserError:
+        keys = []  # an arm without a file declares nothing, and the certificate will say so
+    manifest = {
+        "arm": config.arm,
+        "seed": config.seed,
+        "config_hash": scientific_hash(config),
+        "arm_keys": keys,
+        "data": {"hash": store.hash, "dir": str(config.data.dir or "data")},
+        **describe_machine(),
+        "world_size": 1,
+        "parameters": sum(p.numel() for p in module.model.parameters()),
+        "initial_weights_sha256": initial,
+        "started_at": earlier.get("started_at", timestamp()),
+        "starts": [*earlier.get("starts", []), timestamp()],
+    }
+    write_json(run.manifest, manifest)
+    return manifest
+
+
+def finish_manifest(measure: Measure, trainer: Trainer, module: LanguageModel) -> dict[str, Any]:
+    return {
+        "step": trainer.global_step,
+        "tokens": measure.tokens,
+        "data_chain": measure.chain,
+        "wall_seconds": round(measure.wall_seconds, 2),
+        "final_weights_sha256": weights_sha256(module.model),
+        "finished_at": timestamp(),
+    }
+
+
+def timestamp() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
