@@ -69,9 +69,7 @@ class SourceConfig:
 
     name: str
     """Name in reports and on disk; letters, digits, dot, dash and underscore."""
-    kind: Literal[
-        "text", "jsonl", "parquet", "hub", "python_topics", "python_docstrings", "python_source"
-    ] = "text"
+    kind: Literal["text", "jsonl", "parquet", "hub", "python_topics", "python_docstrings", "python_source"] = "text"
     """Local files, a `datasets.load_dataset` id, or text that every Python carries."""
     path: str | None = None
     """File, folder or glob of local files (relative to the current folder), or the hub id."""
@@ -451,11 +449,7 @@ def find_config(name: str | Path, folder: str = "") -> Path:
         if candidate.is_file():
             return candidate
     shipped = sorted(p.stem for p in (root / folder).glob("*.yaml")) if folder else []
-    hint = (
-        f"; configs/{folder} has: {', '.join(shipped)}"
-        if shipped
-        else "; give a path, or a file under configs/"
-    )
+    hint = f"; configs/{folder} has: {', '.join(shipped)}" if shipped else "; give a path, or a file under configs/"
     raise UserError(f"{text}: no such config file{hint}")
 
 
@@ -464,12 +458,8 @@ def find_config(name: str | Path, folder: str = "") -> Path:
 
 def run_parser(prog: str = "replicate train") -> ArgumentParser:
     """The parser of every key of RunConfig, with layered `--config` files."""
-    parser = ArgumentParser(
-        prog=prog, exit_on_error=False, description="Train one cell: one arm at one seed."
-    )
-    parser.add_argument(
-        "--config", action=ActionConfigFile, help="Layer of keys; repeat it, later files win."
-    )
+    parser = ArgumentParser(prog=prog, exit_on_error=False, description="Train one cell: one arm at one seed.")
+    parser.add_argument("--config", action=ActionConfigFile, help="Layer of keys; repeat it, later files win.")
     parser.add_class_arguments(RunConfig)
     return parser
 
@@ -500,12 +490,7 @@ def _parse(parser: ArgumentParser, args: list[str], where: str) -> Any:
     try:
         return parser.parse_args(args)
     except ArgumentError as error:
-        message = (
-            " ".join(str(error).split())
-            .replace("Parser key ", "key ")
-            .replace("<class '", "")
-            .replace("'>", "")
-        )
+        message = " ".join(str(error).split()).replace("Parser key ", "key ").replace("<class '", "").replace("'>", "")
         raise UserError(f"{where}: {message}; `replicate train --help` lists every key") from None
 
 

@@ -15,9 +15,7 @@ class MemoryStore:
     The last training block of source 0 is padded after a few tokens, as the last block of a real source is.
     """
 
-    def __init__(
-        self, vocab_size: int = 64, block_size_tokens: int = 16, blocks: Sequence[int] = (40, 24)
-    ) -> None:
+    def __init__(self, vocab_size: int = 64, block_size_tokens: int = 16, blocks: Sequence[int] = (40, 24)) -> None:
         self.vocab_size, self.block_size_tokens = vocab_size, block_size_tokens
         self.blocks = {"train": list(blocks), "validation": [8] * len(blocks)}
         self.source_names = [f"source_{i}" for i in range(len(blocks))]

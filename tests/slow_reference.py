@@ -15,9 +15,7 @@ from replication.config import LayerGainConfig, RunConfig, TokenGainConfig
 from replication.model.transformer import Transformer, initialise
 
 
-def slow_gain(
-    config: TokenGainConfig, losses: list[float], plain: list[float]
-) -> tuple[list[float], list[float]]:
+def slow_gain(config: TokenGainConfig, losses: list[float], plain: list[float]) -> tuple[list[float], list[float]]:
     """Gains of the valid tokens of one group, before and after the clamp, one token at a time."""
     n = len(losses)
     mean = sum(losses) / n
@@ -60,9 +58,7 @@ class SlowRun:
         self.model = Transformer(config.model)
         initialise(self.model, config.effective_weights_seed)
         self.model.double()
-        self.moments = {
-            n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in self.model.named_parameters()
-        }
+        self.moments = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in self.model.named_parameters()}
         self.step_count = 0
         self.records: list[dict[str, object]] = []
 
@@ -81,9 +77,7 @@ class SlowRun:
         objective = sum(objectives) / len(objectives)
         objective.backward()
         if self.config.layer_gain.divergence == "step_mean":
-            divergence = [
-                sum(d[i] for d in divergences) / len(divergences) for i in range(len(divergences[0]))
-            ]
+            divergence = [sum(d[i] for d in divergences) / len(divergences) for i in range(len(divergences[0]))]
         else:
             divergence = divergences[-1]
         scales = slow_scales(self.config.layer_gain, divergence)

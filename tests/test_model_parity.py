@@ -15,9 +15,7 @@ from replication.config import ModelConfig
 from replication.model.hunyuan import hunyuan_config, to_hunyuan
 from replication.model.transformer import Transformer, initialise
 
-SMALL = ModelConfig(
-    vocab_size=61, n_blocks=2, d_model=32, n_heads=4, n_kv_heads=2, d_head=8, d_ff=24, init_std=0.2
-)
+SMALL = ModelConfig(vocab_size=61, n_blocks=2, d_model=32, n_heads=4, n_kv_heads=2, d_head=8, d_ff=24, init_std=0.2)
 SHAPES = {
     "grouped queries": SMALL,
     "one head": replace(SMALL, n_heads=1, n_kv_heads=1, d_head=16),
@@ -66,10 +64,7 @@ def compare(config: ModelConfig, dtype: torch.dtype, batch: tuple[int, int]) -> 
     tokens_BT = torch.randint(0, config.vocab_size, batch, generator=torch.Generator().manual_seed(1))
     a = ours.logits(ours(tokens_BT).hidden_BTD)
     b = theirs(input_ids=tokens_BT, use_cache=False).logits
-    ga, gb = (
-        gradients(F.cross_entropy(x.flatten(0, 1), tokens_BT.flatten()), m)
-        for x, m in ((a, ours), (b, theirs))
-    )
+    ga, gb = (gradients(F.cross_entropy(x.flatten(0, 1), tokens_BT.flatten()), m) for x, m in ((a, ours), (b, theirs)))
     if config.tied_head:
         ga["head.weight"] = ga["embedding.weight"]
         gb["lm_head.weight"] = gb["model.embed_tokens.weight"]

@@ -17,9 +17,7 @@ VARIANTS = ["none", "precision", "linear", "focal", "sigmoid"]
 PUBLISHED = TokenGainConfig()
 
 
-def logits_and_targets(
-    groups: int = 3, tokens: int = 20, vocab: int = 30, spread: float = 3.0, masked: int = 0
-):
+def logits_and_targets(groups: int = 3, tokens: int = 20, vocab: int = 30, spread: float = 3.0, masked: int = 0):
     g = torch.Generator().manual_seed(groups * 100 + tokens)
     logits = spread * torch.randn(groups * tokens, vocab, generator=g, dtype=torch.float64)
     targets = torch.randint(0, vocab, (groups * tokens,), generator=g)
@@ -162,8 +160,6 @@ def test_per_token_loss_is_bit_equal_to_torch(smoothing):
     logits, targets = logits_and_targets(masked=11)
     logits = logits.detach().float()
     ours = token_losses(logits, targets, smoothing)
-    theirs = F.cross_entropy(
-        logits, targets, reduction="none", label_smoothing=smoothing, ignore_index=IGNORE
-    )
+    theirs = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing, ignore_index=IGNORE)
     assert torch.equal(ours.smoothed_N, theirs)
     assert torch.equal(ours.plain_N, F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE))

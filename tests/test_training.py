@@ -20,9 +20,7 @@ FP64 = "--training.precision=64-true"
 
 
 def global_batches(config, store, steps: int) -> list[torch.Tensor]:
-    whole = dataclasses.replace(
-        config, cluster=dataclasses.replace(config.cluster, micro_batch_sequences=None)
-    )
+    whole = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, micro_batch_sequences=None))
     batches = TrainingBatches(whole, store)
     return [batches[k].tokens_BS for k in range(steps)]
 
@@ -74,9 +72,7 @@ def plain_loop(config, store) -> dict[str, torch.Tensor]:
         for tokens in micros:
             out = model(tokens[:, :-1], n_groups=len(tokens) // 2)
             logits = model.logits(out.hidden_BTD).flatten(0, 1)
-            each = F.cross_entropy(
-                logits, tokens[:, 1:].flatten(), reduction="none", label_smoothing=t.label_smoothing
-            )
+            each = F.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="none", label_smoothing=t.label_smoothing)
             by_group = each.view(len(tokens) // 2, -1)
             objective = by_group.sum(1) / by_group.shape[1] + config.model.aux_coef * out.aux_G
             (objective.sum() * (len(micros) / (len(blocks) // 2)) / len(micros)).backward()
@@ -107,10 +103,7 @@ def test_each_intervention_changes_the_update(tmp_path):
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_accumulation_does_not_change_the_update(tmp_path, arm):
-    runs = [
-        fit(small_config(arm, FP64, f"--cluster.micro_batch_sequences={m}"), tmp_path / str(m))
-        for m in (8, 4, 2)
-    ]
+    runs = [fit(small_config(arm, FP64, f"--cluster.micro_batch_sequences={m}"), tmp_path / str(m)) for m in (8, 4, 2)]
     whole, *cut = (weights(run) for run in runs)
     assert all(furthest(w, whole) < 1e-10 for w in cut)
 

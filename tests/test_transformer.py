@@ -39,9 +39,7 @@ def test_grouped_experts_equal_the_loop_in_value_and_gradient(top_k, dtype):
     results = []
     for compute in (layer.grouped, layer.loop):
         y = compute(x, routing)
-        grads = torch.autograd.grad(
-            y.square().sum(), [x, *layer.gate, *layer.up, *layer.down], retain_graph=True
-        )
+        grads = torch.autograd.grad(y.square().sum(), [x, *layer.gate, *layer.up, *layer.down], retain_graph=True)
         results.append([y, *grads])
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
     for a, b in zip(*results, strict=True):

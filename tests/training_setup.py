@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,9 +16,7 @@ from replication.training.checkpoints import STATE, newest_checkpoint
 from replication.training.train import train
 
 ARMS = ("baseline", "token_gain", "layer_gain", "both")
-MODEL = ModelConfig(
-    vocab_size=64, n_blocks=3, d_model=32, n_heads=4, n_kv_heads=2, d_head=8, d_ff=24, init_std=0.05
-)
+MODEL = ModelConfig(vocab_size=64, n_blocks=3, d_model=32, n_heads=4, n_kv_heads=2, d_head=8, d_ff=24, init_std=0.05)
 DATA = DataConfig(
     block_size_tokens=16,
     sources=(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
@@ -31,9 +32,7 @@ class Checkpoints(Callback):
         self.config, self.run, self.measure = config, run, measure
         self.identity = {"config_hash": scientific_hash(config), "data_hash": data_hash}
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         at_boundary = batch_idx % self.config.accumulation == 0
         step = trainer.global_step
         if at_boundary and step > 0 and step % self.config.checkpoints.every_steps == 0:
@@ -41,6 +40,12 @@ class Checkpoints(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take back the count of the batch that has begun: a resumed run would validate one batch early."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for part in ("total", "current"):
+            progress[part]["ready"] = progress[part]["completed"]
 
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint of the current step, unless it stands already, and remove the oldest."""

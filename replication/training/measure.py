@@ -109,9 +109,7 @@ class Measure(Callback):
 
     # ------------------------------------------------------------ one step
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if batch_idx % self.config.accumulation == 0:
             step = trainer.global_step + 1
             every = self.config.logging.log_every_steps
@@ -181,8 +179,7 @@ class Measure(Callback):
             "wall_seconds": round(now, 4),
             "data_hash": self.chain,
             "train/learning_rate": self._learning_rate,
-            "train/tokens_per_second": (self.tokens - self._line_tokens)
-            / max(now - self._line_seconds, 1e-9),
+            "train/tokens_per_second": (self.tokens - self._line_tokens) / max(now - self._line_seconds, 1e-9),
             **dict(zip(names, host, strict=True)),
         }
         self._line_tokens, self._line_seconds = self.tokens, now
@@ -197,12 +194,8 @@ class Measure(Callback):
             trainer.logger.log_metrics({k: v for k, v in line.items() if "/" in k}, step)
         self.check_finite(step)
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
-        self._learning_rate = optimizer.param_groups[0][
-            "lr"
-        ]  # the rate of this step; the schedule moves on after it
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._learning_rate = optimizer.param_groups[0]["lr"]  # the rate of this step; the schedule moves on after it
 
     def _scalars(self) -> dict[str, Tensor]:
         """The step's scalars under their tags, as device tensors."""

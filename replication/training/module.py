@@ -21,7 +21,7 @@ from replication.data.module import Batch
 from replication.model.loss import IGNORE, entropy_sums, histogram_entropy, token_losses
 from replication.model.transformer import Transformer, initialise
 from replication.objectives.callbacks import Weigh
-from replication.objectives.token_gain import group_objective, masked_mean
+from replication.objectives.token_gain import group_objective
 from replication.training.optimizers import build_optimizer, build_schedule
 
 

@@ -28,10 +28,7 @@ def build_optimizer(config: TrainingConfig, model: Transformer) -> Optimizer:
     groups = parameter_groups(model)
     decay = {"matrices": config.weight_decay, "embeddings_and_norms": 0.0}
     return torch.optim.AdamW(
-        [
-            {"params": list(group.values()), "weight_decay": decay[name], "name": name}
-            for name, group in groups.items()
-        ],
+        [{"params": list(group.values()), "weight_decay": decay[name], "name": name} for name, group in groups.items()],
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.adam_eps,

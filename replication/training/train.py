@@ -115,9 +115,7 @@ def prepare_torch(config: RunConfig) -> None:
     """Process-wide settings: threads, determinism, and silence about what we have decided."""
     if config.cluster.threads:
         torch.set_num_threads(config.cluster.threads)
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # deterministic cuBLAS needs it before first use
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS needs it before first use
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
 
@@ -129,17 +127,13 @@ def refuse_other_config(config: RunConfig, run: RunDir) -> None:
     different = differences(scientific(load_run([run.config])), scientific(config))
     if different:
         listed = "; ".join(f"{k}: {a} there, {b} here" for k, (a, b) in list(different.items())[:5])
-        raise UserError(
-            f"{run.root}: holds a cell of another config ({listed}); choose another --out, or remove it"
-        )
+        raise UserError(f"{run.root}: holds a cell of another config ({listed}); choose another --out, or remove it")
 
 
 # ---------------------------------------------------------------- the manifest
 
 
-def start_manifest(
-    config: RunConfig, run: RunDir, store: TokenStore, module: LanguageModel
-) -> dict[str, Any]:
+def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: LanguageModel) -> dict[str, Any]:
     """Write the manifest before step 1; on a resume the first start's time and weights are kept and compared.
 
     Raises:

@@ -1,0 +1,58 @@
+"""One cell from nothing to COMPLETE: train, then generate. The only place that knows this order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from replication.config import RunConfig, scientific_hash
+from replication.errors import UserError
+from replication.rundir import SuiteDir, read_json, record_failure, write_json
+
+
+def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console) -> None:
+    """Run one cell of an output folder to the end; a complete one is left alone, an interrupted one goes on.
+
+    A failure is recorded in the cell's FAILED file, with its first line, before it is raised.
+
+    Raises:
+        UserError: see training.train; also where another process runs this cell.
+    """
+    from replication.data.store import TokenStore
+    from replication.preference.generate import generate
+    from replication.training.train import refuse_other_config, train
+
+    run = suite_dir.cell(config.arm, config.seed)
+    with run.lock():
+        refuse_other_config(config, run)
+        if run.complete.is_file():
+            console.print(f"{config.arm}/seed-{config.seed}: complete already")
+            return
+        store = TokenStore.open(data_folder(config, suite_dir))
+        suite_dir.link_tensorboard(config.arm, config.seed)
+        try:
+            train(config, run, store, console)
+            if config.generation.prompts:
+                generate(config, run, store, console)
+        except Exception as error:
+            record_failure(run, error)
+            raise
+        run.failed.unlink(missing_ok=True)
+        manifest = read_json(run.manifest)
+        kept = ("step", "tokens", "data_chain", "final_weights_sha256", "finished_at")
+        write_json(run.complete, {"config_hash": scientific_hash(config), **{k: manifest[k] for k in kept}})
+
+
+def data_folder(config: RunConfig, suite_dir: SuiteDir) -> Path:
+    """data.dir, or the output folder's own data.
+
+    Raises:
+        UserError: data.dir does not exist.
+    """
+    if config.data.dir is None:
+        return suite_dir.data
+    path = Path(config.data.dir).expanduser()
+    if not path.is_dir():
+        raise UserError(f"data.dir: {path} does not exist; run `replicate prepare --out {path}` first")
+    return path

@@ -1,0 +1,332 @@
+"""The door: `replicate VERB`. Each verb parses its own arguments and imports what it needs only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from replication import __version__
+from replication.errors import UserError
+
+INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; 0 on success, 2 with one line for a user's mistake, 130 after Ctrl-C, 1 otherwise."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        return _verb(args)
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        errors.print(f"[red]error:[/red] {_escape(str(error))}")
+        return 2
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command goes on where this one stopped")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `replicate ... | head` is no error
+        return 0
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _verb(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if args[0] == "--version":
+        print(f"replicate {__version__}")
+        return 0
+    if args[0] not in VERBS:
+        raise UserError(f"replicate: no verb '{args[0]}'; the verbs are {', '.join(VERBS)}")
+    return VERBS[args[0]](args[1:])
+
+
+def _overview() -> str:
+    lines = [
+        "usage: replicate VERB [options]      (replicate VERB --help says more; --debug shows tracebacks)",
+        "",
+    ]
+    lines += [f"  {name:<9} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- verbs
+
+
+def prepare(argv: list[str]) -> int:
+    """Read the sources, train or load the tokenizer, write token blocks; or show a global batch."""
+    from replication.config import load_run
+
+    parser = Parser(prog="replicate prepare", description=prepare.__doc__)
+    parser.add_argument(
+        "--config", action="append", default=[], help="config file; repeat it (default: data/python.yaml)"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="folder of the prepared corpus")
+    parser.add_argument(
+        "--show-batch", type=int, metavar="K", help="print the global batch of step K (from 0), decoded"
+    )
+    parser.add_argument("--full", action="store_true", help="with --show-batch: whole sequences")
+    args, flags = parser.parse_known_args(argv)
+    config = load_run(args.config or ["data/python.yaml"], flags)
+    console = Console()
+    from replication.data.prepare import prepare as prepare_corpus
+    from replication.data.prepare import show_batch
+
+    if args.show_batch is not None:
+        show_batch(config, args.out, args.show_batch, console, full=args.full)
+    else:
+        prepare_corpus(config.data, args.out, console)
+    return 0
+
+
+def train(argv: list[str]) -> int:
+    """Train one cell (one arm at one seed), generate its completions, mark it complete."""
+    from replication.config import load_run, run_parser, to_yaml
+
+    if not argv or any(a in ("-h", "--help") for a in argv):
+        parser = run_parser()
+        parser.add_argument("--out", type=Path, help="output folder; the cell is OUT/runs/<arm>/seed-<n>")
+        parser.print_help()
+        return 0
+    parser = Parser(prog="replicate train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--print_config", action="store_true")
+    args, flags = parser.parse_known_args(argv)
+    config = load_run(args.config, flags)
+    if args.print_config:
+        print(to_yaml(config), end="")
+        return 0
+    if args.out is None:
+        raise UserError("replicate train: --out is missing; name the output folder, such as --out out/my_suite")
+    from replication.cell import run_cell
+    from replication.rundir import SuiteDir
+
+    run_cell(config, SuiteDir(args.out), Console())
+    return 0
+
+
+def grid(argv: list[str]) -> int:
+    """Plan, run or show a suite: arms x seeds."""
+    parser = Parser(prog="replicate grid", description=grid.__doc__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="plan|run|status|diff", parser_class=Parser)
+    for name, text in (("plan", "list the cells"), ("run", "run what is not complete, then report"),
+                       ("status", "show every cell"), ("diff", "show in which keys two arms differ")):  # fmt: skip
+        sub = actions.add_parser(name, help=text, description=f"{text}. Any key of a run may follow as a flag.")
+        sub.add_argument("suite", help="suite file, or a name in configs/suites")
+        if name == "diff":
+            sub.add_argument("arms", nargs=2, metavar="ARM", help="names of two arms")
+        else:
+            sub.add_argument("--out", type=Path, help="output folder (default: out/<suite>)")
+            sub.add_argument("--seeds", help="comma-separated seeds instead of the suite's")
+        if name == "run":
+            sub.add_argument("--jobs", type=int, default=1, help="cells side by side (default 1)")
+    args, flags = parser.parse_known_args(argv)
+    action: Callable[[argparse.Namespace, list[str]], int] = {
+        "plan": _grid_plan, "run": _grid_run, "status": _grid_status, "diff": _grid_diff
+    }[args.action]  # fmt: skip
+    return action(args, flags)
+
+
+def generate(argv: list[str]) -> int:
+    """Sample completions of trained cells again, for example with other prompts."""
+    parser = Parser(prog="replicate generate", description=generate.__doc__)
+    parser.add_argument("out", type=Path, help="output folder of a suite")
+    parser.add_argument("--arm", help="only this arm")
+    parser.add_argument("--seed", type=int, help="only this seed")
+    args, flags = parser.parse_known_args(argv)
+    from replication.cell import data_folder
+    from replication.config import load_run
+    from replication.rundir import RunDir, SuiteDir
+
+    suite_dir = SuiteDir(args.out)
+    pattern = f"{args.arm or '*'}/seed-{'*' if args.seed is None else args.seed}/config.yaml"
+    found = sorted(suite_dir.runs.glob(pattern))
+    if not found:
+        raise UserError(f"{suite_dir.runs}: no cell matches {pattern}; train first")
+    for flag in flags:
+        if not flag.startswith(("--generation.", "--cluster.")) and flag.startswith("--"):
+            raise UserError(f"replicate generate: {flag} does not act on generation; use --generation.* or --cluster.*")
+    from replication.data.store import TokenStore
+    from replication.preference.generate import generate as generate_cell
+
+    for path in found:
+        config = load_run([path], flags)
+        run = RunDir(path.parent)
+        if config.generation.prompts is None:
+            raise UserError(f"{path}: key generation.prompts is empty; name a prompt file")
+        with run.lock():
+            generate_cell(config, run, TokenStore.open(data_folder(config, suite_dir)), Console())
+    return 0
+
+
+def report(argv: list[str]) -> int:
+    """Write report.html, report.md, results.json and figures from the run folders."""
+    parser = Parser(prog="replicate report", description=report.__doc__)
+    parser.add_argument("out", type=Path, help="output folder of a suite")
+    args = parser.parse_args(argv)
+    from replication.config import load_suite
+    from replication.rundir import SuiteDir
+
+    suite_dir = SuiteDir(args.out)
+    if not suite_dir.suite.is_file():
+        raise UserError(f"{suite_dir.suite}: no such file; give the output folder of `replicate grid run`")
+    _write_report(suite_dir, load_suite(suite_dir.suite))
+    return 0
+
+
+def doctor(argv: list[str]) -> int:
+    """Say what this machine has, and what each config would need."""
+    parser = Parser(prog="replicate doctor", description=doctor.__doc__)
+    parser.parse_args(argv)
+    from replication.config import config_root
+    from replication.doctor import doctor as examine
+
+    return examine(Console(), config_root())
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "prepare": prepare,
+    "train": train,
+    "grid": grid,
+    "generate": generate,
+    "report": report,
+    "doctor": doctor,
+}
+
+
+# ---------------------------------------------------------------- grid's actions
+
+
+def _suite_cells(args: argparse.Namespace, flags: list[str]):  # type: ignore[no-untyped-def]
+    """The suite (with --seeds), its output folder and its cells."""
+    from dataclasses import replace
+
+    from replication.config import load_suite
+    from replication.grid.plan import plan
+    from replication.rundir import SuiteDir
+
+    suite = load_suite(args.suite)
+    if args.seeds:
+        try:
+            suite = replace(suite, seeds=tuple(int(s) for s in args.seeds.split(",")))
+        except ValueError:
+            raise UserError(f"--seeds: '{args.seeds}' is not a list of whole numbers such as 1,2,3") from None
+    suite_dir = SuiteDir(args.out or Path("out") / suite.name)
+    return suite, suite_dir, plan(suite, suite_dir, flags)
+
+
+def _grid_plan(args: argparse.Namespace, flags: list[str]) -> int:
+    from rich.table import Table
+
+    suite, suite_dir, cells = _suite_cells(args, flags)
+    table = Table("cell", "config hash", "steps", "tokens", "folder", title=f"{suite.name}: {len(cells)} cells")
+    for cell in cells:
+        t = cell.config.training
+        table.add_row(cell.name, cell.hash, str(t.steps), f"{t.steps * t.batch_tokens:,}", str(cell.run.root))
+    Console().print(table)
+    return 0
+
+
+def _grid_run(args: argparse.Namespace, flags: list[str]) -> int:
+    from replication.cell import data_folder
+    from replication.grid.local import run_cells
+    from replication.grid.plan import claim_folder
+    from replication.grid.status import cell_status, status_table
+
+    if args.jobs < 1:
+        raise UserError(f"--jobs: {args.jobs} must be at least 1")
+    suite, suite_dir, cells = _suite_cells(args, flags)
+    console = Console()
+    claim_folder(suite, suite_dir, cells)
+    waiting = [c for c in cells if not c.run.complete.is_file()]
+    if waiting and waiting[0].config.data.dir is None:
+        from replication.data.prepare import prepare as prepare_corpus
+
+        prepare_corpus(waiting[0].config.data, suite_dir.data, console)
+    elif waiting:
+        data_folder(waiting[0].config, suite_dir)
+    outcome = run_cells(cells, suite_dir, args.jobs, console)
+    console.print(status_table([cell_status(c) for c in cells], suite.name))
+    if outcome.complete or outcome.failed or not _report_is_current(suite_dir, cells):
+        from replication.config import load_suite
+
+        _write_report(suite_dir, load_suite(suite_dir.suite))
+    else:
+        console.print("every cell was complete and the report is up to date: nothing to do")
+    console.print(f"report:       {suite_dir.report_html}", soft_wrap=True)
+    console.print(f"curves:       {_here('tensorboard')} --logdir {suite_dir.tensorboard}", soft_wrap=True)
+    if outcome.failed:
+        names = ", ".join(c.name for c in outcome.failed)
+        raise UserError(
+            f"{len(outcome.failed)} of {len(cells)} cells failed ({names}); see the table; run again to retry"
+        )
+    return 0
+
+
+def _grid_status(args: argparse.Namespace, flags: list[str]) -> int:
+    from replication.grid.status import cell_status, status_table
+
+    suite, suite_dir, cells = _suite_cells(args, flags)
+    Console().print(status_table([cell_status(c) for c in cells], f"{suite.name} in {suite_dir.root}"))
+    return 0
+
+
+def _grid_diff(args: argparse.Namespace, flags: list[str]) -> int:
+    from rich.table import Table
+
+    from replication.config import differences, load_cell, load_suite, scientific
+
+    suite = load_suite(args.suite)
+    a, b = (scientific(load_cell(suite, arm, suite.seeds[0], flags)) for arm in args.arms)
+    table = Table("key", *args.arms)
+    for key, (left, right) in differences(a, b).items():
+        table.add_row(key, str(left), str(right))
+    Console().print(table)
+    return 0
+
+
+def _write_report(suite_dir, suite) -> None:  # type: ignore[no-untyped-def]
+    from replication.analysis.report import write_report
+
+    path = write_report(suite_dir, suite)
+    Console().print(f"wrote {path}", soft_wrap=True)
+
+
+def _report_is_current(suite_dir, cells) -> bool:  # type: ignore[no-untyped-def]
+    outputs = (suite_dir.results, suite_dir.report_html, suite_dir.report_md)
+    if not all(p.is_file() for p in outputs):
+        return False
+    oldest = min(p.stat().st_mtime for p in outputs)
+    return all(c.run.complete.stat().st_mtime <= oldest for c in cells if c.run.complete.is_file())
+
+
+def _here(command: str) -> str:
+    """A command of this Python's own environment, by its path where it is not on PATH."""
+    import shutil
+
+    beside = Path(sys.executable).with_name(command)
+    return command if shutil.which(command) or not beside.exists() else str(beside)

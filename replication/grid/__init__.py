@@ -1,0 +1,1 @@
+"""Arms x seeds: plan, run on one machine, status."""

@@ -1,0 +1,121 @@
+"""Run cells on this machine: each in a process of its own, several side by side, with one progress display."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from replication.grid.plan import Cell
+from replication.grid.status import cell_status, clock
+from replication.rundir import SuiteDir, read_json, write_json
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    task: TaskID
+
+
+@dataclass
+class Outcome:
+    """What became of the cells of one `grid run`."""
+
+    complete: list[Cell] = field(default_factory=list)
+    failed: list[Cell] = field(default_factory=list)
+    skipped: list[Cell] = field(default_factory=list)  # complete before
+
+
+def run_cells(cells: Sequence[Cell], suite_dir: SuiteDir, jobs: int, console: Console) -> Outcome:
+    """Run every cell that is not complete, at most `jobs` at once, in the plan's order; show progress.
+
+    A cell that fails does not stop the others. On Ctrl-C the running cells are told to stop and waited for; the same
+    command goes on from their checkpoints.
+    """
+    outcome = Outcome(skipped=[c for c in cells if c.run.complete.is_file()])
+    waiting = [c for c in cells if not c.run.complete.is_file()]
+    running: list[_Running] = []
+    started = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+               TextColumn("{task.fields[note]}"), TimeElapsedColumn())  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        total = progress.add_task("cells", total=len(cells), completed=len(outcome.skipped), note="")
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    running.append(_start(waiting.pop(0), suite_dir, progress))
+                time.sleep(0.5)
+                for r in list(running):
+                    _show(r, progress)
+                    if r.process.poll() is not None:
+                        running.remove(r)
+                        _finish(r, outcome, progress)
+                ended = len(outcome.complete) + len(outcome.failed)
+                left = (time.monotonic() - started) / ended * (len(waiting) + len(running)) if ended else None
+                done = len(outcome.skipped) + ended
+                progress.update(total, completed=done, note=f"left about {clock(left)}" if left else "")
+        except BaseException:
+            _stop([r.process for r in running])
+            raise
+    return outcome
+
+
+def _start(cell: Cell, suite_dir: SuiteDir, progress: Progress) -> _Running:
+    command = [sys.executable, "-m", "replication", "train", "--config", str(cell.run.config)]
+    command += ["--out", str(suite_dir.root)]
+    cell.run.failed.unlink(missing_ok=True)
+    environment = os.environ | (
+        {"OMP_NUM_THREADS": str(cell.config.cluster.threads)} if cell.config.cluster.threads else {}
+    )
+    with open(cell.run.log, "ab") as log:
+        # a group of its own, so that Ctrl-C reaches this process alone, which then stops the cells in order
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+        )
+    return _Running(cell, process, progress.add_task(cell.name, total=cell.config.training.steps, note="starting"))
+
+
+def _show(r: _Running, progress: Progress) -> None:
+    status = cell_status(r.cell)
+    note = "starting"
+    if status.step >= status.steps:
+        note = "generating"
+    elif status.loss_nats is not None:
+        note = f"loss {status.loss_nats:.3f}, left {clock(status.seconds_left)}"
+    progress.update(r.task, completed=status.step, note=note)
+
+
+def _finish(r: _Running, outcome: Outcome, progress: Progress) -> None:
+    if r.process.returncode == 0 and r.cell.run.complete.is_file():
+        outcome.complete.append(r.cell)
+        progress.update(r.task, visible=False)
+        progress.console.print(f"[green]complete[/] {r.cell.name}")
+        return
+    if read_json(r.cell.run.failed) is None:  # killed before it could say why
+        error = f"the process ended with code {r.process.returncode}"
+        write_json(r.cell.run.failed, {"error": error, "log": str(r.cell.run.log), "step": cell_status(r.cell).step})
+    outcome.failed.append(r.cell)
+    progress.update(r.task, visible=False)
+    progress.console.print(
+        f"[red]failed[/] {r.cell.name}: {read_json(r.cell.run.failed)['error']} (log: {r.cell.run.log})"
+    )
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Interrupt, wait, and end what does not stop."""
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    for process in processes:
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,88 @@
+"""Arms x seeds -> cells, in the order in which they run: one seed block (all arms of a seed) after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from replication.config import (
+    RunConfig,
+    SuiteConfig,
+    differences,
+    flatten,
+    load_cell,
+    load_run,
+    scientific,
+    scientific_hash,
+    to_dict,
+    to_yaml,
+)
+from replication.errors import UserError
+from replication.rundir import RunDir, SuiteDir, write_text
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm at one seed."""
+
+    arm: str
+    seed: int
+    config: RunConfig
+    run: RunDir
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}/seed-{self.seed}"
+
+    @property
+    def hash(self) -> str:
+        return scientific_hash(self.config)
+
+
+def plan(suite: SuiteConfig, suite_dir: SuiteDir, flags: Sequence[str] = ()) -> list[Cell]:
+    """Every cell of a suite, seed block by seed block, so that an early end leaves whole pairs.
+
+    Raises:
+        UserError: a config that does not load, or an arm file that names another arm than its own.
+    """
+    cells = []
+    for seed in suite.seeds:
+        for arm in suite.arms:
+            config = load_cell(suite, arm, seed, flags)
+            if config.arm != arm:
+                raise UserError(f"configs/arms/{arm}.yaml: key 'arm' says {config.arm}; it must be {arm}")
+            cells.append(Cell(arm, seed, config, suite_dir.cell(arm, seed)))
+    return cells
+
+
+def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell]) -> None:
+    """Make the folder this suite's, and write each new cell's config beside where it will run.
+
+    Seeds may be added to a folder later; anything else that differs is refused before a cell runs.
+
+    Raises:
+        UserError: the folder holds another suite, or a cell of another config.
+    """
+    claimed = to_dict(suite)
+    if suite_dir.suite.is_file():
+        there = yaml.safe_load(suite_dir.suite.read_text())
+        different = differences(flatten(there), flatten(claimed))
+        different.pop("seeds", None)
+        if different:
+            listed = "; ".join(f"{k}: {a} there, {b} here" for k, (a, b) in list(different.items())[:5])
+            raise UserError(f"{suite_dir.root}: holds another suite ({listed}); choose another --out")
+        claimed["seeds"] = list(dict.fromkeys([*there["seeds"], *claimed["seeds"]]))
+    elif suite_dir.root.exists() and any(p.name not in ("data", "data.partial") for p in suite_dir.root.iterdir()):
+        raise UserError(f"{suite_dir.root}: is not empty and holds no suite; choose another --out")
+    for cell in cells:
+        if cell.run.config.is_file():
+            different = differences(scientific(load_run([cell.run.config])), scientific(cell.config))
+            if different:
+                listed = "; ".join(f"{k}: {a} there, {b} here" for k, (a, b) in list(different.items())[:5])
+                raise UserError(f"{cell.run.root}: holds a cell of another config ({listed}); choose another --out")
+    write_text(suite_dir.suite, yaml.safe_dump(claimed, sort_keys=False))
+    for cell in cells:
+        if not cell.run.complete.is_file():
+            write_text(cell.run.config, to_yaml(cell.config))

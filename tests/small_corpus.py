@@ -1,0 +1,50 @@
+"""A small corpus of real files, the same everywhere, and configs over it."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+from replication.config import DataConfig, SourceConfig, TokenizerConfig
+
+END_OF_TEXT = "<|endoftext|>"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def texts(n: int, seed: int = 0) -> list[str]:
+    """n documents of a few hundred words, with other scripts, odd white space and a spelled-out end-of-text in them."""
+    rng = random.Random(seed)
+    words = ["".join(rng.choices(LETTERS, k=rng.randint(2, 9))) for _ in range(300)]
+    words += ["Grüße", "данные", "数据", "🙂", END_OF_TEXT, "a\tb", " two  spaces", "\r\n"]
+    return [f"Document {i}.\n" + " ".join(rng.choices(words, k=rng.randint(100, 400))) for i in range(n)]
+
+
+def write_folder(folder: Path, documents: list[str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, text in enumerate(documents):
+        (folder / f"{i:04d}.txt").write_bytes(text.encode())
+    return folder
+
+
+def write_jsonl(path: Path, documents: list[str], field: str = "text") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"id": i, field: text}) + "\n" for i, text in enumerate(documents)))
+    return path
+
+
+def two_sources(root: Path, n: int = 40, vocab_size: int = 320, num_proc: int = 1) -> DataConfig:
+    """A folder of text files and a JSON-lines file under root, blocks of 16 tokens."""
+    folder, lines = root / "files", root / "lines.jsonl"
+    write_folder(folder, texts(n, seed=1))
+    write_jsonl(lines, texts(n, seed=2))
+    return DataConfig(
+        block_size_tokens=16,
+        sources=(
+            SourceConfig(name="files", kind="text", path=str(folder), weight=3.0),
+            SourceConfig(name="lines", kind="jsonl", path=str(lines), weight=1.0),
+        ),
+        tokenizer=TokenizerConfig(vocab_size=vocab_size),
+        validation_fraction=0.1,
+        num_proc=num_proc,
+    )

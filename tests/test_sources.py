@@ -1,0 +1,184 @@
+"""Every kind of source on real files: all text is read, and what is not text is counted and named."""
+
+import ast
+import gzip
+import json
+import subprocess
+import sys
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from small_corpus import texts, write_folder, write_jsonl
+
+from replication.config import SourceConfig
+from replication.data.sources import MAX_NAMED, ReadReport, documents
+from replication.errors import UserError
+
+
+def read(**keys):
+    report = ReadReport()
+    found = list(documents(SourceConfig(name="x", **keys), report))
+    assert report.documents == len(found)
+    return found, report
+
+
+def test_a_folder_is_read_at_any_depth_in_a_fixed_order(tmp_path):
+    write_folder(tmp_path / "a" / "b", texts(3))
+    (tmp_path / "z.md").write_text("# Last\r\nline")
+    (tmp_path / ".hidden").write_text("not asked for")
+    (tmp_path / "a" / "linked").symlink_to(tmp_path / "a")  # a loop is entered once
+    found, report = read(kind="text", path=str(tmp_path))
+    assert [name for name, _ in found] == ["a/b/0000.txt", "a/b/0001.txt", "a/b/0002.txt", "z.md"]
+    assert [text for _, text in found] == [*texts(3), "# Last\r\nline"]
+    assert report.hidden == 1
+    assert read(kind="text", path=str(tmp_path))[0] == found
+
+
+def test_a_glob_and_a_file(tmp_path, monkeypatch):
+    write_folder(tmp_path / "a", texts(2))
+    (tmp_path / "a" / "skip.md").write_text("no")
+    assert len(read(kind="text", path=str(tmp_path / "*" / "*.txt"))[0]) == 2
+    assert len(read(kind="text", path=str(tmp_path / "**" / "*"))[0]) == 3
+    monkeypatch.chdir(tmp_path)
+    assert read(kind="text", path="a/skip.md")[0] == [("skip.md", "no")]
+
+
+def test_empty_and_undecodable_files_are_counted_and_named(tmp_path):
+    write_folder(tmp_path, texts(2))
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "blank.txt").write_bytes(b" \n\t\n")
+    for i in range(25):
+        (tmp_path / f"latin{i:02d}.txt").write_bytes("naïve".encode("latin-1"))
+    (tmp_path / "utf16.txt").write_bytes("text".encode("utf-16"))
+    found, report = read(kind="text", path=str(tmp_path))
+    assert len(found) == 2
+    assert (report.empty, report.undecodable) == (2, 26)
+    assert report.undecodable_files == [f"latin{i:02d}.txt" for i in range(MAX_NAMED)]
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
+def test_a_missing_path_is_named_with_the_source(tmp_path, kind):
+    with pytest.raises(UserError, match=r"data\.sources: source 'x': no file.* matches .*nowhere.*; .*current folder"):
+        read(kind=kind, path=str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no file"):
+        read(kind=kind, path=str(tmp_path / "empty"))
+
+
+def test_json_lines_plain_and_compressed(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", texts(3), field="body")
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"body": "zipped"}) + "\n")
+    (tmp_path / "README").write_text("not data")
+    found, _ = read(kind="jsonl", path=str(tmp_path), text_field="body")
+    assert [text for _, text in found] == [*texts(3), "zipped"]
+    assert found[0][0] == "a.jsonl:1"
+
+
+def test_json_lines_that_are_no_text_are_counted(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(
+        b'{"text": "good"}\n{"text": ""}\n\n{"text": null}\n{broken\n{"text": "\xff"}\n{"text": "\\ud800"}\n{"text": "end"}'
+    )
+    found, report = read(kind="jsonl", path=str(path))
+    assert [text for _, text in found] == ["good", "end"]
+    assert (report.empty, report.undecodable) == (3, 3)
+    assert report.undecodable_files == ["a.jsonl:5", "a.jsonl:6", "a.jsonl:7"]
+
+
+def test_a_missing_field_is_refused_with_those_there_are(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ["text"], field="body")
+    message = r"source 'x': a\.jsonl:1 has no field 'text'; set text_field to one of: id, body"
+    with pytest.raises(UserError, match=message):
+        read(kind="jsonl", path=str(path))
+    with pytest.raises(UserError, match=r"field 'id' holds a int, not text; set text_field to one of: id, body"):
+        read(kind="jsonl", path=str(path), text_field="id")
+    path.write_text("[1, 2]\n")
+    with pytest.raises(UserError, match="is a JSON list"):
+        read(kind="jsonl", path=str(path))
+
+
+def write_parquet(path, rows, field="text"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pyarrow.table({"id": list(range(len(rows))), field: pyarrow.array(rows, pyarrow.string())})
+    pyarrow.parquet.write_table(table, path, row_group_size=2)
+
+
+def test_parquet(tmp_path):
+    write_parquet(tmp_path / "b.parquet", [*texts(3), None, ""])
+    write_parquet(tmp_path / "deep" / "c.parquet", ["one more"])
+    found, report = read(kind="parquet", path=str(tmp_path))
+    assert [text for _, text in found] == [*texts(3), "one more"]
+    assert report.empty == 2
+    with pytest.raises(UserError, match=r"source 'x': b\.parquet has no field 'body'.*: id, text"):
+        read(kind="parquet", path=str(tmp_path), text_field="body")
+
+
+def test_a_damaged_container_is_refused(tmp_path):
+    write_parquet(tmp_path / "a.parquet", texts(3))
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"source 'x': .*a\.parquet cannot be read"):
+        read(kind="parquet", path=str(tmp_path))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 1000)[:-20])
+    with pytest.raises(UserError, match=r"source 'x': .*a\.jsonl\.gz cannot be read"):
+        read(kind="jsonl", path=str(tmp_path))
+
+
+def test_a_hub_data_set_through_a_local_folder(tmp_path):
+    write_parquet(tmp_path / "set" / "train.parquet", [*texts(3), ""])
+    write_parquet(tmp_path / "set" / "test.parquet", ["held out"])
+    folder = str(tmp_path / "set")
+    found, report = read(kind="hub", path=folder)
+    assert [text for _, text in found] == texts(3)
+    assert report.empty == 1
+    assert [text for _, text in read(kind="hub", path=folder, split="test")[0]] == ["held out"]
+    with pytest.raises(UserError, match=r"has no field 'body'; set text_field to one of: id, text"):
+        read(kind="hub", path=folder, text_field="body")
+    with pytest.raises(UserError, match=r"load_dataset failed for path .*split nosuch.*check these keys"):
+        read(kind="hub", path=folder, split="nosuch")
+
+
+def test_an_unreachable_hub_is_one_line(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"source 'x': load_dataset failed for path nobody/nothing.*network") as caught:
+        read(kind="hub", path="nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+def test_python_topics():
+    from pydoc_data.topics import topics
+
+    found, _ = read(kind="python_topics")
+    assert dict(found) == topics
+    assert [name for name, _ in found] == sorted(topics)
+
+
+def test_python_source_is_the_library_without_its_tests():
+    found, report = read(kind="python_source")
+    sources = dict(found)
+    assert len(found) > 500 and report.undecodable == 0
+    assert {"ast.py", "asyncio/base_events.py", "json/decoder.py"} <= set(sources)
+    assert not [name for name in sources if {"test", "tests", "idle_test", "site-packages"} & set(name.split("/"))]
+    assert sources["ast.py"] == open(ast.__file__, encoding="utf-8", newline="").read()
+    assert [name for name, _ in found] == sorted(sources)
+
+
+def test_python_docstrings_are_cleaned_and_in_order():
+    sources = dict(read(kind="python_docstrings")[0])
+    text = sources["ast.py"]
+    assert text.startswith(ast.__doc__.strip().splitlines()[0])
+    places = [
+        text.index(f"\n\n{start}")
+        for start in ("Parse the source into", "Return the docstring for", "Recursively desc")
+    ]
+    assert places == sorted(places)
+    assert not any(line.startswith("def ") for line in text.splitlines())
+
+
+def test_the_data_modules_load_without_torch():
+    modules = "order sources tokenizer prepare store show".split()
+    code = f"import sys; {'; '.join(f'import replication.data.{m}' for m in modules)}; "
+    code += "sys.exit(bool({'torch', 'datasets', 'tokenizers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
