@@ -68,9 +68,7 @@ def file_sha256(path: Path) -> str:
 def mark_complete(folder: Path, extra: dict[str, Any] | None = None) -> None:
     """Write folder/COMPLETE: every file's size and SHA-256, so that damage is found by name."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "COMPLETE")
-    listed = {
-        str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files
-    }
+    listed = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
     write_json(folder / "COMPLETE", {**(extra or {}), "files": listed})
 
 
@@ -153,9 +151,7 @@ class RunDir:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(
-                    f"{self.root}: another process is running this cell; wait for it, or end it"
-                ) from None
+                raise UserError(f"{self.root}: another process is running this cell; wait for it, or end it") from None
             yield
 
     def is_locked(self) -> bool:

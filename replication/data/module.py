@@ -92,9 +92,7 @@ class TokenDataModule(LightningDataModule):
         return self._loader(batches, CountFrom(self.trainer.global_step * self.config.accumulation))
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(
-            ValidationBatches(self.config, self.store, self.config.micro_batch_sequences), None
-        )
+        return self._loader(ValidationBatches(self.config, self.store, self.config.micro_batch_sequences), None)
 
     def _loader(self, batches: Dataset, sampler: Sampler | None) -> DataLoader:
         workers = self.config.cluster.loader_workers

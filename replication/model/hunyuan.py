@@ -63,17 +63,13 @@ def to_hunyuan(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tenso
         "attention.k_norm.weight": "self_attn.key_layernorm.weight",
         "feed_forward.router.weight": "mlp.gate.wg.weight",
         **{f"attention.{x}.weight": f"self_attn.{x}_proj.weight" for x in "qkvo"},
-        **{
-            f"feed_forward.shared.{x}.weight": f"mlp.shared_mlp.{x}_proj.weight"
-            for x in ("gate", "up", "down")
-        },
+        **{f"feed_forward.shared.{x}.weight": f"mlp.shared_mlp.{x}_proj.weight" for x in ("gate", "up", "down")},
     }
     for i in range(config.n_blocks):
         ours, theirs = f"blocks.{i}.", f"model.layers.{i}."
         out |= {theirs + b: state[ours + a] for a, b in names.items()}
         expert = {
-            x: [state[f"{ours}feed_forward.{x}.{e}"] for e in range(config.n_experts)]
-            for x in ("gate", "up", "down")
+            x: [state[f"{ours}feed_forward.{x}.{e}"] for e in range(config.n_experts)] for x in ("gate", "up", "down")
         }
         gate_up = [torch.cat(pair) for pair in zip(expert["gate"], expert["up"], strict=True)]
         out[f"{theirs}mlp.experts.gate_up_proj"] = torch.stack(gate_up)

@@ -79,13 +79,9 @@ class LayerGain(Callback):
         if self.config.apply == "micro_batch":
             groups = pl_module.micro_batch_groups  # the groups that this forward pass added
             latest_LS = _accepts(pl_module).step_divergence_LS()[:, -groups:]
-            self._scale_L = layer_scales(
-                self.config, step_divergence(self.config, latest_LS), self.included_L
-            )
+            self._scale_L = layer_scales(self.config, step_divergence(self.config, latest_LS), self.included_L)
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self.config.apply == "step":
             module = _accepts(pl_module)
             divergence_L = step_divergence(self.config, module.step_divergence_LS())

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Set up the virtual environment with the test tools, then lint, type-check and test. Arguments go to pytest, which
+# runs in the checkout: launch/test.sh tests/test_config.py -k unknown
+set -euo pipefail
+
+# shellcheck source=launch/install.sh
+source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+install_environment test
+
+# Tests start processes side by side: one thread each keeps them from fighting over the cores.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+if ! has_nvidia_driver; then
+  export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}
+fi
+
+cd "$checkout"
+"$venv/bin/ruff" check .
+"$venv/bin/ruff" format --check .
+"$venv/bin/mypy"
+exec "$venv/bin/python" -m pytest "$@"

@@ -1,0 +1,1 @@
+"""From finished run folders to numbers, figures and a report. Imports no torch."""

@@ -1,0 +1,73 @@
+"""How numbers and untrusted text are written in the report. A missing number is a dash, never 0."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+MISSING = "–"
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """Fixed digits after the point."""
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: Any, digits: int = 4) -> str:
+    """Fixed digits with a sign, a true minus among them; what rounds to nothing has no sign."""
+    if value is None:
+        return MISSING
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "\u2212")
+
+
+def count(value: Any) -> str:
+    """Whole number with commas."""
+    return MISSING if value is None else f"{round(value):,}"
+
+
+def percent(value: Any, digits: int = 0) -> str:
+    """A share in percent."""
+    return MISSING if value is None else f"{100 * value:.{digits}f} %"
+
+
+def duration(seconds: Any) -> str:
+    """Seconds as 45 s, 3 min 20 s or 7 h 05 min."""
+    if seconds is None:
+        return MISSING
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def plain(value: Any) -> str:
+    """A config value or check value: short hashes, words for none, true and false."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(v)}" for key, v in value.items()) or MISSING
+    if isinstance(value, list):
+        return ", ".join(plain(v) for v in value) or MISSING
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    text = str(value)
+    return f"{text[:10]}…" if re.fullmatch(r"[0-9a-f]{24,}", text) else text
+
+
+def markdown_cell(value: Any) -> str:
+    """Text on one line in which Markdown and HTML have no meaning."""
+    text = " ".join(str(value).split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*\[\]|!#~$])", r"\\\1", text)
+
+
+def markdown_fence(text: Any) -> str:
+    """A fenced block around text, with a fence that the text cannot close."""
+    longest = max((len(run) for run in re.findall(r"`+", str(text))), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"

@@ -1,0 +1,196 @@
+"""Run folders as plain arrays. Missing is missing: what a journal lacks, or holds as null, is NaN here, never 0.
+
+Shapes: T logged training lines, V validations, S optimizer steps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from replication.config import flatten
+from replication.errors import UserError
+from replication.rundir import RunDir, SuiteDir, read_journal, read_json
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Scalars of one kind of journal line, merged by step."""
+
+    steps: Ints
+    """int64 [T], ascending."""
+    columns: dict[str, Floats]
+    """Tag -> float64 [T]; NaN where a line lacks the tag."""
+
+    def column(self, tag: str) -> Floats:
+        """float64 [T]; all NaN for a tag that was never logged."""
+        return self.columns.get(tag, np.full(len(self.steps), np.nan))
+
+    def last(self, tag: str) -> float:
+        """The value at the last step; NaN where there is none."""
+        values = self.column(tag)
+        return float(values[-1]) if len(values) else float("nan")
+
+    def tags(self, prefix: str) -> list[str]:
+        """Tags that start with prefix, sorted."""
+        return sorted(tag for tag in self.columns if tag.startswith(prefix))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What the last attempt of a cell left behind."""
+
+    error: str
+    """First line of the error."""
+    step: int
+    """Last logged step before it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One arm at one seed, in whatever state it is."""
+
+    arm: str
+    seed: int
+    state: str
+    """complete, running, failed, interrupted or pending."""
+    failure: Failure | None
+    step: int
+    """Last optimizer step that the journal or the manifest knows of; 0 before the first."""
+    tokens: float
+    """Predicted tokens consumed up to then; NaN where unknown."""
+    wall_seconds: float
+    """Training time up to then; NaN where unknown."""
+    manifest: dict[str, Any]
+    """Empty where there is none."""
+    config: dict[str, Any]
+    """Dotted keys of config.yaml; empty where there is none."""
+    train: Series
+    validation: Series
+    per_step: dict[str, Floats]
+    """Tag -> float64 [S]; entry k is step k + 1, NaN where the journal has none."""
+    samples: tuple[dict[str, Any], ...]
+    """Completions in file order."""
+
+    @property
+    def complete(self) -> bool:
+        return self.state == "complete"
+
+
+def load_cells(suite_dir: SuiteDir, arms: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+    """Every cell of arms x seeds, seed by seed; those without a folder are there too, as pending.
+
+    Args:
+        suite_dir: the output folder.
+        arms: names, in the suite's order.
+        seeds: training seeds.
+
+    Returns:
+        len(arms) * len(seeds) cells. Unreadable files count as missing: the certificate names them.
+    """
+    return [load_cell_files(suite_dir.cell(arm, seed), arm, seed) for seed in seeds for arm in arms]
+
+
+def load_cell_files(run: RunDir, arm: str, seed: int) -> Cell:
+    """Read the files of one cell; the names come from the caller, not from the files."""
+    lines = read_journal(run.metrics)
+    train_lines = [line for line in lines if "tokens" in line]
+    manifest, config = _object(run, "manifest"), _config(run)
+    last = train_lines[-1] if train_lines else {}
+    return Cell(
+        arm=arm,
+        seed=seed,
+        state=run.state(),
+        failure=_failure(run),
+        step=int(_number(last.get("step", manifest.get("step", 0)), 0)),
+        tokens=_number(last.get("tokens", manifest.get("tokens"))),
+        wall_seconds=_number(last.get("wall_seconds", manifest.get("wall_seconds"))),
+        manifest=manifest,
+        config=config,
+        train=_series(train_lines),
+        validation=_series([line for line in lines if any(key.startswith("val/") for key in line)], "val/"),
+        per_step=_per_step(train_lines),
+        samples=_samples(run),
+    )
+
+
+# ---------------------------------------------------------------- parsing
+
+
+def _number(value: Any, missing: float = float("nan")) -> float:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else missing
+
+
+def _series(lines: Iterable[dict[str, Any]], prefix: str = "") -> Series:
+    """Merge lines by step (a later line wins) into columns; anything but a number is left out."""
+    by_step: dict[int, dict[str, float]] = {}
+    for line in lines:
+        row = {k: _number(v) for k, v in line.items() if k.startswith(prefix) and k not in ("step", "per_step")}
+        by_step.setdefault(line["step"], {}).update(row)
+    steps = sorted(by_step)
+    tags = sorted({tag for row in by_step.values() for tag in row})
+    columns = {tag: np.array([by_step[s].get(tag, np.nan) for s in steps], dtype=np.float64) for tag in tags}
+    kept = {tag: values for tag, values in columns.items() if not np.isnan(values).all()}
+    return Series(np.array(steps, dtype=np.int64), kept)
+
+
+def _per_step(lines: Sequence[dict[str, Any]]) -> dict[str, Floats]:
+    """Lay the lists of every line end to end: a line's last entry belongs to the line's own step."""
+    n_steps = max((line["step"] for line in lines), default=0)
+    arrays: dict[str, Floats] = {}
+    for line in lines:
+        for tag, values in (line.get("per_step") or {}).items():
+            array = arrays.setdefault(tag, np.full(n_steps, np.nan))
+            row = [_number(value) for value in values][-line["step"] :] if line["step"] else []
+            array[line["step"] - len(row) : line["step"]] = row
+    return arrays
+
+
+def _object(run: RunDir, name: str) -> dict[str, Any]:
+    try:
+        value = read_json(getattr(run, name))
+    except (UserError, OSError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _config(run: RunDir) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return flatten(tree) if isinstance(tree, dict) else {}
+
+
+def _failure(run: RunDir) -> Failure | None:
+    """A FAILED file that a later, complete attempt left behind is not a failure any more."""
+    if run.complete.is_file() or not run.failed.is_file():
+        return None
+    record = _object(run, "failed")
+    lines = str(record.get("error", "")).strip().splitlines() or ["no error was recorded; see log.txt"]
+    return Failure(lines[0][:500], int(_number(record.get("step"), 0)))
+
+
+def _samples(run: RunDir) -> tuple[dict[str, Any], ...]:
+    try:
+        lines = run.samples.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return ()
+    found = []
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict) and "completion" in value:
+            found.append(value)
+    return tuple(found)

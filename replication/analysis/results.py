@@ -1,0 +1,447 @@
+"""Every number of the report in one dict, DIR/results.json: the templates and figures read this and compute nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from replication.analysis.load import Cell
+from replication.analysis.stats import (
+    LATE_VALIDATIONS,
+    budget_departure,
+    differences_to_first,
+    last_share_mean,
+    late_mean,
+    smallest_sign_flip_p,
+    summarize_paired,
+)
+from replication.certificate import Certificate
+from replication.config import SuiteConfig
+from replication.errors import UserError
+from replication.rundir import SuiteDir, read_json
+
+FORMAT = 1
+LATE_STEP_SHARE = 0.1
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One number of a complete cell that arms are compared by."""
+
+    key: str
+    name: str
+    unit: str
+    value: Callable[[Cell], float]
+
+
+def _final(tag: str) -> Callable[[Cell], float]:
+    """The validation at the cell's last step; a validation of an earlier step is not the final one."""
+
+    def value(cell: Cell) -> float:
+        steps = cell.validation.steps
+        return cell.validation.last(tag) if len(steps) and steps[-1] == cell.step else NAN
+
+    return value
+
+
+QUANTITIES = (
+    Quantity("final_val_loss", "Validation loss at the last step", "nats", _final("val/loss_nats")),
+    Quantity(
+        "late_val_loss",
+        f"Validation loss, mean of the last {LATE_VALIDATIONS} validations",
+        "nats",
+        lambda cell: late_mean(cell.validation.column("val/loss_nats")).value,
+    ),
+    Quantity(
+        "entropy_predicted_tokens",
+        "Entropy of the histogram of predicted tokens",
+        "nats",
+        _final("val/entropy_predicted_tokens_nats"),
+    ),
+    Quantity(
+        "entropy_predictive",
+        "Mean entropy of the predictive distribution",
+        "nats",
+        _final("val/entropy_predictive_nats"),
+    ),
+    Quantity(
+        "grad_norm",
+        f"Gradient norm, mean of the last {LATE_STEP_SHARE:.0%} of steps",
+        "",
+        lambda cell: last_share_mean(cell.per_step.get("train/grad_norm", np.empty(0)), LATE_STEP_SHARE).value,
+    ),
+)
+
+PUBLISHED = (
+    ("late_val_loss", "Validation loss, mean of the last 10 checkpoints", 3.946, 3.950),
+    ("entropy_predicted_tokens", "Token entropy (not defined there)", 7.214, 7.425),
+    ("grad_norm", "Gradient norm", 1.74, 2.50),
+)
+"""(quantity here, words there, baseline, both): phase 3, one seed, about 1.2 billion parameters, 3.93 billion tokens."""
+
+SUMMARY_KEYS = {
+    "model.n_blocks": "blocks",
+    "model.d_model": "width",
+    "model.feed_forward": "feed-forward",
+    "model.n_experts": "routed experts",
+    "model.top_k": "experts a token visits",
+    "model.vocab_size": "vocabulary",
+    "data.block_size_tokens": "tokens in a sequence",
+    "training.steps": "optimizer steps",
+    "training.batch_tokens": "tokens a step",
+    "training.gain_group_sequences": "sequences in a gain group",
+    "training.optimizer": "optimizer",
+    "training.learning_rate": "peak learning rate",
+    "training.warmup_steps": "warm-up steps",
+    "training.decay_steps": "decay steps",
+    "training.clip_norm": "largest gradient norm",
+    "training.label_smoothing": "label smoothing",
+    "training.precision": "precision",
+    "validation.sequences": "validation sequences",
+    "validation.every_steps": "steps between validations",
+}
+
+
+def compute_results(
+    suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell], certificate: Certificate
+) -> dict[str, Any]:
+    """All numbers of the report, as plain JSON values; a missing number is None.
+
+    Args:
+        suite_dir: the output folder; its data manifest is read.
+        suite: names and order of arms and seeds; the first arm is the baseline.
+        cells: every cell of arms x seeds.
+        certificate: of the same arms and seeds; pairs that do not hold are left out of every difference.
+    """
+    results = {
+        "format": FORMAT,
+        "suite": _suite(suite, cells),
+        "certificate": certificate.to_dict(),
+        "pairs_used": [{"arm": p.arm, "seed": p.seed} for p in certificate.pairs if p.state == "holds"],
+        "pairs_refused": [asdict(p) for p in certificate.pairs if p.state != "holds"],
+        "cells": [_cell(cell) for cell in cells],
+        "late": _late(cells),
+        "quantities": [_quantity(q, suite, cells, certificate) for q in QUANTITIES],
+        "gain": [_gain(cell) for cell in cells if len(cell.train.steps)],
+        "warnings": list(_warnings(suite_dir, suite, cells)),
+        "config": _config(suite, cells),
+        "data": _data(suite_dir, cells),
+        "machines": _machines(cells),
+        "samples": _samples(suite, cells),
+        "reproduce": _reproduce(suite_dir, cells),
+    }
+    results["published"] = _published(results)
+    return clean(results)
+
+
+def clean(value: Any) -> Any:
+    """Plain JSON: NaN and infinity become None, tuples lists, and text loses what no file or page can hold."""
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, str):
+        return "".join(c if c in "\n\t" or (c.isprintable() or c.isspace()) and c >= " " else "\ufffd" for c in value)
+    if isinstance(value, dict):
+        return {clean(str(k)): clean(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [clean(v) for v in value]
+    return value
+
+
+# ---------------------------------------------------------------- suite and cells
+
+
+def _suite(suite: SuiteConfig, cells: Sequence[Cell]) -> dict[str, Any]:
+    n_complete = sum(cell.complete for cell in cells)
+    return {
+        "name": suite.name,
+        "arms": list(suite.arms),
+        "seeds": list(suite.seeds),
+        "baseline": suite.arms[0],
+        "cells_total": len(cells),
+        "cells_complete": n_complete,
+        "cells_not_complete": len(cells) - n_complete,
+        "parameters": _one(cell.manifest.get("parameters") for cell in cells if cell.manifest),
+        "tokens": _one(cell.manifest.get("tokens") for cell in cells if cell.complete),
+        "smallest_sign_flip_p": smallest_sign_flip_p(len(suite.seeds)),
+    }
+
+
+def _one(values: Iterable[Any]) -> Any:
+    """The value that all share; None where there is none, or more than one."""
+    seen = {v for v in values if isinstance(v, (int, float, str))}
+    return seen.pop() if len(seen) == 1 else None
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    late = late_mean(cell.validation.column("val/loss_nats"))
+    validations = cell.validation.steps
+    return {
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "state": cell.state,
+        "step": cell.step,
+        "steps_planned": cell.config.get("training.steps"),
+        "tokens": cell.tokens,
+        "last_val_loss_nats": cell.validation.last("val/loss_nats"),
+        "last_val_loss_unsmoothed_nats": cell.validation.last("val/loss_unsmoothed_nats"),
+        "last_val_step": int(validations[-1]) if len(validations) else None,
+        "late_val_loss_nats": late.value,
+        "late_k": late.k,
+        "tokens_per_second": cell.tokens / cell.wall_seconds if cell.wall_seconds > 0 else NAN,
+        "wall_seconds": cell.wall_seconds,
+        "config_hash": cell.manifest.get("config_hash"),
+        "final_weights_sha256": cell.manifest.get("final_weights_sha256"),
+        "failure": asdict(cell.failure) if cell.failure else None,
+        **{q.key: q.value(cell) if cell.complete else NAN for q in QUANTITIES},
+    }
+
+
+def _late(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Which part of training the late-checkpoint mean is over, of the first complete cell with validations."""
+    for cell in cells:
+        if cell.complete and len(cell.validation.steps):
+            late = cell.validation.steps[-LATE_VALIDATIONS:]
+            first = int(late[0])
+            return {
+                "k": len(late),
+                "k_asked": LATE_VALIDATIONS,
+                "first_step": first,
+                "last_step": int(late[-1]),
+                "share_of_training": (cell.step - first) / cell.step if cell.step else NAN,
+            }
+    return {"k": 0, "k_asked": LATE_VALIDATIONS, "first_step": None, "last_step": None, "share_of_training": None}
+
+
+# ---------------------------------------------------------------- comparisons
+
+
+def _quantity(q: Quantity, suite: SuiteConfig, cells: Sequence[Cell], certificate: Certificate) -> dict[str, Any]:
+    """Values of complete cells, and differences of the pairs that the certificate lets pass."""
+    by_name = {(cell.arm, cell.seed): cell for cell in cells}
+    values = np.array([
+        [q.value(by_name[arm, seed]) if by_name[arm, seed].complete else NAN for seed in suite.seeds]
+        for arm in suite.arms
+    ])  # fmt: skip
+    differences = differences_to_first(values)
+    pairs = []
+    for arm, row in zip(suite.arms[1:], differences, strict=True):
+        passed = [certificate.pair(arm, seed).state == "holds" for seed in suite.seeds]
+        used = np.where(passed, row, NAN)
+        pairs.append({"arm": arm, "differences": used.tolist(), **asdict(summarize_paired(used))})
+    means = {arm: _mean(row) for arm, row in zip(suite.arms, values, strict=True)}
+    baseline = values[0][np.isfinite(values[0])]
+    return {
+        "key": q.key,
+        "name": q.name,
+        "unit": q.unit,
+        "values": {arm: row.tolist() for arm, row in zip(suite.arms, values, strict=True)},
+        "means": means,
+        "baseline_range": float(np.ptp(baseline)) if len(baseline) > 1 else NAN,
+        "pairs": pairs,
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of the seeds that have a value; NaN where none has."""
+    there = values[np.isfinite(values)]
+    return float(there.mean()) if len(there) else NAN
+
+
+def _published(results: dict[str, Any]) -> dict[str, Any]:
+    """The published table beside the same quantities here: comparable in direction only."""
+    by_key = {q["key"]: q for q in results["quantities"]}
+    baseline = results["suite"]["baseline"]
+    applies = baseline == "baseline" and "both" in results["suite"]["arms"]
+    rows = []
+    for key, words, there_baseline, there_both in PUBLISHED:
+        q = by_key[key]
+        pair = next((p for p in q["pairs"] if p["arm"] == "both"), None) if applies else None
+        rows.append({
+            "published_name": words,
+            "here_name": q["name"],
+            "unit": q["unit"],
+            "published_baseline": there_baseline,
+            "published_both": there_both,
+            "published_difference": round(there_both - there_baseline, 6),
+            "here_baseline": q["means"][baseline] if applies else None,
+            "here_both": q["means"]["both"] if applies else None,
+            "here_difference": pair["mean"] if pair else None,
+            "direction": _direction(pair) if pair else "no such pair in this suite",
+        })  # fmt: skip
+    return {"applies": applies, "rows": rows}
+
+
+def _direction(pair: dict[str, Any]) -> str:
+    """In words; every published difference is positive (both above baseline)."""
+    if not pair["n"]:
+        return "no certified pair"
+    same, n = pair["n_positive"], pair["n"]
+    return f"same direction at {same} of {n} {'seed' if n == 1 else 'seeds'}"
+
+
+def _gain(cell: Cell) -> dict[str, Any]:
+    """Whether the token gain preserves the total gradient budget in one cell (METHOD 1)."""
+    mean = cell.train.column("gain/mean")
+    budget = budget_departure(mean)
+    failing = cell.train.steps[np.abs(np.where(np.isfinite(mean), mean, 1.0) - 1) > 0.01]
+    return {
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "applied": cell.config.get("token_gain.enabled"),
+        "n_measured": budget.n_measured,
+        "n_failing": budget.n_failing,
+        "share_failing": budget.share,
+        "last_failing_step": int(failing[-1]) if len(failing) else None,
+        "largest_mean": float(np.nanmax(mean)) if budget.n_measured else NAN,
+        "last_mean": cell.train.last("gain/mean"),
+        "last_mean_before_clamp": cell.train.last("gain/mean_before_clamp"),
+        "last_std": cell.train.last("gain/std"),
+        "last_share_at_min": cell.train.last("gain/share_at_min"),
+        "last_share_at_max": cell.train.last("gain/share_at_max"),
+    }
+
+
+# ---------------------------------------------------------------- what a reader should be warned of
+
+
+def _warnings(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell]) -> Iterable[str]:
+    complete = [cell for cell in cells if cell.complete]
+    for seed in suite.seeds:
+        seen: dict[str, str] = {}
+        for cell in complete:
+            weights = cell.manifest.get("final_weights_sha256")
+            if cell.seed != seed or not isinstance(weights, str):
+                continue
+            if weights in seen:
+                yield f"{cell.arm} and {seen[weights]} ended with the same weights at seed {seed}: the change had no effect."
+            seen.setdefault(weights, cell.arm)
+    for words, value in (
+        ("commits of the code", lambda m: (m.get("git") or {}).get("commit")),
+        ("package versions", lambda m: str(m.get("packages"))),
+        ("hardware", lambda m: str(m.get("hardware"))),
+        ("world sizes", lambda m: m.get("world_size")),
+    ):
+        if len({value(cell.manifest) for cell in complete}) > 1:
+            yield f"The complete cells ran with different {words}; see the table of machines."
+    dirty = sorted({f"{c.arm}/seed-{c.seed}" for c in complete if (c.manifest.get("git") or {}).get("dirty")})
+    if dirty:
+        yield f"The code had changes that no commit holds in {len(dirty)} of {len(complete)} complete cells."
+    known = {(cell.arm, cell.seed) for cell in cells}
+    for path in sorted(suite_dir.runs.glob("*/seed-*")):
+        seed_text = path.name.removeprefix("seed-")
+        if not seed_text.isdigit() or (path.parent.name, int(seed_text)) not in known:
+            yield f"The folder runs/{path.parent.name}/{path.name} is not part of the suite and was not read."
+
+
+# ---------------------------------------------------------------- config, data, machines
+
+
+def _config(suite: SuiteConfig, cells: Sequence[Cell]) -> dict[str, Any]:
+    """Keys of the first cell that has a config, and what each arm declares."""
+    first = next((cell.config for cell in cells if cell.config), {})
+    declared_keys = sorted({key for cell in cells for key in cell.manifest.get("arm_keys") or () if key != "arm"})
+    by_arm = {cell.arm: cell.config for cell in reversed(cells) if cell.config}
+    return {
+        "summary": [{"name": word, "value": first[key]} for key, word in SUMMARY_KEYS.items() if key in first],
+        "all": {key: value for key, value in first.items() if key not in (*declared_keys, "arm", "seed")},
+        "declared_keys": declared_keys,
+        "declared": {arm: [by_arm.get(arm, {}).get(key) for key in declared_keys] for arm in suite.arms},
+    }
+
+
+def _data(suite_dir: SuiteDir, cells: Sequence[Cell]) -> dict[str, Any] | None:
+    """Sources with documents, bytes and tokens; None where the folder holds no prepared corpus."""
+    try:
+        manifest = read_json(suite_dir.data / "manifest.json")
+    except (UserError, OSError):
+        manifest = None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("sources"), dict):
+        return None
+    rows = []
+    for name, source in manifest["sources"].items():
+        if isinstance(source, dict):
+            train, validation = source.get("train") or {}, source.get("validation") or {}
+            rows.append({
+                "name": name,
+                "documents": source.get("documents"),
+                "text_bytes": source.get("text_bytes"),
+                "train_tokens": train.get("tokens"),
+                "validation_tokens": validation.get("tokens"),
+            })  # fmt: skip
+    used = {(cell.manifest.get("data") or {}).get("hash") for cell in cells if cell.manifest}
+    return {
+        "hash": manifest.get("hash"),
+        "vocab_size": manifest.get("vocab_size"),
+        "sources": rows,
+        "used_by_all": used == {manifest.get("hash")},
+    }
+
+
+def _machines(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Each different combination of code, packages and hardware, with the cells that ran there."""
+    found: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        m = cell.manifest
+        if not m:
+            continue
+        hardware, git = m.get("hardware") or {}, m.get("git") or {}
+        machine = {
+            "cpu": hardware.get("cpu"),
+            "cores": hardware.get("cores"),
+            "gpus": hardware.get("gpus") or [],
+            "memory_gib": hardware.get("memory_gib"),
+            "world_size": m.get("world_size"),
+            "commit": git.get("commit"),
+            "dirty": git.get("dirty"),
+            "packages": {k: v for k, v in (m.get("packages") or {}).items() if v is not None},
+        }
+        entry = found.setdefault(str(machine), {**machine, "cells": []})
+        entry["cells"].append(f"{cell.arm}/seed-{cell.seed}")
+    return list(found.values())
+
+
+def _reproduce(suite_dir: SuiteDir, cells: Sequence[Cell]) -> list[str]:
+    """Shell lines that make these numbers again; the folder's own suite file is the input."""
+    commit = _one((cell.manifest.get("git") or {}).get("commit") for cell in cells)
+    suite = f"{suite_dir.root.name}/{suite_dir.suite.name}"
+    lines = [f"git checkout {commit}"] if commit else []
+    return [*lines, f"replicate grid run {suite} --out again", "replicate report again"]
+
+
+# ---------------------------------------------------------------- completions
+
+LONGEST_COMPLETION = 1500
+
+
+def _samples(suite: SuiteConfig, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """One prompt a category, every arm's first completion at one seed: the seed and prompts that most arms have."""
+    first: dict[int, dict[Any, dict[str, dict[str, Any]]]] = {seed: {} for seed in suite.seeds}
+    for cell in cells:
+        for sample in reversed(cell.samples):
+            prompt = first[cell.seed].setdefault(str(sample.get("prompt_id")), {})
+            prompt[cell.arm] = sample
+    seed = max(suite.seeds, key=lambda s: sum(len(arms) for arms in first[s].values()))
+    chosen: dict[str, dict[str, dict[str, Any]]] = {}
+    for arms in first[seed].values():
+        category = str(next(iter(arms.values())).get("category"))
+        if len(arms) > len(chosen.get(category, {})):
+            chosen[category] = arms
+    return [_side_by_side(category, seed, suite.arms, arms) for category, arms in sorted(chosen.items())]
+
+
+def _side_by_side(category: str, seed: int, order: Sequence[str], arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    any_sample = next(iter(arms.values()))
+    completions = []
+    for arm in order:
+        text = str(arms[arm]["completion"]) if arm in arms else None
+        shown = text and text[:LONGEST_COMPLETION]
+        completions.append({"arm": arm, "text": shown, "cut": text != shown})
+    question = str(any_sample.get("question", ""))[:LONGEST_COMPLETION]
+    return {"category": category, "seed": seed, "question": question, "completions": completions}

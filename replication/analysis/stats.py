@@ -1,0 +1,186 @@
+"""Small statistics over seeds. Pure functions; NaN is a missing value and stays one.
+
+Shapes: A arms, N seeds, V validations, S steps. The unit of every interval is the training seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats as scipy_stats
+
+Floats = NDArray[np.float64]
+
+LATE_VALIDATIONS = 10
+"""The published late-checkpoint mean is over the last ten."""
+BUDGET_TOLERANCE = 0.01
+"""A mean gain further than this from 1 does not preserve the total gradient budget (METHOD 1)."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Paired differences of one arm to the first arm."""
+
+    n: int
+    """Seeds that have both values."""
+    mean: float
+    sd: float
+    """Sample standard deviation (n - 1); NaN below two seeds."""
+    low: float
+    high: float
+    """Bounds of the t interval of the mean; NaN below two seeds."""
+    n_positive: int
+    n_negative: int
+    note: str
+    """Why there is no interval; empty where there is one."""
+
+
+@dataclass(frozen=True)
+class LateMean:
+    """Mean of the last k validations."""
+
+    value: float
+    k: int
+    """How many entered: those asked for, or all there are."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """At how many steps the mean gain after the clamp departs from 1."""
+
+    n_failing: int
+    n_measured: int
+    share: float
+    """n_failing / n_measured; NaN where nothing was measured."""
+
+
+def differences_to_first(values_AN: ArrayLike) -> Floats:
+    """Each arm minus the first arm, seed by seed.
+
+    Args:
+        values_AN: float [A, N]; NaN where a cell has no value.
+
+    Returns:
+        float64 [A - 1, N]; NaN where either value is missing.
+    """
+    values = np.asarray(values_AN, dtype=np.float64)
+    return values[1:] - values[:1]
+
+
+def summarize_paired(differences_N: ArrayLike, confidence: float = 0.95) -> Paired:
+    """Mean, standard deviation and t interval of paired differences over seeds.
+
+    Args:
+        differences_N: float [N], one a seed, in the quantity's own unit; NaN entries are left out.
+        confidence: coverage of the interval.
+
+    Returns:
+        n, mean, sd and mean -/+ t(n - 1) * sd / sqrt(n); no interval, and a note, below two seeds.
+    """
+    values = np.asarray(differences_N, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    n, nan = len(values), float("nan")
+    signs = int((values > 0).sum()), int((values < 0).sum())
+    if n < 2:
+        note = "one seed: no interval" if n else "no seed has both values"
+        return Paired(n, float(values[0]) if n else nan, nan, nan, nan, *signs, note)
+    mean, sd = float(values.mean()), float(values.std(ddof=1))
+    half = float(scipy_stats.t.ppf(0.5 + confidence / 2, n - 1)) * sd / np.sqrt(n)
+    return Paired(n, mean, sd, float(mean - half), float(mean + half), *signs, "")
+
+
+def smallest_sign_flip_p(n_seeds: int) -> float:
+    """The smallest two-sided p that an exact sign-flip test over n seeds can reach: 2 / 2**n; NaN without seeds."""
+    return min(1.0, 2.0 / 2**n_seeds) if n_seeds > 0 else float("nan")
+
+
+def late_mean(values_V: ArrayLike, k: int = LATE_VALIDATIONS) -> LateMean:
+    """Mean of the last k validations, or of all where there are fewer.
+
+    Args:
+        values_V: float [V], in order of steps.
+        k: how many, at least 1.
+
+    Returns:
+        The mean and the number it is over. A missing value among them makes the mean NaN: it is not skipped.
+    """
+    assert k >= 1
+    last = np.asarray(values_V, dtype=np.float64)[-k:]
+    return LateMean(float(last.mean()) if len(last) else float("nan"), len(last))
+
+
+def last_share_mean(values_S: ArrayLike, share: float = 0.1) -> LateMean:
+    """Mean over the last share of steps (at least one step), for quantities that are kept at every step.
+
+    Args:
+        values_S: float [S], one a step.
+        share: in (0, 1].
+
+    Returns:
+        The mean and the number of steps it is over; NaN where one of them is missing.
+    """
+    values = np.asarray(values_S, dtype=np.float64)
+    return late_mean(values, max(1, round(share * len(values))))
+
+
+def budget_departure(mean_gain_T: ArrayLike, tolerance: float = BUDGET_TOLERANCE) -> Budget:
+    """At how many logged steps 'the total gradient budget is preserved' fails.
+
+    Args:
+        mean_gain_T: float [T], mean gain over the step's tokens after the clamp; NaN entries are not measured.
+        tolerance: largest departure from 1 that still counts as preserved.
+    """
+    values = np.asarray(mean_gain_T, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    failing = int((np.abs(values - 1) > tolerance).sum())
+    return Budget(failing, len(values), failing / len(values) if len(values) else float("nan"))
+
+
+def window_means(values_S: ArrayLike, max_points: int = 120) -> tuple[Floats, Floats, int]:
+    """Means over consecutive windows, so that a curve of many noisy steps can be read.
+
+    Args:
+        values_S: float [S]; entry k is step k + 1.
+        max_points: at most this many windows.
+
+    Returns:
+        (last step of each window [W], mean over the values there are [W], steps a window). A window without any
+        value is NaN.
+    """
+    values = np.asarray(values_S, dtype=np.float64)
+    size = max(1, -(-len(values) // max_points))
+    padded = np.full(-(-len(values) // size) * size, np.nan)
+    padded[: len(values)] = values
+    windows = padded.reshape(-1, size)
+    there = np.isfinite(windows)
+    count = there.sum(1)
+    total = np.where(there, windows, 0.0).sum(1)
+    means = np.divide(total, count, out=np.full(len(windows), np.nan), where=count > 0)
+    ends = np.minimum(np.arange(1, len(windows) + 1) * size, len(values)).astype(np.float64)
+    return ends, means, size
+
+
+def mean_over_seeds(
+    curves: Sequence[tuple[ArrayLike, ArrayLike]],
+) -> tuple[Floats, Floats]:
+    """The mean curve of one arm, where every seed has a value.
+
+    Args:
+        curves: (steps [T], values [T]) of each seed; steps may differ between seeds.
+
+    Returns:
+        (common steps [C], mean [C]). A step that one seed lacks, or has as NaN, is left out or NaN: a mean over
+        changing sets of seeds would jump where a seed ends.
+    """
+    if not curves:
+        return np.empty(0), np.empty(0)
+    tables = [
+        dict(zip(np.asarray(steps).tolist(), np.asarray(values, dtype=np.float64).tolist(), strict=True))
+        for steps, values in curves
+    ]
+    common = sorted(set.intersection(*(set(table) for table in tables)))
+    stacked = np.array([[table[step] for step in common] for table in tables], dtype=np.float64)
+    return np.array(common, dtype=np.float64), stacked.mean(0) if common else np.empty(0)

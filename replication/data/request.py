@@ -1,0 +1,28 @@
+"""What a preparation depends on: the part of DataConfig that two preparations must share to be the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from replication.config import DataConfig, differences, flatten, to_dict
+
+
+def request_of(data: DataConfig) -> dict[str, Any]:
+    """DataConfig as plain values, without what changes no token: the folder, the processes and the weights."""
+    request = to_dict(data)
+    for key in ("dir", "num_proc"):
+        del request[key]
+    for source in request["sources"]:
+        del source["weight"]
+    return request
+
+
+def request_differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Config keys in which two requests differ, such as `data.sources.web.path` or `data.tokenizer.vocab_size`."""
+    return [f"data.{key}" for key in differences(_by_name(a), _by_name(b))]
+
+
+def _by_name(request: dict[str, Any]) -> dict[str, Any]:
+    sources = {source["name"]: source for source in request.get("sources", [])}
+    # The place of a source is part of the request: source numbers key the data order.
+    return flatten({**request, "sources": {name: {**s, "place": i} for i, (name, s) in enumerate(sources.items())}})

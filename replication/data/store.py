@@ -1,0 +1,199 @@
+"""Reading what `replicate prepare` wrote: token blocks by (source, index), memory-mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from replication.config import RunConfig
+from replication.data.blocks import Int32
+from replication.data.order import Int64
+from replication.data.request import request_differences, request_of
+from replication.errors import UserError
+from replication.rundir import read_json
+
+if TYPE_CHECKING:
+    from replication.data.tokenizer import TextTokenizer
+
+Split = Literal["train", "validation"]
+
+FORMAT = 1
+
+
+class TokenStore:
+    """A complete preparation. Holds no file open until it is read; may be pickled to loader processes.
+
+    Attributes:
+        dir: the folder.
+        manifest: the parsed manifest.json.
+        source_names: names in the order of source numbers.
+    """
+
+    def __init__(self, dir: Path, manifest: dict[str, Any]):
+        self.dir, self.manifest = dir, manifest
+        self.source_names: list[str] = list(manifest["sources"])
+        self._columns: dict[tuple[str, int], _BlockColumn] = {}
+
+    @classmethod
+    def open(cls, dir: Path | str | None) -> TokenStore:
+        """Open a folder that `replicate prepare` completed.
+
+        Raises:
+            UserError: no folder is given, or it is missing, incomplete or of another format.
+        """
+        if not dir:
+            raise UserError("data.dir: is not set; give the folder that `replicate prepare --out DIR` wrote")
+        dir = Path(dir)
+        manifest = read_json(dir / "manifest.json") if dir.is_dir() else None
+        if manifest is None:
+            state = "holds no complete preparation" if dir.exists() else "does not exist"
+            raise UserError(f"data.dir: {dir} {state}; run `replicate prepare --out {dir}` first")
+        if manifest.get("format") != FORMAT or "sources" not in manifest:
+            raise UserError(
+                f"data.dir: {dir}/manifest.json is not of format {FORMAT}; remove the folder and run "
+                f"`replicate prepare --out {dir}` again"
+            )
+        return cls(dir, manifest)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenStore, (self.dir, self.manifest)
+
+    @property
+    def hash(self) -> str:
+        """Content identity of the data: tokenizer, block size and every token (SHA-256, hex)."""
+        return str(self.manifest["hash"])
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.manifest["vocab_size"])
+
+    @property
+    def end_of_text_id(self) -> int:
+        return int(self.manifest["end_of_text_id"])
+
+    @property
+    def block_size_tokens(self) -> int:
+        return int(self.manifest["block_size_tokens"])
+
+    def sizes(self, split: Split) -> list[int]:
+        """Blocks of each source in a split, in the order of source_names."""
+        return [int(source[split]["blocks"]) for source in self.manifest["sources"].values()]
+
+    def read(self, split: Split, source_ids: npt.ArrayLike, indices: npt.ArrayLike) -> Int32:
+        """Blocks by source number and index.
+
+        Args:
+            split: train or validation.
+            source_ids: int64 [n], places in source_names.
+            indices: int64 [n], block numbers in their sources.
+
+        Returns:
+            A fresh int32 [n, T + 1]; PAD (-1) fills the end of a source's last block.
+        """
+        source_ids, indices = np.asarray(source_ids), np.asarray(indices)
+        blocks = np.empty((len(indices), self.block_size_tokens + 1), dtype=np.int32)
+        for row, (source, index) in enumerate(zip(source_ids.tolist(), indices.tolist(), strict=True)):
+            blocks[row] = self._column(split, source).block(index)
+        return blocks
+
+    def valid_targets(self, split: Split, source_ids: npt.ArrayLike, indices: npt.ArrayLike) -> Int64:
+        """Targets that are tokens, not padding, in each block, int64 [n]; from the manifest alone, nothing is read."""
+        size = self.block_size_tokens
+        blocks = np.array(self.sizes(split), dtype=np.int64)
+        tokens = np.array([s[split]["tokens"] for s in self.manifest["sources"].values()], dtype=np.int64)
+        last = tokens - 1 - (blocks - 1) * size
+        source_ids, indices = np.asarray(source_ids), np.asarray(indices)
+        return np.where(indices == blocks[source_ids] - 1, last[source_ids], size).astype(np.int64)
+
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer that wrote the blocks; loaded at the first call."""
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> TextTokenizer:
+        from replication.data.tokenizer import TextTokenizer
+
+        text = (self.dir / "tokenizer.json").read_text(encoding="utf-8")
+        return TextTokenizer(text, self.manifest["request"]["tokenizer"]["end_of_text"])
+
+    def _column(self, split: str, source: int) -> _BlockColumn:
+        column = self._columns.get((split, source))
+        if column is None:
+            name = self.source_names[source]
+            expected = int(self.manifest["sources"][name][split]["blocks"])
+            column = _BlockColumn(self.dir / split / name, expected, self.block_size_tokens)
+            self._columns[split, source] = column
+        return column
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse a run that these data do not fit.
+
+        Raises:
+            UserError: vocabulary, block size, sources, tokenizer or split differ, or the training split is shorter than
+                one global batch.
+        """
+        if config.model.vocab_size != self.vocab_size:
+            raise UserError(
+                f"model.vocab_size: {config.model.vocab_size}, but the tokenizer of {self.dir} has {self.vocab_size}; "
+                f"set it to {self.vocab_size}, or prepare the data again in another folder"
+            )
+        self.check_data(config)
+
+    def check_data(self, config: RunConfig) -> None:
+        """check without the model: that these are the data which the config describes, and enough of them.
+
+        Raises:
+            UserError: block size, sources, tokenizer or split differ, or there is less than one global batch.
+        """
+        different = request_differences(request_of(config.data), self.manifest["request"])
+        if different:
+            raise UserError(
+                f"data.dir: {self.dir} was prepared with another {' and '.join(different)}; set what the preparation "
+                "has, or prepare the data again in another folder"
+            )
+        have, need = sum(self.sizes("train")), config.batch_sequences
+        if have < need:
+            raise UserError(
+                f"training.batch_tokens: one global batch is {need} sequences and the training split has {have} "
+                f"(corpus shorter than one batch); set it to {have * self.block_size_tokens} or less, or give more text"
+            )
+
+
+class _BlockColumn:
+    """The blocks of one source and split: zero-copy views of the memory-mapped Arrow chunks.
+
+    Indexing through datasets costs about a tenth of a millisecond a row (it builds a table and formats it); a view
+    costs a microsecond.
+    """
+
+    def __init__(self, folder: Path, expected_blocks: int, block_size_tokens: int):
+        import datasets
+
+        try:
+            self._dataset = datasets.load_from_disk(str(folder))
+            chunks = self._dataset.data.column("tokens").chunks
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(
+                f"{folder}: cannot be read ({error}); remove the data folder and prepare it again"
+            ) from error
+        self._views: Sequence[Int32] = [
+            chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, block_size_tokens + 1) for chunk in chunks
+        ]
+        self._ends = np.cumsum([len(view) for view in self._views])
+        found = int(self._ends[-1]) if len(self._ends) else 0
+        if found != expected_blocks:
+            raise UserError(
+                f"{folder}: holds {found} blocks and the manifest says {expected_blocks}; remove the data folder and "
+                "prepare it again"
+            )
+
+    def block(self, index: int) -> Int32:
+        """One block, int32 [T + 1], a view."""
+        assert 0 <= index < self._ends[-1], index
+        chunk = int(np.searchsorted(self._ends, index, side="right"))
+        return self._views[chunk][index - int(self._ends[chunk])]  # negative: counted from the chunk's end
