@@ -178,7 +178,8 @@ def _missing_line(run: RunDir, arm: str, state: str) -> str:
         failure = read_json(run.failed) if state == "failed" else None
     except UserError:
         failure = None
-    why = f" ({_one_line(failure.get('error'))})" if isinstance(failure, dict) else ""
+    error = str(failure.get("error", "")).strip() if isinstance(failure, dict) else ""
+    why = f" ({_one_line(error.splitlines()[0])})" if error else ""
     return f"{arm}: the cell is not complete: {state}{why}"
 
 

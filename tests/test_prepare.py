@@ -1,4 +1,4 @@
-"""Preparing a corpus: nothing lost, nothing twice, the same each time, and never half a corpus taken for a whole one."""
+"""Preparing a corpus: nothing lost, the same each time, and never half a corpus taken for a whole one."""
 
 import dataclasses
 import hashlib
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_blocks_predict_every_token_but_the_first_once(monkeypatch, n_tokens, si
 
 
 def test_every_document_comes_back_whole(prepared):
-    data, out, manifest = prepared
+    _, out, manifest = prepared
     store = TokenStore.open(out)
     for source, (name, seed) in enumerate((("files", 1), ("lines", 2))):
         entry, found = manifest["sources"][name], []
@@ -106,7 +107,7 @@ def test_left_out_files_are_reported(tmp_path):
     (folder / "empty.txt").write_bytes(b"\n")
     (folder / "binary.txt").write_bytes(b"\xff\xfe\x00")
     source = SourceConfig(name="files", path=str(folder))
-    console = Console(record=True, width=200, file=open(os.devnull, "w"))
+    console = Console(record=True, width=200, file=StringIO())
     data = DataConfig(block_size_tokens=16, sources=(source,), tokenizer=TokenizerConfig(vocab_size=300))
     entry = prepare(data, tmp_path / "out", console)["sources"]["files"]
     assert (entry["documents"], entry["empty"], entry["undecodable"]) == (30, 1, 1)
@@ -145,7 +146,7 @@ def test_identical_documents_never_straddle_the_split(tmp_path):
 @pytest.mark.parametrize("num_proc", [1, 2])
 def test_two_preparations_are_the_same_to_the_byte(prepared, tmp_path, num_proc):
     data, out, manifest = prepared
-    console = Console(file=open(os.devnull, "w"), force_terminal=True)  # with bars
+    console = Console(file=StringIO(), force_terminal=True)  # with bars
     again = prepare(dataclasses.replace(data, num_proc=num_proc), tmp_path / "out", console)
     assert again["hash"] == manifest["hash"]
     mine, other = files_of(tmp_path / "out"), files_of(out)
@@ -284,7 +285,15 @@ def slow(self, texts):
     return real(self, texts)
 TextTokenizer.encode_batch = slow
 """
-KILL_BEFORE_RENAME = "folder.os.rename = lambda a, b: os.kill(os.getpid(), signal.SIGKILL)"
+KILL_BEFORE_RENAME = """
+def die(a, b):
+    os.kill(os.getpid(), signal.SIGKILL)
+sync = folder._sync
+def last_moment(partial):
+    sync(partial)
+    os.rename = die
+folder._sync = last_moment
+"""
 
 
 def wait_for(condition, seconds=30):
@@ -305,6 +314,12 @@ def is_alive(pid):
         return False
 
 
+def fds_of(pid):
+    """Names of the files that a process holds open, with "tokens" for the one that a tokenising worker writes."""
+    links = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    return ["tokens" if "out.partial/work/tmp" in link else link for link in links]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The hash of the corpus of start()."""
@@ -322,7 +337,7 @@ def test_a_killed_preparation_is_started_over(tmp_path, undisturbed):
     with pytest.raises(UserError, match=r"out\.partial: another process is preparing this corpus"):
         prepare(two_sources(tmp_path, n=200), out)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL
     assert not out.exists() and (tmp_path / "out.partial" / "train" / "files").is_dir()
     with pytest.raises(UserError, match=r"data\.dir: .*out does not exist"):
@@ -334,10 +349,22 @@ def test_a_killed_preparation_is_started_over(tmp_path, undisturbed):
 
 def test_a_preparation_killed_at_the_last_moment_is_not_complete(tmp_path, undisturbed):
     process = start(tmp_path, KILL_BEFORE_RENAME)
-    process.communicate()
+    process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     assert prepare(two_sources(tmp_path, n=200), tmp_path / "out")["hash"] == undisturbed
+
+
+def test_a_worker_that_dies_is_an_error_not_a_hang(tmp_path):
+    process = start(tmp_path, SLOW)
+    done = tmp_path / "out.partial" / "work" / "files.done"
+    wait_for(lambda: done.exists() and done.stat().st_size > 0)
+    for child in children_of(process.pid):
+        if "tokens" in fds_of(child):
+            os.kill(child, signal.SIGKILL)
+    assert "abruptly died" in process.communicate(timeout=30)[1]
+    assert process.returncode == 1
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
 
 def test_ctrl_c_leaves_nothing(tmp_path):
@@ -422,7 +449,7 @@ def test_a_full_disk_is_known_however_it_is_wrapped():
 def test_show_batch_prints_what_the_order_says(prepared):
     data, out, _ = prepared
     config = RunConfig(data=data, training=TrainingConfig(batch_tokens=8 * 16), seed=4)
-    console = Console(record=True, width=80, file=open(os.devnull, "w"))
+    console = Console(record=True, width=80, file=StringIO())
     show_batch(config, out, 7, console, full=True)
     header, *lines = console.export_text().splitlines()
     assert "step 7, data seed 4: 8 sequences" in header
@@ -439,7 +466,7 @@ def test_show_batch_prints_what_the_order_says(prepared):
 def test_show_batch_shortens_and_refuses(prepared):
     data, out, _ = prepared
     config = RunConfig(data=data, training=TrainingConfig(batch_tokens=8 * 16))
-    console = Console(record=True, width=80, file=open(os.devnull, "w"))
+    console = Console(record=True, width=80, file=StringIO())
     show_batch(dataclasses.replace(config, data=data), out, 0, console)
     assert all(len(line) < 130 for line in console.export_text().splitlines())
     with pytest.raises(UserError, match="--show-batch: step -1"):

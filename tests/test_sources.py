@@ -2,9 +2,11 @@
 
 import ast
 import gzip
+import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -12,7 +14,7 @@ import pytest
 from small_corpus import texts, write_folder, write_jsonl
 
 from replication.config import SourceConfig
-from replication.data.sources import MAX_NAMED, ReadReport, documents
+from replication.data.sources import MAX_NAMED, ReadReport, _docstrings, documents
 from replication.errors import UserError
 
 
@@ -79,7 +81,8 @@ def test_json_lines_plain_and_compressed(tmp_path):
 def test_json_lines_that_are_no_text_are_counted(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(
-        b'{"text": "good"}\n{"text": ""}\n\n{"text": null}\n{broken\n{"text": "\xff"}\n{"text": "\\ud800"}\n{"text": "end"}'
+        b'{"text": "good"}\n{"text": ""}\n\n{"text": null}\n{broken\n'
+        b'{"text": "\xff"}\n{"text": "\\ud800"}\n{"text": "end"}'
     )
     found, report = read(kind="jsonl", path=str(path))
     assert [text for _, text in found] == ["good", "end"]
@@ -161,24 +164,24 @@ def test_python_source_is_the_library_without_its_tests():
     assert len(found) > 500 and report.undecodable == 0
     assert {"ast.py", "asyncio/base_events.py", "json/decoder.py"} <= set(sources)
     assert not [name for name in sources if {"test", "tests", "idle_test", "site-packages"} & set(name.split("/"))]
-    assert sources["ast.py"] == open(ast.__file__, encoding="utf-8", newline="").read()
+    assert sources["ast.py"] == Path(ast.__file__).read_bytes().decode()
     assert [name for name, _ in found] == sorted(sources)
 
 
 def test_python_docstrings_are_cleaned_and_in_order():
-    sources = dict(read(kind="python_docstrings")[0])
-    text = sources["ast.py"]
-    assert text.startswith(ast.__doc__.strip().splitlines()[0])
-    places = [
-        text.index(f"\n\n{start}")
-        for start in ("Parse the source into", "Return the docstring for", "Recursively desc")
-    ]
-    assert places == sorted(places)
-    assert not any(line.startswith("def ") for line in text.splitlines())
+    found, report = read(kind="python_docstrings")
+    assert len(found) > 400 and report.empty > 0 and report.undecodable == 0
+    assert [name for name, _ in found] == sorted(name for name, _ in found)
+    assert inspect.cleandoc(ast.parse.__doc__) in dict(found)["ast.py"]
+    module = '"""Module."""\nclass A:\n    """\n    Of A.\n\n        More.\n    """\n    def f(self): "Of f."\n'
+    module += 'def silent(): x = "no docstring"\nasync def g():\n    """Of g."""\n'
+    assert _docstrings(module) == "Module.\n\nOf A.\n\n    More.\n\nOf f.\n\nOf g."
+    assert _docstrings("x = 1") == ""
+    assert _docstrings("print 'Python 2'") is None
 
 
 def test_the_data_modules_load_without_torch():
-    modules = "order sources tokenizer prepare store show".split()
+    modules = ["order", "sources", "tokenizer", "prepare", "store", "show"]
     code = f"import sys; {'; '.join(f'import replication.data.{m}' for m in modules)}; "
     code += "sys.exit(bool({'torch', 'datasets', 'tokenizers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

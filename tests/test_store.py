@@ -33,7 +33,7 @@ def store(data):
 
 def run_config(data, **keys):
     training = TrainingConfig(batch_tokens=8 * data.block_size_tokens)
-    return RunConfig(data=data, model=ModelConfig(vocab_size=320), **{"training": training, **keys}).check()
+    return RunConfig(data=data, **{"model": ModelConfig(vocab_size=320), "training": training, **keys}).check()
 
 
 def test_blocks_are_those_that_datasets_reads(store, data):

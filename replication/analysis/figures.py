@@ -27,12 +27,12 @@ Floats = NDArray[np.float64]
 Curve = Callable[[Cell], tuple[Floats, Floats]]
 """Cell -> (steps [T], values [T])."""
 
-WIDTH_INCHES, DPI, FONT_POINTS = 6.6, 130, 12
+WIDTH_INCHES, DPI, FONT_POINTS = 6.2, 140, 12.5
 NAMED_COLOURS = {"baseline": "#000000", "token_gain": "#0072B2", "layer_gain": "#009E73", "both": "#D55E00"}
 OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#E69F00", "#666666")  # the rest of Okabe and Ito's palette
 DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
 MARKERS = "osD^vP*X"
-MAX_COLUMNS = 400
+MAX_POINTS, MAX_COLUMNS = 120, 400
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _legend(figure: Figure, styles: dict[str, ArmStyle]) -> None:
     lines = [Line2D([], [], color=s.colour, linestyle=s.dashes, linewidth=2.6, label=s.label) for s in styles.values()]
     lines.append(Line2D([], [], color="#555555", linewidth=0.8, label="thin: one seed"))
     figure.legend(
-        handles=lines, loc="outside upper center", ncols=3, fontsize=FONT_POINTS, frameon=False, handlelength=2.6
+        handles=lines, loc="outside upper center", ncols=3, fontsize=FONT_POINTS, frameon=False, handlelength=2.2, columnspacing=1.2
     )
 
 
@@ -163,21 +163,15 @@ def _validation(tag: str) -> Curve:
     return _column(lambda cell: cell.validation, tag)
 
 
-def _windowed(tag: str) -> Curve:
-    """Per-step values in window means."""
+def _windowed(cells: Sequence[Cell], tag: str) -> tuple[Curve, str]:
+    """Per-step values in means over windows, the same window for every cell; and the window in words."""
+    longest = max((len(cell.per_step.get(tag, ())) for cell in cells), default=0)
+    size = max(1, -(-longest // MAX_POINTS))
 
     def curve(cell: Cell) -> tuple[Floats, Floats]:
-        steps, means, _ = window_means(cell.per_step.get(tag, np.empty(0)))
-        return steps, means
+        return window_means(cell.per_step.get(tag, np.empty(0)), size)
 
-    return curve
-
-
-def _window_words(cells: Sequence[Cell], tag: str) -> str:
-    sizes = {window_means(cell.per_step[tag])[2] for cell in cells if tag in cell.per_step}
-    if not sizes or sizes == {1}:
-        return "every step"
-    return f"means over {' or '.join(str(size) for size in sorted(sizes))} steps"
+    return curve, "every step" if size == 1 else f"means over {size} steps"
 
 
 # ---------------------------------------------------------------- curves
@@ -231,8 +225,8 @@ def _common(a: Series, b: Series, tag: str) -> tuple[Floats, Floats, Floats]:
 
 def _train_loss(cells: Sequence[Cell], styles: dict[str, ArmStyle]) -> tuple[Figure, Drawn]:
     figure, (panel,) = _figure(1, 3.4)
-    _draw_arms(panel, cells, styles, _windowed("train/loss_nats"))
-    words = _window_words(cells, "train/loss_nats")
+    curve, words = _windowed(cells, "train/loss_nats")
+    _draw_arms(panel, cells, styles, curve)
     _name(panel, f"Training loss ({words})", "nats a token", "optimizer step")
     _legend(figure, styles)
     return figure, Drawn(
@@ -244,8 +238,8 @@ def _train_loss(cells: Sequence[Cell], styles: dict[str, ArmStyle]) -> tuple[Fig
 
 def _gradient_norm(cells: Sequence[Cell], styles: dict[str, ArmStyle]) -> tuple[Figure, Drawn]:
     figure, (panel,) = _figure(1, 3.4)
-    _draw_arms(panel, cells, styles, _windowed("train/grad_norm"))
-    words = _window_words(cells, "train/grad_norm")
+    curve, words = _windowed(cells, "train/grad_norm")
+    _draw_arms(panel, cells, styles, curve)
     _name(panel, f"Gradient norm ({words})", "global 2-norm", "optimizer step")
     panel.set_ylim(bottom=0)
     _legend(figure, styles)

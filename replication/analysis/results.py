@@ -11,6 +11,7 @@ import numpy as np
 
 from replication.analysis.load import Cell
 from replication.analysis.stats import (
+    BUDGET_TOLERANCE,
     LATE_VALIDATIONS,
     budget_departure,
     differences_to_first,
@@ -27,6 +28,7 @@ from replication.rundir import SuiteDir, read_json
 FORMAT = 1
 LATE_STEP_SHARE = 0.1
 NAN = float("nan")
+KEPT_CHARACTERS = "\n\t\u00a0\u200c\u200d"  # not printable to Python, but harmless, and some scripts need the joiners
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,11 @@ QUANTITIES = (
 )
 
 PUBLISHED = (
-    ("late_val_loss", "Validation loss, mean of the last 10 checkpoints", 3.946, 3.950),
-    ("entropy_predicted_tokens", "Token entropy (not defined there)", 7.214, 7.425),
-    ("grad_norm", "Gradient norm", 1.74, 2.50),
+    ("late_val_loss", "Validation loss, mean of the last 10 checkpoints", 3.946, 3.950, 3),
+    ("entropy_predicted_tokens", "Token entropy (not defined there)", 7.214, 7.425, 3),
+    ("grad_norm", "Gradient norm", 1.74, 2.50, 2),
 )
-"""(quantity here, words there, baseline, both): phase 3, one seed, about 1.2 billion parameters, 3.93 billion tokens."""
+"""(quantity here, words there, baseline, both, digits printed): phase 3, one seed, about 1.2 billion parameters, 3.93 billion tokens."""
 
 SUMMARY_KEYS = {
     "model.n_blocks": "blocks",
@@ -120,11 +122,12 @@ def compute_results(
     """
     results = {
         "format": FORMAT,
-        "suite": _suite(suite, cells),
+        "suite": _suite(suite, cells, certificate),
         "certificate": certificate.to_dict(),
         "pairs_used": [{"arm": p.arm, "seed": p.seed} for p in certificate.pairs if p.state == "holds"],
         "pairs_refused": [asdict(p) for p in certificate.pairs if p.state != "holds"],
         "cells": [_cell(cell) for cell in cells],
+        "failures": [{"arm": c.arm, "seed": c.seed, **asdict(c.failure)} for c in cells if c.failure],
         "late": _late(cells),
         "quantities": [_quantity(q, suite, cells, certificate) for q in QUANTITIES],
         "gain": [_gain(cell) for cell in cells if len(cell.train.steps)],
@@ -146,7 +149,7 @@ def clean(value: Any) -> Any:
     if isinstance(value, np.integer):
         return int(value)
     if isinstance(value, str):
-        return "".join(c if c in "\n\t" or (c.isprintable() or c.isspace()) and c >= " " else "\ufffd" for c in value)
+        return "".join(c if c.isprintable() or c in KEPT_CHARACTERS else "\ufffd" for c in value)
     if isinstance(value, dict):
         return {clean(str(k)): clean(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -157,8 +160,10 @@ def clean(value: Any) -> Any:
 # ---------------------------------------------------------------- suite and cells
 
 
-def _suite(suite: SuiteConfig, cells: Sequence[Cell]) -> dict[str, Any]:
+def _suite(suite: SuiteConfig, cells: Sequence[Cell], certificate: Certificate) -> dict[str, Any]:
     n_complete = sum(cell.complete for cell in cells)
+    held = [pair.arm for pair in certificate.pairs if pair.state == "holds"]
+    n_paired = max((held.count(arm) for arm in suite.arms), default=0)
     return {
         "name": suite.name,
         "arms": list(suite.arms),
@@ -169,7 +174,8 @@ def _suite(suite: SuiteConfig, cells: Sequence[Cell]) -> dict[str, Any]:
         "cells_not_complete": len(cells) - n_complete,
         "parameters": _one(cell.manifest.get("parameters") for cell in cells if cell.manifest),
         "tokens": _one(cell.manifest.get("tokens") for cell in cells if cell.complete),
-        "smallest_sign_flip_p": smallest_sign_flip_p(len(suite.seeds)),
+        "n_paired": n_paired,  # seeds of the arm that has most certified pairs
+        "smallest_sign_flip_p": smallest_sign_flip_p(n_paired),
     }
 
 
@@ -180,7 +186,6 @@ def _one(values: Iterable[Any]) -> Any:
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
-    late = late_mean(cell.validation.column("val/loss_nats"))
     validations = cell.validation.steps
     return {
         "arm": cell.arm,
@@ -192,13 +197,10 @@ def _cell(cell: Cell) -> dict[str, Any]:
         "last_val_loss_nats": cell.validation.last("val/loss_nats"),
         "last_val_loss_unsmoothed_nats": cell.validation.last("val/loss_unsmoothed_nats"),
         "last_val_step": int(validations[-1]) if len(validations) else None,
-        "late_val_loss_nats": late.value,
-        "late_k": late.k,
         "tokens_per_second": cell.tokens / cell.wall_seconds if cell.wall_seconds > 0 else NAN,
         "wall_seconds": cell.wall_seconds,
         "config_hash": cell.manifest.get("config_hash"),
         "final_weights_sha256": cell.manifest.get("final_weights_sha256"),
-        "failure": asdict(cell.failure) if cell.failure else None,
         **{q.key: q.value(cell) if cell.complete else NAN for q in QUANTITIES},
     }
 
@@ -260,7 +262,7 @@ def _published(results: dict[str, Any]) -> dict[str, Any]:
     baseline = results["suite"]["baseline"]
     applies = baseline == "baseline" and "both" in results["suite"]["arms"]
     rows = []
-    for key, words, there_baseline, there_both in PUBLISHED:
+    for key, words, there_baseline, there_both, digits in PUBLISHED:
         q = by_key[key]
         pair = next((p for p in q["pairs"] if p["arm"] == "both"), None) if applies else None
         rows.append({
@@ -270,6 +272,7 @@ def _published(results: dict[str, Any]) -> dict[str, Any]:
             "published_baseline": there_baseline,
             "published_both": there_both,
             "published_difference": round(there_both - there_baseline, 6),
+            "digits": digits,
             "here_baseline": q["means"][baseline] if applies else None,
             "here_both": q["means"]["both"] if applies else None,
             "here_difference": pair["mean"] if pair else None,
@@ -290,7 +293,7 @@ def _gain(cell: Cell) -> dict[str, Any]:
     """Whether the token gain preserves the total gradient budget in one cell (METHOD 1)."""
     mean = cell.train.column("gain/mean")
     budget = budget_departure(mean)
-    failing = cell.train.steps[np.abs(np.where(np.isfinite(mean), mean, 1.0) - 1) > 0.01]
+    failing = cell.train.steps[np.abs(np.where(np.isfinite(mean), mean, 1.0) - 1) > BUDGET_TOLERANCE]
     return {
         "arm": cell.arm,
         "seed": cell.seed,

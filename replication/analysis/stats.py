@@ -139,19 +139,18 @@ def budget_departure(mean_gain_T: ArrayLike, tolerance: float = BUDGET_TOLERANCE
     return Budget(failing, len(values), failing / len(values) if len(values) else float("nan"))
 
 
-def window_means(values_S: ArrayLike, max_points: int = 120) -> tuple[Floats, Floats, int]:
+def window_means(values_S: ArrayLike, size: int) -> tuple[Floats, Floats]:
     """Means over consecutive windows, so that a curve of many noisy steps can be read.
 
     Args:
         values_S: float [S]; entry k is step k + 1.
-        max_points: at most this many windows.
+        size: steps in a window, at least 1; the last window may be shorter.
 
     Returns:
-        (last step of each window [W], mean over the values there are [W], steps a window). A window without any
-        value is NaN.
+        (last step of each window [W], mean over the values there are [W]). A window without any value is NaN.
     """
+    assert size >= 1
     values = np.asarray(values_S, dtype=np.float64)
-    size = max(1, -(-len(values) // max_points))
     padded = np.full(-(-len(values) // size) * size, np.nan)
     padded[: len(values)] = values
     windows = padded.reshape(-1, size)
@@ -160,7 +159,7 @@ def window_means(values_S: ArrayLike, max_points: int = 120) -> tuple[Floats, Fl
     total = np.where(there, windows, 0.0).sum(1)
     means = np.divide(total, count, out=np.full(len(windows), np.nan), where=count > 0)
     ends = np.minimum(np.arange(1, len(windows) + 1) * size, len(values)).astype(np.float64)
-    return ends, means, size
+    return ends, means
 
 
 def mean_over_seeds(

@@ -26,19 +26,12 @@ def _headline(r: dict[str, Any]) -> str:
     if not r["pairs_used"]:
         why = "only one arm was run" if len(suite["arms"]) < 2 else "no pair with the baseline passes the certificate"
         return f"No comparison can be made: {why}."
-    n = _most_pairs(r)
+    n = suite["n_paired"]
     if n == 1:
         return "One seed per arm: the differences below are one observation each, and show nothing about the method."
-    p = 2 / 2**n if n else 1.0
-    if p > 0.05:
+    if suite["smallest_sign_flip_p"] > 0.05:
         return f"{n} seeds are too few to decide anything about the method; below is what these {n} runs per arm did."
     return f"{n} seeds per arm: estimates with their intervals; no question or margin was fixed in advance."
-
-
-def _most_pairs(r: dict[str, Any]) -> int:
-    """Seeds of the arm that has most certified pairs."""
-    arms = [pair["arm"] for pair in r["pairs_used"]]
-    return max((arms.count(arm) for arm in set(arms)), default=0)
 
 
 # ---------------------------------------------------------------- what these seeds show
@@ -91,13 +84,16 @@ def _side(pair: dict[str, Any]) -> str:
 
 def _budget_lines(r: dict[str, Any]) -> list[str]:
     """How often the claim that the total gradient budget is preserved fails, where the gain acts."""
-    acting = [row for row in r["gain"] if row["applied"] and row["n_measured"]]
+    acting: dict[str, list[str]] = {}
+    for row in r["gain"]:
+        if row["applied"] and row["n_measured"]:
+            acting.setdefault(row["arm"], []).append(f"{row['n_failing']} of {row['n_measured']}")
     if not acting:
         return []
-    parts = [f"{row['arm']}/seed-{row['seed']} {row['n_failing']} of {row['n_measured']}" for row in acting]
+    parts = [f"{arm} {', '.join(sorted(set(counts)))}" for arm, counts in acting.items()]
     return [
         "'The total gradient budget is preserved' (mean gain after the clamp within 1 % of 1) fails in this many logged "
-        f"steps where the token gain acts: {', '.join(parts)}."
+        f"steps of a run where the token gain acts: {'; '.join(parts)}."
     ]
 
 
@@ -106,9 +102,9 @@ def _budget_lines(r: dict[str, Any]) -> list[str]:
 
 def _cannot(r: dict[str, Any]) -> list[str]:
     suite, lines = r["suite"], []
-    n = _most_pairs(r)
+    n = suite["n_paired"]
     if n:
-        lines.append(_significance(n))
+        lines.append(_significance(n, suite["smallest_sign_flip_p"]))
     lines += [
         "A difference that cannot be told from zero is not equality: equivalence needs a margin stated in advance and "
         "enough seeds, and none is stated here.",
@@ -127,11 +123,11 @@ def _cannot(r: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _significance(n: int) -> str:
-    smallest = number(2 / 2**n, 4).rstrip("0").rstrip(".")
+def _significance(n: int, smallest: float) -> str:
     if n == 1:
-        return "With one seed there is no interval and no test: the smallest p of an exact sign-flip test is 1."
-    text = f"With {n} seeds the smallest p that an exact sign-flip test can reach is {smallest}"
-    if 2 / 2**n > 0.05:
+        return "With one seed there is no interval, and the smallest p that an exact sign-flip test can reach is 1."
+    p = number(smallest, 4).rstrip("0")
+    text = f"With {n} seeds the smallest p that an exact sign-flip test can reach is {p}"
+    if smallest > 0.05:
         return f"{text}: even the same sign at every seed shows nothing at the usual 5 %."
     return f"{text}."

@@ -64,7 +64,10 @@ def _claim(out: Path, partial: Path) -> IO[str]:
         same = (partial / LOCK).stat().st_ino == os.fstat(lock.fileno()).st_ino
     except FileNotFoundError:
         same = False  # another process completed the folder between our open and our lock
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            lock.close()
+            raise UserError(f"{partial}: cannot be locked ({error.strerror}); choose another --out") from error
         same = False
     if not same:
         lock.close()

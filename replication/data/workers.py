@@ -6,34 +6,43 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _PR_SET_PDEATHSIG = 1
-_tethered = False
 _libc: ctypes.CDLL | None = None
+_owner: int | None = None  # identity of the thread inside tethered()
+_forked_by_owner = False
+
+
+def _before_fork() -> None:
+    global _forked_by_owner
+    _forked_by_owner = _owner == threading.get_ident()
 
 
 def _after_fork() -> None:
-    if _tethered and _libc is not None:
+    # Linux sends the signal when the forking *thread* ends. A pool replaces a dead worker from a thread that ends
+    # before the pool does, and a worker killed while it waits for work takes a lock with it that the pool's end needs.
+    if _forked_by_owner and _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 
 
 @contextmanager
 def tethered() -> Iterator[None]:
-    """Processes forked inside the block are killed when this one dies (Linux; elsewhere nothing changes).
+    """Processes that this thread forks inside the block are killed when it dies (Linux; elsewhere nothing changes).
 
     A pool's workers, and the manager process that `datasets` starts beside them, outlive a killed parent for good, and
     with them the memory and the disk space of the files that they hold open.
     """
-    global _tethered, _libc
+    global _owner, _libc
     if sys.platform == "linux" and _libc is None:
         _libc = ctypes.CDLL(None)
-    _tethered = True
+    before, _owner = _owner, threading.get_ident()
     try:
         yield
     finally:
-        _tethered = False
+        _owner = before

@@ -43,7 +43,7 @@ def generate(config: RunConfig, run: RunDir, store: TokenStore, console: Console
         texts = [c.template.format(question=prompt.question) for prompt, _ in part]
         completions = complete(
             model,
-            [tokenizer.encode(text).ids or [store.end_of_text_id] for text in texts],
+            [tokenizer.encode(text) or [store.end_of_text_id] for text in texts],
             [row_key(config.arm, config.seed, prompt.id, sample) for prompt, sample in part],
             Sampler(c.temperature, c.top_k),
             c.max_new_tokens,

@@ -1,0 +1,99 @@
+"""DIR -> certificate.json, results.json, figures/*.png, report.html and report.md.
+
+The order is: read the run folders, compute every number once, write results.json, then render both reports from that
+file alone. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from replication.analysis import format as shown
+from replication.analysis.figures import arm_styles, draw_figures
+from replication.analysis.load import load_cells
+from replication.analysis.results import compute_results
+from replication.analysis.verdict import verdict
+from replication.certificate import certify
+from replication.config import SuiteConfig
+from replication.errors import UserError
+from replication.rundir import SuiteDir, read_json, write_json, write_text
+
+
+def write_report(suite_dir: SuiteDir, suite: SuiteConfig) -> Path:
+    """Write the report of a suite in whatever state its cells are.
+
+    Args:
+        suite_dir: the output folder.
+        suite: names and order of arms and seeds.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not suite_dir.root.is_dir():
+        raise UserError(f"{suite_dir.root}: no such folder; give the output folder of `replicate grid run`")
+    certificate = certify(suite_dir, suite.arms, suite.seeds)
+    write_json(suite_dir.certificate, certificate.to_dict())
+    cells = load_cells(suite_dir, suite.arms, suite.seeds)
+    results = compute_results(suite_dir, suite, cells, certificate)
+    results["verdict"] = verdict(results)
+    results["figures"] = [asdict(drawn) for drawn in draw_figures(cells, results, suite_dir.figures)]
+    write_json(suite_dir.results, results)
+    return render(suite_dir)
+
+
+def render(suite_dir: SuiteDir) -> Path:
+    """Write report.html and report.md from results.json and figures/ alone; returns the path of report.html.
+
+    Raises:
+        UserError: there is no results.json.
+    """
+    results = read_json(suite_dir.results)
+    if results is None:
+        raise UserError(f"{suite_dir.results}: no such file; run `replicate report` on the folder")
+    images = {figure["file"]: _data_uri(suite_dir.figures / figure["file"]) for figure in results["figures"]}
+    colours = {name: style.colour for name, style in arm_styles(results["suite"]["arms"]).items()}
+    write_text(suite_dir.report_md, _template("report.md.j2").render(r=results))
+    write_text(suite_dir.report_html, _template("report.html.j2").render(r=results, images=images, colours=colours))
+    return suite_dir.report_html
+
+
+def _template(name: str) -> Any:
+    """A template; the HTML one escapes everything, the Markdown one only what passes its filters `cell` and `fence`."""
+    environment = Environment(
+        loader=PackageLoader("replication.analysis"),
+        autoescape=name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "number": shown.number,
+        "signed": shown.signed,
+        "count": shown.count,
+        "percent": shown.percent,
+        "duration": shown.duration,
+        "plain": shown.plain,
+        "cell": shown.markdown_cell,
+        "fence": shown.markdown_fence,
+    }
+    environment.globals |= {"row": _row}
+    return environment.get_template(name)
+
+
+def _row(cells: Sequence[Any]) -> str:
+    """One line of a Markdown table; everything in it is escaped."""
+    return "| " + " | ".join(shown.markdown_cell(cell) for cell in cells) + " |"
+
+
+def _data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -1,0 +1,201 @@
+"""The import rule: arrows point down only, and what must answer at once loads without torch.
+
+The tables come first; a name stands for that module and everything below it. Lazy imports inside functions count as
+imports, because they are arrows too.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# From the floor up. A module may import its own layer and those before it.
+LAYERS = [
+    ["errors"],
+    ["config", "rundir"],
+    ["certificate", "model", "data", "objectives", "preference.prompts", "doctor"],
+    ["training"],
+    ["grid", "preference", "analysis"],
+    ["cell"],
+    ["cli"],
+    ["__main__"],
+]
+
+# What a part must not import, whatever its layer.
+FRAMEWORKS = ["lightning", "pytorch_lightning", "deepspeed"]
+STAGES = ["replication.training", "replication.grid", "replication.preference", "replication.analysis"]
+FORBIDDEN = {
+    "model": [*FRAMEWORKS, *STAGES, "replication.data", "replication.objectives"],
+    "objectives": [*FRAMEWORKS, *STAGES, "replication.data"],
+    "data": STAGES,
+    # stages meet through files (and processes), not through each other's objects
+    "grid": ["torch", *FRAMEWORKS, "replication.training", "replication.model", "replication.preference"],
+    "analysis": ["torch", *FRAMEWORKS, "replication.training", "replication.model", "replication.preference"],
+}
+EXCEPTIONS = {"objectives.callbacks": ["lightning"]}  # the two Lightning callbacks that switch the objectives on
+
+# The only modules that may import a thing.
+RESERVED = {
+    "deepspeed": ["training.strategies"],
+    "replication.cli": ["__main__"],
+}
+
+# What answers at once, or runs on a laptop without torch.
+TORCH_FREE = [
+    "errors",
+    "config",
+    "rundir",
+    "certificate",
+    "cell",
+    "cli",
+    "doctor",
+    "grid",
+    "analysis",
+    "model.size",
+    "preference.prompts",
+    "data.order",
+    "data.store",
+    "data.prepare",
+]
+HEAVY = ["torch", "lightning", "deepspeed", "transformers"]
+
+# Absolute paths of a developer's machine.
+MACHINE_PATH = re.compile(r"(?<![\w.)}])/(work|tmp/dev|root)/")
+NOT_OURS = {".git", ".venv", "out", "dist", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
+BINARY = {".png", ".npz", ".safetensors", ".parquet", ".arrow"}
+INVISIBLE = {*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xAD, 0xFEFF}
+
+CHECKOUT = Path(__file__).parents[1]
+PACKAGE = CHECKOUT / "replication"
+
+
+def module_name(path: Path) -> str:
+    """`training.train` for replication/training/train.py, `training` for its __init__.py."""
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def is_within(name: str, table: list[str]) -> bool:
+    """Whether a dotted name is one of the table's, or lies below one."""
+    return any(name == entry or name.startswith(entry + ".") for entry in table)
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import; `from replication import cli` counts as `replication.cli`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import; write it out from `replication`"
+            assert node.module is not None
+            yield node.lineno, node.module
+            if is_within(node.module, ["replication"]):
+                names = (f"{node.module}.{alias.name}" for alias in node.names)
+                yield from ((node.lineno, name) for name in names if name.removeprefix("replication.") in MODULES)
+
+
+IMPORTS = [(name, line, target) for name, path in MODULES.items() for line, target in imports_of(path)]
+
+
+def layer_of(name: str) -> int:
+    """The layer whose entry fits the name most closely; `preference.prompts` before `preference`."""
+    fits = [(len(entry), i) for i, layer in enumerate(LAYERS) for entry in layer if is_within(name, [entry])]
+    assert fits, f"replication.{name} is in no layer; give it a place in LAYERS"
+    return max(fits)[1]
+
+
+def our_files() -> Iterator[Path]:
+    for path in sorted(CHECKOUT.rglob("*")):
+        parts = path.relative_to(CHECKOUT).parts
+        generated = NOT_OURS & set(parts) or any(p.endswith(".egg-info") for p in parts)
+        if path.is_file() and not generated and path.suffix not in BINARY:
+            yield path
+
+
+# ---------------------------------------------------------------- arrows
+
+
+def test_arrows_point_down() -> None:
+    wrong = []
+    for name, line, target in IMPORTS:
+        inner = target.removeprefix("replication.")
+        if name and target != inner and layer_of(inner) > layer_of(name):
+            wrong.append(f"replication.{name}, line {line}: imports {target}, which lies above it")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("part", FORBIDDEN)
+def test_a_part_imports_nothing_that_it_must_not_know(part: str) -> None:
+    wrong = [
+        f"replication.{name}, line {line}: imports {target}"
+        for name, line, target in IMPORTS
+        if is_within(name, [part])
+        and is_within(target, FORBIDDEN[part])
+        and not is_within(target, EXCEPTIONS.get(name, []))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("thing", RESERVED)
+def test_reserved_imports_stay_where_they_belong(thing: str) -> None:
+    wrong = [
+        f"replication.{name}, line {line}: imports {target}; only {RESERVED[thing]} may"
+        for name, line, target in IMPORTS
+        if is_within(target, [thing]) and name not in RESERVED[thing]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_rules_bite() -> None:
+    """The reader of imports sees what the tables speak of, lazy imports included."""
+    seen = {(name, target) for name, _, target in IMPORTS}
+    assert ("__main__", "replication.cli") in seen
+    assert ("cli", "replication.config") in seen
+    assert ("model.transformer", "torch") in seen
+    assert layer_of("preference.prompts") < layer_of("training") < layer_of("preference.generate")
+
+
+# ---------------------------------------------------------------- loading at once
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if is_within(name, TORCH_FREE)])
+def test_it_loads_without_torch(name: str) -> None:
+    code = f"import sys, replication.{name}; print(*sorted(m for m in {HEAVY} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "", f"importing replication.{name} also imports {done.stdout.strip()}"
+
+
+def test_every_name_of_the_torch_free_table_is_a_module() -> None:
+    assert [entry for entry in TORCH_FREE if entry not in MODULES] == []
+
+
+# ---------------------------------------------------------------- text
+
+
+def test_no_file_holds_a_machine_path() -> None:
+    wrong = []
+    for path in our_files():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        wrong += [f"{path.relative_to(CHECKOUT)} holds {m.group()}" for m in MACHINE_PATH.finditer(text)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_text_is_plain_utf_8() -> None:
+    """No carriage returns, and no characters that a reader cannot see; escapes such as \\u200b are fine."""
+    wrong = []
+    for path in our_files():
+        data = path.read_bytes()
+        invisible = {f"U+{ord(c):04X}" for c in data.decode("utf-8") if ord(c) in INVISIBLE}
+        if invisible or b"\r\n" in data:
+            wrong.append(f"{path.relative_to(CHECKOUT)}: {', '.join(sorted(invisible)) or 'carriage returns'}")
+    assert not wrong, "\n".join(wrong)
