@@ -302,8 +302,8 @@ def _check_schedule(name: str, cells: Sequence[_Evidence]) -> Check:
 
 def _check_declared(name: str, cells: Sequence[_Evidence]) -> Check:
     """Arms differ in declared keys alone, and every arm declares the same ones."""
-    declared = [set(cell.manifest.get("arm_keys") or ()) for cell in cells]
-    union = set().union(*declared)
+    declared = [_declared(cell) for cell in cells]
+    union: set[str] = set().union(*declared)
     faults = [fault for cell in cells for fault in cell.faults]
     for cell, keys in zip(cells, declared, strict=True):
         if union - keys:
@@ -316,6 +316,11 @@ def _check_declared(name: str, cells: Sequence[_Evidence]) -> Check:
                 faults.append(f"{cell.arm}: {key} is {b}, {cells[0].arm} has {a}, and no arm file declares it")
     values = [{key: cell.scientific.get(key) for key in sorted(union)} for cell in cells]
     return _verdict(name, cells, values, faults)
+
+
+def _declared(cell: _Evidence) -> set[str]:
+    keys = cell.manifest.get("arm_keys")
+    return {key for key in keys if isinstance(key, str)} if isinstance(keys, list) else set()
 
 
 _CHECKS: dict[str, Callable[[str, Sequence[_Evidence]], Check]] = {

@@ -270,7 +270,9 @@ def _samples(arm: str, seed: int, what: Synthetic) -> str:
     lines = []
     for i, category in enumerate(CATEGORIES, 1):
         for sample in range(2):
-            text = what.completions.get((arm, seed), f"Completion of {arm} at seed {seed}, sample {sample}.\nSecond line.")
+            text = what.completions.get(
+                (arm, seed), f"Completion of {arm} at seed {seed}, sample {sample}.\nSecond line."
+            )
             lines.append({
                 "arm": arm,
                 "seed": seed,
@@ -287,7 +289,13 @@ def _samples(arm: str, seed: int, what: Synthetic) -> str:
 
 def _data_manifest() -> dict[str, Any]:
     def split(documents: int, tokens: int) -> dict[str, Any]:
-        return {"documents": documents, "text_bytes": tokens * 4, "tokens": tokens, "blocks": tokens // 128, "sha256": "x"}
+        return {
+            "documents": documents,
+            "text_bytes": tokens * 4,
+            "tokens": tokens,
+            "blocks": tokens // 128,
+            "sha256": "x",
+        }
 
     sources = {
         name: {

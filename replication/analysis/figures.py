@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
 from replication.analysis.load import Cell, Series
@@ -120,7 +121,13 @@ def _legend(figure: Figure, styles: dict[str, ArmStyle]) -> None:
     lines = [Line2D([], [], color=s.colour, linestyle=s.dashes, linewidth=2.6, label=s.label) for s in styles.values()]
     lines.append(Line2D([], [], color="#555555", linewidth=0.8, label="thin: one seed"))
     figure.legend(
-        handles=lines, loc="outside upper center", ncols=3, fontsize=FONT_POINTS, frameon=False, handlelength=2.2, columnspacing=1.2
+        handles=lines,
+        loc="outside upper center",
+        ncols=3,
+        fontsize=FONT_POINTS,
+        frameon=False,
+        handlelength=2.2,
+        columnspacing=1.2,
     )
 
 
@@ -232,7 +239,7 @@ def _train_loss(cells: Sequence[Cell], styles: dict[str, ArmStyle]) -> tuple[Fig
     return figure, Drawn(
         "train_loss.png",
         "Training loss",
-        f"Unweighted cross-entropy with label smoothing, {words}: never the weighted objective, so arms can be compared.",
+        f"Unweighted cross-entropy with label smoothing, {words}: never the weighted objective, so that arms compare.",
     )
 
 
@@ -301,7 +308,7 @@ def _paired(results: dict[str, Any], styles: dict[str, ArmStyle]) -> tuple[Figur
         "paired_differences.png",
         "Paired differences",
         f"Each arm minus {baseline} at the same seed: a mark for each seed, a bar at the mean, and the 95 % t interval "
-        "of the mean where there are two seeds or more (an arrow: it goes on beyond the picture). Certified pairs only.",
+        "of the mean from two seeds on (an arrow: it goes on outside the picture). Certified pairs only.",
     )
 
 
@@ -354,8 +361,7 @@ def _blocks(cells: Sequence[Cell], styles: dict[str, ArmStyle], what: str) -> tu
         panel.invert_yaxis()
     panels[-1].set_xlabel("optimizer step", fontsize=FONT_POINTS)
     if image is not None:
-        bar = figure.colorbar(image, ax=panels, location="right", fraction=0.05)
-        bar.set_label(_BLOCK_WORDS[what][0], fontsize=FONT_POINTS)
+        _bar(figure, image, panels, _BLOCK_WORDS[what][0])
     return figure, Drawn(f"layer_{what}.png", *_BLOCK_WORDS[what][1:])
 
 
@@ -363,10 +369,10 @@ _BLOCK_WORDS = {
     "divergence": (
         "||y - x|| / ||x||",
         "Layer divergence",
-        "How far each block moves its input, over blocks and steps; mean over the arm's complete seeds. Block 0 is on top.",
+        "How far each block moves its input, over blocks and steps; mean over the arm's complete seeds.",
     ),
     "scale": (
-        "scale of the block's gradients",
+        "scale of the gradients",
         "Layer scale",
         "The factor on each block's gradients; mean over the arm's complete seeds. In arms without the layer gain it "
         "is what the factor would have been.",
@@ -389,14 +395,30 @@ def _applied(cells: Sequence[Cell], arm: str, what: str) -> str:
     if what != "scale":
         return ""
     enabled = {c.config.get("layer_gain.enabled") for c in cells if c.arm == arm and c.config}
-    return {frozenset({True}): " (applied)", frozenset({False}): " (measured, not applied)"}.get(frozenset(enabled), "")
+    if len(enabled) != 1:
+        return ""
+    return " (applied)" if enabled == {True} else " (measured, not applied)"
 
 
 def _colours(values: Floats, what: str) -> dict[str, Any]:
+    """Colour map and norm: both quantities are ratios, so equal steps of colour are equal factors."""
     if what == "divergence":
-        return {"cmap": "cividis", "vmin": float(values.min()), "vmax": float(values.max())}
-    reach = max(float(np.abs(values - 1).max()), 1e-3)
-    return {"cmap": "PuOr", "norm": TwoSlopeNorm(1.0, 1 - reach, 1 + reach)}
+        floor = max(float(values.max()) * 1e-3, 1e-12)
+        return {
+            "cmap": "cividis",
+            "norm": LogNorm(max(float(values.min()), floor), max(float(values.max()), 2 * floor)),
+        }
+    factor = max(float(values.max()), 1 / max(float(values.min()), 1e-3), 1.01)
+    return {"cmap": "PuOr", "norm": LogNorm(1 / factor, factor)}
+
+
+def _bar(figure: Figure, image: Any, panels: Sequence[Axes], label: str) -> None:
+    """A colour bar with five ticks in plain numbers."""
+    bar = figure.colorbar(image, ax=panels, location="right", fraction=0.05)
+    ticks = np.geomspace(image.norm.vmin, image.norm.vmax, 5)
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    bar.set_ticks(ticks.tolist(), labels=[f"{tick:.3g}" for tick in ticks])
+    bar.set_label(label, fontsize=FONT_POINTS)
 
 
 def _ticks(n_blocks: int) -> list[int]:

@@ -8,33 +8,37 @@ from typing import Any
 MISSING = "–"
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def number(value: Any, digits: int = 4) -> str:
-    """Fixed digits after the point."""
-    return MISSING if value is None else f"{value:.{digits}f}"
+    """Fixed digits after the point; what is no number is written as it is."""
+    return f"{value:.{digits}f}" if _is_number(value) else plain(value)
 
 
 def signed(value: Any, digits: int = 4) -> str:
     """Fixed digits with a sign, a true minus among them; what rounds to nothing has no sign."""
-    if value is None:
-        return MISSING
+    if not _is_number(value):
+        return plain(value)
     text = f"{value:+.{digits}f}"
     return text[1:] if float(text) == 0 else text.replace("-", "\u2212")
 
 
 def count(value: Any) -> str:
     """Whole number with commas."""
-    return MISSING if value is None else f"{round(value):,}"
+    return f"{round(value):,}" if _is_number(value) else plain(value)
 
 
 def percent(value: Any, digits: int = 0) -> str:
     """A share in percent."""
-    return MISSING if value is None else f"{100 * value:.{digits}f} %"
+    return f"{100 * value:.{digits}f} %" if _is_number(value) else plain(value)
 
 
 def duration(seconds: Any) -> str:
     """Seconds as 45 s, 3 min 20 s or 7 h 05 min."""
-    if seconds is None:
-        return MISSING
+    if not _is_number(seconds):
+        return plain(seconds)
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -148,7 +148,10 @@ def _per_step(lines: Sequence[dict[str, Any]]) -> dict[str, Floats]:
     n_steps = max((line["step"] for line in lines), default=0)
     arrays: dict[str, Floats] = {}
     for line in lines:
-        for tag, values in (line.get("per_step") or {}).items():
+        lists = line.get("per_step")
+        for tag, values in lists.items() if isinstance(lists, dict) else ():
+            if not isinstance(values, list):
+                continue
             array = arrays.setdefault(tag, np.full(n_steps, np.nan))
             row = [_number(value) for value in values][-line["step"] :] if line["step"] else []
             array[line["step"] - len(row) : line["step"]] = row

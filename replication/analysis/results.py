@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from replication.analysis.description import (
+    completions,
+    config_summary,
+    data_summary,
+    machines,
+    one_value,
+    reproduce,
+    warnings,
+)
 from replication.analysis.load import Cell
 from replication.analysis.stats import (
     BUDGET_TOLERANCE,
@@ -22,8 +31,7 @@ from replication.analysis.stats import (
 )
 from replication.certificate import Certificate
 from replication.config import SuiteConfig
-from replication.errors import UserError
-from replication.rundir import SuiteDir, read_json
+from replication.rundir import SuiteDir
 
 FORMAT = 1
 LATE_STEP_SHARE = 0.1
@@ -55,7 +63,7 @@ QUANTITIES = (
     Quantity("final_val_loss", "Validation loss at the last step", "nats", _final("val/loss_nats")),
     Quantity(
         "late_val_loss",
-        f"Validation loss, mean of the last {LATE_VALIDATIONS} validations",
+        "Validation loss, late mean",
         "nats",
         lambda cell: late_mean(cell.validation.column("val/loss_nats")).value,
     ),
@@ -80,33 +88,14 @@ QUANTITIES = (
 )
 
 PUBLISHED = (
-    ("late_val_loss", "Validation loss, mean of the last 10 checkpoints", 3.946, 3.950, 3),
-    ("entropy_predicted_tokens", "Token entropy (not defined there)", 7.214, 7.425, 3),
-    ("grad_norm", "Gradient norm", 1.74, 2.50, 2),
+    ("late_val_loss", "Validation loss, mean of the last 10 checkpoints", 3.946, 3.950, 3, "within its noise"),
+    ("entropy_predicted_tokens", "Token entropy (not defined there)", 7.214, 7.425, 3, "higher"),
+    ("grad_norm", "Gradient norm", 1.74, 2.50, 2, "higher"),
 )
-"""(quantity here, words there, baseline, both, digits printed): phase 3, one seed, about 1.2 billion parameters, 3.93 billion tokens."""
+"""(quantity here, words there, baseline, both, digits printed, direction of both).
 
-SUMMARY_KEYS = {
-    "model.n_blocks": "blocks",
-    "model.d_model": "width",
-    "model.feed_forward": "feed-forward",
-    "model.n_experts": "routed experts",
-    "model.top_k": "experts a token visits",
-    "model.vocab_size": "vocabulary",
-    "data.block_size_tokens": "tokens in a sequence",
-    "training.steps": "optimizer steps",
-    "training.batch_tokens": "tokens a step",
-    "training.gain_group_sequences": "sequences in a gain group",
-    "training.optimizer": "optimizer",
-    "training.learning_rate": "peak learning rate",
-    "training.warmup_steps": "warm-up steps",
-    "training.decay_steps": "decay steps",
-    "training.clip_norm": "largest gradient norm",
-    "training.label_smoothing": "label smoothing",
-    "training.precision": "precision",
-    "validation.sequences": "validation sequences",
-    "validation.every_steps": "steps between validations",
-}
+Phase 3: one seed, about 1.2 billion parameters, 3.93 billion tokens.
+"""
 
 
 def compute_results(
@@ -131,12 +120,12 @@ def compute_results(
         "late": _late(cells),
         "quantities": [_quantity(q, suite, cells, certificate) for q in QUANTITIES],
         "gain": [_gain(cell) for cell in cells if len(cell.train.steps)],
-        "warnings": list(_warnings(suite_dir, suite, cells)),
-        "config": _config(suite, cells),
-        "data": _data(suite_dir, cells),
-        "machines": _machines(cells),
-        "samples": _samples(suite, cells),
-        "reproduce": _reproduce(suite_dir, cells),
+        "warnings": list(warnings(suite_dir, suite, cells)),
+        "config": config_summary(suite, cells),
+        "data": data_summary(suite_dir, cells),
+        "machines": machines(cells),
+        "samples": completions(suite, cells),
+        "reproduce": reproduce(suite, cells),
     }
     results["published"] = _published(results)
     return clean(results)
@@ -172,17 +161,11 @@ def _suite(suite: SuiteConfig, cells: Sequence[Cell], certificate: Certificate) 
         "cells_total": len(cells),
         "cells_complete": n_complete,
         "cells_not_complete": len(cells) - n_complete,
-        "parameters": _one(cell.manifest.get("parameters") for cell in cells if cell.manifest),
-        "tokens": _one(cell.manifest.get("tokens") for cell in cells if cell.complete),
+        "parameters": one_value(cell.manifest.get("parameters") for cell in cells if cell.manifest),
+        "tokens": one_value(cell.manifest.get("tokens") for cell in cells if cell.complete),
         "n_paired": n_paired,  # seeds of the arm that has most certified pairs
         "smallest_sign_flip_p": smallest_sign_flip_p(n_paired),
     }
-
-
-def _one(values: Iterable[Any]) -> Any:
-    """The value that all share; None where there is none, or more than one."""
-    seen = {v for v in values if isinstance(v, (int, float, str))}
-    return seen.pop() if len(seen) == 1 else None
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
@@ -262,7 +245,7 @@ def _published(results: dict[str, Any]) -> dict[str, Any]:
     baseline = results["suite"]["baseline"]
     applies = baseline == "baseline" and "both" in results["suite"]["arms"]
     rows = []
-    for key, words, there_baseline, there_both, digits in PUBLISHED:
+    for key, words, there_baseline, there_both, digits, direction in PUBLISHED:
         q = by_key[key]
         pair = next((p for p in q["pairs"] if p["arm"] == "both"), None) if applies else None
         rows.append({
@@ -276,17 +259,21 @@ def _published(results: dict[str, Any]) -> dict[str, Any]:
             "here_baseline": q["means"][baseline] if applies else None,
             "here_both": q["means"]["both"] if applies else None,
             "here_difference": pair["mean"] if pair else None,
-            "direction": _direction(pair) if pair else "no such pair in this suite",
+            "published_direction": direction,
+            "here_direction": side(pair) if pair else "no such pair in this suite",
         })  # fmt: skip
     return {"applies": applies, "rows": rows}
 
 
-def _direction(pair: dict[str, Any]) -> str:
-    """In words; every published difference is positive (both above baseline)."""
-    if not pair["n"]:
-        return "no certified pair"
-    same, n = pair["n_positive"], pair["n"]
-    return f"same direction at {same} of {n} {'seed' if n == 1 else 'seeds'}"
+def side(pair: dict[str, Any]) -> str:
+    """On which side of the baseline an arm lies, in words."""
+    n, up, down = pair["n"], pair["n_positive"], pair["n_negative"]
+    if not n:
+        return "not measured in any certified pair"
+    seeds = "the one seed" if n == 1 else f"{n} of {n} seeds"
+    if n in (up, down):
+        return f"{'higher' if up else 'lower'} at {seeds}"
+    return f"higher at {up}, lower at {down} of {n} seeds"
 
 
 def _gain(cell: Cell) -> dict[str, Any]:
@@ -309,142 +296,3 @@ def _gain(cell: Cell) -> dict[str, Any]:
         "last_share_at_min": cell.train.last("gain/share_at_min"),
         "last_share_at_max": cell.train.last("gain/share_at_max"),
     }
-
-
-# ---------------------------------------------------------------- what a reader should be warned of
-
-
-def _warnings(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell]) -> Iterable[str]:
-    complete = [cell for cell in cells if cell.complete]
-    for seed in suite.seeds:
-        seen: dict[str, str] = {}
-        for cell in complete:
-            weights = cell.manifest.get("final_weights_sha256")
-            if cell.seed != seed or not isinstance(weights, str):
-                continue
-            if weights in seen:
-                yield f"{cell.arm} and {seen[weights]} ended with the same weights at seed {seed}: the change had no effect."
-            seen.setdefault(weights, cell.arm)
-    for words, value in (
-        ("commits of the code", lambda m: (m.get("git") or {}).get("commit")),
-        ("package versions", lambda m: str(m.get("packages"))),
-        ("hardware", lambda m: str(m.get("hardware"))),
-        ("world sizes", lambda m: m.get("world_size")),
-    ):
-        if len({value(cell.manifest) for cell in complete}) > 1:
-            yield f"The complete cells ran with different {words}; see the table of machines."
-    dirty = sorted({f"{c.arm}/seed-{c.seed}" for c in complete if (c.manifest.get("git") or {}).get("dirty")})
-    if dirty:
-        yield f"The code had changes that no commit holds in {len(dirty)} of {len(complete)} complete cells."
-    known = {(cell.arm, cell.seed) for cell in cells}
-    for path in sorted(suite_dir.runs.glob("*/seed-*")):
-        seed_text = path.name.removeprefix("seed-")
-        if not seed_text.isdigit() or (path.parent.name, int(seed_text)) not in known:
-            yield f"The folder runs/{path.parent.name}/{path.name} is not part of the suite and was not read."
-
-
-# ---------------------------------------------------------------- config, data, machines
-
-
-def _config(suite: SuiteConfig, cells: Sequence[Cell]) -> dict[str, Any]:
-    """Keys of the first cell that has a config, and what each arm declares."""
-    first = next((cell.config for cell in cells if cell.config), {})
-    declared_keys = sorted({key for cell in cells for key in cell.manifest.get("arm_keys") or () if key != "arm"})
-    by_arm = {cell.arm: cell.config for cell in reversed(cells) if cell.config}
-    return {
-        "summary": [{"name": word, "value": first[key]} for key, word in SUMMARY_KEYS.items() if key in first],
-        "all": {key: value for key, value in first.items() if key not in (*declared_keys, "arm", "seed")},
-        "declared_keys": declared_keys,
-        "declared": {arm: [by_arm.get(arm, {}).get(key) for key in declared_keys] for arm in suite.arms},
-    }
-
-
-def _data(suite_dir: SuiteDir, cells: Sequence[Cell]) -> dict[str, Any] | None:
-    """Sources with documents, bytes and tokens; None where the folder holds no prepared corpus."""
-    try:
-        manifest = read_json(suite_dir.data / "manifest.json")
-    except (UserError, OSError):
-        manifest = None
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("sources"), dict):
-        return None
-    rows = []
-    for name, source in manifest["sources"].items():
-        if isinstance(source, dict):
-            train, validation = source.get("train") or {}, source.get("validation") or {}
-            rows.append({
-                "name": name,
-                "documents": source.get("documents"),
-                "text_bytes": source.get("text_bytes"),
-                "train_tokens": train.get("tokens"),
-                "validation_tokens": validation.get("tokens"),
-            })  # fmt: skip
-    used = {(cell.manifest.get("data") or {}).get("hash") for cell in cells if cell.manifest}
-    return {
-        "hash": manifest.get("hash"),
-        "vocab_size": manifest.get("vocab_size"),
-        "sources": rows,
-        "used_by_all": used == {manifest.get("hash")},
-    }
-
-
-def _machines(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Each different combination of code, packages and hardware, with the cells that ran there."""
-    found: dict[str, dict[str, Any]] = {}
-    for cell in cells:
-        m = cell.manifest
-        if not m:
-            continue
-        hardware, git = m.get("hardware") or {}, m.get("git") or {}
-        machine = {
-            "cpu": hardware.get("cpu"),
-            "cores": hardware.get("cores"),
-            "gpus": hardware.get("gpus") or [],
-            "memory_gib": hardware.get("memory_gib"),
-            "world_size": m.get("world_size"),
-            "commit": git.get("commit"),
-            "dirty": git.get("dirty"),
-            "packages": {k: v for k, v in (m.get("packages") or {}).items() if v is not None},
-        }
-        entry = found.setdefault(str(machine), {**machine, "cells": []})
-        entry["cells"].append(f"{cell.arm}/seed-{cell.seed}")
-    return list(found.values())
-
-
-def _reproduce(suite_dir: SuiteDir, cells: Sequence[Cell]) -> list[str]:
-    """Shell lines that make these numbers again; the folder's own suite file is the input."""
-    commit = _one((cell.manifest.get("git") or {}).get("commit") for cell in cells)
-    suite = f"{suite_dir.root.name}/{suite_dir.suite.name}"
-    lines = [f"git checkout {commit}"] if commit else []
-    return [*lines, f"replicate grid run {suite} --out again", "replicate report again"]
-
-
-# ---------------------------------------------------------------- completions
-
-LONGEST_COMPLETION = 1500
-
-
-def _samples(suite: SuiteConfig, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """One prompt a category, every arm's first completion at one seed: the seed and prompts that most arms have."""
-    first: dict[int, dict[Any, dict[str, dict[str, Any]]]] = {seed: {} for seed in suite.seeds}
-    for cell in cells:
-        for sample in reversed(cell.samples):
-            prompt = first[cell.seed].setdefault(str(sample.get("prompt_id")), {})
-            prompt[cell.arm] = sample
-    seed = max(suite.seeds, key=lambda s: sum(len(arms) for arms in first[s].values()))
-    chosen: dict[str, dict[str, dict[str, Any]]] = {}
-    for arms in first[seed].values():
-        category = str(next(iter(arms.values())).get("category"))
-        if len(arms) > len(chosen.get(category, {})):
-            chosen[category] = arms
-    return [_side_by_side(category, seed, suite.arms, arms) for category, arms in sorted(chosen.items())]
-
-
-def _side_by_side(category: str, seed: int, order: Sequence[str], arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    any_sample = next(iter(arms.values()))
-    completions = []
-    for arm in order:
-        text = str(arms[arm]["completion"]) if arm in arms else None
-        shown = text and text[:LONGEST_COMPLETION]
-        completions.append({"arm": arm, "text": shown, "cut": text != shown})
-    question = str(any_sample.get("question", ""))[:LONGEST_COMPLETION]
-    return {"category": category, "seed": seed, "question": question, "completions": completions}

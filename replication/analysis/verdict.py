@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from replication.analysis.format import count, number, signed
+from replication.analysis.results import side
 
 
 def verdict(results: dict[str, Any]) -> dict[str, Any]:
@@ -64,22 +65,10 @@ def _arm_lines(arm: str, place: int, quantities: dict[str, Any], baseline: str) 
     values = " and ".join(signed(d, 4) for d in loss["differences"] if d is not None) if loss["n"] <= 3 else ""
     each = f"{values} nats" if values else f"{signed(loss['mean'], 4)} nats in the mean of {loss['n']} seeds"
     others = "; ".join(
-        f"{words} {_side(quantities[key]['pairs'][place])}"
+        f"{words} {side(quantities[key]['pairs'][place])}"
         for key, words in (("entropy_predicted_tokens", "predicted-token entropy"), ("grad_norm", "gradient norm"))
     )
-    return [f"{arm} against {baseline}: final validation loss {each} ({_side(loss)}); {others}."]
-
-
-def _side(pair: dict[str, Any]) -> str:
-    n, up, down = pair["n"], pair["n_positive"], pair["n_negative"]
-    if not n:
-        return "not measured"
-    seeds = "the one seed" if n == 1 else f"{n} of {n} seeds"
-    if up == n:
-        return f"higher at {seeds}"
-    if down == n:
-        return f"lower at {seeds}"
-    return f"higher at {up}, lower at {down} of {n} seeds"
+    return [f"{arm} against {baseline}: final validation loss {each} ({side(loss)}); {others}."]
 
 
 def _budget_lines(r: dict[str, Any]) -> list[str]:
@@ -92,8 +81,8 @@ def _budget_lines(r: dict[str, Any]) -> list[str]:
         return []
     parts = [f"{arm} {', '.join(sorted(set(counts)))}" for arm, counts in acting.items()]
     return [
-        "'The total gradient budget is preserved' (mean gain after the clamp within 1 % of 1) fails in this many logged "
-        f"steps of a run where the token gain acts: {'; '.join(parts)}."
+        "'The total gradient budget is preserved' (mean gain after the clamp within 1 % of 1) fails in this many "
+        f"logged steps of a run where the token gain acts: {'; '.join(parts)}."
     ]
 
 
@@ -117,8 +106,8 @@ def _cannot(r: dict[str, Any]) -> list[str]:
     model = f"a model of {count(size)} parameters" if size else "another model"
     tokens = f" and {count(suite['tokens'])} tokens" if suite["tokens"] else ""
     lines.append(
-        f"This is {model}{tokens} on other data than the published run of about 1.2 billion parameters and 3.93 billion "
-        "tokens: sizes cannot be compared with it, directions at most."
+        f"This is {model}{tokens} on other data than the published run of about 1.2 billion parameters and 3.93 "
+        "billion tokens: sizes cannot be compared with it, directions at most."
     )
     return lines
 

@@ -1,0 +1,211 @@
+"""What surrounds the numbers: warnings, configuration, data, machines, completions and how to run it all again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from replication.analysis.load import Cell
+from replication.config import SuiteConfig, differences, flatten, load_cell, to_dict
+from replication.errors import UserError
+from replication.rundir import SuiteDir, read_json
+
+SUMMARY_KEYS = {
+    "model.n_blocks": "blocks",
+    "model.d_model": "width",
+    "model.feed_forward": "feed-forward",
+    "model.n_experts": "routed experts",
+    "model.top_k": "experts a token visits",
+    "model.vocab_size": "vocabulary",
+    "data.block_size_tokens": "tokens in a sequence",
+    "training.steps": "optimizer steps",
+    "training.batch_tokens": "tokens a step",
+    "training.gain_group_sequences": "sequences in a gain group",
+    "training.optimizer": "optimizer",
+    "training.learning_rate": "peak learning rate",
+    "training.warmup_steps": "warm-up steps",
+    "training.decay_steps": "decay steps",
+    "training.clip_norm": "largest gradient norm",
+    "training.label_smoothing": "label smoothing",
+    "training.precision": "precision",
+    "validation.sequences": "validation sequences",
+    "validation.every_steps": "steps between validations",
+}
+
+
+def one_value(values: Iterable[Any]) -> Any:
+    """The value that all share; None where there is none, or more than one."""
+    seen = {v for v in values if isinstance(v, (int, float, str))}
+    return seen.pop() if len(seen) == 1 else None
+
+
+def part(manifest: dict[str, Any], name: str) -> dict[str, Any]:
+    """A manifest's inner object; empty where it is missing or is none."""
+    value = manifest.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+# ---------------------------------------------------------------- what a reader should be warned of
+
+
+def warnings(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell]) -> Iterable[str]:
+    """One sentence for each thing that could mislead a reader who trusts the numbers."""
+    complete = [cell for cell in cells if cell.complete]
+    for seed in suite.seeds:
+        seen: dict[str, str] = {}
+        for cell in complete:
+            weights = cell.manifest.get("final_weights_sha256")
+            if cell.seed != seed or not isinstance(weights, str):
+                continue
+            if weights in seen:
+                yield f"{cell.arm} and {seen[weights]} ended with the same weights at seed {seed}: no change acted."
+            seen.setdefault(weights, cell.arm)
+    for words, value in (
+        ("commits of the code", lambda m: part(m, "git").get("commit")),
+        ("package versions", lambda m: str(m.get("packages"))),
+        ("hardware", lambda m: str(m.get("hardware"))),
+        ("world sizes", lambda m: m.get("world_size")),
+    ):
+        if len({value(cell.manifest) for cell in complete}) > 1:
+            yield f"The complete cells ran with different {words}; see the table of machines."
+    dirty = sorted({f"{c.arm}/seed-{c.seed}" for c in complete if part(c.manifest, "git").get("dirty")})
+    if dirty:
+        yield f"The code had changes that no commit holds in {len(dirty)} of {len(complete)} complete cells."
+    known = {(cell.arm, cell.seed) for cell in cells}
+    for path in sorted(suite_dir.runs.glob("*/seed-*")):
+        seed_text = path.name.removeprefix("seed-")
+        if not seed_text.isdigit() or (path.parent.name, int(seed_text)) not in known:
+            yield f"The folder runs/{path.parent.name}/{path.name} is not part of the suite and was not read."
+
+
+# ---------------------------------------------------------------- config, data, machines
+
+
+def config_summary(suite: SuiteConfig, cells: Sequence[Cell]) -> dict[str, Any]:
+    """Keys of the first cell that has a config, and what each arm declares."""
+    first = next((cell.config for cell in cells if cell.config), {})
+    declared_keys = sorted({key for cell in cells for key in declared_by(cell) if key != "arm"})
+    by_arm = {cell.arm: cell.config for cell in reversed(cells) if cell.config}
+    return {
+        "summary": [{"name": word, "value": first[key]} for key, word in SUMMARY_KEYS.items() if key in first],
+        "all": {key: value for key, value in first.items() if key not in (*declared_keys, "arm", "seed")},
+        "declared_keys": declared_keys,
+        "declared": {arm: [by_arm.get(arm, {}).get(key) for key in declared_keys] for arm in suite.arms},
+    }
+
+
+def declared_by(cell: Cell) -> list[str]:
+    """Dotted keys that the cell's manifest says its arm file sets."""
+    keys = cell.manifest.get("arm_keys")
+    return [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
+
+
+def data_summary(suite_dir: SuiteDir, cells: Sequence[Cell]) -> dict[str, Any] | None:
+    """Sources with documents, bytes and tokens; None where the folder holds no prepared corpus."""
+    try:
+        manifest = read_json(suite_dir.data / "manifest.json")
+    except (UserError, OSError):
+        manifest = None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("sources"), dict):
+        return None
+    rows = []
+    for name, source in manifest["sources"].items():
+        if isinstance(source, dict):
+            train, validation = part(source, "train"), part(source, "validation")
+            rows.append({
+                "name": name,
+                "documents": source.get("documents"),
+                "text_bytes": source.get("text_bytes"),
+                "train_tokens": train.get("tokens"),
+                "validation_tokens": validation.get("tokens"),
+            })  # fmt: skip
+    used = {part(cell.manifest, "data").get("hash") for cell in cells if cell.manifest}
+    return {
+        "hash": manifest.get("hash"),
+        "vocab_size": manifest.get("vocab_size"),
+        "sources": rows,
+        "used_by_all": used == {manifest.get("hash")},
+    }
+
+
+def machines(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Each different combination of code, packages and hardware, with the cells that ran there."""
+    found: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        m = cell.manifest
+        if not m:
+            continue
+        hardware, git = part(m, "hardware"), part(m, "git")
+        machine = {
+            "cpu": hardware.get("cpu"),
+            "cores": hardware.get("cores"),
+            "gpus": hardware.get("gpus") or [],
+            "memory_gib": hardware.get("memory_gib"),
+            "world_size": m.get("world_size"),
+            "commit": git.get("commit"),
+            "dirty": git.get("dirty"),
+            "packages": {k: v for k, v in part(m, "packages").items() if v is not None},
+        }
+        entry = found.setdefault(str(machine), {**machine, "cells": []})
+        entry["cells"].append(f"{cell.arm}/seed-{cell.seed}")
+    return list(found.values())
+
+
+MACHINE_KEYS = ("cluster.", "logging.", "checkpoints.", "data.dir", "data.num_proc")
+
+
+def reproduce(suite: SuiteConfig, cells: Sequence[Cell]) -> list[str]:
+    """Shell lines that make these numbers again: the suite file, and the flags that it was run with."""
+    commit = one_value(part(cell.manifest, "git").get("commit") for cell in cells)
+    lines = ["# in a checkout of this package; DIR is the folder of this report"]
+    lines += [f"git checkout {shlex.quote(commit)}"] if isinstance(commit, str) else []
+    command = ["replicate", "grid", "run", "DIR/suite.yaml", "--out", "AGAIN", *_flags(suite, cells)]
+    return [*lines, " ".join(command), "# writes AGAIN/report.html; compare AGAIN/results.json with DIR/results.json"]
+
+
+def _flags(suite: SuiteConfig, cells: Sequence[Cell]) -> list[str]:
+    """Keys in which the first cell differs from what the suite file alone gives, as flags."""
+    cell = next((cell for cell in cells if cell.config), None)
+    if cell is None:
+        return []
+    try:
+        expected = flatten(to_dict(load_cell(suite, cell.arm, cell.seed)))
+    except (UserError, OSError):
+        return []
+    different = differences(expected, cell.config)
+    values = {key: value for key, (_, value) in different.items() if not key.startswith(MACHINE_KEYS)}
+    return [shlex.quote(f"--{key}={v if isinstance(v, str) else json.dumps(v)}") for key, v in values.items()]
+
+
+# ---------------------------------------------------------------- completions
+
+LONGEST_COMPLETION = 1500
+
+
+def completions(suite: SuiteConfig, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """One prompt a category, every arm's first completion at one seed: the seed and prompts that most arms have."""
+    first: dict[int, dict[Any, dict[str, dict[str, Any]]]] = {seed: {} for seed in suite.seeds}
+    for cell in cells:
+        for sample in reversed(cell.samples):
+            prompt = first[cell.seed].setdefault(str(sample.get("prompt_id")), {})
+            prompt[cell.arm] = sample
+    seed = max(suite.seeds, key=lambda s: sum(len(arms) for arms in first[s].values()))
+    chosen: dict[str, dict[str, dict[str, Any]]] = {}
+    for arms in first[seed].values():
+        category = str(next(iter(arms.values())).get("category"))
+        if len(arms) > len(chosen.get(category, {})):
+            chosen[category] = arms
+    return [_side_by_side(category, seed, suite.arms, arms) for category, arms in sorted(chosen.items())]
+
+
+def _side_by_side(category: str, seed: int, order: Sequence[str], arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    any_sample = next(iter(arms.values()))
+    completions = []
+    for arm in order:
+        text = str(arms[arm]["completion"]) if arm in arms else None
+        shown = text and text[:LONGEST_COMPLETION]
+        completions.append({"arm": arm, "text": shown, "cut": text != shown})
+    question = str(any_sample.get("question", ""))[:LONGEST_COMPLETION]
+    return {"category": category, "seed": seed, "question": question, "completions": completions}

@@ -1,0 +1,277 @@
+"""The pair certificate: it holds for arms that differ in declared keys alone, and fails for every other difference."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from synthetic_runs import (
+    Synthetic,
+    build_suite,
+    cell_config,
+    edit_config,
+    edit_journal,
+    edit_manifest,
+    rewrite_config,
+)
+
+from replication.certificate import Certificate, certify
+from replication.config import SuiteConfig
+from replication.rundir import SuiteDir, read_journal, write_text
+
+CHECKS = ["initial weights", "data chain", "data", "tokens", "schedule", "declared keys"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[SuiteDir, SuiteConfig]:
+    return build_suite(tmp_path_factory.mktemp("suite") / "out", Synthetic(arms=("baseline", "both"), seeds=(1, 2)))
+
+
+@pytest.fixture
+def suite_dir(built: tuple[SuiteDir, SuiteConfig], tmp_path: Path) -> SuiteDir:
+    """A copy that a test may change."""
+    shutil.copytree(built[0].root, tmp_path / "out")
+    return SuiteDir(tmp_path / "out")
+
+
+def certified(suite_dir: SuiteDir) -> Certificate:
+    return certify(suite_dir, ("baseline", "both"), (1, 2))
+
+
+def only_failure(certificate: Certificate, check: str) -> str:
+    """Seed 2 must fail in one check alone, and seed 1 hold; returns the explanation."""
+    first, second = certificate.seeds
+    assert first.state == "holds"
+    assert second.state == "fails"
+    assert not certificate.holds
+    assert [c.name for c in second.checks if c.holds is False] == [check], second.reasons
+    assert certificate.pair("both", 2).state == "fails"
+    assert certificate.pair("both", 1).state == "holds"
+    return next(c.explanation for c in second.checks if c.name == check)
+
+
+def test_holds_for_arms_that_differ_in_declared_keys_alone(suite_dir: SuiteDir) -> None:
+    certificate = certified(suite_dir)
+    assert certificate.holds
+    assert [seed.state for seed in certificate.seeds] == ["holds", "holds"]
+    assert [check.name for check in certificate.seeds[0].checks] == CHECKS
+    assert all(check.holds and not check.explanation for seed in certificate.seeds for check in seed.checks)
+    assert certificate.seeds[0].reasons == ()
+    declared = certificate.seeds[0].checks[-1].values
+    assert declared["both"] == {"arm": "both", "layer_gain.enabled": True, "token_gain.enabled": True}
+
+
+def test_dict_form_is_json_and_complete(suite_dir: SuiteDir) -> None:
+    plain = certified(suite_dir).to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain["holds"] is True
+    assert [s["state"] for s in plain["seeds"]] == ["holds", "holds"]
+    assert plain["pairs"][0] == {"arm": "both", "reference": "baseline", "seed": 1, "state": "holds", "reasons": []}
+
+
+def test_all_four_shipped_arms_hold(tmp_path: Path) -> None:
+    suite_dir, suite = build_suite(tmp_path / "out", seeds=(1,))
+    assert certify(suite_dir, suite.arms, suite.seeds).holds
+
+
+def test_unknown_pair_is_a_key_error(suite_dir: SuiteDir) -> None:
+    with pytest.raises(KeyError):
+        certified(suite_dir).pair("both", 99)
+
+
+# ---------------------------------------------------------------- one thing changed
+
+
+def test_other_initial_weights_fail(suite_dir: SuiteDir) -> None:
+    edit_manifest(suite_dir.cell("both", 2), initial_weights_sha256="f" * 64)
+    explanation = only_failure(certified(suite_dir), "initial weights")
+    assert explanation.startswith("both: initial_weights_sha256 is ffff")
+
+
+def test_missing_initial_weights_fail(suite_dir: SuiteDir) -> None:
+    for arm in ("baseline", "both"):
+        edit_manifest(suite_dir.cell(arm, 2), initial_weights_sha256=None)
+    explanation = only_failure(certified(suite_dir), "initial weights")
+    assert explanation == "baseline: initial_weights_sha256 is missing; both: initial_weights_sha256 is missing"
+
+
+def test_data_chain_names_the_first_step_that_differs(suite_dir: SuiteDir) -> None:
+    for step in (25, 40):
+        edit_journal(suite_dir.cell("both", 2), step, data_hash="another")
+    explanation = only_failure(certified(suite_dir), "data chain")
+    assert "both: data_hash differs first at step 25" in explanation
+    assert "step 40" not in explanation
+
+
+def test_data_chain_that_differs_only_at_the_end_fails(suite_dir: SuiteDir) -> None:
+    run = suite_dir.cell("both", 2)
+    edit_journal(run, 60, data_hash="another")
+    edit_manifest(run, data_chain="another")
+    assert "both: data_hash differs first at step 60" in only_failure(certified(suite_dir), "data chain")
+
+
+def test_manifest_chain_must_be_the_journals_last(suite_dir: SuiteDir) -> None:
+    for arm in ("baseline", "both"):
+        edit_manifest(suite_dir.cell(arm, 2), data_chain="forged in both arms alike")
+    assert "journal's last step" in only_failure(certified(suite_dir), "data chain")
+
+
+def test_missing_chain_at_a_step_fails(suite_dir: SuiteDir) -> None:
+    edit_journal(suite_dir.cell("baseline", 2), 10, data_hash=None)
+    assert only_failure(certified(suite_dir), "data chain") == "baseline: data_hash is missing at step 10"
+
+
+def test_journals_without_a_common_step_fail(suite_dir: SuiteDir) -> None:
+    run = suite_dir.cell("both", 2)
+    write_text(run.metrics, "")
+    certificate = certified(suite_dir)
+    failing = [c.name for c in certificate.seeds[1].checks if c.holds is False]
+    assert failing == ["data chain", "schedule"]
+    assert "shares no logged step" in certificate.pair("both", 2).reasons[0]
+
+
+def test_other_log_interval_is_compared_at_common_steps(tmp_path: Path) -> None:
+    suite_dir, _ = build_suite(tmp_path / "out", arms=("baseline", "both"), seeds=(1, 2))
+    run = suite_dir.cell("both", 2)
+    kept = [line for line in read_journal(run.metrics) if line["step"] % 10 == 0]
+    write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+    assert certified(suite_dir).holds
+
+
+def test_other_data_fails(suite_dir: SuiteDir) -> None:
+    edit_manifest(suite_dir.cell("both", 2), data={"hash": "other", "dir": "data"})
+    assert "both: data.hash is other" in only_failure(certified(suite_dir), "data")
+
+
+def test_other_token_count_fails(suite_dir: SuiteDir) -> None:
+    edit_manifest(suite_dir.cell("both", 2), tokens=122_879)
+    assert only_failure(certified(suite_dir), "tokens") == "both: tokens is 122879, baseline has 122880"
+
+
+def test_other_schedule_fails_even_where_the_arm_file_declares_it(
+    suite_dir: SuiteDir, built: tuple[SuiteDir, SuiteConfig]
+) -> None:
+    for arm in ("baseline", "both"):
+        run = suite_dir.cell(arm, 2)
+        config = cell_config(built[1], arm, 2)
+        if arm == "both":
+            rewrite_config(run, replace(config, training=replace(config.training, learning_rate=0.002)))
+        keys = ["arm", "layer_gain.enabled", "token_gain.enabled", "training.learning_rate"]
+        edit_manifest(run, arm_keys=keys)
+    explanation = only_failure(certified(suite_dir), "schedule")
+    assert "both: training.learning_rate is 0.002, baseline has 0.003" in explanation
+
+
+def test_other_learning_rate_at_one_step_fails(suite_dir: SuiteDir) -> None:
+    edit_journal(suite_dir.cell("both", 2), 30, **{"train/learning_rate": 0.001})
+    assert "both: train/learning_rate differs first at step 30" in only_failure(certified(suite_dir), "schedule")
+
+
+def test_a_run_that_stopped_short_fails(suite_dir: SuiteDir) -> None:
+    edit_manifest(suite_dir.cell("both", 2), step=55)
+    certificate = certified(suite_dir)
+    assert certificate.seeds[1].state == "fails"
+    assert any("both: reached step 55, training.steps is 60" in r for r in certificate.seeds[1].reasons)
+
+
+def test_undeclared_key_fails(suite_dir: SuiteDir, built: tuple[SuiteDir, SuiteConfig]) -> None:
+    config = cell_config(built[1], "both", 2)
+    changed = replace(config, training=replace(config.training, weight_decay=0.2))
+    rewrite_config(suite_dir.cell("both", 2), changed)
+    explanation = only_failure(certified(suite_dir), "declared keys")
+    assert explanation == "both: training.weight_decay is 0.2, baseline has 0.1, and no arm file declares it"
+
+
+def test_arms_that_declare_different_keys_fail(suite_dir: SuiteDir) -> None:
+    edit_manifest(
+        suite_dir.cell("both", 2), arm_keys=["arm", "layer_gain.enabled", "token_gain.enabled", "token_gain.s"]
+    )
+    explanation = only_failure(certified(suite_dir), "declared keys")
+    assert explanation == "baseline: its arm file does not set token_gain.s, another arm's does"
+
+
+def test_arms_that_declare_nothing_fail(suite_dir: SuiteDir) -> None:
+    for arm in ("baseline", "both"):
+        edit_manifest(suite_dir.cell(arm, 2), arm_keys=[])
+    assert "both: token_gain.enabled is True" in only_failure(certified(suite_dir), "declared keys")
+
+
+def test_edited_config_fails(suite_dir: SuiteDir) -> None:
+    edit_config(suite_dir.cell("both", 2), "s: 1.0", "s: 2.0")
+    assert "both: config.yaml hashes to" in only_failure(certified(suite_dir), "declared keys")
+
+
+def test_config_with_an_unknown_key_fails(suite_dir: SuiteDir) -> None:
+    edit_config(suite_dir.cell("both", 2), "weight_decay:", "wieght_decay:")
+    certificate = certified(suite_dir)
+    assert any("both: config.yaml cannot be used" in reason for reason in certificate.pair("both", 2).reasons)
+
+
+@pytest.mark.parametrize("name", ["config", "manifest"])
+@pytest.mark.parametrize("text", [None, "", "[1, 2", "\x00\xff"])
+def test_damaged_files_fail_and_do_not_raise(suite_dir: SuiteDir, name: str, text: str | None) -> None:
+    path = getattr(suite_dir.cell("both", 2), name)
+    path.unlink() if text is None else path.write_text(text, encoding="latin-1")
+    certificate = certified(suite_dir)
+    assert certificate.pair("both", 2).state == "fails"
+    assert certificate.pair("both", 1).state == "holds"
+
+
+def test_a_cell_in_the_folder_of_another_fails(suite_dir: SuiteDir) -> None:
+    shutil.rmtree(suite_dir.cell("both", 2).root)
+    shutil.copytree(suite_dir.cell("baseline", 2).root, suite_dir.cell("both", 2).root)
+    explanation = only_failure(certified(suite_dir), "declared keys")
+    assert "both: config.yaml has arm baseline in the folder of arm both" in explanation
+
+
+def test_a_seed_in_the_folder_of_another_fails(suite_dir: SuiteDir) -> None:
+    for arm in ("baseline", "both"):
+        shutil.rmtree(suite_dir.cell(arm, 2).root)
+        shutil.copytree(suite_dir.cell(arm, 1).root, suite_dir.cell(arm, 2).root)
+    assert "seed 1 in the folder of seed 2" in only_failure(certified(suite_dir), "declared keys")
+
+
+# ---------------------------------------------------------------- incomplete
+
+
+def test_incomplete_cells_are_named_with_their_state(tmp_path: Path) -> None:
+    suite_dir, suite = build_suite(
+        tmp_path / "out",
+        seeds=(1,),
+        failed={("token_gain", 1): 20},
+        interrupted={("layer_gain", 1): 30},
+        missing=[("both", 1)],
+    )
+    certificate = certify(suite_dir, suite.arms, suite.seeds)
+    (seed,) = certificate.seeds
+    assert seed.state == "incomplete"
+    assert seed.missing == (
+        "token_gain: the cell is not complete: failed (UserError: the loss was not finite)",
+        "layer_gain: the cell is not complete: interrupted",
+        "both: the cell is missing",
+    )
+    assert all(check.holds is None for check in seed.checks)
+    assert {pair.state for pair in certificate.pairs} == {"incomplete"}
+
+
+def test_a_failed_arm_does_not_spoil_the_pairs_of_the_others(tmp_path: Path) -> None:
+    suite_dir, suite = build_suite(tmp_path / "out", seeds=(1,), failed={("layer_gain", 1): 20})
+    certificate = certify(suite_dir, suite.arms, suite.seeds)
+    assert certificate.seeds[0].state == "incomplete"
+    states = {pair.arm: pair.state for pair in certificate.pairs}
+    assert states == {"token_gain": "holds", "layer_gain": "incomplete", "both": "holds"}
+
+
+def test_an_incomplete_baseline_spoils_all(tmp_path: Path) -> None:
+    suite_dir, suite = build_suite(tmp_path / "out", seeds=(1,), missing=[("baseline", 1)])
+    certificate = certify(suite_dir, suite.arms, suite.seeds)
+    assert {pair.state for pair in certificate.pairs} == {"incomplete"}
+
+
+def test_empty_folder_is_incomplete(tmp_path: Path) -> None:
+    certificate = certify(SuiteDir(tmp_path), ("baseline", "both"), (1,))
+    assert certificate.seeds[0].state == "incomplete"
+    assert not certificate.holds

@@ -1,0 +1,185 @@
+"""Configs: layers, refusals that name file and key, the hash, and what the shipped arms differ in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import yaml
+
+from replication.config import (
+    RunConfig,
+    arm_keys,
+    config_root,
+    differences,
+    find_config,
+    flatten,
+    load_cell,
+    load_run,
+    load_suite,
+    scientific,
+    scientific_hash,
+    to_dict,
+    to_yaml,
+)
+from replication.errors import UserError
+
+INTERVENTIONS = {"arm", "token_gain.enabled", "layer_gain.enabled"}
+
+
+def test_the_four_arms_differ_in_intervention_keys_alone():
+    suite = load_suite("ablation_2x2")
+    configs = {arm: scientific(load_cell(suite, arm, 1)) for arm in suite.arms}
+    for a, b in combinations(suite.arms, 2):
+        assert set(differences(configs[a], configs[b])) <= INTERVENTIONS
+    switches = {(c["token_gain.enabled"], c["layer_gain.enabled"]) for c in configs.values()}
+    assert len(switches) == 4, "the 2x2 is complete"
+    assert {frozenset(arm_keys(arm)) for arm in suite.arms} == {frozenset(INTERVENTIONS)}
+
+
+def test_seeds_of_an_arm_differ_in_the_seed_alone():
+    suite = load_suite("ablation_2x2")
+    a, b = (scientific(load_cell(suite, "both", seed)) for seed in (1, 2))
+    assert set(differences(a, b)) == {"seed", "weights_seed", "data_seed"}
+
+
+@pytest.mark.parametrize("path", sorted(config_root().rglob("*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_shipped_file_loads(path):
+    if path.parent.name == "suites":
+        suite = load_suite(path)
+        for arm in suite.arms:
+            load_cell(suite, arm, suite.seeds[0])
+    else:
+        assert isinstance(load_run([path]), RunConfig)
+
+
+def test_later_layers_win_and_flags_win_over_all(tmp_path):
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("training:\n  steps: 50\n  warmup_steps: 7\n")
+    second.write_text("training:\n  steps: 60\n")
+    config = load_run([first, second], ["--training.clip_norm=2.5"])
+    assert (config.training.steps, config.training.warmup_steps, config.training.clip_norm) == (60, 7, 2.5)
+
+
+def test_a_saved_config_loads_as_itself(tmp_path):
+    config = load_cell(load_suite("ablation_2x2"), "both", 2, ["--layer_gain.exclude_blocks=[0]"])
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    assert load_run([path]) == config
+    assert scientific_hash(load_run([path])) == scientific_hash(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("model:\n  n_block: 3\n", ["bad.yaml", "n_block"]),
+        ("modell:\n  n_blocks: 3\n", ["bad.yaml", "modell"]),
+        ("model:\n  n_blocks: three\n", ["bad.yaml", "model.n_blocks", "int", "three"]),
+        ("training:\n  precision: fp8\n", ["bad.yaml", "training.precision", "fp8"]),
+        ("data:\n  sources:\n    - {name: a, kind: text, path: x, wieght: 2}\n", ["bad.yaml", "sources", "wieght"]),
+        ("model: [\n", ["bad.yaml"]),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_file_and_key(tmp_path, text, parts):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_run([path])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--training.batch_tokens=2000"], ["training.batch_tokens", "data.block_size_tokens"]),
+        (["--cluster.micro_batch_sequences=5"], ["cluster.micro_batch_sequences", "divide"]),
+        (["--cluster.micro_batch_sequences=1"], ["cluster.micro_batch_sequences", "gain_group_sequences", "multiple"]),
+        (["--cluster.micro_batch_sequences=0"], ["cluster.micro_batch_sequences", "positive"]),
+        (["--data.block_size_tokens=0"], ["data.block_size_tokens", "positive"]),
+        (["--model.n_kv_heads=3"], ["model.n_kv_heads", "model.n_heads"]),
+        (["--model.d_head=15"], ["model.d_head", "even"]),
+        (["--model.top_k=9"], ["model.top_k", "model.n_experts"]),
+        (["--training.warmup_steps=900"], ["training.warmup_steps", "training.steps"]),
+        (["--layer_gain.exclude_blocks=[7]"], ["layer_gain.exclude_blocks", "[7]"]),
+        (["--layer_gain.exclude_blocks=[0,1,2,3]"], ["layer_gain.exclude_blocks", "leave at least one"]),
+        (["--generation.template=x"], ["generation.template", "{question}"]),
+        (["--training.label_smoothing=1.0"], ["training.label_smoothing"]),
+        (["--nothing=1"], ["--nothing"]),
+    ],
+)
+def test_contradictions_name_the_keys(flags, parts):
+    with pytest.raises(UserError) as caught:
+        load_run([], flags)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_missing_files_say_what_there_is():
+    with pytest.raises(UserError, match="configs/arms has: baseline, both, layer_gain, token_gain"):
+        find_config("bothh", "arms")
+    with pytest.raises(UserError, match=r"nope\.yaml: no such config file"):
+        load_run(["nope.yaml"])
+
+
+def test_suite_errors(tmp_path):
+    path = tmp_path / "suite.yaml"
+    for text, part in (
+        ("name: x\narms: [baseline]\nseeds: []\n", "seeds"),
+        ("name: x\narms: [baseline]\nseeds: [1, 1]\n", "twice"),
+        ("name: x\narms: [baseline]\nseeds: [a]\n", "seeds"),
+        ("name: x\narms: [baseline]\nseeds: [1]\nextra: 1\n", "extra"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=part):
+            load_suite(path)
+
+
+def test_only_scientific_keys_move_the_hash():
+    config = load_cell(load_suite("ablation_2x2"), "both", 1)
+    base = scientific_hash(config)
+    for flags in (["--cluster.threads=2"], ["--cluster.micro_batch_sequences=4"], ["--logging.log_every_steps=7"],
+                  ["--checkpoints.keep_last=5"], ["--generation.temperature=1"], ["--data.num_proc=1"]):  # fmt: skip
+        assert scientific_hash(load_cell(load_suite("ablation_2x2"), "both", 1, flags)) == base, flags
+    free = ("data.dir", "data.num_proc", "logging", "checkpoints", "generation", "cluster")
+    for key, value in flatten(to_dict(config)).items():
+        if key.startswith(free) or not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
+        changed = _with(config, key, value + 1 if isinstance(value, int) else value * 0.5 + 0.001)
+        assert scientific_hash(changed) != base, key
+
+
+def _with(config, dotted: str, value):
+    head, _, rest = dotted.partition(".")
+    return replace(config, **{head: _with(getattr(config, head), rest, value) if rest else value})
+
+
+def test_scaling_per_micro_batch_makes_the_micro_batch_scientific():
+    def digest(size: int) -> str:
+        flags = ["--layer_gain.apply=micro_batch", f"--cluster.micro_batch_sequences={size}"]
+        return scientific_hash(load_cell(load_suite("ablation_2x2"), "both", 1, flags))
+
+    assert digest(8) != digest(4)
+
+
+def test_every_key_has_a_line_of_documentation():
+    import ast
+
+    tree = ast.parse(Path(__file__).parent.parent.joinpath("replication/config.py").read_text())
+    for node in tree.body:
+        if not (isinstance(node, ast.ClassDef) and node.name.endswith("Config")):
+            continue
+        for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign):
+                documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                assert documented, f"{node.name}.{ast.unparse(field.target)}"
+
+
+def test_suite_file_sets_no_intervention():
+    for path in (config_root() / "suites").glob("*.yaml"):
+        run = yaml.safe_load(path.read_text()).get("run", {})
+        assert not {"token_gain.enabled", "layer_gain.enabled", "arm"} & set(flatten(run)), path
