@@ -8,12 +8,17 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
 from replication import __version__
 from replication.errors import UserError
+
+if TYPE_CHECKING:
+    from replication.config import SuiteConfig
+    from replication.grid.plan import Cell
+    from replication.rundir import SuiteDir
 
 INTERRUPTED = 130
 
@@ -107,9 +112,9 @@ def train(argv: list[str]) -> int:
     from replication.config import load_run, run_parser, to_yaml
 
     if not argv or any(a in ("-h", "--help") for a in argv):
-        parser = run_parser()
-        parser.add_argument("--out", type=Path, help="output folder; the cell is OUT/runs/<arm>/seed-<n>")
-        parser.print_help()
+        keys = run_parser()
+        keys.add_argument("--out", type=Path, help="output folder; the cell is OUT/runs/<arm>/seed-<n>")
+        keys.print_help()
         return 0
     parser = Parser(prog="replicate train", add_help=False, allow_abbrev=False)
     parser.add_argument("--config", action="append", default=[])
@@ -221,7 +226,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
 # ---------------------------------------------------------------- grid's actions
 
 
-def _suite_cells(args: argparse.Namespace, flags: list[str]):  # type: ignore[no-untyped-def]
+def _suite_cells(args: argparse.Namespace, flags: list[str]) -> tuple[SuiteConfig, SuiteDir, list[Cell]]:
     """The suite (with --seeds), its output folder and its cells."""
     from dataclasses import replace
 
@@ -242,7 +247,7 @@ def _suite_cells(args: argparse.Namespace, flags: list[str]):  # type: ignore[no
 def _grid_plan(args: argparse.Namespace, flags: list[str]) -> int:
     from rich.table import Table
 
-    suite, suite_dir, cells = _suite_cells(args, flags)
+    suite, _, cells = _suite_cells(args, flags)
     table = Table("cell", "config hash", "steps", "tokens", "folder", title=f"{suite.name}: {len(cells)} cells")
     for cell in cells:
         t = cell.config.training
@@ -267,8 +272,12 @@ def _grid_run(args: argparse.Namespace, flags: list[str]) -> int:
         from replication.data.prepare import prepare as prepare_corpus
 
         prepare_corpus(waiting[0].config.data, suite_dir.data, console)
-    elif waiting:
-        data_folder(waiting[0].config, suite_dir)
+    if waiting:
+        from replication.data.store import TokenStore
+
+        store = TokenStore.open(data_folder(waiting[0].config, suite_dir))
+        for cell in waiting:
+            store.check(cell.config)  # a mistake in the config is told before the first cell runs
     outcome = run_cells(cells, suite_dir, args.jobs, console)
     console.print(status_table([cell_status(c) for c in cells], suite.name))
     if outcome.complete or outcome.failed or not _report_is_current(suite_dir, cells):
@@ -309,14 +318,14 @@ def _grid_diff(args: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
-def _write_report(suite_dir, suite) -> None:  # type: ignore[no-untyped-def]
+def _write_report(suite_dir: SuiteDir, suite: SuiteConfig) -> None:
     from replication.analysis.report import write_report
 
     path = write_report(suite_dir, suite)
     Console().print(f"wrote {path}", soft_wrap=True)
 
 
-def _report_is_current(suite_dir, cells) -> bool:  # type: ignore[no-untyped-def]
+def _report_is_current(suite_dir: SuiteDir, cells: Sequence[Cell]) -> bool:
     outputs = (suite_dir.results, suite_dir.report_html, suite_dir.report_md)
     if not all(p.is_file() for p in outputs):
         return False

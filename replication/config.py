@@ -153,7 +153,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class TokenGainConfig:
-    """Per-token gain on the loss (METHOD: before backward). Measured in every arm, applied where enabled."""
+    """Per-token gain on the loss, before backward. Measured in every arm, applied where enabled."""
 
     enabled: bool = False
     """Whether the gain weights the loss."""
@@ -181,7 +181,7 @@ class TokenGainConfig:
 
 @dataclass(frozen=True)
 class LayerGainConfig:
-    """Per-block scale on gradients (METHOD: after backward, before clipping). Measured always, applied where enabled."""
+    """Per-block scale on gradients, before clipping. Measured in every arm, applied where enabled."""
 
     enabled: bool = False
     """Whether the scale multiplies the gradients."""

@@ -1,4 +1,4 @@
-"""A token store in memory with the interface of the one on disk: fixed tokens, the same on every machine and version."""
+"""A token store in memory with the interface of the one on disk: the same fixed tokens everywhere."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class SlowRun:
             return {"objective": None, "divergence": divergence}
         before, after = slow_gain(c.token_gain, [float(x.detach()) for x in losses], plain)
         weights = after if c.token_gain.enabled else [1.0] * len(losses)
-        objective = sum(w * l for w, l in zip(weights, losses, strict=True)) / len(losses)
+        objective = sum(w * x for w, x in zip(weights, losses, strict=True)) / len(losses)
         return {
             "objective": objective + c.model.aux_coef * out.aux_G[0],
             "divergence": divergence,

@@ -331,7 +331,8 @@ def test_a_corpus_shorter_than_one_batch_is_refused(tmp_path):
     suite = write_suite(tmp_path, training={"steps": 6, "batch_tokens": 1_600_000, "warmup_steps": 2})
     done = replicate("grid", "run", suite, "--out", tmp_path / "out", "--seeds", "1")
     assert done.returncode == 2
-    assert "training.batch_tokens" in (tmp_path / "out/runs/baseline/seed-1/FAILED").read_text()
+    assert "training.batch_tokens" in done.stderr
+    assert not (tmp_path / "out" / "runs" / "baseline" / "seed-1" / "manifest.json").exists(), "before any cell ran"
 
 
 def test_another_suite_or_cell_in_the_folder_is_refused(finished):

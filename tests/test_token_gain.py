@@ -100,7 +100,7 @@ def test_clamps_bind_and_are_counted():
     sums = gain_sums(gains, valid)
     assert float(sums.at_min) == int((gains.before_GN < 0.5).sum()) > 0
     assert float(sums.at_max) == int((gains.before_GN > 1.5).sum()) > 0
-    assert float(sums.count) == 4
+    assert float(sums.tokens) == 4
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -28,6 +28,9 @@ class AcceptsGains(Protocol):
     weigh_tokens: Weigh | None
     """Set by TokenGain; None trains the plain cross-entropy."""
 
+    micro_batch_groups: int
+    """Gain groups in one forward pass."""
+
     def block_parameters(self) -> list[list[Parameter]]:
         """The parameters of each block."""
 
@@ -77,8 +80,8 @@ class LayerGain(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self.config.apply == "micro_batch":
-            groups = pl_module.micro_batch_groups  # the groups that this forward pass added
-            latest_LS = _accepts(pl_module).step_divergence_LS()[:, -groups:]
+            module = _accepts(pl_module)
+            latest_LS = module.step_divergence_LS()[:, -module.micro_batch_groups :]  # of this forward pass
             self._scale_L = layer_scales(self.config, step_divergence(self.config, latest_LS), self.included_L)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

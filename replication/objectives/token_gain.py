@@ -79,7 +79,7 @@ def group_objective(loss_GN: Tensor, valid_GN: Tensor, gain_GN: Tensor | None = 
 class GainSums(NamedTuple):
     """What one micro-batch adds to the step's gain statistics; scalars over all its valid tokens."""
 
-    count: Tensor
+    tokens: Tensor
     before: Tensor
     after: Tensor
     after_squared: Tensor
@@ -95,7 +95,7 @@ def gain_sums(gains: Gains, valid_GN: Tensor) -> GainSums:
     weight = valid_GN.to(gains.after_GN.dtype)
     inf = float("inf")
     return GainSums(
-        count=weight.sum(),
+        tokens=weight.sum(),
         before=(gains.before_GN * weight).sum(),
         after=(gains.after_GN * weight).sum(),
         after_squared=(gains.after_GN.square() * weight).sum(),

@@ -24,7 +24,7 @@ class Sampler:
     temperature: float
     top_k: int
 
-    def choose(self, logits_BV: Tensor, keys_B: Tensor, position: int) -> Tensor:
+    def choose(self, logits_BV: Tensor, keys_B: Tensor, position: int | Tensor) -> Tensor:
         """The next token of each row, int64 [B]: argmax of logits / temperature + Gumbel noise over the top k.
 
         Args:

@@ -1,14 +1,14 @@
 """The always-on callback that measures and logs; it never acts. Same tags in every arm.
 
-Between log lines everything stays on the device; a log line, a checkpoint and a validation are the only moments at which
-the host reads. On the device each step leaves one loss and one gradient norm, and the token bytes that were fed.
+Between log lines everything stays on the device; a log line, a checkpoint and a validation are the only moments at
+which the host reads. On the device each step leaves one loss and one gradient norm, and the token bytes that were fed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from replication.model.loss import histogram_entropy
 from replication.objectives.layer_gain import included_blocks, layer_scales, step_divergence
 from replication.objectives.token_gain import gain_sums, masked_mean, token_gain
 from replication.rundir import Journal, RunDir, read_journal
+from replication.training.module import LanguageModel
 
 
 def chain_data(previous: str, fed: list[Tensor]) -> str:
@@ -75,8 +76,8 @@ class Measure(Callback):
         self.chain, self.tokens = state_dict["chain"], state_dict["tokens"]
         self.wall_seconds = state_dict["wall_seconds"]
         self._line_tokens, self._line_seconds = state_dict["line"]
-        self._losses = [torch.tensor(x) for x in state_dict["losses"]]
-        self._norms = [torch.tensor(x) for x in state_dict["norms"]]
+        self._losses = [torch.tensor(x, dtype=torch.float64) for x in state_dict["losses"]]
+        self._norms = [torch.tensor(x, dtype=torch.float64) for x in state_dict["norms"]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.monotonic()
@@ -116,7 +117,7 @@ class Measure(Callback):
             self._due = step % every == 0 or step == self.config.training.steps
             self._sums = {}
             self._fed.append([])
-        pl_module.measure_entropies = self._due  # type: ignore[assignment]
+        cast(LanguageModel, pl_module).measure_entropies = self._due
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -126,10 +127,11 @@ class Measure(Callback):
         if (batch_idx + 1) % self.config.accumulation == 0:
             loss = self._sums["loss"] / self._sums["groups"]
             self._losses.append(loss)
-            self._norms.append(pl_module.grad_norm)  # type: ignore[arg-type]
-            self._nonfinite |= ~(loss + pl_module.grad_norm).isfinite()
+            norm = cast(LanguageModel, pl_module).grad_norm
+            self._norms.append(norm)
+            self._nonfinite |= ~(loss + norm).isfinite()
             if self._due:
-                self._write_line(trainer, pl_module)
+                self._write_line(trainer, cast(LanguageModel, pl_module))
 
     @torch.no_grad()
     def _add_up(self, o: dict[str, Tensor]) -> None:
@@ -161,8 +163,8 @@ class Measure(Callback):
 
     # ------------------------------------------------------------ reading the device
 
-    def _write_line(self, trainer: Trainer, module: LightningModule) -> None:
-        divergence_L = step_divergence(self.config.layer_gain, module.step_divergence_LS())  # type: ignore[operator]
+    def _write_line(self, trainer: Trainer, module: LanguageModel) -> None:
+        divergence_L = step_divergence(self.config.layer_gain, module.step_divergence_LS())
         scale_L = layer_scales(self.config.layer_gain, divergence_L, self._included_L)
         scalars = self._scalars() | {
             f"{name}/block_{i:02d}": value
@@ -200,7 +202,7 @@ class Measure(Callback):
     def _scalars(self) -> dict[str, Tensor]:
         """The step's scalars under their tags, as device tensors."""
         s = self._sums
-        n, tokens = s["groups"], s["gain_count"]
+        n, tokens = s["groups"], s["gain_tokens"]
         mean = s["gain_after"] / tokens
         scalars = {
             "train/loss_nats": s["loss"] / n,
@@ -250,8 +252,9 @@ class Measure(Callback):
     # ------------------------------------------------------------ validation
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = {k: float(v) for k, v in pl_module.validation.compute().items()}  # type: ignore[operator, union-attr]
-        pl_module.validation.reset()  # type: ignore[operator, union-attr]
+        validation = cast(LanguageModel, pl_module).validation
+        metrics = {k: float(v) for k, v in validation.compute().items()}
+        validation.reset()
         if self.journal is not None:
             self.journal.append({"step": trainer.global_step, **metrics})
         if trainer.logger is not None:

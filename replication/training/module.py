@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -38,6 +39,11 @@ class ValidationMetrics(Metric):
     """Validation means over all valid tokens of all ranks (sums and counts are added up before dividing)."""
 
     full_state_update = False
+    tokens: Tensor
+    smoothed: Tensor
+    plain: Tensor
+    predictive: Tensor
+    predicted_V: Tensor
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
@@ -151,7 +157,7 @@ class LanguageModel(LightningModule):
 
     # ------------------------------------------------------------ optimisation
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = build_optimizer(self.config.training, self.model)
         schedule = build_schedule(self.config.training, optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, a line now and then elsewhere; it reads what Measure has already brought to the host."""
+"""A progress bar on a terminal, a line now and then elsewhere; reads nothing from the device."""
 
 from __future__ import annotations
 
