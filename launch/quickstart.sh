@@ -47,4 +47,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 install_environment
 
 cores=$(getconf _NPROCESSORS_ONLN)
-exec "$venv/bin/replicate" grid run ablation_2x2 --out "$out" --jobs "$((cores < 2 ? cores : 2))"
+exec "$venv/bin/replicate" grid run ablation_2x2 --out "$out" --jobs "$((cores < 8 ? cores : 8))"
