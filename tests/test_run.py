@@ -13,14 +13,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning import Callback
 from memory_store import MemoryStore
+from slow_reference import SlowRun
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_setup import ARMS, fit, identical, small_config, weights
+from training_setup import ARMS, fit, furthest, identical, small_config, weights
 
 import replication.training.train as train_module
+from replication.data.module import TrainingBatches
 from replication.data.order import MixtureOrder
 from replication.errors import UserError
 from replication.rundir import RunDir, damage, read_journal, read_json
@@ -268,6 +271,35 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_checkpoint(tmp_pa
     assert newest_checkpoint(RunDir(tmp_path))[0].name == "step-000004"
     line = training_lines(RunDir(tmp_path))[-1]
     assert line["per_step"]["train/loss_nats"][0] is None, "missing is missing, never a number"
+
+
+class Silent(MemoryStore):
+    """Some blocks have no valid target at all; with `everywhere` none has."""
+
+    def __init__(self, everywhere: bool = False) -> None:
+        super().__init__()
+        self.everywhere = everywhere
+
+    def valid_targets(self, split, source_ids, indices):
+        silent = (split == "train") & (self.everywhere | (indices % 2 == 0))
+        return np.where(silent, 0, super().valid_targets(split, source_ids, indices))
+
+
+def test_groups_without_valid_tokens_leave_the_divisor(tmp_path):
+    config, store = small_config("both", "--training.precision=64-true", "--training.steps=3"), Silent()
+    batches = [TrainingBatches(config, store)[k] for k in range(3)]
+    assert any(0 < b.step_groups < 4 for b in batches)
+    slow = SlowRun(config)
+    for batch in batches:
+        slow.step(batch.tokens_BS)
+    assert furthest(weights(fit(config, tmp_path, store)), slow.model.state_dict()) < 1e-10
+
+
+def test_a_step_without_any_valid_token_has_no_loss_and_does_not_stop_the_run(tmp_path):
+    line = training_lines(fit(small_config("both"), tmp_path, Silent(everywhere=True)))[-1]
+    assert line["tokens"] == 0
+    assert line["train/grad_norm"] == 0
+    assert line["train/loss_nats"] is line["gain/mean"] is line["gain/min"] is None, "missing is missing, never 0"
 
 
 # ---------------------------------------------------------------- golden losses

@@ -129,7 +129,8 @@ class Measure(Callback):
             self._losses.append(loss)
             norm = cast(LanguageModel, pl_module).grad_norm
             self._norms.append(norm)
-            self._nonfinite |= ~(loss + norm).isfinite()
+            # the sum, not the mean: a step without any valid token has no loss, and that is not a failure
+            self._nonfinite |= ~(self._sums["loss"] + norm).isfinite()
             if self._due:
                 self._write_line(trainer, cast(LanguageModel, pl_module))
 
