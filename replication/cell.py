@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from replication.config import RunConfig, scientific_hash
 from replication.errors import UserError
 from replication.rundir import SuiteDir, read_json, record_failure, write_json
+
+if TYPE_CHECKING:
+    from replication.data.store import TokenStore
 
 
 def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console) -> None:
@@ -29,19 +33,33 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console) -> None:
         if run.complete.is_file():
             console.print(f"{config.arm}/seed-{config.seed}: complete already")
             return
-        store = TokenStore.open(data_folder(config, suite_dir))
-        suite_dir.link_tensorboard(config.arm, config.seed)
+        run.failed.unlink(missing_ok=True)
         try:
+            store = TokenStore.open(data_folder(config, suite_dir))
+            check_before_training(config, store)
+            suite_dir.link_tensorboard(config.arm, config.seed)
             train(config, run, store, console)
             if config.generation.prompts:
                 generate(config, run, store, console)
+            manifest = read_json(run.manifest)
+            kept = ("step", "tokens", "data_chain", "final_weights_sha256", "finished_at")
+            write_json(run.complete, {"config_hash": scientific_hash(config), **{k: manifest[k] for k in kept}})
         except Exception as error:
             record_failure(run, error)
             raise
-        run.failed.unlink(missing_ok=True)
-        manifest = read_json(run.manifest)
-        kept = ("step", "tokens", "data_chain", "final_weights_sha256", "finished_at")
-        write_json(run.complete, {"config_hash": scientific_hash(config), **{k: manifest[k] for k in kept}})
+
+
+def check_before_training(config: RunConfig, store: TokenStore) -> None:
+    """Raise UserError for what would otherwise be noticed only after hours: data, mixture, validation, prompts."""
+    from replication.data.order import MixtureOrder, validation_selection
+    from replication.preference.prompts import load_prompts
+
+    store.check(config)
+    weights = [source.weight for source in config.data.sources]
+    MixtureOrder(store.sizes("train"), weights, config.effective_data_seed)
+    validation_selection(store.sizes("validation"), weights, config.validation.sequences)
+    if config.generation.prompts:
+        load_prompts(config.generation.prompts)
 
 
 def data_folder(config: RunConfig, suite_dir: SuiteDir) -> Path:

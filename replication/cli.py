@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
+    for name in ("SIGTERM", "SIGHUP"):  # a closed terminal ends a run as Ctrl-C does, its cells included
+        signal.signal(getattr(signal, name), _interrupt)
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         return _verb(args)
@@ -49,6 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `replicate ... | head` is no error
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        errors.print(f"[red]error:[/red] {_escape(str(error.filename))}: {error.strerror}; choose another path")
+        return 2
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _escape(text: str) -> str:
@@ -226,8 +240,13 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
 # ---------------------------------------------------------------- grid's actions
 
 
-def _suite_cells(args: argparse.Namespace, flags: list[str]) -> tuple[SuiteConfig, SuiteDir, list[Cell]]:
-    """The suite (with --seeds), its output folder and its cells."""
+def _suite_cells(
+    args: argparse.Namespace, flags: list[str], from_folder: bool = False
+) -> tuple[SuiteConfig, SuiteDir, list[Cell]]:
+    """The suite (with --seeds), its output folder and its cells.
+
+    With from_folder, a suite that the folder holds wins over the file: its seeds, and each cell's own config.
+    """
     from dataclasses import replace
 
     from replication.config import load_suite
@@ -241,7 +260,10 @@ def _suite_cells(args: argparse.Namespace, flags: list[str]) -> tuple[SuiteConfi
         except ValueError:
             raise UserError(f"--seeds: '{args.seeds}' is not a list of whole numbers such as 1,2,3") from None
     suite_dir = SuiteDir(args.out or Path("out") / suite.name)
-    return suite, suite_dir, plan(suite, suite_dir, flags)
+    if from_folder and suite_dir.suite.is_file():
+        stored = load_suite(suite_dir.suite)
+        suite = stored if not args.seeds else replace(stored, seeds=suite.seeds)
+    return suite, suite_dir, plan(suite, suite_dir, flags, from_folder)
 
 
 def _grid_plan(args: argparse.Namespace, flags: list[str]) -> int:
@@ -257,7 +279,7 @@ def _grid_plan(args: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _grid_run(args: argparse.Namespace, flags: list[str]) -> int:
-    from replication.cell import data_folder
+    from replication.cell import check_before_training, data_folder
     from replication.grid.local import run_cells
     from replication.grid.plan import claim_folder
     from replication.grid.status import cell_status, status_table
@@ -277,7 +299,7 @@ def _grid_run(args: argparse.Namespace, flags: list[str]) -> int:
 
         store = TokenStore.open(data_folder(waiting[0].config, suite_dir))
         for cell in waiting:
-            store.check(cell.config)  # a mistake in the config is told before the first cell runs
+            check_before_training(cell.config, store)
     outcome = run_cells(cells, suite_dir, args.jobs, console)
     console.print(status_table([cell_status(c) for c in cells], suite.name))
     if outcome.complete or outcome.failed or not _report_is_current(suite_dir, cells):
@@ -299,7 +321,7 @@ def _grid_run(args: argparse.Namespace, flags: list[str]) -> int:
 def _grid_status(args: argparse.Namespace, flags: list[str]) -> int:
     from replication.grid.status import cell_status, status_table
 
-    suite, suite_dir, cells = _suite_cells(args, flags)
+    suite, suite_dir, cells = _suite_cells(args, flags, from_folder=True)
     Console().print(status_table([cell_status(c) for c in cells], f"{suite.name} in {suite_dir.root}"))
     return 0
 

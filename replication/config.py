@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import string
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -375,6 +376,30 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         not 0 < d.validation_fraction < 1,
         f"data.validation_fraction: {d.validation_fraction} must lie strictly between 0 and 1",
     )
+    for key, value, low, high in (
+        ("training.beta1", t.beta1, 0.0, 1.0),
+        ("training.beta2", t.beta2, 0.0, 1.0),
+    ):
+        yield not low <= value < high, f"{key}: {value} must lie in [{low:g}, {high:g})"
+    for key, value in (
+        ("training.weight_decay", t.weight_decay),
+        ("training.warmup_steps", t.warmup_steps),
+        ("training.decay_steps", t.decay_steps),
+        ("cluster.loader_workers", c.cluster.loader_workers),
+        ("token_gain.eps", c.token_gain.eps),
+        ("model.aux_coef", m.aux_coef),
+    ):
+        yield value < 0, f"{key}: {value} must not be negative"
+    yield (
+        c.cluster.threads is not None and c.cluster.threads < 1,
+        f"cluster.threads: {c.cluster.threads} must be positive, or null for torch's own choice",
+    )
+    for low_key, low, high_key, high in (
+        ("token_gain.c_min", c.token_gain.c_min, "token_gain.c_max", c.token_gain.c_max),
+        ("token_gain.focal_min", c.token_gain.focal_min, "token_gain.focal_max", c.token_gain.focal_max),
+        ("layer_gain.m_min", c.layer_gain.m_min, "layer_gain.m_max", c.layer_gain.m_max),
+    ):
+        yield low > high, f"{low_key}: {low} exceeds {high_key} {high}; swap them"
     group = t.gain_group_sequences
     yield (
         t.batch_tokens % d.block_size_tokens != 0,
@@ -405,7 +430,18 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
             s.kind in ("text", "jsonl", "parquet", "hub") and not s.path,
             f"data.sources: source '{s.name}' of kind '{s.kind}' needs a path",
         )
-    yield "{question}" not in c.generation.template, "generation.template: must contain {question}"
+    yield (
+        _template_fields(c.generation.template) != {"question"},
+        "generation.template: must contain {question} and no other field in braces (write {{ for a brace)",
+    )
+
+
+def _template_fields(template: str) -> set[str | None]:
+    """Names in braces; {None} where the braces do not match."""
+    try:
+        return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except ValueError:
+        return {None}
 
 
 @dataclass(frozen=True)
@@ -444,7 +480,7 @@ def find_config(name: str | Path, folder: str = "") -> Path:
     root = config_root()
     candidates = [Path(text), root / text.removeprefix("configs/")]
     if folder:
-        candidates += [root / folder / f"{text}.yaml"]
+        candidates += [root / folder / text, root / folder / f"{text}.yaml"]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
@@ -489,7 +525,7 @@ def load_run(layers: Sequence[str | Path] = (), flags: Sequence[str] = ()) -> Ru
 def _parse(parser: ArgumentParser, args: list[str], where: str) -> Any:
     try:
         return parser.parse_args(args)
-    except ArgumentError as error:
+    except (ArgumentError, UnicodeDecodeError) as error:
         message = " ".join(str(error).split()).replace("Parser key ", "key ").replace("<class '", "").replace("'>", "")
         raise UserError(f"{where}: {message}; `replicate train --help` lists every key") from None
 
@@ -506,6 +542,9 @@ def load_suite(name: str | Path) -> SuiteConfig:
     parser.add_class_arguments(SuiteConfig)
     parsed = parser.instantiate(_parse(parser, ["--config", str(path)], str(path)))
     suite = SuiteConfig(**{k: v for k, v in parsed.items() if k in SuiteConfig.__dataclass_fields__})
+    beside = [path.resolve().parent / layer for layer in suite.layers]  # a suite's own files may lie beside it
+    layers = [str(b) if b.is_file() else layer for b, layer in zip(beside, suite.layers, strict=True)]
+    suite = replace(suite, layers=tuple(layers))
     if not suite.arms or not suite.seeds:
         raise UserError(f"{path}: key 'arms' and key 'seeds' need at least one entry each")
     for key, values in (("arms", suite.arms), ("seeds", suite.seeds)):
@@ -518,7 +557,15 @@ def load_cell(suite: SuiteConfig, arm: str, seed: int, flags: Sequence[str] = ()
     """The RunConfig of one cell: the suite's layers, the arm's file, the suite's run keys, the seed, then flags."""
     arm_file = find_config(arm, "arms")
     shared = ["\n" + yaml.safe_dump(suite.run)] if suite.run else []
-    return load_run([*suite.layers, arm_file, *shared], [f"--seed={seed}", *flags])
+    config = load_run([*suite.layers, arm_file, *shared], [f"--seed={seed}", *flags])
+    values = flatten(to_dict(config))
+    for key, declared in flatten(yaml.safe_load(arm_file.read_text()) or {}).items():
+        if values[key] != declared:
+            raise UserError(
+                f"{key}: the arm {arm} is defined by {declared} ({arm_file}), but the suite's run keys or a flag set "
+                f"{values[key]}; remove that, or write another arm file"
+            )
+    return config
 
 
 def arm_keys(arm: str) -> set[str]:

@@ -68,6 +68,9 @@ def file_sha256(path: Path) -> str:
 def mark_complete(folder: Path, extra: dict[str, Any] | None = None) -> None:
     """Write folder/COMPLETE: every file's size and SHA-256, so that damage is found by name."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "COMPLETE")
+    for path in files:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())  # the marker must not reach the disk before what it vouches for
     listed = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
     write_json(folder / "COMPLETE", {**(extra or {}), "files": listed})
 
@@ -136,7 +139,7 @@ class RunDir:
 
     @property
     def log(self) -> Path:
-        """Standard output and error of the last attempt when the grid started it."""
+        """Standard output and error of every attempt that the grid started."""
         return self.root / "log.txt"
 
     @contextmanager
@@ -148,10 +151,15 @@ class RunDir:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with open(self.root / ".lock", "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"{self.root}: another process is running this cell; wait for it, or end it") from None
+            for attempt in range(20):  # a status table probes the lock for an instant; a run holds it
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if attempt == 19:
+                        message = "another process is running this cell; wait for it, or end it"
+                        raise UserError(f"{self.root}: {message}") from None
+                    time.sleep(0.05)
             yield
 
     def is_locked(self) -> bool:

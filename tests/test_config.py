@@ -108,6 +108,13 @@ def test_a_bad_file_is_one_line_that_names_file_and_key(tmp_path, text, parts):
         (["--layer_gain.exclude_blocks=[7]"], ["layer_gain.exclude_blocks", "[7]"]),
         (["--layer_gain.exclude_blocks=[0,1,2,3]"], ["layer_gain.exclude_blocks", "leave at least one"]),
         (["--generation.template=x"], ["generation.template", "{question}"]),
+        (["--generation.template={question} {x}"], ["generation.template", "no other field"]),
+        (["--token_gain.c_min=9"], ["token_gain.c_min", "token_gain.c_max", "swap"]),
+        (["--layer_gain.m_max=0.01"], ["layer_gain.m_min", "layer_gain.m_max"]),
+        (["--training.beta1=1.5"], ["training.beta1"]),
+        (["--training.weight_decay=-3"], ["training.weight_decay", "negative"]),
+        (["--training.warmup_steps=-5"], ["training.warmup_steps", "negative"]),
+        (["--cluster.threads=-1"], ["cluster.threads"]),
         (["--training.label_smoothing=1.0"], ["training.label_smoothing"]),
         (["--nothing=1"], ["--nothing"]),
     ],
@@ -177,6 +184,22 @@ def test_every_key_has_a_line_of_documentation():
             if isinstance(field, ast.AnnAssign):
                 documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
                 assert documented, f"{node.name}.{ast.unparse(field.target)}"
+
+
+def test_a_flag_may_not_turn_one_arm_into_another():
+    with pytest.raises(UserError, match=r"token_gain\.enabled: the arm baseline is defined by False"):
+        load_cell(load_suite("ablation_2x2"), "baseline", 1, ["--token_gain.enabled=true"])
+
+
+def test_a_suite_and_its_layers_may_lie_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "layer.yaml").write_text("model:\n  n_blocks: 2\n")
+    suite_file = tmp_path / "mine" / "suite.yaml"
+    suite_file.write_text("name: x\narms: [baseline]\nseeds: [1]\nlayers: [layer.yaml, cluster/cpu.yaml]\n")
+    monkeypatch.chdir(tmp_path)
+    config = load_cell(load_suite("mine/suite.yaml"), "baseline", 1)
+    assert (config.model.n_blocks, config.cluster.threads) == (2, 1)
+    assert load_suite("ablation_2x2.yaml") == load_suite("ablation_2x2")
 
 
 def test_suite_file_sets_no_intervention():

@@ -218,6 +218,33 @@ def test_two_processes_side_by_side_or_one_give_the_same_weights(finished):
     assert again.samples.read_text() == cell.samples.read_text()
 
 
+def test_status_shows_the_folder_not_the_plan(finished, tmp_path):
+    import shutil
+
+    suite, out = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy, symlinks=True)
+    stored = yaml.safe_load((copy / "suite.yaml").read_text())
+    (copy / "suite.yaml").write_text(yaml.safe_dump(stored | {"seeds": [1]}))
+    config = copy / "runs/both/seed-1/config.yaml"
+    config.write_text(config.read_text().replace("steps: 6", "steps: 60", 1))
+    status = replicate("grid", "status", suite, "--out", copy).stdout
+    assert "6/60" in status
+    assert "seed-2" not in status
+
+
+def test_arms_sampled_differently_are_noticed_in_the_report(finished, tmp_path):
+    import shutil
+
+    _, out = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy, symlinks=True)
+    assert "sampled under different settings" not in (copy / "report.md").read_text()
+    assert replicate("generate", copy, "--arm", "both", "--generation.temperature=0.1").returncode == 0
+    assert replicate("report", copy).returncode == 0
+    assert "sampled under different settings" in (copy / "report.md").read_text()
+
+
 def test_report_and_generate_again(finished):
     _, out = finished
     cell = SuiteDir(out).cell("both", 1)
@@ -256,7 +283,8 @@ def test_a_failed_cell_is_shown_and_can_be_run_again(tmp_path):
     assert not SuiteDir(out).cell("both", 1).failed.exists()
 
 
-def test_ctrl_c_stops_the_cells_and_the_same_command_goes_on(tmp_path):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_stopped_grid_stops_its_cells_and_the_same_command_goes_on(tmp_path, stop):
     suite = write_suite(tmp_path, training={"steps": 250, "batch_tokens": 64, "warmup_steps": 2})
     config = yaml.safe_load(suite.read_text())
     suite.write_text(yaml.safe_dump(config | {"arms": ["baseline"]}))
@@ -282,7 +310,7 @@ def test_ctrl_c_stops_the_cells_and_the_same_command_goes_on(tmp_path):
     while not list(cell.checkpoints.glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert cell.state() == "running"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command goes on" in output
@@ -319,6 +347,13 @@ def test_mistakes_are_one_line_with_the_remedy(tmp_path):
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     assert "is not empty" in refused("grid", "run", suite, "--out", tmp_path / "full")
     assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
+    assert "choose another path" in refused("grid", "run", suite, "--out", tmp_path / "full" / "thesis.txt")
+    assert "choose another path" in refused("grid", "run", suite, "--out", "/proc/nowhere")
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes("arm: caf\xe9\n".encode("latin-1"))
+    assert "latin.yaml" in refused("train", "--config", latin, "--out", tmp_path / "x")
+    assert "nope.json" in refused("grid", "run", suite, "--out", tmp_path / "y", "--generation.prompts=nope.json")
+    assert not list((tmp_path / "y" / "runs").rglob("manifest.json")), "told before a cell was trained"
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -26,6 +26,7 @@ import replication.training.train as train_module
 from replication.data.module import TrainingBatches
 from replication.data.order import MixtureOrder
 from replication.errors import UserError
+from replication.preference.generate import load_model
 from replication.rundir import RunDir, damage, read_journal, read_json
 from replication.training.checkpoints import newest_checkpoint
 from replication.training.measure import chain_data
@@ -233,8 +234,30 @@ def test_damaged_checkpoints_are_named_and_passed_over(tmp_path):
     assert len(notes) == 2
     assert str(folders[2]) in notes[0]
     assert "5 bytes instead of" in notes[1]
-    (folders[0] / "trainer.ckpt").unlink()
+    with pytest.raises(
+        UserError, match=r"no undamaged checkpoint of the last step 6 \(its newest is of step 2; .*000006"
+    ):
+        load_model(small_config(), run)  # completions of an older checkpoint would pass for the trained model's
+    undisturbed = weights(fit(small_config(), tmp_path / "undisturbed"))
+    fit(small_config("baseline", "--checkpoints.keep_last=4"), tmp_path)
+    assert all(damage(folder) is None for folder in folders), "the run went on and replaced what was damaged"
+    assert identical(weights(run), undisturbed)
+    for folder in folders:
+        (folder / "trainer.ckpt").unlink()
     assert newest_checkpoint(run)[0] is None
+
+
+def test_a_kill_between_the_last_checkpoint_and_the_manifest_is_mended(tmp_path):
+    run = fit(small_config(), tmp_path)
+    whole = read_json(run.manifest)
+    cut = {k: v for k, v in whole.items() if k not in ("step", "tokens", "data_chain", "wall_seconds",
+                                                       "final_weights_sha256", "finished_at")}  # fmt: skip
+    run.manifest.write_text(json.dumps(cut))
+    fit(small_config(), tmp_path)
+    mended = read_json(run.manifest)
+    assert {k: v for k, v in mended.items() if k != "finished_at"} == {
+        k: v for k, v in whole.items() if k != "finished_at"
+    }
 
 
 def test_only_the_last_k_are_kept_and_partial_folders_are_ignored(tmp_path):

@@ -70,6 +70,10 @@ def warnings(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell]) -> 
     ):
         if len({value(cell.manifest) for cell in complete}) > 1:
             yield f"The complete cells ran with different {words}; see the table of machines."
+    if len({_sampling(cell.manifest) for cell in complete}) > 1:
+        yield "The completions of the cells were sampled under different settings or prompts: do not compare them."
+    if any(cell.manifest.get("starts") and len(_machines(cell.manifest)) > 1 for cell in complete):
+        yield "Some cells were resumed with other code, packages or hardware than they had begun with."
     dirty = sorted({f"{c.arm}/seed-{c.seed}" for c in complete if part(c.manifest, "git").get("dirty")})
     if dirty:
         yield f"The code had changes that no commit holds in {len(dirty)} of {len(complete)} complete cells."
@@ -78,6 +82,18 @@ def warnings(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell]) -> 
         seed_text = path.name.removeprefix("seed-")
         if not seed_text.isdigit() or (path.parent.name, int(seed_text)) not in known:
             yield f"The folder runs/{path.parent.name}/{path.name} is not part of the suite and was not read."
+
+
+def _sampling(manifest: dict[str, Any]) -> str:
+    """How a cell's completions were made, without what is a cell's own (weights and texts)."""
+    own = ("weights_sha256", "samples_sha256")
+    return str({k: v for k, v in part(manifest, "generation").items() if k not in own})
+
+
+def _machines(manifest: dict[str, Any]) -> set[str]:
+    """The different machines and codes among the starts of a cell."""
+    starts = [start for start in manifest["starts"] if isinstance(start, dict)]
+    return {str({k: v for k, v in start.items() if k != "at"}) for start in starts}
 
 
 # ---------------------------------------------------------------- config, data, machines

@@ -102,5 +102,5 @@ class TokenDataModule(LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.config.cluster.accelerator != "cpu" and torch.cuda.is_available(),
         )

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -32,6 +33,7 @@ class Outcome:
     complete: list[Cell] = field(default_factory=list)
     failed: list[Cell] = field(default_factory=list)
     skipped: list[Cell] = field(default_factory=list)  # complete before
+    elsewhere: list[Cell] = field(default_factory=list)  # running in a process that is not ours
 
 
 def run_cells(cells: Sequence[Cell], suite_dir: SuiteDir, jobs: int, console: Console) -> Outcome:
@@ -41,13 +43,18 @@ def run_cells(cells: Sequence[Cell], suite_dir: SuiteDir, jobs: int, console: Co
     command goes on from their checkpoints.
     """
     outcome = Outcome(skipped=[c for c in cells if c.run.complete.is_file()])
-    waiting = [c for c in cells if not c.run.complete.is_file()]
+    for cell in (c for c in cells if c.run.state() == "running"):
+        console.print(f"[cyan]running[/] {cell.name}: in another process already; not started again")
+        outcome.elsewhere.append(cell)
+    waiting = [c for c in cells if c not in (*outcome.skipped, *outcome.elsewhere)]
     running: list[_Running] = []
     started = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
                TextColumn("{task.fields[note]}"), TimeElapsedColumn())  # fmt: skip
     with Progress(*columns, console=console) as progress:
-        total = progress.add_task("cells", total=len(cells), completed=len(outcome.skipped), note="")
+        total = progress.add_task(
+            "cells", total=len(cells) - len(outcome.elsewhere), completed=len(outcome.skipped), note=""
+        )
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
@@ -100,13 +107,19 @@ def _finish(r: _Running, outcome: Outcome, progress: Progress) -> None:
         progress.console.print(f"[green]complete[/] {r.cell.name}")
         return
     if read_json(r.cell.run.failed) is None:  # killed before it could say why
-        error = f"the process ended with code {r.process.returncode}"
+        error = _last_line(r.cell.run.log) or f"the process ended with code {r.process.returncode}"
         write_json(r.cell.run.failed, {"error": error, "log": str(r.cell.run.log), "step": cell_status(r.cell).step})
     outcome.failed.append(r.cell)
     progress.update(r.task, visible=False)
     progress.console.print(
         f"[red]failed[/] {r.cell.name}: {read_json(r.cell.run.failed)['error']} (log: {r.cell.run.log})"
     )
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log that is not blank; "" where there is none."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else ""
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -41,8 +41,10 @@ class Cell:
         return scientific_hash(self.config)
 
 
-def plan(suite: SuiteConfig, suite_dir: SuiteDir, flags: Sequence[str] = ()) -> list[Cell]:
+def plan(suite: SuiteConfig, suite_dir: SuiteDir, flags: Sequence[str] = (), from_folder: bool = False) -> list[Cell]:
     """Every cell of a suite, seed block by seed block, so that an early end leaves whole pairs.
+
+    With from_folder, a cell that has a config.yaml is described by it: what is there, not what a new run would be.
 
     Raises:
         UserError: a config that does not load, or an arm file that names another arm than its own.
@@ -50,10 +52,12 @@ def plan(suite: SuiteConfig, suite_dir: SuiteDir, flags: Sequence[str] = ()) -> 
     cells = []
     for seed in suite.seeds:
         for arm in suite.arms:
-            config = load_cell(suite, arm, seed, flags)
+            run = suite_dir.cell(arm, seed)
+            there = from_folder and run.config.is_file()
+            config = load_run([run.config]) if there else load_cell(suite, arm, seed, flags)
             if config.arm != arm:
                 raise UserError(f"configs/arms/{arm}.yaml: key 'arm' says {config.arm}; it must be {arm}")
-            cells.append(Cell(arm, seed, config, suite_dir.cell(arm, seed)))
+            cells.append(Cell(arm, seed, config, run))
     return cells
 
 
@@ -67,7 +71,7 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
     """
     claimed = to_dict(suite)
     if suite_dir.suite.is_file():
-        there = yaml.safe_load(suite_dir.suite.read_text())
+        there = yaml.safe_load(suite_dir.suite.read_text()) or {}
         different = differences(flatten(there), flatten(claimed))
         different.pop("seeds", None)
         if different:

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from replication.config import RunConfig
+from replication.config import RunConfig, to_dict
 from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.model.transformer import Transformer
-from replication.preference.prompts import Prompt, load_prompts
+from replication.preference.prompts import Prompt, find_prompts, load_prompts
 from replication.preference.sampling import Sampler, complete, row_key
-from replication.rundir import RunDir, write_text
+from replication.rundir import RunDir, file_sha256, read_json, write_json, write_text
 from replication.training.checkpoints import STATE, newest_checkpoint
+from replication.training.environment import prepare_torch
 
 ROWS_AT_ONCE = 96
 
@@ -35,6 +36,7 @@ def generate(config: RunConfig, run: RunDir, store: TokenStore, console: Console
     prompts = load_prompts(config.generation.prompts)
     model = load_model(config, run)
     tokenizer = store.tokenizer()
+    prepare_torch(config)
     c = config.generation
     rows = [(prompt, sample) for prompt in prompts for sample in range(c.samples_per_prompt)]
     lines: list[dict[str, Any]] = []
@@ -52,6 +54,7 @@ def generate(config: RunConfig, run: RunDir, store: TokenStore, console: Console
         for (prompt, sample), tokens in zip(part, completions, strict=True):
             lines.append(_line(config, prompt, sample, tokens, tokenizer.decode(tokens)))
     write_text(run.samples, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    record_settings(config, run)
     console.print(f"{config.arm}/seed-{config.seed}: {len(lines)} completions of {len(prompts)} prompts")
     return len(lines)
 
@@ -70,15 +73,34 @@ def _line(config: RunConfig, prompt: Prompt, sample: int, tokens: list[int], tex
     }
 
 
+def record_settings(config: RunConfig, run: RunDir) -> None:
+    """Put into the manifest how samples.jsonl was made, so that arms sampled differently are noticed."""
+    assert config.generation.prompts is not None
+    manifest = read_json(run.manifest)
+    settings = {k: v for k, v in to_dict(config.generation).items() if k != "prompts"}
+    manifest["generation"] = settings | {
+        "prompts_sha256": file_sha256(find_prompts(config.generation.prompts)),
+        "samples_sha256": file_sha256(run.samples),
+        "weights_sha256": manifest.get("final_weights_sha256"),
+    }
+    write_json(run.manifest, manifest)
+
+
 def load_model(config: RunConfig, run: RunDir) -> Transformer:
-    """The weights of the newest undamaged checkpoint, in evaluation mode.
+    """The weights of the last step, in evaluation mode.
 
     Raises:
-        UserError: the cell has no complete checkpoint.
+        UserError: the checkpoint of the last step is missing or damaged: completions of an earlier one would pass for
+            the trained model's.
     """
-    folder, _ = newest_checkpoint(run)
-    if folder is None:
-        raise UserError(f"{run.checkpoints}: no complete checkpoint; train the cell first")
+    folder, notes = newest_checkpoint(run)
+    step = read_json(folder / "COMPLETE")["step"] if folder else None
+    if folder is None or step != config.training.steps:
+        found = f"its newest is of step {step}" if folder else "it has none"
+        raise UserError(
+            f"{run.checkpoints}: no undamaged checkpoint of the last step {config.training.steps} ({found}"
+            f"{''.join('; ' + n for n in notes)}); train the cell again, it goes on from what there is"
+        )
     state = torch.load(folder / STATE, map_location="cpu", weights_only=False)["state_dict"]
     model = Transformer(config.model)
     model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})

@@ -43,7 +43,7 @@ def load_prompts(path_or_name: str | Path) -> list[Prompt]:
         UserError: no such file, not JSON, no prompts, a missing or mistyped key, an empty question or an id
             that comes twice; the message names the file and the entry.
     """
-    path = _find(path_or_name)
+    path = find_prompts(path_or_name)
     prompts: list[Prompt] = []
     seen: dict[int, str] = {}
     for place, entry in _entries(path):
@@ -57,7 +57,8 @@ def load_prompts(path_or_name: str | Path) -> list[Prompt]:
     return prompts
 
 
-def _find(path_or_name: str | Path) -> Path:
+def find_prompts(path_or_name: str | Path) -> Path:
+    """The prompt file by path, by path under configs/, or by bare name; UserError where there is none."""
     text, root = str(path_or_name), config_root()
     candidates = [Path(text), root / text.removeprefix("configs/")]
     candidates += [root / "prompts" / f"{text}{suffix}" for suffix in ("", ".json", ".jsonl")]

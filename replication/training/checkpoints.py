@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
 
 from replication.config import RunConfig, scientific_hash
 from replication.data.module import Batch
 from replication.errors import UserError
+from replication.model.transformer import weights_sha256
 from replication.rundir import RunDir, damage, mark_complete, read_json, remove_tree
 from replication.training.measure import Measure
+from replication.training.module import LanguageModel
 
 STATE = "trainer.ckpt"
 
@@ -53,12 +55,22 @@ class Checkpoints(Callback):
         self.measure.check_finite(step)
         folder = checkpoint_folder(self.run, step)
         if folder.exists():
-            return
+            if damage(folder) is None:
+                return
+            remove_tree(folder)  # a run that went on from an earlier one replaces it
         partial = folder.with_name(f"partial-{folder.name}")
         remove_tree(partial)
         partial.mkdir(parents=True)
         trainer.save_checkpoint(partial / STATE)
-        mark_complete(partial, {"step": step, **self.identity})
+        facts = {
+            "step": step,
+            "tokens": self.measure.tokens,
+            "data_chain": self.measure.chain,
+            "wall_seconds": round(self.measure.elapsed(), 2),
+        }
+        if step == self.config.training.steps:
+            facts["final_weights_sha256"] = weights_sha256(cast(LanguageModel, trainer.lightning_module).model)
+        mark_complete(partial, {**facts, **self.identity})
         os.replace(partial, folder)
         for old in complete_folders(self.run)[: -self.config.checkpoints.keep_last]:
             remove_tree(old)

@@ -1,15 +1,20 @@
-"""What the manifest says of code and machine."""
+"""What the manifest says of code and machine, and the process-wide settings of torch."""
 
 from __future__ import annotations
 
+import logging
+import os
 import platform
 import subprocess
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+
+from replication.config import RunConfig
 
 PACKAGES = (
     "replication",
@@ -67,3 +72,12 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def prepare_torch(config: RunConfig) -> None:
+    """Process-wide settings: threads, determinism, and silence about what we have decided."""
+    if config.cluster.threads:
+        torch.set_num_threads(config.cluster.threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS needs it before first use
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")

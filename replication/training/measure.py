@@ -23,7 +23,7 @@ from replication.errors import UserError
 from replication.model.loss import histogram_entropy
 from replication.objectives.layer_gain import included_blocks, layer_scales, step_divergence
 from replication.objectives.token_gain import gain_sums, masked_mean, token_gain
-from replication.rundir import Journal, RunDir, read_journal
+from replication.rundir import Journal, RunDir, damage, read_journal
 from replication.training.module import LanguageModel
 
 
@@ -66,7 +66,7 @@ class Measure(Callback):
         return {
             "chain": self.chain,
             "tokens": self.tokens,
-            "wall_seconds": self._elapsed(),
+            "wall_seconds": self.elapsed(),
             "line": (self._line_tokens, self._line_seconds),
             "losses": [float(x) for x in self._losses],
             "norms": [float(x) for x in self._norms],
@@ -99,13 +99,13 @@ class Measure(Callback):
             trainer.logger.experiment.add_figure("divergence/blocks_over_steps", figure, step)  # type: ignore[attr-defined]
         self._read_device()
         self.check_finite(trainer.global_step)
-        self.wall_seconds = self._elapsed()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.journal is not None:
             self.journal.close()
 
-    def _elapsed(self) -> float:
+    def elapsed(self) -> float:
+        """Seconds of training so far, those before a resume included."""
         return self.wall_seconds + (time.monotonic() - self._started)
 
     # ------------------------------------------------------------ one step
@@ -175,7 +175,7 @@ class Measure(Callback):
         names = list(scalars)
         host = torch.stack([scalars[n].double() for n in names]).tolist()  # the one read of this line
         self._read_device()
-        step, now = trainer.global_step, self._elapsed()
+        step, now = trainer.global_step, self.elapsed()
         line: dict[str, Any] = {
             "step": step,
             "tokens": self.tokens,
@@ -243,7 +243,7 @@ class Measure(Callback):
             UserError: one was seen; names the last good checkpoint.
         """
         if bool(self._nonfinite):
-            good = sorted(self.run.checkpoints.glob("step-*"))
+            good = [p for p in sorted(self.run.checkpoints.glob("step-*")) if damage(p) is None]
             last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
             raise UserError(
                 f"training: the loss or gradient norm was not finite at or before step {step}; {last}; "

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import time
-import warnings
-from typing import Any
 
-import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
@@ -29,7 +24,7 @@ from replication.model.transformer import weights_sha256
 from replication.objectives.callbacks import LayerGain, TokenGain
 from replication.rundir import RunDir, read_json, write_json, write_text
 from replication.training.checkpoints import STATE, Checkpoints, newest_checkpoint
-from replication.training.environment import describe_machine
+from replication.training.environment import describe_machine, prepare_torch
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel, multiply_gradients
 from replication.training.progress import Progress
@@ -51,15 +46,16 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     checkpoint, notes = newest_checkpoint(run, identity)
     for note in notes:
         console.print(f"[yellow]{note}[/yellow]")
-    if checkpoint and read_json(checkpoint / "COMPLETE")["step"] >= config.training.steps:
+    step = read_json(checkpoint / "COMPLETE")["step"] if checkpoint else 0
+    if step >= config.training.steps:
         console.print(f"{config.arm}/seed-{config.seed}: trained to step {config.training.steps} already")
+        finish_manifest(run, identity)
         return
 
     prepare_torch(config)
     module = LanguageModel(config, store.end_of_text_id)
     write_text(run.config, to_yaml(config))
-    manifest = start_manifest(config, run, store, module)
-    step = read_json(checkpoint / "COMPLETE")["step"] if checkpoint else 0
+    start_manifest(config, run, store, module)
     measure = Measure(config, run)
     trainer = build_trainer(config, run, store.hash, measure, step, console)
     try:
@@ -71,7 +67,7 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
         )
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
-    write_json(run.manifest, manifest | finish_manifest(measure, trainer, module))
+    finish_manifest(run, identity)
 
 
 def build_trainer(
@@ -111,15 +107,6 @@ def build_trainer(
     )
 
 
-def prepare_torch(config: RunConfig) -> None:
-    """Process-wide settings: threads, determinism, and silence about what we have decided."""
-    if config.cluster.threads:
-        torch.set_num_threads(config.cluster.threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS needs it before first use
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-
-
 def refuse_other_config(config: RunConfig, run: RunDir) -> None:
     """Raise UserError where the folder holds a cell of another scientific config; names the keys that differ."""
     if not run.config.is_file():
@@ -133,7 +120,7 @@ def refuse_other_config(config: RunConfig, run: RunDir) -> None:
 # ---------------------------------------------------------------- the manifest
 
 
-def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: LanguageModel) -> dict[str, Any]:
+def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: LanguageModel) -> None:
     """Write the manifest before step 1; on a resume the first start's time and weights are kept and compared.
 
     Raises:
@@ -150,32 +137,31 @@ def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: La
         keys = sorted(arm_keys(config.arm))
     except UserError:
         keys = []  # an arm without a file declares nothing, and the certificate will say so
+    machine = describe_machine()
     manifest = {
         "arm": config.arm,
         "seed": config.seed,
         "config_hash": scientific_hash(config),
         "arm_keys": keys,
         "data": {"hash": store.hash, "dir": str(config.data.dir or "data")},
-        **describe_machine(),
+        **machine,
         "world_size": 1,
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "initial_weights_sha256": initial,
         "started_at": earlier.get("started_at", timestamp()),
-        "starts": [*earlier.get("starts", []), timestamp()],
+        "starts": [*earlier.get("starts", []), {"at": timestamp(), **machine}],
     }
     write_json(run.manifest, manifest)
-    return manifest
 
 
-def finish_manifest(measure: Measure, trainer: Trainer, module: LanguageModel) -> dict[str, Any]:
-    return {
-        "step": trainer.global_step,
-        "tokens": measure.tokens,
-        "data_chain": measure.chain,
-        "wall_seconds": round(measure.wall_seconds, 2),
-        "final_weights_sha256": weights_sha256(module.model),
-        "finished_at": timestamp(),
-    }
+def finish_manifest(run: RunDir, identity: dict[str, str]) -> None:
+    """Add what the last checkpoint says of the whole run; a kill between the two is mended by the next start."""
+    folder, _ = newest_checkpoint(run, identity)
+    assert folder is not None
+    marker, manifest = read_json(folder / "COMPLETE"), read_json(run.manifest)
+    if "finished_at" not in manifest:
+        final = ("step", "tokens", "data_chain", "wall_seconds", "final_weights_sha256")
+        write_json(run.manifest, manifest | {k: marker[k] for k in final} | {"finished_at": timestamp()})
 
 
 def timestamp() -> str:
