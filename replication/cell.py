@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,27 +26,34 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console) -> None:
     """
     from replication.data.store import TokenStore
     from replication.preference.generate import generate
+    from replication.training.ranks import launched_rank, leave_group
     from replication.training.train import refuse_other_config, train
 
     run = suite_dir.cell(config.arm, config.seed)
-    with run.lock():
+    first = launched_rank() == 0
+    with run.lock() if first else nullcontext():  # the first rank holds the cell for all
         refuse_other_config(config, run)
         if run.complete.is_file():
             console.print(f"{config.arm}/seed-{config.seed}: complete already")
             return
-        run.failed.unlink(missing_ok=True)
+        if first:
+            run.failed.unlink(missing_ok=True)
         try:
             store = TokenStore.open(data_folder(config, suite_dir))
             check_before_training(config, store)
             suite_dir.link_tensorboard(config.arm, config.seed)
             train(config, run, store, console)
+            leave_group()
+            if not first:
+                return
             if config.generation.prompts:
                 generate(config, run, store, console)
             manifest = read_json(run.manifest)
             kept = ("step", "tokens", "data_chain", "final_weights_sha256", "finished_at")
             write_json(run.complete, {"config_hash": scientific_hash(config), **{k: manifest[k] for k in kept}})
         except Exception as error:
-            record_failure(run, error)
+            if first:
+                record_failure(run, error)
             raise
 
 

@@ -17,7 +17,7 @@ from replication import __version__
 from replication.errors import UserError
 
 if TYPE_CHECKING:
-    from replication.config import SuiteConfig
+    from replication.config import RunConfig, SuiteConfig
     from replication.grid.plan import Cell
     from replication.rundir import SuiteDir
 
@@ -141,11 +141,31 @@ def train(argv: list[str]) -> int:
         return 0
     if args.out is None:
         raise UserError("replicate train: --out is missing; name the output folder, such as --out out/my_suite")
+    if config.world_size > 1 and "RANK" not in os.environ:
+        _start_ranks(config, argv)
     from replication.cell import run_cell
     from replication.rundir import SuiteDir
 
     run_cell(config, SuiteDir(args.out), Console())
     return 0
+
+
+def _start_ranks(config: RunConfig, argv: list[str]) -> NoReturn:
+    """Become torch's launcher, which starts this verb once for each process of the run.
+
+    Raises:
+        UserError: the run spans nodes, where each node must start its own launcher.
+    """
+    if config.cluster.nodes > 1:
+        raise UserError(
+            f"cluster.nodes: {config.cluster.nodes} nodes need one launcher each: on every node run "
+            f"torchrun --nnodes={config.cluster.nodes} --nproc-per-node={config.cluster.devices} "
+            "--rdzv-endpoint=FIRST_NODE:PORT -m replication train ..."
+        )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += [f"--nproc-per-node={config.cluster.devices}", "-m", "replication", "train"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*launcher, *argv])
 
 
 def grid(argv: list[str]) -> int:

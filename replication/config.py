@@ -252,8 +252,14 @@ class ClusterConfig:
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to train."""
+    strategy: Literal["single", "ddp"] = "single"
+    """One process, or one process a device with averaged gradients (DistributedDataParallel)."""
+    devices: int = 1
+    """Processes on each node: one a GPU, or one a share of the cores."""
+    nodes: int = 1
+    """Nodes of one run."""
     micro_batch_sequences: int | None = None
-    """Sequences in one forward pass; none: the whole global batch. A multiple of the gain group."""
+    """Sequences in one forward pass of one process; none: its whole share. A multiple of the gain group."""
     threads: int | None = None
     """CPU threads of each process; none: torch's own choice."""
     loader_workers: int = 0
@@ -309,12 +315,17 @@ class RunConfig:
     @property
     def micro_batch_sequences(self) -> int:
         """Sequences in one forward pass of one process."""
-        return self.cluster.micro_batch_sequences or self.batch_sequences
+        return self.cluster.micro_batch_sequences or self.batch_sequences // self.world_size
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the run."""
+        return self.cluster.devices * self.cluster.nodes
 
     @property
     def accumulation(self) -> int:
         """Micro-batches in one optimizer step of one process."""
-        return self.batch_sequences // self.micro_batch_sequences
+        return self.batch_sequences // (self.micro_batch_sequences * self.world_size)
 
     def check(self) -> RunConfig:
         """Raise UserError where values contradict one another; return self."""
@@ -337,6 +348,8 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         "model.d_ff": m.d_ff,
         "data.block_size_tokens": d.block_size_tokens,
         "data.num_proc": d.num_proc,
+        "cluster.devices": c.cluster.devices,
+        "cluster.nodes": c.cluster.nodes,
         "training.steps": t.steps,
         "training.batch_tokens": t.batch_tokens,
         "training.gain_group_sequences": t.gain_group_sequences,
@@ -407,9 +420,19 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         f"data.block_size_tokens ({d.block_size_tokens}); make it a multiple",
     )
     yield (
-        c.batch_sequences % c.micro_batch_sequences != 0,
-        f"cluster.micro_batch_sequences: {c.micro_batch_sequences} does not divide the global batch of "
-        f"{c.batch_sequences} sequences; choose a divisor",
+        c.cluster.strategy == "single" and c.world_size > 1,
+        f"cluster.strategy: single is one process, but cluster.devices x cluster.nodes is {c.world_size}; choose ddp",
+    )
+    yield (
+        c.batch_sequences % c.world_size != 0,
+        f"cluster.devices: {c.world_size} processes do not divide the global batch of {c.batch_sequences} sequences; "
+        "choose a divisor",
+    )
+    yield c.micro_batch_sequences == 0, f"cluster.devices: {c.world_size} processes are more than there are sequences"
+    yield (
+        c.batch_sequences % (c.micro_batch_sequences * c.world_size) != 0,
+        f"cluster.micro_batch_sequences: {c.micro_batch_sequences} on {c.world_size} process(es) does not divide the "
+        f"global batch of {c.batch_sequences} sequences; choose a divisor",
     )
     yield (
         c.micro_batch_sequences % group != 0,
@@ -611,6 +634,7 @@ def scientific(config: RunConfig) -> dict[str, Any]:
         keys[seed] = getattr(config, f"effective_{seed}")
     if config.layer_gain.apply == "micro_batch":
         keys["cluster.micro_batch_sequences"] = config.micro_batch_sequences
+        keys["cluster.world_size"] = config.world_size
     return keys
 
 

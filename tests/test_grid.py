@@ -218,6 +218,26 @@ def test_two_processes_side_by_side_or_one_give_the_same_weights(finished):
     assert again.samples.read_text() == cell.samples.read_text()
 
 
+def test_two_processes_through_the_door(finished, tmp_path):
+    """`replicate train` starts its own ranks; another world size is the same experiment."""
+    _, out = finished
+    cell = SuiteDir(out).cell("both", 2)
+    flags = ("--cluster.strategy=ddp", "--cluster.devices=2")
+    done = replicate("train", "--config", cell.config, "--out", tmp_path, "--data.dir", out / "data", *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    two = SuiteDir(tmp_path).cell("both", 2)
+    assert two.state() == "complete"
+    a, b = read_json(two.manifest), read_json(cell.manifest)
+    assert (a["world_size"], b["world_size"]) == (2, 1)
+    for key in ("config_hash", "data_chain", "tokens", "initial_weights_sha256"):
+        assert a[key] == b[key]
+    losses = [
+        [line["val/loss_nats"] for line in read_journal(c.metrics) if "val/loss_nats" in line] for c in (two, cell)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert len(two.samples.read_text().splitlines()) == 32
+
+
 def test_status_shows_the_folder_not_the_plan(finished, tmp_path):
     import shutil
 

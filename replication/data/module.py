@@ -59,14 +59,15 @@ class CountFrom(Sampler):
 
 
 class ValidationBatches(Dataset):
-    """The fixed validation set in micro-batches; the same for every seed, arm and machine."""
+    """One rank's share of the fixed validation set, which is the same for every seed, arm and machine."""
 
-    def __init__(self, config: RunConfig, store: TokenStore, batch_sequences: int) -> None:
+    def __init__(
+        self, config: RunConfig, store: TokenStore, batch_sequences: int, rank: int = 0, world_size: int = 1
+    ) -> None:
         weights = [s.weight for s in config.data.sources]
         self.store, self.batch_sequences = store, batch_sequences
-        self.sources, self.indices = validation_selection(
-            store.sizes("validation"), weights, config.validation.sequences
-        )
+        sources, indices = validation_selection(store.sizes("validation"), weights, config.validation.sequences)
+        self.sources, self.indices = sources[rank::world_size], indices[rank::world_size]
 
     def __len__(self) -> int:
         return -(-len(self.sources) // self.batch_sequences)
@@ -92,7 +93,17 @@ class TokenDataModule(LightningDataModule):
         return self._loader(batches, CountFrom(self.trainer.global_step * self.config.accumulation))
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(ValidationBatches(self.config, self.store, self.config.micro_batch_sequences), None)
+        assert self.trainer is not None
+        return self._loader(
+            ValidationBatches(
+                self.config,
+                self.store,
+                self.config.micro_batch_sequences,
+                self.trainer.global_rank,
+                self.trainer.world_size,
+            ),
+            None,
+        )
 
     def _loader(self, batches: Dataset, sampler: Sampler | None) -> DataLoader:
         workers = self.config.cluster.loader_workers

@@ -28,11 +28,11 @@ class AcceptsGains(Protocol):
     weigh_tokens: Weigh | None
     """Set by TokenGain; None trains the plain cross-entropy."""
 
-    micro_batch_groups: int
-    """Gain groups in one forward pass."""
-
     def block_parameters(self) -> list[list[Parameter]]:
         """The parameters of each block."""
+
+    def latest_divergence_LG(self) -> Tensor:
+        """Divergences of the groups of this rank's latest forward pass."""
 
     def step_divergence_LS(self) -> Tensor:
         """Divergences of every group of the step so far, in global order, equal on every rank."""
@@ -81,7 +81,7 @@ class LayerGain(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self.config.apply == "micro_batch":
             module = _accepts(pl_module)
-            latest_LS = module.step_divergence_LS()[:, -module.micro_batch_groups :]  # of this forward pass
+            latest_LS = module.latest_divergence_LG()  # of this forward pass, on this rank
             self._scale_L = layer_scales(self.config, step_divergence(self.config, latest_LS), self.included_L)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

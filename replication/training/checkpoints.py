@@ -19,6 +19,7 @@ from replication.model.transformer import weights_sha256
 from replication.rundir import RunDir, damage, mark_complete, read_json, remove_tree
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
+from replication.training.ranks import barrier, is_first
 
 STATE = "trainer.ckpt"
 
@@ -54,14 +55,22 @@ class Checkpoints(Callback):
         step = trainer.global_step
         self.measure.check_finite(step)
         folder = checkpoint_folder(self.run, step)
-        if folder.exists():
-            if damage(folder) is None:
-                return
-            remove_tree(folder)  # a run that went on from an earlier one replaces it
+        if folder.exists() and damage(folder) is None:
+            return
         partial = folder.with_name(f"partial-{folder.name}")
-        remove_tree(partial)
-        partial.mkdir(parents=True)
+        barrier()  # every rank has looked before the first one changes anything
+        if is_first():
+            remove_tree(folder)  # damaged: a run that went on from an earlier one replaces it
+            remove_tree(partial)
+            partial.mkdir(parents=True)
         trainer.save_checkpoint(partial / STATE)
+        if is_first():
+            self._complete(trainer, partial, folder)
+        barrier()
+
+    def _complete(self, trainer: Trainer, partial: Path, folder: Path) -> None:
+        """Mark the new folder, move it into place, and remove the oldest; the first rank alone."""
+        step = trainer.global_step
         facts = {
             "step": step,
             "tokens": self.measure.tokens,

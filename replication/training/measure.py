@@ -25,6 +25,7 @@ from replication.objectives.layer_gain import included_blocks, layer_scales, ste
 from replication.objectives.token_gain import gain_sums, masked_mean, token_gain
 from replication.rundir import Journal, RunDir, damage, read_journal
 from replication.training.module import LanguageModel
+from replication.training.ranks import gather, is_first, world_size
 
 
 def chain_data(previous: str, fed: list[Tensor]) -> str:
@@ -49,8 +50,9 @@ class Measure(Callback):
         self.chain = ""
         self.wall_seconds = 0.0
         self.tokens = 0
-        self._losses: list[Tensor] = []  # one a step since the last line
-        self._norms: list[Tensor] = []
+        self._losses: list[float] = []  # one a step since the last line, read
+        self._norms: list[float] = []
+        self._unread: list[Tensor] = []  # [this rank's loss sum, its groups, gradient norm] of each later step
         self._fed: list[list[Tensor]] = []  # one list a step since the chain was last brought up to date
         self._due = False
         self._sums: dict[str, Tensor] = {}
@@ -63,25 +65,26 @@ class Measure(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         self._read_device()
+        self._read_steps()
         return {
             "chain": self.chain,
             "tokens": self.tokens,
             "wall_seconds": self.elapsed(),
             "line": (self._line_tokens, self._line_seconds),
-            "losses": [float(x) for x in self._losses],
-            "norms": [float(x) for x in self._norms],
+            "losses": self._losses,
+            "norms": self._norms,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.chain, self.tokens = state_dict["chain"], state_dict["tokens"]
         self.wall_seconds = state_dict["wall_seconds"]
         self._line_tokens, self._line_seconds = state_dict["line"]
-        self._losses = [torch.tensor(x, dtype=torch.float64) for x in state_dict["losses"]]
-        self._norms = [torch.tensor(x, dtype=torch.float64) for x in state_dict["norms"]]
+        self._losses, self._norms = list(state_dict["losses"]), list(state_dict["norms"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.monotonic()
-        self.journal = Journal(self.run.metrics, resume_step=trainer.global_step)
+        if is_first():
+            self.journal = Journal(self.run.metrics, resume_step=trainer.global_step)
         self._nonfinite = torch.zeros((), dtype=torch.bool, device=pl_module.device)
         self._new_tokens = torch.zeros((), dtype=torch.int64, device=pl_module.device)
         n_blocks = self.config.model.n_blocks
@@ -94,7 +97,7 @@ class Measure(Callback):
             trainer.validating = True  # what the training loop itself does around a validation
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
-        if trainer.logger is not None:
+        if trainer.logger is not None and is_first():
             figure, step = divergence_figure(self.run)
             trainer.logger.experiment.add_figure("divergence/blocks_over_steps", figure, step)  # type: ignore[attr-defined]
         self._read_device()
@@ -125,12 +128,10 @@ class Measure(Callback):
         self._fed[-1].append(batch.tokens_BS)
         self._add_up(outputs)
         if (batch_idx + 1) % self.config.accumulation == 0:
-            loss = self._sums["loss"] / self._sums["groups"]
-            self._losses.append(loss)
-            norm = cast(LanguageModel, pl_module).grad_norm
-            self._norms.append(norm)
+            loss, norm = self._sums["loss"], cast(LanguageModel, pl_module).grad_norm
+            self._unread.append(torch.stack([loss, self._sums["groups"].to(loss.dtype), norm.to(loss.dtype)]))
             # the sum, not the mean: a step without any valid token has no loss, and that is not a failure
-            self._nonfinite |= ~(self._sums["loss"] + norm).isfinite()
+            self._nonfinite |= ~(loss + norm).isfinite()
             if self._due:
                 self._write_line(trainer, cast(LanguageModel, pl_module))
 
@@ -165,16 +166,22 @@ class Measure(Callback):
     # ------------------------------------------------------------ reading the device
 
     def _write_line(self, trainer: Trainer, module: LanguageModel) -> None:
+        self._sums = sum_over_ranks(self._sums)
         divergence_L = step_divergence(self.config.layer_gain, module.step_divergence_LS())
         scale_L = layer_scales(self.config.layer_gain, divergence_L, self._included_L)
-        scalars = self._scalars() | {
-            f"{name}/block_{i:02d}": value
-            for name, values in (("divergence", divergence_L), ("scale", scale_L))
-            for i, value in enumerate(values)
-        }
+        scalars = (
+            self._scalars()
+            | {"train/grad_norm": module.grad_norm}
+            | {
+                f"{name}/block_{i:02d}": value
+                for name, values in (("divergence", divergence_L), ("scale", scale_L))
+                for i, value in enumerate(values)
+            }
+        )
         names = list(scalars)
         host = torch.stack([scalars[n].double() for n in names]).tolist()  # the one read of this line
         self._read_device()
+        self._read_steps()
         step, now = trainer.global_step, self.elapsed()
         line: dict[str, Any] = {
             "step": step,
@@ -186,13 +193,10 @@ class Measure(Callback):
             **dict(zip(names, host, strict=True)),
         }
         self._line_tokens, self._line_seconds = self.tokens, now
-        per_step = {
-            "train/loss_nats": [float(x) for x in self._losses],
-            "train/grad_norm": [float(x) for x in self._norms],
-        }
+        per_step = {"train/loss_nats": self._losses, "train/grad_norm": self._norms}
         self._losses, self._norms = [], []
-        assert self.journal is not None
-        self.journal.append({**line, "per_step": per_step})
+        if self.journal is not None:
+            self.journal.append({**line, "per_step": per_step})
         if trainer.logger is not None:
             trainer.logger.log_metrics({k: v for k, v in line.items() if "/" in k}, step)
         self.check_finite(step)
@@ -210,7 +214,6 @@ class Measure(Callback):
             "train/loss_unsmoothed_nats": s["plain"] / n,
             "train/objective": s["objective"] / n,
             "train/aux_loss": s["aux"] / n,
-            "train/grad_norm": self._norms[-1],
             "gain/mean_before_clamp": s["gain_before"] / tokens,
             "gain/mean": mean,
             "gain/std": (s["gain_after_squared"] / tokens - mean.square()).clamp(min=0).sqrt(),
@@ -227,14 +230,25 @@ class Measure(Callback):
         return scalars
 
     def _read_device(self) -> None:
-        """Bring the chain and the token count up to date with every finished step."""
+        """Bring the chain and the token count up to date with every finished step, over all ranks."""
         accumulation = self.config.accumulation
-        finished = [fed for fed in self._fed if len(fed) == accumulation]
+        finished = [torch.stack(fed).int() for fed in self._fed if len(fed) == accumulation]
         self._fed = [fed for fed in self._fed if len(fed) < accumulation]
-        for fed in finished:
-            self.chain = chain_data(self.chain, fed)
-        self.tokens += int(self._new_tokens)
+        if finished:
+            everyone_RKMBS = gather(torch.stack(finished))  # rank, step, micro-batch, sequence, token
+            for step_MRBS in everyone_RKMBS.permute(1, 2, 0, 3, 4):  # slices in (micro-batch, rank) order
+                self.chain = chain_data(self.chain, [step_MRBS.flatten(0, 2)])
+        self.tokens += int(gather(self._new_tokens).sum())
         self._new_tokens.zero_()
+
+    def _read_steps(self) -> None:
+        """Read the loss and gradient norm of every step since the last reading, the loss over all ranks."""
+        if self._unread:
+            everyone_RK3 = gather(torch.stack(self._unread))
+            loss_K, groups_K, _ = everyone_RK3.sum(0).unbind(1)
+            self._losses += (loss_K / groups_K).tolist()
+            self._norms += everyone_RK3[0, :, 2].tolist()
+            self._unread = []
 
     def check_finite(self, step: int) -> None:
         """Read the flag of non-finite losses and gradient norms; called at log lines and before each checkpoint.
@@ -242,7 +256,7 @@ class Measure(Callback):
         Raises:
             UserError: one was seen; names the last good checkpoint.
         """
-        if bool(self._nonfinite):
+        if bool(gather(self._nonfinite).any()):
             good = [p for p in sorted(self.run.checkpoints.glob("step-*")) if damage(p) is None]
             last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
             raise UserError(
@@ -254,12 +268,27 @@ class Measure(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         validation = cast(LanguageModel, pl_module).validation
-        metrics = {k: float(v) for k, v in validation.compute().items()}
+        metrics = {k: float(v) for k, v in validation.compute().items()}  # over all ranks
         validation.reset()
         if self.journal is not None:
             self.journal.append({"step": trainer.global_step, **metrics})
         if trainer.logger is not None:
             trainer.logger.log_metrics(metrics, trainer.global_step)
+
+
+def sum_over_ranks(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add up every rank's sums (gain_lowest and gain_highest: their extremes) with one all-gather."""
+    if world_size() == 1:
+        return sums
+    dtype = sums["loss"].dtype
+    everyone_RF = gather(torch.cat([value.reshape(-1).to(dtype) for value in sums.values()]))
+    total, start = {}, 0
+    for key, value in sums.items():
+        part_RF = everyone_RF[:, start : start + value.numel()]
+        start += value.numel()
+        extreme = {"gain_lowest": part_RF.amin(0), "gain_highest": part_RF.amax(0)}
+        total[key] = extreme.get(key, part_RF.sum(0)).view(value.shape)
+    return total
 
 
 def tensorboard_layout(n_blocks: int) -> dict[str, dict[str, list[Any]]]:

@@ -24,6 +24,7 @@ from replication.model.transformer import Transformer, initialise
 from replication.objectives.callbacks import Weigh
 from replication.objectives.token_gain import group_objective
 from replication.training.optimizers import build_optimizer, build_schedule
+from replication.training.ranks import gather, world_size
 
 
 def inputs_and_targets(tokens_BS: Tensor, end_of_text: int) -> tuple[Tensor, Tensor]:
@@ -134,9 +135,18 @@ class LanguageModel(LightningModule):
     def block_parameters(self) -> list[list[Parameter]]:
         return self.model.block_parameters()
 
+    def latest_divergence_LG(self) -> Tensor:
+        return self._divergences[-1]
+
     def step_divergence_LS(self) -> Tensor:
-        """Divergences of the groups of this step so far [L, groups], in global order."""
-        return torch.cat(self._divergences, dim=1)
+        """Divergences of the groups of this step so far [L, groups], in global order, from every rank.
+
+        Slices of the global batch go to (micro-batch, rank) in order; one all-gather of L x groups numbers.
+        """
+        if world_size() == 1:
+            return torch.cat(self._divergences, dim=1)
+        everyone_RLMG = gather(torch.stack(self._divergences, dim=1))
+        return everyone_RLMG.permute(1, 2, 0, 3).flatten(1)
 
     def configure_gradient_clipping(
         self,

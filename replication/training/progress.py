@@ -25,6 +25,8 @@ class Progress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps, done = self.config.training.steps, trainer.global_step
         name = f"{self.config.arm}/seed-{self.config.seed}"
+        if not trainer.is_global_zero:
+            return
         if not self.console.is_terminal:
             self.console.print(f"{name}: training from step {done} to {steps}")
             return
@@ -43,7 +45,7 @@ class Progress(Callback):
     ) -> None:
         if self.bar is not None:
             self.bar.update(self.task, completed=trainer.global_step)
-        elif time.monotonic() - self._last_line > 30:
+        elif trainer.is_global_zero and time.monotonic() - self._last_line > 30:
             self._last_line = time.monotonic()
             self.console.print(f"step {trainer.global_step}/{self.config.training.steps}")
 

@@ -28,6 +28,8 @@ from replication.training.environment import describe_machine, prepare_torch
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel, multiply_gradients
 from replication.training.progress import Progress
+from replication.training.ranks import launched_rank
+from replication.training.strategies import StartChecks, build_strategy
 
 
 def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -> None:
@@ -48,14 +50,17 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
         console.print(f"[yellow]{note}[/yellow]")
     step = read_json(checkpoint / "COMPLETE")["step"] if checkpoint else 0
     if step >= config.training.steps:
+        if launched_rank() != 0:
+            return
         console.print(f"{config.arm}/seed-{config.seed}: trained to step {config.training.steps} already")
         finish_manifest(run, identity)
         return
 
     prepare_torch(config)
     module = LanguageModel(config, store.end_of_text_id)
-    write_text(run.config, to_yaml(config))
-    start_manifest(config, run, store, module)
+    if launched_rank() == 0:
+        write_text(run.config, to_yaml(config))
+        start_manifest(config, run, store, module)
     measure = Measure(config, run)
     trainer = build_trainer(config, run, store.hash, measure, step, console)
     try:
@@ -67,14 +72,17 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
         )
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
-    finish_manifest(run, identity)
+    if launched_rank() == 0:
+        finish_manifest(run, identity)
 
 
 def build_trainer(
     config: RunConfig, run: RunDir, data_hash: str, measure: Measure, resume_step: int, console: Console
 ) -> Trainer:
     """The Trainer of one cell, with nothing of Lightning's that writes, shows or shuffles on its own."""
-    callbacks: list[Callback] = [measure]  # first: it must see a step before a checkpoint of it is saved
+    identity = {"config hash": scientific_hash(config), "data hash": data_hash}
+    callbacks: list[Callback] = [StartChecks(config, identity)]
+    callbacks += [measure]  # before the checkpoints: it must see a step before a checkpoint of it is saved
     if config.token_gain.enabled:
         callbacks.append(TokenGain(config.token_gain))
     if config.layer_gain.enabled:
@@ -89,7 +97,9 @@ def build_trainer(
     )
     return Trainer(
         accelerator=config.cluster.accelerator,
-        devices=1,
+        strategy=build_strategy(config),
+        devices=config.cluster.devices,
+        num_nodes=config.cluster.nodes,
         precision=config.training.precision,
         max_steps=config.training.steps,
         accumulate_grad_batches=config.accumulation,
@@ -145,7 +155,7 @@ def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: La
         "arm_keys": keys,
         "data": {"hash": store.hash, "dir": str(config.data.dir or "data")},
         **machine,
-        "world_size": 1,
+        "world_size": config.world_size,
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "initial_weights_sha256": initial,
         "started_at": earlier.get("started_at", timestamp()),
