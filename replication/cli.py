@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -329,7 +330,8 @@ def _grid_run(args: argparse.Namespace, flags: list[str]) -> int:
     else:
         console.print("every cell was complete and the report is up to date: nothing to do")
     console.print(f"report:       {suite_dir.report_html}", soft_wrap=True)
-    console.print(f"curves:       {_here('tensorboard')} --logdir {suite_dir.tensorboard}", soft_wrap=True)
+    command = shlex.join([_here("tensorboard"), "--logdir", str(suite_dir.tensorboard)])
+    console.print(f"curves:       {command}", soft_wrap=True)
     if outcome.failed:
         names = ", ".join(c.name for c in outcome.failed)
         raise UserError(
