@@ -143,7 +143,7 @@ def train(argv: list[str]) -> int:
     if args.out is None:
         raise UserError("replicate train: --out is missing; name the output folder, such as --out out/my_suite")
     if config.world_size > 1 and "RANK" not in os.environ:
-        _start_ranks(config, argv)
+        return _start_ranks(config, argv)
     from replication.cell import run_cell
     from replication.rundir import SuiteDir
 
@@ -151,22 +151,21 @@ def train(argv: list[str]) -> int:
     return 0
 
 
-def _start_ranks(config: RunConfig, argv: list[str]) -> NoReturn:
-    """Become torch's launcher, which starts this verb once for each process of the run.
+def _start_ranks(config: RunConfig, argv: list[str]) -> int:
+    """Start this verb once for each process of the run, and wait.
 
     Raises:
         UserError: the run spans nodes, where each node must start its own launcher.
     """
+    from replication.launcher import run_ranks
+
     if config.cluster.nodes > 1:
         raise UserError(
             f"cluster.nodes: {config.cluster.nodes} nodes need one launcher each: on every node run "
             f"torchrun --nnodes={config.cluster.nodes} --nproc-per-node={config.cluster.devices} "
             "--rdzv-endpoint=FIRST_NODE:PORT -m replication train ..."
         )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += [f"--nproc-per-node={config.cluster.devices}", "-m", "replication", "train"]
-    sys.stdout.flush()
-    os.execv(sys.executable, [*launcher, *argv])
+    return run_ranks([sys.executable, "-m", "replication", "train", *argv], config.world_size)
 
 
 def grid(argv: list[str]) -> int:
@@ -238,6 +237,40 @@ def report(argv: list[str]) -> int:
     return 0
 
 
+def drill(argv: list[str]) -> int:
+    """Kill a run at random points, resume it, and compare its end with an undisturbed run."""
+    from replication.config import load_run
+
+    parser = Parser(prog="replicate drill", description=f"{drill.__doc__} Any key of a run may follow as a flag.")
+    parser.add_argument("--config", action="append", default=[], help="config file; repeat it, later files win")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the drill's runs and of drill.json")
+    parser.add_argument("--strategies", help="comma-separated values of cluster.strategy (default: the config's)")
+    parser.add_argument("--kills", type=int, default=12, help="in all, shared among the strategies (default 12)")
+    parser.add_argument("--seed-of-kills", type=int, default=0, help="chooses the moments (default 0)")
+    args, flags = parser.parse_known_args(argv)
+    if args.kills < 1:
+        raise UserError(f"--kills: {args.kills} must be at least 1")
+    config = load_run(args.config, flags)
+    strategies = args.strategies.split(",") if args.strategies else [config.cluster.strategy]
+    known = ("single", "ddp", "zero1", "zero2", "zero3")
+    for strategy in strategies:
+        if strategy not in known:
+            raise UserError(f"--strategies: no strategy '{strategy}'; the strategies are {', '.join(known)}")
+    from dataclasses import replace
+
+    from replication.drill import drill as run_drill
+
+    console = Console()
+    if config.data.dir is None:
+        from replication.data.prepare import prepare as prepare_corpus
+
+        prepare_corpus(config.data, args.out / "data", console)
+        config = replace(config, data=replace(config.data, dir=str((args.out / "data").resolve())))
+    results = run_drill(config, strategies, args.out, args.kills, args.seed_of_kills, console)
+    console.print(f"every kill:   {args.out / 'drill.json'}", soft_wrap=True)
+    return 0 if all(result.holds for result in results) else 1
+
+
 def doctor(argv: list[str]) -> int:
     """Say what this machine has, and what each config would need."""
     parser = Parser(prog="replicate doctor", description=doctor.__doc__)
@@ -254,6 +287,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "grid": grid,
     "generate": generate,
     "report": report,
+    "drill": drill,
     "doctor": doctor,
 }
 

@@ -124,14 +124,20 @@ class TrainingConfig:
     """Optimizer steps."""
     batch_tokens: int = 2048
     """Predicted tokens in one global batch, whatever the number of processes."""
-    gain_group_sequences: int = 2
-    """Consecutive sequences of the global batch over which gain, divergence and load balance are taken."""
-    optimizer: Literal["adamw"] = "adamw"
-    """The optimizer."""
+    gain_group_sequences: int | None = 2
+    """Consecutive sequences of the global batch over which gain, divergence and load balance are taken; none: the
+    whole micro-batch, as published, so that the objective changes with the machine."""
+    initial_weights: str | None = None
+    """A consolidated weights.pt to start from, of any strategy; none: the seed's own."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with momentum (which a constant scale of the gradients does change)."""
     learning_rate: float = 3e-3
     """Peak learning rate."""
     weight_decay: float = 0.1
-    """Decoupled decay of block matrices and an untied head; embeddings and norms have none."""
+    """Decay of block matrices and an untied head (decoupled in adamw, added to the gradient in sgd); embeddings and
+    norms have none."""
+    momentum: float = 0.9
+    """SGD's momentum (undamped, not Nesterov's)."""
     beta1: float = 0.9
     """AdamW's first decay rate."""
     beta2: float = 0.95
@@ -150,6 +156,8 @@ class TrainingConfig:
     """Lightning's precision of parameters and arithmetic."""
     deterministic: bool = True
     """Whether only deterministic kernels are allowed."""
+    max_skipped_steps: int = 0
+    """Updates that ZeRO may skip because a bf16 gradient overflowed before the run is stopped."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +233,9 @@ class CheckpointConfig:
     every_steps: int = 100
     """Optimizer steps between checkpoints; the last step always has one."""
     keep_last: int = 2
-    """How many complete checkpoints stay on disk."""
+    """How many of the newest complete checkpoints stay on disk."""
+    keep_every_steps: int | None = None
+    """Checkpoints at multiples of this many steps stay for good; none: only the newest do."""
 
 
 @dataclass(frozen=True)
@@ -252,8 +262,11 @@ class ClusterConfig:
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to train."""
-    strategy: Literal["single", "ddp"] = "single"
-    """One process, or one process a device with averaged gradients (DistributedDataParallel)."""
+    strategy: Literal["single", "ddp", "zero1", "zero2", "zero3"] = "single"
+    """One process; one process a device with averaged gradients (ddp); or DeepSpeed ZeRO, which shards the optimizer's
+    state (zero1), the gradients too (zero2), the weights too (zero3)."""
+    offload_optimizer: bool = False
+    """Whether ZeRO keeps the optimizer's state and fp32 weights in CPU memory."""
     devices: int = 1
     """Processes on each node: one a GPU, or one a share of the cores."""
     nodes: int = 1
@@ -318,6 +331,11 @@ class RunConfig:
         return self.cluster.micro_batch_sequences or self.batch_sequences // self.world_size
 
     @property
+    def gain_group_sequences(self) -> int:
+        """Consecutive sequences of one gain group: the key's, or the whole micro-batch."""
+        return self.training.gain_group_sequences or self.micro_batch_sequences
+
+    @property
     def world_size(self) -> int:
         """Processes of the run."""
         return self.cluster.devices * self.cluster.nodes
@@ -352,13 +370,14 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         "cluster.nodes": c.cluster.nodes,
         "training.steps": t.steps,
         "training.batch_tokens": t.batch_tokens,
-        "training.gain_group_sequences": t.gain_group_sequences,
+        "training.gain_group_sequences": 1 if t.gain_group_sequences is None else t.gain_group_sequences,
         "training.learning_rate": t.learning_rate,
         "validation.every_steps": c.validation.every_steps,
         "validation.sequences": c.validation.sequences,
         "logging.log_every_steps": c.logging.log_every_steps,
         "checkpoints.every_steps": c.checkpoints.every_steps,
         "checkpoints.keep_last": c.checkpoints.keep_last,
+        "checkpoints.keep_every_steps": 1 if c.checkpoints.keep_every_steps is None else c.checkpoints.keep_every_steps,
         "generation.samples_per_prompt": c.generation.samples_per_prompt,
         "generation.temperature": c.generation.temperature,
         "generation.top_k": c.generation.top_k,
@@ -392,12 +411,14 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
     for key, value, low, high in (
         ("training.beta1", t.beta1, 0.0, 1.0),
         ("training.beta2", t.beta2, 0.0, 1.0),
+        ("training.momentum", t.momentum, 0.0, 1.0),
     ):
         yield not low <= value < high, f"{key}: {value} must lie in [{low:g}, {high:g})"
     for key, value in (
         ("training.weight_decay", t.weight_decay),
         ("training.warmup_steps", t.warmup_steps),
         ("training.decay_steps", t.decay_steps),
+        ("training.max_skipped_steps", t.max_skipped_steps),
         ("cluster.loader_workers", c.cluster.loader_workers),
         ("token_gain.eps", c.token_gain.eps),
         ("model.aux_coef", m.aux_coef),
@@ -413,7 +434,6 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         ("layer_gain.m_min", c.layer_gain.m_min, "layer_gain.m_max", c.layer_gain.m_max),
     ):
         yield low > high, f"{low_key}: {low} exceeds {high_key} {high}; swap them"
-    group = t.gain_group_sequences
     yield (
         t.batch_tokens % d.block_size_tokens != 0,
         f"training.batch_tokens: {t.batch_tokens} is not a whole number of sequences of "
@@ -421,8 +441,10 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
     )
     yield (
         c.cluster.strategy == "single" and c.world_size > 1,
-        f"cluster.strategy: single is one process, but cluster.devices x cluster.nodes is {c.world_size}; choose ddp",
+        f"cluster.strategy: single is one process, but cluster.devices x cluster.nodes is {c.world_size}; choose ddp "
+        "or zero2",
     )
+    yield from _zero_contradictions(c)
     yield (
         c.batch_sequences % c.world_size != 0,
         f"cluster.devices: {c.world_size} processes do not divide the global batch of {c.batch_sequences} sequences; "
@@ -434,6 +456,7 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         f"cluster.micro_batch_sequences: {c.micro_batch_sequences} on {c.world_size} process(es) does not divide the "
         f"global batch of {c.batch_sequences} sequences; choose a divisor",
     )
+    group = c.gain_group_sequences
     yield (
         c.micro_batch_sequences % group != 0,
         f"cluster.micro_batch_sequences: {c.micro_batch_sequences} holds no whole number of gain groups of "
@@ -456,6 +479,31 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
     yield (
         _template_fields(c.generation.template) != {"question"},
         "generation.template: must contain {question} and no other field in braces (write {{ for a brace)",
+    )
+
+
+def _zero_contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
+    """What DeepSpeed ZeRO cannot do, or does with something else than the gradient; refused by name."""
+    strategy, precision = c.cluster.strategy, c.training.precision
+    zero = strategy.startswith("zero")
+    yield (
+        c.cluster.offload_optimizer and not zero,
+        f"cluster.offload_optimizer: {strategy} keeps the optimizer where the weights are; choose zero2 or zero3",
+    )
+    yield (
+        zero and precision == "64-true",
+        f"training.precision: DeepSpeed has no fp64, so {strategy} cannot train in 64-true; choose single or ddp",
+    )
+    yield (
+        strategy == "zero1" and precision == "bf16-mixed",
+        "cluster.strategy: zero1 with bf16-mixed makes DeepSpeed take another optimizer, which keeps the gradients "
+        "elsewhere; choose zero2 (the same memory for the optimizer), or training.precision=32-true",
+    )
+    uneven = c.validation.sequences % c.world_size != 0
+    yield (
+        strategy == "zero3" and uneven,
+        f"validation.sequences: {c.validation.sequences} is no multiple of {c.world_size} processes, and with zero3 "
+        "all must run the same number of forward passes; choose a multiple",
     )
 
 
@@ -627,12 +675,13 @@ NOT_SCIENTIFIC = ("data.dir", "data.num_proc", "logging.", "checkpoints.", "gene
 def scientific(config: RunConfig) -> dict[str, Any]:
     """Dotted keys that may change a weight or a reported number, with their values.
 
-    With `layer_gain.apply: micro_batch` the update depends on the micro-batch (METHOD 3.2), so that enters too.
+    With `layer_gain.apply: micro_batch`, or gain groups that are whole micro-batches, the update depends on how the
+    global batch is cut (METHOD 3.1-3.2), so that enters too.
     """
     keys = {k: v for k, v in flatten(to_dict(config)).items() if not k.startswith(NOT_SCIENTIFIC)}
     for seed in ("weights_seed", "data_seed"):
         keys[seed] = getattr(config, f"effective_{seed}")
-    if config.layer_gain.apply == "micro_batch":
+    if config.layer_gain.apply == "micro_batch" or config.training.gain_group_sequences is None:
         keys["cluster.micro_batch_sequences"] = config.micro_batch_sequences
         keys["cluster.world_size"] = config.world_size
     return keys

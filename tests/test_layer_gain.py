@@ -10,7 +10,7 @@ from slow_reference import slow_scales
 
 from replication.config import LayerGainConfig
 from replication.objectives.layer_gain import included_blocks, layer_scales, step_divergence
-from replication.training.module import multiply_gradients
+from replication.training.strategies import multiply_whole
 
 PUBLISHED = LayerGainConfig()
 
@@ -57,7 +57,7 @@ def test_multiply_touches_each_block_and_nothing_else():
     for p in [*blocks[0], *blocks[1], *blocks[2], outside]:
         p.grad = torch.ones_like(p)
     blocks[1][1].grad = None
-    multiply_gradients(blocks, torch.tensor([0.5, 2.0, 1.0]))
+    multiply_whole(blocks, torch.tensor([0.5, 2.0, 1.0]))
     assert [float(b[0].grad.unique()) for b in blocks] == [0.5, 2.0, 1.0]
     assert blocks[1][1].grad is None
     assert float(outside.grad.unique()) == 1.0

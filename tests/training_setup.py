@@ -12,7 +12,7 @@ from rich.console import Console
 
 from replication.config import DataConfig, ModelConfig, RunConfig, SourceConfig, load_run
 from replication.rundir import RunDir
-from replication.training.checkpoints import STATE, newest_checkpoint
+from replication.training.checkpoints import load_weights, newest_checkpoint
 from replication.training.train import train
 
 ARMS = ("baseline", "token_gain", "layer_gain", "both")
@@ -49,8 +49,7 @@ def weights(run: RunDir) -> dict[str, torch.Tensor]:
     """The weights of the newest checkpoint, in the precision in which they were trained."""
     folder, _ = newest_checkpoint(run)
     assert folder is not None
-    state = torch.load(folder / STATE, weights_only=False)["state_dict"]
-    return {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    return load_weights(folder)
 
 
 def furthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

@@ -40,7 +40,7 @@ class TrainingBatches(Dataset):
         step, micro = divmod(m, self.config.accumulation)
         sources, indices = self.order.global_batch(step, self.config.batch_sequences)
         valid = self.store.valid_targets("train", sources, indices)
-        groups = valid.reshape(-1, self.config.training.gain_group_sequences).sum(1)
+        groups = valid.reshape(-1, self.config.gain_group_sequences).sum(1)
         size = self.config.micro_batch_sequences
         start = (micro * self.world_size + self.rank) * size
         mine = slice(start, start + size)

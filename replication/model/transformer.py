@@ -11,7 +11,8 @@ G gain groups, E experts.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,7 @@ from replication.config import ModelConfig
 from replication.model.moe import MixtureOfExperts, SwiGLU, load_balance
 
 
-@dataclass
-class Output:
+class Output(NamedTuple):
     """What one forward pass gives besides logits; G = 0 groups where none were asked for."""
 
     hidden_BTD: Tensor  # after the final norm
@@ -234,10 +234,10 @@ def initialise(model: Transformer, seed: int) -> None:
         parameter.copy_(values.normal_(0.0, model.config.init_std, generator=generator))
 
 
-def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and fp32 bytes of all parameters, sorted by name (a tied one counts once)."""
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and fp32 bytes of whole parameters by name, sorted (a tied one counts once)."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -28,6 +28,9 @@ class AcceptsGains(Protocol):
     weigh_tokens: Weigh | None
     """Set by TokenGain; None trains the plain cross-entropy."""
 
+    at_boundary: bool
+    """Whether the current micro-batch is the last of its step; some strategies call their hooks for every one."""
+
     def block_parameters(self) -> list[list[Parameter]]:
         """The parameters of each block."""
 
@@ -85,8 +88,8 @@ class LayerGain(Callback):
             self._scale_L = layer_scales(self.config, step_divergence(self.config, latest_LS), self.included_L)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if self.config.apply == "step":
-            module = _accepts(pl_module)
+        module = _accepts(pl_module)
+        if self.config.apply == "step" and module.at_boundary:
             divergence_L = step_divergence(self.config, module.step_divergence_LS())
             self.multiply(module.block_parameters(), layer_scales(self.config, divergence_L, self.included_L))
 

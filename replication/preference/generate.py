@@ -15,7 +15,7 @@ from replication.model.transformer import Transformer
 from replication.preference.prompts import Prompt, find_prompts, load_prompts
 from replication.preference.sampling import Sampler, complete, row_key
 from replication.rundir import RunDir, file_sha256, read_json, write_json, write_text
-from replication.training.checkpoints import STATE, newest_checkpoint
+from replication.training.checkpoints import load_weights, newest_checkpoint
 from replication.training.environment import prepare_torch
 
 ROWS_AT_ONCE = 96
@@ -101,8 +101,7 @@ def load_model(config: RunConfig, run: RunDir) -> Transformer:
             f"{run.checkpoints}: no undamaged checkpoint of the last step {config.training.steps} ({found}"
             f"{''.join('; ' + n for n in notes)}); train the cell again, it goes on from what there is"
         )
-    state = torch.load(folder / STATE, map_location="cpu", weights_only=False)["state_dict"]
     model = Transformer(config.model)
-    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    model.load_state_dict(load_weights(folder), strict=not config.model.tied_head)  # a tied head is in there once
     use_gpu = config.cluster.accelerator != "cpu" and torch.cuda.is_available()
     return model.eval().to("cuda" if use_gpu else "cpu")

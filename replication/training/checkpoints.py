@@ -1,15 +1,22 @@
 """Checkpoints: written to a new folder, marked complete, then renamed into place; the newest complete one is taken.
 
-checkpoints/step-000150/trainer.ckpt    Lightning's full state: weights, optimizer, schedule, loops, the hash chain
-checkpoints/step-000150/COMPLETE        names, sizes and checksums, and the hashes that a resume checks
+checkpoints/step-000150/trainer.ckpt      Lightning's full state: weights, optimizer, schedule, loops, the hash chain; a
+                                          file, or under ZeRO a folder with the shards of every rank
+checkpoints/step-000150/weights.pt        the whole weights by name, of any strategy, for any strategy
+checkpoints/step-000150/rank-00000.pt     random generators of each rank
+checkpoints/step-000150/COMPLETE          names, sizes and checksums, and the hashes that a resume checks
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import random
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import torch
 from lightning import Callback, LightningModule, Trainer
 
 from replication.config import RunConfig, scientific_hash
@@ -17,23 +24,41 @@ from replication.data.module import Batch
 from replication.errors import UserError
 from replication.model.transformer import weights_sha256
 from replication.rundir import RunDir, damage, mark_complete, read_json, remove_tree
+from replication.training.layouts import layout
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
-from replication.training.ranks import barrier, is_first
+from replication.training.phases import during
+from replication.training.ranks import barrier, is_first, rank
+from replication.training.strategies import consolidated_weights
 
 STATE = "trainer.ckpt"
+WEIGHTS = "weights.pt"
 
 
 class Checkpoints(Callback):
-    """Saves every `every_steps` and at the end.
+    """Saves every `every_steps` and at the end; on a resume brings back what Lightning and DeepSpeed do not.
 
     It saves at the start of the following step, not at the end of the step itself: by then the step has been
     validated and Lightning counts its batch as completed, so that a resumed run neither skips nor repeats one.
     """
 
-    def __init__(self, config: RunConfig, run: RunDir, data_hash: str, measure: Measure) -> None:
-        self.config, self.run, self.measure = config, run, measure
+    def __init__(
+        self, config: RunConfig, run: RunDir, data_hash: str, measure: Measure, resume: Path | None = None
+    ) -> None:
+        """
+        Args:
+            config: the run's.
+            run: the cell.
+            data_hash: of the corpus.
+            measure: holds the tokens, the chain and the time that the marker repeats.
+            resume: the checkpoint folder that this start goes on from.
+        """
+        self.config, self.run, self.measure, self.resume = config, run, measure, resume
         self.identity = {"config_hash": scientific_hash(config), "data_hash": data_hash}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.resume is not None:
+            restore_generators(self.resume)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         at_boundary = batch_idx % self.config.accumulation == 0
@@ -46,26 +71,60 @@ class Checkpoints(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take back the count of the batch that has begun: a resumed run would validate one batch early."""
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for part in ("total", "current"):
-            progress[part]["ready"] = progress[part]["completed"]
+        for progress in _batch_progress(checkpoint):
+            progress["ready"] = progress["completed"]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count the micro-batches anew: another number of ranks cuts the same steps into another number of them."""
+        for progress in _batch_progress(checkpoint):
+            for key in ("ready", "started", "processed", "completed"):
+                progress[key] = checkpoint["global_step"] * self.config.accumulation
+
+    # ------------------------------------------------------------ saving
 
     def save(self, trainer: Trainer) -> None:
-        """Write the checkpoint of the current step, unless it stands already, and remove the oldest."""
+        """Write the checkpoint of the current step, unless it stands already, and remove what need not be kept.
+
+        Raises:
+            UserError: no room for it; the run stops, and the earlier checkpoints are as they were.
+        """
         step = trainer.global_step
         self.measure.check_finite(step)
         folder = checkpoint_folder(self.run, step)
         if folder.exists() and damage(folder) is None:
             return
         partial = folder.with_name(f"partial-{folder.name}")
-        barrier()  # every rank has looked before the first one changes anything
+        with during("save"):
+            barrier()  # every rank has looked before the first one changes anything
+            try:
+                self._write(trainer, partial)
+                if is_first():
+                    self._complete(trainer, partial, folder)
+            except (OSError, RuntimeError) as error:
+                if not _is_out_of_room(error):
+                    raise
+                remove_tree(partial)
+                reason = str(error).splitlines()[0][:120]
+                raise UserError(
+                    f"{folder}: no room to write the checkpoint ({reason}); make room and run again, it goes on from "
+                    f"{_named(newest_checkpoint(self.run)[0])}"
+                ) from None
+            barrier()
+
+    def _write(self, trainer: Trainer, partial: Path) -> None:
+        """Every rank's part of the new folder."""
         if is_first():
-            remove_tree(folder)  # damaged: a run that went on from an earlier one replaces it
-            remove_tree(partial)
+            remove_tree(checkpoint_folder(self.run, trainer.global_step))  # damaged: this run replaces it
+            for abandoned in self.run.checkpoints.glob("partial-*"):
+                remove_tree(abandoned)
             partial.mkdir(parents=True)
+        barrier()
         trainer.save_checkpoint(partial / STATE)
+        torch.save(_generators(), partial / f"rank-{rank():05d}.pt")
+        weights = consolidated_weights(self.config, cast(LanguageModel, trainer.lightning_module).model)
         if is_first():
-            self._complete(trainer, partial, folder)
+            torch.save(weights, partial / WEIGHTS)
+            self._weights_sha256 = weights_sha256(weights)
         barrier()
 
     def _complete(self, trainer: Trainer, partial: Path, folder: Path) -> None:
@@ -76,22 +135,77 @@ class Checkpoints(Callback):
             "tokens": self.measure.tokens,
             "data_chain": self.measure.chain,
             "wall_seconds": round(self.measure.elapsed(), 2),
+            "weights_sha256": self._weights_sha256,
         }
-        if step == self.config.training.steps:
-            facts["final_weights_sha256"] = weights_sha256(cast(LanguageModel, trainer.lightning_module).model)
-        mark_complete(partial, {**facts, **self.identity})
+        mark_complete(partial, {**facts, **self.identity, "layout": layout(self.config)})
         os.replace(partial, folder)
+        for recut in self.run.checkpoints.glob("universal-*"):
+            remove_tree(recut)
         for old in complete_folders(self.run)[: -self.config.checkpoints.keep_last]:
-            remove_tree(old)
+            if not self._stays(old):
+                remove_tree(old)
+
+    def _stays(self, folder: Path) -> bool:
+        every = self.config.checkpoints.keep_every_steps
+        return every is not None and step_of(folder) % every == 0
+
+
+def _batch_progress(checkpoint: dict[str, Any]) -> list[dict[str, int]]:
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    return [progress["total"], progress["current"]]
+
+
+def _is_out_of_room(error: BaseException) -> bool:
+    """Whether a write failed for want of space; torch reports that as a RuntimeError of its archive writer."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return any(word in str(error) for word in ("PytorchStreamWriter", "inline_container", "unexpected pos"))
+
+
+def _named(folder: Path | None) -> str:
+    return str(folder) if folder else "the beginning"
+
+
+# ---------------------------------------------------------------- generators
+
+
+def _generators() -> dict[str, Any]:
+    """The state of every random generator of this process that training code could draw from."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def restore_generators(folder: Path) -> None:
+    """Bring back this rank's generators; a rank that the saved run did not have keeps its own."""
+    path = folder / f"rank-{rank():05d}.pt"
+    if not path.is_file():
+        return
+    state = torch.load(path, weights_only=False)  # our own file; Python's state is a tuple of tuples
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+# ---------------------------------------------------------------- finding one
 
 
 def checkpoint_folder(run: RunDir, step: int) -> Path:
     return run.checkpoints / f"step-{step:06d}"
 
 
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
 def complete_folders(run: RunDir) -> list[Path]:
     """Folders with a COMPLETE marker, oldest first (their files are not checked here)."""
-    return sorted(p for p in run.checkpoints.glob("step-*") if (p / "COMPLETE").is_file())
+    return sorted((p for p in run.checkpoints.glob("step-*") if (p / "COMPLETE").is_file()), key=step_of)
 
 
 def newest_checkpoint(run: RunDir, identity: dict[str, str] | None = None) -> tuple[Path | None, list[str]]:
@@ -105,7 +219,7 @@ def newest_checkpoint(run: RunDir, identity: dict[str, str] | None = None) -> tu
         UserError: the checkpoint belongs to another config or other data.
     """
     notes = []
-    for folder in sorted(run.checkpoints.glob("step-*"), reverse=True):
+    for folder in sorted(run.checkpoints.glob("step-*"), key=step_of, reverse=True):
         problem = damage(folder)
         if problem:
             notes.append(f"{folder} {problem}; passed over")
@@ -119,3 +233,22 @@ def newest_checkpoint(run: RunDir, identity: dict[str, str] | None = None) -> tu
                 )
         return folder, notes
     return None, notes
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The whole weights of a checkpoint folder, or of a weights.pt, on the CPU.
+
+    Raises:
+        UserError: no such file, or not a file of weights.
+    """
+    file = path / WEIGHTS if path.is_dir() else path
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; name the {WEIGHTS} of a checkpoint folder") from None
+    except Exception as error:  # torch has no one type for an archive that it cannot read
+        first = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"{file}: cannot be read as weights ({first}); take another checkpoint") from None
+    if not isinstance(weights, dict) or not all(isinstance(v, torch.Tensor) for v in weights.values()):
+        raise UserError(f"{file}: holds no weights by name; name the {WEIGHTS} of a checkpoint folder")
+    return weights

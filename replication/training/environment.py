@@ -79,5 +79,9 @@ def prepare_torch(config: RunConfig) -> None:
     if config.cluster.threads:
         torch.set_num_threads(config.cluster.threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS needs it before first use
+    # Deterministic mode would write NaN into every new buffer, DeepSpeed's buckets among them, at each backward.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
+    # DeepSpeed calls collectives by names that newer torch deprecates, and torch warns at every call
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

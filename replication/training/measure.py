@@ -131,7 +131,8 @@ class Measure(Callback):
             loss, norm = self._sums["loss"], cast(LanguageModel, pl_module).grad_norm
             self._unread.append(torch.stack([loss, self._sums["groups"].to(loss.dtype), norm.to(loss.dtype)]))
             # the sum, not the mean: a step without any valid token has no loss, and that is not a failure
-            self._nonfinite |= ~(loss + norm).isfinite()
+            skipped = cast(LanguageModel, pl_module).step_skipped  # its norm is infinite by intent, and it is bounded
+            self._nonfinite |= ~(loss if skipped else loss + norm).isfinite()
             if self._due:
                 self._write_line(trainer, cast(LanguageModel, pl_module))
 
@@ -189,6 +190,7 @@ class Measure(Callback):
             "wall_seconds": round(now, 4),
             "data_hash": self.chain,
             "train/learning_rate": self._learning_rate,
+            "train/skipped_steps": module.skipped_steps,
             "train/tokens_per_second": (self.tokens - self._line_tokens) / max(now - self._line_seconds, 1e-9),
             **dict(zip(names, host, strict=True)),
         }

@@ -6,7 +6,7 @@ L blocks, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from replication.objectives.callbacks import Weigh
 from replication.objectives.token_gain import group_objective
 from replication.training.optimizers import build_optimizer, build_schedule
 from replication.training.ranks import gather, world_size
+from replication.training.strategies import is_zero
 
 
 def inputs_and_targets(tokens_BS: Tensor, end_of_text: int) -> tuple[Tensor, Tensor]:
@@ -77,19 +78,27 @@ class LanguageModel(LightningModule):
     Args:
         config: the run's.
         end_of_text: token id fed where a block is padded.
+        initial_weights: whole parameters by name, instead of the seed's own.
     """
 
-    def __init__(self, config: RunConfig, end_of_text: int) -> None:
+    def __init__(
+        self, config: RunConfig, end_of_text: int, initial_weights: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.end_of_text = end_of_text
         self.model = Transformer(config.model)
         initialise(self.model, config.effective_weights_seed)
+        if initial_weights is not None:
+            self.model.load_state_dict(initial_weights, strict=not config.model.tied_head)
         self.validation = ValidationMetrics(config.model.vocab_size)
-        self.micro_batch_groups = config.micro_batch_sequences // config.training.gain_group_sequences
+        self.micro_batch_groups = config.micro_batch_sequences // config.gain_group_sequences
         self.weigh_tokens: Weigh | None = None
         self.measure_entropies = False  # set by the measuring callback when a log line is due
-        self.grad_norm = torch.zeros(())
+        self.at_boundary = False  # whether the current micro-batch is the last of its step
+        self.grad_norm = torch.zeros(())  # of the latest update, over all parameters and ranks, before clipping
+        self.skipped_steps = 0  # updates that ZeRO skipped since the start of training
+        self.step_skipped = False  # whether it skipped the latest one
         self._divergences: list[Tensor] = []
 
     # ------------------------------------------------------------ training
@@ -98,6 +107,7 @@ class LanguageModel(LightningModule):
         """One micro-batch; its loss is scaled so that accumulation and rank averages give the step's objective."""
         if batch_idx % self.config.accumulation == 0:
             self._divergences.clear()
+        self.at_boundary = (batch_idx + 1) % self.config.accumulation == 0
         observed = self.objective(batch)
         self._divergences.append(observed["divergence_LG"])
         # Lightning divides by the accumulation, and the strategy averages over ranks; the divisor is the step's groups
@@ -154,7 +164,12 @@ class LanguageModel(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by global norm, after the layer scale, and keep the norm before clipping on the device."""
+        """Clip by global norm, after the layer scale, and keep the norm before clipping on the device.
+
+        DeepSpeed clips in its own step, by the same formula; the norm is read from it afterwards.
+        """
+        if is_zero(self.config):
+            return
         limit = self.config.training.clip_norm or float("inf")
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
 
@@ -171,10 +186,3 @@ class LanguageModel(LightningModule):
         optimizer = build_optimizer(self.config.training, self.model)
         schedule = build_schedule(self.config.training, optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def multiply_gradients(blocks: Sequence[Sequence[Parameter]], scale_L: Tensor) -> None:
-    """Multiply `.grad` of each block's parameters by its scale, in place: one process, where gradients are whole."""
-    for block, scale in zip(blocks, scale_L, strict=True):
-        gradients = [p.grad for p in block if p.grad is not None]
-        torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))

@@ -24,16 +24,16 @@ def parameter_groups(model: Transformer) -> dict[str, dict[str, Parameter]]:
 
 
 def build_optimizer(config: TrainingConfig, model: Transformer) -> Optimizer:
-    """AdamW with decoupled decay on matrices alone."""
-    groups = parameter_groups(model)
+    """AdamW with decoupled decay, or SGD with momentum whose decay is added to the gradient; on matrices alone."""
     decay = {"matrices": config.weight_decay, "embeddings_and_norms": 0.0}
-    return torch.optim.AdamW(
-        [{"params": list(group.values()), "weight_decay": decay[name], "name": name} for name, group in groups.items()],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.adam_eps,
-        fused=True,
-    )
+    groups = [
+        {"params": list(group.values()), "weight_decay": decay[name], "name": name}
+        for name, group in parameter_groups(model).items()
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.adam_eps, fused=True)
 
 
 def learning_rate_factor(config: TrainingConfig, step: int) -> float:

@@ -1,4 +1,7 @@
-"""A progress bar on a terminal, a line now and then elsewhere; reads nothing from the device."""
+"""A progress bar on a terminal, a line now and then elsewhere, and the marks that a drill aims by.
+
+Reads nothing from the device.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from torch.optim import Optimizer
 
 from replication.config import RunConfig
 from replication.data.module import Batch
+from replication.training.phases import enter
 
 
 class Progress(Callback):
@@ -53,3 +58,24 @@ class Progress(Callback):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+
+class PhaseMarks(Callback):
+    """Writes on the phase board what this rank does; first of the callbacks, and only in a run that a drill started."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        micro_batch = batch_idx % self.config.accumulation
+        enter("accumulate" if micro_batch else "forward", trainer.global_step, micro_batch)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if pl_module.at_boundary:
+            enter("update", trainer.global_step, self.config.accumulation - 1)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        enter("validate", trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        enter("end", trainer.global_step)

@@ -1,31 +1,256 @@
-"""How one run is spread over processes: single or DDP; and what is checked before its first step."""
+"""How one run is spread over processes: single, DDP, DeepSpeed ZeRO 1/2/3. The only module that imports deepspeed.
+
+A strategy decides where weights, gradients and the optimizer's state live. What the rest of the harness does with
+them goes through two functions here: multiply the gradients of a block by its scale, and collect the whole weights on
+the first rank.
+"""
 
 from __future__ import annotations
 
-from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+import copy
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+from torch import Tensor, nn
+from torch.nn import Parameter
 
 from replication.config import RunConfig
-from replication.model.transformer import weights_sha256
-from replication.training.ranks import check_ranks
+from replication.errors import UserError
+from replication.model.moe import MixtureOfExperts
+from replication.model.size import parameter_count
+from replication.objectives.callbacks import MultiplyGradients
+
+BUCKET_ELEMENTS = 50_000_000  # of one reduction or gather, at most: 200 MB in fp32
 
 
-def build_strategy(config: RunConfig) -> Strategy | str:
-    """The Lightning strategy of a config. Gradients are averaged over ranks; the objective is scaled to match."""
+def build_strategy(config: RunConfig, load_universal: bool = False) -> Strategy | str:
+    """The Lightning strategy of a config. Gradients are averaged over ranks; the objective is scaled to match.
+
+    Args:
+        config: the run's.
+        load_universal: whether a checkpoint follows that was re-cut for another number of ranks (ZeRO only).
+
+    Raises:
+        UserError: a GPU is asked for and torch sees none, or DeepSpeed cannot run here.
+    """
+    if config.cluster.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("cluster.accelerator: gpu, but torch sees none on this machine; choose cpu, or mend the driver")
     if config.cluster.strategy == "single":
         return "auto"
-    return DDPStrategy(
-        process_group_backend="gloo" if config.cluster.accelerator == "cpu" else "nccl",
-        find_unused_parameters=False,  # every expert is in the graph, with zero rows if need be
-        broadcast_buffers=False,
-    )
+    backend = "nccl" if uses_gpu(config) else "gloo"
+    if config.cluster.strategy == "ddp":
+        return DDPStrategy(
+            process_group_backend=backend,
+            find_unused_parameters=False,  # every expert is in the graph, with zero rows if need be
+            broadcast_buffers=False,
+        )
+    return ZeroStrategy(config, backend, load_universal)
 
 
-class StartChecks(Callback):
-    """Turns what would be a silent failure into a message before the first step, on every rank alike."""
+def uses_gpu(config: RunConfig) -> bool:
+    """Whether this machine trains the config on GPUs."""
+    return config.cluster.accelerator != "cpu" and torch.cuda.is_available()
 
-    def __init__(self, config: RunConfig, identity: dict[str, str]) -> None:
-        self.config, self.identity = config, identity
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_ranks(self.config, self.identity | {"weights at start": weights_sha256(pl_module.model)})  # type: ignore[arg-type]
+def is_zero(config: RunConfig) -> bool:
+    return config.cluster.strategy.startswith("zero")
+
+
+# ---------------------------------------------------------------- DeepSpeed
+
+
+def deepspeed_config(config: RunConfig) -> dict[str, Any]:
+    """The one complete DeepSpeed config of a run; Lightning adds the accumulation, and nothing else decides.
+
+    Gradients are accumulated and reduced in fp32, without overlap of communication and backward. Clipping is set here
+    and nowhere else: DeepSpeed clips by the global norm of the gradients that the layer scale has already multiplied.
+    """
+    t, gpu = config.training, uses_gpu(config)
+    bucket = min(BUCKET_ELEMENTS, parameter_count(config.model))
+    zero: dict[str, Any] = {
+        "stage": int(config.cluster.strategy.removeprefix("zero")),
+        "contiguous_gradients": True,
+        "overlap_comm": False,
+        "reduce_scatter": True,
+        "reduce_bucket_size": bucket,
+        "allgather_partitions": True,
+        "allgather_bucket_size": bucket,
+        "round_robin_gradients": False,
+        "ignore_unused_parameters": False,
+    }
+    if config.cluster.strategy == "zero3":
+        zero |= {
+            "stage3_prefetch_bucket_size": bucket,
+            "stage3_param_persistence_threshold": config.model.d_model * config.model.n_experts,  # norms, routers
+            "stage3_max_live_parameters": 1_000_000_000,
+            "stage3_max_reuse_distance": 1_000_000_000,
+            "stage3_gather_16bit_weights_on_model_save": False,
+            "sub_group_size": 1_000_000_000,
+        }
+    if config.cluster.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": gpu}
+    return {
+        "train_micro_batch_size_per_gpu": config.micro_batch_sequences,
+        "gradient_clipping": t.clip_norm,
+        "prescale_gradients": False,
+        "gradient_predivide_factor": 1.0,
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "bf16": {"enabled": t.precision == "bf16-mixed"},
+        "fp16": {"enabled": False},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the device twice a micro-batch
+    }
+
+
+class ZeroStrategy(DeepSpeedStrategy):
+    """DeepSpeed ZeRO on GPUs over NCCL, or on CPU processes over gloo: the same code, so tests run the real one."""
+
+    def __init__(self, config: RunConfig, backend: str, load_universal: bool = False) -> None:
+        gpu = uses_gpu(config)
+        if not gpu:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first imported
+            if shutil.which("g++") is None:
+                raise UserError(
+                    "cluster.strategy: DeepSpeed on CPU compiles its collectives and needs g++; install it (Debian, "
+                    "Ubuntu: apt-get install g++), or choose ddp"
+                )
+        self.gpu = gpu
+        asked = deepspeed_config(config)
+        if load_universal:
+            asked["checkpoint"] = {"load_universal": True}
+        super().__init__(config=asked, process_group_backend=backend, logging_level=logging.ERROR)
+
+    @property
+    def root_device(self) -> torch.device:
+        return cast(torch.device, super().root_device) if self.gpu else torch.device("cpu", self.local_rank)
+
+    def setup_environment(self) -> None:
+        """As the parent's, which insists on CUDA."""
+        if isinstance(self.accelerator, CUDAAccelerator):
+            super().setup_environment()
+        else:
+            DDPStrategy.setup_environment(self)
+
+    def setup_distributed(self) -> None:
+        if self.gpu:
+            super().setup_distributed()
+            return
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    def setup(self, trainer: Trainer) -> None:
+        """Shard the model; fp32 master weights start from the seed's fp32 weights, not from their bf16 rounding."""
+        import deepspeed
+
+        module = cast(LightningModule, self.lightning_module)
+        if self.zero_stage_3:
+            experts = [m for m in module.modules() if isinstance(m, MixtureOfExperts)]
+            if experts:  # their weights are used outside a submodule of their own, so they are gathered as one
+                deepspeed.utils.set_z3_leaf_modules(module, [MixtureOfExperts])
+        start = {n: p.detach().clone() for n, p in module.named_parameters()} if self._rounds_weights() else {}
+        super().setup(trainer)
+        for name, parameter in module.named_parameters():
+            if name in start:
+                value = start[name].to(self.root_device)
+                deepspeed.utils.safe_set_full_fp32_param(parameter, value)
+
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Lightning has divided the loss by the accumulation; DeepSpeed must not divide it again."""
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+    def _rounds_weights(self) -> bool:
+        return bool(cast(dict[str, Any], self.config)["bf16"]["enabled"])
+
+    @property
+    def resolved_config(self) -> dict[str, Any]:
+        """What DeepSpeed made of the config that it was given: for the manifest."""
+        resolved = copy.deepcopy(cast(dict[str, Any], self.config))
+        zero = self.deepspeed_engine._config.zero_config
+        resolved["zero_optimization"] = zero.model_dump(mode="json", exclude_none=True)
+        resolved["train_batch_size"] = self.deepspeed_engine.train_batch_size()
+        resolved["optimizer_class"] = type(self.deepspeed_engine.optimizer).__name__
+        return resolved
+
+
+# ---------------------------------------------------------------- where gradients live
+
+
+def gradient_multiplier(config: RunConfig) -> MultiplyGradients:
+    """The strategy's way to multiply the gradients of each block's parameters by that block's scale.
+
+    It acts at the true optimizer boundary, on accumulated and averaged gradients, before clipping.
+    """
+    if not is_zero(config):
+        return multiply_whole
+    return multiply_shards if config.cluster.strategy == "zero3" else multiply_partitions
+
+
+def multiply_whole(blocks: Sequence[Sequence[Parameter]], scale_L: Tensor) -> None:
+    """Single and DDP: `.grad` is whole on every rank. Under ZeRO it is None there, and this would do nothing."""
+    for block, scale in zip(blocks, scale_L, strict=True):
+        _multiply([p.grad for p in block if p.grad is not None], scale)
+
+
+def multiply_partitions(blocks: Sequence[Sequence[Parameter]], scale_L: Tensor) -> None:
+    """ZeRO 1 and 2: each rank multiplies the pieces of gradients that its partition of the optimizer owns."""
+    for block, scale in zip(blocks, scale_L, strict=True):
+        owned = [p for p in block if p._hp_mapping is not None]  # type: ignore[attr-defined]
+        _multiply([p._hp_mapping.get_lp_grad_fragment(p._index_in_param_group) for p in owned], scale)  # type: ignore[attr-defined]
+        for p in owned:  # with offload the norms that clipping uses were taken in backward
+            optimizer = getattr(p, "_zero_optimizer", None)
+            if optimizer is not None and optimizer.cpu_offload:
+                norms, index = optimizer.norm_for_param_grads, optimizer.get_param_id(p)
+                norms[index] = norms[index] * scale.to(norms[index])
+
+
+def multiply_shards(blocks: Sequence[Sequence[Parameter]], scale_L: Tensor) -> None:
+    """ZeRO 3: each rank multiplies its shard of every gradient."""
+    from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
+
+    for block, scale in zip(blocks, scale_L, strict=True):
+        for p in block:
+            gradient = safe_get_local_grad(p)
+            safe_set_local_grad(p, gradient * scale.to(gradient))
+
+
+def _multiply(gradients: list[Tensor], scale: Tensor) -> None:
+    if gradients:
+        torch._foreach_mul_(gradients, scale.to(gradients[0]))
+
+
+# ---------------------------------------------------------------- where weights live
+
+
+def consolidated_weights(config: RunConfig, model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter by name, whole, on the CPU of the first rank; elsewhere empty. Call on all ranks.
+
+    fp32 (the master weights under ZeRO), or fp64 where the run trains in it. A tied weight counts once.
+    """
+    whole: dict[str, Tensor] = {}
+    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    for name, parameter in _whole_parameters(config, model):
+        if first:
+            whole[name] = parameter.detach().to("cpu", copy=True)
+    return whole
+
+
+def _whole_parameters(config: RunConfig, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    if not is_zero(config):
+        yield from model.named_parameters()
+        return
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    for name, parameter in model.named_parameters():
+        yield name, safe_get_full_fp32_param(parameter)  # a collective

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
+import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
+from torch import Tensor
 
 from replication.config import (
     RunConfig,
@@ -20,16 +23,19 @@ from replication.config import (
 from replication.data.module import TokenDataModule
 from replication.data.store import TokenStore
 from replication.errors import UserError
-from replication.model.transformer import weights_sha256
+from replication.model.transformer import Transformer, weights_sha256
 from replication.objectives.callbacks import LayerGain, TokenGain
 from replication.rundir import RunDir, read_json, write_json, write_text
-from replication.training.checkpoints import STATE, Checkpoints, newest_checkpoint
+from replication.training.checkpoints import Checkpoints, load_weights, newest_checkpoint, step_of
+from replication.training.checks import Checks, check_neighbours
 from replication.training.environment import describe_machine, prepare_torch
+from replication.training.layouts import layout, needs_recut, recut, state_to_load
 from replication.training.measure import Measure
-from replication.training.module import LanguageModel, multiply_gradients
-from replication.training.progress import Progress
+from replication.training.module import LanguageModel
+from replication.training.phases import is_watched
+from replication.training.progress import PhaseMarks, Progress
 from replication.training.ranks import launched_rank
-from replication.training.strategies import StartChecks, build_strategy
+from replication.training.strategies import build_strategy, gradient_multiplier
 
 
 def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -> None:
@@ -46,48 +52,83 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     refuse_other_config(config, run)
     identity = {"config_hash": scientific_hash(config), "data_hash": store.hash}
     checkpoint, notes = newest_checkpoint(run, identity)
-    for note in notes:
+    first = launched_rank() == 0
+    for note in notes if first else ():
         console.print(f"[yellow]{note}[/yellow]")
-    step = read_json(checkpoint / "COMPLETE")["step"] if checkpoint else 0
+    step = step_of(checkpoint) if checkpoint else 0
     if step >= config.training.steps:
-        if launched_rank() != 0:
+        if not first:
             return
         console.print(f"{config.arm}/seed-{config.seed}: trained to step {config.training.steps} already")
         finish_manifest(run, identity)
         return
 
     prepare_torch(config)
-    module = LanguageModel(config, store.end_of_text_id)
-    if launched_rank() == 0:
+    module = LanguageModel(config, store.end_of_text_id, initial_weights(config))
+    start = {"config hash": identity["config_hash"], "data hash": store.hash}
+    start["weights at start"] = weights_sha256(dict(module.model.named_parameters()))
+    if first:
+        check_neighbours(config, run, start["weights at start"])
+        if checkpoint is not None and needs_recut(checkpoint, config):
+            console.print(f"re-cutting {checkpoint.name} for {config.world_size} process(es)")
+            recut(checkpoint)
         write_text(run.config, to_yaml(config))
-        start_manifest(config, run, store, module)
-    measure = Measure(config, run)
-    trainer = build_trainer(config, run, store.hash, measure, step, console)
+        start_manifest(config, run, store, module, start["weights at start"])
+    trainer = build_trainer(config, run, start, checkpoint, console)
     try:
         trainer.fit(
             module,
             datamodule=TokenDataModule(config, store),
-            ckpt_path=str(checkpoint / STATE) if checkpoint else None,
+            ckpt_path=str(state_to_load(checkpoint, config)) if checkpoint else None,
             weights_only=False,  # the checkpoint is our own; it holds Lightning's loop objects
         )
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
-    if launched_rank() == 0:
+    if first:
         finish_manifest(run, identity)
 
 
+def initial_weights(config: RunConfig) -> dict[str, Tensor] | None:
+    """The weights of training.initial_weights, where it names a file.
+
+    Raises:
+        UserError: the file is missing, unreadable, or of another model.
+    """
+    if config.training.initial_weights is None:
+        return None
+    weights = load_weights(Path(config.training.initial_weights).expanduser())
+    with torch.device("meta"):
+        expected = {name: p.shape for name, p in Transformer(config.model).named_parameters()}
+    if {name: w.shape for name, w in weights.items()} != expected:
+        raise UserError(
+            f"training.initial_weights: {config.training.initial_weights} holds the weights of another model than the "
+            "keys of model describe; name a checkpoint of the same model"
+        )
+    return weights
+
+
 def build_trainer(
-    config: RunConfig, run: RunDir, data_hash: str, measure: Measure, resume_step: int, console: Console
+    config: RunConfig, run: RunDir, start: dict[str, str], checkpoint: Path | None, console: Console
 ) -> Trainer:
-    """The Trainer of one cell, with nothing of Lightning's that writes, shows or shuffles on its own."""
-    identity = {"config hash": scientific_hash(config), "data hash": data_hash}
-    callbacks: list[Callback] = [StartChecks(config, identity)]
+    """The Trainer of one cell, with nothing of Lightning's that writes, shows or shuffles on its own.
+
+    Args:
+        config: the run's.
+        run: the cell.
+        start: hashes that every rank must share: config, data, weights at start.
+        checkpoint: the folder that this start goes on from.
+        console: where progress goes.
+    """
+    resume_step = step_of(checkpoint) if checkpoint else 0
+    measure = Measure(config, run)
+    callbacks: list[Callback] = [PhaseMarks(config)] if is_watched() else []
+    callbacks += [Checks(config, run, start)]
     callbacks += [measure]  # before the checkpoints: it must see a step before a checkpoint of it is saved
     if config.token_gain.enabled:
         callbacks.append(TokenGain(config.token_gain))
     if config.layer_gain.enabled:
-        callbacks.append(LayerGain(config.layer_gain, multiply_gradients))
-    callbacks += [Checkpoints(config, run, data_hash, measure), Progress(config, console)]
+        callbacks.append(LayerGain(config.layer_gain, gradient_multiplier(config)))
+    callbacks += [Checkpoints(config, run, start["data hash"], measure, checkpoint), Progress(config, console)]
     logger = TensorBoardLogger(
         run.root,
         name="",
@@ -97,7 +138,7 @@ def build_trainer(
     )
     return Trainer(
         accelerator=config.cluster.accelerator,
-        strategy=build_strategy(config),
+        strategy=build_strategy(config, needs_recut(checkpoint, config)),
         devices=config.cluster.devices,
         num_nodes=config.cluster.nodes,
         precision=config.training.precision,
@@ -130,14 +171,20 @@ def refuse_other_config(config: RunConfig, run: RunDir) -> None:
 # ---------------------------------------------------------------- the manifest
 
 
-def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: LanguageModel) -> None:
+def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: LanguageModel, initial: str) -> None:
     """Write the manifest before step 1; on a resume the first start's time and weights are kept and compared.
+
+    Args:
+        config: the run's.
+        run: the cell.
+        store: the corpus.
+        module: before the strategy shards it.
+        initial: SHA-256 of its weights.
 
     Raises:
         UserError: the initial weights differ from those of the first start.
     """
     earlier = read_json(run.manifest) or {}
-    initial = weights_sha256(module.model)
     if earlier.get("initial_weights_sha256", initial) != initial:
         raise UserError(
             f"{run.manifest}: this machine makes other initial weights for the same seed than the first start did; "
@@ -156,10 +203,12 @@ def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: La
         "data": {"hash": store.hash, "dir": str(config.data.dir or "data")},
         **machine,
         "world_size": config.world_size,
+        "strategy": layout(config),
+        "weights_seed": config.effective_weights_seed,
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "initial_weights_sha256": initial,
         "started_at": earlier.get("started_at", timestamp()),
-        "starts": [*earlier.get("starts", []), {"at": timestamp(), **machine}],
+        "starts": [*earlier.get("starts", []), {"at": timestamp(), **machine, "strategy": layout(config)}],
     }
     write_json(run.manifest, manifest)
 
@@ -170,8 +219,9 @@ def finish_manifest(run: RunDir, identity: dict[str, str]) -> None:
     assert folder is not None
     marker, manifest = read_json(folder / "COMPLETE"), read_json(run.manifest)
     if "finished_at" not in manifest:
-        final = ("step", "tokens", "data_chain", "wall_seconds", "final_weights_sha256")
-        write_json(run.manifest, manifest | {k: marker[k] for k in final} | {"finished_at": timestamp()})
+        final = {k: marker[k] for k in ("step", "tokens", "data_chain", "wall_seconds")}
+        final["final_weights_sha256"] = marker["weights_sha256"]
+        write_json(run.manifest, manifest | final | {"finished_at": timestamp()})
 
 
 def timestamp() -> str:

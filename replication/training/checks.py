@@ -1,0 +1,88 @@
+"""Checks that turn silent failures into messages: before the first step, and at every optimizer boundary."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from replication.config import RunConfig
+from replication.data.module import Batch
+from replication.errors import UserError
+from replication.rundir import RunDir, read_json, write_json
+from replication.training.module import LanguageModel
+from replication.training.ranks import check_ranks
+from replication.training.strategies import ZeroStrategy
+
+
+class Checks(Callback):
+    """First of the callbacks: what it sees of a step holds for all that follow."""
+
+    def __init__(self, config: RunConfig, run: RunDir, identity: dict[str, str]) -> None:
+        """
+        Args:
+            config: the run's.
+            run: the cell; its manifest gets what DeepSpeed made of its config.
+            identity: hashes that must agree between ranks: config, data, code, initial weights.
+        """
+        self.config, self.run, self.identity = config, run, identity
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_ranks(self.config, self.identity)
+        if isinstance(trainer.strategy, ZeroStrategy) and trainer.is_global_zero:
+            resolved = trainer.strategy.resolved_config
+            write_json(self.run.manifest, read_json(self.run.manifest) | {"deepspeed": resolved})
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Batch, batch_idx: int
+    ) -> None:
+        """At a boundary: the step counts agree, and what DeepSpeed knows of the update reaches the module."""
+        module = cast(LanguageModel, pl_module)
+        if not module.at_boundary:
+            return
+        counts = {"Lightning": trainer.global_step, "the data": (batch_idx + 1) // self.config.accumulation}
+        if isinstance(trainer.strategy, ZeroStrategy):
+            engine = trainer.strategy.deepspeed_engine
+            counts["DeepSpeed"] = engine.global_steps
+            module.grad_norm = torch.as_tensor(engine.get_global_grad_norm(), device=module.device)
+            module.step_skipped = engine.skipped_steps > module.skipped_steps
+            module.skipped_steps = engine.skipped_steps
+            self._check_skipped(module.skipped_steps, trainer.global_step)
+        if len(set(counts.values())) > 1:
+            raise UserError(
+                f"training: the step counts differ ({counts}), so updates were lost or repeated; "
+                "remove the newest checkpoint and run again"
+            )
+
+    def _check_skipped(self, skipped: int, step: int) -> None:
+        limit = self.config.training.max_skipped_steps
+        if skipped > limit:
+            raise UserError(
+                f"training.max_skipped_steps: DeepSpeed has skipped {skipped} updates up to step {step} because a "
+                f"gradient overflowed, {limit} are allowed; lower training.learning_rate, or allow more"
+            )
+
+
+def check_neighbours(config: RunConfig, run: RunDir, initial_weights: str) -> None:
+    """Compare the initial weights with those of the suite's other cells.
+
+    Raises:
+        UserError: another arm of the same seed started elsewhere, or another seed at the same place.
+    """
+    for path in sorted(run.root.parent.parent.glob("*/seed-*/manifest.json")):
+        other = read_json(path)
+        if path == run.manifest or not isinstance(other, dict) or "weights_seed" not in other:
+            continue
+        same_seed = other["weights_seed"] == config.effective_weights_seed
+        same_start = other.get("initial_weights_sha256") == initial_weights
+        if same_seed and not same_start:
+            raise UserError(
+                f"{path.parent}: started from other weights at the same seed {config.effective_weights_seed}; "
+                "arms can be compared only from the same start: choose another --out, or remove that cell"
+            )
+        if same_start and not same_seed and config.training.initial_weights is None:
+            raise UserError(
+                f"{path.parent}: started from the same weights at another seed ({other['weights_seed']}, this cell has "
+                f"{config.effective_weights_seed}); seeds would not be independent: remove that cell, or this one"
+            )

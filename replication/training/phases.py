@@ -1,0 +1,95 @@
+"""What each rank is doing right now, in a memory-mapped file that outlives a SIGKILL: how `replicate drill` aims.
+
+Off unless the environment names a file; then each rank writes its process id, step, micro-batch and phase into a slot
+of its own, a few machine words at each change. A reader in another process sees the last thing that was written.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+VARIABLE = "REPLICATION_PHASE_BOARD"
+
+PHASES = ("start", "forward", "accumulate", "update", "save", "validate", "end")
+"""start: before the first step of this process. forward: the first micro-batch of a step, whose gradient nothing
+holds yet. accumulate: later micro-batches, when a part of the gradient is there. update: from the optimizer boundary to
+the end of the step. save, validate: the writing of a checkpoint, a validation. end: after the last step."""
+
+_SLOT = struct.Struct("<qqqq")  # process id, step (0-based, the one under way), micro-batch, index into PHASES
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One rank's slot."""
+
+    rank: int
+    pid: int
+    step: int
+    micro_batch: int
+    phase: str
+
+
+class Board:
+    """The file with one slot for each rank."""
+
+    def __init__(self, path: Path, n_ranks: int, create: bool = False) -> None:
+        if create:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes(_SLOT.size * n_ranks))
+        self.n_ranks = n_ranks
+        with open(path, "r+b") as file:
+            self._map = mmap.mmap(file.fileno(), _SLOT.size * n_ranks)
+
+    def write(self, reading: Reading) -> None:
+        values = (reading.pid, reading.step, reading.micro_batch, PHASES.index(reading.phase))
+        _SLOT.pack_into(self._map, _SLOT.size * reading.rank, *values)
+
+    def read(self) -> list[Reading]:
+        """Every rank that has written; a rank of an earlier start stays until its successor writes."""
+        slots = [_SLOT.unpack_from(self._map, _SLOT.size * rank) for rank in range(self.n_ranks)]
+        return [Reading(r, pid, step, m, PHASES[i]) for r, (pid, step, m, i) in enumerate(slots) if pid]
+
+
+class _Here:
+    """This process's slot, and what was last written to it."""
+
+    def __init__(self, path: str) -> None:
+        rank, n_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.board = Board(Path(path), n_ranks)
+        self.now = Reading(rank, os.getpid(), 0, 0, "start")
+        self.board.write(self.now)
+
+    def enter(self, phase: str, step: int, micro_batch: int) -> None:
+        self.now = Reading(self.now.rank, self.now.pid, step, micro_batch, phase)
+        self.board.write(self.now)
+
+
+_here = _Here(os.environ[VARIABLE]) if VARIABLE in os.environ else None
+
+
+def is_watched() -> bool:
+    """Whether this process writes to a board."""
+    return _here is not None
+
+
+def enter(phase: str, step: int, micro_batch: int = 0) -> None:
+    """Say what this rank does from now on; does nothing where nobody watches."""
+    if _here is not None:
+        _here.enter(phase, step, micro_batch)
+
+
+@contextmanager
+def during(phase: str) -> Iterator[None]:
+    """Say it for the time of the block, then what was said before."""
+    before = _here.now if _here is not None else None
+    if before is not None:
+        enter(phase, before.step, before.micro_batch)
+    yield
+    if before is not None:
+        enter(before.phase, before.step, before.micro_batch)
