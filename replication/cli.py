@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from rich.console import Console
 
 from replication import __version__
-from replication.errors import UserError
+from replication.errors import UserError, is_lost_peer
 
 if TYPE_CHECKING:
     from replication.config import RunConfig, SuiteConfig
@@ -53,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `replicate ... | head` is no error
         return 0
+    except RuntimeError as error:
+        if debug or not is_lost_peer(error):
+            raise
+        errors.print(f"rank {os.environ.get('RANK', '0')}: stopped, because another rank of the run did")
+        return 1
     except OSError as error:
         if error.filename is None:
             raise
@@ -271,6 +276,35 @@ def drill(argv: list[str]) -> int:
     return 0 if all(result.holds for result in results) else 1
 
 
+def bench(argv: list[str]) -> int:
+    """Measure speed as ratios in one run: a step of the product beside a plain torch loop."""
+    parser = Parser(prog="replicate bench", description=bench.__doc__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="step", parser_class=Parser)
+    text = "a step beside the same step in a plain torch loop"
+    sub = actions.add_parser("step", help=text, description=f"Time {text}. Any key of a run may follow as a flag.")
+    sub.add_argument("--config", action="append", default=[], help="config file (default: model/tiny, cluster/cpu)")
+    sub.add_argument("--blocks", type=int, default=24, help="paired blocks (default 24)")
+    sub.add_argument("--block-steps", type=int, default=10, help="optimizer steps in a block (default 10)")
+    sub.add_argument("--out", type=Path, help="JSON file of every block's seconds")
+    args, flags = parser.parse_known_args(argv)
+    for name in ("blocks", "block_steps"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')}: {getattr(args, name)} must be at least 1")
+    from replication.bench.step import bench_step, configure, step_table
+    from replication.config import load_run
+    from replication.rundir import write_json
+
+    config = configure(load_run(args.config or ["model/tiny.yaml", "cluster/cpu.yaml"], flags), args.blocks,
+                       args.block_steps)  # fmt: skip
+    console = Console()
+    result = bench_step(config, args.block_steps, console)
+    console.print(step_table(result, config))
+    if args.out:
+        write_json(args.out, result.to_dict())
+        console.print(f"every block:  {args.out}", soft_wrap=True)
+    return 0
+
+
 def doctor(argv: list[str]) -> int:
     """Say what this machine has, and what each config would need."""
     parser = Parser(prog="replicate doctor", description=doctor.__doc__)
@@ -288,6 +322,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "generate": generate,
     "report": report,
     "drill": drill,
+    "bench": bench,
     "doctor": doctor,
 }
 

@@ -286,7 +286,7 @@ class Needs:
     parameters: int
     training_gib: float  # one cell: weights, gradients and two Adam moments; activations come on top
     tokens: int  # over all cells
-    checkpoints_gib: float  # all cells, each with keep_last checkpoints and the one being written
+    checkpoints_gib: float  # all cells, each with the checkpoints that it keeps and the one being written
     flop: float  # 6 x parameters x tokens, every expert counted
 
 
@@ -296,13 +296,15 @@ def needs_of(suite: SuiteConfig, config: RunConfig) -> Needs:
     n_cells = len(suite.arms) * len(suite.seeds)
     parameters = parameter_count(config.model)
     tokens = n_cells * config.training.steps * config.training.batch_tokens
-    checkpoint_gib = 3 * number_bytes * parameters / GIB  # weights and two moments
+    checkpoint_gib = 4 * number_bytes * parameters / GIB  # weights and two moments, and the whole weights again
+    every = config.checkpoints.keep_every_steps
+    kept = config.checkpoints.keep_last + (config.training.steps // every if every else 0)
     return Needs(
         n_cells=n_cells,
         parameters=parameters,
         training_gib=4 * number_bytes * parameters / GIB,
         tokens=tokens,
-        checkpoints_gib=n_cells * (config.checkpoints.keep_last + 1) * checkpoint_gib,
+        checkpoints_gib=n_cells * (kept + 1) * checkpoint_gib,
         flop=6.0 * parameters * tokens,
     )
 
@@ -377,7 +379,7 @@ def _print_suites(console: Console, config_root: Path, machine: Machine) -> list
     console.print(table)
     console.print(
         "memory = parameters x 4 numbers (weight, gradient, two Adam moments) x 4 bytes (8 under 64-true),\n"
-        "activations on top; checkpoints = cells x (keep_last + 1) x parameters x 3 numbers",
+        "activations on top; checkpoints = cells x (kept + 1) x parameters x 4 numbers",
         style="dim",
         soft_wrap=True,
     )

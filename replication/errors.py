@@ -1,4 +1,17 @@
-"""The one kind of error that is the user's to mend."""
+"""The one kind of error that is the user's to mend; how a full disk and a lost rank are told from our own faults."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+TORCH_ARCHIVE = ("PytorchStreamWriter failed writing", "inline_container.cc", "unexpected pos")  # torch.save, cut short
+FULL_TEXT = re.compile(
+    "|".join(re.escape(text) for text in (*(os.strerror(code) for code in sorted(FULL)), *TORCH_ARCHIVE)), re.IGNORECASE
+)
+LOST_PEER = re.compile(r"Connection (closed|reset) by peer|remote process exited|peer .*closed", re.IGNORECASE)
 
 
 class UserError(ValueError):
@@ -7,3 +20,24 @@ class UserError(ValueError):
     The message is one line: it names the key or the file, and the remedy. The command line prints it without a
     traceback and exits with code 2. Anything else that is raised is our own fault and keeps its traceback.
     """
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it wraps, is a full disk, quota or file size limit.
+
+    Arrow, datasets, torch and worker processes wrap the OSError; sometimes only a text of their own comes back.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        if isinstance(error, Exception) and not isinstance(error, UserError) and FULL_TEXT.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another process of the run has ended: that one says why."""
+    return isinstance(error, RuntimeError) and LOST_PEER.search(str(error)) is not None

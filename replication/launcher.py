@@ -50,13 +50,18 @@ def run_ranks(command: Sequence[str], n_ranks: int) -> int:
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
     while True:
         codes = [rank.poll() for rank in ranks]
-        failed = [code for code in codes if code]
-        if failed:
+        if any(codes):
             _end(ranks, signal.SIGTERM)
-            return failed[0] if failed[0] > 0 else 128 - failed[0]
+            return _code_of([code for code in codes if code])
         if all(code == 0 for code in codes):
             return 0
         time.sleep(0.05)
+
+
+def _code_of(failed: Sequence[int]) -> int:
+    """The first failed rank's code; a mistake that one rank explained (2) before what others made of its end."""
+    code = 2 if 2 in failed else failed[0]
+    return code if code > 0 else 128 - code
 
 
 def _end(ranks: Sequence[subprocess.Popen[bytes]], first: signal.Signals) -> None:

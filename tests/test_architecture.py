@@ -22,7 +22,7 @@ LAYERS = [
     ["certificate", "model", "data", "objectives", "preference.prompts", "doctor"],
     ["launcher", "training"],
     ["grid", "preference", "analysis"],
-    ["cell", "drill"],
+    ["bench", "cell", "drill"],
     ["cli"],
     ["__main__"],
 ]

@@ -20,12 +20,11 @@ from small_corpus import END_OF_TEXT, texts, two_sources, write_folder, write_js
 
 from replication.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig, TrainingConfig
 from replication.data.blocks import PAD, block_count, cut, uncut
-from replication.data.folder import is_disk_full
 from replication.data.order import MixtureOrder
 from replication.data.prepare import prepare, show_batch
 from replication.data.request import request_differences, request_of
 from replication.data.store import TokenStore
-from replication.errors import UserError
+from replication.errors import UserError, is_disk_full
 
 TESTS = Path(__file__).parent
 
@@ -440,6 +439,7 @@ def test_a_full_disk_is_known_however_it_is_wrapped():
     wrapped.__cause__ = full
     assert is_disk_full(full) and is_disk_full(wrapped)
     assert is_disk_full(RuntimeError("[Errno 122] Disk quota exceeded: 'x'"))
+    assert is_disk_full(RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 576 vs 470"))
     assert not is_disk_full(OSError(13, "Permission denied")) and not is_disk_full(ValueError("no space here"))
 
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from replication.errors import UserError
+from replication.errors import UserError, is_disk_full
 from replication.rundir import remove_tree
 
 LOCK = ".lock"
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-FULL_TEXT = re.compile("|".join(re.escape(os.strerror(code)) for code in sorted(FULL)), re.IGNORECASE)
 
 
 @contextmanager
@@ -87,19 +84,3 @@ def _sync(folder: Path) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it wraps, is a full disk, quota or file size limit.
-
-    Arrow, datasets and worker processes wrap the OSError; from a worker only its text may come back.
-    """
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in FULL:
-            return True
-        if isinstance(error, Exception) and not isinstance(error, UserError) and FULL_TEXT.search(str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

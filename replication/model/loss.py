@@ -14,6 +14,9 @@ from torch import Tensor
 IGNORE = -100
 """Target of a position that has no loss."""
 
+ENTROPY_ELEMENTS = 1 << 20
+"""Logits whose probabilities are held at a time when entropies are measured: all of them would take gigabytes."""
+
 
 class TokenLosses(NamedTuple):
     """Losses of N tokens in nats; 0 where the target is IGNORE. At least fp32."""
@@ -53,11 +56,19 @@ class EntropySums(NamedTuple):
 @torch.no_grad()
 def entropy_sums(logits_NV: Tensor, valid_N: Tensor) -> EntropySums:
     """Both candidates for the paper's undefined 'token entropy', as sums over the valid tokens (METHOD 2)."""
-    log_probs_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
-    each_N = -(log_probs_NV.exp() * log_probs_NV).sum(-1)
-    weight_N = valid_N.to(each_N.dtype)
-    counts_V = torch.zeros_like(log_probs_NV[0]).index_add_(0, logits_NV.argmax(-1), weight_N)
-    return EntropySums((each_N * weight_N).sum(), counts_V)
+    wide = torch.promote_types(logits_NV.dtype, torch.float32)
+    predictive = torch.zeros((), dtype=wide, device=logits_NV.device)
+    counts_V = torch.zeros(logits_NV.shape[1], dtype=wide, device=logits_NV.device)
+    rows = max(1, ENTROPY_ELEMENTS // logits_NV.shape[1])
+    for logits_RV, weight_R in zip(logits_NV.split(rows), valid_N.to(wide).split(rows), strict=True):
+        logits_RV = logits_RV.to(wide)
+        largest_R, predicted_R = logits_RV.max(-1)
+        probs_RV = logits_RV.softmax(-1)
+        # H = log sum exp - sum of p l, and the largest logit's probability gives the first without a third pass
+        log_sum_R = largest_R - probs_RV.gather(1, predicted_R[:, None])[:, 0].log()
+        predictive += ((log_sum_R - torch.linalg.vecdot(probs_RV, logits_RV)) * weight_R).sum()
+        counts_V.index_add_(0, predicted_R, weight_R)
+    return EntropySums(predictive, counts_V)
 
 
 def histogram_entropy(counts_V: Tensor) -> Tensor:

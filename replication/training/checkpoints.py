@@ -9,7 +9,6 @@ checkpoints/step-000150/COMPLETE          names, sizes and checksums, and the ha
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 from pathlib import Path
@@ -21,7 +20,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from replication.config import RunConfig, scientific_hash
 from replication.data.module import Batch
-from replication.errors import UserError
+from replication.errors import UserError, is_disk_full
 from replication.model.transformer import weights_sha256
 from replication.rundir import RunDir, damage, mark_complete, read_json, remove_tree
 from replication.training.layouts import layout
@@ -101,7 +100,7 @@ class Checkpoints(Callback):
                 if is_first():
                     self._complete(trainer, partial, folder)
             except (OSError, RuntimeError) as error:
-                if not _is_out_of_room(error):
+                if not is_disk_full(error):
                     raise
                 remove_tree(partial)
                 reason = str(error).splitlines()[0][:120]
@@ -153,13 +152,6 @@ class Checkpoints(Callback):
 def _batch_progress(checkpoint: dict[str, Any]) -> list[dict[str, int]]:
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     return [progress["total"], progress["current"]]
-
-
-def _is_out_of_room(error: BaseException) -> bool:
-    """Whether a write failed for want of space; torch reports that as a RuntimeError of its archive writer."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return any(word in str(error) for word in ("PytorchStreamWriter", "inline_container", "unexpected pos"))
 
 
 def _named(folder: Path | None) -> str:
@@ -243,7 +235,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """
     file = path / WEIGHTS if path.is_dir() else path
     try:
-        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        weights = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; name the {WEIGHTS} of a checkpoint folder") from None
     except Exception as error:  # torch has no one type for an archive that it cannot read

@@ -91,6 +91,8 @@ class LanguageModel(LightningModule):
         initialise(self.model, config.effective_weights_seed)
         if initial_weights is not None:
             self.model.load_state_dict(initial_weights, strict=not config.model.tied_head)
+        if config.training.precision == "64-true":
+            self.model.double()  # now, not in the strategy's setup: a checkpoint is loaded before that
         self.validation = ValidationMetrics(config.model.vocab_size)
         self.micro_batch_groups = config.micro_batch_sequences // config.gain_group_sequences
         self.weigh_tokens: Weigh | None = None

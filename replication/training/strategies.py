@@ -7,7 +7,9 @@ the first rank.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import logging
 import os
 import shutil
@@ -148,7 +150,8 @@ class ZeroStrategy(DeepSpeedStrategy):
             super().setup_distributed()
             return
         self.set_world_ranks()
-        self._init_deepspeed_distributed()
+        with contextlib.redirect_stdout(io.StringIO()):  # every rank would say that an operation was built
+            self._init_deepspeed_distributed()
 
     def setup(self, trainer: Trainer) -> None:
         """Shard the model; fp32 master weights start from the seed's fp32 weights, not from their bf16 rounding."""

@@ -136,7 +136,7 @@ def build_trainer(
         default_hp_metric=False,
         purge_step=resume_step + 1 if resume_step else 0,  # else a resumed run shows doubled points
     )
-    return Trainer(
+    trainer = Trainer(
         accelerator=config.cluster.accelerator,
         strategy=build_strategy(config, needs_recut(checkpoint, config)),
         devices=config.cluster.devices,
@@ -156,6 +156,21 @@ def build_trainer(
         deterministic=config.training.deterministic,
         log_every_n_steps=10**9,
     )
+    ask_for_signals_at_boundaries(trainer, config.accumulation)
+    return trainer
+
+
+def ask_for_signals_at_boundaries(trainer: Trainer, accumulation: int) -> None:
+    """On several ranks Lightning broadcasts a SIGTERM flag and waits for it before every micro-batch: once a step is
+    enough."""
+    loop = trainer.fit_loop.epoch_loop
+    broadcast = loop._broadcast_sigterm_tensor
+
+    def at_boundaries() -> None:
+        if (loop.batch_idx + 1) % accumulation == 0:  # the index of the micro-batch that comes next
+            broadcast()
+
+    loop._broadcast_sigterm_tensor = at_boundaries  # type: ignore[method-assign]
 
 
 def refuse_other_config(config: RunConfig, run: RunDir) -> None:

@@ -1,0 +1,245 @@
+"""Checkpoints of every strategy: damage, a full disk, what is kept, and what can go on as something else."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from memory_store import MemoryStore
+from rank_cells import run_cell, run_cells_on_ranks
+from training_setup import fit, furthest, identical, small_config, weights
+
+from replication.config import scientific_hash
+from replication.errors import UserError
+from replication.model.transformer import weights_sha256
+from replication.rundir import RunDir, damage, read_journal, read_json
+from replication.training.checkpoints import load_weights, newest_checkpoint, restore_generators
+
+FP64 = "--training.precision=64-true"
+
+
+def flags(strategy: str, ranks: int, *more: str) -> list[str]:
+    return ["--training.batch_tokens=256", "--checkpoints.every_steps=3", "--checkpoints.keep_last=9",
+            "--training.learning_rate=0.001", f"--cluster.strategy={strategy}", f"--cluster.devices={ranks}",
+            f"--cluster.micro_batch_sequences={8 // ranks}", *more]  # fmt: skip
+
+
+def cell(name: str, strategy: str, ranks: int, *more: str) -> dict:
+    return {"name": name, "arm": "both", "flags": flags(strategy, ranks, *more), "blocks": [40, 24]}
+
+
+def run(root: Path, c: dict, ranks: int) -> RunDir:
+    if "--cluster.strategy=single" in c["flags"]:
+        run_cell(c, root)
+    else:
+        run_cells_on_ranks([c], root, ranks)
+    return RunDir(root / c["name"])
+
+
+def cut_back(source: RunDir, target: Path, step: int = 3) -> None:
+    """A copy of a finished cell as it was when only the checkpoint of an earlier step stood."""
+    shutil.copytree(source.root, target)
+    for folder in (target / "checkpoints").iterdir():
+        if folder.name != f"step-{step:06d}":
+            shutil.rmtree(folder)
+
+
+# ---------------------------------------------------------------- damage
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+DAMAGE = {"truncated": (truncate, "bytes instead of"), "flipped": (flip_a_bit, "with another checksum"),
+          "missing": (Path.unlink, "lacks the file")}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("name", ["trainer.ckpt", "weights.pt", "rank-00000.pt"])
+def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(tmp_path, kind, name):
+    one = fit(small_config("both", "--checkpoints.keep_last=3"), tmp_path)
+    whole = weights(one)
+    harm, words = DAMAGE[kind]
+    harm(one.checkpoints / "step-000006" / name)
+    folder, notes = newest_checkpoint(one)
+    assert folder == one.checkpoints / "step-000004"
+    assert len(notes) == 1
+    assert all(part in notes[0] for part in ("step-000006", name, words, "passed over"))
+    fit(small_config("both", "--checkpoints.keep_last=3"), tmp_path)
+    assert damage(one.checkpoints / "step-000006") is None
+    assert identical(weights(one), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_a_damaged_shard_of_one_rank_is_named_and_the_run_goes_on_from_before(tmp_path, strategy):
+    c = cell(strategy, strategy, 2)
+    one = run(tmp_path, c, 2)
+    whole, marker = weights(one), read_json(one.checkpoints / "step-000006" / "COMPLETE")
+    assert {f"rank-{r:05d}.pt" for r in (0, 1)} < set(marker["files"])
+    shards = sorted(f for f in marker["files"] if "zero_pp_rank_1" in f and "optim_states" in f)
+    assert len(shards) == 1
+    flip_a_bit(one.checkpoints / "step-000006" / shards[0])
+    assert shards[0] in newest_checkpoint(one)[1][0]
+    run(tmp_path, c, 2)
+    assert identical(weights(one), whole)
+    assert len(read_json(one.manifest)["starts"]) == 2
+
+
+# ---------------------------------------------------------------- a full disk
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["single", "zero2"])
+def test_a_disk_that_fills_during_a_save_stops_the_run_and_harms_nothing(tmp_path, strategy):
+    """A real file system with room for one checkpoint and a half."""
+    ranks = 1 if strategy == "single" else 2
+    c = cell("cell", strategy, ranks)
+    free = run(tmp_path / "free", c, ranks)
+    one = sum(p.stat().st_size for p in (free.checkpoints / "step-000003").rglob("*") if p.is_file())
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = f"size={(one * 3 // 2 + 400_000) // 1024}k"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", disk], capture_output=True).returncode != 0:
+        pytest.skip("mounting needs root")
+    try:
+        with pytest.raises(
+            AssertionError, match=r"step-000006: no room to write the checkpoint .*goes on from .*000003"
+        ):
+            run_cells_on_ranks([c], disk, ranks)
+        cut = RunDir(disk / "cell")
+        assert [p.name for p in cut.checkpoints.iterdir()] == ["step-000003"], "the part that was written is gone"
+        assert damage(cut.checkpoints / "step-000003") is None
+        assert subprocess.run(["mount", "-o", "remount,size=100m", disk]).returncode == 0
+        run_cells_on_ranks([c], disk, ranks)
+        assert identical(weights(cut), weights(free))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+# ---------------------------------------------------------------- what is kept, what comes back
+
+
+def test_the_last_k_and_a_schedule_are_kept(tmp_path):
+    config = small_config("baseline", "--training.steps=11", "--checkpoints.every_steps=1",
+                          "--checkpoints.keep_last=2", "--checkpoints.keep_every_steps=4")  # fmt: skip
+    kept = sorted(p.name for p in fit(config, tmp_path).checkpoints.iterdir())
+    assert kept == ["step-000004", "step-000008", "step-000010", "step-000011"]
+
+
+def test_every_generator_comes_back(tmp_path):
+    def draw() -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+    one = fit(small_config(), tmp_path)
+    restore_generators(newest_checkpoint(one)[0])
+    first = draw()
+    assert draw() != first
+    restore_generators(newest_checkpoint(one)[0])
+    assert draw() == first
+
+
+def test_the_marker_carries_the_hash_of_the_whole_weights(tmp_path):
+    one = fit(small_config(), tmp_path)
+    marker = read_json(newest_checkpoint(one)[0] / "COMPLETE")
+    assert marker["weights_sha256"] == weights_sha256(weights(one)) == read_json(one.manifest)["final_weights_sha256"]
+
+
+# ---------------------------------------------------------------- crossing
+
+
+def test_another_micro_batch_goes_on_from_the_same_step(tmp_path):
+    whole = fit(small_config("both", FP64), tmp_path / "whole")
+    cut_back(whole, tmp_path / "cut", step=4)
+    other = fit(small_config("both", FP64, "--cluster.micro_batch_sequences=2"), tmp_path / "cut")
+    assert furthest(weights(other), weights(whole)) < 1e-12
+    steps = [len(line["per_step"]["train/loss_nats"]) for line in read_journal(other.metrics) if "per_step" in line]
+    assert sum(steps) == 6, "no step is lost or repeated where the micro-batches are counted anew"
+
+
+@pytest.mark.slow
+def test_single_goes_on_as_ddp_and_ddp_as_single(tmp_path):
+    single = run(tmp_path, cell("single", "single", 1, FP64), 1)
+    cut_back(single, tmp_path / "as-ddp")
+    as_ddp = run(tmp_path, cell("as-ddp", "ddp", 2, FP64), 2)
+    assert furthest(weights(as_ddp), weights(single)) < 1e-12
+    cut_back(as_ddp, tmp_path / "as-single")
+    assert furthest(weights(run(tmp_path, cell("as-single", "single", 1, FP64), 1)), weights(single)) < 1e-12
+    assert [s["strategy"]["strategy"] for s in read_json(tmp_path / "as-ddp" / "manifest.json")["starts"]] == [
+        "single",
+        "ddp",
+    ]
+
+
+@pytest.fixture(scope="module")
+def zero2(tmp_path_factory) -> RunDir:
+    return run(tmp_path_factory.mktemp("zero2"), cell("zero2", "zero2", 2), 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "ranks"), [("zero2", 1), ("zero1", 2)])
+def test_full_state_crosses_stages_and_world_sizes(tmp_path, zero2, strategy, ranks):
+    """By DeepSpeed's universal checkpoint: Adam's moments and step included, or the ends would differ by 1e-3."""
+    cut_back(zero2, tmp_path / "crossed")
+    crossed = run(tmp_path, cell("crossed", strategy, ranks), ranks)
+    assert furthest(weights(crossed), weights(zero2)) < 1e-6
+    assert read_json(crossed.manifest)["data_chain"] == read_json(zero2.manifest)["data_chain"]
+    assert not list(crossed.checkpoints.glob("universal-*")), "the re-cut copy goes when the next checkpoint stands"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "ranks", "optimizer", "message"),
+    [("single", 1, "adamw", r"is of zero2 on 2 process\(es\), and its full state cannot go on as single on 1"),
+     ("zero3", 2, "adamw", r"cannot go on as zero3 on 2 .*initial_weights"),
+     ("zero2", 1, "sgd", r"carries AdamW's state only")],
+)  # fmt: skip
+def test_what_cannot_cross_is_refused_by_name(tmp_path, zero2, strategy, ranks, optimizer, message):
+    cut_back(zero2, tmp_path / "crossed")
+    target = RunDir(tmp_path / "crossed")
+    config = small_config("both", *flags(strategy, ranks, f"--training.optimizer={optimizer}"))
+    marker_path = target.checkpoints / "step-000003" / "COMPLETE"
+    if optimizer == "sgd":  # its own scientific hash would be refused first
+        target.config.unlink()
+        marker_path.write_text(json.dumps(read_json(marker_path) | {"config_hash": scientific_hash(config)}))
+    with pytest.raises(UserError, match=message):
+        fit(config, target.root, MemoryStore(blocks=(40, 24)))
+
+
+@pytest.mark.slow
+def test_the_weights_of_any_strategy_start_a_cell_of_any_other(tmp_path, zero2):
+    file = newest_checkpoint(zero2)[0] / "weights.pt"
+    start = load_weights(file)
+    name = f"--training.initial_weights={file}"
+    single = run(tmp_path, cell("single", "single", 1, name), 1)
+    zero3 = run(tmp_path, cell("zero3", "zero3", 2, name), 2)
+    hashes = {read_json(r.manifest)["initial_weights_sha256"] for r in (single, zero3)}
+    assert hashes == {read_json(zero2.manifest)["final_weights_sha256"]}
+    assert furthest(weights(zero3), weights(single)) < 1e-5
+    assert furthest(weights(single), start) > 1e-3
+
+
+def test_initial_weights_of_another_model_are_refused(tmp_path):
+    one = fit(small_config("baseline", "--training.steps=2"), tmp_path / "one")
+    file = newest_checkpoint(one)[0] / "weights.pt"
+    torch.save({"head.weight": torch.zeros(2)}, tmp_path / "other.pt")
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    for path, message in ((tmp_path / "none.pt", "no such file"), (tmp_path / "junk.pt", "cannot be read as weights"),
+                          (tmp_path / "other.pt", "of another model")):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            fit(small_config("baseline", f"--training.initial_weights={path}"), tmp_path / "refused")
+    assert not (tmp_path / "refused" / "manifest.json").exists()
+    assert file.is_file()

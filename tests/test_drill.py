@@ -1,0 +1,126 @@
+"""The drill itself, short: real kills of real runs; and that it notices what it is there to notice."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_corpus import two_sources
+from training_setup import fit, small_config
+
+from replication.config import to_yaml
+from replication.drill import AIMS, faults, spread
+from replication.rundir import RunDir, read_journal, read_json, write_text
+from replication.training.phases import Board, Reading
+
+STRATEGIES = {"single": 4, "ddp": 4, "zero2": 4}  # strategy -> kills of it; the long form is the command of the product
+
+
+def drill(root: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "replication", "drill", "--out", str(root / "out"), *args],
+        capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    """A config file over a small corpus: 18 steps of four micro-batches on one rank, two on each of two."""
+    root = tmp_path_factory.mktemp("drill")
+    small = small_config("both", "--training.steps=18", "--checkpoints.every_steps=3", "--validation.every_steps=6",
+                         "--cluster.micro_batch_sequences=2")  # fmt: skip
+    model = dataclasses.replace(small.model, vocab_size=320)
+    write_text(root / "config.yaml", to_yaml(dataclasses.replace(small, data=two_sources(root), model=model)))
+    return root / "config.yaml"
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_runs_end_bitwise_equal(config, tmp_path, publish):
+    kills = sum(STRATEGIES.values())
+    args = ("--config", str(config), "--strategies", ",".join(STRATEGIES), "--kills", str(kills))
+    done = drill(tmp_path, *args)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = read_json(tmp_path / "out" / "drill.json")
+    landed = [kill for s in result["strategies"] for run in s["runs"] for kill in run["kills"]]
+    assert len(landed) == kills
+    for strategy in result["strategies"]:
+        assert strategy["holds"] and strategy["spread"] == strategy["noise_floor"] == 0, strategy
+        assert any(kill["restart"] > 0 for run in strategy["runs"] for kill in run["kills"]), "a resumed run was killed"
+    phases = {aim: sum(kill["phase"] in AIMS[aim] for kill in landed) for aim in AIMS}
+    publish(f"drill: {kills} kills over {', '.join(STRATEGIES)}: {phases}, all bitwise equal")
+    assert min(phases.values()) > 0
+    again = drill(tmp_path, *args)
+    assert again.returncode == 0
+    assert read_json(tmp_path / "out" / "drill.json") == result, "a second call goes on from what there is"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [(("--kills", "0"), "--kills: 0 must be at least 1"), (("--strategies", "tpu"), "no strategy 'tpu'")],
+)
+def test_mistakes_are_one_line_with_the_remedy(tmp_path, args, message):
+    done = drill(tmp_path, *args)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+# ---------------------------------------------------------------- it notices
+
+
+def changed(run: RunDir, target: Path, change) -> RunDir:
+    shutil.copytree(run.root, target)
+    change(RunDir(target))
+    return RunDir(target)
+
+
+def rewrite_journal(run: RunDir, change) -> None:
+    lines = [change(i, line) for i, line in enumerate(read_journal(run.metrics))]
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines if line))
+
+
+def test_lost_steps_other_data_and_other_values_are_faults(tmp_path):
+    run = fit(small_config(), tmp_path / "whole")
+    assert faults(run, run) == []
+
+    def lose_a_step(r):
+        rewrite_journal(r, lambda i, line: line | {"per_step": {"train/loss_nats": [1.0]}} if i == 1 else line)
+
+    def lose_a_line(r):
+        rewrite_journal(r, lambda i, line: None if i == 0 else line)
+
+    def other_value(r):
+        rewrite_journal(r, lambda i, line: line | {"train/loss_nats": 0.0} if i == 0 else line)
+
+    def other_data(r):
+        r.manifest.write_text(json.dumps(read_json(r.manifest) | {"data_chain": "0"}))
+
+    for i, (change, words) in enumerate([(lose_a_step, "other steps"), (lose_a_line, "other steps"),
+                                         (other_value, "other values"), (other_data, "data_chain is 0")]):  # fmt: skip
+        assert any(words in fault for fault in faults(changed(run, tmp_path / str(i), change), run)), words
+
+
+def test_spread_is_zero_for_equal_weights_alone(tmp_path):
+    run, again = fit(small_config(), tmp_path / "1"), fit(small_config(), tmp_path / "2")
+    other = fit(small_config("baseline", "--training.learning_rate=0.0031"), tmp_path / "3")
+    assert spread(run, again) == 0
+    assert spread(run, other) > 1e-5
+
+
+def test_the_board_outlives_its_writer(tmp_path):
+    board = Board(tmp_path / "board", 2, create=True)
+    assert board.read() == []
+    script = (
+        "import os, signal; from replication.training import phases; phases.enter('accumulate', 7, 2)\n"
+        "with phases.during('save'): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    variables = {"REPLICATION_PHASE_BOARD": str(tmp_path / "board"), "RANK": "1", "WORLD_SIZE": "2"}
+    writer = subprocess.Popen([sys.executable, "-c", script], env=os.environ | variables, cwd=Path(__file__).parents[1])
+    writer.wait(timeout=60)
+    assert board.read() == [Reading(1, writer.pid, 7, 2, "save")]

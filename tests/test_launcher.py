@@ -1,0 +1,58 @@
+"""Processes of one run: their variables, their end, and that none outlives the launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from replication import launcher
+from replication.launcher import run_ranks
+
+
+def rank_script(code: str) -> list[str]:
+    return [sys.executable, "-c", f"import os, sys, time, json, signal\nrank = int(os.environ['RANK'])\n{code}"]
+
+
+def test_each_rank_gets_the_variables_of_torchs_launcher(tmp_path):
+    names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
+    code = f"open(f'{tmp_path}/{{rank}}', 'w').write(json.dumps([os.environ[n] for n in {names}]))"
+    assert run_ranks(rank_script(code), 2) == 0
+    first, second = (json.loads((tmp_path / str(rank)).read_text()) for rank in (0, 1))
+    assert first[:5] == ["0", "0", "2", "2", "127.0.0.1"]
+    assert second == ["1", "1", *first[2:]]
+
+
+def test_one_bad_end_ends_all_and_its_code_is_the_result(tmp_path):
+    started = time.monotonic()
+    assert run_ranks(rank_script("sys.exit(2) if rank == 1 else time.sleep(60)"), 2) == 2
+    assert run_ranks(rank_script("os.kill(os.getpid(), signal.SIGKILL) if rank == 0 else time.sleep(60)"), 2) == 137
+    assert time.monotonic() - started < 20
+
+
+def test_a_rank_that_ignores_the_signal_is_killed(monkeypatch):
+    monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.5)
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1.5) if rank else time.sleep(60); sys.exit(3)"
+    assert run_ranks(rank_script(deaf), 2) == 3
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_no_rank_outlives_the_launcher(tmp_path, how):
+    code = f"open(f'{tmp_path}/{{rank}}', 'w').write(str(os.getpid())); time.sleep(60)"
+    script = f"import sys; from replication.launcher import run_ranks; run_ranks({rank_script(code)!r}, 2)"
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while len(pids := [int(p.read_text() or 0) for p in tmp_path.iterdir()]) < 2 or 0 in pids:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, how)
+    process.wait(timeout=20)
+    _, alive = psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], timeout=10)
+    assert alive == []

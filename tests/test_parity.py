@@ -1,0 +1,200 @@
+"""The parity table: every strategy gives the update of one process, in every arm, however the batch is cut.
+
+{single, DDP x2, ZeRO 1, 2, 3 x2} x {4 arms} x {accumulation 1, 4} x {AdamW, SGD with momentum}, 20 steps of 16
+sequences, beside one process at accumulation 1, as the largest ||a - b||_F / ||b||_F over the weight tensors. SGD makes
+it a real test: Adam hides a scale. The ranks are real processes of real DeepSpeed over gloo. Each test prints its part
+of the table.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from memory_store import MemoryStore
+from rank_cells import run_cell, run_cells_on_ranks
+from training_setup import ARMS, furthest, small_config
+
+from replication.data.module import TrainingBatches
+from replication.model.transformer import Transformer, initialise
+from replication.rundir import RunDir, read_journal
+
+pytestmark = pytest.mark.slow
+
+STEPS, SEQUENCES = 20, 16
+RATES = {"sgd": 0.01, "adamw": 0.001}
+FP32, FP64 = "32-true", "64-true"
+LIMITS = {  # (precision, optimizer, step) -> largest relative difference of a tensor
+    (FP64, "sgd", 20): 1e-10, (FP64, "adamw", 20): 1e-10,
+    (FP32, "sgd", 20): 1e-5, (FP32, "adamw", 1): 1e-5, (FP32, "adamw", 20): 1e-3,
+}  # fmt: skip
+PRECISIONS = {"single": (FP64, FP32), "ddp": (FP64, FP32), "zero1": (FP32,), "zero2": (FP32,), "zero3": (FP32,)}
+ACCUMULATIONS, OPTIMIZERS = (1, 4), ("sgd", "adamw")
+
+
+def cell(strategy: str, arm: str, accumulation: int, optimizer: str, precision: str, **more: object) -> dict:
+    world = 1 if strategy == "single" else 2
+    flags = [f"--training.batch_tokens={SEQUENCES * 16}", f"--training.steps={STEPS}", "--checkpoints.every_steps=20",
+             f"--training.optimizer={optimizer}", f"--training.learning_rate={RATES[optimizer]}",
+             f"--training.precision={precision}", f"--cluster.strategy={strategy}", f"--cluster.devices={world}",
+             f"--cluster.micro_batch_sequences={SEQUENCES // world // accumulation}", "--logging.log_every_steps=20",
+             "--validation.every_steps=20"]  # fmt: skip
+    name = "-".join((strategy, arm, str(accumulation), optimizer, precision, *more))
+    return {"name": name, "arm": arm, "flags": flags, "keep": [1, STEPS], **more}
+
+
+def cells_of(strategy: str) -> list[dict]:
+    return [cell(strategy, arm, accumulation, optimizer, precision)
+            for arm, accumulation, optimizer, precision in itertools.product(
+                ARMS, ACCUMULATIONS, OPTIMIZERS, PRECISIONS[strategy])]  # fmt: skip
+
+
+def weights_after(root: Path, name: str, step: int) -> dict[str, torch.Tensor]:
+    return torch.load(root / name / f"weights-{step:03d}.pt")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("parity")
+
+
+@pytest.fixture(scope="module")
+def one_process(root) -> Path:
+    """Every cell of one process; those at accumulation 1 are what all others are compared with."""
+    for c in cells_of("single"):
+        run_cell(c, root)
+    return root
+
+
+def flipped_routes(arm: str, a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> tuple[int, int]:
+    """How many (token, block) pairs of the next global batch go to another set of experts, and of how many."""
+    config = small_config(arm, f"--training.batch_tokens={SEQUENCES * 16}")
+    tokens = TrainingBatches(config, MemoryStore(blocks=(6, 5)))[STEPS].tokens_BS.long().clamp(min=0)[:, :-1]
+    chosen = []
+    for weights in (a, b):
+        model = Transformer(config.model)
+        model.load_state_dict(weights)
+        seen: list[torch.Tensor] = []
+        for block in model.blocks:
+            block.feed_forward.register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out[1].experts_NK))
+        with torch.no_grad():
+            model(tokens)
+        chosen.append(torch.stack(seen).sort(-1).values)
+    return int((chosen[0] != chosen[1]).any(-1).sum()), chosen[0][..., 0].numel()
+
+
+def test_the_count_of_flipped_routes_counts(one_process):
+    weights = weights_after(one_process, cell("single", "baseline", 1, "adamw", FP32)["name"], STEPS)
+    name = "blocks.1.feed_forward.router.weight"
+    flipped, total = flipped_routes("baseline", weights | {name: -weights[name]}, weights)
+    assert 0 < flipped < total
+
+
+def compare(root: Path, strategy: str, publish: Callable[[str], None]) -> list[str]:
+    """Publish the strategy's part of the table; return a line for each cell beyond its limit."""
+    beyond = []
+    publish(f"\n{'strategy':8} {'arm':11} {'accumulation':>12} {'optimizer':>9} {'precision':>9} {'step':>4}"
+          f" {'difference':>10} {'limit':>7} {'flipped routes':>15}")  # fmt: skip
+    for arm, accumulation, optimizer, precision in itertools.product(
+        ARMS, ACCUMULATIONS, OPTIMIZERS, PRECISIONS[strategy]
+    ):
+        if strategy == "single" and accumulation == 1:
+            continue  # the reference itself
+        for step in (1, STEPS):
+            limit = LIMITS.get((precision, optimizer, step))
+            if limit is None:
+                continue
+            reference = cell("single", arm, 1, optimizer, precision)["name"]
+            b = weights_after(root, reference, step)
+            a = weights_after(root, cell(strategy, arm, accumulation, optimizer, precision)["name"], step)
+            difference = furthest(a, b)
+            flipped = "{} of {}".format(*flipped_routes(arm, a, b)) if (precision, optimizer) == (FP32, "adamw") else ""
+            line = (f"{strategy:8} {arm:11} {accumulation:>12} {optimizer:>9} {precision:>9} {step:>4}"
+                    f" {difference:>10.1e} {limit:>7.0e} {flipped:>15}")  # fmt: skip
+            publish(line)
+            if not difference < limit:
+                beyond.append(line)
+    return beyond
+
+
+@pytest.mark.parametrize("strategy", ["single", "ddp", "zero1", "zero2", "zero3"])
+def test_every_strategy_gives_the_update_of_one_process(one_process, strategy, publish):
+    if strategy != "single":
+        run_cells_on_ranks(cells_of(strategy), one_process)
+    assert compare(one_process, strategy, publish) == []
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+def test_a_loop_over_param_grad_does_nothing_under_zero_and_the_table_notices(one_process, strategy, publish):
+    """The negative control: with the scale left out, silently, the fp32 SGD row fails."""
+    control = cell(strategy, "layer_gain", 1, "sgd", FP32, scale_as_published=True)
+    run_cells_on_ranks([control], one_process)
+    reference = weights_after(one_process, cell("single", "layer_gain", 1, "sgd", FP32)["name"], STEPS)
+    without = weights_after(one_process, cell("single", "baseline", 1, "sgd", FP32)["name"], STEPS)
+    got = weights_after(one_process, control["name"], STEPS)
+    publish(
+        f"{strategy} with the scale left out: {furthest(got, reference):.1e} from layer_gain, "
+        f"{furthest(got, without):.1e} from baseline"
+    )
+    assert furthest(got, reference) > 10 * LIMITS[FP32, "sgd", 20]
+    assert furthest(got, without) < LIMITS[FP32, "sgd", 20], "what trained was the baseline, under another name"
+
+
+def test_optimizer_offload_gives_the_same_update(one_process, publish):
+    """Its gradients, and the norms that clipping uses, lie elsewhere."""
+    strategies = ("zero2", "zero3")
+    cells = [cell(s, "both", a, "sgd", FP32) for s in strategies for a in ACCUMULATIONS]
+    for c in cells:
+        c["name"] += "-offload"
+        c["flags"] += ["--cluster.offload_optimizer=true", "--training.clip_norm=0.5"]
+    reference = cell("single", "both", 1, "sgd", FP32)
+    reference["name"] += "-clipped"
+    reference["flags"] += ["--training.clip_norm=0.5"]
+    run_cell(reference, one_process)
+    run_cells_on_ranks(cells, one_process)
+    b = weights_after(one_process, reference["name"], STEPS)
+    differences = {c["name"]: furthest(weights_after(one_process, c["name"], STEPS), b) for c in cells}
+    publish("\n".join(f"{name}: {difference:.1e}" for name, difference in differences.items()))
+    assert max(differences.values()) < LIMITS[FP32, "sgd", 20]
+
+
+def test_scaling_in_backward_works_under_zero_and_equals_the_step_at_accumulation_one(one_process):
+    cells = [cell(s, "both", 1, "sgd", FP32) for s in ("zero2", "zero3")]
+    for c in cells:
+        c["name"] += "-hooks"
+        c["flags"] += ["--layer_gain.apply=micro_batch"]
+    one = cell("single", "both", 2, "sgd", FP32)  # two micro-batches of eight are what two ranks of eight see
+    one["name"] += "-hooks"
+    one["flags"] += ["--layer_gain.apply=micro_batch"]
+    run_cell(one, one_process)
+    run_cells_on_ranks(cells, one_process)
+    b = weights_after(one_process, one["name"], STEPS)
+    for c in cells:
+        assert furthest(weights_after(one_process, c["name"], STEPS), b) < LIMITS[FP32, "sgd", 20], c["name"]
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_in_bf16_each_block_moves_by_its_scale(root, strategy):
+    """One step of plain SGD from the same fp32 weights: a block's update is the baseline's times its scale."""
+    flags = ["--training.precision=bf16-mixed", "--training.momentum=0", "--training.weight_decay=0",
+             "--training.clip_norm=0", "--training.warmup_steps=0", "--training.steps=1", "--logging.log_every_steps=1",
+             "--training.learning_rate=1.0"]  # fmt: skip
+    cells = [cell(strategy, arm, 4, "sgd", FP32) for arm in ("baseline", "layer_gain")]
+    for c in cells:
+        c["name"] += "-bf16"
+        c["flags"] += flags
+    run_cells_on_ranks(cells, root)
+    model = Transformer(small_config().model)
+    initialise(model, 1)
+    start = dict(model.named_parameters())
+    baseline, scaled = (weights_after(root, c["name"], 1) for c in cells)
+    journal = next(line for line in read_journal(RunDir(root / cells[1]["name"]).metrics) if "tokens" in line)
+    scales = {f"blocks.{i}.": journal[f"scale/block_{i:02d}"] for i in range(3)}
+    assert max(abs(scale - 1) for scale in scales.values()) > 0.01
+    for name, value in start.items():
+        scale = next((s for prefix, s in scales.items() if name.startswith(prefix)), 1.0)
+        moved, expected = (scaled[name] - value).detach(), (baseline[name] - value).detach() * scale
+        assert float((moved - expected).norm()) <= 1e-5 * float(value.detach().norm()), name
