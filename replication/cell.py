@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from replication.config import RunConfig, scientific_hash
+from replication.config import RunConfig, refuse_other_config, scientific_hash
 from replication.errors import UserError
 from replication.rundir import SuiteDir, read_json, record_failure, write_json
 
@@ -27,12 +27,12 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console) -> None:
     from replication.data.store import TokenStore
     from replication.preference.generate import generate
     from replication.training.ranks import launched_rank, leave_group
-    from replication.training.train import refuse_other_config, train
+    from replication.training.train import train
 
     run = suite_dir.cell(config.arm, config.seed)
     first = launched_rank() == 0
     with run.lock() if first else nullcontext():  # the first rank holds the cell for all
-        refuse_other_config(config, run)
+        refuse_other_config(config, run.config)
         if run.complete.is_file():
             console.print(f"{config.arm}/seed-{config.seed}: complete already")
             return
@@ -80,5 +80,8 @@ def data_folder(config: RunConfig, suite_dir: SuiteDir) -> Path:
         return suite_dir.data
     path = Path(config.data.dir).expanduser()
     if not path.is_dir():
-        raise UserError(f"data.dir: {path} does not exist; run `replicate prepare --out {path}` first")
+        raise UserError(
+            f"data.dir: {path} does not exist; prepare it first, with the --config files of this run: "
+            f"`replicate prepare --config ... --out {path}`"
+        )
     return path

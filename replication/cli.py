@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
@@ -26,7 +26,10 @@ INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line, and which takes no abbreviations: --seed is not --seeds."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **({"allow_abbrev": False} | kwargs))
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}; see `{self.prog} --help`")
@@ -136,7 +139,7 @@ def train(argv: list[str]) -> int:
         keys.add_argument("--out", type=Path, help="output folder; the cell is OUT/runs/<arm>/seed-<n>")
         keys.print_help()
         return 0
-    parser = Parser(prog="replicate train", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="replicate train", add_help=False)
     parser.add_argument("--config", action="append", default=[])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--print_config", action="store_true")
@@ -349,6 +352,8 @@ def _suite_cells(
             suite = replace(suite, seeds=tuple(int(s) for s in args.seeds.split(",")))
         except ValueError:
             raise UserError(f"--seeds: '{args.seeds}' is not a list of whole numbers such as 1,2,3") from None
+        if len(set(suite.seeds)) != len(suite.seeds):
+            raise UserError(f"--seeds: '{args.seeds}' names a seed twice; name each once")
     suite_dir = SuiteDir(args.out or Path("out") / suite.name)
     if from_folder and suite_dir.suite.is_file():
         stored = load_suite(suite_dir.suite)

@@ -565,7 +565,9 @@ def find_config(name: str | Path, folder: str = "") -> Path:
 
 def run_parser(prog: str = "replicate train") -> ArgumentParser:
     """The parser of every key of RunConfig, with layered `--config` files."""
-    parser = ArgumentParser(prog=prog, exit_on_error=False, description="Train one cell: one arm at one seed.")
+    parser = ArgumentParser(
+        prog=prog, exit_on_error=False, allow_abbrev=False, description="Train one cell: one arm at one seed."
+    )
     parser.add_argument("--config", action=ActionConfigFile, help="Layer of keys; repeat it, later files win.")
     parser.add_class_arguments(RunConfig)
     return parser
@@ -696,3 +698,18 @@ def scientific_hash(config: RunConfig) -> str:
 def differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ, as {key: (in a, in b)}; a key that one lacks counts as None there."""
     return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
+
+
+def refuse_differences(what: str, there: dict[str, Any], here: dict[str, Any], remedy: str) -> None:
+    """Raise UserError that names the first keys in which two flat configs differ; nothing where they are equal."""
+    different = differences(there, here)
+    if different:
+        listed = "; ".join(f"{k}: {a} there, {b} here" for k, (a, b) in list(different.items())[:5])
+        raise UserError(f"{what} ({listed}); {remedy}")
+
+
+def refuse_other_config(config: RunConfig, path: Path) -> None:
+    """Raise UserError where a cell's config.yaml is of another scientific config; nothing where there is none."""
+    if path.is_file():
+        what, remedy = f"{path.parent}: holds a cell of another config", "choose another --out, or remove it"
+        refuse_differences(what, scientific(load_run([path])), scientific(config), remedy)

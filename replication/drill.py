@@ -34,7 +34,7 @@ from replication.rundir import RunDir, SuiteDir, read_journal, read_json, write_
 from replication.training.phases import VARIABLE, Board, Reading
 
 AIMS = {"mid-step": ("forward", "update"), "mid-accumulation": ("accumulate",), "mid-save": ("save",)}
-"""What a kill aims at, in turn, as phases of the board."""
+"""What a kill aims at, as phases of the board; the next one aims where the fewest have landed."""
 KILLS_A_RUN = 6
 TIMING = ("wall_seconds", "train/tokens_per_second")
 END_SECONDS = 120.0
@@ -176,7 +176,8 @@ class _Drill:
             process, board = self._start(name)
             kill = None
             if len(kills) < min(KILLS_A_RUN, share - before):
-                aim = self.aims[(before + len(kills)) % len(self.aims)]
+                landed = Counter(kill.landed for kill in (*result.kills, *kills))
+                aim = min(self.aims, key=lambda aim: landed[aim])
                 kill = self._kill(process, board, aim, starting_step, len(kills))
             if kill is None:  # it ended before the moment came, or has been killed often enough
                 self._watch(process, board)

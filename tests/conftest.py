@@ -1,4 +1,4 @@
-"""Tables that tests measure, printed at the end of the run whether or not they pass."""
+"""Fast tests first; and tables that tests measure, printed at the end of the run whether or not they pass."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ from collections.abc import Callable
 
 import pytest
 
-_TABLES: list[str] = []
+MEASURED = "measured"
 
 
-@pytest.fixture(scope="session")
-def publish() -> Callable[[str], None]:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # stable: else the order of the files
+
+
+@pytest.fixture
+def publish(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Adds lines to what is printed before pytest's closing line."""
-    return _TABLES.append
+    return lambda text: record_property(MEASURED, text)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _TABLES:
-        terminalreporter.section("measured")
-        terminalreporter.write_line("\n".join(_TABLES))
+    reports = [r for outcome in ("passed", "failed") for r in terminalreporter.stats.get(outcome, [])]
+    lines = [text for r in reports if r.when == "call" for name, text in r.user_properties if name == MEASURED]
+    if lines:
+        terminalreporter.section(MEASURED)
+        terminalreporter.write_line("\n".join(lines))

@@ -1,12 +1,13 @@
 """What every rank of a test runs: a list of cells, in one start of the processes (DeepSpeed takes seconds to import).
 
-cells.jsonl holds one object a line: name, arm, flags, "flags_of_rank_1" on top, the steps after which to "keep" the
-weights, "blocks" of the store, steps (from 0) whose gradients "overflow_at", and "scale_as_published" for the published
-way to scale: a loop over `param.grad`, which ZeRO leaves empty.
+cells.jsonl holds one object a line: name, arm and flags, and where they are wanted "flags_of_rank_1" on top, "n_blocks"
+of the model, "blocks" of the store, the steps after which to "keep" the weights, the steps (from 0) whose gradients
+"overflow_at", and "scale_as_published": the published loop over `param.grad`, which ZeRO leaves empty.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 from lightning import Callback
 from memory_store import MemoryStore
-from training_setup import fit, small_config
+from training_setup import MODEL, fit, small_config
 
 import replication.training.train as train_module
 from replication.training.strategies import consolidated_weights, multiply_whole
@@ -67,7 +68,8 @@ class Overflow(Callback):
 def run_cell(cell: dict, root: Path) -> None:
     """Train one cell in root/name."""
     mine = cell.get("flags_of_rank_1", []) if os.environ.get("RANK") == "1" else []
-    config = small_config(cell["arm"], *cell["flags"], *mine)
+    model = dataclasses.replace(MODEL, n_blocks=cell.get("n_blocks", MODEL.n_blocks))
+    config = small_config(cell["arm"], *cell["flags"], *mine, model=model)
     folder = root / cell["name"]
     folder.mkdir(parents=True, exist_ok=True)
     build, multiplier = train_module.build_trainer, train_module.gradient_multiplier

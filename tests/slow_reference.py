@@ -1,4 +1,4 @@
-"""The experiment restated slowly, straight from the formulas: loops over groups and tokens, textbook AdamW, fp64.
+"""The experiment restated slowly, straight from the formulas: loops over groups and tokens, textbook optimizers, fp64.
 
 Nothing here is shared with the product but the transformer itself (whose own reference is another test) and the order
 of the data. It covers METHOD 1 and 3.1: gain, divergence, scale, clipping, optimizer, and how aux enters (aux itself is
@@ -93,7 +93,7 @@ class SlowRun:
         self.records.append(
             {"objective": float(objective.detach()), "scales": scales, "norm": norm, "gain_means": means}
         )
-        self._adamw()
+        self._sgd() if t.optimizer == "sgd" else self._adamw()
 
     def _group(self, group: torch.Tensor) -> dict:
         c = self.config
@@ -129,13 +129,30 @@ class SlowRun:
             "gain_means": (sum(before) / len(before), sum(after) / len(after)),
         }
 
-    def _adamw(self) -> None:
-        """Loshchilov and Hutter, Algorithm 2, with the schedule written out again."""
+    def _next_rate(self) -> tuple[int, float]:
+        """The 0-based step and its learning rate, with the schedule written out again."""
         t = self.config.training
         k, self.step_count = self.step_count, self.step_count + 1
         rate = t.learning_rate * min(1.0, (k + 1) / t.warmup_steps if t.warmup_steps else 1.0)
         if t.decay_steps:
             rate *= min(1.0, (t.steps - k) / t.decay_steps)
+        return k, rate
+
+    def _sgd(self) -> None:
+        """Polyak's heavy ball, the decay added to the gradient of matrices."""
+        t = self.config.training
+        _, rate = self._next_rate()
+        with torch.no_grad():
+            for name, p in self.model.named_parameters():
+                is_matrix = p.ndim == 2 and name != "embedding.weight"
+                velocity = self.moments[name][0]
+                velocity.mul_(t.momentum).add_(p.grad + (t.weight_decay * p if is_matrix else 0.0))
+                p.sub_(rate * velocity)
+
+    def _adamw(self) -> None:
+        """Loshchilov and Hutter, Algorithm 2."""
+        t = self.config.training
+        k, rate = self._next_rate()
         with torch.no_grad():
             for name, p in self.model.named_parameters():
                 m, v = self.moments[name]

@@ -15,11 +15,11 @@ from memory_store import MemoryStore
 from rank_cells import run_cell, run_cells_on_ranks
 from training_setup import fit, furthest, identical, small_config, weights
 
-from replication.config import scientific_hash
+from replication.config import scientific
 from replication.errors import UserError
 from replication.model.transformer import weights_sha256
 from replication.rundir import RunDir, damage, read_journal, read_json
-from replication.training.checkpoints import load_weights, newest_checkpoint, restore_generators
+from replication.training.checkpoints import newest_checkpoint, restore_generators
 
 FP64 = "--training.precision=64-true"
 
@@ -32,14 +32,6 @@ def flags(strategy: str, ranks: int, *more: str) -> list[str]:
 
 def cell(name: str, strategy: str, ranks: int, *more: str) -> dict:
     return {"name": name, "arm": "both", "flags": flags(strategy, ranks, *more), "blocks": [40, 24]}
-
-
-def run(root: Path, c: dict, ranks: int) -> RunDir:
-    if "--cluster.strategy=single" in c["flags"]:
-        run_cell(c, root)
-    else:
-        run_cells_on_ranks([c], root, ranks)
-    return RunDir(root / c["name"])
 
 
 def cut_back(source: RunDir, target: Path, step: int = 3) -> None:
@@ -83,20 +75,107 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(tmp_path, kin
     assert identical(weights(one), whole)
 
 
+# ---------------------------------------------------------------- several ranks, in two starts of them
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> Path:
+    """Undisturbed runs: zero2 and zero3 on two ranks, and one process in fp64."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    run_cell(cell("single", "single", 1, FP64), root)
+    run_cells_on_ranks([cell("zero2", "zero2", 2), cell("zero3", "zero3", 2)], root)
+    return root
+
+
+def shard_of_rank_1(run: RunDir) -> str:
+    files = read_json(run.checkpoints / "step-000006" / "COMPLETE")["files"]
+    (shard,) = [name for name in files if "zero_pp_rank_1" in name and "optim_states" in name]
+    return shard
+
+
+def initial_weights(root: Path) -> str:
+    return f"--training.initial_weights={newest_checkpoint(RunDir(root / 'zero2'))[0] / 'weights.pt'}"
+
+
+@pytest.fixture(scope="module")
+def second(first) -> Path:
+    """What goes on from them, or starts from their weights, on two ranks."""
+    for strategy in ("zero2", "zero3"):
+        shutil.copytree(first / strategy, first / f"{strategy}-damaged")
+        run = RunDir(first / f"{strategy}-damaged")
+        flip_a_bit(run.checkpoints / "step-000006" / shard_of_rank_1(run))
+        assert shard_of_rank_1(run) in newest_checkpoint(run)[1][0], "the shard is named"
+    cut_back(RunDir(first / "single"), first / "single-as-ddp")
+    cut_back(RunDir(first / "zero2"), first / "zero2-as-zero1")
+    cells = [cell(f"{s}-damaged", s, 2) for s in ("zero2", "zero3")]
+    cells += [cell("single-as-ddp", "ddp", 2, FP64), cell("zero2-as-zero1", "zero1", 2)]
+    run_cells_on_ranks([*cells, cell("zero3-from-weights", "zero3", 2, initial_weights(first))], first)
+    return first
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
-def test_a_damaged_shard_of_one_rank_is_named_and_the_run_goes_on_from_before(tmp_path, strategy):
-    c = cell(strategy, strategy, 2)
-    one = run(tmp_path, c, 2)
-    whole, marker = weights(one), read_json(one.checkpoints / "step-000006" / "COMPLETE")
-    assert {f"rank-{r:05d}.pt" for r in (0, 1)} < set(marker["files"])
-    shards = sorted(f for f in marker["files"] if "zero_pp_rank_1" in f and "optim_states" in f)
-    assert len(shards) == 1
-    flip_a_bit(one.checkpoints / "step-000006" / shards[0])
-    assert shards[0] in newest_checkpoint(one)[1][0]
-    run(tmp_path, c, 2)
-    assert identical(weights(one), whole)
-    assert len(read_json(one.manifest)["starts"]) == 2
+def test_a_damaged_shard_of_one_rank_is_passed_over_and_the_run_goes_on_from_before(second, strategy):
+    mended, whole = RunDir(second / f"{strategy}-damaged"), RunDir(second / strategy)
+    assert damage(mended.checkpoints / "step-000006") is None
+    assert identical(weights(mended), weights(whole))
+    assert len(read_json(mended.manifest)["starts"]) == 2
+    assert {f"rank-{r:05d}.pt" for r in (0, 1)} < set(
+        read_json(whole.checkpoints / "step-000006" / "COMPLETE")["files"]
+    )
+
+
+@pytest.mark.slow
+def test_single_goes_on_as_ddp_and_ddp_as_single(second):
+    single, as_ddp = RunDir(second / "single"), RunDir(second / "single-as-ddp")
+    assert furthest(weights(as_ddp), weights(single)) < 1e-12
+    cut_back(as_ddp, second / "ddp-as-single")
+    run_cell(cell("ddp-as-single", "single", 1, FP64), second)
+    assert furthest(weights(RunDir(second / "ddp-as-single")), weights(single)) < 1e-12
+    assert [s["strategy"]["strategy"] for s in read_json(as_ddp.manifest)["starts"]] == ["single", "ddp"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "ranks"), [("zero1", 2), ("zero2", 1)])
+def test_full_state_crosses_stages_and_world_sizes(second, strategy, ranks):
+    """By DeepSpeed's universal checkpoint: Adam's moments and step included, or the ends would differ by 1e-3."""
+    name = "zero2-as-zero1" if ranks == 2 else "zero2-alone"
+    if ranks == 1:
+        cut_back(RunDir(second / "zero2"), second / name)
+        run_cells_on_ranks([cell(name, strategy, 1)], second, ranks=1)
+    crossed, zero2 = RunDir(second / name), RunDir(second / "zero2")
+    assert furthest(weights(crossed), weights(zero2)) < 1e-6
+    assert read_json(crossed.manifest)["data_chain"] == read_json(zero2.manifest)["data_chain"]
+    assert not list(crossed.checkpoints.glob("universal-*")), "the re-cut copy goes when the next checkpoint stands"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "ranks", "optimizer", "message"),
+    [("single", 1, "adamw", r"is of zero2 on 2 process\(es\), and its full state cannot go on as single on 1"),
+     ("zero3", 2, "adamw", r"cannot go on as zero3 on 2 .*initial_weights"),
+     ("zero2", 1, "sgd", r"carries AdamW's state only")],
+)  # fmt: skip
+def test_what_cannot_cross_is_refused_by_name(tmp_path, first, strategy, ranks, optimizer, message):
+    target = RunDir(tmp_path / "crossed")
+    cut_back(RunDir(first / "zero2"), target.root)
+    config = small_config("both", *flags(strategy, ranks, f"--training.optimizer={optimizer}"))
+    marker = target.checkpoints / "step-000003" / "COMPLETE"
+    if optimizer == "sgd":  # its other scientific config would be refused first
+        target.config.unlink()
+        marker.write_text(json.dumps(read_json(marker) | {"scientific": scientific(config)}))
+    with pytest.raises(UserError, match=message):
+        fit(config, target.root, MemoryStore(blocks=(40, 24)))
+
+
+@pytest.mark.slow
+def test_the_weights_of_any_strategy_start_a_cell_of_any_other(second):
+    run_cell(cell("single-from-weights", "single", 1, initial_weights(second)), second)
+    single, zero3 = (RunDir(second / f"{s}-from-weights") for s in ("single", "zero3"))
+    hashes = {read_json(r.manifest)["initial_weights_sha256"] for r in (single, zero3)}
+    assert hashes == {read_json(RunDir(second / "zero2").manifest)["final_weights_sha256"]}
+    assert furthest(weights(zero3), weights(single)) < 1e-5
+    assert furthest(weights(single), weights(RunDir(second / "zero2"))) > 1e-3
 
 
 # ---------------------------------------------------------------- a full disk
@@ -104,30 +183,28 @@ def test_a_damaged_shard_of_one_rank_is_named_and_the_run_goes_on_from_before(tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["single", "zero2"])
-def test_a_disk_that_fills_during_a_save_stops_the_run_and_harms_nothing(tmp_path, strategy):
+def test_a_disk_that_fills_during_a_save_stops_the_run_and_harms_nothing(tmp_path, first, strategy):
     """A real file system with room for one checkpoint and a half."""
-    ranks = 1 if strategy == "single" else 2
-    c = cell("cell", strategy, ranks)
-    free = run(tmp_path / "free", c, ranks)
+    ranks, more = (1, [FP64]) if strategy == "single" else (2, [])
+    c, free = cell("cell", strategy, ranks, *more), RunDir(first / strategy)
     one = sum(p.stat().st_size for p in (free.checkpoints / "step-000003").rglob("*") if p.is_file())
     disk = tmp_path / "disk"
     disk.mkdir()
     size = f"size={(one * 3 // 2 + 400_000) // 1024}k"
     if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", disk], capture_output=True).returncode != 0:
         pytest.skip("mounting needs root")
+    words = r"step-000006: no room to write the checkpoint .*goes on from .*000003"
     try:
-        with pytest.raises(
-            AssertionError, match=r"step-000006: no room to write the checkpoint .*goes on from .*000003"
-        ):
-            run_cells_on_ranks([c], disk, ranks)
+        with pytest.raises((UserError, AssertionError), match=words):
+            run_cell(c, disk) if strategy == "single" else run_cells_on_ranks([c], disk)
         cut = RunDir(disk / "cell")
         assert [p.name for p in cut.checkpoints.iterdir()] == ["step-000003"], "the part that was written is gone"
         assert damage(cut.checkpoints / "step-000003") is None
         assert subprocess.run(["mount", "-o", "remount,size=100m", disk]).returncode == 0
-        run_cells_on_ranks([c], disk, ranks)
+        run_cell(c, disk) if strategy == "single" else run_cells_on_ranks([c], disk)
         assert identical(weights(cut), weights(free))
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "--lazy", disk], check=True)  # TensorBoard's writer of a failed fit is still open
 
 
 # ---------------------------------------------------------------- what is kept, what comes back
@@ -168,68 +245,6 @@ def test_another_micro_batch_goes_on_from_the_same_step(tmp_path):
     assert furthest(weights(other), weights(whole)) < 1e-12
     steps = [len(line["per_step"]["train/loss_nats"]) for line in read_journal(other.metrics) if "per_step" in line]
     assert sum(steps) == 6, "no step is lost or repeated where the micro-batches are counted anew"
-
-
-@pytest.mark.slow
-def test_single_goes_on_as_ddp_and_ddp_as_single(tmp_path):
-    single = run(tmp_path, cell("single", "single", 1, FP64), 1)
-    cut_back(single, tmp_path / "as-ddp")
-    as_ddp = run(tmp_path, cell("as-ddp", "ddp", 2, FP64), 2)
-    assert furthest(weights(as_ddp), weights(single)) < 1e-12
-    cut_back(as_ddp, tmp_path / "as-single")
-    assert furthest(weights(run(tmp_path, cell("as-single", "single", 1, FP64), 1)), weights(single)) < 1e-12
-    assert [s["strategy"]["strategy"] for s in read_json(tmp_path / "as-ddp" / "manifest.json")["starts"]] == [
-        "single",
-        "ddp",
-    ]
-
-
-@pytest.fixture(scope="module")
-def zero2(tmp_path_factory) -> RunDir:
-    return run(tmp_path_factory.mktemp("zero2"), cell("zero2", "zero2", 2), 2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "ranks"), [("zero2", 1), ("zero1", 2)])
-def test_full_state_crosses_stages_and_world_sizes(tmp_path, zero2, strategy, ranks):
-    """By DeepSpeed's universal checkpoint: Adam's moments and step included, or the ends would differ by 1e-3."""
-    cut_back(zero2, tmp_path / "crossed")
-    crossed = run(tmp_path, cell("crossed", strategy, ranks), ranks)
-    assert furthest(weights(crossed), weights(zero2)) < 1e-6
-    assert read_json(crossed.manifest)["data_chain"] == read_json(zero2.manifest)["data_chain"]
-    assert not list(crossed.checkpoints.glob("universal-*")), "the re-cut copy goes when the next checkpoint stands"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("strategy", "ranks", "optimizer", "message"),
-    [("single", 1, "adamw", r"is of zero2 on 2 process\(es\), and its full state cannot go on as single on 1"),
-     ("zero3", 2, "adamw", r"cannot go on as zero3 on 2 .*initial_weights"),
-     ("zero2", 1, "sgd", r"carries AdamW's state only")],
-)  # fmt: skip
-def test_what_cannot_cross_is_refused_by_name(tmp_path, zero2, strategy, ranks, optimizer, message):
-    cut_back(zero2, tmp_path / "crossed")
-    target = RunDir(tmp_path / "crossed")
-    config = small_config("both", *flags(strategy, ranks, f"--training.optimizer={optimizer}"))
-    marker_path = target.checkpoints / "step-000003" / "COMPLETE"
-    if optimizer == "sgd":  # its own scientific hash would be refused first
-        target.config.unlink()
-        marker_path.write_text(json.dumps(read_json(marker_path) | {"config_hash": scientific_hash(config)}))
-    with pytest.raises(UserError, match=message):
-        fit(config, target.root, MemoryStore(blocks=(40, 24)))
-
-
-@pytest.mark.slow
-def test_the_weights_of_any_strategy_start_a_cell_of_any_other(tmp_path, zero2):
-    file = newest_checkpoint(zero2)[0] / "weights.pt"
-    start = load_weights(file)
-    name = f"--training.initial_weights={file}"
-    single = run(tmp_path, cell("single", "single", 1, name), 1)
-    zero3 = run(tmp_path, cell("zero3", "zero3", 2, name), 2)
-    hashes = {read_json(r.manifest)["initial_weights_sha256"] for r in (single, zero3)}
-    assert hashes == {read_json(zero2.manifest)["final_weights_sha256"]}
-    assert furthest(weights(zero3), weights(single)) < 1e-5
-    assert furthest(weights(single), start) > 1e-3
 
 
 def test_initial_weights_of_another_model_are_refused(tmp_path):

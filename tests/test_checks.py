@@ -96,32 +96,38 @@ def test_step_counts_that_part_stop_the_run(tmp_path, monkeypatch):
         fit(small_config(), tmp_path)
 
 
+OVERFLOW = {"arm": "both", "overflow_at": [2],
+            "flags": [*TWO, "--training.precision=bf16-mixed", "--logging.log_every_steps=1"]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def skipping(tmp_path_factory) -> RunDir:
+    """A ZeRO 2 run in bf16 whose third update overflows, where one may be skipped."""
+    root = tmp_path_factory.mktemp("skipping")
+    flags = [*OVERFLOW["flags"], "--training.max_skipped_steps=1"]
+    run_cells_on_ranks([OVERFLOW | {"name": "allowed", "flags": flags}], root)
+    return RunDir(root / "allowed")
+
+
 @pytest.mark.slow
-def test_skipped_updates_under_zero_are_counted_and_bounded(tmp_path):
+def test_skipped_updates_under_zero_are_counted(skipping):
     """bf16 gradients that overflow: DeepSpeed skips the update and says nothing."""
-    flags = [*TWO, "--training.precision=bf16-mixed", "--logging.log_every_steps=1"]
-    allowed = {
-        "name": "allowed",
-        "arm": "both",
-        "overflow_at": [2],
-        "flags": [*flags, "--training.max_skipped_steps=1"],
-    }
-    run_cells_on_ranks([allowed], tmp_path)
-    run = RunDir(tmp_path / "allowed")
-    lines = [line for line in read_journal(run.metrics) if "tokens" in line]
+    lines = [line for line in read_journal(skipping.metrics) if "tokens" in line]
     assert [line["train/skipped_steps"] for line in lines] == [0, 0, 1, 1, 1, 1]
     assert lines[2]["train/grad_norm"] is None, "an infinite norm is missing, not a number"
-    assert read_json(run.manifest)["step"] == 6
-    with pytest.raises(
-        AssertionError, match=r"training\.max_skipped_steps: DeepSpeed has skipped 1 updates up to step 3"
-    ):
-        run_cells_on_ranks([{"name": "stopped", "arm": "both", "overflow_at": [2], "flags": flags}], tmp_path)
+    assert read_json(skipping.manifest)["step"] == 6
 
 
 @pytest.mark.slow
-def test_the_resolved_deepspeed_config_is_in_the_manifest(tmp_path):
-    run_cells_on_ranks([{"name": "zero2", "arm": "both", "flags": [*TWO, "--training.steps=2"]}], tmp_path)
-    manifest = read_json(RunDir(tmp_path / "zero2").manifest)
+def test_skipped_updates_beyond_the_limit_stop_the_run(tmp_path):
+    words = r"training\.max_skipped_steps: DeepSpeed has skipped 1 updates up to step 3"
+    with pytest.raises(AssertionError, match=words):
+        run_cells_on_ranks([OVERFLOW | {"name": "stopped"}], tmp_path)
+
+
+@pytest.mark.slow
+def test_the_resolved_deepspeed_config_is_in_the_manifest(skipping):
+    manifest = read_json(skipping.manifest)
     resolved = manifest["deepspeed"]
     assert manifest["strategy"] == {"strategy": "zero2", "world_size": 2, "offload_optimizer": False}
     assert resolved["zero_optimization"]["stage"] == 2

@@ -19,7 +19,8 @@ from replication.drill import AIMS, faults, spread
 from replication.rundir import RunDir, read_journal, read_json, write_text
 from replication.training.phases import Board, Reading
 
-STRATEGIES = {"single": 4, "ddp": 4, "zero2": 4}  # strategy -> kills of it; the long form is the command of the product
+STRATEGIES = ("single", "zero2")
+KILLS = 6  # one of each aim to each strategy; the long form is the command of the product
 
 
 def drill(root: Path, *args: str) -> subprocess.CompletedProcess[str]:
@@ -42,18 +43,17 @@ def config(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_killed_and_resumed_runs_end_bitwise_equal(config, tmp_path, publish):
-    kills = sum(STRATEGIES.values())
-    args = ("--config", str(config), "--strategies", ",".join(STRATEGIES), "--kills", str(kills))
+    args = ("--config", str(config), "--strategies", ",".join(STRATEGIES), "--kills", str(KILLS))
     done = drill(tmp_path, *args)
     assert done.returncode == 0, done.stdout + done.stderr
     result = read_json(tmp_path / "out" / "drill.json")
     landed = [kill for s in result["strategies"] for run in s["runs"] for kill in run["kills"]]
-    assert len(landed) == kills
+    assert len(landed) == KILLS
     for strategy in result["strategies"]:
         assert strategy["holds"] and strategy["spread"] == strategy["noise_floor"] == 0, strategy
         assert any(kill["restart"] > 0 for run in strategy["runs"] for kill in run["kills"]), "a resumed run was killed"
     phases = {aim: sum(kill["phase"] in AIMS[aim] for kill in landed) for aim in AIMS}
-    publish(f"drill: {kills} kills over {', '.join(STRATEGIES)}: {phases}, all bitwise equal")
+    publish(f"drill: {KILLS} kills over {', '.join(STRATEGIES)}: {phases}, all bitwise equal")
     assert min(phases.values()) > 0
     again = drill(tmp_path, *args)
     assert again.returncode == 0

@@ -8,6 +8,7 @@ of the table.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import torch
 from memory_store import MemoryStore
 from rank_cells import run_cell, run_cells_on_ranks
-from training_setup import ARMS, furthest, small_config
+from training_setup import ARMS, MODEL, furthest, small_config
 
 from replication.data.module import TrainingBatches
 from replication.model.transformer import Transformer, initialise
@@ -24,7 +25,8 @@ from replication.rundir import RunDir, read_journal
 
 pytestmark = pytest.mark.slow
 
-STEPS, SEQUENCES = 20, 16
+STEPS, SEQUENCES, N_BLOCKS = 20, 16, 2
+MODEL_OF_CELLS = dataclasses.replace(MODEL, n_blocks=N_BLOCKS)
 RATES = {"sgd": 0.01, "adamw": 0.001}
 FP32, FP64 = "32-true", "64-true"
 LIMITS = {  # (precision, optimizer, step) -> largest relative difference of a tensor
@@ -43,7 +45,7 @@ def cell(strategy: str, arm: str, accumulation: int, optimizer: str, precision: 
              f"--cluster.micro_batch_sequences={SEQUENCES // world // accumulation}", "--logging.log_every_steps=20",
              "--validation.every_steps=20"]  # fmt: skip
     name = "-".join((strategy, arm, str(accumulation), optimizer, precision, *more))
-    return {"name": name, "arm": arm, "flags": flags, "keep": [1, STEPS], **more}
+    return {"name": name, "arm": arm, "flags": flags, "keep": [1, STEPS], "n_blocks": N_BLOCKS, **more}
 
 
 def cells_of(strategy: str) -> list[dict]:
@@ -52,26 +54,51 @@ def cells_of(strategy: str) -> list[dict]:
                 ARMS, ACCUMULATIONS, OPTIMIZERS, PRECISIONS[strategy])]  # fmt: skip
 
 
+def named(suffix: str, c: dict, *flags: str) -> dict:
+    """The cell with more flags, under another name."""
+    return c | {"name": f"{c['name']}-{suffix}", "flags": [*c["flags"], *flags]}
+
+
+ZERO = ("zero1", "zero2", "zero3")
+CONTROLS = [cell(s, "layer_gain", 1, "sgd", FP32, scale_as_published="yes") for s in ZERO]
+CLIP = "--training.clip_norm=0.5"
+CLIPPED = named("clipped", cell("single", "both", 1, "sgd", FP32), CLIP)
+OFFLOAD = [named("offload", cell(s, "both", a, "sgd", FP32), CLIP, "--cluster.offload_optimizer=true")
+           for s in ("zero2", "zero3") for a in ACCUMULATIONS]  # fmt: skip
+IN_BACKWARD = "--layer_gain.apply=micro_batch"
+HOOKS = named("hooks", cell("single", "both", 2, "sgd", FP32), IN_BACKWARD)
+HOOKS_ON_RANKS = [named("hooks", cell(s, "both", 1, "sgd", FP32), IN_BACKWARD) for s in ("zero2", "zero3")]
+ONE_PLAIN_STEP = ("--training.precision=bf16-mixed", "--training.momentum=0", "--training.weight_decay=0",
+                  "--training.clip_norm=0", "--training.warmup_steps=0", "--training.steps=1",
+                  "--logging.log_every_steps=1", "--training.learning_rate=1.0")  # fmt: skip
+BF16 = [named("bf16", cell(s, arm, 4, "sgd", FP32), *ONE_PLAIN_STEP)
+        for s in ("zero2", "zero3") for arm in ("baseline", "layer_gain")]  # fmt: skip
+
+
 def weights_after(root: Path, name: str, step: int) -> dict[str, torch.Tensor]:
     return torch.load(root / name / f"weights-{step:03d}.pt")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("parity")
-
-
-@pytest.fixture(scope="module")
-def one_process(root) -> Path:
+def one_process(tmp_path_factory) -> Path:
     """Every cell of one process; those at accumulation 1 are what all others are compared with."""
-    for c in cells_of("single"):
+    root = tmp_path_factory.mktemp("parity")
+    for c in [*cells_of("single"), CLIPPED, HOOKS]:
         run_cell(c, root)
     return root
 
 
+@pytest.fixture(scope="module")
+def trained(one_process) -> Path:
+    """Beside them, every cell of two ranks, in one start of the ranks."""
+    cells = [c for strategy in PRECISIONS if strategy != "single" for c in cells_of(strategy)]
+    run_cells_on_ranks([*cells, *CONTROLS, *OFFLOAD, *HOOKS_ON_RANKS, *BF16], one_process)
+    return one_process
+
+
 def flipped_routes(arm: str, a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> tuple[int, int]:
     """How many (token, block) pairs of the next global batch go to another set of experts, and of how many."""
-    config = small_config(arm, f"--training.batch_tokens={SEQUENCES * 16}")
+    config = small_config(arm, f"--training.batch_tokens={SEQUENCES * 16}", model=MODEL_OF_CELLS)
     tokens = TrainingBatches(config, MemoryStore(blocks=(6, 5)))[STEPS].tokens_BS.long().clamp(min=0)[:, :-1]
     chosen = []
     for weights in (a, b):
@@ -120,81 +147,55 @@ def compare(root: Path, strategy: str, publish: Callable[[str], None]) -> list[s
     return beyond
 
 
-@pytest.mark.parametrize("strategy", ["single", "ddp", "zero1", "zero2", "zero3"])
-def test_every_strategy_gives_the_update_of_one_process(one_process, strategy, publish):
-    if strategy != "single":
-        run_cells_on_ranks(cells_of(strategy), one_process)
-    assert compare(one_process, strategy, publish) == []
+@pytest.mark.parametrize("strategy", list(PRECISIONS))
+def test_every_strategy_gives_the_update_of_one_process(trained, strategy, publish):
+    assert compare(trained, strategy, publish) == []
 
 
-@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
-def test_a_loop_over_param_grad_does_nothing_under_zero_and_the_table_notices(one_process, strategy, publish):
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda c: c["name"])
+def test_a_loop_over_param_grad_does_nothing_under_zero_and_the_table_notices(trained, control, publish):
     """The negative control: with the scale left out, silently, the fp32 SGD row fails."""
-    control = cell(strategy, "layer_gain", 1, "sgd", FP32, scale_as_published=True)
-    run_cells_on_ranks([control], one_process)
-    reference = weights_after(one_process, cell("single", "layer_gain", 1, "sgd", FP32)["name"], STEPS)
-    without = weights_after(one_process, cell("single", "baseline", 1, "sgd", FP32)["name"], STEPS)
-    got = weights_after(one_process, control["name"], STEPS)
-    publish(
-        f"{strategy} with the scale left out: {furthest(got, reference):.1e} from layer_gain, "
-        f"{furthest(got, without):.1e} from baseline"
-    )
-    assert furthest(got, reference) > 10 * LIMITS[FP32, "sgd", 20]
-    assert furthest(got, without) < LIMITS[FP32, "sgd", 20], "what trained was the baseline, under another name"
+    reference = weights_after(trained, cell("single", "layer_gain", 1, "sgd", FP32)["name"], STEPS)
+    without = weights_after(trained, cell("single", "baseline", 1, "sgd", FP32)["name"], STEPS)
+    got = weights_after(trained, control["name"], STEPS)
+    apart = furthest(got, reference), furthest(got, without)
+    publish(f"{control['name']}: {apart[0]:.1e} from layer_gain, {apart[1]:.1e} from baseline")
+    assert apart[0] > 10 * LIMITS[FP32, "sgd", 20]
+    assert apart[1] < LIMITS[FP32, "sgd", 20], "what trained was the baseline, under another name"
 
 
-def test_optimizer_offload_gives_the_same_update(one_process, publish):
+@pytest.mark.parametrize("offload", OFFLOAD, ids=lambda c: c["name"])
+def test_optimizer_offload_gives_the_same_update(trained, offload, publish):
     """Its gradients, and the norms that clipping uses, lie elsewhere."""
-    strategies = ("zero2", "zero3")
-    cells = [cell(s, "both", a, "sgd", FP32) for s in strategies for a in ACCUMULATIONS]
-    for c in cells:
-        c["name"] += "-offload"
-        c["flags"] += ["--cluster.offload_optimizer=true", "--training.clip_norm=0.5"]
-    reference = cell("single", "both", 1, "sgd", FP32)
-    reference["name"] += "-clipped"
-    reference["flags"] += ["--training.clip_norm=0.5"]
-    run_cell(reference, one_process)
-    run_cells_on_ranks(cells, one_process)
-    b = weights_after(one_process, reference["name"], STEPS)
-    differences = {c["name"]: furthest(weights_after(one_process, c["name"], STEPS), b) for c in cells}
-    publish("\n".join(f"{name}: {difference:.1e}" for name, difference in differences.items()))
-    assert max(differences.values()) < LIMITS[FP32, "sgd", 20]
+    difference = furthest(
+        weights_after(trained, offload["name"], STEPS), weights_after(trained, CLIPPED["name"], STEPS)
+    )
+    publish(f"{offload['name']}: {difference:.1e}")
+    norms = [norm for line in read_journal(RunDir(trained / CLIPPED["name"]).metrics)
+             for norm in line.get("per_step", {}).get("train/grad_norm", [])]  # fmt: skip
+    assert len(norms) == STEPS and min(norms) > 0.5, "every step is clipped"
+    assert difference < LIMITS[FP32, "sgd", 20]
 
 
-def test_scaling_in_backward_works_under_zero_and_equals_the_step_at_accumulation_one(one_process):
-    cells = [cell(s, "both", 1, "sgd", FP32) for s in ("zero2", "zero3")]
-    for c in cells:
-        c["name"] += "-hooks"
-        c["flags"] += ["--layer_gain.apply=micro_batch"]
-    one = cell("single", "both", 2, "sgd", FP32)  # two micro-batches of eight are what two ranks of eight see
-    one["name"] += "-hooks"
-    one["flags"] += ["--layer_gain.apply=micro_batch"]
-    run_cell(one, one_process)
-    run_cells_on_ranks(cells, one_process)
-    b = weights_after(one_process, one["name"], STEPS)
-    for c in cells:
-        assert furthest(weights_after(one_process, c["name"], STEPS), b) < LIMITS[FP32, "sgd", 20], c["name"]
+@pytest.mark.parametrize("hooks", HOOKS_ON_RANKS, ids=lambda c: c["name"])
+def test_scaling_in_backward_works_under_zero(trained, hooks):
+    """Two ranks of eight sequences are what two micro-batches of eight are to one process."""
+    assert furthest(
+        weights_after(trained, hooks["name"], STEPS), weights_after(trained, HOOKS["name"], STEPS)
+    ) < LIMITS[FP32, "sgd", 20]  # fmt: skip
 
 
-@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
-def test_in_bf16_each_block_moves_by_its_scale(root, strategy):
+@pytest.mark.parametrize("pair", [BF16[:2], BF16[2:]], ids=["zero2", "zero3"])
+def test_in_bf16_each_block_moves_by_its_scale(trained, pair):
     """One step of plain SGD from the same fp32 weights: a block's update is the baseline's times its scale."""
-    flags = ["--training.precision=bf16-mixed", "--training.momentum=0", "--training.weight_decay=0",
-             "--training.clip_norm=0", "--training.warmup_steps=0", "--training.steps=1", "--logging.log_every_steps=1",
-             "--training.learning_rate=1.0"]  # fmt: skip
-    cells = [cell(strategy, arm, 4, "sgd", FP32) for arm in ("baseline", "layer_gain")]
-    for c in cells:
-        c["name"] += "-bf16"
-        c["flags"] += flags
-    run_cells_on_ranks(cells, root)
-    model = Transformer(small_config().model)
+    model = Transformer(MODEL_OF_CELLS)
     initialise(model, 1)
-    start = dict(model.named_parameters())
-    baseline, scaled = (weights_after(root, c["name"], 1) for c in cells)
-    journal = next(line for line in read_journal(RunDir(root / cells[1]["name"]).metrics) if "tokens" in line)
-    scales = {f"blocks.{i}.": journal[f"scale/block_{i:02d}"] for i in range(3)}
+    baseline, scaled = (weights_after(trained, c["name"], 1) for c in pair)
+    journal = next(line for line in read_journal(RunDir(trained / pair[1]["name"]).metrics) if "tokens" in line)
+    scales = {f"blocks.{i}.": journal[f"scale/block_{i:02d}"] for i in range(N_BLOCKS)}
     assert max(abs(scale - 1) for scale in scales.values()) > 0.01
-    for name, value in start.items():
+    for name, parameter in model.named_parameters():
+        start = parameter.detach()
         scale = next((s for prefix, s in scales.items() if name.startswith(prefix)), 1.0)
-        moved, expected = (scaled[name] - value).detach(), (baseline[name] - value).detach() * scale
-        assert float((moved - expected).norm()) <= 1e-5 * float(value.detach().norm()), name
+        moved, expected = scaled[name] - start, (baseline[name] - start) * scale
+        assert float((moved - expected).norm()) <= 1e-5 * float(start.norm()), name

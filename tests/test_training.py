@@ -46,6 +46,17 @@ def test_weights_of_three_steps_equal_the_slow_reference(tmp_path, arm, micro):
         assert line["gain/mean_before_clamp"] == pytest.approx(1.0, abs=1e-5)
 
 
+@pytest.mark.parametrize("arm", ["baseline", "both"])
+def test_sgd_with_momentum_trains_as_the_slow_reference(tmp_path, arm):
+    config = small_config(arm, FP64, "--training.steps=4", "--training.optimizer=sgd", "--training.learning_rate=0.05")
+    store = MemoryStore()
+    run = fit(config, tmp_path, store)
+    slow = SlowRun(config)
+    for batch in global_batches(config, store, 4):
+        slow.step(batch)
+    assert furthest(weights(run), slow.model.state_dict()) < 1e-10
+
+
 @pytest.mark.parametrize("variant", ["none", "linear", "focal", "sigmoid"])
 def test_every_published_gain_trains_as_the_slow_reference(tmp_path, variant):
     config = small_config("token_gain", FP64, "--training.steps=2", f"--token_gain.variant={variant}")

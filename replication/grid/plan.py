@@ -10,11 +10,12 @@ import yaml
 from replication.config import (
     RunConfig,
     SuiteConfig,
-    differences,
+    arm_keys,
     flatten,
     load_cell,
     load_run,
-    scientific,
+    refuse_differences,
+    refuse_other_config,
     scientific_hash,
     to_dict,
     to_yaml,
@@ -49,6 +50,7 @@ def plan(suite: SuiteConfig, suite_dir: SuiteDir, flags: Sequence[str] = (), fro
     Raises:
         UserError: a config that does not load, or an arm file that names another arm than its own.
     """
+    check_arms_declare_alike(suite)
     cells = []
     for seed in suite.seeds:
         for arm in suite.arms:
@@ -59,6 +61,18 @@ def plan(suite: SuiteConfig, suite_dir: SuiteDir, flags: Sequence[str] = (), fro
                 raise UserError(f"configs/arms/{arm}.yaml: key 'arm' says {config.arm}; it must be {arm}")
             cells.append(Cell(arm, seed, config, run))
     return cells
+
+
+def check_arms_declare_alike(suite: SuiteConfig) -> None:
+    """Raise UserError where one arm's file sets a key that another's does not: the pair certificate would fail."""
+    declared = {arm: arm_keys(arm) for arm in suite.arms}
+    union = set().union(*declared.values())
+    for arm, keys in declared.items():
+        if union - keys:
+            raise UserError(
+                f"configs/arms/{arm}.yaml: does not set {', '.join(sorted(union - keys))}, another arm of the suite "
+                "does; arms are compared in declared keys alone, so set the same ones in every arm"
+            )
 
 
 def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell]) -> None:
@@ -72,20 +86,13 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
     claimed = to_dict(suite)
     if suite_dir.suite.is_file():
         there = yaml.safe_load(suite_dir.suite.read_text()) or {}
-        different = differences(flatten(there), flatten(claimed))
-        different.pop("seeds", None)
-        if different:
-            listed = "; ".join(f"{k}: {a} there, {b} here" for k, (a, b) in list(different.items())[:5])
-            raise UserError(f"{suite_dir.root}: holds another suite ({listed}); choose another --out")
+        kept, wanted = ({k: v for k, v in flatten(d).items() if k != "seeds"} for d in (there, claimed))
+        refuse_differences(f"{suite_dir.root}: holds another suite", kept, wanted, "choose another --out")
         claimed["seeds"] = list(dict.fromkeys([*there["seeds"], *claimed["seeds"]]))
     elif suite_dir.root.exists() and any(p.name not in ("data", "data.partial") for p in suite_dir.root.iterdir()):
         raise UserError(f"{suite_dir.root}: is not empty and holds no suite; choose another --out")
     for cell in cells:
-        if cell.run.config.is_file():
-            different = differences(scientific(load_run([cell.run.config])), scientific(cell.config))
-            if different:
-                listed = "; ".join(f"{k}: {a} there, {b} here" for k, (a, b) in list(different.items())[:5])
-                raise UserError(f"{cell.run.root}: holds a cell of another config ({listed}); choose another --out")
+        refuse_other_config(cell.config, cell.run.config)
     write_text(suite_dir.suite, yaml.safe_dump(claimed, sort_keys=False))
     for cell in cells:
         if not cell.run.complete.is_file():

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from replication.config import RunConfig, scientific_hash
+from replication.config import RunConfig, refuse_differences, scientific
 from replication.data.module import Batch
 from replication.errors import UserError, is_disk_full
 from replication.model.transformer import weights_sha256
@@ -53,7 +53,7 @@ class Checkpoints(Callback):
             resume: the checkpoint folder that this start goes on from.
         """
         self.config, self.run, self.measure, self.resume = config, run, measure, resume
-        self.identity = {"config_hash": scientific_hash(config), "data_hash": data_hash}
+        self.identity = {"data_hash": data_hash, "layout": layout(config), "scientific": scientific(config)}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.resume is not None:
@@ -136,7 +136,7 @@ class Checkpoints(Callback):
             "wall_seconds": round(self.measure.elapsed(), 2),
             "weights_sha256": self._weights_sha256,
         }
-        mark_complete(partial, {**facts, **self.identity, "layout": layout(self.config)})
+        mark_complete(partial, {**facts, **self.identity})
         os.replace(partial, folder)
         for recut in self.run.checkpoints.glob("universal-*"):
             remove_tree(recut)
@@ -200,15 +200,17 @@ def complete_folders(run: RunDir) -> list[Path]:
     return sorted((p for p in run.checkpoints.glob("step-*") if (p / "COMPLETE").is_file()), key=step_of)
 
 
-def newest_checkpoint(run: RunDir, identity: dict[str, str] | None = None) -> tuple[Path | None, list[str]]:
+def newest_checkpoint(
+    run: RunDir, config: RunConfig | None = None, data_hash: str = ""
+) -> tuple[Path | None, list[str]]:
     """The newest undamaged checkpoint folder, and one line about each damaged one that was passed over.
 
     Args:
         run: the cell.
-        identity: config_hash and data_hash that the checkpoint must carry; None does not check.
+        config: what goes on from it, on the data of data_hash; None does not check.
 
     Raises:
-        UserError: the checkpoint belongs to another config or other data.
+        UserError: the checkpoint belongs to other data or another config; names the keys.
     """
     notes = []
     for folder in sorted(run.checkpoints.glob("step-*"), key=step_of, reverse=True):
@@ -216,13 +218,11 @@ def newest_checkpoint(run: RunDir, identity: dict[str, str] | None = None) -> tu
         if problem:
             notes.append(f"{folder} {problem}; passed over")
             continue
-        marker = read_json(folder / "COMPLETE")
-        for key, expected in (identity or {}).items():
-            if marker.get(key) != expected:
-                raise UserError(
-                    f"{folder}: made with another {key.removesuffix('_hash')} ({marker.get(key)}, this run has "
-                    f"{expected}); choose another --out, or remove {run.root}"
-                )
+        if config is not None:
+            there, remedy = read_json(folder / "COMPLETE"), f"choose another --out, or remove {run.root}"
+            refuse_differences(f"{folder}: made with another config", there["scientific"], scientific(config), remedy)
+            hashes = {"data hash": there["data_hash"]}, {"data hash": data_hash}
+            refuse_differences(f"{folder}: made with another data", *hashes, remedy)
         return folder, notes
     return None, notes
 

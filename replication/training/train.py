@@ -11,15 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from torch import Tensor
 
-from replication.config import (
-    RunConfig,
-    arm_keys,
-    differences,
-    load_run,
-    scientific,
-    scientific_hash,
-    to_yaml,
-)
+from replication.config import RunConfig, arm_keys, refuse_other_config, scientific_hash, to_yaml
 from replication.data.module import TokenDataModule
 from replication.data.store import TokenStore
 from replication.errors import UserError
@@ -49,9 +41,8 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
             not finite.
     """
     store.check(config)
-    refuse_other_config(config, run)
-    identity = {"config_hash": scientific_hash(config), "data_hash": store.hash}
-    checkpoint, notes = newest_checkpoint(run, identity)
+    refuse_other_config(config, run.config)
+    checkpoint, notes = newest_checkpoint(run, config, store.hash)
     first = launched_rank() == 0
     for note in notes if first else ():
         console.print(f"[yellow]{note}[/yellow]")
@@ -60,12 +51,12 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
         if not first:
             return
         console.print(f"{config.arm}/seed-{config.seed}: trained to step {config.training.steps} already")
-        finish_manifest(run, identity)
+        finish_manifest(config, run, store)
         return
 
     prepare_torch(config)
     module = LanguageModel(config, store.end_of_text_id, initial_weights(config))
-    start = {"config hash": identity["config_hash"], "data hash": store.hash}
+    start = {"config hash": scientific_hash(config), "data hash": store.hash}
     start["weights at start"] = weights_sha256(dict(module.model.named_parameters()))
     if first:
         check_neighbours(config, run, start["weights at start"])
@@ -85,7 +76,7 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
     if first:
-        finish_manifest(run, identity)
+        finish_manifest(config, run, store)
 
 
 def initial_weights(config: RunConfig) -> dict[str, Tensor] | None:
@@ -173,16 +164,6 @@ def ask_for_signals_at_boundaries(trainer: Trainer, accumulation: int) -> None:
     loop._broadcast_sigterm_tensor = at_boundaries  # type: ignore[method-assign]
 
 
-def refuse_other_config(config: RunConfig, run: RunDir) -> None:
-    """Raise UserError where the folder holds a cell of another scientific config; names the keys that differ."""
-    if not run.config.is_file():
-        return
-    different = differences(scientific(load_run([run.config])), scientific(config))
-    if different:
-        listed = "; ".join(f"{k}: {a} there, {b} here" for k, (a, b) in list(different.items())[:5])
-        raise UserError(f"{run.root}: holds a cell of another config ({listed}); choose another --out, or remove it")
-
-
 # ---------------------------------------------------------------- the manifest
 
 
@@ -228,9 +209,9 @@ def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: La
     write_json(run.manifest, manifest)
 
 
-def finish_manifest(run: RunDir, identity: dict[str, str]) -> None:
+def finish_manifest(config: RunConfig, run: RunDir, store: TokenStore) -> None:
     """Add what the last checkpoint says of the whole run; a kill between the two is mended by the next start."""
-    folder, _ = newest_checkpoint(run, identity)
+    folder, _ = newest_checkpoint(run, config, store.hash)
     assert folder is not None
     marker, manifest = read_json(folder / "COMPLETE"), read_json(run.manifest)
     if "finished_at" not in manifest:
