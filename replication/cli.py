@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(f"[red]error:[/red] {_escape(str(error))}")
         return 2
     except KeyboardInterrupt:
+        if "RANK" in os.environ:
+            return INTERRUPTED  # the launcher speaks for all ranks
         errors.print("interrupted; the same command goes on where this one stopped")
         return INTERRUPTED
     except BrokenPipeError:

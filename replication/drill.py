@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,8 +159,8 @@ class _Drill:
         """Run the undisturbed run and its rerun; how far apart they end."""
         for name in ("undisturbed", "rerun"):
             console.print(f"{self.config.cluster.strategy}: {name} run")
-            process, board = self._start(name)
-            self._watch(process, board)
+            with self._started(name) as (process, board):
+                self._watch(process, board)
             self._check_ended(process, name)
         return spread(self._cell("rerun"), self.undisturbed)
 
@@ -173,19 +173,24 @@ class _Drill:
             starting_step = newest_step(run)
             if kills:
                 kills[-1].resumed_from = starting_step
-            process, board = self._start(name)
             kill = None
-            if len(kills) < min(KILLS_A_RUN, share - before):
-                landed = Counter(kill.landed for kill in (*result.kills, *kills))
-                aim = min(self.aims, key=lambda aim: landed[aim])
-                kill = self._kill(process, board, aim, starting_step, len(kills))
-            if kill is None:  # it ended before the moment came, or has been killed often enough
-                self._watch(process, board)
+            with self._started(name) as (process, board):
+                if len(kills) < min(KILLS_A_RUN, share - before):
+                    kill = self._kill(
+                        process, board, self._next_aim([*result.kills, *kills]), starting_step, len(kills)
+                    )
+                if kill is None:  # it ended before the moment came, or has been killed often enough
+                    self._watch(process, board)
+            if kill is None:
                 self._check_ended(process, name)
                 break
             kills.append(kill)
             tick()
         result.runs.append(Disturbed(name, kills, spread(run, self.undisturbed), faults(run, self.undisturbed)))
+
+    def _next_aim(self, kills: Sequence[Kill]) -> str:
+        landed = Counter(kill.landed for kill in kills)
+        return min(self.aims, key=lambda aim: landed[aim])
 
     def _kill(
         self, process: subprocess.Popen[bytes], board: Board, aim: str, from_step: int, restart: int
@@ -238,6 +243,17 @@ class _Drill:
         for phase in self.phase_seconds:
             if visits[phase]:
                 self.phase_seconds[phase] = seconds[phase] / visits[phase]
+
+    @contextlib.contextmanager
+    def _started(self, name: str) -> Iterator[tuple[subprocess.Popen[bytes], Board]]:
+        """The run's next start; where the drill itself is interrupted, the run is interrupted too and waited for."""
+        process, board = self._start(name)
+        try:
+            yield process, board
+        except BaseException:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
 
     def _start(self, name: str) -> tuple[subprocess.Popen[bytes], Board]:
         suite = SuiteDir(self.folder / name)

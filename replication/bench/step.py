@@ -82,7 +82,7 @@ class PlainLoop:
         self.config, self.device, self.end_of_text = config, device, store.end_of_text_id
         self.model = Transformer(config.model)
         initialise(self.model, config.effective_weights_seed)
-        self.model.to(device)
+        self.model.to(device, torch.float64 if config.training.precision == "64-true" else torch.float32)
         self.optimizer = build_optimizer(config.training, self.model)
         self.schedule = build_schedule(config.training, self.optimizer)
         batches = TrainingBatches(config, cast(TokenStore, store))

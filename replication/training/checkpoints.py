@@ -220,7 +220,9 @@ def newest_checkpoint(
             continue
         if config is not None:
             there, remedy = read_json(folder / "COMPLETE"), f"choose another --out, or remove {run.root}"
-            refuse_differences(f"{folder}: made with another config", there["scientific"], scientific(config), remedy)
+            refuse_differences(
+                f"{folder}: made with another config", there.get("scientific", {}), scientific(config), remedy
+            )
             hashes = {"data hash": there["data_hash"]}, {"data hash": data_hash}
             refuse_differences(f"{folder}: made with another data", *hashes, remedy)
         return folder, notes

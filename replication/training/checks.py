@@ -24,7 +24,7 @@ class Checks(Callback):
         Args:
             config: the run's.
             run: the cell; its manifest gets what DeepSpeed made of its config.
-            identity: hashes that must agree between ranks: config, data, code, initial weights.
+            identity: hashes that must agree between ranks: config, data, weights at start.
         """
         self.config, self.run, self.identity = config, run, identity
 
@@ -32,7 +32,11 @@ class Checks(Callback):
         check_ranks(self.config, self.identity)
         if isinstance(trainer.strategy, ZeroStrategy) and trainer.is_global_zero:
             resolved = trainer.strategy.resolved_config
-            write_json(self.run.manifest, read_json(self.run.manifest) | {"deepspeed": resolved})
+            write_json(self.run.manifest, (read_json(self.run.manifest) or {}) | {"deepspeed": resolved})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(trainer.strategy, ZeroStrategy):  # a resumed engine remembers what it skipped
+            cast(LanguageModel, pl_module).skipped_steps = trainer.strategy.deepspeed_engine.skipped_steps
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Batch, batch_idx: int

@@ -65,7 +65,7 @@ def check_ranks(config: RunConfig, identity: dict[str, str]) -> None:
 
     Args:
         config: the run's.
-        identity: hashes that must agree: config, data, code, initial weights.
+        identity: hashes that must agree: config, data, weights at start.
     """
     count = int(gather(torch.ones((), device=_device())).sum())
     if count != config.world_size:
