@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Set up the virtual environment with the test tools, then lint, type-check and test. Arguments go to pytest, which
-# runs in the checkout: launch/test.sh tests/test_config.py -k unknown
+# Set up the virtual environment with the test tools, then lint, type-check and test. Without arguments two files of tests
+# run side by side; arguments go to pytest, which runs in the checkout: launch/test.sh tests/test_config.py -k unknown
 set -euo pipefail
 
 # shellcheck source=launch/install.sh
@@ -17,4 +17,7 @@ cd "$checkout"
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
+if (($# == 0)); then
+  set -- -n 2 --dist loadfile
+fi
 exec "$venv/bin/python" -m pytest "$@"
