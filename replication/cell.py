@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from replication.config import RunConfig, refuse_other_config, scientific_hash
-from replication.errors import UserError
+from replication.errors import UserError, is_lost_peer
 from replication.rundir import SuiteDir, read_json, record_failure, write_json
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console) -> None:
         try:
             store = TokenStore.open(data_folder(config, suite_dir))
             check_before_training(config, store)
-            suite_dir.link_tensorboard(config.arm, config.seed)
+            if first:
+                suite_dir.link_tensorboard(config.arm, config.seed)
             train(config, run, store, console)
             leave_group()
             if not first:
@@ -52,7 +53,7 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console) -> None:
             kept = ("step", "tokens", "data_chain", "final_weights_sha256", "finished_at")
             write_json(run.complete, {"config_hash": scientific_hash(config), **{k: manifest[k] for k in kept}})
         except Exception as error:
-            if first:
+            if not is_lost_peer(error):  # the rank that failed first says why
                 record_failure(run, error)
             raise
 

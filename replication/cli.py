@@ -38,6 +38,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; 0 on success, 2 with one line for a user's mistake, 130 after Ctrl-C, 1 otherwise."""
     args = list(sys.argv[1:] if argv is None else argv)
+    launched = "RANK" in os.environ  # by a launcher, which speaks for all ranks; strategies set it later as well
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     for name in ("SIGTERM", "SIGHUP"):  # a closed terminal ends a run as Ctrl-C does, its cells included
@@ -51,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(f"[red]error:[/red] {_escape(str(error))}")
         return 2
     except KeyboardInterrupt:
-        if "RANK" in os.environ:
-            return INTERRUPTED  # the launcher speaks for all ranks
+        if launched:
+            return INTERRUPTED
         errors.print("interrupted; the same command goes on where this one stopped")
         return INTERRUPTED
     except BrokenPipeError:
@@ -173,7 +174,7 @@ def _start_ranks(config: RunConfig, argv: list[str]) -> int:
         raise UserError(
             f"cluster.nodes: {config.cluster.nodes} nodes need one launcher each: on every node run "
             f"torchrun --nnodes={config.cluster.nodes} --nproc-per-node={config.cluster.devices} "
-            "--rdzv-endpoint=FIRST_NODE:PORT -m replication train ..."
+            "--rdzv-backend=c10d --rdzv-id=RUN --rdzv-endpoint=FIRST_NODE:PORT -m replication train ..."
         )
     return run_ranks([sys.executable, "-m", "replication", "train", *argv], config.world_size)
 

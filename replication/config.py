@@ -157,7 +157,8 @@ class TrainingConfig:
     deterministic: bool = True
     """Whether only deterministic kernels are allowed."""
     max_skipped_steps: int = 0
-    """Updates that ZeRO may skip because a bf16 gradient overflowed before the run is stopped."""
+    """Updates that ZeRO may skip because a gradient was not finite before the run is stopped; single and DDP stop at
+    the first."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from replication.config import RunConfig, scientific_hash, to_yaml
+from replication.config import RunConfig, flatten, refuse_differences, to_dict, to_yaml
 from replication.errors import UserError
 from replication.rundir import RunDir, SuiteDir, read_journal, read_json, write_json, write_text
 from replication.training.phases import VARIABLE, Board, Reading
@@ -36,6 +36,8 @@ from replication.training.phases import VARIABLE, Board, Reading
 AIMS = {"mid-step": ("forward", "update"), "mid-accumulation": ("accumulate",), "mid-save": ("save",)}
 """What a kill aims at, as phases of the board; the next one aims where the fewest have landed."""
 KILLS_A_RUN = 6
+NOISE_FACTOR = 10.0
+"""How many times the distance of one rerun a disturbed run may end away: both are single draws of the same noise."""
 TIMING = ("wall_seconds", "train/tokens_per_second")
 END_SECONDS = 120.0
 """How long the rest of a run may take to end after a rank was killed."""
@@ -94,8 +96,11 @@ class StrategyResult:
 
     @property
     def holds(self) -> bool:
-        """No step lost or repeated; and weights equal bit for bit, unless a rerun is not either."""
-        return not any(run.faults for run in self.runs) and (self.noise_floor > 0 or self.spread == 0)
+        """No step lost or repeated; weights as near to the undisturbed run's as a rerun's are, to a factor of 10.
+
+        Where a rerun is bitwise equal, as on a CPU, so must they be.
+        """
+        return not any(run.faults for run in self.runs) and self.spread <= NOISE_FACTOR * self.noise_floor
 
 
 def drill(
@@ -131,7 +136,7 @@ def drill(
             progress.update(task, completed=len(result.kills))
             while len(result.kills) < share:
                 one.disturb(result, share, tick)
-                _write_results(config, out, results)
+                _write_results(config, out, kept | {r.strategy: r for r in results})
     console.print(result_table(results))
     return results
 
@@ -166,7 +171,7 @@ class _Drill:
 
     def disturb(self, result: StrategyResult, share: int, tick: Callable[[], None]) -> None:
         """One run that is killed several times, then left to end, then compared."""
-        name = f"killed-{len(result.runs) + 1:02d}"
+        name = self._next_name()
         run, kills = self._cell(name), list[Kill]()
         before = len(result.kills)
         while True:
@@ -187,6 +192,13 @@ class _Drill:
             kills.append(kill)
             tick()
         result.runs.append(Disturbed(name, kills, spread(run, self.undisturbed), faults(run, self.undisturbed)))
+
+    def _next_name(self) -> str:
+        """A name that no folder has; what an interrupted drill left half killed is not gone on with."""
+        n = 1
+        while (self.folder / f"killed-{n:02d}").exists():
+            n += 1
+        return f"killed-{n:02d}"
 
     def _next_aim(self, kills: Sequence[Kill]) -> str:
         landed = Counter(kill.landed for kill in kills)
@@ -251,7 +263,7 @@ class _Drill:
         try:
             yield process, board
         except BaseException:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             process.wait()
             raise
 
@@ -365,9 +377,15 @@ def result_table(results: Sequence[StrategyResult]) -> Table:
     return table
 
 
-def _write_results(config: RunConfig, out: Path, results: Sequence[StrategyResult]) -> None:
-    plain = [asdict(r) | {"holds": r.holds, "spread": r.spread} for r in results]
-    write_json(out / "drill.json", {"config_hash": scientific_hash(config), "strategies": plain})
+def _write_results(config: RunConfig, out: Path, results: dict[str, StrategyResult]) -> None:
+    plain = [asdict(r) | {"holds": r.holds, "spread": r.spread} for r in results.values()]
+    write_json(out / "drill.json", {"config": _compared(config), "strategies": plain})
+
+
+def _compared(config: RunConfig) -> dict[str, Any]:
+    """Every key that two calls of one drill must share: all but the strategy, and where the corpus lies."""
+    other = ("cluster.strategy", "data.dir", "data.num_proc", "generation.")
+    return {k: v for k, v in flatten(to_dict(config)).items() if not k.startswith(other)}
 
 
 def _earlier_results(config: RunConfig, out: Path) -> dict[str, StrategyResult]:
@@ -379,8 +397,8 @@ def _earlier_results(config: RunConfig, out: Path) -> dict[str, StrategyResult]:
     earlier = read_json(out / "drill.json")
     if earlier is None:
         return {}
-    if earlier["config_hash"] != scientific_hash(config):
-        raise UserError(f"{out / 'drill.json'}: of another config ({earlier['config_hash']}); choose another --out")
+    what = f"{out / 'drill.json'}: of another config"
+    refuse_differences(what, earlier.get("config", {}), _compared(config), "choose another --out")
     results = {}
     for plain in json.loads(json.dumps(earlier["strategies"])):
         runs = [Disturbed(**(run | {"kills": [Kill(**kill) for kill in run["kills"]]})) for run in plain["runs"]]

@@ -1,8 +1,8 @@
 """Start the processes of one run on this machine, and end them together. Imports no torch.
 
 Every process gets the variables of torch's launcher (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), so that
-the same command runs under torchrun or srun as well. Unlike torchrun it adds no lines of its own to what a rank says,
-and it ends with that rank's code.
+the same command runs under torchrun as well. Unlike torchrun it adds nothing to what a rank says, unless a rank was
+killed and could say nothing, and it ends with that rank's code.
 """
 
 from __future__ import annotations
@@ -11,11 +11,16 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 
 from replication.data.workers import tethered
 
+LAUNCHED = "REPLICATION_LAUNCHED"
+"""Set in every rank that run_ranks starts: its place comes from RANK, whatever a scheduler around it says."""
+SETTLE_SECONDS = 0.5
+"""How long the ranks have to end by themselves after the first has, so that the cause is told from its effects."""
 GRACE_SECONDS = 10.0
 """How long the other ranks have after one has ended badly, or after a signal, before they are killed."""
 
@@ -29,7 +34,13 @@ def run_ranks(command: Sequence[str], n_ranks: int) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": n_ranks, "LOCAL_WORLD_SIZE": n_ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {
+        LAUNCHED: 1,
+        "WORLD_SIZE": n_ranks,
+        "LOCAL_WORLD_SIZE": n_ranks,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     with tethered():  # a killed launcher must not leave ranks behind that hold the cell
         ranks = [
             subprocess.Popen(
@@ -43,7 +54,7 @@ def run_ranks(command: Sequence[str], n_ranks: int) -> int:
     try:
         return _wait(ranks)
     except BaseException:
-        _end(ranks, signal.SIGINT)
+        _end(ranks, signal.SIGTERM)  # as an interrupt, but heard in the background too, where SIGINT is ignored
         raise
 
 
@@ -51,17 +62,26 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
     while True:
         codes = [rank.poll() for rank in ranks]
         if any(codes):
+            time.sleep(SETTLE_SECONDS)
+            failed = {r: code for r, rank in enumerate(ranks) if (code := rank.poll())}
             _end(ranks, signal.SIGTERM)
-            return _code_of([code for code in codes if code])
+            return _code_of(failed)
         if all(code == 0 for code in codes):
             return 0
         time.sleep(0.05)
 
 
-def _code_of(failed: Sequence[int]) -> int:
-    """The first failed rank's code; a mistake that one rank explained (2) before what others made of its end."""
-    code = 2 if 2 in failed else failed[0]
-    return code if code > 0 else 128 - code
+def _code_of(failed: dict[int, int]) -> int:
+    """The code of the rank that was the cause: killed, or a mistake it explained (2), before what others made of it.
+
+    A killed rank could not speak, so it is named here.
+    """
+    for r, code in failed.items():
+        if code < 0:
+            name = signal.Signals(-code).name
+            print(f"rank {r}: ended by {name}{' (out of memory?)' if code == -signal.SIGKILL else ''}", file=sys.stderr)
+            return 128 - code
+    return 2 if 2 in failed.values() else next(iter(failed.values()))
 
 
 def _end(ranks: Sequence[subprocess.Popen[bytes]], first: signal.Signals) -> None:

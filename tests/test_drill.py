@@ -15,7 +15,7 @@ from small_corpus import two_sources
 from training_setup import fit, small_config
 
 from replication.config import to_yaml
-from replication.drill import AIMS, faults, spread
+from replication.drill import AIMS, Disturbed, StrategyResult, faults, spread
 from replication.rundir import RunDir, read_journal, read_json, write_text
 from replication.training.phases import Board, Reading
 
@@ -58,6 +58,8 @@ def test_killed_and_resumed_runs_end_bitwise_equal(config, tmp_path, publish):
     again = drill(tmp_path, *args)
     assert again.returncode == 0
     assert read_json(tmp_path / "out" / "drill.json") == result, "a second call goes on from what there is"
+    other = drill(tmp_path, *args, "--checkpoints.every_steps=4")
+    assert (other.returncode, "checkpoints.every_steps: 3 there, 4 here" in other.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,17 @@ def test_spread_is_zero_for_equal_weights_alone(tmp_path):
     other = fit(small_config("baseline", "--training.learning_rate=0.0031"), tmp_path / "3")
     assert spread(run, again) == 0
     assert spread(run, other) > 1e-5
+
+
+def test_a_drill_holds_where_it_ends_as_near_as_a_rerun():
+    def result(noise_floor: float, spread: float, *faults: str) -> StrategyResult:
+        return StrategyResult("zero2", 2, 4, noise_floor, [Disturbed("killed-01", [], spread, list(faults))])
+
+    assert result(0.0, 0.0).holds
+    assert result(1e-6, 5e-6).holds
+    assert not result(0.0, 1e-12).holds, "a rerun was bitwise equal"
+    assert not result(1e-6, 1e-2).holds, "further away than noise"
+    assert not result(0.0, 0.0, "a step is lost").holds
 
 
 def test_the_board_outlives_its_writer(tmp_path):

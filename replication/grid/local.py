@@ -125,7 +125,7 @@ def _last_line(log: Path) -> str:
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Interrupt, wait, and end what does not stop."""
     for process in processes:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # as Ctrl-C, but heard in the background too, where SIGINT is ignored
     for process in processes:
         try:
             process.wait(timeout=20)

@@ -140,6 +140,9 @@ class Checkpoints(Callback):
         os.replace(partial, folder)
         for recut in self.run.checkpoints.glob("universal-*"):
             remove_tree(recut)
+        for later in self.run.checkpoints.glob("step-*"):
+            if step_of(later) > step:  # damaged: this run went on from before it, and it must not count as kept
+                remove_tree(later)
         for old in complete_folders(self.run)[: -self.config.checkpoints.keep_last]:
             if not self._stays(old):
                 remove_tree(old)

@@ -64,7 +64,7 @@ class Checks(Callback):
         if skipped > limit:
             raise UserError(
                 f"training.max_skipped_steps: DeepSpeed has skipped {skipped} updates up to step {step} because a "
-                f"gradient overflowed, {limit} are allowed; lower training.learning_rate, or allow more"
+                f"gradient was not finite, {limit} are allowed; lower training.learning_rate, or allow more"
             )
 
 

@@ -7,12 +7,14 @@ cannot cross is refused by name; weights alone cross everywhere (training.initia
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from replication.config import RunConfig
+from replication.data.workers import tethered
 from replication.errors import UserError
 from replication.rundir import damage, mark_complete, read_json, remove_tree
 
@@ -40,11 +42,14 @@ def is_direct(there: dict[str, Any], config: RunConfig) -> bool:
     here = layout(config)
     if there == here or (there["strategy"] in WHOLE and here["strategy"] in WHOLE):
         return True
-    if (there["strategy"], here["strategy"]) in CROSSINGS and config.training.optimizer == "adamw":
+    if config.training.optimizer != "adamw":
+        why = "DeepSpeed's universal checkpoint carries AdamW's state only"
+    elif (there["strategy"], here["strategy"]) not in CROSSINGS:
+        why = "DeepSpeed's universal checkpoint carries it between zero1 and zero2 only"
+    elif config.training.precision != "32-true":
+        why = "DeepSpeed's universal checkpoint is not measured in bf16-mixed"
+    else:
         return False
-    why = "DeepSpeed's universal checkpoint carries AdamW's state only" if config.training.optimizer != "adamw" else (
-        "DeepSpeed's universal checkpoint carries it between zero1 and zero2 only"
-    )  # fmt: skip
     raise UserError(
         f"cluster.strategy: the checkpoint is of {_words(there)}, and its full state cannot go on as {_words(here)} "
         f"({why}); take the same strategy and number of processes, or start another cell from the weights alone with "
@@ -75,20 +80,24 @@ def recut(folder: Path) -> None:
     target = recut_folder(folder)
     if target.exists() and damage(target) is None:
         return
-    remove_tree(target)
+    partial = folder.with_name(f"partial-universal-{folder.name}")
+    for leftover in (target, partial):
+        remove_tree(leftover)
     source = folder / "trainer.ckpt"
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-    command += ["--input_folder", str(source / "checkpoint"), "--output_folder", str(target / "checkpoint")]
+    command += ["--input_folder", str(source / "checkpoint"), "--output_folder", str(partial / "checkpoint")]
     command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    with tethered():  # a killed start must not leave a converter behind that writes into the next one's folder
+        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: None)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        remove_tree(target)
+        remove_tree(partial)
         raise UserError(
             f"{folder}: DeepSpeed could not re-cut it for another number of processes ({last[:200]}); go on with "
             f"{_words(read_json(folder / 'COMPLETE')['layout'])}"
         )
-    mark_complete(target)
+    mark_complete(partial)
+    os.replace(partial, target)
 
 
 def _words(layout: dict[str, Any]) -> str:

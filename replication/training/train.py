@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from rich.console import Console
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from replication.config import RunConfig, arm_keys, refuse_other_config, scienti
 from replication.data.module import TokenDataModule
 from replication.data.store import TokenStore
 from replication.errors import UserError
+from replication.launcher import LAUNCHED
 from replication.model.transformer import Transformer, weights_sha256
 from replication.objectives.callbacks import LayerGain, TokenGain
 from replication.rundir import RunDir, read_json, write_json, write_text
@@ -55,9 +58,13 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
         return
 
     prepare_torch(config)
-    module = LanguageModel(config, store.end_of_text_id, initial_weights(config))
+    # a run that goes on needs no file to start from: it may be gone by then
+    module = LanguageModel(config, store.end_of_text_id, None if checkpoint else initial_weights(config))
     start = {"config hash": scientific_hash(config), "data hash": store.hash}
-    start["weights at start"] = weights_sha256(dict(module.model.named_parameters()))
+    if checkpoint and config.training.initial_weights:
+        start["weights at start"] = read_json(run.manifest)["initial_weights_sha256"]
+    else:
+        start["weights at start"] = weights_sha256(dict(module.model.named_parameters()))
     if first:
         check_neighbours(config, run, start["weights at start"])
         if checkpoint is not None and needs_recut(checkpoint, config):
@@ -144,24 +151,22 @@ def build_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        plugins=[LightningEnvironment()] if LAUNCHED in os.environ else None,  # not SLURM's, where we started the ranks
         deterministic=config.training.deterministic,
         log_every_n_steps=10**9,
     )
-    ask_for_signals_at_boundaries(trainer, config.accumulation)
+    leave_signals_alone(trainer)
     return trainer
 
 
-def ask_for_signals_at_boundaries(trainer: Trainer, accumulation: int) -> None:
-    """On several ranks Lightning broadcasts a SIGTERM flag and waits for it before every micro-batch: once a step is
-    enough."""
-    loop = trainer.fit_loop.epoch_loop
-    broadcast = loop._broadcast_sigterm_tensor
+def leave_signals_alone(trainer: Trainer) -> None:
+    """Take Lightning's SIGTERM path out: SIGTERM interrupts the rank that gets it, and the launcher ends the others.
 
-    def at_boundaries() -> None:
-        if (loop.batch_idx + 1) % accumulation == 0:  # the index of the micro-batch that comes next
-            broadcast()
-
-    loop._broadcast_sigterm_tensor = at_boundaries  # type: ignore[method-assign]
+    On several ranks Lightning broadcasts a flag and waits for it before every micro-batch, and its handler starts a
+    collective of its own, which hangs where one rank alone gets the signal.
+    """
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
 
 # ---------------------------------------------------------------- the manifest
