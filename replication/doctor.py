@@ -167,7 +167,7 @@ def _transformers() -> Finding:
 
 
 def _zero(machine: Machine) -> Finding:
-    """Whether ZeRO can train here: deepspeed imports; CUDA is there, or its CPU op can be compiled."""
+    """Whether ZeRO can train here: deepspeed imports, on the GPU or on the CPU."""
     environment = dict(os.environ)
     if not machine.gpu_gib:
         environment.setdefault("DS_ACCELERATOR", "cpu")
@@ -181,16 +181,7 @@ def _zero(machine: Machine) -> Finding:
         return Finding("ZeRO", reason, "missing", "run launch/install.sh")
     if machine.gpu_gib:
         return Finding("ZeRO", "runs on the GPU")
-    lacking = [tool for tool in ("ninja", "g++") if not _tool(tool)]
-    if lacking:
-        remedy = "install a C++ compiler and ninja (Debian, Ubuntu: apt-get install g++ ninja-build)"
-        return Finding("ZeRO", f"deepspeed's CPU operation needs {' and '.join(lacking)}", "warning", remedy)
-    return Finding("ZeRO", "runs on the CPU (gloo); the first use compiles for about half a minute")
-
-
-def _tool(name: str) -> str | None:
-    """A program on the PATH, or beside this Python (where pip puts ninja)."""
-    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    return Finding("ZeRO", "runs on the CPU (gloo)")
 
 
 def _slurm() -> Finding:

@@ -7,12 +7,9 @@ the first rank.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -123,11 +120,6 @@ class ZeroStrategy(DeepSpeedStrategy):
         gpu = uses_gpu(config)
         if not gpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first imported
-            if shutil.which("g++") is None:
-                raise UserError(
-                    "cluster.strategy: DeepSpeed on CPU compiles its collectives and needs g++; install it (Debian, "
-                    "Ubuntu: apt-get install g++), or choose ddp"
-                )
         self.gpu = gpu
         asked = deepspeed_config(config)
         if load_universal:
@@ -149,9 +141,12 @@ class ZeroStrategy(DeepSpeedStrategy):
         if self.gpu:
             super().setup_distributed()
             return
+        import deepspeed
+
+        # An operation for inference, which would take a compiler and half a minute to build, on every rank at once.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.set_world_ranks()
-        with contextlib.redirect_stdout(io.StringIO()):  # every rank would say that an operation was built
-            self._init_deepspeed_distributed()
+        self._init_deepspeed_distributed()
 
     def setup(self, trainer: Trainer) -> None:
         """Shard the model; fp32 master weights start from the seed's fp32 weights, not from their bf16 rounding."""
