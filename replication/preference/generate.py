@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from replication.config import RunConfig, to_dict
@@ -17,6 +16,7 @@ from replication.preference.sampling import Sampler, complete, row_key
 from replication.rundir import RunDir, file_sha256, read_json, write_json, write_text
 from replication.training.checkpoints import load_weights, newest_checkpoint
 from replication.training.environment import prepare_torch
+from replication.training.strategies import uses_gpu
 
 ROWS_AT_ONCE = 96
 
@@ -103,5 +103,4 @@ def load_model(config: RunConfig, run: RunDir) -> Transformer:
         )
     model = Transformer(config.model)
     model.load_state_dict(load_weights(folder), strict=not config.model.tied_head)  # a tied head is in there once
-    use_gpu = config.cluster.accelerator != "cpu" and torch.cuda.is_available()
-    return model.eval().to("cuda" if use_gpu else "cpu")
+    return model.eval().to("cuda" if uses_gpu(config) else "cpu")

@@ -25,6 +25,7 @@ from replication.errors import UserError
 from replication.model.moe import MixtureOfExperts
 from replication.model.size import parameter_count
 from replication.objectives.callbacks import MultiplyGradients
+from replication.training.ranks import is_first
 
 BUCKET_ELEMENTS = 50_000_000  # of one reduction or gather, at most: 200 MB in fp32
 
@@ -237,9 +238,8 @@ def consolidated_weights(config: RunConfig, model: nn.Module) -> dict[str, Tenso
     fp32 (the master weights under ZeRO), or fp64 where the run trains in it. A tied weight counts once.
     """
     whole: dict[str, Tensor] = {}
-    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     for name, parameter in _whole_parameters(config, model):
-        if first:
+        if is_first():
             whole[name] = parameter.detach().to("cpu", copy=True)
     return whole
 
