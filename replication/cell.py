@@ -4,25 +4,37 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
 from replication.config import RunConfig, refuse_other_config, scientific_hash
 from replication.errors import UserError, is_lost_peer
-from replication.rundir import SuiteDir, read_json, record_failure, write_json
+from replication.preemption import Preempted
+from replication.rundir import RunDir, SuiteDir, read_json, record_failure, write_json
 
 if TYPE_CHECKING:
     from replication.data.store import TokenStore
 
 
-def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console) -> None:
+Stage = Literal["all", "train", "generate"]
+
+
+def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: Stage = "all") -> None:
     """Run one cell of an output folder to the end; a complete one is left alone, an interrupted one goes on.
 
     A failure is recorded in the cell's FAILED file, with its first line, before it is raised.
 
+    Args:
+        config: the cell's.
+        suite_dir: the output folder.
+        console: for progress.
+        stage: train ends before the completions are generated; generate, in one process of a trained cell, makes
+            them: so that a run on many GPUs does not hold them for what one does.
+
     Raises:
-        UserError: see training.train; also where another process runs this cell.
+        UserError: see training.train; also where another process runs this cell, or an untrained one is to generate.
+        Preempted: the run was told to stop, and did.
     """
     from replication.data.store import TokenStore
     from replication.preference.generate import generate
@@ -43,19 +55,31 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console) -> None:
             check_before_training(config, store)
             if first:
                 suite_dir.link_tensorboard(config.arm, config.seed)
-            train(config, run, store, console)
-            leave_group()
-            if not first:
+            if stage == "generate":
+                check_is_trained(run)
+            else:
+                train(config, run, store, console)
+                leave_group()
+            if not first or (stage == "train" and config.generation.prompts):
                 return
             if config.generation.prompts:
                 generate(config, run, store, console)
             manifest = read_json(run.manifest)
             kept = ("step", "tokens", "data_chain", "final_weights_sha256", "finished_at")
             write_json(run.complete, {"config_hash": scientific_hash(config), **{k: manifest[k] for k in kept}})
+        except Preempted:
+            leave_group()
+            raise
         except Exception as error:
             if not is_lost_peer(error):  # the rank that failed first says why
                 record_failure(run, error)
             raise
+
+
+def check_is_trained(run: RunDir) -> None:
+    """Raise UserError where a cell has not been trained to its last step."""
+    if "finished_at" not in (read_json(run.manifest) or {}):
+        raise UserError(f"{run.root}: is not trained to its last step, so it cannot generate; train it first")
 
 
 def check_before_training(config: RunConfig, store: TokenStore) -> None:

@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
 from replication import __version__
+from replication.arguments import Parser
 from replication.errors import UserError, is_lost_peer
+from replication.preemption import PREEMPTED, Preempted
 
 if TYPE_CHECKING:
-    from replication.config import RunConfig, SuiteConfig
-    from replication.grid.plan import Cell
-    from replication.rundir import SuiteDir
+    from replication.config import RunConfig
 
 INTERRUPTED = 130
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and which takes no abbreviations: --seed is not --seeds."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **({"allow_abbrev": False} | kwargs))
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}; see `{self.prog} --help`")
+STAGES = ("all", "train", "generate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 on success, 2 with one line for a user's mistake, 130 after Ctrl-C, 1 otherwise."""
+    """Run one verb.
+
+    Returns:
+        0 on success, 2 with one line for a user's mistake, 75 where a run was told to stop and did, 130 after Ctrl-C,
+        1 otherwise.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
-    launched = "RANK" in os.environ  # by a launcher, which speaks for all ranks; strategies set it later as well
+    launched = "RANK" in os.environ or "SLURM_STEP_ID" in os.environ  # by what speaks for all ranks
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     for name in ("SIGTERM", "SIGHUP"):  # a closed terminal ends a run as Ctrl-C does, its cells included
@@ -51,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         errors.print(f"[red]error:[/red] {_escape(str(error))}")
         return 2
+    except Preempted as told:
+        if os.environ.get("RANK", "0") == "0":
+            errors.print(f"[yellow]{_escape(str(told))}[/yellow]; the same command goes on from there")
+        return PREEMPTED
     except KeyboardInterrupt:
         if launched:
             return INTERRUPTED
@@ -140,11 +138,13 @@ def train(argv: list[str]) -> int:
     if not argv or any(a in ("-h", "--help") for a in argv):
         keys = run_parser()
         keys.add_argument("--out", type=Path, help="output folder; the cell is OUT/runs/<arm>/seed-<n>")
+        keys.add_argument("--stage", choices=STAGES, default="all", help="train, or generate completions, or both")
         keys.print_help()
         return 0
     parser = Parser(prog="replicate train", add_help=False)
     parser.add_argument("--config", action="append", default=[])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--stage", choices=STAGES, default="all")
     parser.add_argument("--print_config", action="store_true")
     args, flags = parser.parse_known_args(argv)
     config = load_run(args.config, flags)
@@ -153,12 +153,15 @@ def train(argv: list[str]) -> int:
         return 0
     if args.out is None:
         raise UserError("replicate train: --out is missing; name the output folder, such as --out out/my_suite")
-    if config.world_size > 1 and "RANK" not in os.environ:
-        return _start_ranks(config, argv)
     from replication.cell import run_cell
+    from replication.launcher import adopt_place
+    from replication.preemption import listen
     from replication.rundir import SuiteDir
 
-    run_cell(config, SuiteDir(args.out), Console())
+    if args.stage != "generate" and not adopt_place(config) and config.world_size > 1:
+        return _start_ranks(config, argv)
+    listen(config.cluster.stop_signal)
+    run_cell(config, SuiteDir(args.out), Console(), args.stage)
     return 0
 
 
@@ -172,33 +175,21 @@ def _start_ranks(config: RunConfig, argv: list[str]) -> int:
 
     if config.cluster.nodes > 1:
         raise UserError(
-            f"cluster.nodes: {config.cluster.nodes} nodes need one launcher each: on every node run "
-            f"torchrun --nnodes={config.cluster.nodes} --nproc-per-node={config.cluster.devices} "
-            "--rdzv-backend=c10d --rdzv-id=RUN --rdzv-endpoint=FIRST_NODE:PORT -m replication train ..."
+            f"cluster.nodes: {config.cluster.nodes} nodes need a launcher: in a SLURM job `srun --nodes="
+            f"{config.cluster.nodes} --ntasks-per-node={config.cluster.devices} replicate train ...` (`replicate grid "
+            f"submit` writes it), elsewhere on every node `torchrun --nnodes={config.cluster.nodes} --nproc-per-node="
+            f"{config.cluster.devices} --rdzv-backend=c10d --rdzv-id=RUN --rdzv-endpoint=FIRST_NODE:PORT "
+            "-m replication train ...`"
         )
-    return run_ranks([sys.executable, "-m", "replication", "train", *argv], config.world_size)
+    command = [sys.executable, "-m", "replication", "train", *argv]
+    return run_ranks(command, config.world_size, config.cluster.stop_signal)
 
 
 def grid(argv: list[str]) -> int:
-    """Plan, run or show a suite: arms x seeds."""
-    parser = Parser(prog="replicate grid", description=grid.__doc__)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="plan|run|status|diff", parser_class=Parser)
-    for name, text in (("plan", "list the cells"), ("run", "run what is not complete, then report"),
-                       ("status", "show every cell"), ("diff", "show in which keys two arms differ")):  # fmt: skip
-        sub = actions.add_parser(name, help=text, description=f"{text}. Any key of a run may follow as a flag.")
-        sub.add_argument("suite", help="suite file, or a name in configs/suites")
-        if name == "diff":
-            sub.add_argument("arms", nargs=2, metavar="ARM", help="names of two arms")
-        else:
-            sub.add_argument("--out", type=Path, help="output folder (default: out/<suite>)")
-            sub.add_argument("--seeds", help="comma-separated seeds instead of the suite's")
-        if name == "run":
-            sub.add_argument("--jobs", type=int, default=1, help="cells side by side (default 1)")
-    args, flags = parser.parse_known_args(argv)
-    action: Callable[[argparse.Namespace, list[str]], int] = {
-        "plan": _grid_plan, "run": _grid_run, "status": _grid_status, "diff": _grid_diff
-    }[args.action]  # fmt: skip
-    return action(args, flags)
+    """Plan, run, submit or show a suite: arms x seeds."""
+    from replication.grid_cli import grid as run_grid
+
+    return run_grid(argv)
 
 
 def generate(argv: list[str]) -> int:
@@ -244,7 +235,9 @@ def report(argv: list[str]) -> int:
     suite_dir = SuiteDir(args.out)
     if not suite_dir.suite.is_file():
         raise UserError(f"{suite_dir.suite}: no such file; give the output folder of `replicate grid run`")
-    _write_report(suite_dir, load_suite(suite_dir.suite))
+    from replication.analysis.report import write_report
+
+    Console().print(f"wrote {write_report(suite_dir, load_suite(suite_dir.suite))}", soft_wrap=True)
     return 0
 
 
@@ -331,132 +324,3 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "bench": bench,
     "doctor": doctor,
 }
-
-
-# ---------------------------------------------------------------- grid's actions
-
-
-def _suite_cells(
-    args: argparse.Namespace, flags: list[str], from_folder: bool = False
-) -> tuple[SuiteConfig, SuiteDir, list[Cell]]:
-    """The suite (with --seeds), its output folder and its cells.
-
-    With from_folder, a suite that the folder holds wins over the file: its seeds, and each cell's own config.
-    """
-    from dataclasses import replace
-
-    from replication.config import load_suite
-    from replication.grid.plan import plan
-    from replication.rundir import SuiteDir
-
-    suite = load_suite(args.suite)
-    if args.seeds:
-        try:
-            suite = replace(suite, seeds=tuple(int(s) for s in args.seeds.split(",")))
-        except ValueError:
-            raise UserError(f"--seeds: '{args.seeds}' is not a list of whole numbers such as 1,2,3") from None
-        if len(set(suite.seeds)) != len(suite.seeds):
-            raise UserError(f"--seeds: '{args.seeds}' names a seed twice; name each once")
-    suite_dir = SuiteDir(args.out or Path("out") / suite.name)
-    if from_folder and suite_dir.suite.is_file():
-        stored = load_suite(suite_dir.suite)
-        suite = stored if not args.seeds else replace(stored, seeds=suite.seeds)
-    return suite, suite_dir, plan(suite, suite_dir, flags, from_folder)
-
-
-def _grid_plan(args: argparse.Namespace, flags: list[str]) -> int:
-    from rich.table import Table
-
-    suite, _, cells = _suite_cells(args, flags)
-    table = Table("cell", "config hash", "steps", "tokens", "folder", title=f"{suite.name}: {len(cells)} cells")
-    for cell in cells:
-        t = cell.config.training
-        table.add_row(cell.name, cell.hash, str(t.steps), f"{t.steps * t.batch_tokens:,}", str(cell.run.root))
-    Console().print(table)
-    return 0
-
-
-def _grid_run(args: argparse.Namespace, flags: list[str]) -> int:
-    from replication.cell import check_before_training, data_folder
-    from replication.grid.local import run_cells
-    from replication.grid.plan import claim_folder
-    from replication.grid.status import cell_status, status_table
-
-    if args.jobs < 1:
-        raise UserError(f"--jobs: {args.jobs} must be at least 1")
-    suite, suite_dir, cells = _suite_cells(args, flags)
-    console = Console()
-    claim_folder(suite, suite_dir, cells)
-    waiting = [c for c in cells if not c.run.complete.is_file()]
-    if waiting and waiting[0].config.data.dir is None:
-        from replication.data.prepare import prepare as prepare_corpus
-
-        prepare_corpus(waiting[0].config.data, suite_dir.data, console)
-    if waiting:
-        from replication.data.store import TokenStore
-
-        store = TokenStore.open(data_folder(waiting[0].config, suite_dir))
-        for cell in waiting:
-            check_before_training(cell.config, store)
-    outcome = run_cells(cells, suite_dir, args.jobs, console)
-    console.print(status_table([cell_status(c) for c in cells], suite.name))
-    if outcome.complete or outcome.failed or not _report_is_current(suite_dir, cells):
-        from replication.config import load_suite
-
-        _write_report(suite_dir, load_suite(suite_dir.suite))
-    else:
-        console.print("every cell was complete and the report is up to date: nothing to do")
-    console.print(f"report:       {suite_dir.report_html}", soft_wrap=True)
-    command = shlex.join([_here("tensorboard"), "--logdir", str(suite_dir.tensorboard)])
-    console.print(f"curves:       {command}", soft_wrap=True)
-    if outcome.failed:
-        names = ", ".join(c.name for c in outcome.failed)
-        raise UserError(
-            f"{len(outcome.failed)} of {len(cells)} cells failed ({names}); see the table; run again to retry"
-        )
-    return 0
-
-
-def _grid_status(args: argparse.Namespace, flags: list[str]) -> int:
-    from replication.grid.status import cell_status, status_table
-
-    suite, suite_dir, cells = _suite_cells(args, flags, from_folder=True)
-    Console().print(status_table([cell_status(c) for c in cells], f"{suite.name} in {suite_dir.root}"))
-    return 0
-
-
-def _grid_diff(args: argparse.Namespace, flags: list[str]) -> int:
-    from rich.table import Table
-
-    from replication.config import differences, load_cell, load_suite, scientific
-
-    suite = load_suite(args.suite)
-    a, b = (scientific(load_cell(suite, arm, suite.seeds[0], flags)) for arm in args.arms)
-    table = Table("key", *args.arms)
-    for key, (left, right) in differences(a, b).items():
-        table.add_row(key, str(left), str(right))
-    Console().print(table)
-    return 0
-
-
-def _write_report(suite_dir: SuiteDir, suite: SuiteConfig) -> None:
-    from replication.analysis.report import write_report
-
-    path = write_report(suite_dir, suite)
-    Console().print(f"wrote {path}", soft_wrap=True)
-
-
-def _report_is_current(suite_dir: SuiteDir, cells: Sequence[Cell]) -> bool:
-    outputs = (suite_dir.results, suite_dir.report_html, suite_dir.report_md)
-    if not all(p.is_file() for p in outputs):
-        return False
-    oldest = min(p.stat().st_mtime for p in outputs)
-    return all(c.run.complete.stat().st_mtime <= oldest for c in cells if c.run.complete.is_file())
-
-
-def _here(command: str) -> str:
-    """A command of this Python's own environment, by its path where it is not on PATH."""
-    import shutil
-
-    beside = Path(sys.executable).with_name(command)
-    return command if shutil.which(command) or not beside.exists() else str(beside)

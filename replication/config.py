@@ -258,6 +258,26 @@ class GenerationConfig:
 
 
 @dataclass(frozen=True)
+class SlurmConfig:
+    """What a SLURM job of one cell asks for. Account, partition and the like are the site's: launch/site.env."""
+
+    time_limit_minutes: int = 1440
+    """Longest time of one job; a cell that needs more goes on in the next one."""
+    cpus_per_task: int | None = None
+    """CPU cores of each process; none: what the site gives."""
+    memory_gib: int | None = None
+    """Memory of each node, in GiB; none: what the site gives."""
+    concurrent_cells: int = 4
+    """Most cells of a suite that run at once."""
+    lead_seconds: int = 300
+    """How long before the time limit a job is told to save and stop; must exceed a step and a save."""
+    signal_to: Literal["batch", "ranks"] = "batch"
+    """Who gets the stop signal from SLURM: the batch shell, which passes it on, or every process itself."""
+    max_requeues: int = 100
+    """How often a job that was told to stop goes on by itself."""
+
+
+@dataclass(frozen=True)
 class ClusterConfig:
     """The machine: free to differ, changes time and rounding, never the experiment (not scientific)."""
 
@@ -278,6 +298,11 @@ class ClusterConfig:
     """CPU threads of each process; none: torch's own choice."""
     loader_workers: int = 0
     """Processes that read batches ahead."""
+    stop_signal: Literal["USR1", "USR2", "TERM"] = "USR2"
+    """Signal to any one process at which all of them save at the next optimizer boundary and stop with exit code 75
+    (NCCL is said to catch USR1)."""
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    """The job of one cell on a SLURM cluster."""
 
 
 @dataclass(frozen=True)
@@ -517,6 +542,19 @@ def _template_fields(template: str) -> set[str | None]:
 
 
 @dataclass(frozen=True)
+class DivergedRule:
+    """When a cell counts as diverged: an outcome that is reported, not a failure that is tried again.
+
+    A loss that is not finite always does. So does a training loss that stays above a limit after the warm-up.
+    """
+
+    above_nats: float | None = None
+    """Limit of train/loss_nats; none: what guessing uniformly costs, log(vocab_size)."""
+    for_steps: int = 100
+    """Steps in a row, counted back from the last logged one and all after the warm-up, that lie above the limit."""
+
+
+@dataclass(frozen=True)
 class SuiteConfig:
     """A grid: arms x seeds over shared layers."""
 
@@ -530,6 +568,8 @@ class SuiteConfig:
     """Config files under every cell, in order (model, data, cluster)."""
     run: dict[str, Any] = field(default_factory=dict)
     """Keys of a run that hold for every cell; they win over the layers."""
+    diverged: DivergedRule = field(default_factory=DivergedRule)
+    """When a cell counts as diverged; frozen with the suite."""
 
 
 # ---------------------------------------------------------------- finding files
@@ -627,10 +667,14 @@ def load_suite(name: str | Path) -> SuiteConfig:
     return suite
 
 
-def load_cell(suite: SuiteConfig, arm: str, seed: int, flags: Sequence[str] = ()) -> RunConfig:
-    """The RunConfig of one cell: the suite's layers, the arm's file, the suite's run keys, the seed, then flags."""
+def load_cell(
+    suite: SuiteConfig, arm: str, seed: int, flags: Sequence[str] = (), cluster: Path | None = None
+) -> RunConfig:
+    """The RunConfig of one cell: the suite's layers, the arm, the suite's run keys, a cluster file, the seed, flags."""
     arm_file = find_config(arm, "arms")
-    shared = ["\n" + yaml.safe_dump(suite.run)] if suite.run else []
+    shared: list[str | Path] = ["\n" + yaml.safe_dump(suite.run)] if suite.run else []
+    if cluster is not None:
+        shared.append(cluster)
     config = load_run([*suite.layers, arm_file, *shared], [f"--seed={seed}", *flags])
     values = flatten(to_dict(config))
     for key, declared in flatten(yaml.safe_load(arm_file.read_text()) or {}).items():
@@ -640,6 +684,22 @@ def load_cell(suite: SuiteConfig, arm: str, seed: int, flags: Sequence[str] = ()
                 f"{values[key]}; remove that, or write another arm file"
             )
     return config
+
+
+def find_cluster(name: str) -> Path:
+    """A cluster file, by path or by its name in configs/cluster.
+
+    Raises:
+        UserError: no such file, or one that sets other keys than the machine's.
+    """
+    path = find_config(name, "cluster")
+    keys = set(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    if not keys <= {"cluster", "checkpoints", "logging"}:
+        others = ", ".join(sorted(keys - {"cluster", "checkpoints", "logging"}))
+        raise UserError(
+            f"{path}: sets {others}; a cluster file says where cells run, not what they are: put it into the suite"
+        )
+    return path
 
 
 def arm_keys(arm: str) -> set[str]:
@@ -711,6 +771,6 @@ def refuse_differences(what: str, there: dict[str, Any], here: dict[str, Any], r
 
 def refuse_other_config(config: RunConfig, path: Path) -> None:
     """Raise UserError where a cell's config.yaml is of another scientific config; nothing where there is none."""
-    if path.is_file():
+    if path.is_file() and path.read_text(encoding="utf-8") != to_yaml(config):
         what, remedy = f"{path.parent}: holds a cell of another config", "choose another --out, or remove it"
         refuse_differences(what, scientific(load_run([path])), scientific(config), remedy)

@@ -28,9 +28,9 @@ from rich.table import Table
 from replication.config import RunConfig, SourceConfig, SuiteConfig, load_cell, load_suite, run_parser
 from replication.errors import UserError
 from replication.model.size import parameter_count
+from replication.needs import GIB, checkpoint_gib, checkpoints_kept, gib, state_needs
 from replication.preference.prompts import load_prompts
 
-GIB = 2**30
 HUB_SECONDS = 2.0
 BROKEN_CONFIG = 2
 CPU_FLOP_PER_SECOND = 1e11  # generous for a desktop processor; a suite past a month of it needs a GPU
@@ -283,19 +283,15 @@ class Needs:
 
 def needs_of(suite: SuiteConfig, config: RunConfig) -> Needs:
     """Estimate from the config of one cell; the cells of a suite share model and data."""
-    number_bytes = 8 if config.training.precision == "64-true" else 4
     n_cells = len(suite.arms) * len(suite.seeds)
     parameters = parameter_count(config.model)
     tokens = n_cells * config.training.steps * config.training.batch_tokens
-    checkpoint_gib = 4 * number_bytes * parameters / GIB  # weights and two moments, and the whole weights again
-    every = config.checkpoints.keep_every_steps
-    kept = config.checkpoints.keep_last + (config.training.steps // every if every else 0)
     return Needs(
         n_cells=n_cells,
         parameters=parameters,
-        training_gib=4 * number_bytes * parameters / GIB,
+        training_gib=state_needs(config).device_gib,
         tokens=tokens,
-        checkpoints_gib=n_cells * (kept + 1) * checkpoint_gib,
+        checkpoints_gib=n_cells * checkpoints_kept(config) * checkpoint_gib(config),
         flop=6.0 * parameters * tokens,
     )
 
@@ -306,14 +302,14 @@ def _obstacles(needs: Needs, config: RunConfig, machine: Machine) -> Iterator[st
     if on_gpu and not machine.gpu_gib:
         yield "cluster.accelerator is gpu, and torch sees none"
     elif on_gpu and needs.training_gib > machine.gpu_gib:
-        yield f"{_gib(needs.training_gib)} do not fit the GPU's {_gib(machine.gpu_gib)}"
+        yield f"{gib(needs.training_gib)} do not fit the GPU's {gib(machine.gpu_gib)}"
     elif not on_gpu and needs.training_gib > machine.memory_gib:
-        yield f"{_gib(needs.training_gib)} do not fit the {_gib(machine.memory_gib)} of free memory"
+        yield f"{gib(needs.training_gib)} do not fit the {gib(machine.memory_gib)} of free memory"
     if not on_gpu and needs.flop > CPU_FLOP_PER_SECOND * MONTH_SECONDS:
         months = needs.flop / CPU_FLOP_PER_SECOND / MONTH_SECONDS
         yield f"{needs.flop:.0e} FLOP take months on a CPU (about {months:,.0f} at 1e11 a second)"
     if needs.checkpoints_gib > machine.disk_gib:
-        yield f"{_gib(needs.checkpoints_gib)} of checkpoints, and {_gib(machine.disk_gib)} are free on disk"
+        yield f"{gib(needs.checkpoints_gib)} of checkpoints, and {gib(machine.disk_gib)} are free on disk"
     for what, state in data_needs(config):
         if state.startswith("missing"):
             yield f"{what}: {state}"
@@ -384,9 +380,9 @@ def _suite_rows(path: Path, config_root: Path, machine: Machine) -> Iterator[tup
     needs = needs_of(suite, config)
     yield "cells", f"{needs.n_cells} ({len(suite.arms)} arms x {len(suite.seeds)} seeds)"
     yield "parameters", f"{needs.parameters:,}"
-    yield "memory of a cell", _gib(needs.training_gib)
+    yield "memory of a cell", gib(needs.training_gib)
     yield "tokens in total", f"{needs.tokens:,}"
-    yield "checkpoints", f"up to {_gib(needs.checkpoints_gib)}"
+    yield "checkpoints", f"up to {gib(needs.checkpoints_gib)}"
     if config.generation.prompts is not None:
         yield (
             "prompts",
@@ -403,10 +399,6 @@ def _load_arm(suite: SuiteConfig, arm: str, root: Path) -> RunConfig:
     arm_file = root / "arms" / f"{arm}.yaml"
     here = dataclasses.replace(suite, layers=layers)
     return load_cell(here, str(arm_file) if arm_file.is_file() else arm, suite.seeds[0])
-
-
-def _gib(gib: float) -> str:
-    return f"{gib:,.1f} GiB" if gib >= 0.1 else f"{gib * 1024:,.0f} MiB"
 
 
 # ---------------------------------------------------------------- every config file on its own

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from replication.config import RunConfig, flatten, refuse_differences, to_dict, to_yaml
 from replication.errors import UserError
-from replication.rundir import RunDir, SuiteDir, read_journal, read_json, write_json, write_text
+from replication.rundir import RunDir, SuiteDir, last_line, read_journal, read_json, write_json, write_text
 from replication.training.phases import VARIABLE, Board, Reading
 
 AIMS = {"mid-step": ("forward", "update"), "mid-accumulation": ("accumulate",), "mid-save": ("save",)}
@@ -284,7 +284,7 @@ class _Drill:
     def _check_ended(self, process: subprocess.Popen[bytes], name: str) -> None:
         if process.returncode:
             log = self.folder / name / "log.txt"
-            last = (log.read_text(errors="replace").strip().splitlines() or ["no message"])[-1]
+            last = last_line(log) or "no message"
             raise UserError(f"{self.folder / name}: the run failed on its own ({last[:200]}); see {log}")
 
     def _cell(self, name: str) -> RunDir:

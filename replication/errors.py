@@ -22,6 +22,10 @@ class UserError(ValueError):
     """
 
 
+class Diverged(UserError):
+    """The training left the numbers that can be computed with: an outcome of the cell, which a retry only repeats."""
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error, or one that it wraps, is a full disk, quota or file size limit.
 

@@ -1,8 +1,9 @@
-"""Start the processes of one run on this machine, and end them together. Imports no torch.
+"""The processes of one run: started here on one machine, or started by srun or torchrun. Imports no torch.
 
-Every process gets the variables of torch's launcher (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), so that
-the same command runs under torchrun as well. Unlike torchrun it adds nothing to what a rank says, unless a rank was
-killed and could say nothing, and it ends with that rank's code.
+Every process has its place from the variables of torch's launcher (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR,
+MASTER_PORT): `run_ranks` sets them for what it starts, torchrun does, and `adopt_slurm_step` reads them from SLURM.
+Unlike torchrun, `run_ranks` adds nothing to what a rank says, unless a rank was killed and could say nothing, and it
+ends with that rank's code.
 """
 
 from __future__ import annotations
@@ -13,20 +14,22 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from replication.config import RunConfig
 from replication.data.workers import tethered
+from replication.errors import UserError
+from replication.preemption import PREEMPTED, hold
 
-LAUNCHED = "REPLICATION_LAUNCHED"
-"""Set in every rank that run_ranks starts: its place comes from RANK, whatever a scheduler around it says."""
 SETTLE_SECONDS = 0.5
 """How long the ranks have to end by themselves after the first has, so that the cause is told from its effects."""
 GRACE_SECONDS = 10.0
 """How long the other ranks have after one has ended badly, or after a signal, before they are killed."""
 
 
-def run_ranks(command: Sequence[str], n_ranks: int) -> int:
-    """Run `command` once for each rank and wait; what ends one rank badly ends all.
+def run_ranks(command: Sequence[str], n_ranks: int, stop_signal: str = "USR2") -> int:
+    """Run `command` once for each rank and wait; what ends one rank badly ends all. The stop signal is passed on.
 
     Returns:
         0, or the code of the first rank that failed (128 + the signal's number for a killed one).
@@ -35,7 +38,6 @@ def run_ranks(command: Sequence[str], n_ranks: int) -> int:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {
-        LAUNCHED: 1,
         "WORLD_SIZE": n_ranks,
         "LOCAL_WORLD_SIZE": n_ranks,
         "MASTER_ADDR": "127.0.0.1",
@@ -47,12 +49,13 @@ def run_ranks(command: Sequence[str], n_ranks: int) -> int:
                 list(command),
                 env=os.environ | {k: str(v) for k, v in (shared | {"RANK": r, "LOCAL_RANK": r}).items()},
                 start_new_session=True,  # Ctrl-C reaches this process alone, which tells them all
-                preexec_fn=lambda: None,  # without one, Popen does not run the hooks that tether
+                preexec_fn=lambda: hold(stop_signal),  # and with one, Popen runs the hooks that tether
             )
             for r in range(n_ranks)
         ]
     try:
-        return _wait(ranks)
+        with _passing_on(signal.Signals[f"SIG{stop_signal}"], ranks):
+            return _wait(ranks)
     except BaseException:
         _end(ranks, signal.SIGTERM)  # as an interrupt, but heard in the background too, where SIGINT is ignored
         raise
@@ -62,6 +65,8 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
     while True:
         codes = [rank.poll() for rank in ranks]
         if any(codes):
+            if PREEMPTED in codes:  # they end together, each at its own speed
+                _let_end(ranks, GRACE_SECONDS)
             time.sleep(SETTLE_SECONDS)
             failed = {r: code for r, rank in enumerate(ranks) if (code := rank.poll())}
             _end(ranks, signal.SIGTERM)
@@ -86,13 +91,100 @@ def _code_of(failed: dict[int, int]) -> int:
 
 def _end(ranks: Sequence[subprocess.Popen[bytes]], first: signal.Signals) -> None:
     """Signal every rank that is left, and kill what has not ended in time."""
-    left = [rank for rank in ranks if rank.poll() is None]
-    for rank in left:
-        rank.send_signal(first)
-    deadline = time.monotonic() + GRACE_SECONDS
-    for rank in left:
-        try:
-            rank.wait(timeout=max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            rank.kill()
-            rank.wait()
+    for rank in ranks:
+        rank.send_signal(first)  # does nothing to one that has ended
+    for rank in _let_end(ranks, GRACE_SECONDS):
+        rank.kill()
+        rank.wait()
+
+
+def _let_end(ranks: Sequence[subprocess.Popen[bytes]], seconds: float) -> list[subprocess.Popen[bytes]]:
+    """Wait for ranks to end by themselves; those that have not in time."""
+    deadline = time.monotonic() + seconds
+    while (left := [rank for rank in ranks if rank.poll() is None]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+@contextmanager
+def _passing_on(signum: signal.Signals, ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Inside the block, hand a signal to this process on to every rank."""
+
+    def hand_on(received: int, frame: object) -> None:
+        for rank in ranks:
+            rank.send_signal(received)
+
+    before = signal.signal(signum, hand_on)
+    try:
+        yield
+    finally:
+        signal.signal(signum, before)
+
+
+# ---------------------------------------------------------------- started by others
+
+
+def is_one_of_several() -> bool:
+    """Whether a launcher (ours, torchrun, srun) started this process as one of a run's."""
+    return "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def adopt_place(config: RunConfig) -> bool:
+    """Whether a launcher started this process as a rank of the run; where that was srun, set torch's variables.
+
+    Raises:
+        UserError: it started another number of processes than the config says.
+    """
+    if "RANK" not in os.environ and is_one_of_several():
+        os.environ.update(_slurm_place(config))
+    if "RANK" not in os.environ:
+        return False
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != config.world_size:
+        raise UserError(
+            f"cluster.devices x cluster.nodes: the config asks for {config.cluster.devices} x {config.cluster.nodes} "
+            f"processes, the launcher started {started}; start as many tasks as the config says"
+        )
+    return True
+
+
+def _slurm_place(config: RunConfig) -> dict[str, str]:
+    """This process's place in a step of srun, in the words of torch's launcher.
+
+    Raises:
+        UserError: another number of tasks on a node than cluster.devices.
+    """
+    step = {name: os.environ[f"SLURM_{name}"] for name in ("JOB_ID", "STEP_ID", "PROCID", "LOCALID", "NODEID")}
+    per_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # such as 8(x4), or 8,7
+    if per_node not in (str(config.cluster.devices), f"{config.cluster.devices}(x{config.cluster.nodes})"):
+        raise UserError(
+            f"cluster.devices: the config asks for {config.cluster.devices} processes on each of "
+            f"{config.cluster.nodes} node(s), srun started {per_node or 'an unknown number'}; start it with "
+            f"--nodes={config.cluster.nodes} --ntasks-per-node={config.cluster.devices}"
+        )
+    port = 10_000 + (int(step["JOB_ID"]) * 7 + int(step["STEP_ID"])) % 20_000  # below the ports that systems give out
+    return {
+        "RANK": step["PROCID"],
+        "LOCAL_RANK": step["LOCALID"],
+        "NODE_RANK": step["NODEID"],
+        "WORLD_SIZE": os.environ["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_WORLD_SIZE": str(config.cluster.devices),
+        "MASTER_ADDR": os.environ.get("MASTER_ADDR") or _first_node(os.environ["SLURM_STEP_NODELIST"]),
+        "MASTER_PORT": os.environ.get("MASTER_PORT", str(port)),
+    }
+
+
+def _first_node(nodes: str) -> str:
+    """Address of the first of a compressed list of nodes (node[03-06,9]), as SLURM itself reaches it."""
+    names = _scontrol("show", "hostnames", nodes).split()
+    facts = dict(word.partition("=")[::2] for word in _scontrol("show", "node", "--oneliner", names[0]).split())
+    return facts.get("NodeAddr", names[0])
+
+
+def _scontrol(*args: str) -> str:
+    try:
+        return subprocess.run(["scontrol", *args], capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(
+            f"MASTER_ADDR: scontrol does not tell the first node's address ({error}); set MASTER_ADDR before srun"
+        ) from None

@@ -4,6 +4,7 @@ DIR/suite.yaml                      the resolved suite
 DIR/data/                           the prepared corpus (unless data.dir points elsewhere)
 DIR/runs/<arm>/seed-<n>/            one cell: RunDir below
 DIR/tensorboard/<arm>/seed-<n>      links to the cells' tensorboard folders, so that TensorBoard's run names are short
+DIR/launch/<n>-<what>/               what was submitted to SLURM
 DIR/certificate.json                the pair certificate of every seed
 DIR/report.html report.md results.json figures/*.png
 """
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from replication.errors import UserError
+from replication.errors import Diverged, UserError
 
 # ---------------------------------------------------------------- small files, written whole
 
@@ -125,6 +126,11 @@ class RunDir:
         return self.root / "checkpoints"
 
     @property
+    def times(self) -> Path:
+        """The longest save and step so far: {"save_seconds": s, "step_seconds": s}."""
+        return self.checkpoints / "times.json"
+
+    @property
     def samples(self) -> Path:
         return self.root / "samples.jsonl"
 
@@ -134,8 +140,14 @@ class RunDir:
 
     @property
     def failed(self) -> Path:
-        """Present where the last attempt failed: {"error": first line, "log": path, "step": n, "time": iso}."""
+        """Present where the last attempt failed: {"error": first line, "diverged": whether the training was lost,
+        "log": path, "step": n, "time": iso}."""
         return self.root / "FAILED"
+
+    @property
+    def jobs(self) -> Path:
+        """One line for each thing that happened to a SLURM job of the cell; written by launch/job.sh."""
+        return self.root / "jobs.jsonl"
 
     @property
     def log(self) -> Path:
@@ -201,6 +213,11 @@ class SuiteDir:
     @property
     def runs(self) -> Path:
         return self.root / "runs"
+
+    @property
+    def launch(self) -> Path:
+        """What was submitted to SLURM; see grid.submit."""
+        return self.root / "launch"
 
     @property
     def tensorboard(self) -> Path:
@@ -288,6 +305,26 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 def read_tail(path: Path, n_bytes: int = 16384) -> dict[str, Any] | None:
     """The last training line (one with `tokens`) of a journal, reading its end alone; None where there is none."""
+    lines, is_whole = _end_of_journal(path, n_bytes)
+    if not lines and not is_whole:
+        return read_tail(path, n_bytes * 8)
+    return lines[-1] if lines else None
+
+
+def read_last_losses(path: Path, n_steps: int, n_bytes: int = 16384) -> tuple[int, list[float | None]]:
+    """(last logged step, training losses in nats of at most n_steps steps up to it), reading a journal's end alone.
+
+    A loss that was not finite is None.
+    """
+    lines, is_whole = _end_of_journal(path, n_bytes)
+    losses = [loss for line in lines for loss in line.get("per_step", {}).get("train/loss_nats", [])]
+    if len(losses) < n_steps and not is_whole:
+        return read_last_losses(path, n_steps, n_bytes * 8)
+    return (lines[-1]["step"] if lines else 0), losses[-n_steps:]
+
+
+def _end_of_journal(path: Path, n_bytes: int) -> tuple[list[dict[str, Any]], bool]:
+    """The training lines among the last bytes of a journal, and whether these are all of its bytes."""
     try:
         with open(path, "rb") as file:
             file.seek(0, os.SEEK_END)
@@ -295,11 +332,8 @@ def read_tail(path: Path, n_bytes: int = 16384) -> dict[str, Any] | None:
             file.seek(max(0, size - n_bytes))
             text = file.read().decode("utf-8", errors="ignore")
     except FileNotFoundError:
-        return None
-    lines = [line for line in _parse_lines(text.splitlines()) if "tokens" in line]
-    if not lines and size > n_bytes:
-        return read_tail(path, n_bytes * 8)
-    return lines[-1] if lines else None
+        return [], True
+    return [line for line in _parse_lines(text.splitlines()) if "tokens" in line], size <= n_bytes
 
 
 def _parse_lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -310,6 +344,25 @@ def _parse_lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(value, dict) and isinstance(value.get("step"), int):
             yield value
+
+
+# ---------------------------------------------------------------- how long a stop takes
+
+
+def record_times(run: RunDir, save_seconds: float, step_seconds: float) -> None:
+    """Keep the longest save and the longest step (a validation included) that a cell has taken."""
+    kept = read_json(run.times) or {}
+    now = {"save_seconds": save_seconds, "step_seconds": step_seconds}
+    write_json(run.times, {k: round(max(v, kept.get(k, 0.0)), 3) for k, v in now.items()})
+
+
+def lead_seconds_needed(run: RunDir) -> int | None:
+    """How long before a time limit a run must be told to stop: half as much again as its longest step and save.
+
+    None where it has saved nothing yet.
+    """
+    times = read_json(run.times)
+    return math.ceil(1.5 * (times["save_seconds"] + times["step_seconds"])) if times else None
 
 
 # ---------------------------------------------------------------- failures
@@ -323,11 +376,21 @@ def record_failure(run: RunDir, error: BaseException) -> None:
         run.failed,
         {
             "error": label,
+            "diverged": isinstance(error, Diverged),
             "log": str(run.log),
             "step": tail["step"] if tail else 0,
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         },
     )
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that is not blank; "" where there is none."""
+    try:
+        lines = log.read_text(errors="replace").strip().splitlines()
+    except FileNotFoundError:
+        return ""
+    return lines[-1].strip() if lines else ""
 
 
 def remove_tree(path: Path) -> None:

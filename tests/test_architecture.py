@@ -17,12 +17,13 @@ import pytest
 
 # From the floor up. A module may import its own layer and those before it.
 LAYERS = [
-    ["errors"],
-    ["config", "rundir"],
-    ["certificate", "model", "data", "objectives", "preference.prompts", "doctor"],
+    ["errors", "preemption"],
+    ["arguments", "config", "rundir"],
+    ["certificate", "model", "needs", "data", "objectives", "preference.prompts", "doctor"],
     ["launcher", "training"],
     ["grid", "preference", "analysis"],
     ["bench", "cell", "drill"],
+    ["grid_cli"],
     ["cli"],
     ["__main__"],
 ]
@@ -49,13 +50,17 @@ RESERVED = {
 # What answers at once, or runs on a laptop without torch.
 TORCH_FREE = [
     "errors",
+    "preemption",
+    "arguments",
     "config",
     "rundir",
+    "needs",
     "certificate",
     "cell",
     "cli",
     "doctor",
     "grid",
+    "grid_cli",
     "analysis",
     "drill",
     "launcher",

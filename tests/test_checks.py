@@ -13,7 +13,7 @@ from training_setup import fit, small_config
 import replication.training.train as train_module
 from replication.errors import UserError
 from replication.rundir import RunDir, read_journal, read_json
-from replication.training.ranks import check_ranks
+from replication.training.preflight import check_ranks
 
 TWO = ("--cluster.strategy=zero2", "--cluster.devices=2", "--cluster.micro_batch_sequences=4")
 

@@ -196,7 +196,7 @@ def test_a_second_call_repeats_nothing(finished):
 def test_status_and_plan_show_every_cell(finished):
     suite, out = finished
     status = replicate("grid", "status", suite, "--out", out)
-    assert status.stdout.count("complete") == 8
+    assert status.stdout.count("complete") == 8 + 1  # every row, and the count below
     assert "6/6" in status.stdout
     plan = replicate("grid", "plan", suite, "--out", out)
     assert plan.stdout.index("both/seed-1") < plan.stdout.index("baseline/seed-2"), "seed blocks"

@@ -9,14 +9,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from replication.grid.plan import Cell
 from replication.grid.status import cell_status, clock
-from replication.rundir import SuiteDir, read_json, write_json
+from replication.preemption import PREEMPTED
+from replication.rundir import SuiteDir, last_line, read_json, write_json
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Outcome:
 
     complete: list[Cell] = field(default_factory=list)
     failed: list[Cell] = field(default_factory=list)
+    stopped: list[Cell] = field(default_factory=list)  # told to by a signal; they go on with the same command
     skipped: list[Cell] = field(default_factory=list)  # complete before
     elsewhere: list[Cell] = field(default_factory=list)  # running in a process that is not ours
 
@@ -65,7 +66,7 @@ def run_cells(cells: Sequence[Cell], suite_dir: SuiteDir, jobs: int, console: Co
                     if r.process.poll() is not None:
                         running.remove(r)
                         _finish(r, outcome, progress)
-                ended = len(outcome.complete) + len(outcome.failed)
+                ended = len(outcome.complete) + len(outcome.failed) + len(outcome.stopped)
                 left = (time.monotonic() - started) / ended * (len(waiting) + len(running)) if ended else None
                 done = len(outcome.skipped) + ended
                 progress.update(total, completed=done, note=f"left about {clock(left)}" if left else "")
@@ -93,7 +94,7 @@ def _start(cell: Cell, suite_dir: SuiteDir, progress: Progress) -> _Running:
 def _show(r: _Running, progress: Progress) -> None:
     status = cell_status(r.cell)
     note = "starting"
-    if status.step >= status.steps:
+    if status.step >= r.cell.config.training.steps:
         note = "generating"
     elif status.loss_nats is not None:
         note = f"loss {status.loss_nats:.3f}, left {clock(status.seconds_left)}"
@@ -106,20 +107,19 @@ def _finish(r: _Running, outcome: Outcome, progress: Progress) -> None:
         progress.update(r.task, visible=False)
         progress.console.print(f"[green]complete[/] {r.cell.name}")
         return
+    if r.process.returncode == PREEMPTED:
+        outcome.stopped.append(r.cell)
+        progress.update(r.task, visible=False)
+        progress.console.print(f"[yellow]told to stop[/] {r.cell.name}: saved; the same command goes on from there")
+        return
     if read_json(r.cell.run.failed) is None:  # killed before it could say why
-        error = _last_line(r.cell.run.log) or f"the process ended with code {r.process.returncode}"
+        error = last_line(r.cell.run.log) or f"the process ended with code {r.process.returncode}"
         write_json(r.cell.run.failed, {"error": error, "log": str(r.cell.run.log), "step": cell_status(r.cell).step})
     outcome.failed.append(r.cell)
     progress.update(r.task, visible=False)
     progress.console.print(
         f"[red]failed[/] {r.cell.name}: {read_json(r.cell.run.failed)['error']} (log: {r.cell.run.log})"
     )
-
-
-def _last_line(log: Path) -> str:
-    """The last line of a log that is not blank; "" where there is none."""
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else ""
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

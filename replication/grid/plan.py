@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import yaml
 
@@ -14,6 +15,7 @@ from replication.config import (
     flatten,
     load_cell,
     load_run,
+    load_suite,
     refuse_differences,
     refuse_other_config,
     scientific_hash,
@@ -25,12 +27,11 @@ from replication.rundir import RunDir, SuiteDir, write_text
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One arm at one seed."""
+class Place:
+    """Where one arm at one seed runs: all that its status needs, and no config is loaded for it."""
 
     arm: str
     seed: int
-    config: RunConfig
     run: RunDir
 
     @property
@@ -38,12 +39,35 @@ class Cell:
         return f"{self.arm}/seed-{self.seed}"
 
     @property
+    def folder(self) -> str:
+        """Relative to the output folder."""
+        return f"runs/{self.name}"
+
+
+@dataclass(frozen=True)
+class Cell(Place):
+    """One arm at one seed, and its config."""
+
+    config: RunConfig
+
+    @property
     def hash(self) -> str:
         return scientific_hash(self.config)
 
 
-def plan(suite: SuiteConfig, suite_dir: SuiteDir, flags: Sequence[str] = (), from_folder: bool = False) -> list[Cell]:
-    """Every cell of a suite, seed block by seed block, so that an early end leaves whole pairs.
+def places(suite: SuiteConfig, suite_dir: SuiteDir) -> list[Place]:
+    """Every cell of a suite, seed block by seed block, so that an early end leaves whole pairs."""
+    return [Place(arm, seed, suite_dir.cell(arm, seed)) for seed in suite.seeds for arm in suite.arms]
+
+
+def plan(
+    suite: SuiteConfig,
+    suite_dir: SuiteDir,
+    flags: Sequence[str] = (),
+    cluster: Path | None = None,
+    from_folder: bool = False,
+) -> list[Cell]:
+    """Every cell of a suite with its config, in the order of `places`.
 
     With from_folder, a cell that has a config.yaml is described by it: what is there, not what a new run would be.
 
@@ -51,15 +75,16 @@ def plan(suite: SuiteConfig, suite_dir: SuiteDir, flags: Sequence[str] = (), fro
         UserError: a config that does not load, or an arm file that names another arm than its own.
     """
     check_arms_declare_alike(suite)
+    of_arm = {}  # a cell differs from its arm's first in the seed alone
+    for arm in suite.arms:
+        of_arm[arm] = config = load_cell(suite, arm, suite.seeds[0], flags, cluster)
+        if config.arm != arm:
+            raise UserError(f"configs/arms/{arm}.yaml: key 'arm' says {config.arm}; it must be {arm}")
     cells = []
-    for seed in suite.seeds:
-        for arm in suite.arms:
-            run = suite_dir.cell(arm, seed)
-            there = from_folder and run.config.is_file()
-            config = load_run([run.config]) if there else load_cell(suite, arm, seed, flags)
-            if config.arm != arm:
-                raise UserError(f"configs/arms/{arm}.yaml: key 'arm' says {config.arm}; it must be {arm}")
-            cells.append(Cell(arm, seed, config, run))
+    for place in places(suite, suite_dir):
+        there = from_folder and place.run.config.is_file()
+        config = load_run([place.run.config]) if there else replace(of_arm[place.arm], seed=place.seed)
+        cells.append(Cell(place.arm, place.seed, place.run, config))
     return cells
 
 
@@ -76,7 +101,7 @@ def check_arms_declare_alike(suite: SuiteConfig) -> None:
 
 
 def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell]) -> None:
-    """Make the folder this suite's, and write each new cell's config beside where it will run.
+    """Make the folder this suite's.
 
     Seeds may be added to a folder later; anything else that differs is refused before a cell runs.
 
@@ -85,7 +110,7 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
     """
     claimed = to_dict(suite)
     if suite_dir.suite.is_file():
-        there = yaml.safe_load(suite_dir.suite.read_text()) or {}
+        there = to_dict(load_suite(suite_dir.suite))
         kept, wanted = ({k: v for k, v in flatten(d).items() if k != "seeds"} for d in (there, claimed))
         refuse_differences(f"{suite_dir.root}: holds another suite", kept, wanted, "choose another --out")
         claimed["seeds"] = list(dict.fromkeys([*there["seeds"], *claimed["seeds"]]))
@@ -94,6 +119,9 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
     for cell in cells:
         refuse_other_config(cell.config, cell.run.config)
     write_text(suite_dir.suite, yaml.safe_dump(claimed, sort_keys=False))
+
+
+def write_configs(cells: Sequence[Cell]) -> None:
+    """Write each cell's config where it will run."""
     for cell in cells:
-        if not cell.run.complete.is_file():
-            write_text(cell.run.config, to_yaml(cell.config))
+        write_text(cell.run.config, to_yaml(cell.config))

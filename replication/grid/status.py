@@ -1,61 +1,237 @@
-"""The state of every cell from its files alone: the journal's tail, the markers, the lock. Imports no torch."""
+"""What became of every cell: its files, and where there is a scheduler its job. Imports no torch, loads no config.
+
+The files are the truth about the training, the scheduler about the queue. Where it cannot be asked, the notes that
+each job leaves in its cell's jobs.jsonl stand in.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import yaml
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from replication.grid.plan import Cell
-from replication.rundir import read_json, read_tail
+from replication.config import DivergedRule
+from replication.grid.jobs import JobStage
+from replication.grid.plan import Place
+from replication.grid.slurm import Queued
+from replication.rundir import RunDir, last_line, read_json, read_last_losses, read_tail
 
-STYLE = {"complete": "green", "running": "cyan", "failed": "red", "interrupted": "yellow", "pending": "dim"}
+STYLE = {
+    "complete": "green",
+    "trained": "green",
+    "generating": "cyan",
+    "running": "cyan",
+    "requeued": "yellow",
+    "preempted": "yellow",
+    "interrupted": "yellow",
+    "cancelled": "yellow",
+    "diverged": "magenta",
+    "failed": "red",
+    "queued": "blue",
+    "pending": "dim",
+}
+"""Every state. queued: its first job waits. requeued: its next job waits. preempted: it was told to stop, and no job
+waits to go on. interrupted: it was begun, and nothing says how it ended. trained: only its completions are missing."""
+
+RETRIED = ("failed", "preempted", "interrupted", "cancelled")
+WAITING = ("queued", "requeued", "trained")
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times as fast
 
 
 @dataclass(frozen=True)
 class CellStatus:
     """One row of the status table; None is unknown."""
 
-    cell: Cell
+    place: Place
     state: str
     step: int
-    steps: int
+    steps: int | None
     loss_nats: float | None
     tokens_per_second: float | None
     seconds_left: float | None
-    error: str | None
+    requeues: int  # how often a job of the cell went back into the queue
+    note: str  # a failed cell's first error line and log, a waiting one's reason
+
+    @property
+    def name(self) -> str:
+        return self.place.name
 
 
-def cell_status(cell: Cell) -> CellStatus:
-    state = cell.run.state()
-    tail = read_tail(cell.run.metrics) or {}
-    step, steps = tail.get("step", 0), cell.config.training.steps
-    speed = tail.get("train/tokens_per_second")
-    left = (steps - step) * cell.config.training.batch_tokens / speed if state == "running" and speed else None
-    failure = read_json(cell.run.failed) if state == "failed" else None
+@dataclass(frozen=True)
+class _Facts:
+    """What status needs of a cell's config.yaml."""
+
+    steps: int
+    batch_tokens: int
+    warmup_steps: int
+    vocab_size: int
+    generates: bool
+
+
+def cell_status(
+    place: Place,
+    rule: DivergedRule | None = None,
+    jobs: Mapping[JobStage, Queued] | None = None,
+    ended: str | None = None,
+) -> CellStatus:
+    """The state of one cell.
+
+    Args:
+        place: the cell.
+        rule: when it counts as diverged; None does not ask.
+        jobs: what the scheduler has of it in the queue, by stage.
+        ended: the scheduler's last word on its latest job, where that has left the queue.
+    """
+    run, jobs = place.run, jobs or {}
+    facts, tail = _facts(run.config), read_tail(run.metrics) or {}
+    notes = read_notes(run)
+    restarts = [j.restarts for j in jobs.values()] + [n.get("restarts", 0) for n in notes]
+    state, note = _state(run, jobs, notes, ended, facts)
+    failure = read_json(run.failed) or {}
+    if state == "failed" and failure.get("diverged"):
+        state = "diverged"
+    elif rule is not None and facts is not None and state not in ("queued", "pending"):
+        why = _diverged(run, rule, facts)
+        state, note = ("diverged", why) if why else (state, note)
+    speed, step = tail.get("train/tokens_per_second"), tail.get("step", 0)
+    left = (facts.steps - step) * facts.batch_tokens / speed if facts and state == "running" and speed else None
     return CellStatus(
-        cell, state, step, steps, tail.get("train/loss_nats"), speed, left, failure and failure.get("error")
-    )
+        place, state, step, facts.steps if facts else None, tail.get("train/loss_nats"),
+        speed if state == "running" else None, left, max(restarts, default=0), note,
+    )  # fmt: skip
 
 
-def status_table(rows: Sequence[CellStatus], title: str) -> Table:
-    """cell, state, step, loss, tokens/s, time left, and a failed cell's first error line."""
+def _facts(path: Path) -> _Facts | None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = yaml.load(file, _Loader)
+        t = config["training"]
+        generates = bool(config["generation"]["prompts"])
+        return _Facts(t["steps"], t["batch_tokens"], t["warmup_steps"], config["model"]["vocab_size"], generates)
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return None
+
+
+def read_notes(run: RunDir) -> list[dict[str, Any]]:
+    """The lines of jobs.jsonl, torn ones left out."""
+    try:
+        lines = run.jobs.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return [note for note in found if isinstance(note, dict)]
+
+
+def _state(
+    run: RunDir,
+    jobs: Mapping[JobStage, Queued],
+    notes: Sequence[Mapping[str, Any]],
+    ended: str | None,
+    facts: _Facts | None,
+) -> tuple[str, str]:
+    """(state, note): complete, then what is in the queue, then what files and notes say."""
+    if run.complete.is_file():
+        return "complete", ""
+    trained = facts is not None and facts.generates and "finished_at" in (read_json(run.manifest) or {})
+    train, generate = jobs.get("train"), jobs.get("generate")
+    if train is not None and train.state == "PENDING":
+        began = train.restarts or any(n.get("event") == "started" for n in notes)
+        return ("requeued" if began else "queued"), train.reason
+    if train is not None and not trained:
+        return "running", "" if run.manifest.is_file() else "starting"
+    if generate is not None and generate.state != "PENDING":
+        return "generating", ""
+    failure, last = read_json(run.failed), notes[-1] if notes else {}
+    if run.is_locked():
+        return ("generating" if trained else "running"), ""
+    if _is_cancelled(notes):
+        return "cancelled", ""
+    if failure is not None:
+        return "failed", f"{failure.get('error')} (log: {failure.get('log', run.log)})"
+    if trained:
+        return "trained", "completions are queued" if generate is not None else ""
+    if ended == "CANCELLED":
+        return "cancelled", ""
+    return _ended(run, last, ended)
+
+
+def _is_cancelled(notes: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the latest job was taken out of the queue, whatever it managed to note after that."""
+    latest = [n.get("event") for n in notes]
+    begun = max((i for i, event in enumerate(latest) if event == "started"), default=-1)
+    return "cancelled" in latest[begun + 1 :]
+
+
+def _ended(run: RunDir, last: Mapping[str, Any], ended: str | None) -> tuple[str, str]:
+    """Of a cell that is neither in the queue nor complete, and recorded no error of its own."""
+    event, code = last.get("event"), last.get("code")
+    if event == "preempted":
+        return "preempted", ""
+    if event == "ended" and code:
+        return "failed", f"{last_line(run.log) or f'its job ended with code {code}'} (log: {run.log})"
+    if event == "started":
+        how = ended.lower() if ended else "node or batch shell lost"
+        return "failed", f"its job ended without a word: {how} (log: {run.log})"
+    return ("interrupted" if run.manifest.is_file() else "pending"), ""
+
+
+def _diverged(run: RunDir, rule: DivergedRule, facts: _Facts) -> str:
+    """Why a cell counts as diverged; "" where it does not."""
+    limit = math.log(facts.vocab_size) if rule.above_nats is None else rule.above_nats
+    step, losses = read_last_losses(run.metrics, rule.for_steps)
+    if any(loss is None for loss in losses):
+        return f"a training loss of the last {len(losses)} steps up to step {step} was not finite"
+    if len(losses) < rule.for_steps or step < facts.warmup_steps + rule.for_steps:
+        return ""
+    if min(loss for loss in losses if loss is not None) > limit:
+        return f"train/loss_nats above {limit:.3f} in each of the {rule.for_steps} steps up to step {step}"
+    return ""
+
+
+# ---------------------------------------------------------------- the table
+
+
+def print_status(rows: Sequence[CellStatus], title: str, console: Console) -> None:
+    """cell, state, step, loss, tokens/s, time left; below, how many are in each state, and a line on what needs one."""
     table = Table(title=title)
     for name, justify in (("cell", "left"), ("state", "left"), ("step", "right"), ("loss, nats", "right"),
-                          ("tokens/s", "right"), ("left", "right"), ("error", "left")):  # fmt: skip
+                          ("tokens/s", "right"), ("left", "right")):  # fmt: skip
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for row in rows:
+        times = f", requeued {row.requeues}" if row.requeues and row.state != "requeued" else ""
+        state = f"requeued {row.requeues}" if row.state == "requeued" else row.state
         table.add_row(
-            row.cell.name,
-            f"[{STYLE[row.state]}]{row.state}[/]",
-            f"{row.step}/{row.steps}",
+            row.name,
+            f"[{STYLE[row.state]}]{state}{times}[/]",
+            f"{row.step}/{row.steps or '-'}",
             _number(row.loss_nats, ".3f"),
             _number(row.tokens_per_second, ",.0f"),
             clock(row.seconds_left),
-            row.error or "",
         )
-    return table
+    console.print(table)
+    counts = Counter(row.state for row in rows)
+    console.print(", ".join(f"{counts[state]} {state}" for state in STYLE if counts[state]))
+    for state in WAITING:
+        reasons = Counter(row.note for row in rows if row.state == state and row.note)
+        if reasons:
+            console.print(f"{state}: {', '.join(f'{n} {reason}' for reason, n in reasons.items())}", soft_wrap=True)
+    for row in rows:
+        if row.note and row.state not in WAITING:
+            console.print(f"[{STYLE[row.state]}]{row.name}[/]: {escape(row.note)}", soft_wrap=True)
 
 
 def clock(seconds: float | None) -> str:

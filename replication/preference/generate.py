@@ -11,6 +11,7 @@ from replication.config import RunConfig, to_dict
 from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.model.transformer import Transformer
+from replication.preemption import Preempted, told_to_stop
 from replication.preference.prompts import Prompt, find_prompts, load_prompts
 from replication.preference.sampling import Sampler, complete, row_key
 from replication.rundir import RunDir, file_sha256, read_json, write_json, write_text
@@ -31,6 +32,7 @@ def generate(config: RunConfig, run: RunDir, store: TokenStore, console: Console
 
     Raises:
         UserError: no checkpoint, no prompts, or a prompt file that cannot be read.
+        Preempted: told to stop before all were there.
     """
     assert config.generation.prompts is not None
     prompts = load_prompts(config.generation.prompts)
@@ -41,6 +43,8 @@ def generate(config: RunConfig, run: RunDir, store: TokenStore, console: Console
     rows = [(prompt, sample) for prompt in prompts for sample in range(c.samples_per_prompt)]
     lines: list[dict[str, Any]] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
+        if told_to_stop():
+            raise Preempted(f"{config.arm}/seed-{config.seed}: told to stop; no completions were written")
         part = rows[start : start + ROWS_AT_ONCE]
         texts = [c.template.format(question=prompt.question) for prompt, _ in part]
         completions = complete(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from replication.config import RunConfig, refuse_differences, scientific
 from replication.data.module import Batch
 from replication.errors import UserError, is_disk_full
 from replication.model.transformer import weights_sha256
-from replication.rundir import RunDir, damage, mark_complete, read_json, remove_tree
+from replication.rundir import RunDir, damage, mark_complete, read_json, record_times, remove_tree
 from replication.training.layouts import layout
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
@@ -54,16 +55,22 @@ class Checkpoints(Callback):
         """
         self.config, self.run, self.measure, self.resume = config, run, measure, resume
         self.identity = {"data_hash": data_hash, "layout": layout(config), "scientific": scientific(config)}
+        self._boundary_at: float | None = None
+        self._step_seconds = 0.0  # the longest, a validation included
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.resume is not None:
             restore_generators(self.resume)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        at_boundary = batch_idx % self.config.accumulation == 0
+        if batch_idx % self.config.accumulation:
+            return
+        if self._boundary_at is not None:
+            self._step_seconds = max(self._step_seconds, time.monotonic() - self._boundary_at)
         step = trainer.global_step
-        if at_boundary and step > 0 and step % self.config.checkpoints.every_steps == 0:
+        if step > 0 and step % self.config.checkpoints.every_steps == 0:
             self.save(trainer)
+        self._boundary_at = time.monotonic()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
@@ -87,7 +94,7 @@ class Checkpoints(Callback):
         Raises:
             UserError: no room for it; the run stops, and the earlier checkpoints are as they were.
         """
-        step = trainer.global_step
+        step, started = trainer.global_step, time.monotonic()
         self.measure.check_finite(step)
         folder = checkpoint_folder(self.run, step)
         if folder.exists() and damage(folder) is None:
@@ -109,6 +116,8 @@ class Checkpoints(Callback):
                     f"{_named(newest_checkpoint(self.run)[0])}"
                 ) from None
             barrier()
+        if is_first():
+            record_times(self.run, time.monotonic() - started, self._step_seconds)
 
     def _write(self, trainer: Trainer, partial: Path) -> None:
         """Every rank's part of the new folder."""

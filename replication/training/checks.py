@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
 from replication.config import RunConfig
 from replication.data.module import Batch
-from replication.errors import UserError
+from replication.errors import Diverged, UserError
 from replication.rundir import RunDir, read_json, write_json
 from replication.training.module import LanguageModel
-from replication.training.ranks import check_ranks
+from replication.training.preflight import preflight
 from replication.training.strategies import ZeroStrategy
 
 
@@ -23,16 +23,21 @@ class Checks(Callback):
         """
         Args:
             config: the run's.
-            run: the cell; its manifest gets what DeepSpeed made of its config.
+            run: the cell; its manifest gets what the preflight found, and what DeepSpeed made of its config.
             identity: hashes that must agree between ranks: config, data, weights at start.
         """
         self.config, self.run, self.identity = config, run, identity
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._note("preflight", preflight(self.config, self.run, self.identity), trainer)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_ranks(self.config, self.identity)
-        if isinstance(trainer.strategy, ZeroStrategy) and trainer.is_global_zero:
-            resolved = trainer.strategy.resolved_config
-            write_json(self.run.manifest, (read_json(self.run.manifest) or {}) | {"deepspeed": resolved})
+        if isinstance(trainer.strategy, ZeroStrategy):
+            self._note("deepspeed", trainer.strategy.resolved_config, trainer)
+
+    def _note(self, key: str, value: dict[str, Any], trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            write_json(self.run.manifest, (read_json(self.run.manifest) or {}) | {key: value})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.strategy, ZeroStrategy):  # a resumed engine remembers what it skipped
@@ -62,7 +67,7 @@ class Checks(Callback):
     def _check_skipped(self, skipped: int, step: int) -> None:
         limit = self.config.training.max_skipped_steps
         if skipped > limit:
-            raise UserError(
+            raise Diverged(
                 f"training.max_skipped_steps: DeepSpeed has skipped {skipped} updates up to step {step} because a "
                 f"gradient was not finite, {limit} are allowed; lower training.learning_rate, or allow more"
             )

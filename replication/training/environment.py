@@ -32,7 +32,7 @@ def describe_machine() -> dict[str, Any]:
     """git commit and dirty flag, package versions, hardware; a thing that cannot be told is None, never guessed."""
     return {
         "git": git_state(),
-        "packages": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "packages": package_versions(),
         "hardware": {
             "cpu": cpu_name(),
             "cores": psutil.cpu_count(),
@@ -40,6 +40,11 @@ def describe_machine() -> dict[str, Any]:
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         },
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of what computes, None for what is not installed."""
+    return {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
 
 def git_state() -> dict[str, Any]:

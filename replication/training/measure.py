@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from replication.config import RunConfig
 from replication.data.module import Batch
-from replication.errors import UserError
+from replication.errors import Diverged
 from replication.model.loss import histogram_entropy
 from replication.objectives.layer_gain import included_blocks, layer_scales, step_divergence
 from replication.objectives.token_gain import gain_sums, masked_mean, token_gain
@@ -256,12 +256,12 @@ class Measure(Callback):
         """Read the flag of non-finite losses and gradient norms; called at log lines and before each checkpoint.
 
         Raises:
-            UserError: one was seen; names the last good checkpoint.
+            Diverged: one was seen; names the last good checkpoint.
         """
         if bool(gather(self._nonfinite).any()):
             good = [p for p in sorted(self.run.checkpoints.glob("step-*")) if damage(p) is None]
             last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
-            raise UserError(
+            raise Diverged(
                 f"training: the loss or gradient norm was not finite at or before step {step}; {last}; "
                 "lower training.learning_rate or training.clip_norm"
             )

@@ -9,9 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from replication.config import RunConfig
-from replication.errors import UserError
-
 
 def launched_rank() -> int:
     """This process's rank as its launcher set it, before any process group exists; 0 for a single process."""
@@ -60,25 +57,6 @@ def gather_objects(local: Any) -> list[Any]:
     return out
 
 
-def check_ranks(config: RunConfig, identity: dict[str, str]) -> None:
-    """Raise UserError on every rank where the world is not what the config says, or the ranks are not alike.
-
-    Args:
-        config: the run's.
-        identity: hashes that must agree: config, data, weights at start.
-    """
-    count = int(gather(torch.ones((), device=_device())).sum())
-    if count != config.world_size:
-        raise UserError(
-            f"cluster.devices x cluster.nodes: the config asks for {config.world_size} processes, {count} answered; "
-            "start as many tasks as the config says"
-        )
-    everyone = gather_objects(identity)
-    for key in identity:
-        values = [other[key] for other in everyone]
-        if len(set(values)) > 1:
-            raise UserError(f"{key}: differs between ranks ({dict(enumerate(values))}); give every node the same files")
-
-
-def _device() -> str:
+def device() -> str:
+    """Where tensors of collectives belong."""
     return f"cuda:{torch.cuda.current_device()}" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from replication.config import RunConfig, arm_keys, refuse_other_config, scienti
 from replication.data.module import TokenDataModule
 from replication.data.store import TokenStore
 from replication.errors import UserError
-from replication.launcher import LAUNCHED
 from replication.model.transformer import Transformer, weights_sha256
 from replication.objectives.callbacks import LayerGain, TokenGain
 from replication.rundir import RunDir, read_json, write_json, write_text
@@ -30,6 +28,7 @@ from replication.training.module import LanguageModel
 from replication.training.phases import is_watched
 from replication.training.progress import PhaseMarks, Progress
 from replication.training.ranks import launched_rank
+from replication.training.stopping import StopWhenTold
 from replication.training.strategies import build_strategy, gradient_multiplier
 
 
@@ -126,7 +125,8 @@ def build_trainer(
         callbacks.append(TokenGain(config.token_gain))
     if config.layer_gain.enabled:
         callbacks.append(LayerGain(config.layer_gain, gradient_multiplier(config)))
-    callbacks += [Checkpoints(config, run, start["data hash"], measure, checkpoint), Progress(config, console)]
+    checkpoints = Checkpoints(config, run, start["data hash"], measure, checkpoint)
+    callbacks += [checkpoints, StopWhenTold(config, checkpoints), Progress(config, console)]
     logger = TensorBoardLogger(
         run.root,
         name="",
@@ -151,7 +151,7 @@ def build_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        plugins=[LightningEnvironment()] if LAUNCHED in os.environ else None,  # not SLURM's, where we started the ranks
+        plugins=[LightningEnvironment()],  # the ranks' places are in RANK and its neighbours, whoever set them
         deterministic=config.training.deterministic,
         log_every_n_steps=10**9,
     )

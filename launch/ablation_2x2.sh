@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Submit the 2x2 ablation to SLURM: four arms at many seeds, seed block by seed block, then completions and the report.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+Usage: launch/ablation_2x2.sh SITE CLUSTER [--out DIR] [--seeds 1,2,...] [--dry-run] [KEY FLAGS]
+
+  SITE       the site file: launch/site.env.example, copied and filled in
+  CLUSTER    a file of configs/cluster, or its name: node_8gpu_zero2
+  --out DIR  folder of the results (default: out/ablation_2x2)
+  --seeds    training seeds (default: 1 to 8)
+  --dry-run  print every script and command, and submit nothing
+
+SUITE names another suite than ablation_2x2. Any key of a run may follow as a flag, such as --training.steps=600. A second
+call submits only what is neither in the queue nor done. Then:
+
+  replicate grid status SUITE --out DIR      what became of each cell
+  replicate grid retry  SUITE --out DIR      submit failed cells again
+  replicate grid cancel SUITE --out DIR      take everything out of the queue
+TEXT
+}
+
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+  usage
+  exit
+fi
+if (($# < 2)); then
+  usage >&2
+  exit 2
+fi
+site=$1 cluster=$2
+shift 2
+
+seeds=(--seeds "1,2,3,4,5,6,7,8")
+for argument in "$@"; do
+  if [[ $argument == --seeds || $argument == --seeds=* ]]; then
+    seeds=()
+  fi
+done
+
+# shellcheck source=launch/install.sh
+source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+install_environment
+exec "$venv/bin/replicate" grid submit "${SUITE:-ablation_2x2}" --site "$site" --cluster "$cluster" "${seeds[@]}" "$@"

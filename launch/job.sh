@@ -1,0 +1,161 @@
+# shellcheck shell=bash
+# What every .sbatch script of this folder shares; they source it. It reads the site file, runs one step under srun,
+# passes the stop signal on to it, and does what the site allows when the step was told to stop before its end.
+#
+#   REPLICATION_CHECKOUT       where this repository lies        (default: the folder in which sbatch was called)
+#   REPLICATION_SITE           the site file                     (default: launch/site.env in the checkout)
+#   REPLICATION_PYTHON         Python of the environment         (default: .venv/bin/python in the checkout)
+#   REPLICATION_STOP_SIGNAL    cluster.stop_signal               (default: USR2)
+#   REPLICATION_MAX_REQUEUES   cluster.slurm.max_requeues        (default: 100)
+
+: "${REPLICATION_CHECKOUT:=$SLURM_SUBMIT_DIR}"
+: "${REPLICATION_SITE:=$REPLICATION_CHECKOUT/launch/site.env}"
+: "${REPLICATION_PYTHON:=$REPLICATION_CHECKOUT/.venv/bin/python}"
+: "${REPLICATION_STOP_SIGNAL:=USR2}"
+: "${REPLICATION_MAX_REQUEUES:=100}"
+
+PREEMPTED=75 # exit code of a run that saved and stopped because it was told to
+
+arguments=("$@") # of the script that sources this
+job=$SLURM_JOB_ID  # the name by which scontrol knows this job
+if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
+  job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+fi
+restarts=$((${SLURM_RESTART_COUNT:-0} + ${REPLICATION_LINKS:-0})) # requeues, and links of a chain
+told=""                                                         # set when this shell was told to stop
+step=""                                                         # process of the srun that runs
+events=/dev/null                                                # where notes go: a cell's jobs.jsonl
+
+say() { printf '%s job %s: %s\n' "$(date +%FT%T)" "$job" "$*" >&2; }
+
+# note EVENT CODE: one line of JSON in the cell's jobs.jsonl, from which `replicate grid status` tells what became of it.
+note() {
+  printf '{"event": "%s", "code": %d, "job": "%s", "restarts": %d, "nodes": "%s", "at": "%s"}\n' \
+    "$1" "$2" "$job" "$restarts" "$SLURM_JOB_NODELIST" "$(date +%FT%T%z)" >>"$events"
+}
+
+refuse() {
+  say "$*"
+  note ended 2
+  exit 2
+}
+
+# Modules, interconnect variables and scratch, as the site file says.
+load_site() {
+  if [[ -f $REPLICATION_SITE ]]; then
+    set -a
+    # shellcheck source=/dev/null
+    source "$REPLICATION_SITE"
+    set +a
+  fi
+  if [[ -n ${SITE_MODULES:-} ]]; then
+    read -ra modules <<<"$SITE_MODULES"
+    module load "${modules[@]}" || refuse "SITE_MODULES: cannot load $SITE_MODULES; mend $REPLICATION_SITE"
+  fi
+  if [[ -n ${SITE_SCRATCH:-} ]]; then
+    export TMPDIR=$SITE_SCRATCH/replication-$SLURM_JOB_ID
+    on_every_node mkdir -p "$TMPDIR" || refuse "SITE_SCRATCH: cannot write to $SITE_SCRATCH; make room, or mend $REPLICATION_SITE"
+  fi
+  read -ra container <<<"${SITE_CONTAINER:-}"
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+  if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
+    export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not take it from the job by itself
+  fi
+}
+
+on_every_node() { srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 "$@"; }
+
+stop() {
+  told=yes
+  if [[ -n $step ]]; then
+    kill -s "$REPLICATION_STOP_SIGNAL" "$step" || true # srun passes it on to every task
+  fi
+}
+trap stop "$REPLICATION_STOP_SIGNAL"
+
+# replicate ARGUMENTS: run it once for every task of the job, and end as it ended. Tasks that are told to stop end one
+# after another with one code, so none may be killed because another has ended (--kill-on-bad-exit=0); tasks that a dead
+# one leaves hanging are (--wait, in seconds).
+replicate() {
+  local code=0
+  note started 0
+  if [[ -z $told ]]; then
+    srun --kill-on-bad-exit=0 --wait=30 "${container[@]}" "$REPLICATION_PYTHON" -m replication "$@" </dev/null &
+    step=$!
+    wait "$step" || code=$?
+    while kill -0 "$step" 2>/dev/null; do # the wait was cut short by a signal
+      code=0
+      wait "$step" || code=$?
+    done
+  fi
+  if [[ -n ${SITE_SCRATCH:-} ]]; then
+    on_every_node rm -rf "$TMPDIR" || true
+  fi
+  if ((code == PREEMPTED || code == 128 + $(kill -l "$REPLICATION_STOP_SIGNAL"))) || [[ -n $told && $code != 0 ]]; then
+    told=yes
+  elif ((code != 0)) || [[ -z $told ]]; then
+    note ended "$code"
+    exit "$code"
+  fi
+  go_on_later
+}
+
+# The run has saved, or had not begun: leave the rest to a later job, in the way that the site allows.
+go_on_later() {
+  local how=${SITE_ON_PREEMPTION:-requeue} answer
+  note preempted "$PREEMPTED"
+  if ((restarts >= REPLICATION_MAX_REQUEUES)); then
+    say "told to stop $((restarts + 1)) times, cluster.slurm.max_requeues is $REPLICATION_MAX_REQUEUES: \`replicate grid retry\` goes on"
+    exit "$PREEMPTED"
+  fi
+  case $how in
+    requeue)
+      if ! answer=$(scontrol requeue "$job" 2>&1); then
+        say "SITE_ON_PREEMPTION: this site does not requeue ($answer); set it to chain or end in $REPLICATION_SITE;" \
+          "\`replicate grid retry\` goes on"
+        exit "$PREEMPTED"
+      fi
+      say "requeued"
+      exit "$PREEMPTED"
+      ;;
+    chain)
+      chain "--dependency=singleton,afterany:$job"
+      exit 0
+      ;;
+    end)
+      say "ended, as SITE_ON_PREEMPTION says: \`replicate grid retry\` goes on"
+      exit "$PREEMPTED"
+      ;;
+    *) refuse "SITE_ON_PREEMPTION: '$how' is none of requeue, chain, end; mend $REPLICATION_SITE" ;;
+  esac
+}
+
+# chain OPTION...: submit what this job runs once more, under a name of its own, with sbatch's OPTIONs. The #SBATCH lines
+# come along; options that stood on the command line of the first sbatch do not, so write them into the script.
+chain() {
+  local index=${SLURM_ARRAY_TASK_ID:-} name=$SLURM_JOB_NAME options=("$@") next
+  if [[ -n $index ]]; then
+    name=${name%".$index"}.$index
+    options+=("--array=$index")
+  fi
+  next=$(env --unset=SLURM_RESTART_COUNT REPLICATION_LINKS=$((restarts + 1)) \
+    sbatch --parsable --job-name="$name" "${options[@]}" "$0" "${arguments[@]}") ||
+    refuse "SITE_ON_PREEMPTION: sbatch does not take the next link of the chain; \`replicate grid retry\` goes on"
+  say "goes on as job $next"
+}
+
+# Where cells go on in chains, what depends on them is let go when their first links end: wait for the last ones.
+# after NAME: where jobs of that name, or whose names begin with it and a dot, are in the queue (reports aside), submit
+# this job again behind them, and end.
+after() {
+  local waiting
+  if [[ ${SITE_ON_PREEMPTION:-} != chain ]]; then
+    return
+  fi
+  waiting=$(squeue --me --noheader --format='%A %j' |
+    awk -v name="$1" '$2 !~ /-report$/ && ($2 == name || index($2, name ".") == 1) {print $1}')
+  if [[ -n $waiting ]]; then
+    chain "--dependency=afterany:${waiting//$'\n'/:}"
+    exit 0
+  fi
+}

@@ -1,0 +1,145 @@
+"""The words that are exchanged with SLURM: sbatch, squeue, sacct, scancel. Knows nothing of cells."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from replication.errors import UserError
+
+SECONDS = 60  # a scheduler under load answers slowly
+_COLUMNS = ("JobArrayID:40", "ArrayTaskID:40", "State:24", "Reason:60", "RestartCnt:12", "Name:200")
+
+
+@dataclass(frozen=True)
+class Queued:
+    """One job, or one element of an array, that is in the queue."""
+
+    id: str  # as scancel takes it: 123, or 123_4
+    index: int | None  # of an element
+    name: str
+    state: str  # PENDING, RUNNING, COMPLETING, ...
+    reason: str  # why it is pending; "" where there is none
+    restarts: int  # how often it was requeued
+
+
+def is_here() -> bool:
+    """Whether this machine can ask a SLURM cluster."""
+    return shutil.which("squeue") is not None
+
+
+def submit(script: Path, arguments: Sequence[str], options: Sequence[str] = ()) -> str:
+    """Submit a script; the job's id.
+
+    Raises:
+        UserError: sbatch is missing, or refuses; names what it said.
+    """
+    done = _run(submit_command(script, arguments, options))
+    if done.returncode:
+        said = " ".join(_said(done.stderr).split())
+        raise UserError(f"{script}: sbatch refuses it ({said}){_remedy(said)}")
+    return done.stdout.strip().split(";")[0]  # 123, or 123;cluster
+
+
+def submit_command(script: Path, arguments: Sequence[str], options: Sequence[str] = ()) -> list[str]:
+    return ["sbatch", "--parsable", *options, str(script), *arguments]
+
+
+def _remedy(said: str) -> str:
+    """What to do about the refusals that beginners meet."""
+    if "partition" in said:
+        done = _run(["sinfo", "--noheader", "--format=%R"])
+        return f"; set SITE_PARTITION in the site file to one of: {', '.join(done.stdout.split()) or 'none is up'}"
+    if "account" in said or "qos" in said.lower():
+        return "; set SITE_ACCOUNT and SITE_QOS in the site file"
+    if "node configuration" in said or "memory" in said:
+        return "; no node has that: see cluster.devices and cluster.slurm of the cluster file, and SITE_GPUS"
+    return "; read the script, mend the site or cluster file"
+
+
+def queue() -> list[Queued]:
+    """Every job of this user that is in the queue, each element of an array on its own.
+
+    Raises:
+        UserError: squeue is missing, or fails.
+    """
+    done = _run(["squeue", "--me", "--array", "--noheader", f"--Format={','.join(_COLUMNS)}"])
+    if done.returncode:
+        raise UserError(f"squeue does not answer ({_said(done.stderr)[-200:]}); is the scheduler up?")
+    widths = [int(column.split(":")[1]) for column in _COLUMNS]
+    return [_parse(line, widths) for line in done.stdout.splitlines() if line.strip()]
+
+
+def _parse(line: str, widths: Sequence[int]) -> Queued:
+    values, start = [], 0
+    for width in widths:
+        values.append(line[start : start + width].strip())
+        start += width
+    id, index, state, reason, restarts, name = values
+    return Queued(
+        id=id,
+        index=int(index) if index.isdigit() else None,
+        name=name,
+        state=state,
+        reason="" if reason == "None" else reason,
+        restarts=int(restarts) if restarts.isdigit() else 0,
+    )
+
+
+def history(ids: Iterable[str]) -> dict[str, str]:
+    """Last known state of jobs and elements that have left the queue, by id; empty where accounting is off."""
+    wanted = ",".join(ids)
+    if not wanted or not shutil.which("sacct"):
+        return {}
+    done = _run(["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={wanted}", "--format=JobID,State"])
+    if done.returncode:
+        return {}
+    rows = (line.split("|") for line in done.stdout.splitlines())
+    return {row[0]: row[1].split()[0] for row in rows if len(row) == 2 and row[1]}
+
+
+def cancel(ids: Sequence[str]) -> None:
+    """Take jobs or elements out of the queue; running ones are ended.
+
+    Raises:
+        UserError: scancel is missing, or fails.
+    """
+    done = _run(["scancel", *ids])
+    if done.returncode:
+        raise UserError(f"scancel: {_said(done.stderr)}")
+
+
+def partitions() -> list[str]:
+    """Names of the partitions, the default one first."""
+    names = _run(["sinfo", "--noheader", "--format=%P"]).stdout.split()
+    return [n.removesuffix("*") for n in sorted(names, key=lambda n: not n.endswith("*"))]
+
+
+def setting(name: str) -> str | None:
+    """A line of the cluster's configuration, such as JobRequeue; None where it is not told."""
+    for line in _run(["scontrol", "show", "config"]).stdout.splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == name:
+            return value.strip()
+    return None
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    except FileNotFoundError:
+        raise UserError(
+            f"{command[0]}: not found on this machine; call this on a login node of the cluster, or run the cells here "
+            "with `replicate grid run`"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{command[0]}: no answer within {SECONDS} seconds; is the scheduler up?") from None
+
+
+def _said(stderr: str) -> str:
+    lines = [re.sub(r"^(\w+: )?(error|fatal): ", "", line) for line in stderr.strip().splitlines()]
+    return "; ".join(lines) or "no message"

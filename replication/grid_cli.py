@@ -1,0 +1,309 @@
+"""`replicate grid ACTION`: plan, run, submit, status, cancel, retry, diff."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from replication.arguments import Parser
+from replication.config import SuiteConfig, find_cluster, load_suite
+from replication.errors import UserError
+from replication.grid import slurm, submit
+from replication.grid.jobs import check_accelerator, checkout
+from replication.grid.plan import Cell, Place, claim_folder, places, plan, write_configs
+from replication.grid.site import Site, load_site
+from replication.grid.status import RETRIED, CellStatus, cell_status, print_status
+from replication.rundir import SuiteDir
+
+TEXTS = {
+    "plan": "list the cells",
+    "run": "run here what is not complete, then report",
+    "submit": "submit to SLURM what is neither queued, running, complete nor failed, then completions and the report",
+    "status": "show every cell, with its job where there is a scheduler",
+    "retry": "submit failed, preempted, interrupted and cancelled cells again, as their folders describe them",
+    "cancel": "take the suite's jobs out of the queue",
+    "diff": "show in which keys two arms differ",
+}
+
+
+def grid(argv: list[str]) -> int:
+    """The verb: parse, then act."""
+    parser = Parser(prog="replicate grid", description="Plan, run, submit or show a suite: arms x seeds.")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(TEXTS), parser_class=Parser)
+    for name, text in TEXTS.items():
+        takes_keys = name in ("plan", "run", "submit", "diff")
+        description = f"{text}.{' Any key of a run may follow as a flag.' if takes_keys else ''}"
+        sub = actions.add_parser(name, help=text, description=description)
+        sub.add_argument("suite", help="suite file, or a name in configs/suites")
+        if name == "diff":
+            sub.add_argument("arms", nargs=2, metavar="ARM", help="names of two arms")
+            continue
+        sub.add_argument("--out", type=Path, help="output folder (default: out/<suite>)")
+        sub.add_argument("--seeds", help="comma-separated seeds instead of the suite's")
+        if name in ("plan", "run", "submit"):
+            sub.add_argument("--cluster", help="file that says where cells run, or its name in configs/cluster")
+        if name == "run":
+            sub.add_argument("--jobs", type=int, default=1, help="cells side by side (default 1)")
+        if name in ("submit", "retry"):
+            sub.add_argument("--site", type=Path, help="site file (default: launch/site.env, where it exists)")
+            sub.add_argument("--dry-run", action="store_true", help="print every script and command, submit nothing")
+    args, flags = parser.parse_known_args(argv)
+    if flags and args.action in ("status", "retry", "cancel"):
+        raise UserError(
+            f"replicate grid {args.action}: {flags[0]} does not act here; the cells are what their folders say"
+        )
+    action: Callable[[argparse.Namespace, list[str]], int] = {
+        "plan": _plan, "run": _run, "submit": _submit, "status": _status, "retry": _retry, "cancel": _cancel,
+        "diff": _diff,
+    }[args.action]  # fmt: skip
+    return action(args, flags)
+
+
+# ---------------------------------------------------------------- what is meant
+
+
+def _suite(args: argparse.Namespace, from_folder: bool = False) -> tuple[SuiteConfig, SuiteDir]:
+    """The suite (with --seeds) and its output folder; with from_folder, a suite that the folder holds wins."""
+    suite = load_suite(args.suite)
+    suite_dir = SuiteDir(args.out or Path("out") / suite.name)
+    if from_folder and suite_dir.suite.is_file():
+        suite = load_suite(suite_dir.suite)
+    if not args.seeds:
+        return suite, suite_dir
+    try:
+        suite = replace(suite, seeds=tuple(int(s) for s in args.seeds.split(",")))
+    except ValueError:
+        raise UserError(f"--seeds: '{args.seeds}' is not a list of whole numbers such as 1,2,3") from None
+    if len(set(suite.seeds)) != len(suite.seeds):
+        raise UserError(f"--seeds: '{args.seeds}' names a seed twice; name each once")
+    return suite, suite_dir
+
+
+def _cells(args: argparse.Namespace, flags: list[str]) -> tuple[SuiteConfig, SuiteDir, list[Cell]]:
+    suite, suite_dir = _suite(args)
+    cluster = find_cluster(args.cluster) if args.cluster else None
+    return suite, suite_dir, plan(suite, suite_dir, flags, cluster)
+
+
+def _statuses(suite: SuiteConfig, suite_dir: SuiteDir, of: Sequence[Place], ask: bool) -> list[CellStatus]:
+    """The state of cells; with ask, the scheduler's word is part of it where there are submissions and a scheduler.
+
+    Raises:
+        UserError: the scheduler does not answer.
+    """
+    earlier = submit.submissions(suite_dir)
+    if not earlier or not ask:
+        return [cell_status(place, suite.diverged) for place in of]
+    jobs = submit.jobs_of_cells(earlier, slurm.queue())
+    elements = submit.last_elements(earlier)
+    left = [p for p in of if p.folder in elements and p.folder not in jobs and not p.run.complete.is_file()]
+    ended = slurm.history(elements[p.folder] for p in left)
+    return [
+        cell_status(p, suite.diverged, jobs.get(p.folder), ended.get(elements[p.folder]) if p in left else None)
+        for p in of
+    ]
+
+
+# ---------------------------------------------------------------- looking
+
+
+def _plan(args: argparse.Namespace, flags: list[str]) -> int:
+    suite, _, cells = _cells(args, flags)
+    table = Table("cell", "config hash", "steps", "tokens", "folder", title=f"{suite.name}: {len(cells)} cells")
+    for cell in cells:
+        t = cell.config.training
+        table.add_row(cell.name, cell.hash, str(t.steps), f"{t.steps * t.batch_tokens:,}", str(cell.run.root))
+    Console().print(table)
+    return 0
+
+
+def _status(args: argparse.Namespace, flags: list[str]) -> int:
+    suite, suite_dir = _suite(args, from_folder=True)
+    console = Console()
+    if not suite_dir.root.is_dir():
+        raise UserError(f"{suite_dir.root}: no such folder; give the --out of `replicate grid run` or `submit`")
+    cells = places(suite, suite_dir)
+    try:
+        rows = _statuses(suite, suite_dir, cells, ask=slurm.is_here())
+    except UserError as error:  # the files alone tell most of it
+        console.print(f"[yellow]{escape(str(error))}[/yellow]; what follows is from the run folders", soft_wrap=True)
+        rows = _statuses(suite, suite_dir, cells, ask=False)
+    print_status(rows, f"{suite.name} in {suite_dir.root}", console)
+    return 0
+
+
+def _diff(args: argparse.Namespace, flags: list[str]) -> int:
+    from replication.config import differences, load_cell, scientific
+
+    suite = load_suite(args.suite)
+    a, b = (scientific(load_cell(suite, arm, suite.seeds[0], flags)) for arm in args.arms)
+    table = Table("key", *args.arms)
+    for key, (left, right) in differences(a, b).items():
+        table.add_row(key, str(left), str(right))
+    Console().print(table)
+    return 0
+
+
+# ---------------------------------------------------------------- running here
+
+
+def _run(args: argparse.Namespace, flags: list[str]) -> int:
+    from replication.grid.local import run_cells
+
+    if args.jobs < 1:
+        raise UserError(f"--jobs: {args.jobs} must be at least 1")
+    suite, suite_dir, cells = _cells(args, flags)
+    console = Console()
+    claim_folder(suite, suite_dir, cells)
+    waiting = [c for c in cells if not c.run.complete.is_file()]
+    _make_ready(waiting, suite_dir, console)
+    outcome = run_cells(cells, suite_dir, args.jobs, console)
+    print_status(_statuses(suite, suite_dir, cells, ask=False), suite.name, console)
+    if outcome.complete or outcome.failed or not _report_is_current(suite_dir, cells):
+        from replication.analysis.report import write_report
+
+        console.print(f"wrote {write_report(suite_dir, load_suite(suite_dir.suite))}", soft_wrap=True)
+    else:
+        console.print("every cell was complete and the report is up to date: nothing to do")
+    console.print(f"report:       {suite_dir.report_html}", soft_wrap=True)
+    command = shlex.join([_here("tensorboard"), "--logdir", str(suite_dir.tensorboard)])
+    console.print(f"curves:       {command}", soft_wrap=True)
+    if outcome.failed or outcome.stopped:
+        names = ", ".join(c.name for c in (*outcome.failed, *outcome.stopped))
+        raise UserError(
+            f"{len(outcome.failed)} of {len(cells)} cells failed, {len(outcome.stopped)} were told to stop ({names}); "
+            "see the table; run again to go on"
+        )
+    return 0
+
+
+def _make_ready(cells: Sequence[Cell], suite_dir: SuiteDir, console: Console) -> None:
+    """Prepare the corpus where it is the folder's own, check what can be checked before training, write the configs."""
+    from replication.cell import check_before_training, data_folder
+    from replication.data.store import TokenStore
+
+    if not cells:
+        return
+    write_configs(cells)
+    if cells[0].config.data.dir is None:
+        from replication.data.prepare import prepare as prepare_corpus
+
+        prepare_corpus(cells[0].config.data, suite_dir.data, console)
+    store = TokenStore.open(data_folder(cells[0].config, suite_dir))
+    for cell in cells:
+        check_before_training(cell.config, store)
+
+
+def _report_is_current(suite_dir: SuiteDir, cells: Sequence[Cell]) -> bool:
+    outputs = (suite_dir.results, suite_dir.report_html, suite_dir.report_md)
+    if not all(p.is_file() for p in outputs):
+        return False
+    oldest = min(p.stat().st_mtime for p in outputs)
+    return all(c.run.complete.stat().st_mtime <= oldest for c in cells if c.run.complete.is_file())
+
+
+def _here(command: str) -> str:
+    """A command of this Python's own environment, by its path where it is not on PATH."""
+    beside = Path(sys.executable).with_name(command)
+    return command if shutil.which(command) or not beside.exists() else str(beside)
+
+
+# ---------------------------------------------------------------- running on a cluster
+
+
+def _submit(args: argparse.Namespace, flags: list[str]) -> int:
+    suite, suite_dir, cells = _cells(args, flags)
+    return _send(args, suite, suite_dir, cells, new=True)
+
+
+def _retry(args: argparse.Namespace, flags: list[str]) -> int:
+    suite, suite_dir = _suite(args, from_folder=True)
+    if not suite_dir.suite.is_file():
+        raise UserError(f"{suite_dir.suite}: no such file; submit the suite first")
+    return _send(args, suite, suite_dir, plan(suite, suite_dir, from_folder=True), new=False)
+
+
+def _send(args: argparse.Namespace, suite: SuiteConfig, suite_dir: SuiteDir, cells: list[Cell], new: bool) -> int:
+    """Submit the cells that are to be, in the plan's order.
+
+    Args:
+        args: of the command line: site, dry_run.
+        suite: the suite.
+        suite_dir: its output folder.
+        cells: all of them.
+        new: cells that have not ended badly; else those that have.
+    """
+    submitter = submit.Submitter(suite_dir, _site(args), Console(), args.dry_run)
+    check_accelerator([c.config for c in cells])
+    submit.check_lead_time(cells)
+    if args.dry_run:
+        _send_steps(suite, suite_dir, cells, new, submitter)
+        return 0
+    slurm.queue()  # before anything is written: is there a scheduler?
+    claim_folder(suite, suite_dir, cells)
+    with submit.one_at_a_time(suite_dir):
+        _send_steps(suite, suite_dir, cells, new, submitter)
+    return 0
+
+
+def _site(args: argparse.Namespace) -> Site:
+    default = checkout() / "launch" / "site.env"
+    if args.site is None and not default.is_file():
+        return Site()
+    return load_site(args.site or default)
+
+
+def _send_steps(
+    suite: SuiteConfig, suite_dir: SuiteDir, cells: list[Cell], new: bool, submitter: submit.Submitter
+) -> None:
+    console, dry = submitter.console, submitter.dry
+    earlier = submit.submissions(suite_dir)
+    queue = slurm.queue() if slurm.is_here() else []
+    if not dry:
+        earlier = submit.adopt_unanswered(earlier, queue)
+    rows = {row.name: row for row in _statuses(suite, suite_dir, cells, ask=slurm.is_here())}
+    jobs = submit.jobs_of_cells(earlier, queue)
+    taken = ("pending", "trained") if new else RETRIED
+    wanted = [c for c in cells if rows[c.name].state in taken and c.folder not in jobs]
+    for cell in cells:
+        state = rows[cell.name].state
+        if cell not in wanted:
+            hint = "; `replicate grid retry` submits it again" if new and state in RETRIED else ""
+            console.print(f"{cell.name}: {state}, left as it is{hint}", soft_wrap=True)
+    if not dry:
+        _make_ready(wanted, suite_dir, console)
+    prefix = submit.suite_prefix(suite.name, suite_dir)
+    others = [q for q in queue if q.name.startswith(f"{prefix}.") and not q.name.endswith("-report")]
+    untrained = [c for c in wanted if rows[c.name].state != "trained"]
+    steps = submit.plan_steps(prefix, submit.next_number(earlier), wanted, untrained, others)
+    if not steps:
+        console.print("nothing to submit")
+        return
+    submitter.submit(steps)
+
+
+def _cancel(args: argparse.Namespace, flags: list[str]) -> int:
+    suite, suite_dir = _suite(args, from_folder=True)
+    queue = slurm.queue()
+    prefix = submit.suite_prefix(suite.name, suite_dir)
+    jobs = submit.jobs_of_cells(submit.submissions(suite_dir), queue)
+    chosen = {p.folder for p in places(suite, suite_dir)}
+    ids = [q.id for cell, stages in jobs.items() if cell in chosen for q in stages.values()]
+    if not args.seeds:  # all of it, the report included
+        ids = [q.id for q in queue if q.name.startswith(f"{prefix}.")]
+    if not ids:
+        Console().print("nothing of this suite is in the queue")
+        return 0
+    slurm.cancel(ids)
+    submit.note_cancelled(suite_dir, [cell for cell, stages in jobs.items() if cell in chosen and "train" in stages])
+    Console().print(f"cancelled {len(ids)} job(s) or elements; `replicate grid retry` submits the cells again")
+    return 0

@@ -1,0 +1,156 @@
+"""The first seconds of every run: do all processes see the same world, and is there room? Before a weight is moved."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from replication.config import RunConfig
+from replication.errors import UserError
+from replication.needs import GIB, checkpoint_gib, checkpoints_kept, gib, state_needs
+from replication.rundir import RunDir
+from replication.training.checkpoints import complete_folders
+from replication.training.environment import package_versions
+from replication.training.ranks import device, gather, gather_objects, is_first, rank, world_size
+from replication.training.strategies import uses_gpu
+
+SCRATCH_MIB = 64  # below this, temporary files of torch and of compilers fail in ways that say nothing
+ALL_REDUCE_BYTES = {"gloo": 4 * 2**20, "nccl": 64 * 2**20}
+
+
+def preflight(config: RunConfig, run: RunDir, identity: dict[str, str]) -> dict[str, Any]:
+    """Every check, on all ranks, when the process group stands; each raises on every rank alike.
+
+    Args:
+        config: the run's.
+        run: the cell.
+        identity: hashes that must agree between ranks: config, data, weights at start.
+
+    Returns:
+        For the manifest: needs and room in GiB, and the bandwidth of one all-reduce.
+
+    Raises:
+        UserError: see the checks below.
+    """
+    check_ranks(config, identity | code_identity())
+    room = check_room(config, run)
+    bandwidth = check_all_reduce()
+    return {**room, "all_reduce_gb_per_second": bandwidth}
+
+
+# ---------------------------------------------------------------- the same world
+
+
+def check_ranks(config: RunConfig, identity: dict[str, str]) -> None:
+    """Raise UserError on every rank where the world is not what the config says, or the ranks are not alike."""
+    count = int(gather(torch.ones((), device=device())).sum())
+    if count != config.world_size:
+        raise UserError(
+            f"cluster.devices x cluster.nodes: the config asks for {config.world_size} processes, {count} answered; "
+            "start as many tasks as the config says"
+        )
+    first, *others = gather_objects(identity)
+    for r, other in enumerate(others, start=1):
+        for key, value in first.items():
+            if other[key] != value:
+                raise UserError(
+                    f"{key}: differs between ranks (rank 0 has {value}, rank {r} has {other[key]}); give every node "
+                    "the same files"
+                )
+
+
+def code_identity() -> dict[str, str]:
+    """Hash of this package's source, and versions of what it computes with."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    return {"code hash": digest.hexdigest()[:16], "package versions": versions}
+
+
+# ---------------------------------------------------------------- room
+
+
+def check_room(config: RunConfig, run: RunDir) -> dict[str, float]:
+    """Compare what the run needs with what is free: memory of this process, disk of the cell, scratch.
+
+    Raises:
+        UserError: on all ranks, what the first rank that lacks room says.
+    """
+    needs, free = state_needs(config), free_memory_gib(config)
+    found = {"needs_gib": needs.device_gib, "free_gib": free}
+    complaints = [c for c in gather_objects(_complaint(config, run, needs.device_gib, free)) if c]
+    if complaints:
+        raise UserError(complaints[0])
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def _complaint(config: RunConfig, run: RunDir, needs_gib: float, free_gib: float) -> str | None:
+    """What this rank lacks, in one line."""
+    c = config.cluster
+    if needs_gib > free_gib:
+        return (
+            f"cluster.strategy: {c.strategy} on {config.world_size} process(es) keeps {gib(needs_gib)} of weights, "
+            f"gradients and optimizer in each, and rank {rank()} has {gib(free_gib)} free; take a higher ZeRO stage, "
+            "more devices, or cluster.offload_optimizer"
+        )
+    scratch = Path(tempfile.gettempdir())
+    scratch_gib = shutil.disk_usage(scratch).free / GIB
+    if scratch_gib * 1024 < SCRATCH_MIB:
+        return f"{scratch}: {gib(scratch_gib)} of scratch left on rank {rank()}; make room, or point TMPDIR elsewhere"
+    missing = (checkpoints_kept(config) - len(complete_folders(run))) * checkpoint_gib(config)
+    disk_gib = shutil.disk_usage(run.root).free / GIB
+    if is_first() and missing > disk_gib:
+        return (
+            f"{run.root}: checkpoints need {gib(missing)}, and {gib(disk_gib)} are free; make room, or lower "
+            "checkpoints.keep_last"
+        )
+    return None
+
+
+def free_memory_gib(config: RunConfig) -> float:
+    """Of this process's GPU, or its share of the node's memory."""
+    if uses_gpu(config):
+        return float(torch.cuda.mem_get_info()[0]) / GIB
+    return psutil.virtual_memory().available / GIB / config.cluster.devices
+
+
+# ---------------------------------------------------------------- the network
+
+
+def check_all_reduce() -> float | None:
+    """Sum a known value over all ranks, twice; None on one process.
+
+    Returns:
+        Bus bandwidth in GB/s, as nccl-tests counts it: 2 (n - 1) / n x bytes / seconds.
+
+    Raises:
+        UserError: the sum is wrong.
+    """
+    n = world_size()
+    if n == 1:
+        return None
+    n_bytes = ALL_REDUCE_BYTES[dist.get_backend()]
+    value = torch.full((n_bytes // 4,), float(rank() + 1), device=device())
+    seconds = 0.0
+    for expected in (n * (n + 1) / 2, n * n * (n + 1) / 2):  # the second is timed: the first opens connections
+        gather(torch.ones((), device=device()))  # all ranks start together
+        started = time.monotonic()
+        dist.all_reduce(value)
+        wrong = int((value != expected).sum())  # waits for the result
+        seconds = time.monotonic() - started
+        if wrong:
+            raise UserError(
+                f"all-reduce: {wrong} of {value.numel()} sums of {n} ranks are not {expected:g}; the network or its "
+                "library is broken: look at the interconnect variables of the site file"
+            )
+    return round(2 * (n - 1) / n * n_bytes / seconds / 1e9, 3)

@@ -1,0 +1,43 @@
+"""Save and stop when told to: one rank's flag, agreed by all at an optimizer boundary."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from lightning import Callback, LightningModule, Trainer
+
+from replication.config import RunConfig
+from replication.data.module import Batch
+from replication.preemption import Preempted, told_to_stop
+from replication.training.checkpoints import Checkpoints
+
+
+class StopWhenTold(Callback):
+    """Asks at the start of each step whether any rank was told to stop; then all save, and all raise Preempted.
+
+    The question is one integer, max-reduced over gloo: it reads nothing from a device, and a rank that died breaks it
+    at once, where NCCL would wait for its watchdog. Saving at the start of a step is where Checkpoints saves too.
+    """
+
+    def __init__(self, config: RunConfig, checkpoints: Checkpoints) -> None:
+        self.config, self.checkpoints = config, checkpoints
+        self._group: dist.ProcessGroup | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if dist.is_initialized() and dist.get_backend() != "gloo":
+            self._group = dist.new_group(backend="gloo")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        if batch_idx % self.config.accumulation or not self._any_rank_was_told():
+            return
+        step = trainer.global_step
+        if step:  # before the first step there is nothing to keep
+            self.checkpoints.save(trainer)
+        raise Preempted(f"{self.config.arm}/seed-{self.config.seed}: told to stop; saved at step {step}")
+
+    def _any_rank_was_told(self) -> bool:
+        if not dist.is_initialized():
+            return told_to_stop()
+        flag = torch.tensor(int(told_to_stop()))
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
+        return bool(flag)
