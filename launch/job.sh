@@ -40,14 +40,15 @@ refuse() {
   exit 2
 }
 
-# Modules, interconnect variables and scratch, as the site file says.
-load_site() {
-  if [[ -f $REPLICATION_SITE ]]; then
-    set -a
-    # shellcheck source=/dev/null
-    source "$REPLICATION_SITE"
-    set +a
-  fi
+if [[ -f $REPLICATION_SITE ]]; then # all that it sets reaches the processes
+  set -a
+  # shellcheck source=/dev/null
+  source "$REPLICATION_SITE"
+  set +a
+fi
+
+# Modules, container, threads and scratch, as the site file says.
+set_up_nodes() {
   if [[ -n ${SITE_MODULES:-} ]]; then
     read -ra modules <<<"$SITE_MODULES"
     module load "${modules[@]}" || refuse "SITE_MODULES: cannot load $SITE_MODULES; mend $REPLICATION_SITE"

@@ -305,9 +305,21 @@ def bench(argv: list[str]) -> int:
 
 
 def doctor(argv: list[str]) -> int:
-    """Say what this machine has, and what each config would need."""
+    """Say what this machine has and what each config would need; or whether a cluster could run a suite."""
     parser = Parser(prog="replicate doctor", description=doctor.__doc__)
-    parser.parse_args(argv)
+    parser.add_argument("--cluster", help="cluster file, or its name in configs/cluster: ask SLURM, start nothing")
+    parser.add_argument("--suite", default="ablation_2x2", help="with --cluster: suite file or name")
+    parser.add_argument("--site", type=Path, help="with --cluster: site file (default: launch/site.env, if there)")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="with --cluster: folder of the results")
+    args = parser.parse_args(argv)
+    if args.cluster:
+        from replication.config import find_cluster, load_cell, load_suite
+        from replication.grid.cluster import examine_cluster
+        from replication.grid.site import default_site
+
+        suite = load_suite(args.suite)
+        config = load_cell(suite, suite.arms[0], suite.seeds[0], cluster=find_cluster(args.cluster))
+        return examine_cluster(suite, config, default_site(args.site), args.out, Console())
     from replication.config import config_root
     from replication.doctor import doctor as examine
 

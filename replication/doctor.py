@@ -15,7 +15,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -73,7 +73,7 @@ def doctor(console: Console, config_root: Path) -> int:
     """
     with console.status("looking at this machine"):
         machine = examine_machine()
-    console.print(_machine_table(machine.findings))
+    console.print(findings_table(machine.findings, "This machine"))
     broken = _print_suites(console, config_root, machine)
     broken += _print_files(console, config_root)
     if broken:
@@ -256,8 +256,9 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _machine_table(findings: list[Finding]) -> Table:
-    table = Table(title="This machine", title_justify="left", expand=False)
+def findings_table(findings: Sequence[Finding], title: str) -> Table:
+    """item, found, verdict, remedy."""
+    table = Table(title=title, title_justify="left", expand=False)
     for column in ("item", "found", "verdict", "remedy"):
         table.add_column(column, overflow="fold", no_wrap=column in ("item", "verdict"))
     for f in findings:

@@ -18,9 +18,9 @@ from replication.arguments import Parser
 from replication.config import SuiteConfig, find_cluster, load_suite
 from replication.errors import UserError
 from replication.grid import slurm, submit
-from replication.grid.jobs import check_accelerator, checkout
+from replication.grid.jobs import check_accelerator
 from replication.grid.plan import Cell, Place, claim_folder, places, plan, write_configs
-from replication.grid.site import Site, load_site
+from replication.grid.site import default_site
 from replication.grid.status import RETRIED, CellStatus, cell_status, print_status
 from replication.rundir import SuiteDir
 
@@ -94,16 +94,27 @@ def _cells(args: argparse.Namespace, flags: list[str]) -> tuple[SuiteConfig, Sui
     return suite, suite_dir, plan(suite, suite_dir, flags, cluster)
 
 
-def _statuses(suite: SuiteConfig, suite_dir: SuiteDir, of: Sequence[Place], ask: bool) -> list[CellStatus]:
-    """The state of cells; with ask, the scheduler's word is part of it where there are submissions and a scheduler.
+def _queue(console: Console, needed: bool = False) -> list[slurm.Queued] | None:
+    """What is in the queue; None, with a line, where the scheduler does not answer and is not needed."""
+    if not needed and not slurm.is_here():
+        return None
+    try:
+        return slurm.queue()
+    except UserError as error:
+        if needed:
+            raise
+        console.print(f"[yellow]{escape(str(error))}[/yellow]; what follows is from the run folders", soft_wrap=True)
+        return None
 
-    Raises:
-        UserError: the scheduler does not answer.
-    """
+
+def _statuses(
+    suite: SuiteConfig, suite_dir: SuiteDir, of: Sequence[Place], queue: Sequence[slurm.Queued] | None = None
+) -> list[CellStatus]:
+    """The state of cells; with what is in the queue, the scheduler's word is part of it."""
     earlier = submit.submissions(suite_dir)
-    if not earlier or not ask:
+    if not earlier or queue is None:
         return [cell_status(place, suite.diverged) for place in of]
-    jobs = submit.jobs_of_cells(earlier, slurm.queue())
+    jobs = submit.jobs_of_cells(earlier, queue)
     elements = submit.last_elements(earlier)
     left = [p for p in of if p.folder in elements and p.folder not in jobs and not p.run.complete.is_file()]
     ended = slurm.history(elements[p.folder] for p in left)
@@ -131,12 +142,8 @@ def _status(args: argparse.Namespace, flags: list[str]) -> int:
     console = Console()
     if not suite_dir.root.is_dir():
         raise UserError(f"{suite_dir.root}: no such folder; give the --out of `replicate grid run` or `submit`")
-    cells = places(suite, suite_dir)
-    try:
-        rows = _statuses(suite, suite_dir, cells, ask=slurm.is_here())
-    except UserError as error:  # the files alone tell most of it
-        console.print(f"[yellow]{escape(str(error))}[/yellow]; what follows is from the run folders", soft_wrap=True)
-        rows = _statuses(suite, suite_dir, cells, ask=False)
+    queue = _queue(console) if suite_dir.launch.is_dir() else None
+    rows = _statuses(suite, suite_dir, places(suite, suite_dir), queue)
     print_status(rows, f"{suite.name} in {suite_dir.root}", console)
     return 0
 
@@ -167,7 +174,7 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
     waiting = [c for c in cells if not c.run.complete.is_file()]
     _make_ready(waiting, suite_dir, console)
     outcome = run_cells(cells, suite_dir, args.jobs, console)
-    print_status(_statuses(suite, suite_dir, cells, ask=False), suite.name, console)
+    print_status(_statuses(suite, suite_dir, cells), suite.name, console)
     if outcome.complete or outcome.failed or not _report_is_current(suite_dir, cells):
         from replication.analysis.report import write_report
 
@@ -242,36 +249,28 @@ def _send(args: argparse.Namespace, suite: SuiteConfig, suite_dir: SuiteDir, cel
         cells: all of them.
         new: cells that have not ended badly; else those that have.
     """
-    submitter = submit.Submitter(suite_dir, _site(args), Console(), args.dry_run)
+    submitter = submit.Submitter(suite_dir, default_site(args.site), Console(), args.dry_run)
     check_accelerator([c.config for c in cells])
     submit.check_lead_time(cells)
     if args.dry_run:
         _send_steps(suite, suite_dir, cells, new, submitter)
         return 0
-    slurm.queue()  # before anything is written: is there a scheduler?
+    slurm.queue()  # before anything is written: raises where there is no scheduler
     claim_folder(suite, suite_dir, cells)
     with submit.one_at_a_time(suite_dir):
         _send_steps(suite, suite_dir, cells, new, submitter)
     return 0
 
 
-def _site(args: argparse.Namespace) -> Site:
-    default = checkout() / "launch" / "site.env"
-    if args.site is None and not default.is_file():
-        return Site()
-    return load_site(args.site or default)
-
-
 def _send_steps(
     suite: SuiteConfig, suite_dir: SuiteDir, cells: list[Cell], new: bool, submitter: submit.Submitter
 ) -> None:
     console, dry = submitter.console, submitter.dry
-    earlier = submit.submissions(suite_dir)
-    queue = slurm.queue() if slurm.is_here() else []
+    earlier, queue = submit.submissions(suite_dir), _queue(console, needed=not dry)
     if not dry:
-        earlier = submit.adopt_unanswered(earlier, queue)
-    rows = {row.name: row for row in _statuses(suite, suite_dir, cells, ask=slurm.is_here())}
-    jobs = submit.jobs_of_cells(earlier, queue)
+        earlier = submit.adopt_unanswered(earlier, queue or ())
+    rows = {row.name: row for row in _statuses(suite, suite_dir, cells, queue)}
+    jobs = submit.jobs_of_cells(earlier, queue or ())
     taken = ("pending", "trained") if new else RETRIED
     wanted = [c for c in cells if rows[c.name].state in taken and c.folder not in jobs]
     for cell in cells:
@@ -281,8 +280,10 @@ def _send_steps(
             console.print(f"{cell.name}: {state}, left as it is{hint}", soft_wrap=True)
     if not dry:
         _make_ready(wanted, suite_dir, console)
+        for cell in wanted:  # what it failed of before says nothing of what is submitted now
+            cell.run.failed.unlink(missing_ok=True)
     prefix = submit.suite_prefix(suite.name, suite_dir)
-    others = [q for q in queue if q.name.startswith(f"{prefix}.") and not q.name.endswith("-report")]
+    others = [q for q in queue or () if q.name.startswith(f"{prefix}.") and not q.name.endswith("-report")]
     untrained = [c for c in wanted if rows[c.name].state != "trained"]
     steps = submit.plan_steps(prefix, submit.next_number(earlier), wanted, untrained, others)
     if not steps:

@@ -10,6 +10,11 @@ from replication.model.size import parameter_count
 GIB = 2**30
 
 
+def parameters(config: RunConfig) -> int:
+    """Trainable parameters of the run's model."""
+    return parameter_count(config.model)
+
+
 @dataclass(frozen=True)
 class StateNeeds:
     """Weights, gradients and optimizer of one process, in GiB; activations and buffers come on top."""

@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -382,6 +383,22 @@ def record_failure(run: RunDir, error: BaseException) -> None:
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         },
     )
+
+
+ERROR_LINE = re.compile(r"error: |Error: |: Killed|ended by SIG")
+
+
+def first_error(log: Path, n_bytes: int = 65536) -> str:
+    """The line of a job's log that says why it ended, among those of its latest start; else the last line."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - n_bytes))
+            lines = file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return ""
+    start = max((i for i, line in enumerate(lines) if re.search(r" job \S+: (train|generate) in ", line)), default=-1)
+    errors = (line.strip() for line in lines[start + 1 :] if ERROR_LINE.search(line))
+    return next(errors, last_line(log))
 
 
 def last_line(log: Path) -> str:

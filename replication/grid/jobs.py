@@ -92,11 +92,12 @@ def options(job: Job, site: Site, folder: Path, at_once: int) -> list[str]:
     cluster, slurm = job.config.cluster, job.config.cluster.slurm
     trains = job.stage == "train"
     minutes = slurm.time_limit_minutes if trains else min(SHORT_MINUTES, slurm.time_limit_minutes)
-    found = [f"--job-name={job.name}", f"--chdir={Path.cwd()}"]
+    found = [f"--job-name={job.name}", f"--chdir={_word(Path.cwd())}"]
     if job.stage == "report":
-        found += [f"--output={folder}/output.txt"]
+        found += [f"--output={_word(folder / 'output.txt')}"]
     else:
-        found += [f"--array=0-{len(job.cells) - 1}%{min(at_once, len(job.cells))}", f"--output={folder}/output-%a.txt"]
+        found += [f"--array=0-{len(job.cells) - 1}%{min(at_once, len(job.cells))}"]
+        found += [f"--output={_word(folder / 'output-%a.txt')}"]
     found += ["--open-mode=append", f"--nodes={cluster.nodes if trains else 1}"]
     found += [f"--ntasks-per-node={cluster.devices if trains else 1}"]
     if cluster.accelerator == "gpu" and job.stage != "report":
@@ -113,6 +114,11 @@ def options(job: Job, site: Site, folder: Path, at_once: int) -> list[str]:
         if getattr(site, name):
             found += [f"--{name}={getattr(site, name)}"]
     return found + ([site.sbatch] if site.sbatch else [])
+
+
+def _word(path: Path) -> str:
+    """A path as one word of an #SBATCH line."""
+    return f'"{path}"' if " " in str(path) else str(path)
 
 
 def arguments(job: Job, folder: Path, out: Path) -> list[str]:

@@ -32,6 +32,12 @@ class Site:
     scratch: str = ""
 
 
+def default_site(path: Path | None) -> Site:
+    """The named site file, else the checkout's launch/site.env, else a site that asks for nothing."""
+    default = Path(__file__).parents[2] / "launch" / "site.env"
+    return load_site(path or default) if path or default.is_file() else Site()
+
+
 def load_site(path: Path) -> Site:
     """Read a site file as bash does, without changing anything here.
 

@@ -119,6 +119,22 @@ def partitions() -> list[str]:
     return [n.removesuffix("*") for n in sorted(names, key=lambda n: not n.endswith("*"))]
 
 
+def node_lines(partition: str) -> list[str]:
+    """For each node of a partition: name|cores|memory in MiB|generic resources, such as n1|64|515000|gpu:8."""
+    command = ["sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N|%c|%m|%G"]
+    return _run(command).stdout.split()
+
+
+def time_limit_minutes(partition: str) -> float | None:
+    """The longest time of a job of a partition; None for any."""
+    said = _run(["sinfo", "--noheader", f"--partition={partition}", "--format=%l"]).stdout.split()
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", said[0]) if said else None
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return days * 1440 + hours * 60 + minutes + seconds / 60
+
+
 def setting(name: str) -> str | None:
     """A line of the cluster's configuration, such as JobRequeue; None where it is not told."""
     for line in _run(["scontrol", "show", "config"]).stdout.splitlines():

@@ -23,7 +23,7 @@ from replication.config import DivergedRule
 from replication.grid.jobs import JobStage
 from replication.grid.plan import Place
 from replication.grid.slurm import Queued
-from replication.rundir import RunDir, last_line, read_json, read_last_losses, read_tail
+from replication.rundir import RunDir, first_error, read_json, read_last_losses, read_tail
 
 STYLE = {
     "complete": "green",
@@ -182,7 +182,7 @@ def _ended(run: RunDir, last: Mapping[str, Any], ended: str | None) -> tuple[str
     if event == "preempted":
         return "preempted", ""
     if event == "ended" and code:
-        return "failed", f"{last_line(run.log) or f'its job ended with code {code}'} (log: {run.log})"
+        return "failed", f"{first_error(run.log) or f'its job ended with code {code}'} (log: {run.log})"
     if event == "started":
         how = ended.lower() if ended else "node or batch shell lost"
         return "failed", f"its job ended without a word: {how} (log: {run.log})"

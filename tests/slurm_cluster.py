@@ -1,0 +1,192 @@
+"""A real SLURM cluster of two nodes on this one machine: munge, slurmctld and two slurmd, as any user, on free ports.
+
+For the tests of the launch scripts, and to try them by hand:
+
+    python tests/slurm_cluster.py        starts it, prints what points SLURM's commands to it, waits for Ctrl-C
+
+Everything lies in one temporary folder. The daemons are children of this process and end with it, however it ends;
+nothing else on the machine is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from replication.data.workers import tethered
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
+NODES = ("n1", "n2")
+PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # where Debian puts daemons
+
+CONFIG = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ctld_port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={root}/munge/socket
+CredType=cred/munge
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool/%n
+SlurmctldPidFile={root}/slurmctld.pid
+SlurmdPidFile={root}/%n.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SwitchType=switch/none
+MpiDefault=none
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+ReturnToService=2
+KillWait=5
+MinJobAge=3600
+SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1
+"""
+
+
+def missing_programs() -> list[str]:
+    return [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
+
+
+class SlurmCluster:
+    """The running cluster; `environment` points SLURM's commands to it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.environment = os.environ | {"SLURM_CONF": str(root / "slurm.conf"), "PATH": PATH}
+        self._daemons: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Write the configuration, start the daemons, wait until both nodes are idle."""
+        ctld_port, *node_ports = _free_ports(1 + len(NODES))
+        text = CONFIG.format(host=socket.gethostname(), ctld_port=ctld_port, user=getpass.getuser(), root=self.root)
+        for node, port in zip(NODES, node_ports, strict=True):
+            text += f"NodeName={node} NodeAddr=127.0.0.1 Port={port} CPUs=1 RealMemory=4000\n"
+        text += f"PartitionName=main Nodes={','.join(NODES)} Default=YES MaxTime=INFINITE State=UP\n"
+        (self.root / "slurm.conf").write_text(text)
+        for folder in ("munge", "state", *(f"spool/{node}" for node in NODES)):
+            (self.root / folder).mkdir(parents=True, mode=0o755 if folder != "munge" else 0o711)
+        key = self.root / "munge" / "key"
+        key.touch(mode=0o600)
+        key.write_bytes(secrets.token_bytes(1024))
+        self._daemon(
+            "munged", "--foreground", "--force", f"--socket={self.root}/munge/socket", f"--key-file={key}",
+            f"--pid-file={self.root}/munge/pid", f"--seed-file={self.root}/munge/seed",
+            f"--log-file={self.root}/munge/log",
+        )  # fmt: skip
+        _wait_for((self.root / "munge" / "socket").exists, "munged to listen")
+        self._daemon("slurmctld", "-D")
+        for node in NODES:
+            self._daemon("slurmd", "-D", "-N", node)
+        _wait_for(lambda: self.run("sinfo", "-h", "-N", "-o", "%t").split() == ["idle"] * len(NODES), "both nodes")
+
+    def _daemon(self, *command: str) -> None:
+        with tethered(), open(self.root / f"{command[0]}-{len(self._daemons)}.log", "ab") as log:
+            self._daemons.append(
+                subprocess.Popen(
+                    command,
+                    env=self.environment,
+                    stdout=log,
+                    stderr=log,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                    preexec_fn=lambda: None,
+                )
+            )
+
+    def run(self, *command: str) -> str:
+        """What one of SLURM's commands prints; "" where it fails."""
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60).stdout
+
+    def stop(self) -> None:
+        """End the jobs, then the daemons, newest first."""
+        if len(self._daemons) > 1:
+            self.run("scancel", "--user", getpass.getuser())
+            with contextlib.suppress(TimeoutError):
+                _wait_for(lambda: not self.run("squeue", "-h"), "jobs to end", seconds=30)
+        for daemon in reversed(self._daemons):
+            daemon.send_signal(signal.SIGTERM)
+            try:
+                daemon.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+
+    # ------------------------------------------------------------ what tests do to jobs
+
+    def queue(self) -> list[str]:
+        """A line for each job and element: id, state, name."""
+        return self.run("squeue", "--array", "-h", "-o", "%i %T %j").splitlines()
+
+    def end_waits(self) -> None:
+        """Let requeued jobs start now: SLURM holds them back for two minutes."""
+        for line in self.run("squeue", "--array", "-h", "-t", "PENDING", "-o", "%i %r").splitlines():
+            id, reason = line.split(maxsplit=1)
+            if reason == "BeginTime":
+                self.run("scontrol", "update", f"JobId={id}", "StartTime=now")
+
+    def drain(self, seconds: float) -> None:
+        """Wait until the queue is empty."""
+
+        def is_empty() -> bool:
+            self.end_waits()
+            return not self.queue()
+
+        _wait_for(is_empty, f"the queue to empty: {self.queue()}", seconds, pause=0.5)
+
+
+def _free_ports(n: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+
+
+def _wait_for(holds, what: str, seconds: float = 60, pause: float = 0.1) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds:.0f} seconds for {what}")
+        time.sleep(pause)
+
+
+@contextlib.contextmanager
+def slurm_cluster() -> Iterator[SlurmCluster]:
+    """A cluster for the time of the block."""
+    root = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: a socket's path has 108 characters
+    root.chmod(0o755)
+    cluster = SlurmCluster(root)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def main() -> None:
+    missing = missing_programs()
+    if missing:
+        sys.exit(f"missing: {', '.join(missing)} (Debian, Ubuntu: apt-get install slurm-wlm munge)")
+    with slurm_cluster() as cluster, contextlib.suppress(KeyboardInterrupt):
+        print(f"export SLURM_CONF={cluster.root}/slurm.conf", flush=True)
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,399 @@
+"""The launch scripts and `grid submit` on a real SLURM cluster of two nodes, with real ZeRO 2 over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
+from small_corpus import texts, write_folder
+
+from replication.rundir import RunDir, SuiteDir, read_journal, read_json
+
+ROOT = Path(__file__).parents[1]
+HERE = Path(__file__).parent
+ARMS = ("baseline", "token_gain", "layer_gain", "both")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    missing = missing_programs()
+    if missing:
+        reason = f"no {', '.join(missing)} (Debian, Ubuntu: apt-get install slurm-wlm munge)"
+        if "slurm" in os.environ.get("REPLICATION_REQUIRE", "").split():
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with slurm_cluster() as running:
+        yield running
+
+
+@pytest.fixture
+def idle(cluster):
+    """The cluster, whose queue a test leaves empty."""
+    yield cluster
+    cluster.run("scancel", "--user", str(os.getuid()))
+    for node in ("n1", "n2"):
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    cluster.run("scontrol", "update", "PartitionName=main", "State=UP")
+    cluster.drain(60)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A prepared corpus that all suites of this file share."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_folder(folder / "text", texts(40))
+    layer = {
+        "data": {
+            "block_size_tokens": 16,
+            "num_proc": 1,
+            "tokenizer": {"vocab_size": 300},
+            "validation_fraction": 0.1,
+            "sources": [{"name": "prose", "kind": "text", "path": str(folder / "text")}],
+        }
+    }
+    (folder / "data.yaml").write_text(yaml.safe_dump(layer))
+    subprocess.run(
+        [sys.executable, "-m", "replication", "prepare", "--config", folder / "data.yaml", "--out", folder / "tokens"],
+        check=True, cwd=ROOT, capture_output=True, timeout=120,
+    )  # fmt: skip
+    return folder
+
+
+class Suite:
+    """A suite in a folder of its own, and the commands of a user on a login node."""
+
+    def __init__(self, cluster: SlurmCluster, corpus: Path, folder: Path, arms=ARMS, seeds=(1, 2), **run) -> None:
+        self.cluster, self.folder, self.out = cluster, folder, SuiteDir(folder / "out put")  # a space in every path
+        model = {"vocab_size": 300, "n_blocks": 2, "d_model": 32, "d_head": 8, "d_ff": 16}
+        (folder / "layer.yaml").write_text(yaml.safe_dump({"model": model}))
+        defaults = {
+            "data": {"dir": str(corpus / "tokens")},
+            "training": {"steps": 6, "batch_tokens": 128, "warmup_steps": 2},
+            "validation": {"every_steps": 3, "sequences": 4},
+            "logging": {"log_every_steps": 2},
+            "checkpoints": {"every_steps": 2},
+            "generation": {"max_new_tokens": 5, "samples_per_prompt": 1},
+        }
+        suite = {
+            "name": "small", "arms": list(arms), "seeds": list(seeds),
+            "layers": [str(corpus / "data.yaml"), str(folder / "layer.yaml")],
+            "run": {key: value | run.get(key, {}) for key, value in defaults.items()},
+        }  # fmt: skip
+        (folder / "suite.yaml").write_text(yaml.safe_dump(suite))
+        self.site()
+        self.where(strategy="zero2", nodes=2)
+
+    def site(self, **variables: str) -> None:
+        (self.folder / "site.env").write_text("".join(f"{k}='{v}'\n" for k, v in variables.items()))
+
+    def where(self, minutes: int = 10, lead: int = 20, concurrent: int = 1, max_requeues: int = 100, **keys) -> None:
+        slurm = {
+            "time_limit_minutes": minutes,
+            "lead_seconds": lead,
+            "concurrent_cells": concurrent,
+            "max_requeues": max_requeues,
+        }
+        text = yaml.safe_dump({"cluster": {"accelerator": "cpu", "threads": 1, "slurm": slurm, **keys}})
+        (self.folder / "cluster.yaml").write_text(text)
+
+    def grid(self, action: str, *args: object, code: int = 0, env: dict[str, str] | None = None) -> str:
+        """What `replicate grid ACTION` prints, on stderr where it is refused."""
+        given = ["--site", self.folder / "site.env"] if action in ("submit", "retry") else []
+        given += ["--cluster", self.folder / "cluster.yaml"] if action == "submit" else []
+        command = [
+            sys.executable,
+            "-m",
+            "replication",
+            "grid",
+            action,
+            self.folder / "suite.yaml",
+            "--out",
+            self.out.root,
+        ]
+        done = subprocess.run(
+            [*map(str, command), *map(str, given), *map(str, args)], cwd=ROOT, capture_output=True, text=True,
+            timeout=300, env=self.cluster.environment | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"} | (env or {}),
+        )  # fmt: skip
+        assert done.returncode == code, f"{done.stdout}{done.stderr}\n{self.logs()}"
+        assert "Traceback" not in done.stdout + done.stderr
+        return done.stdout if code == 0 else done.stderr.strip()
+
+    def states(self) -> list[str]:
+        """The state column of the status table, in the order of its rows."""
+        rows = [line.split("│")[2].strip() for line in self.grid("status").splitlines() if line.startswith("│")]
+        assert rows
+        return rows
+
+    def run_dir(self, arm: str = "both", seed: int = 1) -> RunDir:
+        return self.out.cell(arm, seed)
+
+    def logs(self) -> str:
+        paths = [*self.out.root.glob("launch/*/output*"), *self.out.root.glob("runs/*/*/log.txt")]
+        return "\n".join(f"== {p}\n{p.read_text()[-3000:]}" for p in paths if p.stat().st_size)
+
+    def drain(self, seconds: float) -> None:
+        try:
+            self.cluster.drain(seconds)
+        except TimeoutError as error:
+            pytest.fail(f"{error}\n{self.logs()}")
+
+
+def wait_for(holds, what: str, seconds: float = 60, pause: float = 0.1) -> float:
+    """Wait until something holds; how many seconds that took."""
+    started = time.monotonic()
+    while not holds():
+        assert time.monotonic() < started + seconds, f"waited {seconds} seconds for {what}"
+        time.sleep(pause)
+    return time.monotonic() - started
+
+
+def rank_pids(cluster: SlurmCluster) -> dict[int, int]:
+    """Process of each rank of the training that runs on the cluster."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            if process.cmdline()[1:4] != ["-m", "replication", "train"]:
+                continue
+            environment = process.environ()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if environment.get("SLURM_CONF") == cluster.environment["SLURM_CONF"] and "SLURM_STEP_ID" in environment:
+            found[int(environment["SLURM_PROCID"])] = process.pid
+    return found
+
+
+def reference(suite: Suite, folder: Path) -> SuiteDir:
+    """The suite's cells trained without SLURM, on two local ranks of the same strategy."""
+    done = subprocess.run(
+        [sys.executable, HERE / "rank_suite.py", "2", suite.out.root, folder],
+        cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-5000:]
+    return SuiteDir(folder)
+
+
+def same_end(run: RunDir, other: RunDir) -> None:
+    """Bitwise the same weights, the same bytes fed, and a journal of the same values at the same steps."""
+    a, b = read_json(run.manifest), read_json(other.manifest)
+    for key in ("final_weights_sha256", "data_chain", "tokens", "step", "initial_weights_sha256"):
+        assert a[key] == b[key], key
+    timing = ("wall_seconds", "train/tokens_per_second")
+    lines = [[{k: v for k, v in l.items() if k not in timing} for l in read_journal(r.metrics)] for r in (run, other)]  # noqa: E741
+    assert lines[0] == lines[1]
+
+
+def tensorboard_steps(run: RunDir) -> list[int]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.tensorboard))
+    events.Reload()
+    return [event.step for event in events.Scalars("train/loss_nats")]
+
+
+# ---------------------------------------------------------------- the whole grid
+
+
+def test_the_grid_is_submitted_with_one_command_and_equals_local_runs_bit_for_bit(idle, corpus, tmp_path, publish):
+    suite = Suite(idle, corpus, tmp_path)
+    suite.where(strategy="zero2", nodes=2, concurrent=2)
+    started = time.monotonic()
+    said = suite.grid("submit")
+    assert said.count("job ") == 5, "for each seed an array that trains and one that generates, and the report"
+    again = suite.grid("submit")
+    assert "nothing to submit" in again and again.count("left as it is") == 8, "sbatch is asked nothing twice"
+    suite.drain(600)
+    publish(f"SLURM, two nodes, ZeRO 2: 2x2 with 2 seeds submitted, trained, sampled and reported in "
+            f"{time.monotonic() - started:.0f} s")  # fmt: skip
+    assert suite.states() == ["complete"] * 8, suite.logs()
+    assert suite.out.report_html.is_file() and len(read_json(suite.out.results)["cells"]) == 8
+    local = reference(suite, tmp_path / "local")
+    for arm in ARMS:
+        for seed in (1, 2):
+            same_end(suite.run_dir(arm, seed), local.cell(arm, seed))
+    run = suite.run_dir()
+    assert (run.root / "train.sbatch").read_text() == (
+        suite.out.launch / "0001-train-seed-1" / "job.sbatch"
+    ).read_text()
+    assert read_json(run.manifest)["preflight"]["all_reduce_gb_per_second"] > 0
+    assert "nothing to submit" in suite.grid("submit")
+    assert "nothing to submit" in suite.grid("retry")
+
+
+# ---------------------------------------------------------------- preemption and death
+
+
+def test_a_cell_survives_signals_a_killed_rank_a_lost_node_and_the_time_limit(idle, corpus, tmp_path, publish):
+    """Told to stop by a signal to one rank, twice, and by the time limit; killed; its node lost: the same end."""
+    steps = {"training": {"steps": 400}, "validation": {"every_steps": 100}, "checkpoints": {"every_steps": 5}}
+    many = {"logging": {"log_every_steps": 5}, "generation": {"prompts": None}}
+    suite = Suite(idle, corpus, tmp_path, arms=["both"], seeds=[1], **steps, **many)
+    suite.where(strategy="zero2", nodes=2, micro_batch_sequences=2, lead=50)  # several micro-batches a step
+    run = suite.run_dir()
+    suite.grid("submit")
+
+    def step() -> int:
+        lines = read_journal(run.metrics)
+        return lines[-1]["step"] if lines else 0
+
+    def events() -> list[str]:
+        return [json.loads(line)["event"] for line in run.jobs.read_text().splitlines()] if run.jobs.exists() else []
+
+    def goes_on_from(before: int) -> None:
+        def is_there() -> bool:
+            idle.end_waits()
+            return step() >= before + 10
+
+        wait_for(is_there, f"step {before + 10}: {suite.logs()}", 90)
+
+    reached = 0
+    for times, rank in ((1, 1), (2, 0)):
+        goes_on_from(reached)
+        os.kill(rank_pids(idle)[rank], signal.SIGUSR2)
+        took = wait_for(lambda n=times: events().count("preempted") == n, "the job to save and stop", 60)
+        publish(f"SLURM: signal to rank {rank} alone, saved and requeued after {took:.1f} s")
+        reached = step()
+        wait_for(lambda n=times: suite.states() == [f"requeued {n}"], "the job to be in the queue again", 30, 1)
+
+    goes_on_from(reached)
+    os.kill(rank_pids(idle)[1], signal.SIGKILL)
+    took = wait_for(lambda: not idle.queue(), "the job to end", 60)
+    publish(f"SLURM: SIGKILL of rank 1, the job ended after {took:.1f} s (allowed: a minute)")
+    assert suite.states() == ["failed, requeued 2"]
+    line = next(line for line in suite.grid("status").splitlines() if line.startswith("both/seed-1: "))
+    assert "task 1: Killed" in line and str(run.log) in line
+    assert "`replicate grid retry` submits it again" in suite.grid("submit")
+    reached = step()
+    suite.grid("retry")
+
+    goes_on_from(reached)
+    idle.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+    took = wait_for(lambda: not rank_pids(idle), "the ranks to end", 60)
+    publish(f"SLURM: a node down, the job ended after {took:.1f} s (allowed: a minute)")
+    idle.run("scontrol", "update", "NodeName=n2", "State=RESUME")
+    wait_for(lambda: suite.states()[0].startswith("requeued"), "the job to be in the queue again", 30, 1)
+    (job,) = (line.split()[0] for line in idle.queue() if "train" in line)
+    idle.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")  # with a lead of 50 seconds: soon after its start
+    told = events().count("preempted")
+
+    def is_told() -> bool:
+        idle.end_waits()
+        return events().count("preempted") == told + 1
+
+    wait_for(is_told, f"the time limit: {suite.logs()}", 120)
+    assert step() < 400
+    wait_for(lambda: suite.states()[0].startswith("requeued"), "the job to be in the queue again", 30, 1)
+    idle.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")
+
+    suite.drain(300)
+    assert suite.states() == ["complete, requeued 2"] or suite.states()[0].startswith("complete"), suite.logs()
+    same_end(run, reference(suite, tmp_path / "local").cell("both", 1))
+    assert tensorboard_steps(run) == list(range(5, 401, 5)), "no doubled and no missing points"
+    assert len(read_json(run.manifest)["starts"]) == 6
+
+
+# ---------------------------------------------------------------- one process: ways of a site, and clear lines
+
+
+@pytest.fixture
+def one(idle, corpus, tmp_path) -> Suite:
+    """One cell of one process, long enough to be told to stop."""
+    steps = {"training": {"steps": 600}, "validation": {"every_steps": 300}, "checkpoints": {"every_steps": 300}}
+    suite = Suite(idle, corpus, tmp_path, arms=["both"], seeds=[1], **steps)
+    suite.where(strategy="single")
+    return suite
+
+
+def tell_the_batch_shell(suite: Suite) -> None:
+    """The stop signal, as SLURM sends it to the batch shell alone, once the cell trains."""
+    run = suite.run_dir()
+    wait_for(lambda: len(read_journal(run.metrics)) > 2, f"the first steps: {suite.logs()}", 60)
+    (job,) = (line.split()[0] for line in suite.cluster.queue() if "train" in line)
+    suite.cluster.run("scancel", "--batch", "--signal=USR2", job)
+
+
+def test_a_site_that_chains_and_what_waits_for_its_cells(one):
+    one.site(SITE_ON_PREEMPTION="chain")
+    one.grid("submit")
+    tell_the_batch_shell(one)
+    one.drain(120)
+    assert one.states() == ["complete, requeued 1"], one.logs()
+    assert one.out.report_html.is_file()
+    assert "goes on as job" in one.run_dir().log.read_text()
+
+
+def test_a_site_without_requeue_is_told_so(one):
+    one.site(SITE_SBATCH="--no-requeue")
+    one.grid("submit")
+    tell_the_batch_shell(one)
+    wait_for(lambda: not any("train" in line for line in one.cluster.queue()), "the job to end")
+    assert one.states() == ["preempted"]
+    line = one.run_dir().log.read_text().splitlines()[-1]
+    assert "SITE_ON_PREEMPTION: this site does not requeue" in line and "set it to chain or end in" in line
+    one.site(SITE_ON_PREEMPTION="end")
+    one.grid("retry")
+    one.drain(120)
+    assert one.states() == ["complete"], one.logs()
+
+
+def test_a_full_scratch_is_one_clear_line(one, tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", scratch], capture_output=True).returncode:
+        pytest.skip("cannot mount a file system here, so there is no small one to fill")
+    try:
+        one.site(SITE_SCRATCH=str(scratch))
+        one.grid("submit")
+        wait_for(lambda: not any("train" in line for line in one.cluster.queue()), "the job to end")
+        assert one.states() == ["failed"]
+        told = one.grid("status").splitlines()[-1]
+        assert "1 MiB of scratch left" in told and "make room, or point TMPDIR elsewhere" in told
+        one.site(SITE_SCRATCH=str(scratch / "no" / "such"), SITE_ON_PREEMPTION="end")
+        (scratch / "no").write_text("a file, where a folder is to be made")
+        one.grid("retry")
+        wait_for(lambda: not any("train" in line for line in one.cluster.queue()), "the job to end")
+        assert f"SITE_SCRATCH: cannot write to {scratch}/no/such; make room" in one.grid("status")
+    finally:
+        subprocess.run(["umount", scratch], check=False)
+
+
+def test_refusals_are_one_line_and_nothing_is_written(one, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "bash").symlink_to("/bin/bash")
+    bare = {"PATH": str(tmp_path / "bin")}
+    assert one.grid("submit", code=2, env=bare).startswith("error: squeue: not found on this machine; call this on a")
+    assert not one.out.root.exists()
+    one.site(SITE_PARTITION="nowhere")
+    line = one.grid("submit", code=2)
+    assert "invalid partition specified: nowhere" in line
+    assert line.endswith("set SITE_PARTITION in the site file to one of: main")
+    assert len(line.splitlines()) == 1
+    one.site()
+    one.cluster.run("scontrol", "update", "PartitionName=main", "State=DOWN")  # jobs wait
+    assert one.grid("submit").count("job ") == 3, "what was refused is no obstacle"
+    assert one.states() == ["queued"]
+
+
+def test_a_submission_whose_answer_was_lost_is_found_by_its_name(one):
+    one.cluster.run("scontrol", "update", "PartitionName=main", "State=DOWN")
+    one.grid("submit")
+    (answer,) = one.out.launch.glob("*-train-*/submitted.json")
+    known = json.loads(answer.read_text())["id"]
+    answer.unlink()
+    assert "nothing to submit" in one.grid("submit")
+    assert json.loads(answer.read_text())["id"] == known
+    assert "cancelled 3" in one.grid("cancel")
+    one.cluster.drain(30)
+    assert one.states() == ["cancelled"]
+    assert "nothing of this suite is in the queue" in one.grid("cancel")
+    assert one.grid("retry").count("job ") == 3

@@ -1,0 +1,215 @@
+"""What is submitted, without a scheduler: the text of scripts, who waits for whom, the site file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from replication.config import find_cluster, load_cell, load_suite
+from replication.errors import UserError
+from replication.grid.jobs import Job, checkout, options, script
+from replication.grid.plan import Cell, plan
+from replication.grid.site import Site, load_site
+from replication.grid.slurm import Queued
+from replication.grid.submit import Step, _dependency, plan_steps
+from replication.rundir import SuiteDir
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+CLUSTERS = ("one_gpu", "node_8gpu_zero2", "nodes_zero3")
+SITE = Site(path=Path("/cluster/site.env"), account="lab", partition="gpu", qos="long", sbatch="--exclusive")
+
+
+def suite_of(seeds=(1, 2)):
+    suite = load_suite("ablation_2x2")
+    run = suite.run | {
+        "training": suite.run["training"] | {"batch_tokens": 64 * 128}
+    }  # 32 processes cut it in two each
+    return replace(suite, seeds=seeds, run=run)
+
+
+def cells_of(cluster: str, seeds=(1, 2), *flags: str) -> list[Cell]:
+    return plan(suite_of(seeds), SuiteDir(Path("/results")), flags, find_cluster(cluster))
+
+
+def steps_of(cluster: str, seeds=(1, 2), *flags: str, queued: tuple[Queued, ...] = ()) -> list[Step]:
+    cells = cells_of(cluster, seeds, *flags)
+    return plan_steps("suite-000000", 1, cells, cells, queued)
+
+
+def golden_text(cluster: str, monkeypatch) -> str:
+    """The script that trains one seed block, with this machine's paths replaced."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "executable", "/checkout/.venv/bin/python")
+    text = script(steps_of(cluster)[0].job, SITE, Path("/results/launch/0001-train-seed-1"), 4)
+    return text.replace(str(checkout()), "/checkout")
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_golden_scripts(cluster, monkeypatch):
+    """Regenerate with REPLICATION_GOLDEN=write, and read the difference."""
+    path, text = GOLDEN / f"{cluster}.sbatch", golden_text(cluster, monkeypatch)
+    if os.environ.get("REPLICATION_GOLDEN") == "write":
+        path.write_text(text)
+    assert text == path.read_text()
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def test_the_body_is_the_launch_script_word_for_word(monkeypatch):
+    """What a reader of launch/ sees is what runs: all its lines but the example's #SBATCH lines, in order."""
+    body = [line for line in (ROOT / "launch" / "array.sbatch").read_text().splitlines() if "#SBATCH" not in line[:7]]
+    written = golden_text("one_gpu", monkeypatch).splitlines()
+    assert written[0] == body[0]
+    assert written[-len(body) + 1 :] == body[1:]
+
+
+# ---------------------------------------------------------------- what is asked for
+
+
+def job(stage, cluster="node_8gpu_zero2", *flags):
+    return Job(
+        "name", stage, ("runs/both/seed-1",) if stage != "report" else (), cells_of(cluster, (1,), *flags)[0].config
+    )
+
+
+def test_what_one_process_does_asks_for_one_gpu_and_the_report_for_none():
+    asked = {stage: " ".join(options(job(stage), Site(), Path("/f"), 4)) for stage in ("train", "generate", "report")}
+    assert "--ntasks-per-node=8 --gpus-per-node=8" in asked["train"]
+    assert "--nodes=1 --ntasks-per-node=1 --gpus-per-node=1" in asked["generate"]
+    assert "gpu" not in asked["report"] and "--array" not in asked["report"]
+
+
+def test_the_sites_way_of_asking():
+    keys = ("--cluster.slurm.memory_gib=900", "--cluster.slurm.cpus_per_task=12", "--cluster.slurm.signal_to=ranks")
+    site = Site(gpus="gres", on_preemption="chain", constraint="h100")
+    asked = options(job("train", "node_8gpu_zero2", *keys), site, Path("/a folder"), 4)
+    for wanted in ("--gres=gpu:8", "--mem=900G", "--cpus-per-task=12", "--signal=USR2@300", "--no-requeue",
+                   "--constraint=h100", '--output="/a folder/output-%a.txt"'):  # fmt: skip
+        assert wanted in asked
+
+
+# ---------------------------------------------------------------- who waits for whom
+
+
+def waits(steps: list[Step]) -> list[str]:
+    """The dependency of each step, ids being positions."""
+    ids = [str(i) for i in range(len(steps))]
+    return [next(iter(_dependency(step, ids)), "").removeprefix("--dependency=") for step in steps]
+
+
+def test_seed_blocks_follow_each_other_and_their_completions_and_the_report_follow_them():
+    steps = steps_of("one_gpu", (1, 2, 3), "--cluster.slurm.concurrent_cells=4")  # one block after the other
+    assert [s.job.stage for s in steps] == ["train", "generate"] * 3 + ["report"]
+    assert waits(steps) == ["", "aftercorr:0", "afterany:0", "aftercorr:2", "afterany:2", "aftercorr:4",
+                            "afterany:0:1:2:3:4:5"]  # fmt: skip
+    assert [c.split("/")[1] for c in steps[0].job.cells] == ["baseline", "token_gain", "layer_gain", "both"]
+    assert {c.split("/")[2] for c in steps[2].job.cells} == {"seed-2"}
+
+
+def test_more_cells_at_once_are_more_blocks_side_by_side():
+    steps = steps_of("one_gpu", (1, 2, 3, 4, 5), "--cluster.slurm.concurrent_cells=9")  # two whole blocks
+    assert [w for s, w in zip(steps, waits(steps), strict=True) if s.job.stage == "train"] == [
+        "", "", "afterany:0", "afterany:2", "afterany:4",
+    ]  # fmt: skip
+    assert "--array=0-3%4" in options(steps[0].job, Site(), Path("/f"), 9)
+
+
+def test_fewer_cells_at_once_than_arms_limit_the_array():
+    steps = steps_of("one_gpu", (1, 2), "--cluster.slurm.concurrent_cells=2")
+    assert "--array=0-3%2" in options(steps[0].job, Site(), Path("/f"), 2)
+    assert waits(steps)[2] == "afterany:0"
+
+
+def test_the_report_waits_for_what_is_in_the_queue_already_too():
+    queued = tuple(Queued(f"77_{i}", i, "suite-000000.0001-train-seed-1", "RUNNING", "", 0) for i in (2, 3))
+    assert waits(steps_of("one_gpu", (1,), queued=queued))[-1] == "afterany:0:1:77"
+
+
+def test_trained_cells_only_generate_and_without_prompts_nothing_does():
+    cells = cells_of("one_gpu", (1,))
+    steps = plan_steps("suite-000000", 1, cells, cells[:1], ())
+    assert [(s.job.stage, len(s.job.cells)) for s in steps] == [
+        ("train", 1),
+        ("generate", 1),
+        ("generate", 3),
+        ("report", 0),
+    ]
+    steps = steps_of("one_gpu", (1,), "--generation.prompts=null")
+    assert [s.job.stage for s in steps] == ["train", "report"]
+    assert plan_steps("suite-000000", 1, [], [], ()) == []
+
+
+# ---------------------------------------------------------------- cluster and site files
+
+
+def test_a_cluster_file_cannot_change_the_experiment(tmp_path):
+    path = tmp_path / "fast.yaml"
+    path.write_text("cluster: {devices: 2}\ntraining: {steps: 5}\n")
+    with pytest.raises(UserError, match=r"fast.yaml: sets training; a cluster file says where cells run"):
+        find_cluster(str(path))
+    a, b = (load_cell(suite_of(), "both", 1, cluster=find_cluster(c)) for c in ("one_gpu", "nodes_zero3"))
+    assert a.cluster != b.cluster
+    assert Cell("both", 1, None, a).hash == Cell("both", 1, None, b).hash  # type: ignore[arg-type]
+
+
+def test_the_example_of_a_site_file_is_read(tmp_path):
+    assert load_site(ROOT / "launch" / "site.env.example") == Site(path=ROOT / "launch" / "site.env.example")
+    path = tmp_path / "my site.env"
+    path.write_text("SITE_ACCOUNT=lab\nSITE_MODULES='cuda/12.6 gcc/13'\nNCCL_DEBUG=WARN\nSITE_SCRATCH=/local/$USER\n")
+    os.environ["USER"] = os.environ.get("USER", "me")
+    site = load_site(path)
+    assert (site.account, site.modules, site.scratch) == ("lab", "cuda/12.6 gcc/13", f"/local/{os.environ['USER']}")
+    assert "NCCL_DEBUG" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("SITE_PARTITON=gpu\n", "unknown SITE_PARTITON; the site's variables are SITE_ACCOUNT, SITE_PARTITION"),
+        ("SITE_ON_PREEMPTION=wait\n", "SITE_ON_PREEMPTION is 'wait'; it must be one of requeue, chain, end"),
+        ("SITE_ACCOUNT=(\n", "bash cannot read it"),
+        ("false\n", "bash cannot read it"),
+    ],
+)
+def test_a_broken_site_file_is_one_line(tmp_path, text, line):
+    path = tmp_path / "site.env"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_site(path)
+    assert line in str(error.value) and str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_no_site_file():
+    with pytest.raises(UserError, match=r"--site: nowhere\.env does not exist; copy launch/site.env.example there"):
+        load_site(Path("nowhere.env"))
+
+
+def test_a_dry_run_prints_all_and_writes_nothing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "replication", "grid", "submit", "ablation_2x2", "--cluster", "node_8gpu_zero2",
+         "--out", str(tmp_path / "out"), "--dry-run"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | {"COLUMNS": "60"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\nsbatch --parsable ") == 5
+    assert "#SBATCH --gpus-per-node=8" in done.stdout
+    assert "'--dependency=aftercorr:<0001-train-seed-1>' --kill-on-invalid-dep=yes" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_file_must_say_whether_jobs_need_gpus(tmp_path):
+    path = tmp_path / "open.yaml"
+    path.write_text("cluster: {accelerator: auto}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "replication", "grid", "submit", "ablation_2x2", "--cluster", str(path), "--dry-run",
+         "--out", str(tmp_path / "out")],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "cluster.accelerator: auto does not say whether a job needs GPUs" in done.stderr
