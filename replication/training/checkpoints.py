@@ -55,6 +55,7 @@ class Checkpoints(Callback):
         """
         self.config, self.run, self.measure, self.resume = config, run, measure, resume
         self.identity = {"data_hash": data_hash, "layout": layout(config), "scientific": scientific(config)}
+        self._stand = {step_of(resume)} if resume else set()  # steps whose checkpoints this run has read or written
         self._boundary_at: float | None = None
         self._step_seconds = 0.0  # the longest, a validation included
 
@@ -97,7 +98,7 @@ class Checkpoints(Callback):
         step, started = trainer.global_step, time.monotonic()
         self.measure.check_finite(step)
         folder = checkpoint_folder(self.run, step)
-        if folder.exists() and damage(folder) is None:
+        if step in self._stand:
             return
         partial = folder.with_name(f"partial-{folder.name}")
         with during("save"):
@@ -116,6 +117,7 @@ class Checkpoints(Callback):
                     f"{_named(newest_checkpoint(self.run)[0])}"
                 ) from None
             barrier()
+        self._stand.add(step)
         if is_first():
             record_times(self.run, time.monotonic() - started, self._step_seconds)
 

@@ -24,7 +24,7 @@ class Checks(Callback):
         Args:
             config: the run's.
             run: the cell; its manifest gets what the preflight found, and what DeepSpeed made of its config.
-            identity: hashes that must agree between ranks: config, data, weights at start.
+            identity: what must agree between ranks: config hash, data hash, checkpoint, weights at start.
         """
         self.config, self.run, self.identity = config, run, identity
 

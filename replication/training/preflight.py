@@ -32,7 +32,7 @@ def preflight(config: RunConfig, run: RunDir, identity: dict[str, str]) -> dict[
     Args:
         config: the run's.
         run: the cell.
-        identity: hashes that must agree between ranks: config, data, weights at start.
+        identity: what must agree between ranks: config hash, data hash, checkpoint, weights at start.
 
     Returns:
         For the manifest: needs and room in GiB, and the bandwidth of one all-reduce.

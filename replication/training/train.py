@@ -28,6 +28,7 @@ from replication.training.module import LanguageModel
 from replication.training.phases import is_watched
 from replication.training.progress import PhaseMarks, Progress
 from replication.training.ranks import launched_rank
+from replication.training.start import checkpoint_to_resume
 from replication.training.stopping import StopWhenTold
 from replication.training.strategies import build_strategy, gradient_multiplier
 
@@ -44,7 +45,7 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     """
     store.check(config)
     refuse_other_config(config, run.config)
-    checkpoint, notes = newest_checkpoint(run, config, store.hash)
+    checkpoint, notes = checkpoint_to_resume(run, config, store.hash)
     first = launched_rank() == 0
     for note in notes if first else ():
         console.print(f"[yellow]{note}[/yellow]")
@@ -60,6 +61,7 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     # a run that goes on needs no file to start from: it may be gone by then
     module = LanguageModel(config, store.end_of_text_id, None if checkpoint else initial_weights(config))
     start = {"config hash": scientific_hash(config), "data hash": store.hash}
+    start["checkpoint"] = checkpoint.name if checkpoint else "none"
     if checkpoint and config.training.initial_weights:
         start["weights at start"] = read_json(run.manifest)["initial_weights_sha256"]
     else:
@@ -112,7 +114,7 @@ def build_trainer(
     Args:
         config: the run's.
         run: the cell.
-        start: hashes that every rank must share: config, data, weights at start.
+        start: what every rank must share: config hash, data hash, checkpoint, weights at start.
         checkpoint: the folder that this start goes on from.
         console: where progress goes.
     """
