@@ -123,5 +123,9 @@ install_environment() {
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+  if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+    exit
+  fi
   install_environment "$@"
 fi

@@ -31,7 +31,7 @@ say() { printf '%s job %s: %s\n' "$(date +%FT%T)" "$job" "$*" >&2; }
 # note EVENT CODE: one line of JSON in the cell's jobs.jsonl, from which `replicate grid status` tells what became of it.
 note() {
   printf '{"event": "%s", "code": %d, "job": "%s", "restarts": %d, "nodes": "%s", "at": "%s"}\n' \
-    "$1" "$2" "$job" "$restarts" "$SLURM_JOB_NODELIST" "$(date +%FT%T%z)" >>"$events"
+    "$1" "$2" "$job" "$restarts" "$SLURM_JOB_NODELIST" "$(date +%FT%T%z)" >>"$events" || say "cannot write to $events"
 }
 
 refuse() {
@@ -78,11 +78,15 @@ trap stop "$REPLICATION_STOP_SIGNAL"
 # after another with one code, so none may be killed because another has ended (--kill-on-bad-exit=0); tasks that a dead
 # one leaves hanging are (--wait, in seconds).
 replicate() {
-  local code=0
+  local code=$PREEMPTED
   note started 0
   if [[ -z $told ]]; then
+    code=0
     srun --kill-on-bad-exit=0 --wait=30 "${container[@]}" "$REPLICATION_PYTHON" -m replication "$@" </dev/null &
     step=$!
+    if [[ -n $told ]]; then # between the two lines above
+      stop
+    fi
     wait "$step" || code=$?
     while kill -0 "$step" 2>/dev/null; do # the wait was cut short by a signal
       code=0
@@ -93,17 +97,18 @@ replicate() {
     on_every_node rm -rf "$TMPDIR" || true
   fi
   if ((code == PREEMPTED || code == 128 + $(kill -l "$REPLICATION_STOP_SIGNAL"))) || [[ -n $told && $code != 0 ]]; then
-    told=yes
-  elif ((code != 0)) || [[ -z $told ]]; then
-    note ended "$code"
-    exit "$code"
+    go_on_later
   fi
-  go_on_later
+  note ended "$code"
+  exit "$code"
 }
 
 # The run has saved, or had not begun: leave the rest to a later job, in the way that the site allows.
 go_on_later() {
   local how=${SITE_ON_PREEMPTION:-requeue} answer
+  if [[ $(tail --lines=1 "$events") == *'"cancelled"'* ]]; then # by `replicate grid cancel`
+    exit "$PREEMPTED"
+  fi
   note preempted "$PREEMPTED"
   if ((restarts >= REPLICATION_MAX_REQUEUES)); then
     say "told to stop $((restarts + 1)) times, cluster.slurm.max_requeues is $REPLICATION_MAX_REQUEUES: \`replicate grid retry\` goes on"

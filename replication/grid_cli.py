@@ -304,7 +304,8 @@ def _cancel(args: argparse.Namespace, flags: list[str]) -> int:
     if not ids:
         Console().print("nothing of this suite is in the queue")
         return 0
-    slurm.cancel(ids)
+    # first the notes: a job that is told to end reads there that it is not to go on later
     submit.note_cancelled(suite_dir, [cell for cell, stages in jobs.items() if cell in chosen and "train" in stages])
+    slurm.cancel(ids)
     Console().print(f"cancelled {len(ids)} job(s) or elements; `replicate grid retry` submits the cells again")
     return 0

@@ -19,7 +19,7 @@ import pytest
 LAYERS = [
     ["errors", "preemption"],
     ["arguments", "config", "rundir"],
-    ["certificate", "model", "needs", "data", "objectives", "preference.prompts", "doctor"],
+    ["certificate", "diverged", "model", "needs", "data", "objectives", "preference.prompts", "doctor"],
     ["launcher", "training"],
     ["grid", "preference", "analysis"],
     ["bench", "cell", "drill"],
@@ -55,6 +55,7 @@ TORCH_FREE = [
     "config",
     "rundir",
     "needs",
+    "diverged",
     "certificate",
     "cell",
     "cli",

@@ -313,6 +313,41 @@ def test_quickstart_runs_the_suite(sandbox: Sandbox, args: list[str], out: str) 
     assert done.stdout.splitlines()[-1] == f"replicate grid run ablation_2x2 --out {out} --jobs {jobs}"
 
 
+def test_local_sh_is_replicate_train_and_on_several_machines_torchrun(sandbox: Sandbox) -> None:
+    sandbox.program("sed")
+    done = sandbox.run("launch/local.sh", "--config", "arms/both.yaml", "--out", "a b")
+    assert done.stdout.splitlines()[-1] == "replicate train --config arms/both.yaml --out a b"
+    sandbox.extra_env |= {"NNODES": "4", "NODE_RANK": "1", "MASTER_ADDR": "first"}
+    done = sandbox.run("launch/local.sh", "--out", "x")
+    assert done.returncode == 2
+    assert "NNODES is 4: set NODE_RANK (from 0), MASTER_ADDR (the first machine) and DEVICES" in done.stderr
+    torchrun = sandbox.venv / "bin" / "torchrun"
+    torchrun.write_text('#!/usr/bin/env bash\necho "torchrun $*"\n')
+    torchrun.chmod(0o755)
+    sandbox.extra_env |= {"DEVICES": "8"}
+    assert sandbox.run("launch/local.sh", "--out", "x").stdout.splitlines()[-1] == (
+        "torchrun --nnodes=4 --node-rank=1 --nproc-per-node=8 --master-addr=first --master-port=29500 "
+        "-m replication train --out x"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "seeds"), [([], "--seeds 1,2,3,4,5,6,7,8 "), (["--seeds", "7,9", "--dry-run"], "--seeds 7,9 --dry-run ")]
+)
+def test_ablation_submits_the_grid(sandbox: Sandbox, args: list[str], seeds: str) -> None:
+    done = sandbox.run("launch/ablation_2x2.sh", "my site.env", "node_8gpu_zero2", *args, "--out", "x")
+    assert done.returncode == 0, done.stderr
+    expected = f"replicate grid submit ablation_2x2 --site my site.env --cluster node_8gpu_zero2 {seeds}--out x"
+    assert done.stdout.splitlines()[-1] == expected
+
+
+def test_ablation_without_its_two_arguments_says_how_to_call_it(sandbox: Sandbox) -> None:
+    done = sandbox.run("launch/ablation_2x2.sh", "site.env")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: launch/ablation_2x2.sh SITE CLUSTER")
+    assert sandbox.log == []
+
+
 def test_test_sh_lints_types_and_ends_with_pytest(sandbox: Sandbox) -> None:
     done = sandbox.run("launch/test.sh", "tests/test_config.py", "-k", "two words")
     assert done.returncode == 0, done.stderr
@@ -331,7 +366,7 @@ def test_test_sh_lints_types_and_ends_with_pytest(sandbox: Sandbox) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as .ci/run does to install packages")
 def test_ci_installs_what_is_missing_and_ends_with_pytest(sandbox: Sandbox) -> None:
     sandbox.program("apt-get", '#!/usr/bin/env bash\nprintf "%s\\n" "apt-get $*" >>"$FAKE/log"\n')
-    for tool in ("g++", "git"):
+    for tool in ("g++", "git", "slurmctld", "munged"):
         sandbox.program(tool)
     done = sandbox.run(".ci/run")
     assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from synthetic_runs import ARMS, build_suite, edit_journal, edit_manifest
 
 from replication.analysis import format as shown
 from replication.analysis.report import render, write_report
-from replication.config import SuiteConfig
+from replication.config import DivergedRule, SuiteConfig
 from replication.errors import UserError
 from replication.rundir import SuiteDir, read_json, write_json, write_text
 
@@ -377,3 +378,17 @@ def test_no_torch_is_imported() -> None:
 
 def test_results_hold_plain_json(whole: tuple[SuiteDir, SuiteConfig]) -> None:
     json.loads(whole[0].results.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in results.json"))
+
+
+def test_a_cell_that_diverged_by_the_suites_rule_is_listed_and_stays_in_the_comparisons(tmp_path: Path) -> None:
+    lost = {("layer_gain", 1): 40}
+    suite_dir, suite = build_suite(tmp_path / "out", effects={"both": {"train/loss_nats": 50.0}}, failed=lost)
+    rule = DivergedRule(above_nats=40.0, for_steps=10)
+    record = read_json(suite_dir.cell("layer_gain", 1).failed)
+    write_json(suite_dir.cell("layer_gain", 1).failed, record | {"diverged": True})
+    results, page, markdown = report(suite_dir, replace(suite, diverged=rule))
+    listed = {(c["arm"], c["seed"]): c["state"] for c in results["diverged"]}
+    assert listed == {("both", 1): "complete", ("both", 2): "complete", ("layer_gain", 1): "failed"}
+    assert "train/loss_nats above 40.000 in each of the 10 steps up to step 60" in page
+    assert markdown.count("Diverged by the suite's rule:") == 3
+    assert {"arm": "both", "seed": 1} in results["pairs_used"]

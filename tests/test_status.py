@@ -43,21 +43,23 @@ def queued(state: str, reason: str = "", restarts: int = 0) -> Queued:
 
 
 def test_without_a_scheduler(cell):
-    assert cell_status(cell).state == "interrupted"
+    assert cell_status(cell, RULE).state == "interrupted"
     note(cell, "started", "preempted", code=75)
-    assert cell_status(cell).state == "preempted"
+    assert cell_status(cell, RULE).state == "preempted"
     note(cell, "started", "ended", code=137)
     cell.run.log.write_text("step 40/60\nrank 1: ended by SIGKILL (out of memory?)\n")
-    status = cell_status(cell)
+    status = cell_status(cell, RULE)
     assert (status.state, status.note) == (
         "failed", f"rank 1: ended by SIGKILL (out of memory?) (log: {cell.run.log})",
     )  # fmt: skip
     note(cell, "cancelled", "ended", code=130)
-    assert cell_status(cell).state == "cancelled", "what a cancelled job notes while it ends changes nothing"
+    assert cell_status(cell, RULE).state == "cancelled", "what a cancelled job notes while it ends changes nothing"
     note(cell, "started")
-    assert cell_status(cell).note == f"its job ended without a word: node or batch shell lost (log: {cell.run.log})"
+    assert (
+        cell_status(cell, RULE).note == f"its job ended without a word: node or batch shell lost (log: {cell.run.log})"
+    )
     with cell.run.lock():
-        assert cell_status(cell).state == "running"
+        assert cell_status(cell, RULE).state == "running"
 
 
 def test_with_a_scheduler(cell):
@@ -82,16 +84,16 @@ def test_with_a_scheduler(cell):
 
 def test_a_trained_cell_waits_for_its_completions(cell):
     write_json(cell.run.manifest, read_json(cell.run.manifest) | {"finished_at": "now"})
-    assert cell_status(cell).state == "trained"
+    assert cell_status(cell, RULE).state == "trained"
     assert cell_status(cell, RULE, {"generate": queued("PENDING")}).note == "completions are queued"
     assert cell_status(cell, RULE, {"generate": queued("RUNNING")}).state == "generating"
 
 
 def test_failures_and_divergence(cell):
     record_failure(cell.run, UserError("data: gone; bring them back"))
-    assert cell_status(cell).note == f"data: gone; bring them back (log: {cell.run.log})"
+    assert cell_status(cell, RULE).note == f"data: gone; bring them back (log: {cell.run.log})"
     record_failure(cell.run, Diverged("training: the loss was not finite"))
-    assert cell_status(cell).state == "diverged"
+    assert cell_status(cell, RULE).state == "diverged"
     cell.run.failed.unlink()
     step, losses = read_last_losses(cell.run.metrics, 10)
     assert step == 40 and len(losses) == 10
@@ -109,7 +111,7 @@ def test_failures_and_divergence(cell):
 
 def test_a_cell_without_a_folder_is_pending(tmp_path):
     suite_dir, _ = build_suite(tmp_path / "out", arms=("baseline",), seeds=(1,), missing=[("baseline", 1)])
-    status = cell_status(Place("baseline", 1, suite_dir.cell("baseline", 1)))
+    status = cell_status(Place("baseline", 1, suite_dir.cell("baseline", 1)), RULE)
     assert (status.state, status.step, status.steps) == ("pending", 0, None)
 
 

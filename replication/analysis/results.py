@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from replication.analysis.stats import (
 )
 from replication.certificate import Certificate
 from replication.config import SuiteConfig
+from replication.diverged import why_diverged
 from replication.rundir import SuiteDir
 
 FORMAT = 1
@@ -117,6 +118,7 @@ def compute_results(
         "pairs_refused": [asdict(p) for p in certificate.pairs if p.state != "holds"],
         "cells": [_cell(cell) for cell in cells],
         "failures": [{"arm": c.arm, "seed": c.seed, **asdict(c.failure)} for c in cells if c.failure],
+        "diverged": list(_diverged(suite_dir, suite, cells)),
         "late": _late(cells),
         "quantities": [_quantity(q, suite, cells, certificate) for q in QUANTITIES],
         "gain": [_gain(cell) for cell in cells if len(cell.train.steps)],
@@ -186,6 +188,17 @@ def _cell(cell: Cell) -> dict[str, Any]:
         "final_weights_sha256": cell.manifest.get("final_weights_sha256"),
         **{q.key: q.value(cell) if cell.complete else NAN for q in QUANTITIES},
     }
+
+
+def _diverged(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+    """Cells that diverged by the suite's rule, complete ones too: they stay in every comparison."""
+    for c in cells:
+        facts = [c.config.get(key) for key in ("training.warmup_steps", "model.vocab_size")]
+        if None in facts:
+            continue
+        why = why_diverged(suite_dir.cell(c.arm, c.seed), suite.diverged, *facts)  # type: ignore[arg-type]
+        if why:
+            yield {"arm": c.arm, "seed": c.seed, "state": c.state, "why": why}
 
 
 def _late(cells: Sequence[Cell]) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from replication.grid.plan import Cell
-from replication.grid.status import cell_status, clock
+from replication.grid.status import clock
 from replication.preemption import PREEMPTED
-from replication.rundir import SuiteDir, last_line, read_json, write_json
+from replication.rundir import SuiteDir, last_line, read_json, read_tail, write_json
 
 
 @dataclass
@@ -92,13 +92,13 @@ def _start(cell: Cell, suite_dir: SuiteDir, progress: Progress) -> _Running:
 
 
 def _show(r: _Running, progress: Progress) -> None:
-    status = cell_status(r.cell)
-    note = "starting"
-    if status.step >= r.cell.config.training.steps:
-        note = "generating"
-    elif status.loss_nats is not None:
-        note = f"loss {status.loss_nats:.3f}, left {clock(status.seconds_left)}"
-    progress.update(r.task, completed=status.step, note=note)
+    tail, t = read_tail(r.cell.run.metrics), r.cell.config.training
+    if tail is None:
+        progress.update(r.task, completed=0, note="starting")
+        return
+    left = (t.steps - tail["step"]) * t.batch_tokens / tail["train/tokens_per_second"]
+    note = f"loss {tail['train/loss_nats']:.3f}, left {clock(left)}" if tail["step"] < t.steps else "generating"
+    progress.update(r.task, completed=tail["step"], note=note)
 
 
 def _finish(r: _Running, outcome: Outcome, progress: Progress) -> None:
@@ -114,7 +114,10 @@ def _finish(r: _Running, outcome: Outcome, progress: Progress) -> None:
         return
     if read_json(r.cell.run.failed) is None:  # killed before it could say why
         error = last_line(r.cell.run.log) or f"the process ended with code {r.process.returncode}"
-        write_json(r.cell.run.failed, {"error": error, "log": str(r.cell.run.log), "step": cell_status(r.cell).step})
+        write_json(
+            r.cell.run.failed,
+            {"error": error, "log": str(r.cell.run.log), "step": (read_tail(r.cell.run.metrics) or {}).get("step", 0)},
+        )
     outcome.failed.append(r.cell)
     progress.update(r.task, visible=False)
     progress.console.print(

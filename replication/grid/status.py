@@ -7,7 +7,6 @@ each job leaves in its cell's jobs.jsonl stand in.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +19,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from replication.config import DivergedRule
+from replication.diverged import why_diverged
 from replication.grid.jobs import JobStage
 from replication.grid.plan import Place
 from replication.grid.slurm import Queued
-from replication.rundir import RunDir, first_error, read_json, read_last_losses, read_tail
+from replication.rundir import RunDir, first_error, read_json, read_tail
 
 STYLE = {
     "complete": "green",
@@ -79,7 +79,7 @@ class _Facts:
 
 def cell_status(
     place: Place,
-    rule: DivergedRule | None = None,
+    rule: DivergedRule,
     jobs: Mapping[JobStage, Queued] | None = None,
     ended: str | None = None,
 ) -> CellStatus:
@@ -87,7 +87,7 @@ def cell_status(
 
     Args:
         place: the cell.
-        rule: when it counts as diverged; None does not ask.
+        rule: when it counts as diverged.
         jobs: what the scheduler has of it in the queue, by stage.
         ended: the scheduler's last word on its latest job, where that has left the queue.
     """
@@ -96,11 +96,8 @@ def cell_status(
     notes = read_notes(run)
     restarts = [j.restarts for j in jobs.values()] + [n.get("restarts", 0) for n in notes]
     state, note = _state(run, jobs, notes, ended, facts)
-    failure = read_json(run.failed) or {}
-    if state == "failed" and failure.get("diverged"):
-        state = "diverged"
-    elif rule is not None and facts is not None and state not in ("queued", "pending"):
-        why = _diverged(run, rule, facts)
+    if facts is not None and state not in (*WAITING, "pending"):
+        why = why_diverged(run, rule, facts.warmup_steps, facts.vocab_size)
         state, note = ("diverged", why) if why else (state, note)
     speed, step = tail.get("train/tokens_per_second"), tail.get("step", 0)
     left = (facts.steps - step) * facts.batch_tokens / speed if facts and state == "running" and speed else None
@@ -187,19 +184,6 @@ def _ended(run: RunDir, last: Mapping[str, Any], ended: str | None) -> tuple[str
         how = ended.lower() if ended else "node or batch shell lost"
         return "failed", f"its job ended without a word: {how} (log: {run.log})"
     return ("interrupted" if run.manifest.is_file() else "pending"), ""
-
-
-def _diverged(run: RunDir, rule: DivergedRule, facts: _Facts) -> str:
-    """Why a cell counts as diverged; "" where it does not."""
-    limit = math.log(facts.vocab_size) if rule.above_nats is None else rule.above_nats
-    step, losses = read_last_losses(run.metrics, rule.for_steps)
-    if any(loss is None for loss in losses):
-        return f"a training loss of the last {len(losses)} steps up to step {step} was not finite"
-    if len(losses) < rule.for_steps or step < facts.warmup_steps + rule.for_steps:
-        return ""
-    if min(loss for loss in losses if loss is not None) > limit:
-        return f"train/loss_nats above {limit:.3f} in each of the {rule.for_steps} steps up to step {step}"
-    return ""
 
 
 # ---------------------------------------------------------------- the table
