@@ -26,7 +26,7 @@ told=""                                                         # set when this 
 step=""                                                         # process of the srun that runs
 events=/dev/null                                                # where notes go: a cell's jobs.jsonl
 
-say() { printf '%s job %s: %s\n' "$(date +%FT%T)" "$job" "$*" >&2; }
+say() { printf '%s job %s: %s\n' "$(date +%FT%T)" "$job" "$*" >&2 || true; } # a full disk stops no requeue
 
 # note EVENT CODE: one line of JSON in the cell's jobs.jsonl, from which `replicate grid status` tells what became of it.
 note() {
@@ -58,10 +58,21 @@ set_up_nodes() {
     on_every_node mkdir -p "$TMPDIR" || refuse "SITE_SCRATCH: cannot write to $SITE_SCRATCH; make room, or mend $REPLICATION_SITE"
   fi
   read -ra container <<<"${SITE_CONTAINER:-}"
+  if [[ -z ${MASTER_ADDR:-} ]]; then
+    MASTER_ADDR=$(find_first_node) || refuse "MASTER_ADDR: scontrol does not tell the address of the first node; set it in $REPLICATION_SITE"
+    export MASTER_ADDR
+  fi
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
   if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
     export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not take it from the job by itself
   fi
+}
+
+# The first node's address, as SLURM itself reaches it; asked here, because a container may not hold SLURM's commands.
+find_first_node() {
+  local first
+  first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head --lines=1)
+  scontrol --oneliner show node "$first" | grep --only-matching 'NodeAddr=[^ ]*' | cut --delimiter== --fields=2
 }
 
 on_every_node() { srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 "$@"; }
@@ -74,33 +85,51 @@ stop() {
 }
 trap stop "$REPLICATION_STOP_SIGNAL"
 
-# replicate ARGUMENTS: run it once for every task of the job, and end as it ended. Tasks that are told to stop end one
-# after another with one code, so none may be killed because another has ended (--kill-on-bad-exit=0); tasks that a dead
-# one leaves hanging are (--wait, in seconds).
-replicate() {
-  local code=$PREEMPTED
+# replicate ARGUMENTS: run it once for every task of the job; replicate_alone: on one task. They return where it ended
+# well. Tasks that are told to stop end one after another with one code, so none may be killed because another has ended
+# (--kill-on-bad-exit=0); tasks that a dead one leaves hanging are (--wait, in seconds).
+replicate() { run_step "" "$@"; }
+replicate_alone() { run_step "--nodes=1 --ntasks=1" "$@"; }
+
+run_step() {
+  local code=$PREEMPTED options again
+  read -ra options <<<"$1"
+  shift
   note started 0
   if [[ -z $told ]]; then
     code=0
-    srun --kill-on-bad-exit=0 --wait=30 "${container[@]}" "$REPLICATION_PYTHON" -m replication "$@" </dev/null &
+    srun --kill-on-bad-exit=0 --wait=30 "${options[@]}" "${container[@]}" "$REPLICATION_PYTHON" -m replication "$@" </dev/null &
     step=$!
     if [[ -n $told ]]; then # between the two lines above
       stop
     fi
     wait "$step" || code=$?
-    while kill -0 "$step" 2>/dev/null; do # the wait was cut short by a signal
+    while kill -0 "$step" 2>/dev/null; do # a signal cut the wait short
       code=0
       wait "$step" || code=$?
     done
+    if [[ -n $told ]] && ((code > 128)); then # the last wait may have been cut short as well: bash keeps the step's code
+      again=0
+      wait "$step" || again=$?
+      ((again == 127)) || code=$again
+    fi
+    step=""
   fi
-  if [[ -n ${SITE_SCRATCH:-} ]]; then
-    on_every_node rm -rf "$TMPDIR" || true
-  fi
-  if ((code == PREEMPTED || code == 128 + $(kill -l "$REPLICATION_STOP_SIGNAL"))) || [[ -n $told && $code != 0 ]]; then
+  if ((code == PREEMPTED || code == 128 + $(kill -l "$REPLICATION_STOP_SIGNAL"))); then
+    tidy
     go_on_later
   fi
   note ended "$code"
-  exit "$code"
+  if ((code != 0)); then
+    tidy
+    exit "$code"
+  fi
+}
+
+tidy() {
+  if [[ -n ${SITE_SCRATCH:-} ]]; then
+    on_every_node rm -rf "$TMPDIR" || true
+  fi
 }
 
 # The run has saved, or had not begun: leave the rest to a later job, in the way that the site allows.
@@ -143,6 +172,8 @@ chain() {
   if [[ -n $index ]]; then
     name=${name%".$index"}.$index
     options+=("--array=$index")
+  elif [[ -z ${REPLICATION_LINKS:-} && $name != *-report ]]; then
+    name=$name.$SLURM_JOB_ID # of this chain alone: singleton waits for every job of a name
   fi
   next=$(env --unset=SLURM_RESTART_COUNT REPLICATION_LINKS=$((restarts + 1)) \
     sbatch --parsable --job-name="$name" "${options[@]}" "$0" "${arguments[@]}") ||
@@ -159,7 +190,8 @@ after() {
     return
   fi
   waiting=$(squeue --me --noheader --format='%A %j' |
-    awk -v name="$1" '$2 !~ /-report$/ && ($2 == name || index($2, name ".") == 1) {print $1}')
+    awk -v name="$1" '$2 !~ /-report$/ && ($2 == name || index($2, name ".") == 1) {print $1}') ||
+    refuse "squeue does not answer, so it is unknown whether what this job waits for has ended; submit it again"
   if [[ -n $waiting ]]; then
     chain "--dependency=afterany:${waiting//$'\n'/:}"
     exit 0

@@ -11,7 +11,7 @@ from rich.console import Console
 from replication.config import RunConfig, refuse_other_config, scientific_hash
 from replication.errors import UserError, is_lost_peer
 from replication.preemption import Preempted
-from replication.rundir import RunDir, SuiteDir, read_json, record_failure, write_json
+from replication.rundir import RunDir, SuiteDir, is_trained, read_json, record_failure, write_json
 
 if TYPE_CHECKING:
     from replication.data.store import TokenStore
@@ -44,7 +44,8 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
     run = suite_dir.cell(config.arm, config.seed)
     first = launched_rank() == 0
     with run.lock() if first else nullcontext():  # the first rank holds the cell for all
-        refuse_other_config(config, run.config)
+        if first:
+            refuse_other_config(config, run.config)
         if run.complete.is_file():
             console.print(f"{config.arm}/seed-{config.seed}: complete already")
             return
@@ -78,7 +79,7 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
 
 def check_is_trained(run: RunDir) -> None:
     """Raise UserError where a cell has not been trained to its last step."""
-    if "finished_at" not in (read_json(run.manifest) or {}):
+    if not is_trained(run):
         raise UserError(f"{run.root}: is not trained to its last step, so it cannot generate; train it first")
 
 

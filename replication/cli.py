@@ -161,6 +161,8 @@ def train(argv: list[str]) -> int:
     if args.stage != "generate" and not adopt_place(config) and config.world_size > 1:
         return _start_ranks(config, argv)
     listen(config.cluster.stop_signal)
+    if "SLURM_STEP_ID" in os.environ:  # what a scheduler that takes its nodes back sends before it kills
+        listen("TERM")
     run_cell(config, SuiteDir(args.out), Console(), args.stage)
     return 0
 

@@ -298,9 +298,9 @@ class ClusterConfig:
     """CPU threads of each process; none: torch's own choice."""
     loader_workers: int = 0
     """Processes that read batches ahead."""
-    stop_signal: Literal["USR1", "USR2", "TERM"] = "USR2"
+    stop_signal: Literal["USR1", "USR2"] = "USR2"
     """Signal to any one process at which all of them save at the next optimizer boundary and stop with exit code 75
-    (NCCL is said to catch USR1)."""
+    (NCCL is said to catch USR1). To a process that srun started SIGTERM, which SLURM itself sends, means the same."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     """The job of one cell on a SLURM cluster."""
 

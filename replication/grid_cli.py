@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +22,8 @@ from replication.grid import slurm, submit
 from replication.grid.jobs import check_accelerator
 from replication.grid.plan import Cell, Place, claim_folder, places, plan, write_configs
 from replication.grid.site import default_site
-from replication.grid.status import RETRIED, CellStatus, cell_status, print_status
-from replication.rundir import SuiteDir
+from replication.grid.status import RETRIED, CellStatus, Left, cell_status, print_status
+from replication.rundir import SuiteDir, is_trained
 
 TEXTS = {
     "plan": "list the cells",
@@ -40,7 +41,7 @@ def grid(argv: list[str]) -> int:
     parser = Parser(prog="replicate grid", description="Plan, run, submit or show a suite: arms x seeds.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(TEXTS), parser_class=Parser)
     for name, text in TEXTS.items():
-        takes_keys = name in ("plan", "run", "submit", "diff")
+        takes_keys = name in ("plan", "run", "submit", "retry", "diff")
         description = f"{text}.{' Any key of a run may follow as a flag.' if takes_keys else ''}"
         sub = actions.add_parser(name, help=text, description=description)
         sub.add_argument("suite", help="suite file, or a name in configs/suites")
@@ -49,7 +50,7 @@ def grid(argv: list[str]) -> int:
             continue
         sub.add_argument("--out", type=Path, help="output folder (default: out/<suite>)")
         sub.add_argument("--seeds", help="comma-separated seeds instead of the suite's")
-        if name in ("plan", "run", "submit"):
+        if name in ("plan", "run", "submit", "retry"):
             sub.add_argument("--cluster", help="file that says where cells run, or its name in configs/cluster")
         if name == "run":
             sub.add_argument("--jobs", type=int, default=1, help="cells side by side (default 1)")
@@ -57,7 +58,7 @@ def grid(argv: list[str]) -> int:
             sub.add_argument("--site", type=Path, help="site file (default: launch/site.env, where it exists)")
             sub.add_argument("--dry-run", action="store_true", help="print every script and command, submit nothing")
     args, flags = parser.parse_known_args(argv)
-    if flags and args.action in ("status", "retry", "cancel"):
+    if flags and args.action in ("status", "cancel"):
         raise UserError(
             f"replicate grid {args.action}: {flags[0]} does not act here; the cells are what their folders say"
         )
@@ -114,14 +115,12 @@ def _statuses(
     earlier = submit.submissions(suite_dir)
     if not earlier or queue is None:
         return [cell_status(place, suite.diverged) for place in of]
-    jobs = submit.jobs_of_cells(earlier, queue)
-    elements = submit.last_elements(earlier)
-    left = [p for p in of if p.folder in elements and p.folder not in jobs and not p.run.complete.is_file()]
-    ended = slurm.history(elements[p.folder] for p in left)
-    return [
-        cell_status(p, suite.diverged, jobs.get(p.folder), ended.get(elements[p.folder]) if p in left else None)
-        for p in of
-    ]
+    jobs, elements = submit.jobs_of_cells(earlier, queue), submit.last_elements(earlier)
+    ended = [p for p in of if p.folder in elements and p.folder not in jobs and not p.run.complete.is_file()]
+    gone = {p.folder: elements[p.folder] for p in ended}
+    words = slurm.history(id for id, _ in gone.values())
+    left = {folder: Left(words.get(id), output) for folder, (id, output) in gone.items()}
+    return [cell_status(p, suite.diverged, jobs.get(p.folder), left.get(p.folder)) for p in of]
 
 
 # ---------------------------------------------------------------- looking
@@ -184,12 +183,10 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
     console.print(f"report:       {suite_dir.report_html}", soft_wrap=True)
     command = shlex.join([_here("tensorboard"), "--logdir", str(suite_dir.tensorboard)])
     console.print(f"curves:       {command}", soft_wrap=True)
-    if outcome.failed or outcome.stopped:
-        names = ", ".join(c.name for c in (*outcome.failed, *outcome.stopped))
-        raise UserError(
-            f"{len(outcome.failed)} of {len(cells)} cells failed, {len(outcome.stopped)} were told to stop ({names}); "
-            "see the table; run again to go on"
-        )
+    for what, ended in (("failed", outcome.failed), ("were told to stop", outcome.stopped)):
+        if ended:
+            names = ", ".join(c.name for c in ended)
+            raise UserError(f"{len(ended)} of {len(cells)} cells {what} ({names}); see the table; run again to retry")
     return 0
 
 
@@ -229,67 +226,87 @@ def _here(command: str) -> str:
 
 def _submit(args: argparse.Namespace, flags: list[str]) -> int:
     suite, suite_dir, cells = _cells(args, flags)
-    return _send(args, suite, suite_dir, cells, new=True)
+    return _send(args, suite, suite_dir, cells, ("pending", "trained"), behind=True)
 
 
 def _retry(args: argparse.Namespace, flags: list[str]) -> int:
     suite, suite_dir = _suite(args, from_folder=True)
     if not suite_dir.suite.is_file():
         raise UserError(f"{suite_dir.suite}: no such file; submit the suite first")
-    return _send(args, suite, suite_dir, plan(suite, suite_dir, from_folder=True), new=False)
+    for flag in flags:
+        if flag.startswith("--") and not flag.startswith(("--cluster.", "--checkpoints.")):
+            raise UserError(
+                f"replicate grid retry: {flag} does not act here; the cells are what their folders say, only "
+                "--cluster.* and --checkpoints.* may change"
+            )
+    cluster = find_cluster(args.cluster) if args.cluster else None
+    cells = plan(suite, suite_dir, flags, cluster, from_folder=True)
+    return _send(args, suite, suite_dir, cells, (*RETRIED, "trained"), behind=False)
 
 
-def _send(args: argparse.Namespace, suite: SuiteConfig, suite_dir: SuiteDir, cells: list[Cell], new: bool) -> int:
-    """Submit the cells that are to be, in the plan's order.
+def _send(
+    args: argparse.Namespace,
+    suite: SuiteConfig,
+    suite_dir: SuiteDir,
+    cells: list[Cell],
+    taken: Sequence[str],
+    behind: bool,
+) -> int:
+    """Submit the cells in the states that are to be taken, and what follows them.
 
     Args:
         args: of the command line: site, dry_run.
         suite: the suite.
         suite_dir: its output folder.
         cells: all of them.
-        new: cells that have not ended badly; else those that have.
+        taken: states; a cell that has a job in the queue is left alone whatever its state.
+        behind: whether they wait for training that is in the queue.
     """
     submitter = submit.Submitter(suite_dir, default_site(args.site), Console(), args.dry_run)
-    check_accelerator([c.config for c in cells])
-    submit.check_lead_time(cells)
-    if args.dry_run:
-        _send_steps(suite, suite_dir, cells, new, submitter)
-        return 0
-    slurm.queue()  # before anything is written: raises where there is no scheduler
-    claim_folder(suite, suite_dir, cells)
-    with submit.one_at_a_time(suite_dir):
-        _send_steps(suite, suite_dir, cells, new, submitter)
+    if not args.dry_run:
+        slurm.queue()  # before anything is written: raises where there is no scheduler
+    with nullcontext() if args.dry_run else submit.one_at_a_time(suite_dir):
+        if not args.dry_run:
+            claim_folder(suite, suite_dir, cells)
+        steps = _steps(suite, suite_dir, cells, taken, behind, submitter)
+        submitter.submit(steps)
+    if not steps:
+        submitter.console.print("nothing to submit")
     return 0
 
 
-def _send_steps(
-    suite: SuiteConfig, suite_dir: SuiteDir, cells: list[Cell], new: bool, submitter: submit.Submitter
-) -> None:
+def _steps(
+    suite: SuiteConfig,
+    suite_dir: SuiteDir,
+    cells: list[Cell],
+    taken: Sequence[str],
+    behind: bool,
+    submitter: submit.Submitter,
+) -> list[submit.Step]:
+    """What is to be submitted; unless this is a dry run, its cells are ready to run when this returns."""
     console, dry = submitter.console, submitter.dry
-    earlier, queue = submit.submissions(suite_dir), _queue(console, needed=not dry)
+    earlier, queue = submit.submissions(suite_dir), _queue(console, needed=not dry) or []
     if not dry:
-        earlier = submit.adopt_unanswered(earlier, queue or ())
+        earlier = submit.adopt_unanswered(earlier, queue)
     rows = {row.name: row for row in _statuses(suite, suite_dir, cells, queue)}
-    jobs = submit.jobs_of_cells(earlier, queue or ())
-    taken = ("pending", "trained") if new else RETRIED
+    jobs = submit.jobs_of_cells(earlier, queue)
     wanted = [c for c in cells if rows[c.name].state in taken and c.folder not in jobs]
     for cell in cells:
         state = rows[cell.name].state
         if cell not in wanted:
-            hint = "; `replicate grid retry` submits it again" if new and state in RETRIED else ""
+            hint = "; `replicate grid retry` submits it again" if state in RETRIED else ""
             console.print(f"{cell.name}: {state}, left as it is{hint}", soft_wrap=True)
+    check_accelerator([c.config for c in wanted])
+    submit.check_lead_time(wanted)
     if not dry:
         _make_ready(wanted, suite_dir, console)
         for cell in wanted:  # what it failed of before says nothing of what is submitted now
             cell.run.failed.unlink(missing_ok=True)
-    prefix = submit.suite_prefix(suite.name, suite_dir)
-    others = [q for q in queue or () if q.name.startswith(f"{prefix}.") and not q.name.endswith("-report")]
-    untrained = [c for c in wanted if rows[c.name].state != "trained"]
-    steps = submit.plan_steps(prefix, submit.next_number(earlier), wanted, untrained, others)
-    if not steps:
-        console.print("nothing to submit")
-        return
-    submitter.submit(steps)
+    prefix, number = submit.suite_prefix(suite.name, suite_dir), submit.next_number(earlier)
+    waiting = submit.still_queued(earlier, queue)
+    trained = [c for c in wanted if is_trained(c.run)]
+    unfollowed = submit.unfollowed(waiting, cells)
+    return submit.plan_steps(prefix, number, cells[0], wanted, trained, waiting, unfollowed, behind)
 
 
 def _cancel(args: argparse.Namespace, flags: list[str]) -> int:
@@ -307,5 +324,5 @@ def _cancel(args: argparse.Namespace, flags: list[str]) -> int:
     # first the notes: a job that is told to end reads there that it is not to go on later
     submit.note_cancelled(suite_dir, [cell for cell, stages in jobs.items() if cell in chosen and "train" in stages])
     slurm.cancel(ids)
-    Console().print(f"cancelled {len(ids)} job(s) or elements; `replicate grid retry` submits the cells again")
+    Console().print(f"cancelled {len(ids)} job(s) or elements; `replicate grid retry` goes on")
     return 0

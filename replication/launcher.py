@@ -124,18 +124,13 @@ def _passing_on(signum: signal.Signals, ranks: Sequence[subprocess.Popen[bytes]]
 # ---------------------------------------------------------------- started by others
 
 
-def is_one_of_several() -> bool:
-    """Whether a launcher (ours, torchrun, srun) started this process as one of a run's."""
-    return "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-
-
 def adopt_place(config: RunConfig) -> bool:
     """Whether a launcher started this process as a rank of the run; where that was srun, set torch's variables.
 
     Raises:
         UserError: it started another number of processes than the config says.
     """
-    if "RANK" not in os.environ and is_one_of_several():
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         os.environ.update(_slurm_place(config))
     if "RANK" not in os.environ:
         return False

@@ -31,10 +31,10 @@ def state_needs(config: RunConfig) -> StateNeeds:
     """
     t, strategy = config.training, config.cluster.strategy
     moments = 2 if t.optimizer == "adamw" else 1
-    n, parameters = config.world_size, parameter_count(config.model)
+    n, count = config.world_size, parameters(config)
     if not strategy.startswith("zero"):
         number = 8 if t.precision == "64-true" else 4
-        return StateNeeds((2 + moments) * number * parameters / GIB, 0.0)
+        return StateNeeds((2 + moments) * number * count / GIB, 0.0)
     weights = 2 if t.precision == "bf16-mixed" else 4
     gradients, optimizer = 4.0, 4.0 * (1 + moments) / n
     if strategy != "zero1":
@@ -42,7 +42,7 @@ def state_needs(config: RunConfig) -> StateNeeds:
     if strategy == "zero3":
         weights /= n  # type: ignore[assignment]
     on_host = optimizer if config.cluster.offload_optimizer else 0.0
-    return StateNeeds((weights + gradients + optimizer - on_host) * parameters / GIB, on_host * parameters / GIB)
+    return StateNeeds((weights + gradients + optimizer - on_host) * count / GIB, on_host * count / GIB)
 
 
 def checkpoint_gib(config: RunConfig) -> float:
@@ -50,7 +50,7 @@ def checkpoint_gib(config: RunConfig) -> float:
     number = 8 if config.training.precision == "64-true" else 4
     moments = 2 if config.training.optimizer == "adamw" else 1
     bf16_copy = 2 if config.cluster.strategy.startswith("zero") and config.training.precision == "bf16-mixed" else 0
-    return (number * (2 + moments) + bf16_copy) * parameter_count(config.model) / GIB
+    return (number * (2 + moments) + bf16_copy) * parameters(config) / GIB
 
 
 def checkpoints_kept(config: RunConfig) -> int:

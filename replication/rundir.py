@@ -129,7 +129,12 @@ class RunDir:
     @property
     def times(self) -> Path:
         """The longest save and step so far: {"save_seconds": s, "step_seconds": s}."""
-        return self.checkpoints / "times.json"
+        return self.root / "times.json"
+
+    @property
+    def start(self) -> Path:
+        """Which checkpoint the latest start on several ranks goes on from; see training.start."""
+        return self.root / "start.json"
 
     @property
     def samples(self) -> Path:
@@ -364,6 +369,11 @@ def lead_seconds_needed(run: RunDir) -> int | None:
     """
     times = read_json(run.times)
     return math.ceil(1.5 * (times["save_seconds"] + times["step_seconds"])) if times else None
+
+
+def is_trained(run: RunDir) -> bool:
+    """Whether a cell has been trained to its last step, completions or not."""
+    return "finished_at" in (read_json(run.manifest) or {})
 
 
 # ---------------------------------------------------------------- failures

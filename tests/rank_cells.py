@@ -2,7 +2,8 @@
 
 cells.jsonl holds one object a line: name, arm and flags, and where they are wanted "flags_of_rank_1" on top, "n_blocks"
 of the model, "blocks" of the store, the steps after which to "keep" the weights, the steps (from 0) whose gradients
-"overflow_at", and "scale_as_published": the published loop over `param.grad`, which ZeRO leaves empty.
+"overflow_at", "leave_free": bytes of the disk after step 4, and "scale_as_published": the published loop over
+`param.grad`, which ZeRO leaves empty.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +67,18 @@ class Overflow(Callback):
             loss.register_hook(lambda gradient: gradient * float("inf"))
 
 
+class FillDisk(Callback):
+    """After step 4 leaves so many bytes free on the file system of the cell's folder."""
+
+    def __init__(self, folder: Path, leave: int) -> None:
+        self.folder, self.leave = folder, leave
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        filler = self.folder.parent / "filler"
+        if pl_module.at_boundary and trainer.global_step == 4 and trainer.is_global_zero and not filler.exists():
+            filler.write_bytes(bytes(shutil.disk_usage(self.folder).free - self.leave))
+
+
 def run_cell(cell: dict, root: Path) -> None:
     """Train one cell in root/name."""
     mine = cell.get("flags_of_rank_1", []) if os.environ.get("RANK") == "1" else []
@@ -78,6 +92,7 @@ def run_cell(cell: dict, root: Path) -> None:
         trainer = build(*args, **kwargs)
         trainer.callbacks += [KeepWeights(config, folder, cell.get("keep", [])), KeepGains(folder)]
         trainer.callbacks += [Overflow(cell["overflow_at"])] if "overflow_at" in cell else []
+        trainer.callbacks += [FillDisk(folder, cell["leave_free"])] if "leave_free" in cell else []
         return trainer
 
     train_module.build_trainer = with_keeper

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -150,11 +151,15 @@ class SlurmCluster:
 
 
 def _free_ports(n: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
+    """Ports below those that the system gives out to other programs, and above those of our jobs."""
+    found: list[int] = []
+    while len(found) < n:
+        port = random.SystemRandom().randrange(30_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            if port not in found:
+                found.append(port)
+    return found
 
 
 def _wait_for(holds, what: str, seconds: float = 60, pause: float = 0.1) -> None:
@@ -172,7 +177,11 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
     root.chmod(0o755)
     cluster = SlurmCluster(root)
     try:
-        cluster.start()
+        try:
+            cluster.start()
+        except TimeoutError as error:
+            logs = [f"== {p.name}\n{p.read_text(errors='replace')[-2000:]}" for p in sorted(root.glob("*.log"))]
+            raise RuntimeError("\n".join([str(error), cluster.run("sinfo", "-N", "-l"), *logs])) from None
         yield cluster
     finally:
         cluster.stop()

@@ -17,7 +17,7 @@ from replication.config import DivergedRule
 from replication.errors import Diverged, UserError
 from replication.grid.plan import Place
 from replication.grid.slurm import Queued
-from replication.grid.status import cell_status
+from replication.grid.status import Left, cell_status
 from replication.rundir import read_journal, read_json, read_last_losses, record_failure, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +40,10 @@ def note(cell: Place, *events: str, code: int = 0, restarts: int = 0) -> None:
 
 def queued(state: str, reason: str = "", restarts: int = 0) -> Queued:
     return Queued("7_0", 0, "suite.0001-train-seed-1", state, reason, restarts)
+
+
+def left(word: str | None) -> Left:
+    return Left(word, Path("/launch/output-0.txt"))
 
 
 def test_without_a_scheduler(cell):
@@ -78,8 +82,8 @@ def test_with_a_scheduler(cell):
     status = with_job(queued("PENDING", "Dependency"))
     assert (status.state, status.requeues) == ("requeued", 1), "a link of a chain"
     note(cell, "started")
-    assert cell_status(cell, RULE, {}, ended="NODE_FAIL").note.startswith("its job ended without a word: node_fail")
-    assert cell_status(cell, RULE, {}, ended="CANCELLED").state == "cancelled"
+    assert cell_status(cell, RULE, {}, left("NODE_FAIL")).note.startswith("its job ended without a word: node_fail")
+    assert cell_status(cell, RULE, {}, left("CANCELLED")).state == "cancelled"
 
 
 def test_a_trained_cell_waits_for_its_completions(cell):
@@ -87,6 +91,21 @@ def test_a_trained_cell_waits_for_its_completions(cell):
     assert cell_status(cell, RULE).state == "trained"
     assert cell_status(cell, RULE, {"generate": queued("PENDING")}).note == "completions are queued"
     assert cell_status(cell, RULE, {"generate": queued("RUNNING")}).state == "generating"
+    note(cell, "started", "ended", code=137)
+    cell.run.log.write_text("srun: error: n1: task 0: Killed\n")
+    status = cell_status(cell, RULE)
+    assert (status.state, status.note) == ("failed", f"srun: error: n1: task 0: Killed (log: {cell.run.log})")
+    note(cell, "started", "preempted", code=75)
+    assert cell_status(cell, RULE).state == "trained"
+
+
+def test_a_job_that_never_came_to_its_first_note(tmp_path):
+    suite_dir, _ = build_suite(tmp_path / "out", arms=("baseline",), seeds=(1,), missing=[("baseline", 1)])
+    place = Place("baseline", 1, suite_dir.cell("baseline", 1))
+    status = cell_status(place, RULE, {}, left("FAILED"))
+    assert (status.state, status.note) == ("failed", "its job never began: failed; see /launch/output-0.txt")
+    assert cell_status(place, RULE, {}, left(None)).note == "its job never began; see /launch/output-0.txt"
+    assert cell_status(place, RULE, {}, left("CANCELLED")).state == "cancelled"
 
 
 def test_failures_and_divergence(cell):

@@ -15,8 +15,7 @@ from replication.errors import UserError
 from replication.grid.jobs import Job, checkout, options, script
 from replication.grid.plan import Cell, plan
 from replication.grid.site import Site, load_site
-from replication.grid.slurm import Queued
-from replication.grid.submit import Step, _dependency, plan_steps
+from replication.grid.submit import Step, Submission, _dependency, plan_steps, unfollowed
 from replication.rundir import SuiteDir
 
 ROOT = Path(__file__).parents[1]
@@ -37,9 +36,15 @@ def cells_of(cluster: str, seeds=(1, 2), *flags: str) -> list[Cell]:
     return plan(suite_of(seeds), SuiteDir(Path("/results")), flags, find_cluster(cluster))
 
 
-def steps_of(cluster: str, seeds=(1, 2), *flags: str, queued: tuple[Queued, ...] = ()) -> list[Step]:
+def steps_of(cluster: str, seeds=(1, 2), *flags: str, waiting=(), **more) -> list[Step]:
     cells = cells_of(cluster, seeds, *flags)
-    return plan_steps("suite-000000", 1, cells, cells, queued)
+    return plan_steps("suite-000000", 1, cells[0], cells, waiting=waiting, **more)
+
+
+def in_queue(stage: str, seed: int, id: str, arms=("baseline", "both")) -> Submission:
+    name = f"000{id}-{stage}" + (f"-seed-{seed}" if seed else "")
+    cells = tuple(f"runs/{arm}/seed-{seed}" for arm in arms if seed)
+    return Submission(Path(f"/results/launch/{name}"), f"suite-000000.{name}", stage, cells, id)  # type: ignore[arg-type]
 
 
 def golden_text(cluster: str, monkeypatch) -> str:
@@ -125,23 +130,52 @@ def test_fewer_cells_at_once_than_arms_limit_the_array():
     assert waits(steps)[2] == "afterany:0"
 
 
-def test_the_report_waits_for_what_is_in_the_queue_already_too():
-    queued = tuple(Queued(f"77_{i}", i, "suite-000000.0001-train-seed-1", "RUNNING", "", 0) for i in (2, 3))
-    assert waits(steps_of("one_gpu", (1,), queued=queued))[-1] == "afterany:0:1:77"
+def test_what_is_in_the_queue_already_is_waited_for():
+    waiting = [in_queue("train", 1, "71"), in_queue("generate", 1, "72"), in_queue("report", 0, "73")]
+    one_block = ("--cluster.slurm.concurrent_cells=4",)
+    assert waits(steps_of("one_gpu", (2,), *one_block, waiting=waiting, behind=True)) == [
+        "afterany:71", "aftercorr:0", "afterany:0:1:71:72",
+    ]  # fmt: skip
+    steps = steps_of("one_gpu", (2,), *one_block, waiting=waiting)  # a retry is not kept waiting
+    assert waits(steps) == ["", "aftercorr:0", "afterany:0:1:71:72"]
+
+
+def test_where_a_site_chains_what_follows_knows_whose_chains_to_wait_for():
+    steps = steps_of("one_gpu", (1, 2), "--cluster.slurm.concurrent_cells=4")
+    first = "suite-000000.0001-train-seed-1"
+    assert [s.job.after for s in steps] == ["", first, first, "suite-000000.0003-train-seed-2", "suite-000000"]
 
 
 def test_trained_cells_only_generate_and_without_prompts_nothing_does():
     cells = cells_of("one_gpu", (1,))
-    steps = plan_steps("suite-000000", 1, cells, cells[:1], ())
-    assert [(s.job.stage, len(s.job.cells)) for s in steps] == [
-        ("train", 1),
-        ("generate", 1),
-        ("generate", 3),
-        ("report", 0),
-    ]
+    steps = plan_steps("suite-000000", 1, cells[0], cells, trained=cells[1:])
+    asked = [(s.job.stage, len(s.job.cells)) for s in steps]
+    assert asked == [("train", 1), ("generate", 1), ("generate", 3), ("report", 0)]
     steps = steps_of("one_gpu", (1,), "--generation.prompts=null")
     assert [s.job.stage for s in steps] == ["train", "report"]
-    assert plan_steps("suite-000000", 1, [], [], ()) == []
+    assert plan_steps("suite-000000", 1, cells[0], []) == []
+
+
+def test_what_an_earlier_call_did_not_come_to_submit_is_submitted():
+    cells = cells_of("one_gpu", (1,))
+    train, generate, report = in_queue("train", 1, "71"), in_queue("generate", 1, "72"), in_queue("report", 0, "73")
+    lost = unfollowed([train], cells)
+    assert lost == {train: cells[0]}
+    steps = plan_steps("suite-000000", 2, cells[0], [], waiting=[train], unfollowed=lost)
+    assert [(s.job.stage, s.job.cells) for s in steps] == [("generate", train.cells), ("report", ())]
+    assert waits(steps) == ["aftercorr:71", "afterany:0:71"]
+    assert unfollowed([train, generate], cells) == {}
+    steps = plan_steps("suite-000000", 3, cells[0], [], waiting=[train, generate])
+    assert waits(steps) == ["afterany:71:72"], "the report alone"
+    assert plan_steps("suite-000000", 4, cells[0], [], waiting=[train, generate, report]) == []
+
+
+def test_blocks_of_unlike_machines_are_arrays_of_their_own_and_the_largest_sets_the_lanes():
+    here, there = cells_of("one_gpu", (1, 2, 3)), cells_of("node_8gpu_zero2", (1, 2, 3))
+    cells = [*here[:4], here[4], there[8]]
+    steps = plan_steps("suite-000000", 1, cells[0], cells)
+    trains = [(len(s.job.cells), s.job.config.cluster.devices) for s in steps if s.job.stage == "train"]
+    assert trains == [(4, 1), (1, 1), (1, 8)]
 
 
 # ---------------------------------------------------------------- cluster and site files
@@ -162,6 +196,8 @@ def test_the_example_of_a_site_file_is_read(tmp_path):
     path = tmp_path / "my site.env"
     path.write_text("SITE_ACCOUNT=lab\nSITE_MODULES='cuda/12.6 gcc/13'\nNCCL_DEBUG=WARN\nSITE_SCRATCH=/local/$USER\n")
     os.environ["USER"] = os.environ.get("USER", "me")
+    with open(path, "a") as file:  # what is set only inside a job is empty here
+        file.write("SITE_CONTAINER=apptainer\nMASTER_ADDR=$SLURM_JOB_NODELIST\n")
     site = load_site(path)
     assert (site.account, site.modules, site.scratch) == ("lab", "cuda/12.6 gcc/13", f"/local/{os.environ['USER']}")
     assert "NCCL_DEBUG" not in os.environ

@@ -16,8 +16,8 @@ from replication.grid.site import Site
 
 JobStage = Literal["train", "generate", "report"]
 BODY = {"train": "array.sbatch", "generate": "array.sbatch", "report": "report.sbatch"}
-SHORT_MINUTES = 60
-"""Time limit of a job that writes completions or the report, where the cells' own is not shorter."""
+REPORT_MINUTES = 60
+"""Time limit of the report, where the cells' own is not shorter."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,8 @@ class Job:
     name: str
     stage: JobStage
     cells: tuple[str, ...]  # folders relative to the output folder, in the order of the array
-    config: RunConfig  # of one of the cells: what the job asks for is the same for all of them
-    settings: tuple[tuple[str, str], ...] = ()  # more variables for the script
-
-    @property
-    def element_names(self) -> list[str]:
-        """Names of the links in which elements go on, where the site chains."""
-        return [f"{self.name}.{i}" for i in range(len(self.cells))]
+    config: RunConfig  # of one of the cells, which share their cluster section
+    after: str = ""  # name, or beginning of names, of jobs whose chains it waits for as well
 
 
 def checkout() -> Path:
@@ -65,7 +60,7 @@ def script(job: Job, site: Site, folder: Path, at_once: int) -> str:
         "REPLICATION_PYTHON": sys.executable,
         "REPLICATION_STOP_SIGNAL": job.config.cluster.stop_signal,
         "REPLICATION_MAX_REQUEUES": str(job.config.cluster.slurm.max_requeues),
-        **dict(job.settings),
+        **({"REPLICATION_AFTER": job.after} if job.after else {}),
     }
     written = [
         head[0],
@@ -91,7 +86,7 @@ def options(job: Job, site: Site, folder: Path, at_once: int) -> list[str]:
     """The options of sbatch, one a line."""
     cluster, slurm = job.config.cluster, job.config.cluster.slurm
     trains = job.stage == "train"
-    minutes = slurm.time_limit_minutes if trains else min(SHORT_MINUTES, slurm.time_limit_minutes)
+    minutes = slurm.time_limit_minutes if job.stage != "report" else min(REPORT_MINUTES, slurm.time_limit_minutes)
     found = [f"--job-name={job.name}", f"--chdir={_word(Path.cwd())}"]
     if job.stage == "report":
         found += [f"--output={_word(folder / 'output.txt')}"]
@@ -105,8 +100,8 @@ def options(job: Job, site: Site, folder: Path, at_once: int) -> list[str]:
         found += [f"--gpus-per-node={gpus}" if site.gpus == "gpus-per-node" else f"--gres=gpu:{gpus}"]
     if slurm.cpus_per_task:
         found += [f"--cpus-per-task={slurm.cpus_per_task}"]
-    if slurm.memory_gib and trains:
-        found += [f"--mem={slurm.memory_gib}G"]
+    if slurm.memory_gib and job.stage != "report":
+        found += [f"--mem={slurm.memory_gib if trains else -(-slurm.memory_gib // cluster.devices)}G"]
     found += [f"--time={minutes}"]
     found += [f"--signal={'B:' if slurm.signal_to == 'batch' else ''}{cluster.stop_signal}@{slurm.lead_seconds}"]
     found += ["--requeue" if site.on_preemption == "requeue" else "--no-requeue"]

@@ -69,7 +69,7 @@ def plan(
 ) -> list[Cell]:
     """Every cell of a suite with its config, in the order of `places`.
 
-    With from_folder, a cell that has a config.yaml is described by it: what is there, not what a new run would be.
+    With from_folder, a cell that has a config.yaml is described by it, with the cluster file and the flags on top.
 
     Raises:
         UserError: a config that does not load, or an arm file that names another arm than its own.
@@ -83,7 +83,10 @@ def plan(
     cells = []
     for place in places(suite, suite_dir):
         there = from_folder and place.run.config.is_file()
-        config = load_run([place.run.config]) if there else replace(of_arm[place.arm], seed=place.seed)
+        if there:
+            config = load_run([place.run.config, *([cluster] if cluster else [])], flags)
+        else:
+            config = replace(of_arm[place.arm], seed=place.seed)
         cells.append(Cell(place.arm, place.seed, place.run, config))
     return cells
 
@@ -114,11 +117,16 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
         kept, wanted = ({k: v for k, v in flatten(d).items() if k != "seeds"} for d in (there, claimed))
         refuse_differences(f"{suite_dir.root}: holds another suite", kept, wanted, "choose another --out")
         claimed["seeds"] = list(dict.fromkeys([*there["seeds"], *claimed["seeds"]]))
-    elif suite_dir.root.exists() and any(p.name not in ("data", "data.partial") for p in suite_dir.root.iterdir()):
+    elif suite_dir.root.exists() and any(_is_foreign(p) for p in suite_dir.root.iterdir()):
         raise UserError(f"{suite_dir.root}: is not empty and holds no suite; choose another --out")
     for cell in cells:
         refuse_other_config(cell.config, cell.run.config)
     write_text(suite_dir.suite, yaml.safe_dump(claimed, sort_keys=False))
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether something in an output folder without a suite belongs to somebody else."""
+    return path.name not in ("data", "data.partial") and not path.name.startswith(".")
 
 
 def write_configs(cells: Sequence[Cell]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from replication.errors import UserError
@@ -27,7 +27,7 @@ class Site:
     sbatch: str = ""
     gpus: str = "gpus-per-node"
     on_preemption: str = "requeue"
-    modules: str = field(default="")
+    modules: str = ""
     container: str = ""
     scratch: str = ""
 
@@ -48,7 +48,7 @@ def load_site(path: Path) -> Site:
         raise UserError(f"--site: {path} does not exist; copy launch/site.env.example there and fill it in")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SITE_")}
     done = subprocess.run(
-        ["bash", "-eu", "-c", _READ, "bash", str(path.resolve())],
+        ["bash", "-e", "-c", _READ, "bash", str(path.resolve())],
         env=environment, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     if done.returncode:

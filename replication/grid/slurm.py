@@ -12,7 +12,12 @@ from pathlib import Path
 from replication.errors import UserError
 
 SECONDS = 60  # a scheduler under load answers slowly
+LOST_ANSWER = re.compile(r"timed out|unable to contact|socket|communication|zero bytes", re.IGNORECASE)
 _COLUMNS = ("JobArrayID:40", "ArrayTaskID:40", "State:24", "Reason:60", "RestartCnt:12", "Name:200")
+
+
+class Refused(UserError):
+    """A job was not taken, for certain."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,17 @@ def submit(script: Path, arguments: Sequence[str], options: Sequence[str] = ()) 
     """Submit a script; the job's id.
 
     Raises:
-        UserError: sbatch is missing, or refuses; names what it said.
+        Refused: sbatch is missing, or refuses; names what it said.
+        UserError: no answer came, so the job may be in the queue or not.
     """
     done = _run(submit_command(script, arguments, options))
     if done.returncode:
         said = " ".join(_said(done.stderr).split())
-        raise UserError(f"{script}: sbatch refuses it ({said}){_remedy(said)}")
+        if LOST_ANSWER.search(said):
+            raise UserError(
+                f"{script}: no answer from the scheduler ({said}); call this again, it looks into the queue"
+            )
+        raise Refused(f"{script}: sbatch refuses it ({said}){_remedy(said)}")
     return done.stdout.strip().split(";")[0]  # 123, or 123;cluster
 
 
@@ -51,11 +61,10 @@ def submit_command(script: Path, arguments: Sequence[str], options: Sequence[str
 
 def _remedy(said: str) -> str:
     """What to do about the refusals that beginners meet."""
-    if "partition" in said:
-        done = _run(["sinfo", "--noheader", "--format=%R"])
-        return f"; set SITE_PARTITION in the site file to one of: {', '.join(done.stdout.split()) or 'none is up'}"
     if "account" in said or "qos" in said.lower():
         return "; set SITE_ACCOUNT and SITE_QOS in the site file"
+    if "partition" in said:
+        return f"; set SITE_PARTITION in the site file to one of: {', '.join(partitions()) or 'none is up'}"
     if "node configuration" in said or "memory" in said:
         return "; no node has that: see cluster.devices and cluster.slurm of the cluster file, and SITE_GPUS"
     return "; read the script, mend the site or cluster file"
@@ -148,7 +157,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     except FileNotFoundError:
-        raise UserError(
+        raise Refused(
             f"{command[0]}: not found on this machine; call this on a login node of the cluster, or run the cells here "
             "with `replicate grid run`"
         ) from None

@@ -23,7 +23,7 @@ from replication.diverged import why_diverged
 from replication.grid.jobs import JobStage
 from replication.grid.plan import Place
 from replication.grid.slurm import Queued
-from replication.rundir import RunDir, first_error, read_json, read_tail
+from replication.rundir import RunDir, first_error, is_trained, read_json, read_tail
 
 STYLE = {
     "complete": "green",
@@ -67,6 +67,14 @@ class CellStatus:
 
 
 @dataclass(frozen=True)
+class Left:
+    """The latest job of a cell, once it has left the queue."""
+
+    word: str | None  # the scheduler's last: COMPLETED, FAILED, NODE_FAIL, ...; None where it keeps no accounts
+    output: Path  # what its batch shell said before it found the cell's log
+
+
+@dataclass(frozen=True)
 class _Facts:
     """What status needs of a cell's config.yaml."""
 
@@ -81,7 +89,7 @@ def cell_status(
     place: Place,
     rule: DivergedRule,
     jobs: Mapping[JobStage, Queued] | None = None,
-    ended: str | None = None,
+    left: Left | None = None,
 ) -> CellStatus:
     """The state of one cell.
 
@@ -89,21 +97,21 @@ def cell_status(
         place: the cell.
         rule: when it counts as diverged.
         jobs: what the scheduler has of it in the queue, by stage.
-        ended: the scheduler's last word on its latest job, where that has left the queue.
+        left: its latest job, where that has left the queue.
     """
     run, jobs = place.run, jobs or {}
     facts, tail = _facts(run.config), read_tail(run.metrics) or {}
     notes = read_notes(run)
     restarts = [j.restarts for j in jobs.values()] + [n.get("restarts", 0) for n in notes]
-    state, note = _state(run, jobs, notes, ended, facts)
+    state, note = _state(run, jobs, notes, left, facts)
     if facts is not None and state not in (*WAITING, "pending"):
         why = why_diverged(run, rule, facts.warmup_steps, facts.vocab_size)
         state, note = ("diverged", why) if why else (state, note)
     speed, step = tail.get("train/tokens_per_second"), tail.get("step", 0)
-    left = (facts.steps - step) * facts.batch_tokens / speed if facts and state == "running" and speed else None
+    seconds_left = (facts.steps - step) * facts.batch_tokens / speed if facts and state == "running" and speed else None
     return CellStatus(
         place, state, step, facts.steps if facts else None, tail.get("train/loss_nats"),
-        speed if state == "running" else None, left, max(restarts, default=0), note,
+        speed if state == "running" else None, seconds_left, max(restarts, default=0), note,
     )  # fmt: skip
 
 
@@ -137,33 +145,47 @@ def _state(
     run: RunDir,
     jobs: Mapping[JobStage, Queued],
     notes: Sequence[Mapping[str, Any]],
-    ended: str | None,
+    left: Left | None,
     facts: _Facts | None,
 ) -> tuple[str, str]:
     """(state, note): complete, then what is in the queue, then what files and notes say."""
     if run.complete.is_file():
         return "complete", ""
-    trained = facts is not None and facts.generates and "finished_at" in (read_json(run.manifest) or {})
+    trained = facts is not None and facts.generates and is_trained(run)
     train, generate = jobs.get("train"), jobs.get("generate")
     if train is not None and train.state == "PENDING":
         began = train.restarts or any(n.get("event") == "started" for n in notes)
         return ("requeued" if began else "queued"), train.reason
     if train is not None and not trained:
         return "running", "" if run.manifest.is_file() else "starting"
-    if generate is not None and generate.state != "PENDING":
-        return "generating", ""
-    failure, last = read_json(run.failed), notes[-1] if notes else {}
+    if generate is not None:
+        return ("trained", "completions are queued") if generate.state == "PENDING" else ("generating", "")
     if run.is_locked():
         return ("generating" if trained else "running"), ""
-    if _is_cancelled(notes):
+    state, note = _ended(run, notes, left)
+    return ("trained", note) if trained and state != "failed" else (state, note)
+
+
+def _ended(run: RunDir, notes: Sequence[Mapping[str, Any]], left: Left | None) -> tuple[str, str]:
+    """How a cell ended that is neither complete, nor in the queue, nor held by a process."""
+    last, word = (notes[-1] if notes else {}), (left.word if left else None)
+    event, code = last.get("event"), last.get("code")
+    if _is_cancelled(notes) or word == "CANCELLED":
         return "cancelled", ""
+    failure = read_json(run.failed)
     if failure is not None:
         return "failed", f"{failure.get('error')} (log: {failure.get('log', run.log)})"
-    if trained:
-        return "trained", "completions are queued" if generate is not None else ""
-    if ended == "CANCELLED":
-        return "cancelled", ""
-    return _ended(run, last, ended)
+    if event == "preempted":
+        return "preempted", ""
+    if event == "ended" and code:
+        return "failed", f"{first_error(run.log) or f'its job ended with code {code}'} (log: {run.log})"
+    if event == "started":
+        how = word.lower() if word else "node or batch shell lost"
+        return "failed", f"its job ended without a word: {how} (log: {run.log})"
+    if left is not None and not notes:  # it did not come as far as its first note
+        how = f": {word.lower()}" if word else ""
+        return "failed", f"its job never began{how}; see {left.output}"
+    return ("interrupted" if run.manifest.is_file() else "pending"), ""
 
 
 def _is_cancelled(notes: Sequence[Mapping[str, Any]]) -> bool:
@@ -171,19 +193,6 @@ def _is_cancelled(notes: Sequence[Mapping[str, Any]]) -> bool:
     latest = [n.get("event") for n in notes]
     begun = max((i for i, event in enumerate(latest) if event == "started"), default=-1)
     return "cancelled" in latest[begun + 1 :]
-
-
-def _ended(run: RunDir, last: Mapping[str, Any], ended: str | None) -> tuple[str, str]:
-    """Of a cell that is neither in the queue nor complete, and recorded no error of its own."""
-    event, code = last.get("event"), last.get("code")
-    if event == "preempted":
-        return "preempted", ""
-    if event == "ended" and code:
-        return "failed", f"{first_error(run.log) or f'its job ended with code {code}'} (log: {run.log})"
-    if event == "started":
-        how = ended.lower() if ended else "node or batch shell lost"
-        return "failed", f"its job ended without a word: {how} (log: {run.log})"
-    return ("interrupted" if run.manifest.is_file() else "pending"), ""
 
 
 # ---------------------------------------------------------------- the table

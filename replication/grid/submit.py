@@ -13,13 +13,15 @@ import hashlib
 import json
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from replication.config import ClusterConfig
 from replication.errors import UserError
 from replication.grid import slurm
 from replication.grid.jobs import Job, JobStage, arguments, plain_name, script
@@ -63,10 +65,12 @@ def jobs_of_cells(
     return found
 
 
-def last_elements(earlier: Sequence[Submission]) -> dict[str, str]:
-    """For each cell the element (123_4) of the latest array that trains it."""
-    trains = [s for s in earlier if s.stage == "train" and s.job_id is not None]
-    return {cell: f"{s.job_id}_{i}" for s in trains for i, cell in enumerate(s.cells)}
+def last_elements(earlier: Sequence[Submission]) -> dict[str, tuple[str, Path]]:
+    """For each cell the element (123_4) of the latest array that worked on it, and the file of its batch shell."""
+    known = [s for s in earlier if s.job_id is not None]
+    return {
+        cell: (f"{s.job_id}_{i}", s.folder / f"output-{i}.txt") for s in known for i, cell in enumerate(s.cells)
+    }  # fmt: skip
 
 
 def note_cancelled(suite_dir: SuiteDir, cells: Sequence[str]) -> None:
@@ -75,6 +79,12 @@ def note_cancelled(suite_dir: SuiteDir, cells: Sequence[str]) -> None:
     for cell in cells:
         with open(RunDir(suite_dir.root / cell).jobs, "a", encoding="utf-8") as file:
             file.write(json.dumps(note) + "\n")
+
+
+def still_queued(earlier: Sequence[Submission], queue: Sequence[slurm.Queued]) -> list[Submission]:
+    """The submissions of which something is in the queue, links of chains included."""
+    names = {name for q in queue for name in (q.name, q.name.removesuffix(f".{q.index}"))}
+    return [s for s in earlier if s.name in names]
 
 
 def suite_prefix(suite_name: str, suite_dir: SuiteDir) -> str:
@@ -87,16 +97,22 @@ def suite_prefix(suite_name: str, suite_dir: SuiteDir) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """A job to submit, and the earlier steps whose end or success it waits for."""
+    """A job to submit, and what it waits for: ids of jobs, or positions of earlier steps, which have no id yet."""
 
     job: Job
-    after_end_of: tuple[int, ...] = ()  # positions in the list of steps
-    after_success_of: tuple[int, ...] = ()  # element by element
-    after_ids: tuple[str, ...] = ()  # jobs that are in the queue already
+    after_end_of: tuple[int | str, ...] = ()
+    after_success_of: int | str | None = None  # element by element
 
 
 def plan_steps(
-    prefix: str, number: int, cells: Sequence[Cell], untrained: Sequence[Cell], queued: Sequence[slurm.Queued]
+    prefix: str,
+    number: int,
+    one: Cell,
+    cells: Sequence[Cell],
+    trained: Collection[Cell] = (),
+    waiting: Sequence[Submission] = (),
+    unfollowed: Mapping[Submission, Cell] | None = None,
+    behind: bool = False,
 ) -> list[Step]:
     """Seed block by seed block an array that trains and one that generates, then the report.
 
@@ -106,42 +122,87 @@ def plan_steps(
     Args:
         prefix: of the jobs' names.
         number: of the first submission.
+        one: any cell of the suite: the report runs where it does.
         cells: to submit, in the plan's order.
-        untrained: those of them that must be trained first.
-        queued: the suite's jobs that are in the queue.
+        trained: those of them that only lack their completions.
+        waiting: the suite's submissions that are in the queue, oldest first.
+        unfollowed: those of them that train and whose completions an earlier call did not come to submit; a cell each.
+        behind: whether the first blocks wait for training that is in the queue, as those that follow them do.
     """
     steps: list[Step] = []
-    trained_at: list[int] = []  # positions of the arrays that train
-    suite_jobs = ("REPLICATION_SUITE_JOBS", prefix)
 
-    def name(what: str) -> str:
-        return f"{prefix}.{number + len(steps):04d}-{what}"
+    def add(stage: JobStage, what: str, folders: Sequence[str], of: Cell, after: str = "", **waits: Any) -> int:
+        name = f"{prefix}.{number + len(steps):04d}-{what}"
+        steps.append(Step(Job(name, stage, tuple(folders), of.config, after), **waits))
+        return len(steps) - 1
 
-    for seed in dict.fromkeys(cell.seed for cell in cells):
-        block = [c for c in cells if c.seed == seed]
-        train = tuple(c.folder for c in block if c in untrained)
-        trained = tuple(c.folder for c in block if c not in untrained)
-        lanes = max(1, block[0].config.cluster.slurm.concurrent_cells // len(block))
-        if train:
-            behind = tuple(trained_at[-lanes:][:1]) if len(trained_at) >= lanes else ()
-            trained_at.append(len(steps))
-            steps.append(Step(Job(name(f"train-seed-{seed}"), "train", train, block[0].config), after_end_of=behind))
-            if block[0].config.generation.prompts:
-                setting = (("REPLICATION_TRAIN_JOB", steps[-1].job.name),)
-                job = Job(name(f"generate-seed-{seed}"), "generate", train, block[0].config, setting)
-                steps.append(Step(job, after_success_of=(len(steps) - 1,)))
-        if trained:
-            steps.append(Step(Job(name(f"generate-seed-{seed}-trained"), "generate", trained, block[0].config)))
-    if steps:
-        everything = tuple(range(len(steps)))
-        job = Job(name("report"), "report", (), steps[0].job.config, (suite_jobs,))
-        steps.append(Step(job, after_end_of=everything, after_ids=tuple(dict.fromkeys(_whole(q.id) for q in queued))))
+    for s, cell in (unfollowed or {}).items():
+        add("generate", f"generate-seed-{cell.seed}", s.cells, cell, s.name, after_success_of=s.job_id)
+    blocks = _blocks([c for c in cells if c not in trained])
+    largest = max((len(block) for block in blocks), default=1)
+    earlier: list[tuple[int | str, str]] = []  # (position or id, name) of every array that trains
+    if behind:
+        earlier += [(s.job_id, s.name) for s in waiting if s.stage == "train" and s.job_id]
+    for block in blocks:
+        lanes = max(1, block[0].config.cluster.slurm.concurrent_cells // largest)
+        before, name = earlier[-lanes] if len(earlier) >= lanes else (None, "")
+        ended, folders = () if before is None else (before,), [c.folder for c in block]
+        at = add("train", f"train-seed-{block[0].seed}", folders, block[0], name, after_end_of=ended)
+        earlier.append((at, steps[at].job.name))
+        if block[0].config.generation.prompts:
+            add(
+                "generate", f"generate-seed-{block[0].seed}", folders, block[0], steps[at].job.name, after_success_of=at
+            )
+    for block in _blocks(list(trained)):
+        add("generate", f"generate-seed-{block[0].seed}", [c.folder for c in block], block[0])
+    if steps or (waiting and not any(s.stage == "report" for s in waiting)):
+        ids = [s.job_id for s in waiting if s.stage != "report" and s.job_id]
+        add("report", "report", (), one, prefix, after_end_of=(*range(len(steps)), *ids))
     return steps
 
 
-def _whole(id: str) -> str:
-    """The job of an element."""
-    return id.split("_")[0]
+def unfollowed(waiting: Sequence[Submission], cells: Sequence[Cell]) -> dict[Submission, Cell]:
+    """Submissions that train, whose completions are wanted and not in the queue, each with one of its cells."""
+    of = {c.folder: c for c in cells}
+    followed = {cell for s in waiting if s.stage == "generate" for cell in s.cells}
+    found = {}
+    for s in waiting:
+        cell = of.get(s.cells[0]) if s.stage == "train" and s.job_id and not followed.intersection(s.cells) else None
+        if cell is not None and cell.config.generation.prompts:
+            found[s] = cell
+    return found
+
+
+def _blocks(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells of one seed that ask for the same machine, in the plan's order."""
+    blocks: dict[tuple[int, ClusterConfig], list[Cell]] = {}
+    for cell in cells:
+        blocks.setdefault((cell.seed, cell.config.cluster), []).append(cell)
+    return list(blocks.values())
+
+
+def missing_followers(prefix: str, number: int, waiting: Sequence[Submission], cells: Sequence[Cell]) -> list[Step]:
+    """What an earlier call did not come to submit: completions of arrays that train, and the report.
+
+    Args:
+        prefix: of the jobs' names.
+        number: of the first submission.
+        waiting: the suite's submissions that are in the queue, oldest first.
+        cells: all of the suite.
+    """
+    config = {c.folder: c.config for c in cells}
+    followed = {cell for s in waiting if s.stage == "generate" for cell in s.cells}
+    steps: list[Step] = []
+    for s in waiting:
+        lacks = s.stage == "train" and s.job_id and not followed.intersection(s.cells)
+        if lacks and s.cells[0] in config and config[s.cells[0]].generation.prompts:
+            name = f"{prefix}.{number + len(steps):04d}-{s.folder.name.split('-', 1)[1].replace('train', 'generate')}"
+            steps.append(Step(Job(name, "generate", s.cells, config[s.cells[0]], s.name), after_success_of=s.job_id))
+    if waiting and not any(s.stage == "report" for s in waiting):
+        job = Job(f"{prefix}.{number + len(steps):04d}-report", "report", (), cells[0].config, prefix)
+        ids = [s.job_id for s in waiting if s.job_id]
+        steps.append(Step(job, after_end_of=(*range(len(steps)), *ids)))
+    return steps
 
 
 # ---------------------------------------------------------------- submitting
@@ -176,8 +237,8 @@ class Submitter:
             write_json(folder / "job.json", facts)
             try:
                 id = slurm.submit(folder / "job.sbatch", given, _dependency(step, ids))
-            except UserError:
-                remove_tree(folder)  # refused: it never was a submission
+            except slurm.Refused:
+                remove_tree(folder)  # it never was a submission
                 raise
             ids.append(id)
             write_json(folder / "submitted.json", {"id": id, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
@@ -196,12 +257,16 @@ class Submitter:
 
 
 def _dependency(step: Step, ids: Sequence[str]) -> list[str]:
+    """The options of sbatch, with the ids of the steps before it."""
+
+    def id_of(one: int | str) -> str:
+        return ids[one] if isinstance(one, int) else one
+
     conditions = []
-    if step.after_success_of:
-        conditions += [f"aftercorr:{':'.join(ids[i] for i in step.after_success_of)}"]
-    ended = [*(ids[i] for i in step.after_end_of), *step.after_ids]
-    if ended:
-        conditions += [f"afterany:{':'.join(ended)}"]
+    if step.after_success_of is not None:
+        conditions += [f"aftercorr:{id_of(step.after_success_of)}"]
+    if step.after_end_of:
+        conditions += [f"afterany:{':'.join(id_of(one) for one in step.after_end_of)}"]
     return [f"--dependency={','.join(conditions)}", "--kill-on-invalid-dep=yes"] if conditions else []
 
 
@@ -227,7 +292,7 @@ def adopt_unanswered(earlier: Sequence[Submission], queue: Sequence[slurm.Queued
     for submission in earlier:
         id = submission.job_id
         if id is None:
-            id = next((_whole(q.id) for q in queue if q.name == submission.name), None)
+            id = next((q.id.split("_")[0] for q in queue if q.name == submission.name), None)
             if id is not None:
                 write_json(submission.folder / "submitted.json", {"id": id, "found_in_queue": True})
         settled.append(Submission(submission.folder, submission.name, submission.stage, submission.cells, id))
@@ -249,5 +314,6 @@ def check_lead_time(cells: Sequence[Cell]) -> None:
         if needed is not None and needed > slurm_config.lead_seconds:
             raise UserError(
                 f"cluster.slurm.lead_seconds: {slurm_config.lead_seconds} is too short, {cell.name} took up to "
-                f"{json.dumps(read_json(cell.run.times))} for a step and a save; set at least {needed}"
+                f"{json.dumps(read_json(cell.run.times))} for a step and a save; set at least "
+                f"--cluster.slurm.lead_seconds={needed}"
             )

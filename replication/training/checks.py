@@ -24,12 +24,14 @@ class Checks(Callback):
         Args:
             config: the run's.
             run: the cell; its manifest gets what the preflight found, and what DeepSpeed made of its config.
-            identity: what must agree between ranks: config hash, data hash, checkpoint, weights at start.
+            identity: what must agree between ranks, by name: hashes of config, data and weights at start, checkpoint.
         """
         self.config, self.run, self.identity = config, run, identity
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._note("preflight", preflight(self.config, self.run, self.identity), trainer)
+        if trainer.is_global_zero:
+            self.run.start.unlink(missing_ok=True)  # every rank has read it by now, and the next start must not
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.strategy, ZeroStrategy):

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
 
 from replication.config import RunConfig
+from replication.data.store import Split, TokenStore
 from replication.errors import UserError
-from replication.needs import GIB, checkpoint_gib, checkpoints_kept, gib, state_needs
+from replication.needs import GIB, StateNeeds, checkpoint_gib, checkpoints_kept, gib, state_needs
 from replication.rundir import RunDir
 from replication.training.checkpoints import complete_folders
 from replication.training.environment import package_versions
@@ -23,6 +26,8 @@ from replication.training.ranks import device, gather, gather_objects, is_first,
 from replication.training.strategies import uses_gpu
 
 SCRATCH_MIB = 64  # below this, temporary files of torch and of compilers fail in ways that say nothing
+SAMPLED_BLOCKS = 8
+SPLITS: tuple[Split, ...] = ("train", "validation")
 ALL_REDUCE_BYTES = {"gloo": 4 * 2**20, "nccl": 64 * 2**20}
 
 
@@ -32,7 +37,7 @@ def preflight(config: RunConfig, run: RunDir, identity: dict[str, str]) -> dict[
     Args:
         config: the run's.
         run: the cell.
-        identity: what must agree between ranks: config hash, data hash, checkpoint, weights at start.
+        identity: what must agree between ranks, by name: hashes of config, data and weights at start, checkpoint.
 
     Returns:
         For the manifest: needs and room in GiB, and the bandwidth of one all-reduce.
@@ -77,6 +82,16 @@ def code_identity() -> dict[str, str]:
     return {"code hash": digest.hexdigest()[:16], "package versions": versions}
 
 
+def data_sample(store: TokenStore) -> str:
+    """Hash of a few token blocks of every source, as this node reads them: the corpus's own hash is only its word."""
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for source, n in enumerate(store.sizes(split)):
+            indices = np.unique(np.linspace(0, n - 1, SAMPLED_BLOCKS).astype(np.int64)) if n else np.empty(0, np.int64)
+            digest.update(store.read(split, np.full_like(indices, source), indices).tobytes())
+    return digest.hexdigest()[:16]
+
+
 # ---------------------------------------------------------------- room
 
 
@@ -88,20 +103,27 @@ def check_room(config: RunConfig, run: RunDir) -> dict[str, float]:
     """
     needs, free = state_needs(config), free_memory_gib(config)
     found = {"needs_gib": needs.device_gib, "free_gib": free}
-    complaints = [c for c in gather_objects(_complaint(config, run, needs.device_gib, free)) if c]
+    complaints = [c for c in gather_objects(_complaint(config, run, needs, free)) if c]
     if complaints:
         raise UserError(complaints[0])
     return {name: round(value, 3) for name, value in found.items()}
 
 
-def _complaint(config: RunConfig, run: RunDir, needs_gib: float, free_gib: float) -> str | None:
+def _complaint(config: RunConfig, run: RunDir, needs: StateNeeds, free_gib: float) -> str | None:
     """What this rank lacks, in one line."""
-    c = config.cluster
-    if needs_gib > free_gib:
+    where = f"{config.cluster.strategy} on {config.world_size} process(es)"
+    host_gib = needs.host_gib + (0 if uses_gpu(config) else needs.device_gib)
+    if host_gib > free_host_gib(config):
         return (
-            f"cluster.strategy: {c.strategy} on {config.world_size} process(es) keeps {gib(needs_gib)} of weights, "
-            f"gradients and optimizer in each, and rank {rank()} has {gib(free_gib)} free; take a higher ZeRO stage, "
-            "more devices, or cluster.offload_optimizer"
+            f"cluster.strategy: {where} keeps {gib(host_gib)} in the CPU memory of each, and rank {rank()} has "
+            f"{gib(free_host_gib(config))} free; take more nodes or a higher ZeRO stage, or raise "
+            "cluster.slurm.memory_gib"
+        )
+    if needs.device_gib > free_gib:
+        return (
+            f"cluster.strategy: {where} keeps {gib(needs.device_gib)} of weights, gradients and optimizer in each, and "
+            f"rank {rank()} has {gib(free_gib)} free; take a higher ZeRO stage, more devices, or "
+            "cluster.offload_optimizer"
         )
     scratch = Path(tempfile.gettempdir())
     scratch_gib = shutil.disk_usage(scratch).free / GIB
@@ -119,9 +141,14 @@ def _complaint(config: RunConfig, run: RunDir, needs_gib: float, free_gib: float
 
 def free_memory_gib(config: RunConfig) -> float:
     """Of this process's GPU, or its share of the node's memory."""
-    if uses_gpu(config):
-        return float(torch.cuda.mem_get_info()[0]) / GIB
-    return psutil.virtual_memory().available / GIB / config.cluster.devices
+    return float(torch.cuda.mem_get_info()[0]) / GIB if uses_gpu(config) else free_host_gib(config)
+
+
+def free_host_gib(config: RunConfig) -> float:
+    """This process's share of what is free of the node's memory, or of what the job was given of it."""
+    given = os.environ.get("SLURM_MEM_PER_NODE", "")  # MiB
+    limit = int(given) * 2**20 if given.isdigit() and int(given) else float("inf")
+    return min(psutil.virtual_memory().available, limit) / GIB / config.cluster.devices
 
 
 # ---------------------------------------------------------------- the network

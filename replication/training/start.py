@@ -33,7 +33,7 @@ def checkpoint_to_resume(run: RunDir, config: RunConfig, data_hash: str) -> tupl
     """
     if config.world_size == 1:
         return newest_checkpoint(run, config, data_hash)
-    path = run.checkpoints / "start.json"
+    path = run.start
     start = " ".join([str(next(_decisions)), *(os.environ.get(name, "-") for name in SIGNATURE)])
     if launched_rank() == 0:
         folder, notes = newest_checkpoint(run, config, data_hash)

@@ -19,13 +19,14 @@ from replication.errors import UserError
 from replication.model.transformer import Transformer, weights_sha256
 from replication.objectives.callbacks import LayerGain, TokenGain
 from replication.rundir import RunDir, read_json, write_json, write_text
-from replication.training.checkpoints import Checkpoints, load_weights, newest_checkpoint, step_of
+from replication.training.checkpoints import Checkpoints, checkpoint_folder, load_weights, step_of
 from replication.training.checks import Checks, check_neighbours
 from replication.training.environment import describe_machine, prepare_torch
 from replication.training.layouts import layout, needs_recut, recut, state_to_load
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
 from replication.training.phases import is_watched
+from replication.training.preflight import data_sample
 from replication.training.progress import PhaseMarks, Progress
 from replication.training.ranks import launched_rank
 from replication.training.start import checkpoint_to_resume
@@ -44,9 +45,10 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
             not finite.
     """
     store.check(config)
-    refuse_other_config(config, run.config)
-    checkpoint, notes = checkpoint_to_resume(run, config, store.hash)
     first = launched_rank() == 0
+    if first:  # whether the others have the same config, the preflight asks
+        refuse_other_config(config, run.config)
+    checkpoint, notes = checkpoint_to_resume(run, config, store.hash)
     for note in notes if first else ():
         console.print(f"[yellow]{note}[/yellow]")
     step = step_of(checkpoint) if checkpoint else 0
@@ -54,13 +56,14 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
         if not first:
             return
         console.print(f"{config.arm}/seed-{config.seed}: trained to step {config.training.steps} already")
-        finish_manifest(config, run, store)
+        finish_manifest(run, checkpoint_folder(run, config.training.steps))
         return
 
     prepare_torch(config)
     # a run that goes on needs no file to start from: it may be gone by then
     module = LanguageModel(config, store.end_of_text_id, None if checkpoint else initial_weights(config))
     start = {"config hash": scientific_hash(config), "data hash": store.hash}
+    start["data sample"] = data_sample(store)
     start["checkpoint"] = checkpoint.name if checkpoint else "none"
     if checkpoint and config.training.initial_weights:
         start["weights at start"] = read_json(run.manifest)["initial_weights_sha256"]
@@ -84,7 +87,7 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
     if first:
-        finish_manifest(config, run, store)
+        finish_manifest(run, checkpoint_folder(run, config.training.steps))
 
 
 def initial_weights(config: RunConfig) -> dict[str, Tensor] | None:
@@ -114,7 +117,7 @@ def build_trainer(
     Args:
         config: the run's.
         run: the cell.
-        start: what every rank must share: config hash, data hash, checkpoint, weights at start.
+        start: what every rank must share, by name: hashes of config, data and weights at start, checkpoint.
         checkpoint: the folder that this start goes on from.
         console: where progress goes.
     """
@@ -216,10 +219,11 @@ def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: La
     write_json(run.manifest, manifest)
 
 
-def finish_manifest(config: RunConfig, run: RunDir, store: TokenStore) -> None:
-    """Add what the last checkpoint says of the whole run; a kill between the two is mended by the next start."""
-    folder, _ = newest_checkpoint(run, config, store.hash)
-    assert folder is not None
+def finish_manifest(run: RunDir, folder: Path) -> None:
+    """Add what the last checkpoint says of the whole run; a kill between the two is mended by the next start.
+
+    The checkpoint has just been read or written whole, and is not read again: the other ranks are leaving.
+    """
     marker, manifest = read_json(folder / "COMPLETE"), read_json(run.manifest)
     if "finished_at" not in manifest:
         final = {k: marker[k] for k in ("step", "tokens", "data_chain", "wall_seconds")}
