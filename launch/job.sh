@@ -35,7 +35,7 @@ note() {
 }
 
 refuse() {
-  say "$*"
+  say "error: $*"
   note ended 2
   exit 2
 }

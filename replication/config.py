@@ -394,6 +394,11 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         "data.num_proc": d.num_proc,
         "cluster.devices": c.cluster.devices,
         "cluster.nodes": c.cluster.nodes,
+        "cluster.slurm.time_limit_minutes": c.cluster.slurm.time_limit_minutes,
+        "cluster.slurm.concurrent_cells": c.cluster.slurm.concurrent_cells,
+        "cluster.slurm.lead_seconds": c.cluster.slurm.lead_seconds,
+        "cluster.slurm.cpus_per_task": 1 if c.cluster.slurm.cpus_per_task is None else c.cluster.slurm.cpus_per_task,
+        "cluster.slurm.memory_gib": 1 if c.cluster.slurm.memory_gib is None else c.cluster.slurm.memory_gib,
         "training.steps": t.steps,
         "training.batch_tokens": t.batch_tokens,
         "training.gain_group_sequences": 1 if t.gain_group_sequences is None else t.gain_group_sequences,
@@ -464,6 +469,12 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         t.batch_tokens % d.block_size_tokens != 0,
         f"training.batch_tokens: {t.batch_tokens} is not a whole number of sequences of "
         f"data.block_size_tokens ({d.block_size_tokens}); make it a multiple",
+    )
+    slurm = c.cluster.slurm
+    yield (
+        slurm.lead_seconds >= 60 * slurm.time_limit_minutes,
+        f"cluster.slurm.lead_seconds: {slurm.lead_seconds} seconds are all of cluster.slurm.time_limit_minutes "
+        f"({slurm.time_limit_minutes}), so a job would be told to stop at its start; lower it",
     )
     yield (
         c.cluster.strategy == "single" and c.world_size > 1,

@@ -395,7 +395,8 @@ def record_failure(run: RunDir, error: BaseException) -> None:
     )
 
 
-ERROR_LINE = re.compile(r"error: |Error: |: Killed|ended by SIG")
+ERROR_LINES = (re.compile(r" job \S+: error: "), re.compile(r"error: |Error: |: Killed|ended by SIG"))
+"""What the job script says of its own, then anything that says error."""
 
 
 def first_error(log: Path, n_bytes: int = 65536) -> str:
@@ -407,7 +408,7 @@ def first_error(log: Path, n_bytes: int = 65536) -> str:
     except FileNotFoundError:
         return ""
     start = max((i for i, line in enumerate(lines) if re.search(r" job \S+: (train|generate) in ", line)), default=-1)
-    errors = (line.strip() for line in lines[start + 1 :] if ERROR_LINE.search(line))
+    errors = (line.strip() for form in ERROR_LINES for line in lines[start + 1 :] if form.search(line))
     return next(errors, last_line(log))
 
 

@@ -97,13 +97,8 @@ class Suite:
     def site(self, **variables: str) -> None:
         (self.folder / "site.env").write_text("".join(f"{k}='{v}'\n" for k, v in variables.items()))
 
-    def where(self, minutes: int = 10, lead: int = 20, concurrent: int = 1, max_requeues: int = 100, **keys) -> None:
-        slurm = {
-            "time_limit_minutes": minutes,
-            "lead_seconds": lead,
-            "concurrent_cells": concurrent,
-            "max_requeues": max_requeues,
-        }
+    def where(self, lead: int = 20, concurrent: int = 1, signal_to: str = "batch", **keys) -> None:
+        slurm = {"time_limit_minutes": 10, "lead_seconds": lead, "concurrent_cells": concurrent, "signal_to": signal_to}
         text = yaml.safe_dump({"cluster": {"accelerator": "cpu", "threads": 1, "slurm": slurm, **keys}})
         (self.folder / "cluster.yaml").write_text(text)
 
@@ -205,21 +200,24 @@ def tensorboard_steps(run: RunDir) -> list[int]:
 
 
 def test_the_grid_is_submitted_with_one_command_and_equals_local_runs_bit_for_bit(idle, corpus, tmp_path, publish):
-    suite = Suite(idle, corpus, tmp_path)
+    """Two arms at one seed; with REPLICATION_FULL=1 the 2x2 at two seeds."""
+    arms, seeds = (ARMS, (1, 2)) if os.environ.get("REPLICATION_FULL") else (("baseline", "both"), (1,))
+    suite = Suite(idle, corpus, tmp_path, arms, seeds)
     suite.where(strategy="zero2", nodes=2, concurrent=2)
     started = time.monotonic()
     said = suite.grid("submit")
-    assert said.count("job ") == 5, "for each seed an array that trains and one that generates, and the report"
+    n_cells = len(arms) * len(seeds)
+    assert said.count("job ") == 2 * len(seeds) + 1, "an array that trains, one that generates; the report"
     again = suite.grid("submit")
-    assert "nothing to submit" in again and again.count("left as it is") == 8, "sbatch is asked nothing twice"
+    assert "nothing to submit" in again and again.count("left as it is") == n_cells, "sbatch is asked nothing twice"
     suite.drain(600)
-    publish(f"SLURM, two nodes, ZeRO 2: 2x2 with 2 seeds submitted, trained, sampled and reported in "
-            f"{time.monotonic() - started:.0f} s")  # fmt: skip
-    assert suite.states() == ["complete"] * 8, suite.logs()
-    assert suite.out.report_html.is_file() and len(read_json(suite.out.results)["cells"]) == 8
+    seconds = time.monotonic() - started
+    publish(f"SLURM, two nodes, ZeRO 2: {n_cells} cells submitted, trained, sampled and reported in {seconds:.0f} s")
+    assert suite.states() == ["complete"] * n_cells, suite.logs()
+    assert suite.out.report_html.is_file() and len(read_json(suite.out.results)["cells"]) == n_cells
     local = reference(suite, tmp_path / "local")
-    for arm in ARMS:
-        for seed in (1, 2):
+    for arm in arms:
+        for seed in seeds:
             same_end(suite.run_dir(arm, seed), local.cell(arm, seed))
     run = suite.run_dir()
     assert (run.root / "train.sbatch").read_text() == (
@@ -295,7 +293,7 @@ def test_a_cell_survives_signals_a_killed_rank_a_lost_node_and_the_time_limit(id
     idle.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")
 
     suite.drain(300)
-    assert suite.states() == ["complete, requeued 2"] or suite.states()[0].startswith("complete"), suite.logs()
+    assert suite.states() == ["complete, requeued 2"], suite.logs()  # of one job; the retry was another, requeued twice
     same_end(run, reference(suite, tmp_path / "local").cell("both", 1))
     assert tensorboard_steps(run) == list(range(5, 401, 5)), "no doubled and no missing points"
     assert len(read_json(run.manifest)["starts"]) == 6
@@ -329,6 +327,51 @@ def test_a_site_that_chains_and_what_waits_for_its_cells(one):
     assert one.states() == ["complete, requeued 1"], one.logs()
     assert one.out.report_html.is_file()
     assert "goes on as job" in one.run_dir().log.read_text()
+
+
+def test_a_signal_to_the_processes_and_two_ways_to_cancel(one):
+    """As SLURM sends it with signal_to: ranks; then `grid cancel`, and scancel as SLURM's own preemption: SIGTERM."""
+    one.where(strategy="single", signal_to="ranks")
+    one.grid("submit")
+    assert "#SBATCH --signal=USR2@20" in next(one.out.launch.glob("*-train-*/job.sbatch")).read_text()
+    wait_for(lambda: len(read_journal(one.run_dir().metrics)) > 2, f"the first steps: {one.logs()}", 60)
+    (job,) = (line.split()[0] for line in one.cluster.queue() if "train" in line)
+    one.cluster.run("scancel", "--signal=USR2", job)
+    wait_for(lambda: one.states() == ["requeued 1"], f"the job to go on later: {one.logs()}", 30, 1)
+    step = one.run_dir().checkpoints
+
+    def begins_again() -> bool:
+        one.cluster.end_waits()
+        return len(rank_pids(one.cluster)) == 1
+
+    wait_for(begins_again, "the job to start again", 60)
+    one.grid("cancel")
+    wait_for(lambda: not one.cluster.queue(), "all to end", 60)
+    assert one.states() == ["cancelled, requeued 1"]
+    one.grid("retry")
+    before = len(read_journal(one.run_dir().metrics))
+    wait_for(lambda: len(read_journal(one.run_dir().metrics)) > before, f"more steps: {one.logs()}", 60)
+    (job,) = (line.split()[0] for line in one.cluster.queue() if "train" in line)
+    one.cluster.run("scancel", job)
+    wait_for(lambda: not one.cluster.queue(), f"all to end and stay so: {one.cluster.queue()}", 60)
+    assert one.states()[0].split(",")[0] in ("failed", "preempted"), "without accounts nobody says who cancelled it"
+    assert len(list(step.glob("step-*"))) >= 1
+
+
+def test_train_sbatch_by_hand(one, corpus):
+    command = ["sbatch", "--parsable", "--wait", "--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=0"]
+    command += [f"--output={one.folder}/by-hand.txt", "launch/train.sbatch", "--out", str(one.out.root)]
+    for layer in (corpus / "data.yaml", one.folder / "layer.yaml", "arms/both.yaml", one.folder / "cluster.yaml"):
+        command += ["--config", str(layer)]
+    keys = {"data.dir": corpus / "tokens", "seed": 3, "generation.max_new_tokens": 5, "validation.sequences": 4}
+    keys |= {"training.steps": 4, "training.batch_tokens": 128, "training.warmup_steps": 2}
+    done = subprocess.run(
+        [*command, *(f"--{key}={value}" for key, value in keys.items())], cwd=ROOT, capture_output=True, text=True,
+        timeout=120, env=one.cluster.environment | {"REPLICATION_PYTHON": sys.executable},
+    )  # fmt: skip
+    said = (one.folder / "by-hand.txt").read_text() if done.stdout else done.stderr
+    assert done.returncode == 0, said
+    assert one.run_dir("both", 3).complete.is_file(), said
 
 
 def test_a_site_without_requeue_is_told_so(one):

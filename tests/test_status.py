@@ -86,6 +86,11 @@ def test_with_a_scheduler(cell):
     assert cell_status(cell, RULE, {}, left("CANCELLED")).state == "cancelled"
 
 
+def test_completions_that_wait_for_a_failed_cell_do_not_hide_the_failure(cell):
+    note(cell, "started", "ended", code=2)
+    assert cell_status(cell, RULE, {"generate": queued("PENDING", "Dependency")}).state == "failed"
+
+
 def test_a_trained_cell_waits_for_its_completions(cell):
     write_json(cell.run.manifest, read_json(cell.run.manifest) | {"finished_at": "now"})
     assert cell_status(cell, RULE).state == "trained"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -32,6 +33,7 @@ def suite_of(seeds=(1, 2)):
     return replace(suite, seeds=seeds, run=run)
 
 
+@functools.cache  # loading configs is most of the time of these tests
 def cells_of(cluster: str, seeds=(1, 2), *flags: str) -> list[Cell]:
     return plan(suite_of(seeds), SuiteDir(Path("/results")), flags, find_cluster(cluster))
 

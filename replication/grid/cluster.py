@@ -154,10 +154,6 @@ def _stopping(config: RunConfig, site: Site) -> Finding:
         f"{c.stop_signal} to the {'batch shell' if c.slurm.signal_to == 'batch' else 'processes'} "
         f"{c.slurm.lead_seconds} s before the limit; then {site.on_preemption}"
     )
-    if c.slurm.lead_seconds >= 60 * c.slurm.time_limit_minutes:
-        return Finding(
-            "stop", text, "missing", "a job would be told to stop at its start: lower cluster.slurm.lead_seconds"
-        )
     if site.on_preemption == "requeue" and slurm.setting("JobRequeue") == "0":
         return Finding(
             "stop", text, "warning", "JobRequeue is 0 here: if jobs are not requeued, set SITE_ON_PREEMPTION=chain"

@@ -158,7 +158,7 @@ def _state(
         return ("requeued" if began else "queued"), train.reason
     if train is not None and not trained:
         return "running", "" if run.manifest.is_file() else "starting"
-    if generate is not None:
+    if generate is not None and trained:
         return ("trained", "completions are queued") if generate.state == "PENDING" else ("generating", "")
     if run.is_locked():
         return ("generating" if trained else "running"), ""
