@@ -305,7 +305,7 @@ def _steps(
     prefix, number = submit.suite_prefix(suite.name, suite_dir), submit.next_number(earlier)
     waiting = submit.still_queued(earlier, queue)
     trained = [c for c in wanted if is_trained(c.run)]
-    unfollowed = submit.unfollowed(waiting, cells)
+    unfollowed = submit.find_unfollowed(waiting, cells)
     return submit.plan_steps(prefix, number, cells[0], wanted, trained, waiting, unfollowed, behind)
 
 

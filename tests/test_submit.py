@@ -16,7 +16,7 @@ from replication.errors import UserError
 from replication.grid.jobs import Job, checkout, options, script
 from replication.grid.plan import Cell, plan
 from replication.grid.site import Site, load_site
-from replication.grid.submit import Step, Submission, _dependency, plan_steps, unfollowed
+from replication.grid.submit import Step, Submission, _dependency, find_unfollowed, plan_steps
 from replication.rundir import SuiteDir
 
 ROOT = Path(__file__).parents[1]
@@ -161,12 +161,12 @@ def test_trained_cells_only_generate_and_without_prompts_nothing_does():
 def test_what_an_earlier_call_did_not_come_to_submit_is_submitted():
     cells = cells_of("one_gpu", (1,))
     train, generate, report = in_queue("train", 1, "71"), in_queue("generate", 1, "72"), in_queue("report", 0, "73")
-    lost = unfollowed([train], cells)
+    lost = find_unfollowed([train], cells)
     assert lost == {train: cells[0]}
     steps = plan_steps("suite-000000", 2, cells[0], [], waiting=[train], unfollowed=lost)
     assert [(s.job.stage, s.job.cells) for s in steps] == [("generate", train.cells), ("report", ())]
     assert waits(steps) == ["aftercorr:71", "afterany:0:71"]
-    assert unfollowed([train, generate], cells) == {}
+    assert find_unfollowed([train, generate], cells) == {}
     steps = plan_steps("suite-000000", 3, cells[0], [], waiting=[train, generate])
     assert waits(steps) == ["afterany:71:72"], "the report alone"
     assert plan_steps("suite-000000", 4, cells[0], [], waiting=[train, generate, report]) == []

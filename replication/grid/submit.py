@@ -161,7 +161,7 @@ def plan_steps(
     return steps
 
 
-def unfollowed(waiting: Sequence[Submission], cells: Sequence[Cell]) -> dict[Submission, Cell]:
+def find_unfollowed(waiting: Sequence[Submission], cells: Sequence[Cell]) -> dict[Submission, Cell]:
     """Submissions that train, whose completions are wanted and not in the queue, each with one of its cells."""
     of = {c.folder: c for c in cells}
     followed = {cell for s in waiting if s.stage == "generate" for cell in s.cells}
@@ -179,30 +179,6 @@ def _blocks(cells: Sequence[Cell]) -> list[list[Cell]]:
     for cell in cells:
         blocks.setdefault((cell.seed, cell.config.cluster), []).append(cell)
     return list(blocks.values())
-
-
-def missing_followers(prefix: str, number: int, waiting: Sequence[Submission], cells: Sequence[Cell]) -> list[Step]:
-    """What an earlier call did not come to submit: completions of arrays that train, and the report.
-
-    Args:
-        prefix: of the jobs' names.
-        number: of the first submission.
-        waiting: the suite's submissions that are in the queue, oldest first.
-        cells: all of the suite.
-    """
-    config = {c.folder: c.config for c in cells}
-    followed = {cell for s in waiting if s.stage == "generate" for cell in s.cells}
-    steps: list[Step] = []
-    for s in waiting:
-        lacks = s.stage == "train" and s.job_id and not followed.intersection(s.cells)
-        if lacks and s.cells[0] in config and config[s.cells[0]].generation.prompts:
-            name = f"{prefix}.{number + len(steps):04d}-{s.folder.name.split('-', 1)[1].replace('train', 'generate')}"
-            steps.append(Step(Job(name, "generate", s.cells, config[s.cells[0]], s.name), after_success_of=s.job_id))
-    if waiting and not any(s.stage == "report" for s in waiting):
-        job = Job(f"{prefix}.{number + len(steps):04d}-report", "report", (), cells[0].config, prefix)
-        ids = [s.job_id for s in waiting if s.job_id]
-        steps.append(Step(job, after_end_of=(*range(len(steps)), *ids)))
-    return steps
 
 
 # ---------------------------------------------------------------- submitting
