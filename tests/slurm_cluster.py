@@ -11,8 +11,8 @@ nothing else on the machine is touched.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
+import pwd
 import random
 import secrets
 import shutil
@@ -29,6 +29,7 @@ from replication.data.workers import tethered
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 NODES = ("n1", "n2")
+USER = pwd.getpwuid(os.geteuid()).pw_name
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # where Debian puts daemons
 
 CONFIG = """\
@@ -74,7 +75,7 @@ class SlurmCluster:
     def start(self) -> None:
         """Write the configuration, start the daemons, wait until both nodes are idle."""
         ctld_port, *node_ports = _free_ports(1 + len(NODES))
-        text = CONFIG.format(host=socket.gethostname(), ctld_port=ctld_port, user=getpass.getuser(), root=self.root)
+        text = CONFIG.format(host=socket.gethostname(), ctld_port=ctld_port, user=USER, root=self.root)
         for node, port in zip(NODES, node_ports, strict=True):
             text += f"NodeName={node} NodeAddr=127.0.0.1 Port={port} CPUs=1 RealMemory=4000\n"
         text += f"PartitionName=main Nodes={','.join(NODES)} Default=YES MaxTime=INFINITE State=UP\n"
@@ -116,7 +117,7 @@ class SlurmCluster:
     def stop(self) -> None:
         """End the jobs, then the daemons, newest first."""
         if len(self._daemons) > 1:
-            self.run("scancel", "--user", getpass.getuser())
+            self.run("scancel", "--user", USER)
             with contextlib.suppress(TimeoutError):
                 _wait_for(lambda: not self.run("squeue", "-h"), "jobs to end", seconds=30)
         for daemon in reversed(self._daemons):

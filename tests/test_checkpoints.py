@@ -199,11 +199,15 @@ def test_a_disk_that_fills_during_a_save_stops_the_run_and_harms_nothing(tmp_pat
         with pytest.raises((UserError, AssertionError), match=words):
             run_cell(c, disk) if strategy == "single" else run_cells_on_ranks([c], disk)
         cut = RunDir(disk / "cell")
-        assert [p.name for p in cut.checkpoints.iterdir()] == ["step-000003"], "the part that was written is gone"
+        left = {p.name for p in cut.checkpoints.iterdir()}
+        assert left == {"step-000003"} or (strategy == "zero2" and left == {"step-000003", "partial-step-000006"}), (
+            "the part that was written is gone, unless a rank was ended while it removed it"
+        )
         assert damage(cut.checkpoints / "step-000003") is None
         (disk / "filler").write_bytes(b"")
         run_cell(c, disk) if strategy == "single" else run_cells_on_ranks([c], disk)
         assert identical(weights(cut), weights(free))
+        assert not list(cut.checkpoints.glob("partial-*"))
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)  # TensorBoard's writer of a failed fit is still open
 

@@ -193,15 +193,15 @@ def test_a_cluster_file_cannot_change_the_experiment(tmp_path):
     assert Cell("both", 1, None, a).hash == Cell("both", 1, None, b).hash  # type: ignore[arg-type]
 
 
-def test_the_example_of_a_site_file_is_read(tmp_path):
+def test_the_example_of_a_site_file_is_read(tmp_path, monkeypatch):
     assert load_site(ROOT / "launch" / "site.env.example") == Site(path=ROOT / "launch" / "site.env.example")
     path = tmp_path / "my site.env"
     path.write_text("SITE_ACCOUNT=lab\nSITE_MODULES='cuda/12.6 gcc/13'\nNCCL_DEBUG=WARN\nSITE_SCRATCH=/local/$USER\n")
-    os.environ["USER"] = os.environ.get("USER", "me")
+    monkeypatch.setenv("USER", "me")
     with open(path, "a") as file:  # what is set only inside a job is empty here
         file.write("SITE_CONTAINER=apptainer\nMASTER_ADDR=$SLURM_JOB_NODELIST\n")
     site = load_site(path)
-    assert (site.account, site.modules, site.scratch) == ("lab", "cuda/12.6 gcc/13", f"/local/{os.environ['USER']}")
+    assert (site.account, site.modules, site.scratch) == ("lab", "cuda/12.6 gcc/13", "/local/me")
     assert "NCCL_DEBUG" not in os.environ
 
 

@@ -125,8 +125,7 @@ class Checkpoints(Callback):
         """Every rank's part of the new folder."""
         if is_first():
             remove_tree(checkpoint_folder(self.run, trainer.global_step))  # damaged: this run replaces it
-            for abandoned in self.run.checkpoints.glob("partial-*"):
-                remove_tree(abandoned)
+            remove_abandoned(self.run)
             partial.mkdir(parents=True)
         barrier()
         trainer.save_checkpoint(partial / STATE)
@@ -207,6 +206,12 @@ def checkpoint_folder(run: RunDir, step: int) -> Path:
 
 def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
+
+
+def remove_abandoned(run: RunDir) -> None:
+    """Remove what saves and re-cuts that were cut short have left; call on the first rank."""
+    for abandoned in run.checkpoints.glob("partial-*"):
+        remove_tree(abandoned)
 
 
 def complete_folders(run: RunDir) -> list[Path]:

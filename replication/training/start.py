@@ -14,7 +14,7 @@ from pathlib import Path
 from replication.config import RunConfig
 from replication.errors import UserError
 from replication.rundir import RunDir, read_json, write_json
-from replication.training.checkpoints import newest_checkpoint
+from replication.training.checkpoints import newest_checkpoint, remove_abandoned
 from replication.training.ranks import launched_rank
 
 WAIT_SECONDS = 3600.0  # the first rank may read tens of GB from a slow file system
@@ -31,6 +31,8 @@ def checkpoint_to_resume(run: RunDir, config: RunConfig, data_hash: str) -> tupl
     Raises:
         UserError: see newest_checkpoint; on other ranks, where the first one never decides.
     """
+    if launched_rank() == 0:
+        remove_abandoned(run)  # it takes room that this run needs
     if config.world_size == 1:
         return newest_checkpoint(run, config, data_hash)
     path = run.start
