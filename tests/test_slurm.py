@@ -307,7 +307,7 @@ def test_a_cell_survives_signals_a_killed_rank_a_lost_node_and_the_time_limit(id
 @pytest.fixture
 def one(idle, corpus, tmp_path) -> Suite:
     """One cell of one process, long enough to be told to stop."""
-    steps = {"training": {"steps": 600}, "validation": {"every_steps": 300}, "checkpoints": {"every_steps": 300}}
+    steps = {"training": {"steps": 400}, "validation": {"every_steps": 400}, "checkpoints": {"every_steps": 400}}
     suite = Suite(idle, corpus, tmp_path, arms=["both"], seeds=[1], **steps)
     suite.where(strategy="single")
     return suite
@@ -361,7 +361,7 @@ def test_a_signal_to_the_processes_and_two_ways_to_cancel(one):
 
 
 def test_train_sbatch_by_hand(one, corpus):
-    command = ["sbatch", "--parsable", "--wait", "--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=0"]
+    command = ["sbatch", "--parsable", "--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=0"]
     command += [f"--output={one.folder}/by-hand.txt", "launch/train.sbatch", "--out", str(one.out.root)]
     for layer in (corpus / "data.yaml", one.folder / "layer.yaml", "arms/both.yaml", one.folder / "cluster.yaml"):
         command += ["--config", str(layer)]
@@ -371,8 +371,9 @@ def test_train_sbatch_by_hand(one, corpus):
         [*command, *(f"--{key}={value}" for key, value in keys.items())], cwd=ROOT, capture_output=True, text=True,
         timeout=120, env=one.cluster.environment | {"REPLICATION_PYTHON": sys.executable},
     )  # fmt: skip
-    said = (one.folder / "by-hand.txt").read_text() if done.stdout else done.stderr
-    assert done.returncode == 0, said
+    assert done.returncode == 0, done.stderr
+    one.drain(120)
+    said = (one.folder / "by-hand.txt").read_text()
     assert one.run_dir("both", 3).complete.is_file(), said
 
 
