@@ -65,7 +65,7 @@ def _remedy(said: str) -> str:
         return "; set SITE_ACCOUNT and SITE_QOS in the site file"
     if "partition" in said:
         return f"; set SITE_PARTITION in the site file to one of: {', '.join(partitions()) or 'none is up'}"
-    if "node configuration" in said or "memory" in said:
+    if "node configuration" in said or "memory" in said or "generic resource" in said:
         return "; no node has that: see cluster.devices and cluster.slurm of the cluster file, and SITE_GPUS"
     return "; read the script, mend the site or cluster file"
 
