@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent
 ARMS = ("baseline", "token_gain", "layer_gain", "both")
 
+FULL = bool(os.environ.get("REPLICATION_FULL"))  # the long form: all arms at two seeds, and what is marked with it
+
 pytestmark = pytest.mark.slow
 
 
@@ -202,7 +204,7 @@ def tensorboard_steps(run: RunDir) -> list[int]:
 
 def test_the_grid_is_submitted_with_one_command_and_equals_local_runs_bit_for_bit(idle, corpus, tmp_path, publish):
     """Two arms at one seed; with REPLICATION_FULL=1 the 2x2 at two seeds."""
-    arms, seeds = (ARMS, (1, 2)) if os.environ.get("REPLICATION_FULL") else (("baseline", "both"), (1,))
+    arms, seeds = (ARMS, (1, 2)) if FULL else (("baseline", "both"), (1,))
     suite = Suite(idle, corpus, tmp_path, arms, seeds)
     suite.where(strategy="zero2", nodes=2, concurrent=2)
     started = time.monotonic()
@@ -350,6 +352,8 @@ def test_a_signal_to_the_processes_and_two_ways_to_cancel(one):
     one.grid("cancel")
     wait_for(lambda: not one.cluster.queue(), "all to end", 60)
     assert one.states() == ["cancelled, requeued 1"]
+    if not FULL:
+        return
     one.grid("retry")
     before = len(read_journal(one.run_dir().metrics))
     wait_for(lambda: len(read_journal(one.run_dir().metrics)) > before, "more steps", 60, logs=one.logs)
@@ -360,6 +364,7 @@ def test_a_signal_to_the_processes_and_two_ways_to_cancel(one):
     assert len(list(step.glob("step-*"))) >= 1
 
 
+@pytest.mark.skipif(not FULL, reason="long form: REPLICATION_FULL=1")
 def test_train_sbatch_by_hand(one, corpus):
     command = ["sbatch", "--parsable", "--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=0"]
     command += [f"--output={one.folder}/by-hand.txt", "launch/train.sbatch", "--out", str(one.out.root)]
@@ -385,10 +390,11 @@ def test_a_site_without_requeue_is_told_so(one):
     assert one.states() == ["preempted"]
     line = one.run_dir().log.read_text().splitlines()[-1]
     assert "SITE_ON_PREEMPTION: this site does not requeue" in line and "set it to chain or end in" in line
-    one.site(SITE_ON_PREEMPTION="end")
-    one.grid("retry")
-    one.drain(120)
-    assert one.states() == ["complete"], one.logs()
+    if FULL:
+        one.site(SITE_ON_PREEMPTION="end")
+        one.grid("retry")
+        one.drain(120)
+        assert one.states() == ["complete"], one.logs()
 
 
 def test_a_full_scratch_is_one_clear_line(one, tmp_path):
