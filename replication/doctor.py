@@ -194,16 +194,21 @@ def _slurm() -> Finding:
 
 
 def _disk(machine: Machine) -> Finding:
-    folder = (Path.cwd() / "out").resolve()
-    while not folder.exists():
-        folder = folder.parent
-    machine.disk_gib = shutil.disk_usage(folder).free / GIB
+    folder, machine.disk_gib = free_disk_gib(Path("out"))
     text = f"{machine.disk_gib:.1f} GiB free at {folder}"
     if not os.access(folder, os.W_OK):
         return Finding("disk", f"{text}, not writable", "warning", "choose another folder with --out")
     if machine.disk_gib < 2:
         return Finding("disk", text, "warning", "free some space, or choose another disk with --out")
     return Finding("disk", text)
+
+
+def free_disk_gib(path: Path) -> tuple[Path, float]:
+    """The nearest folder above a path that exists, and how much is free there."""
+    folder = path.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    return folder, shutil.disk_usage(folder).free / GIB
 
 
 def _hub(machine: Machine) -> Finding:

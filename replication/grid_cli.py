@@ -41,8 +41,8 @@ def grid(argv: list[str]) -> int:
     parser = Parser(prog="replicate grid", description="Plan, run, submit or show a suite: arms x seeds.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(TEXTS), parser_class=Parser)
     for name, text in TEXTS.items():
-        takes_keys = name in ("plan", "run", "submit", "retry", "diff")
-        description = f"{text}.{' Any key of a run may follow as a flag.' if takes_keys else ''}"
+        keys = {"retry": " --cluster.* and --checkpoints.* keys may follow.", "status": "", "cancel": ""}
+        description = f"{text}.{keys.get(name, ' Any key of a run may follow as a flag.')}"
         sub = actions.add_parser(name, help=text, description=description)
         sub.add_argument("suite", help="suite file, or a name in configs/suites")
         if name == "diff":

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -306,7 +306,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
-    return list(_parse_lines(text.splitlines()))
+    return [line for line in parse_objects(text) if _has_step(line)]
 
 
 def read_tail(path: Path, n_bytes: int = 16384) -> dict[str, Any] | None:
@@ -339,16 +339,21 @@ def _end_of_journal(path: Path, n_bytes: int) -> tuple[list[dict[str, Any]], boo
             text = file.read().decode("utf-8", errors="ignore")
     except FileNotFoundError:
         return [], True
-    return [line for line in _parse_lines(text.splitlines()) if "tokens" in line], size <= n_bytes
+    return [line for line in parse_objects(text) if _has_step(line) and "tokens" in line], size <= n_bytes
 
 
-def _parse_lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
+def _has_step(line: dict[str, Any]) -> bool:
+    return isinstance(line.get("step"), int)
+
+
+def parse_objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a text with one a line; what is torn, or something else, is passed over."""
+    for line in text.splitlines():
         try:
             value = json.loads(line)
         except ValueError:
             continue
-        if isinstance(value, dict) and isinstance(value.get("step"), int):
+        if isinstance(value, dict):
             yield value
 
 

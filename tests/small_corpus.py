@@ -33,6 +33,17 @@ def write_jsonl(path: Path, documents: list[str], field: str = "text") -> Path:
     return path
 
 
+def prose_layer(path: Path) -> dict[str, object]:
+    """The data section of a config over one folder of text files."""
+    return {
+        "block_size_tokens": 16,
+        "num_proc": 1,
+        "tokenizer": {"vocab_size": 300},
+        "validation_fraction": 0.1,
+        "sources": [{"name": "prose", "kind": "text", "path": str(path)}],
+    }
+
+
 def two_sources(root: Path, n: int = 40, vocab_size: int = 320, num_proc: int = 1) -> DataConfig:
     """A folder of text files and a JSON-lines file under root, blocks of 16 tokens."""
     folder, lines = root / "files", root / "lines.jsonl"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_corpus import texts, write_folder
+from small_corpus import prose_layer, texts, write_folder
 
 from replication.certificate import certify
 from replication.config import load_run, load_suite
@@ -45,13 +45,7 @@ def write_suite(folder: Path, **run: object) -> Path:
     corpus = folder / "corpus"
     write_folder(corpus, texts(40))
     layer = {
-        "data": {
-            "block_size_tokens": 16,
-            "num_proc": 1,
-            "tokenizer": {"vocab_size": 300},
-            "validation_fraction": 0.1,
-            "sources": [{"name": "prose", "kind": "text", "path": str(corpus)}],
-        },
+        "data": prose_layer(corpus),
         "model": {"vocab_size": 300, "n_blocks": 2, "d_model": 32, "d_head": 8, "d_ff": 16},
         "cluster": {"accelerator": "cpu", "threads": 1},
     }

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 from slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
-from small_corpus import texts, write_folder
+from small_corpus import prose_layer, texts, write_folder
 
 from replication.rundir import RunDir, SuiteDir, read_journal, read_json
 
@@ -55,15 +55,7 @@ def corpus(tmp_path_factory) -> Path:
     """A prepared corpus that all suites of this file share."""
     folder = tmp_path_factory.mktemp("corpus")
     write_folder(folder / "text", texts(40))
-    layer = {
-        "data": {
-            "block_size_tokens": 16,
-            "num_proc": 1,
-            "tokenizer": {"vocab_size": 300},
-            "validation_fraction": 0.1,
-            "sources": [{"name": "prose", "kind": "text", "path": str(folder / "text")}],
-        }
-    }
+    layer = {"data": prose_layer(folder / "text")}
     (folder / "data.yaml").write_text(yaml.safe_dump(layer))
     subprocess.run(
         [sys.executable, "-m", "replication", "prepare", "--config", folder / "data.yaml", "--out", folder / "tokens"],

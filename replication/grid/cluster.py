@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from replication.config import RunConfig, SuiteConfig
-from replication.doctor import Finding, findings_table
+from replication.doctor import Finding, findings_table, free_disk_gib
 from replication.errors import UserError
 from replication.grid import slurm
 from replication.grid.site import Site
-from replication.needs import GIB, checkpoint_gib, checkpoints_kept, gib, parameters, state_needs
+from replication.needs import checkpoint_gib, checkpoints_kept, gib, parameters, state_needs
 
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3")
 
@@ -62,7 +61,7 @@ def memory_table(config: RunConfig) -> Table:
 
 
 def _memory(config: RunConfig, strategy: str, n: int) -> str:
-    if (strategy == "single") != (n == 1) and strategy == "single":
+    if strategy == "single" and n > 1:
         return "-"
     offload = config.cluster.offload_optimizer and strategy.startswith("zero")
     cluster = dataclasses.replace(config.cluster, strategy=strategy, devices=n, nodes=1, offload_optimizer=offload)  # type: ignore[arg-type]
@@ -73,10 +72,7 @@ def _memory(config: RunConfig, strategy: str, n: int) -> str:
 def _disk(suite: SuiteConfig, config: RunConfig, out: Path) -> Finding:
     cells = len(suite.arms) * len(suite.seeds)
     needed = cells * checkpoints_kept(config) * checkpoint_gib(config)
-    folder = out.resolve()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free / GIB
+    folder, free = free_disk_gib(out)
     text = f"{gib(needed)} of checkpoints for {cells} cells, {gib(free)} free at {folder}"
     if needed > free:
         return Finding("disk", text, "missing", "choose another --out, or lower checkpoints.keep_last")

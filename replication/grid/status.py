@@ -6,7 +6,6 @@ each job leaves in its cell's jobs.jsonl stand in.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from replication.diverged import why_diverged
 from replication.grid.jobs import JobStage
 from replication.grid.plan import Place
 from replication.grid.slurm import Queued
-from replication.rundir import RunDir, first_error, is_trained, read_json, read_tail
+from replication.rundir import RunDir, first_error, is_trained, parse_objects, read_json, read_tail
 
 STYLE = {
     "complete": "green",
@@ -129,16 +128,9 @@ def _facts(path: Path) -> _Facts | None:
 def read_notes(run: RunDir) -> list[dict[str, Any]]:
     """The lines of jobs.jsonl, torn ones left out."""
     try:
-        lines = run.jobs.read_text(encoding="utf-8").splitlines()
+        return list(parse_objects(run.jobs.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return [note for note in found if isinstance(note, dict)]
 
 
 def _state(

@@ -3,6 +3,7 @@
 OUT/launch/0001-train-seed-1/     one call of sbatch, numbered
     job.sbatch                    what was submitted
     plan.txt                      the cells, one a line: element i of the array works on line i (from 0)
+    job.json                      its name, stage and cells
     submitted.json                the job's id; missing where sbatch did not answer
 """
 
@@ -15,7 +16,7 @@ import shlex
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +272,7 @@ def adopt_unanswered(earlier: Sequence[Submission], queue: Sequence[slurm.Queued
             id = next((q.id.split("_")[0] for q in queue if q.name == submission.name), None)
             if id is not None:
                 write_json(submission.folder / "submitted.json", {"id": id, "found_in_queue": True})
-        settled.append(Submission(submission.folder, submission.name, submission.stage, submission.cells, id))
+        settled.append(replace(submission, job_id=id))
     return settled
 
 
