@@ -62,6 +62,9 @@ class ModelConfig:
     """Whether the output head shares the embedding's weights."""
     init_std: float = 0.02
     """Standard deviation of the normal initialisation of every matrix; norms start at 1."""
+    vocab_multiple: int = 128
+    """Rows of embedding and head are allocated up to a multiple of this, for aligned matrix products; what lies beyond
+    the vocabulary is zero, never read and never predicted."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +132,18 @@ class TrainingConfig:
     whole micro-batch, as published, so that the objective changes with the machine."""
     initial_weights: str | None = None
     """A consolidated weights.pt to start from, of any strategy; none: the seed's own."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with momentum (which a constant scale of the gradients does change)."""
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    """AdamW; Muon on the blocks' matrices beside AdamW on the rest; or SGD with momentum (which a constant scale of the
+    gradients does change)."""
     learning_rate: float = 3e-3
     """Peak learning rate."""
+    muon_learning_rate: float | None = None
+    """Peak rate of what Muon trains; its updates have the size of AdamW's, so none means learning_rate."""
+    muon_momentum: float = 0.95
+    """Muon's momentum (Nesterov's)."""
     weight_decay: float = 0.1
-    """Decay of block matrices and an untied head (decoupled in adamw, added to the gradient in sgd); embeddings and
-    norms have none."""
+    """Decay of block matrices and an untied head (decoupled in adamw and muon, added to the gradient in sgd);
+    embeddings and norms have none."""
     momentum: float = 0.9
     """SGD's momentum (undamped, not Nesterov's)."""
     beta1: float = 0.9
@@ -298,6 +306,16 @@ class ClusterConfig:
     """CPU threads of each process; none: torch's own choice."""
     loader_workers: int = 0
     """Processes that read batches ahead."""
+    compile: bool = False
+    """Whether torch.compile fuses each block and the head (on a CPU that takes a C++ compiler; the first step takes
+    a minute)."""
+    activation_checkpointing: bool = False
+    """Whether the blocks' activations are computed again in backward instead of kept; divergences are not."""
+    head: Literal["logits", "chunked", "liger"] = "logits"
+    """How the loss is taken from the hidden states: all logits at once; a few tokens at a time, computed again in
+    backward (a fraction of the memory, 4 % more arithmetic); or liger-kernel's fused kernels (a GPU, and the package)."""
+    attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
+    """Kernel of the attention; auto: torch's own choice."""
     stop_signal: Literal["USR1", "USR2"] = "USR2"
     """Signal to any one process at which all of them save at the next optimizer boundary and stop with exit code 75
     (NCCL is said to catch USR1). To a process that srun started SIGTERM, which SLURM itself sends, means the same."""
@@ -403,6 +421,8 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         "training.batch_tokens": t.batch_tokens,
         "training.gain_group_sequences": 1 if t.gain_group_sequences is None else t.gain_group_sequences,
         "training.learning_rate": t.learning_rate,
+        "training.muon_learning_rate": 1.0 if t.muon_learning_rate is None else t.muon_learning_rate,
+        "model.vocab_multiple": m.vocab_multiple,
         "validation.every_steps": c.validation.every_steps,
         "validation.sequences": c.validation.sequences,
         "logging.log_every_steps": c.logging.log_every_steps,
@@ -443,6 +463,7 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         ("training.beta1", t.beta1, 0.0, 1.0),
         ("training.beta2", t.beta2, 0.0, 1.0),
         ("training.momentum", t.momentum, 0.0, 1.0),
+        ("training.muon_momentum", t.muon_momentum, 0.0, 1.0),
     ):
         yield not low <= value < high, f"{key}: {value} must lie in [{low:g}, {high:g})"
     for key, value in (
