@@ -29,7 +29,6 @@ from replication.config import RunConfig, SourceConfig
 from replication.data.module import Batch, CountFrom, TokenDataModule, TrainingBatches
 from replication.data.store import TokenStore
 from replication.errors import UserError
-from replication.model.loss import token_losses
 from replication.model.transformer import Transformer, initialise
 from replication.objectives.token_gain import group_objective
 from replication.rundir import RunDir
@@ -82,6 +81,7 @@ class PlainLoop:
         self.config, self.device, self.end_of_text = config, device, store.end_of_text_id
         self.model = Transformer(config.model)
         initialise(self.model, config.effective_weights_seed)
+        self.model.arrange(config.cluster)
         self.model.to(device, torch.float64 if config.training.precision == "64-true" else torch.float32)
         self.optimizer = build_optimizer(config.training, self.model)
         self.schedule = build_schedule(config.training, self.optimizer)
@@ -112,8 +112,7 @@ class PlainLoop:
     def _objective(self, batch: Batch) -> torch.Tensor:
         inputs_BT, targets_BT = inputs_and_targets(batch.tokens_BS.to(self.device), self.end_of_text)
         out = self.model(inputs_BT, self.groups)
-        logits_NV = self.model.logits(out.hidden_BTD).flatten(0, 1)
-        losses = token_losses(logits_NV, targets_BT.flatten(), self.config.training.label_smoothing)
+        losses = self.model.losses(out.hidden_BTD, targets_BT, self.config.training.label_smoothing).losses
         loss_GN, valid_GN = losses.smoothed_N.view(self.groups, -1), targets_BT.view(self.groups, -1) >= 0
         objective_G = group_objective(loss_GN, valid_GN) + self.config.model.aux_coef * out.aux_G
         return objective_G.sum() / batch.step_groups
