@@ -313,7 +313,7 @@ class ClusterConfig:
     """Whether the blocks' activations are computed again in backward instead of kept; divergences are not."""
     head: Literal["logits", "chunked", "liger"] = "logits"
     """How the loss is taken from the hidden states: all logits at once; a few tokens at a time, computed again in
-    backward (a fraction of the memory, 4 % more arithmetic); or liger-kernel's fused kernels (a GPU, and the package)."""
+    backward (a fraction of the memory, 4 % more arithmetic); or by liger-kernel (a GPU, and the package)."""
     attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
     """Kernel of the attention; auto: torch's own choice."""
     stop_signal: Literal["USR1", "USR2"] = "USR2"

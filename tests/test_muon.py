@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_no_host_sync import NoHostSync
 
 from replication.config import load_run
 from replication.errors import UserError
@@ -71,7 +72,9 @@ def test_parts_of_a_flat_buffer_give_the_parts_of_the_update(monkeypatch, n):
     padded = torch.cat([flat, flat.new_zeros(part * n - len(flat))])
     starts = [sum(a * b for a, b in SHAPES[:i]) for i in range(len(SHAPES))]
     pieces = [Piece(torch.Size(s), start, s[0] * s[1]) for s, start in zip(SHAPES, starts, strict=True)]
-    across = torch.cat([flat[p.start :][: p.length] for p in pieces if p.start // part != (p.start + p.length - 1) // part])
+    across = torch.cat(
+        [flat[p.start :][: p.length] for p in pieces if p.start // part != (p.start + p.length - 1) // part]
+    )
     monkeypatch.setattr(muon, "sum_over_ranks", lambda whole: whole.copy_(across))
     found = []
     for ranks.now in range(n):
@@ -111,12 +114,22 @@ def test_it_agrees_with_torchs_muon_on_one_matrix():
     """torch.optim.Muon computes in bf16, so the two agree to its rounding."""
     a, b = (torch.nn.Parameter(torch.eye(8, 6)) for _ in range(2))
     theirs = torch.optim.Muon([a], lr=0.1, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
-    ours = Muon([{"params": [b], "lr": 0.1, "weight_decay": 0.1, "muon": True}], 0.95, (0.9, 0.95), 1e-8, torch.bfloat16)
+    ours = Muon(
+        [{"params": [b], "lr": 0.1, "weight_decay": 0.1, "muon": True}], 0.95, (0.9, 0.95), 1e-8, torch.bfloat16
+    )
     for k in range(3):
         a.grad = torch.randn(8, 6, generator=torch.Generator().manual_seed(k))
         b.grad = a.grad.clone()
         theirs.step(), ours.step()
     assert float((a - b).detach().norm() / a.detach().norm()) < 2e-2
+
+
+def test_a_step_of_muon_never_reads_the_device_on_the_host():
+    p = torch.nn.Parameter(torch.eye(8, 6))
+    optimizer = Muon([{"params": [p], "lr": 0.1, "muon": True}], 0.95, (0.9, 0.95), 1e-8)
+    p.grad = torch.ones_like(p)
+    with NoHostSync():
+        optimizer.step()
 
 
 @pytest.mark.parametrize(

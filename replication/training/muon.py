@@ -1,8 +1,8 @@
 """Muon: orthogonalised momentum for matrices, and AdamW in the same optimizer for everything else.
 
-Jordan et al. 2024 (momentum, Nesterov, five Newton-Schulz steps); Liu et al. 2025, eq. 4 (updates of the size of AdamW's,
-so that both share a learning rate and a weight decay). Momentum and the update act elementwise, so they run on whatever
-piece of a matrix a strategy keeps; orthogonalising takes whole matrices, and a `Spread` brings them together.
+Jordan et al. 2024 (momentum, Nesterov, five Newton-Schulz steps); Liu et al. 2025, eq. 4 (updates of the size of
+AdamW's, so that both share a learning rate and a weight decay). Momentum and the update act elementwise, so they run on
+whatever piece of a matrix a strategy keeps; orthogonalising takes whole matrices, and a `Spread` brings them together.
 
 Unlike DeepSpeed's own Muon, which orthogonalises while gradients are reduced, this one does it in `step`: the gradient
 has been scaled and clipped before, as in one process, at every ZeRO stage.
@@ -87,7 +87,7 @@ class Muon(Optimizer):
         self.dtype = dtype
         self.spread: Spread = whole_matrices
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; the closure, where given, computes the gradients first."""
         loss = None
         if closure is not None:
@@ -101,7 +101,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def _muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        gradients = [p.grad for p in params]
+        gradients = _gradients(params)
         buffers = [self._state(p, "momentum_buffer") for p in params]
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, gradients)
@@ -117,7 +117,7 @@ class Muon(Optimizer):
             self.state[p].setdefault("step", torch.zeros((), dtype=torch.float32, device=p.device))
         adamw(
             params,
-            [p.grad for p in params],
+            _gradients(params),
             first,
             second,
             [],
@@ -139,6 +139,10 @@ class Muon(Optimizer):
         return state[name]
 
 
+def _gradients(params: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in params if p.grad is not None]
+
+
 # ---------------------------------------------------------------- how matrices are kept
 
 
@@ -147,10 +151,7 @@ def whole_matrices(params: Sequence[Tensor], updates: list[Tensor], orthogonal: 
     found: list[Tensor] = list(updates)
     for batch in _batches([u.shape for u in updates], world_size()):
         stacked_MRC = torch.stack([updates[i] for i in batch])
-        if world_size() > 1:
-            stacked_MRC = _shared(stacked_MRC, orthogonal)
-        else:
-            stacked_MRC = orthogonal(stacked_MRC)
+        stacked_MRC = _shared(stacked_MRC, orthogonal) if world_size() > 1 else orthogonal(stacked_MRC)
         for i, matrix_RC in zip(batch, stacked_MRC, strict=True):
             found[i] = matrix_RC
     return found

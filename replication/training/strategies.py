@@ -166,7 +166,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             if name in start:
                 value = start[name].to(self.root_device)
                 deepspeed.utils.safe_set_full_fp32_param(parameter, value)
-        for optimizer in self.optimizers:
+        for optimizer in cast(list[Any], self.optimizers):
             if isinstance(optimizer.optimizer, Muon):
                 optimizer.optimizer.spread = _spread_of(optimizer)
 
