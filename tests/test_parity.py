@@ -1,9 +1,9 @@
 """The parity table: every strategy gives the update of one process, in every arm, however the batch is cut.
 
-{single, DDP x2, ZeRO 1, 2, 3 x2} x {4 arms} x {accumulation 1, 4} x {AdamW, SGD with momentum}, and Muon in arm both with
-and without a clip that binds at every step; 20 steps of 16 sequences, beside one process at accumulation 1, as the largest ||a - b||_F / ||b||_F over the weight tensors. SGD makes
-it a real test: Adam hides a scale. The ranks are real processes of real DeepSpeed over gloo. Each test prints its part
-of the table.
+{single, DDP x2, ZeRO 1, 2, 3 x2} x {4 arms} x {accumulation 1, 4} x {AdamW, SGD with momentum}, and Muon in arm both
+with and without a clip that binds at every step; 20 steps of 16 sequences, beside one process at accumulation 1, as the
+largest ||a - b||_F / ||b||_F over the weight tensors. SGD makes it a real test: Adam hides a scale. The ranks are real
+processes of real DeepSpeed over gloo. Each test prints its part of the table.
 """
 
 from __future__ import annotations
