@@ -277,6 +277,8 @@ def start(root, code, num_proc=2):
 
 
 SLOW = """
+from replication.data import spool
+spool.PIECE_DOCUMENTS = 50
 real = TextTokenizer.encode_batch
 def slow(self, texts):
     time.sleep(0.4)
@@ -358,7 +360,7 @@ def test_a_worker_that_dies_is_an_error_not_a_hang(tmp_path):
 
 def test_ctrl_c_leaves_nothing(tmp_path):
     process = start(tmp_path, SLOW)
-    wait_for(lambda: (tmp_path / "out.partial" / "tokenizer.json").exists() and children_of(process.pid))
+    wait_for(lambda: (tmp_path / "out.partial" / "tokenizer.json").exists() and len(children_of(process.pid)) == 2)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode != 0
@@ -406,10 +408,10 @@ def test_a_file_too_large_is_one_line_and_leaves_nothing(tmp_path, limit_bytes, 
 
 @pytest.fixture
 def tiny_disk(tmp_path):
-    """A mounted file system of 3 MiB."""
+    """A mounted file system of 2 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", folder], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", folder], capture_output=True)
     if mounted.returncode != 0:
         pytest.skip("mounting needs root; the file size limit above covers the same path")
     yield folder

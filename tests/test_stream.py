@@ -103,7 +103,7 @@ def mix(tokenizer, tmp_path_factory):
 
 def test_every_source_of_the_published_mix_is_read_as_its_set_is_laid_out(mix):
     _, out, _ = mix
-    found = {name: documents[0] for name, documents in streams(out)}
+    found = {name: documents[0] for name, documents in streams(out, "validation")}
     begins = {
         "fineweb_edu": r"Web \d+\. ",
         "wikipedia": r"T\d+ is\. ",

@@ -60,7 +60,7 @@ class StreamedCorpus:
             reporter: where to report.
 
         Raises:
-            UserError: the disk has no room for the tokens that are missing.
+            UserError: the disk has no room for the tokens that are missing, or a source cannot be opened.
         """
         self._data, self._folder, self._reporter = data, folder, reporter
         self.names = [source.name for source in data.sources]
@@ -69,6 +69,9 @@ class StreamedCorpus:
         self._validation_limit = max(1, VALIDATION_TOKENS // size) * size + 1
         self._states = [read_json(self._state_path(source)) or {} for source in data.sources]
         self._check_disk()
+        # Opened before the first is read: a mistake in the last source's keys is not one to find after hours.
+        pairs = zip(data.sources, self._states, strict=True)
+        self._opened = {source.name: self._stream(source, None) for source, state in pairs if not state}
 
     def _state_path(self, source: SourceConfig) -> Path:
         return self._folder / PROGRESS / f"{source.name}.json"
@@ -190,7 +193,7 @@ class StreamedCorpus:
         return DocumentStream(source, place=place, shuffled=True, retries=retries, cache_dir=self._folder / "hub")
 
     def _pieces(self, source: SourceConfig, place: dict[str, Any] | None) -> Iterator[Piece]:
-        stream = self._stream(source, place)
+        stream = (self._opened.pop(source.name, None) if place is None else None) or self._stream(source, place)
         texts: list[str] = []
         sizes: list[int] = []
         validation: list[bool] = []

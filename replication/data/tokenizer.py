@@ -70,6 +70,10 @@ class TextTokenizer:
         """encode of each text."""
         return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_only(self, texts: Sequence[str]) -> None:
+        """The library's part of encode_batch, for measuring what anything else adds."""
+        self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that are no UTF-8 (a character cut in two) become U+FFFD."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
