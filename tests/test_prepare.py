@@ -360,7 +360,7 @@ def test_a_worker_that_dies_is_an_error_not_a_hang(tmp_path):
 
 def test_ctrl_c_leaves_nothing(tmp_path):
     process = start(tmp_path, SLOW)
-    wait_for(lambda: (tmp_path / "out.partial" / "tokenizer.json").exists() and len(children_of(process.pid)) == 2)
+    wait_for(lambda: (tmp_path / "out.partial" / "tokenizer.json").exists() and children_of(process.pid))
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode != 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from replication.data.blocks import Int32
 from replication.data.tokenizer import TextTokenizer
+from replication.errors import UserError
 
 PIECE_BYTES = 1 << 20  # the library holds about 100 bytes a token while it tokenises a piece
 PIECE_DOCUMENTS = 256
@@ -68,13 +70,18 @@ class Pool:
             context = get_context("fork" if sys.platform == "linux" else "spawn")
             executor = ProcessPoolExecutor(num_proc, context, _start_worker, (tokenizer,))
             try:
-                executor.submit(os.getpid).result()
+                with _signals_later():
+                    executor.submit(os.getpid).result()
                 yield cls(tokenizer, executor, num_proc)
             finally:
                 executor.shutdown(wait=True, cancel_futures=True)
 
     def tokenise(self, pieces: Iterable[Piece]) -> Generator[tuple[Piece, Tokens], None, None]:
-        """Each piece with its tokens, in order."""
+        """Each piece with its tokens, in order.
+
+        Raises:
+            UserError: a process was killed.
+        """
         waiting: deque[tuple[Piece, Future[Tokens]]] = deque()
         try:
             for piece in pieces:
@@ -85,6 +92,11 @@ class Pool:
             while waiting:
                 oldest, future = waiting.popleft()
                 yield oldest, future.result()
+        except BrokenExecutor as error:
+            raise UserError(
+                "data.num_proc: a process that tokenises ended abruptly (is the memory full?); lower it, then run the same "
+                "command again"
+            ) from error
         finally:
             for _, future in waiting:
                 future.cancel()
@@ -107,6 +119,31 @@ def tokens_of(tokenizer: TextTokenizer, texts: list[str]) -> Tokens:
         stream[start : start + length - 1] = ids
         start += length
     return Tokens(stream, lengths)
+
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Ctrl-C and the like wait for the end of the block.
+
+    One that comes between the start of a pool's processes and that of the thread which serves them leaves processes
+    that wait for work for good, and the program waits for them at its end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers run in the main thread alone
+        return
+    came: list[int] = []
+    # Handlers, not a mask: a mask is of one thread, and the system hands the signal to another.
+    before = {number: signal.signal(number, lambda n, frame: came.append(n)) for number in STOPS}
+    try:
+        yield
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 _worker_tokenizer: TextTokenizer | None = None
