@@ -27,6 +27,7 @@ from replication.config import DataConfig, SourceConfig, TokenizerConfig, find_c
 from replication.data import stream, tokenise
 from replication.data.blocks import PAD, uncut
 from replication.data.prepare import prepare
+from replication.data.progress import Meter
 from replication.data.retries import may_pass
 from replication.data.spool import text_key
 from replication.data.store import TokenStore
@@ -367,6 +368,46 @@ def test_what_passes_and_what_does_not():
     # a file that was listed and is not found, or rows that cannot be parsed: a broken line, unless nothing was opened
     assert may_pass(FileNotFoundError("x"), online=True) and not may_pass(FileNotFoundError("x"), online=False)
     assert may_pass(ValueError("x"), online=True) and not may_pass(ValueError("Unknown split"), online=False)
+
+
+def test_a_full_disk_keeps_what_was_done(web, tokenizer, undisturbed, tmp_path, small_pieces, monkeypatch):
+    real, out = BlockWriter._write, tmp_path / "out"
+
+    def write(self, blocks):
+        if self.tokens > 20_000:
+            raise OSError(28, "No space left on device")
+        real(self, blocks)
+
+    monkeypatch.setattr(BlockWriter, "_write", write)
+    with pytest.raises(UserError, match=r"disk full while writing .*out\.partial: what was done is kept; free space"):
+        prepare(web_config(web, tokenizer), out)
+    monkeypatch.setattr(BlockWriter, "_write", real)
+    assert 10_000 < saved_tokens(out) <= 20_000
+    assert prepare(web_config(web, tokenizer), out)["hash"] == undisturbed["hash"]
+
+
+def test_a_kill_before_the_rename_costs_nothing(web, tokenizer, undisturbed, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("replication.data.folder._sync", lambda folder: signal.raise_signal(signal.SIGINT))
+        prepare(web_config(web, tokenizer), tmp_path / "out")
+    monkeypatch.setattr(tokenise, "tokens_of", lambda tokenizer, texts: pytest.fail("tokenised again"))
+    assert prepare(web_config(web, tokenizer), tmp_path / "out")["hash"] == undisturbed["hash"]
+
+
+def test_progress_says_how_much_how_fast_and_how_long(web, tokenizer, tmp_path, small_pieces, monkeypatch):
+    clock = itertools.count()
+    meter = Meter(total=1000, done=100, clock=lambda: next(clock) * 10.0)
+    meter.now = 200
+    assert str(meter).startswith("200 of 1,000 tokens (20%), ") and str(meter).endswith(" left")
+    meter = Meter(total=1000, done=100, clock=iter([0.0, 10.0, 10.0, 10.0]).__next__)
+    meter.now = 200
+    assert str(meter) == "200 of 1,000 tokens (20%), 10 tokens/s, 0:01:20 left"
+    monkeypatch.setattr("replication.data.progress.LINE_SECONDS", 0)
+    _, printed = prepared_lines(web_config(web, tokenizer, blocks=1000), tmp_path / "lines")
+    assert re.search(r"web \(1 of 1\): [\d,]+ of 16,001 tokens \(\d+%\), [\d,]+ tokens/s, \S+ left", printed)
+    shown = Console(file=(screen := StringIO()), force_terminal=True, width=150)
+    prepare(web_config(web, tokenizer, blocks=1000), tmp_path / "bars", shown)
+    assert "of 16,001 tokens" in screen.getvalue()
 
 
 # ---------------------------------------------------------------- requests and commits

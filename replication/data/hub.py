@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,7 @@ def hub_parts(source: SourceConfig, retries: Retries, cache_dir: Path | None) ->
     """
     rows = retries.call(lambda: _load(source, cache_dir))
     n = rows.num_shards
-    return [HubPart(source, f"{source.path}:{i}", rows.shard(n, i), retries) for i in range(n)]
+    return [HubPart(source, f"{source.path}:{i}", partial(rows.shard, n, i), retries) for i in range(n)]
 
 
 def _load(source: SourceConfig, cache_dir: Path | None) -> datasets.IterableDataset:
@@ -72,11 +73,18 @@ def _load(source: SourceConfig, cache_dir: Path | None) -> datasets.IterableData
 class HubPart:
     """One shard. A dropped connection is taken up where it was lost."""
 
-    def __init__(self, source: SourceConfig, name: str, shard: datasets.IterableDataset, retries: Retries):
-        self.name, self._source, self._shard, self._retries = name, source, shard, retries
+    def __init__(
+        self, source: SourceConfig, name: str, shard: Callable[[], datasets.IterableDataset], retries: Retries
+    ):
+        self.name, self._source, self._make_shard, self._retries = name, source, shard, retries
         self._state: dict[str, Any] | None = None  # the library's, from which a shard goes on without reading it all
         self._since = 0  # rows after that state
         self._number = 0  # rows given in all
+
+    @cached_property
+    def _shard(self) -> datasets.IterableDataset:
+        """Made when its turn comes: a set may have thousands."""
+        return self._make_shard()
 
     def rows(self, place: Any) -> Iterator[tuple[str, str | None]]:
         self._state, self._since = (place["state"], 0) if place else (None, 0)

@@ -94,8 +94,8 @@ class Pool:
                 yield oldest, future.result()
         except BrokenExecutor as error:
             raise UserError(
-                "data.num_proc: a process that tokenises ended abruptly (is the memory full?); lower it, then run the same "
-                "command again"
+                "data.num_proc: a process that tokenises ended abruptly (is the memory full?); lower it, then run the "
+                "same command again"
             ) from error
         finally:
             for _, future in waiting:
