@@ -267,7 +267,7 @@ def _words(key: str, value: Any) -> str:
         return f"{value:,}" if value >= 10_000 else str(value)
     if isinstance(value, float):
         return f"{value:,.10f}".rstrip("0").rstrip(".") if value >= 1e-6 else f"{value:g}"
-    return repr(value).strip("'") if "{" not in value else f"`{value!r}`"
+    return f"`{value!r}`" if "\n" in value else str(value)
 
 
 def _billions(number: float) -> str:
