@@ -74,7 +74,8 @@ def test_the_command_renews_what_stands_between_the_markers(tmp_path: Path) -> N
     assert file.read_text() == f"before\n{BEGIN}\n{fresh()}\n{END}\nafter\n"
 
 
-def test_a_file_without_markers_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_without_markers_is_left_alone(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(fidelity, "tables", fresh)
     file = tmp_path / "page.md"
     file.write_text("nothing here\n")
     assert fidelity.main(["--write", str(file)]) == 2
