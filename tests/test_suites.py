@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from replication.config import arm_keys, config_root, differences, load_run, load_suite, scientific
+from replication.config import (
+    arm_keys,
+    config_root,
+    differences,
+    find_cluster,
+    load_cell,
+    load_run,
+    load_suite,
+    scientific,
+)
 from replication.grid.plan import Cell, plan
 from replication.model.size import parameter_count
 from replication.needs import checkpoint_gib, state_needs
@@ -99,6 +108,14 @@ def test_muon_keeps_one_number_for_what_it_trains_and_adamw_two() -> None:
 
 
 # ---------------------------------------------------------------- what the suites are for
+
+
+def test_a_published_run_fits_every_cluster_file_for_gpus() -> None:
+    suite = load_suite(SUITES["phase3_ablation"])
+    files = {"one_gpu": True, "node_8gpu_ddp": True, "node_8gpu_zero2": True, "nodes_zero3": False}
+    for name, compiled in files.items():
+        config = load_cell(suite, "both", suite.seeds[0], cluster=find_cluster(name))
+        assert config.cluster.compile == compiled, name
 
 
 def test_the_published_pair_is_part_of_the_ablation() -> None:
