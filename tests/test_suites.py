@@ -123,9 +123,17 @@ def test_the_published_pair_is_part_of_the_ablation() -> None:
     assert [of_ablation[c.arm, c.seed] for c in cells_of("phase3_1b2")] == [c.hash for c in cells_of("phase3_1b2")]
 
 
-def test_chinchilla_begins_as_the_ablation() -> None:
+def test_no_suite_repeats_its_corpus() -> None:
+    """As a whole, that is: a source may be smaller than its share."""
+    for name in CELLS:
+        config = cells_of(name)[0].config
+        budget = config.data.token_budget
+        assert budget is not None and config.training.steps * config.training.batch_tokens <= budget, name
+
+
+def test_chinchilla_is_the_ablation_made_longer() -> None:
     a, b = (scientific(cell(name, "both").config) for name in ("phase3_ablation", "phase3_chinchilla"))
-    assert set(differences(a, b)) == {"training.steps"}
+    assert set(differences(a, b)) == {"training.steps", "data.token_budget"}
     config = cell("phase3_chinchilla", "both").config
     assert 0 <= config.training.steps * config.training.batch_tokens - 24e9 < config.training.batch_tokens
     assert config.checkpoints.keep_every_steps == a["training.steps"]
