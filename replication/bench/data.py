@@ -38,6 +38,7 @@ from replication.errors import UserError
 T = TypeVar("T")
 Seconds = tuple[float, float]  # by the clock, and of CPU
 
+VALIDATION_FRACTION = 0.1  # so that a few megabytes have documents in both splits
 ROW_GROUP = 1000  # rows, as large sets have them
 
 
@@ -172,6 +173,7 @@ def _corpus(data: DataConfig, tokenizer: TextTokenizer, texts: list[str], root: 
         data,
         sources=(SourceConfig(name="bench", kind="hub", path=str(root / "set")),),
         tokenizer=replace(data.tokenizer, path=str(root / "tokenizer.json"), revision=None),
+        validation_fraction=VALIDATION_FRACTION,
         token_budget=sum(len(text.encode()) + 1 for text in texts),  # no tokenizer of bytes makes more
     )
 
