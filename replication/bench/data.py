@@ -307,7 +307,7 @@ def bench_loader(
 
 def loader_table(bench: LoaderBench) -> Table:
     """The figures in words."""
-    table = Table("", "", title="the training loader beside the model that it feeds", show_header=False)
+    table = Table("", "", title="training loader beside the model", show_header=False)
     rows = {
         "micro-batch": f"{bench.micro_batch_tokens:,} tokens",
         "loader workers": str(bench.loader_workers),
