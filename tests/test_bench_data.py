@@ -33,11 +33,13 @@ def corpus(tmp_path_factory):
 
 
 def test_ratios_pair_each_preparation_with_its_neighbours():
-    bench = PreparationBench(2, 600, 1, alone_seconds=(1.0, 3.0, 1.0), product_seconds=(4.0, 2.0))
+    bench = PreparationBench(2, 600, 1, (1.0, 3.0, 1.0), (4.0, 2.0), (1.0, 1.0, 1.0), (2.0, 2.0))
     assert bench.ratios == [0.5, 1.0] and bench.median_ratio == 0.75
+    assert bench.cpu_ratios == [0.5, 0.5]
     assert bench.per_core(bench.product_seconds) == 100.0
     assert bench.lower_bound == 0.0, "two turns say nothing"
-    many = PreparationBench(1, 1, 1, (1.0,) * 10, tuple(1 / (0.8 + i / 100) for i in range(9)))
+    ones = (1.0,) * 10
+    many = PreparationBench(1, 1, 1, ones, tuple(1 / (0.8 + i / 100) for i in range(9)), ones, ones[1:])
     assert many.lower_bound == pytest.approx(0.81)  # the 2nd of 9: P(Binomial(9, 1/2) <= 1) = 0.02
 
 
@@ -50,7 +52,7 @@ def test_a_preparation_is_timed_beside_its_tokenizer(corpus, num_proc):
     assert bench.tokens == sum(len(tokenizer.encode(t)) + 1 for seed in (1, 2) for t in texts(40, seed=seed))
     assert (len(bench.alone_seconds), len(bench.product_seconds)) == (3, 2)
     assert bench.to_dict()["median_ratio"] == bench.median_ratio > 0
-    assert preparation_table(bench).row_count == 7
+    assert preparation_table(bench).row_count == 8
     untrained = dataclasses.replace(data, tokenizer=TokenizerConfig())
     with pytest.raises(UserError, match=r"data\.tokenizer\.path: bench data times a tokenizer that is loaded"):
         bench_preparation(untrained, 2, 1, Console(file=io.StringIO()))

@@ -326,7 +326,7 @@ def test_a_dropped_connection_is_taken_up(web, tokenizer, undisturbed, tmp_path,
     line |= {"fails": {1, 2, 30, 31, 40}, "error": error}
     manifest, printed = prepared_lines(web_config(web, tokenizer), tmp_path / "out")
     assert manifest["hash"] == undisturbed["hash"]
-    assert printed.count("web: connection lost") >= 4 and "(2 of 3)" in printed and type(error).__name__ in printed
+    assert printed.count("web: no connection") >= 4 and "(2 of 3)" in printed and type(error).__name__ in printed
 
 
 def test_a_line_that_stays_down_keeps_what_was_done(web, tokenizer, undisturbed, tmp_path, small_pieces, line):
@@ -361,6 +361,7 @@ def test_what_passes_and_what_does_not():
         RepositoryNotFoundError("404", response=response(404)),
         HfHubHTTPError("no", response=response(403)),
         OfflineModeIsEnabled("offline"),
+        ConnectionError("Couldn't reach 'a/b' on the Hub (OfflineModeIsEnabled)"),
         wrapped,
     ]
     assert [may_pass(e, online=True) for e in passing] == [True] * len(passing)

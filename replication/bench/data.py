@@ -10,13 +10,14 @@ import os
 import statistics
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,28 +31,41 @@ from replication.data.module import CountFrom, TrainingBatches, batch_loader
 from replication.data.prepare import prepare
 from replication.data.sources import documents
 from replication.data.store import TokenStore
-from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS
+from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, library_threads
 from replication.data.tokenizer import TextTokenizer, load_tokenizer
 from replication.errors import UserError
 
+T = TypeVar("T")
+Seconds = tuple[float, float]  # by the clock, and of CPU
+
+VALIDATION_FRACTION = 0.1  # so that a few megabytes have documents in both splits
 ROW_GROUP = 1000  # rows, as large sets have them
 
 
 @dataclass(frozen=True)
 class PreparationBench:
-    """Seconds of each turn, in the order in which they ran: alone, product, alone, product, ..., alone."""
+    """Seconds of each turn, in the order in which they ran: alone, product, alone, product, ..., alone.
+
+    CPU seconds are those of all processes together: where others use the machine as well, they say more than the clock.
+    """
 
     num_proc: int
     tokens: int
     text_bytes: int
     alone_seconds: tuple[float, ...]
     product_seconds: tuple[float, ...]
+    alone_cpu_seconds: tuple[float, ...]
+    product_cpu_seconds: tuple[float, ...]
 
     @property
     def ratios(self) -> list[float]:
         """Speed of each preparation over that of the tokenizer alone: the mean of its two neighbours."""
-        neighbours = zip(self.alone_seconds, self.alone_seconds[1:], strict=False)
-        return [statistics.mean(pair) / p for p, pair in zip(self.product_seconds, neighbours, strict=True)]
+        return _paired(self.alone_seconds, self.product_seconds)
+
+    @property
+    def cpu_ratios(self) -> list[float]:
+        """The same by CPU time: the tokenizer's share of what a preparation computes."""
+        return _paired(self.alone_cpu_seconds, self.product_cpu_seconds)
 
     @property
     def median_ratio(self) -> float:
@@ -76,9 +90,16 @@ class PreparationBench:
             "product_tokens_per_second_per_core": self.per_core(self.product_seconds),
             "median_ratio": self.median_ratio,
             "lower_bound_95": self.lower_bound,
+            "median_cpu_ratio": statistics.median(self.cpu_ratios),
             "alone_seconds": list(self.alone_seconds),
             "product_seconds": list(self.product_seconds),
+            "alone_cpu_seconds": list(self.alone_cpu_seconds),
+            "product_cpu_seconds": list(self.product_cpu_seconds),
         }
+
+
+def _paired(alone: tuple[float, ...], product: tuple[float, ...]) -> list[float]:
+    return [statistics.mean(pair) / p for p, pair in zip(product, pairwise(alone), strict=True)]
 
 
 def bench_preparation(data: DataConfig, turns: int, n_bytes: int, console: Console) -> PreparationBench:
@@ -104,18 +125,31 @@ def bench_preparation(data: DataConfig, turns: int, n_bytes: int, console: Conso
         root = Path(folder)
         config = _corpus(data, tokenizer, texts, root)
         task = progress.add_task("turns", total=turns + 1)
-        product: list[float] = []
+        product: list[Seconds] = []
         with _alone(tokenizer, _batches(texts, sizes), data.num_proc) as alone:
-            alone_seconds = [_seconds(alone)]
+            by_itself = [alone()]
             for turn in range(turns):
                 progress.advance(task)
-                started = time.perf_counter()
-                manifest = prepare(config, root / f"out-{turn}")
-                product.append(time.perf_counter() - started)
-                alone_seconds.append(_seconds(alone))
+                manifest, seconds = _timed(lambda turn=turn: prepare(config, root / f"out-{turn}"))  # type: ignore[misc]
+                product.append(seconds)
+                by_itself.append(alone())
     entry = manifest["sources"]["bench"]
     tokens = entry["train"]["tokens"] + entry["validation"]["tokens"]
-    return PreparationBench(data.num_proc, tokens, sum(sizes), tuple(alone_seconds), tuple(product))
+    alone_seconds, alone_cpu = zip(*by_itself, strict=True)
+    seconds, cpu = zip(*product, strict=True)
+    return PreparationBench(data.num_proc, tokens, sum(sizes), alone_seconds, seconds, alone_cpu, cpu)
+
+
+def _timed(work: Callable[[], T]) -> tuple[T, Seconds]:
+    """What some work gives, and how long it took; processes count once they have ended."""
+    wall, cpu = time.perf_counter(), _cpu_seconds()
+    value = work()
+    return value, (time.perf_counter() - wall, _cpu_seconds() - cpu)
+
+
+def _cpu_seconds() -> float:
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def _texts(data: DataConfig, n_bytes: int) -> list[str]:
@@ -139,6 +173,7 @@ def _corpus(data: DataConfig, tokenizer: TextTokenizer, texts: list[str], root: 
         data,
         sources=(SourceConfig(name="bench", kind="hub", path=str(root / "set")),),
         tokenizer=replace(data.tokenizer, path=str(root / "tokenizer.json"), revision=None),
+        validation_fraction=VALIDATION_FRACTION,
         token_budget=sum(len(text.encode()) + 1 for text in texts),  # no tokenizer of bytes makes more
     )
 
@@ -161,34 +196,36 @@ _alone_batches: list[list[str]] = []
 
 
 @contextmanager
-def _alone(tokenizer: TextTokenizer, batches: list[list[str]], num_proc: int) -> Iterator[Callable[[], None]]:
-    """Tokenises every batch in as many processes, which inherit the texts and give nothing back."""
+def _alone(tokenizer: TextTokenizer, batches: list[list[str]], num_proc: int) -> Iterator[Callable[[], Seconds]]:
+    """Gives a function that tokenises every batch as a preparation's pool would: as many processes, or threads.
+
+    The processes inherit the texts.
+    """
     global _alone_tokenizer, _alone_batches
     _alone_tokenizer, _alone_batches = tokenizer, batches
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    executor = ProcessPoolExecutor(num_proc, get_context("fork"))
-    try:
-        executor.submit(os.getpid).result()
-        yield lambda: deque(executor.map(_encode, range(len(batches))), maxlen=0).clear()
-    finally:
-        executor.shutdown()
-        _alone_tokenizer, _alone_batches = None, []
-        if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
+    numbers = range(len(batches))
+    with library_threads(num_proc == 1), ExitStack() as stack:
+        each: Callable[..., Iterable[float]] = map
+        if num_proc > 1:
+            executor = stack.enter_context(ProcessPoolExecutor(num_proc, get_context("fork")))
+            executor.submit(os.getpid).result()
+            each = executor.map
+
+        def turn() -> Seconds:
+            started = time.perf_counter()
+            cpu = sum(each(_encode, numbers))
+            return time.perf_counter() - started, cpu
+
+        yield turn
+    _alone_tokenizer, _alone_batches = None, []
 
 
-def _encode(number: int) -> None:
+def _encode(number: int) -> float:
+    """Tokenise a batch and drop its tokens; CPU seconds."""
     assert _alone_tokenizer is not None
+    started = time.process_time()
     _alone_tokenizer.encode_only(_alone_batches[number])
-
-
-def _seconds(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def preparation_table(bench: PreparationBench) -> Table:
@@ -202,6 +239,7 @@ def preparation_table(bench: PreparationBench) -> Table:
         "preparation": f"{bench.per_core(bench.product_seconds):,.0f} tokens/s per core",
         "ratio of speeds, median": f"{bench.median_ratio:.3f}",
         "  95 % lower bound": f"{bench.lower_bound:.3f}",
+        "the same by CPU time": f"{statistics.median(bench.cpu_ratios):.3f}",
     }
     for name, value in rows.items():
         table.add_row(name, value)
@@ -269,7 +307,7 @@ def bench_loader(
 
 def loader_table(bench: LoaderBench) -> Table:
     """The figures in words."""
-    table = Table("", "", title="the training loader beside the model that it feeds", show_header=False)
+    table = Table("", "", title="training loader beside the model", show_header=False)
     rows = {
         "micro-batch": f"{bench.micro_batch_tokens:,} tokens",
         "loader workers": str(bench.loader_workers),

@@ -82,7 +82,7 @@ class Retries:
         pause = self._pauses[self._failures]
         self._failures += 1
         self._notify(
-            f"{self._source.name}: connection lost ({describe(error)}); trying again in {pause:g} s "
+            f"{self._source.name}: no connection ({describe(error)}); trying again in {pause:g} s "
             f"({self._failures} of {len(self._pauses)})"
         )
         self._sleep(pause)
@@ -111,7 +111,7 @@ class Retries:
 def may_pass(error: BaseException, online: bool) -> bool:
     """Whether another try may succeed: dropped connections, time-outs, busy servers."""
     for cause in _chain(error):
-        if FINAL & {kind.__name__ for kind in type(cause).__mro__}:
+        if FINAL & {kind.__name__ for kind in type(cause).__mro__} or "OfflineModeIsEnabled" in str(cause):
             return False
         status = getattr(getattr(cause, "response", None), "status_code", None) or getattr(cause, "status", None)
         if isinstance(status, int):

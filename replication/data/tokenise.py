@@ -21,9 +21,9 @@ from replication.data.blocks import Int32
 from replication.data.tokenizer import TextTokenizer
 from replication.errors import UserError
 
-PIECE_BYTES = 1 << 20  # the library holds about 100 bytes a token while it tokenises a piece
+PIECE_BYTES = 1 << 18  # small, so that no process waits long for the others at the end of a source
 PIECE_DOCUMENTS = 256
-AHEAD = 2  # pieces a worker that are read before the oldest one is waited for
+AHEAD = 4  # pieces a worker that are read before the oldest one is waited for
 
 Bool = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
@@ -63,7 +63,7 @@ class Pool:
     @contextmanager
     def started(cls, tokenizer: TextTokenizer, num_proc: int) -> Iterator[Pool]:
         """A pool whose processes run from the start, so that they inherit no open stream, and end with the block."""
-        with _parallelism("false" if num_proc > 1 else "true"):
+        with library_threads(num_proc == 1):
             if num_proc == 1:
                 yield cls(tokenizer, None, 1)
                 return
@@ -163,10 +163,10 @@ def _work(texts: list[str]) -> Tokens:
 
 
 @contextmanager
-def _parallelism(value: str) -> Iterator[None]:
-    """Workers tokenise in one thread each; set, it also keeps the library from warning of a fork after threads."""
+def library_threads(wanted: bool) -> Iterator[None]:
+    """Whether `tokenizers` uses threads of its own; set, this also keeps it from warning of a fork after threads."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = value
+    os.environ["TOKENIZERS_PARALLELISM"] = str(wanted).lower()
     try:
         yield
     finally:
