@@ -1,0 +1,94 @@
+"""Trainings that own their loop, paused between blocks: each has a thread, and exactly one thread runs at a time.
+
+Lightning, transformers and LitGPT do not hand control back after some steps. Here each calls `pause` at the end of a
+block, from a callback or a loader, and stays there until its next turn.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+
+class Runs(Protocol):
+    """A contestant."""
+
+    def block(self) -> float:
+        """Run the next block; its seconds."""
+
+    def close(self) -> None:
+        """End it; what it holds may be freed afterwards."""
+
+
+class Stopped(BaseException):
+    """Ends a paused training from inside; nothing is wrong."""
+
+
+class Turns:
+    """A training in a thread of its own, which runs only inside `block`.
+
+    Args:
+        train: the whole training; it calls its argument, `pause`, before the first step of every block.
+    """
+
+    def __init__(self, train: Callable[[Callable[[], None]], None]) -> None:
+        self._train = train
+        self._go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
+        self._closed = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._main, daemon=True)
+        self._thread.start()
+        self._advance()  # to its first pause: what it takes to set up is in no block
+
+    def block(self) -> float:
+        """Run to the next pause, and wait for the device.
+
+        Raises:
+            BaseException: what the training raised.
+        """
+        assert self._thread.is_alive(), "the training has ended before its last block"
+        started = time.perf_counter()
+        self._advance()
+        return time.perf_counter() - started
+
+    def close(self) -> None:
+        """End the training where it is paused, or at its next pause, and wait for its thread."""
+        self._closed = True
+        self._go.release()
+        self._thread.join()
+
+    def _advance(self) -> None:
+        self._go.release()
+        self._paused.acquire()
+        if self._error is not None:
+            raise self._error
+
+    def _main(self) -> None:
+        self._go.acquire()
+        try:
+            self._train(self._pause)
+        except Stopped:
+            pass
+        except BaseException as error:  # it is raised again where the block was asked for
+            self._error = error
+        finally:
+            self._paused.release()
+
+    def _pause(self) -> None:
+        if self._closed:
+            raise Stopped
+        synchronize()
+        self._paused.release()
+        self._go.acquire()
+        if self._closed:
+            raise Stopped
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
