@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from replication.config import ModelConfig
+from replication.config import ClusterConfig, ModelConfig
+from replication.model import transformer
 from replication.model.moe import MixtureOfExperts, load_balance
 from replication.model.size import parameter_count
 from replication.model.transformer import KVCache, Transformer, initialise, weights_sha256
@@ -133,7 +134,7 @@ def test_start_depends_on_seed_and_name_alone():
     assert hashes[0] == hashes[1] != hashes[2]
     deeper = build(replace(TINY, n_blocks=5))
     assert torch.equal(deeper.blocks[2].attention.q.weight, first.blocks[2].attention.q.weight)
-    spread = torch.cat([p.flatten() for p in first.parameters() if p.ndim == 2]).std()
+    spread = torch.cat([p.flatten() for p in first.blocks.parameters() if p.ndim == 2]).std()
     assert float(spread) == pytest.approx(TINY.init_std, rel=0.02)
     assert torch.equal(first.norm.weight, torch.ones(TINY.d_model))
 
@@ -166,7 +167,42 @@ def test_published_model_has_1_21e9_parameters():
     published = ModelConfig(
         vocab_size=100_031, n_blocks=20, d_model=1024, n_heads=16, n_kv_heads=8, d_head=64, d_ff=3072
     )
-    assert parameter_count(published) == pytest.approx(1.2116e9, rel=1e-4)
+    assert parameter_count(replace(published, vocab_multiple=1)) == 1_211_622_912
+    assert parameter_count(published) == 1_211_756_032  # 65 padded rows of embedding and head
+
+
+def test_padding_of_the_vocabulary_is_zero_and_changes_nothing():
+    exact, padded = (build(replace(TINY, vocab_multiple=n), dtype=torch.float64) for n in (1, 64))
+    assert padded.embedding.weight.shape == padded.head.weight.shape == (64, TINY.d_model)
+    losses = []
+    for model in (exact, padded):
+        hidden = model(tokens(2, 6)).hidden_BTD
+        assert model.logits(hidden).shape[-1] == TINY.vocab_size
+        losses.append(model.losses(hidden, tokens(2, 6, seed=1), 0.1).losses.smoothed_N)
+        losses[-1].mean().backward()
+    assert torch.allclose(*losses, rtol=1e-14)
+    for a, b in zip(exact.parameters(), padded.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad[: len(a)], rtol=1e-12, atol=1e-16)
+        assert b.grad[len(a) :].abs().sum() == 0 and b[len(a) :].abs().sum() == 0
+
+
+def test_checkpointed_blocks_give_the_same_bits_and_measure_once(monkeypatch):
+    calls = []
+    whole = transformer.divergence
+    monkeypatch.setattr(transformer, "divergence", lambda *args: calls.append(1) or whole(*args))
+    found = []
+    for checkpointed in (False, True):
+        model = build()
+        model.arrange(ClusterConfig(activation_checkpointing=checkpointed))
+        ran = []
+        model.blocks[0].attention.register_forward_hook(lambda *args, ran=ran: ran.append(1))
+        out = model(tokens(4, 6), n_groups=2)
+        (model.losses(out.hidden_BTD, tokens(4, 6, seed=1), 0.1).losses.smoothed_N.mean() + out.aux_G.sum()).backward()
+        found.append([out.divergence_LG, *(p.grad for p in model.parameters())])
+        assert len(ran) == 1 + checkpointed  # the block was computed again ...
+    assert len(calls) == 2 * TINY.n_blocks  # ... and its divergence was not
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_dense_model_has_no_auxiliary_loss():

@@ -41,7 +41,7 @@ class Ratio:
 
     @property
     def bound(self) -> str:
-        return "needs 5 pairs" if self.upper_bound_95 is None else f"{self.upper_bound_95:.4f}"
+        return "of 5 pairs on" if self.upper_bound_95 is None else f"{self.upper_bound_95:.4f}"
 
 
 @dataclass(frozen=True)

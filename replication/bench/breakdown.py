@@ -81,13 +81,17 @@ def timed(call: Callable[..., Any], part: str, clock: Clock) -> Callable[..., An
     """`call` with marks around it, forward and backward: its first argument and its first result are tensors."""
 
     def wrapper(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        out = call(_Mark.apply(x, clock, part, REST), *args, **kwargs)
-        if isinstance(out, Tensor):
-            return _Mark.apply(out, clock, REST, part)
-        first = _Mark.apply(out[0], clock, REST, part)
-        return type(out)(first, *out[1:]) if hasattr(out, "_fields") else (first, *out[1:])
+        return _mark_first(call(_Mark.apply(x, clock, part, REST), *args, **kwargs), part, clock)
 
     return wrapper
+
+
+def _mark_first(out: Any, part: str, clock: Clock) -> Any:
+    """`out` with the mark of a part's end on its first tensor, however deep in tuples that is."""
+    if isinstance(out, Tensor):
+        return _Mark.apply(out, clock, REST, part)
+    items = (_mark_first(out[0], part, clock), *out[1:])
+    return type(out)(*items) if hasattr(out, "_fields") else items
 
 
 def parts_of(model: Transformer) -> Iterator[tuple[nn.Module, str, str]]:

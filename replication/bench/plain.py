@@ -15,13 +15,13 @@ from replication.bench.turns import synchronize
 from replication.config import RunConfig
 from replication.data.module import Batch, CountFrom, TrainingBatches
 from replication.data.store import TokenStore
-from replication.model.loss import TokenLosses, token_losses
+from replication.model.loss import TokenLosses
 from replication.model.transformer import Transformer, initialise
 from replication.objectives.token_gain import group_objective
 from replication.training.module import inputs_and_targets
 from replication.training.optimizers import build_optimizer, build_schedule
 
-HEAD = "logits"
+HEAD = "losses"
 """Method of the model that a breakdown calls the head."""
 
 
@@ -29,12 +29,13 @@ def build_model(config: RunConfig, device: torch.device) -> Transformer:
     """The run's model as training starts it, on its device."""
     model = Transformer(config.model)
     initialise(model, config.effective_weights_seed)
+    model.arrange(config.cluster)
     return model.to(device, torch.float64 if config.training.precision == "64-true" else torch.float32)
 
 
 def head_losses(model: Transformer, hidden_BTD: Tensor, targets_BT: Tensor, label_smoothing: float) -> TokenLosses:
     """Losses of all tokens from the hidden states, by the head that the model has."""
-    return token_losses(model.logits(hidden_BTD).flatten(0, 1), targets_BT.flatten(), label_smoothing)
+    return model.losses(hidden_BTD, targets_BT, label_smoothing).losses
 
 
 class PlainLoop:

@@ -13,7 +13,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch import device as Device
 
 from replication.bench.blocks import Interleaved, interleave
 from replication.bench.breakdown import Breakdown, Marks
@@ -96,13 +95,8 @@ def _measure(product: Product, store: SyntheticStore, rounds: int, progress: Pro
     others = [*(arm for arm in ARMS if arm != REFERENCE), PLAIN]
     interleaved = interleave(REFERENCE, others, rounds, steps * config.training.batch_tokens, run, progress)
     breakdown = take_breakdown(product, min(3, rounds))
-    return StepBench(
-        config, steps, interleaved, _utilisation(config, device), peaks, memory.kind, breakdown, describe(device)
-    )
-
-
-def _utilisation(config: RunConfig, device: Device) -> Utilisation:
-    return Utilisation.of(config, device)
+    utilisation = Utilisation.of(config, device)
+    return StepBench(config, steps, interleaved, utilisation, peaks, memory.kind, breakdown, describe(device))
 
 
 def take_breakdown(product: Product, blocks: int) -> Breakdown:
@@ -160,7 +154,7 @@ def _facts_table(bench: StepBench) -> Table:
     over_plain, speed = c.reference_over(PLAIN), c.tokens_per_second(REFERENCE)
     versions = bench.machine["versions"]
     rows = {
-        "baseline arm over plain loop": f"{over_plain} of its time, 95 % upper bound {over_plain.bound}",
+        "baseline over plain": f"{over_plain} of its time, 95 % upper bound {over_plain.bound}",
         "pairs": f"{over_plain.pairs} blocks of {bench.block_steps} steps each, {config.accumulation} micro-batch(es) "
         f"a step, a log line every {config.logging.log_every_steps}",
         "MFU": f"{u.full(speed):.1%} with all of the attention counted ({u.flops_per_token_full:.3g} FLOP/token), "

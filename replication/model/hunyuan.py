@@ -52,9 +52,9 @@ def to_hunyuan(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tenso
     Experts are stacked there: gate_up_proj [E, 2F, D] (gate above up) and down_proj [E, D, F].
     """
     out = {
-        "model.embed_tokens.weight": state["embedding.weight"],
+        "model.embed_tokens.weight": state["embedding.weight"][: config.vocab_size],
         "model.norm.weight": state["norm.weight"],
-        "lm_head.weight": state["head.weight"],
+        "lm_head.weight": state["head.weight"][: config.vocab_size],
     }
     names = {
         "attention_norm.weight": "input_layernorm.weight",

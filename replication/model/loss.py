@@ -14,10 +14,6 @@ from torch import Tensor
 IGNORE = -100
 """Target of a position that has no loss."""
 
-ENTROPY_ELEMENTS = 1 << 20
-"""Logits whose probabilities are held at a time when entropies are measured: all of them would take gigabytes."""
-
-
 class TokenLosses(NamedTuple):
     """Losses of N tokens in nats; 0 where the target is IGNORE. At least fp32."""
 
@@ -57,18 +53,14 @@ class EntropySums(NamedTuple):
 def entropy_sums(logits_NV: Tensor, valid_N: Tensor) -> EntropySums:
     """Both candidates for the paper's undefined 'token entropy', as sums over the valid tokens (METHOD 2)."""
     wide = torch.promote_types(logits_NV.dtype, torch.float32)
-    predictive = torch.zeros((), dtype=wide, device=logits_NV.device)
+    logits_NV, weight_N = logits_NV.to(wide), valid_N.to(wide)
+    largest_N, predicted_N = logits_NV.max(-1)
+    probs_NV = logits_NV.softmax(-1)
+    # H = log sum exp - sum of p l, and the largest logit's probability gives the first without a third pass
+    log_sum_N = largest_N - probs_NV.gather(1, predicted_N[:, None])[:, 0].log()
+    predictive = ((log_sum_N - torch.linalg.vecdot(probs_NV, logits_NV)) * weight_N).sum()
     counts_V = torch.zeros(logits_NV.shape[1], dtype=wide, device=logits_NV.device)
-    rows = max(1, ENTROPY_ELEMENTS // logits_NV.shape[1])
-    for logits_RV, weight_R in zip(logits_NV.split(rows), valid_N.to(wide).split(rows), strict=True):
-        logits_RV = logits_RV.to(wide)
-        largest_R, predicted_R = logits_RV.max(-1)
-        probs_RV = logits_RV.softmax(-1)
-        # H = log sum exp - sum of p l, and the largest logit's probability gives the first without a third pass
-        log_sum_R = largest_R - probs_RV.gather(1, predicted_R[:, None])[:, 0].log()
-        predictive += ((log_sum_R - torch.linalg.vecdot(probs_RV, logits_RV)) * weight_R).sum()
-        counts_V.index_add_(0, predicted_R, weight_R)
-    return EntropySums(predictive, counts_V)
+    return EntropySums(predictive, counts_V.index_add_(0, predicted_N, weight_N))
 
 
 def histogram_entropy(counts_V: Tensor) -> Tensor:

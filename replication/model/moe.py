@@ -6,7 +6,7 @@ S = N*K slots (one slot is one token at one of its experts).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -79,18 +79,19 @@ class MixtureOfExperts(nn.Module):
             x_ND = x_ND.to(torch.get_autocast_dtype(x_ND.device.type))
         slots_S = routing.experts_NK.flatten()
         order_S = slots_S.argsort(stable=True)
-        token_S = order_S // self.top_k
+        inverse_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=x_ND.device))
         arange_E = torch.arange(self.n_experts, device=x_ND.device)
         ends_E = (slots_S[:, None] == arange_E).sum(0).cumsum(0).to(torch.int32)
 
-        gate_up = [w for pair in zip(self.gate, self.up, strict=True) for w in pair]
-        gate_up_EHD = torch.cat(gate_up).view(self.n_experts, -1, x_ND.shape[-1]).to(x_ND.dtype)
-        down_EDF = torch.stack(list(self.down)).to(x_ND.dtype)
-        hidden_SH = F.grouped_mm(x_ND.index_select(0, token_S), gate_up_EHD.transpose(1, 2), offs=ends_E)
+        gate_up = [w.to(x_ND.dtype) for pair in zip(self.gate, self.up, strict=True) for w in pair]
+        gate_up_EHD = torch.cat(gate_up).view(self.n_experts, -1, x_ND.shape[-1])
+        down_EDF = torch.stack([w.to(x_ND.dtype) for w in self.down])
+        x_SD = Dispatch.apply(x_ND, order_S, inverse_S, self.top_k)
+        hidden_SH = F.grouped_mm(x_SD, gate_up_EHD.transpose(1, 2), offs=ends_E)
         gate_SF, up_SF = hidden_SH.chunk(2, dim=-1)
         out_SD = F.grouped_mm(F.silu(gate_SF) * up_SF, down_EDF.transpose(1, 2), offs=ends_E)
         out_SD = out_SD * routing.weights_NK.flatten().index_select(0, order_S)[:, None].to(out_SD.dtype)
-        return torch.zeros_like(x_ND).index_add(0, token_S, out_SD)
+        return Combine.apply(out_SD, order_S, inverse_S, self.top_k)
 
     def loop(self, x_ND: Tensor, routing: Routing) -> Tensor:
         """The plain loop over experts, any dtype; it reads the number of rows on the host.
@@ -105,6 +106,39 @@ class MixtureOfExperts(nn.Module):
             out = F.linear(h, self.down[e]) * routing.weights_NK[token, k, None].to(x.dtype)
             y_ND = y_ND.index_add(0, token, out)
         return y_ND
+
+
+class Dispatch(torch.autograd.Function):
+    """x_ND -> x_SD: the token of each slot, slots in expert order. Its backward is Combine.
+
+    Rows are moved by permutations alone; autograd's own backward of a gather would add them up one by one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, order_S: Tensor, inverse_S: Tensor, top_k: int) -> Tensor:
+        ctx.save_for_backward(order_S, inverse_S)
+        ctx.top_k = top_k
+        return x_ND.index_select(0, order_S // top_k)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        order_S, inverse_S = ctx.saved_tensors
+        return Combine.apply(gradients[0], order_S, inverse_S, ctx.top_k), None, None, None
+
+
+class Combine(torch.autograd.Function):
+    """x_SD -> x_ND: the sum over each token's slots. Its backward is Dispatch."""
+
+    @staticmethod
+    def forward(ctx: Any, x_SD: Tensor, order_S: Tensor, inverse_S: Tensor, top_k: int) -> Tensor:
+        ctx.save_for_backward(order_S, inverse_S)
+        ctx.top_k = top_k
+        return x_SD.index_select(0, inverse_S).view(-1, top_k, x_SD.shape[1]).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        order_S, inverse_S = ctx.saved_tensors
+        return Dispatch.apply(gradients[0], order_S, inverse_S, ctx.top_k), None, None, None
 
 
 def load_balance(routing: Routing, n_groups: int) -> tuple[Tensor, Tensor]:

@@ -5,10 +5,22 @@ from __future__ import annotations
 from replication.config import ModelConfig
 
 
+def padded_vocabulary(model: ModelConfig) -> int:
+    """Rows of embedding and head: the vocabulary, up to a multiple of vocab_multiple."""
+    return -(-model.vocab_size // model.vocab_multiple) * model.vocab_multiple
+
+
 def parameter_count(model: ModelConfig) -> int:
-    """Trainable parameters; a tied head counts once, and every expert counts, chosen or not."""
-    embeddings = model.vocab_size * model.d_model * (1 if model.tied_head else 2)
+    """Trainable parameters, padded rows included; a tied head counts once, and every expert counts, chosen or not."""
+    embeddings = padded_vocabulary(model) * model.d_model * (1 if model.tied_head else 2)
     return embeddings + model.n_blocks * _block(model) + model.d_model  # the last: the final norm
+
+
+def muon_parameter_count(model: ModelConfig) -> int:
+    """Parameters that Muon trains: the blocks' matrices without routers."""
+    router = model.n_experts * model.d_model if model.feed_forward == "moe" else 0
+    qk_norm = 0 if model.qk_norm == "none" else 2 * model.d_head
+    return model.n_blocks * (_attention(model) - qk_norm + _feed_forward(model) - router)
 
 
 def _block(model: ModelConfig) -> int:

@@ -5,21 +5,26 @@ the published description leaves a detail open, the function is the one that tra
 (QK-norm after the rotation; softmax, then top-k), so that weights load there (see hunyuan.py).
 
 Shapes: B sequences, T positions, D width, H query heads, J key/value heads, C head width, V vocabulary, L blocks,
-G gain groups, E experts.
+G gain groups, E experts, N tokens.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
-from replication.config import ModelConfig
-from replication.model.moe import MixtureOfExperts, SwiGLU, load_balance
+from replication.config import ClusterConfig, ModelConfig
+from replication.model.head import Head, HeadOutput
+from replication.model.moe import MixtureOfExperts, Routing, SwiGLU, load_balance
+from replication.model.size import padded_vocabulary
 
 
 class Output(NamedTuple):
@@ -43,16 +48,28 @@ class KVCache:
     def __init__(
         self, config: ModelConfig, batch: int, max_positions: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        shape = (config.n_blocks, 2, batch, config.n_kv_heads, max_positions, config.d_head)
-        self.kv_L2BJTC = torch.zeros(shape, device=device, dtype=dtype)
-        self.length = 0
+        shape = (2, batch, config.n_kv_heads, max_positions, config.d_head)
+        self.blocks = [BlockCache(torch.zeros(shape, device=device, dtype=dtype)) for _ in range(config.n_blocks)]
 
-    def update(self, block: int, k_BJTC: Tensor, v_BJTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new positions of one block; return all positions so far."""
-        end = self.length + k_BJTC.shape[2]
-        self.kv_L2BJTC[block, 0, :, :, self.length : end] = k_BJTC
-        self.kv_L2BJTC[block, 1, :, :, self.length : end] = v_BJTC
-        return self.kv_L2BJTC[block, 0, :, :, :end], self.kv_L2BJTC[block, 1, :, :, :end]
+    @property
+    def length(self) -> int:
+        """Positions that every block has seen."""
+        return self.blocks[-1].length
+
+
+class BlockCache:
+    """The part of one block."""
+
+    def __init__(self, kv_2BJTC: Tensor) -> None:
+        self.kv_2BJTC, self.length = kv_2BJTC, 0
+
+    def update(self, k_BJTC: Tensor, v_BJTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new positions; return all positions so far."""
+        start, self.length = self.length, self.length + k_BJTC.shape[2]
+        assert start == 0 or k_BJTC.shape[2] == 1, "a cached forward is a prefill or one position"
+        self.kv_2BJTC[0, :, :, start : self.length] = k_BJTC
+        self.kv_2BJTC[1, :, :, start : self.length] = v_BJTC
+        return self.kv_2BJTC[0, :, :, : self.length], self.kv_2BJTC[1, :, :, : self.length]
 
 
 class RMSNorm(nn.Module):
@@ -106,9 +123,7 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(c.d_head, c.norm_eps)
             self.k_norm = RMSNorm(c.d_head, c.norm_eps)
 
-    def forward(
-        self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], cache: KVCache | None = None, block: int = 0
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], cache: BlockCache | None = None) -> Tensor:
         B, T, _ = x_BTD.shape
         q = self.q(x_BTD).view(B, T, self.n_heads, self.d_head).transpose(1, 2)
         k = self.k(x_BTD).view(B, T, self.n_kv_heads, self.d_head).transpose(1, 2)
@@ -119,15 +134,19 @@ class Attention(nn.Module):
         if self.qk_norm == "after_rotary":
             q, k = self.q_norm(q), self.k_norm(k)
         if cache is not None:
-            assert T == 1 or cache.length == 0, "a cached forward is a prefill or one position"
-            k, v = cache.update(block, k, v)
+            k, v = cache.update(k, v)
         # one new position may see every cached one, so only a whole sequence needs the causal mask
         y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=True)
         return self.o(y.transpose(1, 2).reshape(B, T, -1))
 
 
 class Block(nn.Module):
-    """One pre-norm block; measures its own divergence where groups are asked for."""
+    """One pre-norm block; measures its own divergence where groups are asked for.
+
+    Attributes:
+        checkpointed: whether activations are computed again in backward instead of kept. What is measured lies outside
+            of what is computed again.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -137,26 +156,29 @@ class Block(nn.Module):
         self.feed_forward: nn.Module = (
             MixtureOfExperts(config) if config.feed_forward == "moe" else SwiGLU(config.d_model, config.d_ff)
         )
+        self.checkpointed = False
 
     def forward(
-        self,
-        x_BTD: Tensor,
-        angles: tuple[Tensor, Tensor],
-        n_groups: int = 0,
-        cache: KVCache | None = None,
-        block: int = 0,
+        self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], n_groups: int = 0, cache: BlockCache | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return y [B, T, D], divergence [G], aux [G] and slots [E] (empty where n_groups is 0)."""
-        middle = x_BTD + self.attention(self.attention_norm(x_BTD), angles, cache, block)
-        fed = self.feed_forward(self.feed_forward_norm(middle))
+        if self.checkpointed and torch.is_grad_enabled():
+            y_BTD, routing = checkpoint(self._run, x_BTD, angles, use_reentrant=False, preserve_rng_state=False)
+        else:
+            y_BTD, routing = self._run(x_BTD, angles, cache)
         aux_G = slots_E = x_BTD.new_zeros(0)
-        if isinstance(self.feed_forward, MixtureOfExperts):
-            fed, routing = fed
-            if n_groups:
-                aux_G, slots_GE = load_balance(routing, n_groups)
-                slots_E = slots_GE.sum(0)
-        y_BTD = middle + fed
+        if routing is not None and n_groups:
+            aux_G, slots_GE = load_balance(routing, n_groups)
+            slots_E = slots_GE.sum(0)
         return y_BTD, divergence(x_BTD, y_BTD, n_groups), aux_G, slots_E
+
+    def _run(
+        self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], cache: BlockCache | None = None
+    ) -> tuple[Tensor, Routing | None]:
+        middle = x_BTD + self.attention(self.attention_norm(x_BTD), angles, cache)
+        fed = self.feed_forward(self.feed_forward_norm(middle))
+        fed, routing = fed if isinstance(self.feed_forward, MixtureOfExperts) else (fed, None)
+        return middle + fed, routing
 
 
 @torch.no_grad()
@@ -173,17 +195,31 @@ def divergence(x_BTD: Tensor, y_BTD: Tensor, n_groups: int) -> Tensor:
 
 
 class Transformer(nn.Module):
-    """The language model; call `logits` on the hidden states of forward."""
+    """The language model; call `losses` or `logits` on the hidden states of forward."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding = nn.Embedding(padded_vocabulary(config), config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = Head(config)
         if config.tied_head:
             self.head.weight = self.embedding.weight
+        self.attention_kernel = "auto"
+
+    def arrange(self, cluster: ClusterConfig) -> None:
+        """Fit the computation to a machine: what is kept, fused, and by which kernels. No weight or name changes.
+
+        Raises:
+            UserError: the head's package is missing.
+        """
+        self.attention_kernel = cluster.attention
+        self.head.arrange(cluster.head, cluster.compile)
+        for block in self.blocks:
+            block.checkpointed = cluster.activation_checkpointing
+            if cluster.compile:
+                block.compile(dynamic=False)
 
     def forward(self, tokens_BT: Tensor, n_groups: int = 0, cache: KVCache | None = None) -> Output:
         """Run the blocks.
@@ -199,11 +235,11 @@ class Transformer(nn.Module):
             self.config.rotary_base, self.config.d_head, start, tokens_BT.shape[1], x_BTD.device, x_BTD.dtype
         )
         measured = []
-        for i, block in enumerate(self.blocks):
-            x_BTD, *of_block = block(x_BTD, angles, n_groups, cache, i)
-            measured.append(of_block)
-        if cache is not None:
-            cache.length += tokens_BT.shape[1]
+        caches = cache.blocks if cache is not None else [None] * len(self.blocks)
+        with attention_kernel(self.attention_kernel):
+            for block, of_block in zip(self.blocks, caches, strict=True):
+                x_BTD, *found = block(x_BTD, angles, n_groups, of_block)
+                measured.append(found)
         divergence_LG, aux_LG, slots_LE = (torch.stack(column) for column in zip(*measured, strict=True))
         aux_G = aux_LG.mean(0) if aux_LG.shape[1] else x_BTD.new_zeros(n_groups)
         return Output(self.norm(x_BTD), divergence_LG, aux_G, slots_LE)
@@ -212,14 +248,37 @@ class Transformer(nn.Module):
         """[..., D] -> [..., V]."""
         return self.head(hidden)
 
+    def losses(
+        self, hidden_BTD: Tensor, targets_BT: Tensor, label_smoothing: float, entropies: bool = False
+    ) -> HeadOutput:
+        """Losses of all N = B * T tokens, in order, and where asked for their entropies added up (see Head)."""
+        output: HeadOutput = self.head(hidden_BTD.flatten(0, 1), targets_BT.flatten(), label_smoothing, entropies)
+        return output
+
     def block_parameters(self) -> list[list[nn.Parameter]]:
         """Every parameter inside block i, for i = 0..L-1: what a layer scale multiplies."""
         return [list(block.parameters()) for block in self.blocks]
 
 
+@contextmanager
+def attention_kernel(name: str) -> Iterator[None]:
+    """Attention by one kernel (ClusterConfig.attention) for the time of the block; auto leaves torch its choice."""
+    if name == "auto":
+        yield
+        return
+    kernels: dict[str, Any] = {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
+    }
+    with sdpa_kernel(kernels[name]):
+        yield
+
+
 @torch.no_grad()
 def initialise(model: Transformer, seed: int) -> None:
-    """Set every weight as a pure function of (seed, parameter name): normal with init_std, norms at 1.
+    """Set every weight as a pure function of (seed, parameter name): normal with init_std, norms at 1, padding at 0.
 
     Each parameter has a generator of its own on the CPU, in fp32, so that the start is the same under every strategy,
     device, precision and order of construction.
@@ -230,8 +289,10 @@ def initialise(model: Transformer, seed: int) -> None:
             continue
         digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-        values = torch.empty(parameter.shape, dtype=torch.float32)
-        parameter.copy_(values.normal_(0.0, model.config.init_std, generator=generator))
+        rows = model.config.vocab_size if name in ("embedding.weight", "head.weight") else parameter.shape[0]
+        values = torch.empty(rows, parameter.shape[1], dtype=torch.float32)
+        parameter[:rows].copy_(values.normal_(0.0, model.config.init_std, generator=generator))
+        parameter[rows:].zero_()
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:

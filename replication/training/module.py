@@ -19,7 +19,8 @@ from torchmetrics import Metric
 
 from replication.config import RunConfig
 from replication.data.module import Batch
-from replication.model.loss import IGNORE, entropy_sums, histogram_entropy, token_losses
+from replication.model.head import HeadOutput
+from replication.model.loss import IGNORE, histogram_entropy
 from replication.model.transformer import Transformer, initialise
 from replication.objectives.callbacks import Weigh
 from replication.objectives.token_gain import group_objective
@@ -53,15 +54,13 @@ class ValidationMetrics(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("predicted_V", torch.zeros(vocab_size, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, logits_NV: Tensor, targets_N: Tensor, label_smoothing: float) -> None:
-        losses = token_losses(logits_NV, targets_N, label_smoothing)
-        valid_N = targets_N != IGNORE
-        entropies = entropy_sums(logits_NV, valid_N)
-        self.tokens += valid_N.sum()
-        self.smoothed += losses.smoothed_N.double().sum()
-        self.plain += losses.plain_N.double().sum()
-        self.predictive += entropies.predictive
-        self.predicted_V += entropies.predicted_V
+    def update(self, output: HeadOutput, valid_BT: Tensor) -> None:
+        assert output.entropies is not None
+        self.tokens += valid_BT.sum()
+        self.smoothed += output.losses.smoothed_N.double().sum()
+        self.plain += output.losses.plain_N.double().sum()
+        self.predictive += output.entropies.predictive
+        self.predicted_V += output.entropies.predicted_V
 
     def compute(self) -> dict[str, Tensor]:
         return {
@@ -93,6 +92,7 @@ class LanguageModel(LightningModule):
             self.model.load_state_dict(initial_weights, strict=not config.model.tied_head)
         if config.training.precision == "64-true":
             self.model.double()  # now, not in the strategy's setup: a checkpoint is loaded before that
+        self.model.arrange(config.cluster)
         self.validation = ValidationMetrics(config.model.vocab_size)
         self.micro_batch_groups = config.micro_batch_sequences // config.gain_group_sequences
         self.weigh_tokens: Weigh | None = None
@@ -120,8 +120,8 @@ class LanguageModel(LightningModule):
         """Objective of each group, and what the measuring callback needs (everything else detached)."""
         inputs_BT, targets_BT = inputs_and_targets(batch.tokens_BS, self.end_of_text)
         out = self.model(inputs_BT, self.micro_batch_groups)
-        logits_NV = self.model.logits(out.hidden_BTD).flatten(0, 1)
-        losses = token_losses(logits_NV, targets_BT.flatten(), self.config.training.label_smoothing)
+        smoothing = self.config.training.label_smoothing
+        losses, entropies = self.model.losses(out.hidden_BTD, targets_BT, smoothing, self.measure_entropies)
         loss_GN, plain_GN = (l.view(self.micro_batch_groups, -1) for l in losses)  # noqa: E741
         valid_GN = targets_BT.view(self.micro_batch_groups, -1) != IGNORE
         gain_GN = self.weigh_tokens(loss_GN, plain_GN.detach(), valid_GN) if self.weigh_tokens else None
@@ -139,8 +139,7 @@ class LanguageModel(LightningModule):
             "divergence_LG": out.divergence_LG,
             "objective_detached_G": objective_G.detach(),
         }
-        if self.measure_entropies:
-            entropies = entropy_sums(logits_NV.detach(), valid_GN.flatten())
+        if entropies is not None:
             observed |= {"predictive": entropies.predictive, "predicted_V": entropies.predicted_V}
         return observed
 
@@ -179,8 +178,9 @@ class LanguageModel(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs_BT, targets_BT = inputs_and_targets(batch.tokens_BS, self.end_of_text)
-        logits_NV = self.model.logits(self.model(inputs_BT).hidden_BTD).flatten(0, 1)
-        self.validation.update(logits_NV, targets_BT.flatten(), self.config.training.label_smoothing)
+        hidden_BTD = self.model(inputs_BT).hidden_BTD
+        output = self.model.losses(hidden_BTD, targets_BT, self.config.training.label_smoothing, entropies=True)
+        self.validation.update(output, targets_BT != IGNORE)
 
     # ------------------------------------------------------------ optimisation
 

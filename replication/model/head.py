@@ -1,0 +1,223 @@
+"""The output head, and three ways to take the loss of every token from the hidden states.
+
+All three compute the function of `loss.token_losses` on the logits of the real vocabulary, with gradients for any weight
+on any token: at once, a few tokens at a time, or with liger-kernel's kernels. Padded rows of the weight take no part.
+
+Shapes: N tokens, D width, V vocabulary, P padded vocabulary (rows of the weight), R tokens of one chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from replication.config import ModelConfig
+from replication.errors import UserError
+from replication.model.loss import IGNORE, EntropySums, TokenLosses, entropy_sums, token_losses
+from replication.model.size import padded_vocabulary
+
+CHUNK_LOGITS = 1 << 26
+"""Logits that the chunked head holds at a time, 256 MiB in fp32; it needs about four times that for a moment."""
+
+ENTROPY_LOGITS = 1 << 20
+"""Logits whose probabilities are held at a time when entropies are measured."""
+
+Losses = Callable[[Tensor, Tensor, Tensor, float, int], TokenLosses]
+"""(hidden_ND, weight_PD, targets_N, label_smoothing, V) -> the losses of every token."""
+
+
+class HeadOutput(NamedTuple):
+    """What the head makes of hidden states and targets."""
+
+    losses: TokenLosses
+    entropies: EntropySums | None  # where they were asked for; no gradient
+
+
+class Head(nn.Module):
+    """Logits, or losses of targets without the caller ever holding the logits.
+
+    A module, not functions over a weight: strategies that shard weights gather them around a module's forward.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.vocab_size = config.vocab_size
+        self.weight = nn.Parameter(torch.empty(padded_vocabulary(config), config.d_model))
+        self._losses: Losses = losses_from_logits
+
+    def arrange(self, kind: str, compile: bool) -> None:
+        """Choose the way to the losses (ClusterConfig.head), compiled or not.
+
+        Raises:
+            UserError: liger-kernel is asked for and missing.
+        """
+        if kind == "liger":
+            _require_liger()
+        self._losses = {"logits": losses_from_logits, "chunked": losses_in_chunks, "liger": losses_by_liger}[kind]
+        if compile and kind == "logits":
+            self._losses = torch.compile(losses_from_logits, dynamic=False)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        targets_N: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        entropies: bool = False,
+    ) -> Any:
+        """Logits [..., V] of hidden states [..., D]; or, with targets, the HeadOutput of hidden_ND.
+
+        Args:
+            hidden: any float dtype; losses are computed in at least fp32.
+            targets_N: int64 in 0..V-1, or IGNORE.
+            label_smoothing: in [0, 1).
+            entropies: whether to add up the token entropies over the valid tokens, a second pass.
+        """
+        if targets_N is None:
+            return logits_of(hidden, self.weight, self.vocab_size)
+        losses = self._losses(hidden, self.weight, targets_N, label_smoothing, self.vocab_size)
+        sums = None
+        if entropies:
+            sums = entropies_in_chunks(hidden, self.weight, targets_N != IGNORE, self.vocab_size)
+        return HeadOutput(losses, sums)
+
+
+def logits_of(hidden: Tensor, weight_PD: Tensor, vocab_size: int) -> Tensor:
+    """Logits of the real vocabulary: [..., D] -> [..., V], a view of the padded product."""
+    return F.linear(hidden, weight_PD)[..., :vocab_size]
+
+
+def losses_from_logits(
+    hidden_ND: Tensor, weight_PD: Tensor, targets_N: Tensor, label_smoothing: float, vocab_size: int
+) -> TokenLosses:
+    """All logits at once: the plain way, and the fastest where they fit and the function is compiled."""
+    return token_losses(logits_of(hidden_ND, weight_PD, vocab_size), targets_N, label_smoothing)
+
+
+def losses_in_chunks(
+    hidden_ND: Tensor, weight_PD: Tensor, targets_N: Tensor, label_smoothing: float, vocab_size: int
+) -> TokenLosses:
+    """A few tokens' logits at a time, computed again in backward: memory that does not grow with N * V."""
+    device = hidden_ND.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+    with torch.autocast(device, enabled=False):
+        smoothed_N, plain_N = _ChunkedLosses.apply(hidden_ND, weight_PD, targets_N, label_smoothing, vocab_size, dtype)
+    return TokenLosses(smoothed_N, plain_N if label_smoothing else smoothed_N)
+
+
+class _ChunkedLosses(torch.autograd.Function):
+    """Per-token losses whose backward multiplies by each token's own incoming gradient before both products."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_PD: Tensor,
+        targets_N: Tensor,
+        label_smoothing: float,
+        vocab_size: int,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        weight = weight_PD.to(dtype)
+        plain, uniform, log_sums = [], [], []
+        for hidden_RD, targets_R in _chunks(vocab_size, hidden_ND, targets_N):
+            logits_RV = _wide_logits(hidden_RD.to(dtype), weight, vocab_size)
+            log_sum_R = logits_RV.logsumexp(-1)
+            target_R = logits_RV.gather(1, targets_R.clamp(min=0)[:, None])[:, 0]
+            valid_R = targets_R != IGNORE
+            log_sums.append(log_sum_R)
+            plain.append((log_sum_R - target_R) * valid_R)
+            uniform.append((log_sum_R - logits_RV.mean(-1)) * valid_R)
+        plain_N = torch.cat(plain)
+        ctx.save_for_backward(hidden_ND, weight_PD, targets_N, torch.cat(log_sums))
+        ctx.label_smoothing, ctx.vocab_size, ctx.dtype = label_smoothing, vocab_size, dtype
+        return torch.lerp(plain_N, torch.cat(uniform), label_smoothing), plain_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_ND, weight_PD, targets_N, log_sums_N = ctx.saved_tensors
+        smoothed_N, plain_N = (g * (targets_N != IGNORE) for g in gradients)
+        weight, smoothing, n_words = weight_PD.to(ctx.dtype), ctx.label_smoothing, ctx.vocab_size
+        to_hidden = []
+        to_weight = torch.zeros(weight_PD.shape, dtype=log_sums_N.dtype, device=weight_PD.device)
+        for hidden_RD, targets_R, log_sum_R, smoothed_R, plain_R in _chunks(
+            n_words, hidden_ND, targets_N, log_sums_N, smoothed_N, plain_N
+        ):
+            hidden_RD = hidden_RD.to(ctx.dtype)
+            # d loss / d logit = p - (1 - a) [target] - a / V, times the token's own incoming gradient
+            slope_RV = _wide_logits(hidden_RD, weight, n_words).sub_(log_sum_R[:, None]).exp_()
+            slope_RV.mul_((smoothed_R + plain_R)[:, None]).sub_((smoothed_R * (smoothing / n_words))[:, None])
+            at_target_R1 = -(smoothed_R * (1 - smoothing) + plain_R)[:, None]
+            slope_RV.scatter_add_(1, targets_R.clamp(min=0)[:, None], at_target_R1)
+            slope_RV = slope_RV.to(ctx.dtype)
+            to_hidden.append(slope_RV @ weight[:n_words])
+            to_weight[:n_words] += slope_RV.T @ hidden_RD
+        return torch.cat(to_hidden).to(hidden_ND.dtype), to_weight.to(weight_PD.dtype), None, None, None, None
+
+
+def _chunks(vocab_size: int, *tensors: Tensor) -> Any:
+    rows = max(1, CHUNK_LOGITS // vocab_size)
+    return zip(*(t.split(rows) for t in tensors), strict=True)
+
+
+def _wide_logits(hidden_RD: Tensor, weight_PD: Tensor, vocab_size: int) -> Tensor:
+    """A chunk's logits of the real vocabulary in at least fp32, in memory of their own."""
+    logits_RV = logits_of(hidden_RD, weight_PD, vocab_size)
+    return logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
+
+
+def losses_by_liger(
+    hidden_ND: Tensor, weight_PD: Tensor, targets_N: Tensor, label_smoothing: float, vocab_size: int
+) -> TokenLosses:
+    """liger-kernel's fused linear cross-entropy, per token; it reads the number of valid tokens on the host.
+
+    The kernels return the smoothed loss alone. What it differs in from the plain one is a * (h . (W[y] - mean_v W[v])),
+    which takes one row of the weight a token, and no gradient.
+    """
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    device = hidden_ND.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+    with torch.autocast(device, enabled=False):
+        hidden_ND, weight_VD = hidden_ND.to(dtype), weight_PD[:vocab_size].to(dtype)
+        smoothed_N = liger_fused_linear_cross_entropy(
+            hidden_ND,
+            weight_VD,
+            targets_N,
+            ignore_index=IGNORE,
+            label_smoothing=label_smoothing,
+            reduction="none",
+            accum_dtype=torch.float32,
+        )
+        if not label_smoothing:
+            return TokenLosses(smoothed_N, smoothed_N)
+        with torch.no_grad():
+            direction_ND = weight_VD[targets_N.clamp(min=0)].float() - weight_VD.mean(0, dtype=torch.float32)
+            change_N = label_smoothing * torch.linalg.vecdot(hidden_ND.float(), direction_ND)
+            plain_N = (smoothed_N - change_N).masked_fill(targets_N == IGNORE, 0.0)
+    return TokenLosses(smoothed_N, plain_N)
+
+
+def _require_liger() -> None:
+    try:
+        import liger_kernel.transformers.functional  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"cluster.head: liger needs a GPU and the package liger-kernel ({error}); install replication[liger], or "
+            "choose chunked"
+        ) from error
+
+
+@torch.no_grad()
+def entropies_in_chunks(hidden_ND: Tensor, weight_PD: Tensor, valid_N: Tensor, vocab_size: int) -> EntropySums:
+    """loss.entropy_sums over all tokens, without holding their logits."""
+    rows = max(1, ENTROPY_LOGITS // vocab_size)
+    total: EntropySums | None = None
+    for hidden_RD, valid_R in zip(hidden_ND.detach().split(rows), valid_N.split(rows), strict=True):
+        sums = entropy_sums(logits_of(hidden_RD, weight_PD, vocab_size), valid_R)
+        total = sums if total is None else EntropySums(*(a + b for a, b in zip(total, sums, strict=True)))
+    assert total is not None, "no tokens"
+    return total
