@@ -15,6 +15,7 @@ from replication.rundir import write_json
 
 TEXTS = {
     "step": "the four arms and a plain torch loop: speed, memory, and where the time goes",
+    "peers": "a dense model here, in a plain torch loop, in Hugging Face's Trainer, in LitGPT; and both interventions",
 }
 DEFAULT_LAYERS = ["model/tiny.yaml", "cluster/cpu.yaml"]
 
@@ -37,8 +38,8 @@ def bench(argv: list[str]) -> int:
         if getattr(args, name, 1) < 1:
             raise UserError(f"--{name.replace('_', '-')}: {getattr(args, name)} must be at least 1")
     action: Callable[[argparse.Namespace, list[str], Console], dict[str, object]] = {
-        "step": _step,
-    }[args.action]
+        "step": _step, "peers": _peers,
+    }[args.action]  # fmt: skip
     console = Console()
     result = action(args, flags, console)
     if args.out:
@@ -58,4 +59,13 @@ def _step(args: argparse.Namespace, flags: list[str], console: Console) -> dict[
     config = configure(_config(args, flags), args.block_steps)
     result = bench_step(config, args.block_steps, args.blocks, console)
     console.print(*step_tables(result), sep="\n")
+    return result.to_dict()
+
+
+def _peers(args: argparse.Namespace, flags: list[str], console: Console) -> dict[str, object]:
+    from replication.bench.peers import bench_peers, peers_tables
+
+    config = _config(args, ["--model.feed_forward=dense", *flags])
+    result = bench_peers(config, args.block_steps, args.blocks, console)
+    console.print(*peers_tables(result), sep="\n")
     return result.to_dict()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from replication.bench.synthetic import SyntheticStore
-from replication.bench.turns import synchronize
 from replication.config import RunConfig
 from replication.data.module import Batch, CountFrom, TrainingBatches
 from replication.data.store import TokenStore
@@ -36,6 +35,27 @@ def build_model(config: RunConfig, device: torch.device) -> Transformer:
 def head_losses(model: Transformer, hidden_BTD: Tensor, targets_BT: Tensor, label_smoothing: float) -> TokenLosses:
     """Losses of all tokens from the hidden states, by the head that the model has."""
     return model.losses(hidden_BTD, targets_BT, label_smoothing).losses
+
+
+def training_loader(
+    config: RunConfig, store: SyntheticStore, device: torch.device, convert: Callable[[Batch], Any] | None = None
+) -> DataLoader:
+    """The product's micro-batches from the first on, loaded as the product loads them.
+
+    Args:
+        config: the run's.
+        store: the corpus.
+        device: pinned memory where it is a GPU.
+        convert: makes something else of each batch.
+    """
+    return DataLoader(
+        TrainingBatches(config, cast(TokenStore, store)),
+        batch_size=None,
+        sampler=CountFrom(0),
+        num_workers=config.cluster.loader_workers,
+        pin_memory=device.type == "cuda",
+        collate_fn=convert,
+    )
 
 
 class PlainLoop:
@@ -63,26 +83,14 @@ class PlainLoop:
         self.model = build_model(config, device) if model is None else model
         self.optimizer = build_optimizer(config.training, self.model) if optimizer is None else optimizer
         self.schedule = build_schedule(config.training, self.optimizer)
-        batches = TrainingBatches(config, cast(TokenStore, store))
-        loader = DataLoader(
-            batches, batch_size=None, sampler=CountFrom(0), num_workers=config.cluster.loader_workers,
-            pin_memory=device.type == "cuda",
-        )  # fmt: skip
-        self.loader = iter(loader)
+        self.loader = iter(training_loader(config, store, device))
         self.groups = config.micro_batch_sequences // config.gain_group_sequences
         self.limit = config.training.clip_norm or float("inf")
 
-    def block(self) -> float:
-        """Run the steps of a block; seconds."""
-        synchronize()
-        started = time.perf_counter()
+    def block(self) -> None:
+        """Run the steps of a block."""
         for _ in range(self.block_steps):
             self.step()
-        synchronize()
-        return time.perf_counter() - started
-
-    def close(self) -> None:
-        del self.loader, self.schedule, self.optimizer, self.model
 
     def step(self) -> None:
         for _ in range(self.config.accumulation):

@@ -15,7 +15,7 @@ from torch import device as Device
 
 from replication.bench.breakdown import Clock, MarkedLoader
 from replication.bench.synthetic import SyntheticStore
-from replication.bench.turns import Turns
+from replication.bench.turns import Pause, Turns
 from replication.config import RunConfig, SourceConfig
 from replication.data.module import Batch, TokenDataModule
 from replication.data.store import TokenStore
@@ -109,8 +109,9 @@ class Product:
         self._on = set(ARMS[config.arm])
         self._turns = Turns(self._train)
 
-    def block(self) -> float:
-        return self._turns.block()
+    def block(self, instead: Callable[[], None] | None = None) -> float:
+        """Run the next block, or something else in its place and thread; seconds."""
+        return self._turns.block(instead)
 
     def close(self) -> None:
         """End the training and let go of model, optimizer and folder."""
@@ -137,7 +138,7 @@ class Product:
             callback.on_fit_end(self.trainer, self.module)
             callback.teardown(self.trainer, self.module, "fit")
 
-    def _train(self, pause: Callable[[], None]) -> None:
+    def _train(self, pause: Pause) -> None:
         steps = self.block_steps * self.config.accumulation
         self.trainer.callbacks.insert(0, _Pause(pause, steps))  # type: ignore[attr-defined]
         self.trainer.fit(self.module, datamodule=self._data)
@@ -146,7 +147,7 @@ class Product:
 class _Pause(Callback):
     """First of the callbacks: pauses before the first micro-batch of every block."""
 
-    def __init__(self, pause: Callable[[], None], micro_batches: int) -> None:
+    def __init__(self, pause: Pause, micro_batches: int) -> None:
         self.pause, self.micro_batches = pause, micro_batches
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:

@@ -85,7 +85,7 @@ def _measure(product: Product, store: SyntheticStore, rounds: int, progress: Pro
     def run(name: str) -> float:
         memory.start()
         if name == PLAIN:
-            seconds = plain.block()
+            seconds = product.block(plain.block)
         else:
             product.switch(name)
             seconds = product.block()

@@ -9,19 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 
 
-class Runs(Protocol):
-    """A contestant."""
-
-    def block(self) -> float:
-        """Run the next block; its seconds."""
-
-    def close(self) -> None:
-        """End it; what it holds may be freed afterwards."""
+Pause = Callable[[], None]
+"""What a training calls before the first step of every block."""
 
 
 class Stopped(BaseException):
@@ -32,25 +25,31 @@ class Turns:
     """A training in a thread of its own, which runs only inside `block`.
 
     Args:
-        train: the whole training; it calls its argument, `pause`, before the first step of every block.
+        train: the whole training.
     """
 
-    def __init__(self, train: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, train: Callable[[Pause], None]) -> None:
         self._train = train
         self._go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
         self._closed = False
+        self._instead: Callable[[], None] | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._main, daemon=True)
         self._thread.start()
         self._advance()  # to its first pause: what it takes to set up is in no block
 
-    def block(self) -> float:
-        """Run to the next pause, and wait for the device.
+    def block(self, instead: Callable[[], None] | None = None) -> float:
+        """Run to the next pause, and wait for the device; seconds.
+
+        Args:
+            instead: work that is done in the training's thread while the training itself stays where it is. Memory is
+                handed out by thread, so that only work in one thread, or in threads of one kind, compares fairly.
 
         Raises:
             BaseException: what the training raised.
         """
         assert self._thread.is_alive(), "the training has ended before its last block"
+        self._instead = instead
         started = time.perf_counter()
         self._advance()
         return time.perf_counter() - started
@@ -79,13 +78,17 @@ class Turns:
             self._paused.release()
 
     def _pause(self) -> None:
-        if self._closed:
-            raise Stopped
-        synchronize()
-        self._paused.release()
-        self._go.acquire()
-        if self._closed:
-            raise Stopped
+        while True:
+            if self._closed:
+                raise Stopped
+            synchronize()
+            self._paused.release()
+            self._go.acquire()
+            if self._closed:
+                raise Stopped
+            if self._instead is None:
+                return
+            self._instead()
 
 
 def synchronize() -> None:
