@@ -10,9 +10,15 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from rich.progress import Progress
 from scipy.stats import quantile_test
+
+from replication.bench.turns import Elapsed
+
+ClockName = Literal["seconds", "cpu_seconds"]
+"""A field of Block."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,7 @@ class Block:
 
     name: str
     seconds: float
+    cpu_seconds: float  # of this process; on a CPU that others use too, the steadier of the two
 
 
 @dataclass(frozen=True)
@@ -64,17 +71,18 @@ class Interleaved:
     def tokens_per_second(self, name: str) -> float:
         return self.block_tokens / statistics.median(self.seconds(name))
 
-    def ratios(self, name: str) -> list[float]:
+    def ratios(self, name: str, clock: ClockName = "seconds") -> list[float]:
         """Each block of `name` over the mean of the two reference blocks beside it."""
-        beside = zip(self.blocks, self.blocks[1:], self.blocks[2:], strict=False)
-        return [b.seconds / statistics.mean((a.seconds, c.seconds)) for a, b, c in beside if b.name == name]
+        times = [getattr(block, clock) for block in self.blocks]
+        places = [i for i, block in enumerate(self.blocks) if block.name == name]
+        return [times[i] / statistics.mean((times[i - 1], times[i + 1])) for i in places]
 
-    def ratio(self, name: str) -> Ratio:
-        return Ratio.of(self.ratios(name))
+    def ratio(self, name: str, clock: ClockName = "seconds") -> Ratio:
+        return Ratio.of(self.ratios(name, clock))
 
-    def reference_over(self, name: str) -> Ratio:
+    def reference_over(self, name: str, clock: ClockName = "seconds") -> Ratio:
         """The other way round: the reference's time over that of `name`, with a bound of its own."""
-        return Ratio.of([1 / ratio for ratio in self.ratios(name)])
+        return Ratio.of([1 / ratio for ratio in self.ratios(name, clock)])
 
     def to_dict(self) -> dict[str, object]:
         names = sorted({block.name for block in self.blocks} - {self.reference})
@@ -83,6 +91,7 @@ class Interleaved:
             "block_tokens": self.block_tokens,
             "tokens_per_second": {name: self.tokens_per_second(name) for name in [self.reference, *names]},
             "time_over_reference": {name: asdict(self.ratio(name)) for name in names},
+            "cpu_time_over_reference": {name: asdict(self.ratio(name, "cpu_seconds")) for name in names},
             "blocks": [asdict(block) for block in self.blocks],
         }
 
@@ -103,7 +112,7 @@ def interleave(
     others: Sequence[str],
     rounds: int,
     block_tokens: int,
-    run: Callable[[str], float],
+    run: Callable[[str], Elapsed],
     progress: Progress,
 ) -> Interleaved:
     """Run everybody's blocks in the running order, after one block of each that warms up and is dropped.
@@ -113,7 +122,7 @@ def interleave(
         others: who is compared.
         rounds: blocks of each of them that count.
         block_tokens: tokens that a block trains.
-        run: runs one block of the named contestant and returns its seconds.
+        run: runs one block of the named contestant.
         progress: gets a task for the blocks.
     """
     order = running_order(reference, others, rounds)
@@ -125,6 +134,6 @@ def interleave(
     blocks = []
     for name in order:
         progress.update(task, description=f"block: {name}")
-        blocks.append(Block(name, run(name)))
+        blocks.append(Block(name, *run(name)))
         progress.advance(task)
     return Interleaved(reference, block_tokens, tuple(blocks))

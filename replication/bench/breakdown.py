@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -96,7 +96,7 @@ def _mark_first(out: Any, part: str, clock: Clock) -> Any:
 
 def parts_of(model: Transformer) -> Iterator[tuple[nn.Module, str, str]]:
     """(module, attribute that is called, part); a compiled block is one part, for its kernels are of all of it."""
-    for block in model.blocks:
+    for block in cast(Iterable[Any], model.blocks):
         if block._compiled_call_impl is not None:
             yield block, "_compiled_call_impl", "blocks, compiled"
             continue

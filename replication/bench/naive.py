@@ -64,7 +64,7 @@ class NaiveLoop(PlainLoop):
         for block in self.model.blocks:
             y_BTD, *_ = block(x_BTD, angles)
             with torch.no_grad():
-                self.divergences.append(((y_BTD - x_BTD).float().norm() / (x_BTD.float().norm() + 1e-8)).item())
+                self.divergences.append(((y_BTD - x_BTD).norm() / (x_BTD.norm() + 1e-8)).item())
             x_BTD = y_BTD
         hidden_BTD = self.model.norm(x_BTD)
         return head_losses(self.model, hidden_BTD, targets_BT, self.config.training.label_smoothing).smoothed_N

@@ -92,7 +92,7 @@ def train_with_hugging_face(
             model=_Objective(loop), args=arguments, train_dataset=TrainingBatches(config, cast(TokenStore, store)),
             optimizers=(loop.optimizer, loop.schedule), callbacks=[Blocks()],
         )  # fmt: skip
-        trainer.log = lambda *args, **kwargs: None  # it prints
+        cast(Any, trainer).log = lambda *args, **kwargs: None  # it prints
         trainer.train()
 
 
@@ -160,7 +160,7 @@ def train_with_litgpt(
         model.parameters(), t.learning_rate, (t.beta1, t.beta2), t.adam_eps, t.weight_decay, fused=True
     )
     state = {
-        "model": fabric.setup(torch.compile(model) if config.cluster.compile else model),
+        "model": fabric.setup(cast(nn.Module, torch.compile(model)) if config.cluster.compile else model),
         "optimizer": fabric.setup_optimizers(optimizer),
         "iter_num": 0,
         "step_count": 0,

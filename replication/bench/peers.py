@@ -7,7 +7,7 @@ as a first version writes them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from replication.bench.others import missing, train_with_hugging_face, train_wit
 from replication.bench.plain import PlainLoop
 from replication.bench.product import Product, configure
 from replication.bench.synthetic import SyntheticStore
-from replication.bench.turns import Pause, Turns
+from replication.bench.turns import Elapsed, Pause, Turns
 from replication.config import RunConfig, to_dict
 from replication.errors import UserError
 from replication.training.environment import prepare_torch
@@ -38,8 +38,8 @@ PACKAGES = ("torch", "lightning", "transformers", "accelerate", "litgpt")
 class Contestant(Protocol):
     """A training that runs block by block."""
 
-    def block(self) -> float:
-        """Run the next block; its seconds."""
+    def block(self) -> Elapsed:
+        """Run the next block."""
 
     def close(self) -> None:
         """End it."""
@@ -102,7 +102,7 @@ def bench_peers(config: RunConfig, block_steps: int, rounds: int, console: Conso
                 contestants[name] = _contestant(name, config, block_steps)
             progress.remove_task(task)
             others, tokens = list(contestants)[1:], block_steps * config.training.batch_tokens
-            run: Callable[[str], float] = lambda name: contestants[name].block()  # noqa: E731
+            run: Callable[[str], Elapsed] = lambda name: contestants[name].block()  # noqa: E731
             interleaved = interleave(PLAIN, others, rounds, tokens, run, progress)
     finally:
         for contestant in contestants.values():
@@ -160,13 +160,14 @@ def peers_tables(bench: PeersBench) -> list[Table]:
     c = bench.interleaved
     table = Table(title="one dense model and batch, interleaved in one run", title_justify="left")
     table.add_column("")
-    for name in ("tokens/s", "speed ratio", "time ratio", "95 % upper"):
+    for name in ("tokens/s", "speed ratio", "time ratio", "95 % upper", "CPU time"):
         table.add_column(name, justify="right")
-    table.add_row(PLAIN, f"{c.tokens_per_second(PLAIN):,.0f}", "1", "1", "")
+    table.add_row(PLAIN, f"{c.tokens_per_second(PLAIN):,.0f}", "1", "1", "", "1")
     for name in bench.names:
         ratio = c.ratio(name)
         table.add_row(
-            name, f"{c.tokens_per_second(name):,.0f}", f"{1 / ratio.median:.4f}", str(ratio), ratio.bound
+            name, f"{c.tokens_per_second(name):,.0f}", f"{1 / ratio.median:.4f}", str(ratio), ratio.bound,
+            str(c.ratio(name, "cpu_seconds")),
         )  # fmt: skip
     return [table, _facts_table(bench)]
 

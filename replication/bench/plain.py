@@ -38,7 +38,7 @@ def head_losses(model: Transformer, hidden_BTD: Tensor, targets_BT: Tensor, labe
 
 
 def training_loader(
-    config: RunConfig, store: SyntheticStore, device: torch.device, convert: Callable[[Batch], Any] | None = None
+    config: RunConfig, store: SyntheticStore, device: torch.device, convert: Callable[[Any], Any] | None = None
 ) -> DataLoader:
     """The product's micro-batches from the first on, loaded as the product loads them.
 

@@ -15,7 +15,7 @@ from torch import device as Device
 
 from replication.bench.breakdown import Clock, MarkedLoader
 from replication.bench.synthetic import SyntheticStore
-from replication.bench.turns import Pause, Turns
+from replication.bench.turns import Elapsed, Pause, Turns
 from replication.config import RunConfig, SourceConfig
 from replication.data.module import Batch, TokenDataModule
 from replication.data.store import TokenStore
@@ -109,8 +109,8 @@ class Product:
         self._on = set(ARMS[config.arm])
         self._turns = Turns(self._train)
 
-    def block(self, instead: Callable[[], None] | None = None) -> float:
-        """Run the next block, or something else in its place and thread; seconds."""
+    def block(self, instead: Callable[[], None] | None = None) -> Elapsed:
+        """Run the next block, or something else in its place and thread."""
         return self._turns.block(instead)
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from replication.bench.machine import PeakMemory, Utilisation, describe
 from replication.bench.plain import PlainLoop
 from replication.bench.product import ARMS, Product
 from replication.bench.synthetic import SyntheticStore
+from replication.bench.turns import Elapsed
 from replication.config import RunConfig, to_dict
 from replication.training.environment import prepare_torch
 
@@ -82,15 +83,15 @@ def _measure(product: Product, store: SyntheticStore, rounds: int, progress: Pro
     plain = PlainLoop(config, store, device, steps, product.module.model, product.trainer.optimizers[0])
     memory, peaks = PeakMemory(device), dict.fromkeys((PLAIN, *ARMS), 0)
 
-    def run(name: str) -> float:
+    def run(name: str) -> Elapsed:
         memory.start()
         if name == PLAIN:
-            seconds = product.block(plain.block)
+            elapsed = product.block(plain.block)
         else:
             product.switch(name)
-            seconds = product.block()
+            elapsed = product.block()
         peaks[name] = max(peaks[name], memory.read())
-        return seconds
+        return elapsed
 
     others = [*(arm for arm in ARMS if arm != REFERENCE), PLAIN]
     interleaved = interleave(REFERENCE, others, rounds, steps * config.training.batch_tokens, run, progress)
@@ -128,13 +129,13 @@ def _arms_table(bench: StepBench) -> Table:
     c, u = bench.interleaved, bench.utilisation
     table = Table(title="the arms beside the baseline, interleaved in one run", title_justify="left")
     table.add_column("")
-    for name in ("tokens/s", "MFU", "peak GiB", "time ratio", "95 % upper"):
+    for name in ("tokens/s", "MFU", "peak GiB", "time ratio", "95 % upper", "CPU time"):
         table.add_column(name, justify="right")
     for name in (PLAIN, *ARMS):
         speed, ratio = c.tokens_per_second(name), None if name == REFERENCE else c.ratio(name)
         table.add_row(
             name, f"{speed:,.0f}", f"{u.full(speed):.1%}", f"{bench.peak_bytes[name] / 2**30:.2f}",
-            *(("1", "") if ratio is None else (str(ratio), ratio.bound)),
+            *(("1", "", "1") if ratio is None else (str(ratio), ratio.bound, str(c.ratio(name, "cpu_seconds")))),
         )  # fmt: skip
     return table
 

@@ -9,8 +9,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+
+
+class Elapsed(NamedTuple):
+    """What a block took."""
+
+    seconds: float
+    cpu_seconds: float  # of all threads of this process: what other processes take away is not in it
 
 
 Pause = Callable[[], None]
@@ -38,8 +46,8 @@ class Turns:
         self._thread.start()
         self._advance()  # to its first pause: what it takes to set up is in no block
 
-    def block(self, instead: Callable[[], None] | None = None) -> float:
-        """Run to the next pause, and wait for the device; seconds.
+    def block(self, instead: Callable[[], None] | None = None) -> Elapsed:
+        """Run to the next pause, and wait for the device.
 
         Args:
             instead: work that is done in the training's thread while the training itself stays where it is. Memory is
@@ -50,9 +58,9 @@ class Turns:
         """
         assert self._thread.is_alive(), "the training has ended before its last block"
         self._instead = instead
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         self._advance()
-        return time.perf_counter() - started
+        return Elapsed(time.perf_counter() - started, time.process_time() - cpu_started)
 
     def close(self) -> None:
         """End the training where it is paused, or at its next pause, and wait for its thread."""
