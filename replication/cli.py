@@ -139,6 +139,7 @@ def train(argv: list[str]) -> int:
         keys = run_parser()
         keys.add_argument("--out", type=Path, help="output folder; the cell is OUT/runs/<arm>/seed-<n>")
         keys.add_argument("--stage", choices=STAGES, default="all", help="train, or generate completions, or both")
+        keys.add_argument("--dry-run", action="store_true", help="print parameter groups and sizes, and train nothing")
         keys.print_help()
         return 0
     parser = Parser(prog="replicate train", add_help=False)
@@ -146,10 +147,16 @@ def train(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--stage", choices=STAGES, default="all")
     parser.add_argument("--print_config", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
     args, flags = parser.parse_known_args(argv)
     config = load_run(args.config, flags)
     if args.print_config:
         print(to_yaml(config), end="")
+        return 0
+    if args.dry_run:
+        from replication.training.dry_run import dry_run
+
+        dry_run(config, Console())
         return 0
     if args.out is None:
         raise UserError("replicate train: --out is missing; name the output folder, such as --out out/my_suite")

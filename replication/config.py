@@ -313,7 +313,7 @@ class ClusterConfig:
     """Whether the blocks' activations are computed again in backward instead of kept; divergences are not."""
     head: Literal["logits", "chunked", "liger"] = "logits"
     """How the loss is taken from the hidden states: all logits at once; a few tokens at a time, computed again in
-    backward (a fraction of the memory, 4 % more arithmetic); or liger-kernel's fused kernels (a GPU, and the package)."""
+    backward (a fraction of the memory, 4 % more arithmetic); or by liger-kernel (a GPU, and the package)."""
     attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
     """Kernel of the attention; auto: torch's own choice."""
     stop_signal: Literal["USR1", "USR2"] = "USR2"
@@ -503,6 +503,7 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         "or zero2",
     )
     yield from _zero_contradictions(c)
+    yield from _kernel_contradictions(c)
     yield (
         c.batch_sequences % c.world_size != 0,
         f"cluster.devices: {c.world_size} processes do not divide the global batch of {c.batch_sequences} sequences; "
@@ -557,11 +558,40 @@ def _zero_contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         "cluster.strategy: zero1 with bf16-mixed makes DeepSpeed take another optimizer, which keeps the gradients "
         "elsewhere; choose zero2 (the same memory for the optimizer), or training.precision=32-true",
     )
+    yield (
+        c.cluster.offload_optimizer and c.training.optimizer == "muon",
+        "cluster.offload_optimizer: Muon would orthogonalise its matrices on the CPU, minutes a step for a large "
+        "model; choose zero2 or zero3 on more GPUs without offload, or training.optimizer=adamw",
+    )
     uneven = c.validation.sequences % c.world_size != 0
     yield (
         strategy == "zero3" and uneven,
         f"validation.sequences: {c.validation.sequences} is no multiple of {c.world_size} processes, and with zero3 "
         "all must run the same number of forward passes; choose a multiple",
+    )
+
+
+def _kernel_contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
+    """What the chosen kernels cannot compute."""
+    bf16 = c.training.precision == "bf16-mixed"
+    yield (
+        c.cluster.compile and c.model.feed_forward == "moe" and not bf16,
+        f"cluster.compile: torch compiles the experts' grouped products in bf16 only, and training.precision is "
+        f"{c.training.precision}; choose bf16-mixed, or cluster.compile=false",
+    )
+    yield (
+        c.cluster.compile and c.cluster.strategy == "zero3",
+        "cluster.compile: zero3 gathers weights inside the blocks, where nothing can be fused; choose zero2, or "
+        "cluster.compile=false",
+    )
+    yield (
+        c.cluster.head == "liger" and (c.cluster.accelerator == "cpu" or c.training.precision == "64-true"),
+        "cluster.head: liger-kernel computes on a GPU, in at most fp32; choose chunked, the same function",
+    )
+    yield (
+        c.cluster.attention in ("flash", "cudnn") and not bf16,
+        f"cluster.attention: {c.cluster.attention} computes in bf16, and training.precision is "
+        f"{c.training.precision}; choose bf16-mixed, or auto",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from replication.config import RunConfig
-from replication.model.size import parameter_count
+from replication.model.size import muon_parameter_count, parameter_count
 
 GIB = 2**30
 
@@ -30,7 +30,7 @@ def state_needs(config: RunConfig) -> StateNeeds:
     the moments, and shares both (zero1), the gradients too (zero2), the weights too (zero3).
     """
     t, strategy = config.training, config.cluster.strategy
-    moments = 2 if t.optimizer == "adamw" else 1
+    moments = _moments(config)
     n, count = config.world_size, parameters(config)
     if not strategy.startswith("zero"):
         number = 8 if t.precision == "64-true" else 4
@@ -45,10 +45,17 @@ def state_needs(config: RunConfig) -> StateNeeds:
     return StateNeeds((weights + gradients + optimizer - on_host) * count / GIB, on_host * count / GIB)
 
 
+def _moments(config: RunConfig) -> float:
+    """Numbers of optimizer state to each parameter: AdamW keeps two, Muon and SGD one."""
+    if config.training.optimizer == "muon":
+        return 2 - muon_parameter_count(config.model) / parameter_count(config.model)
+    return 2 if config.training.optimizer == "adamw" else 1
+
+
 def checkpoint_gib(config: RunConfig) -> float:
     """One checkpoint: weights and optimizer of all processes, and the whole weights once more."""
     number = 8 if config.training.precision == "64-true" else 4
-    moments = 2 if config.training.optimizer == "adamw" else 1
+    moments = _moments(config)
     bf16_copy = 2 if config.cluster.strategy.startswith("zero") and config.training.precision == "bf16-mixed" else 0
     return (number * (2 + moments) + bf16_copy) * parameters(config) / GIB
 

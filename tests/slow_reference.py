@@ -93,7 +93,7 @@ class SlowRun:
         self.records.append(
             {"objective": float(objective.detach()), "scales": scales, "norm": norm, "gain_means": means}
         )
-        self._sgd() if t.optimizer == "sgd" else self._adamw()
+        {"sgd": self._sgd, "adamw": self._adamw, "muon": self._muon}[t.optimizer]()
 
     def _group(self, group: torch.Tensor) -> dict:
         c = self.config
@@ -149,12 +149,39 @@ class SlowRun:
                 velocity.mul_(t.momentum).add_(p.grad + (t.weight_decay * p if is_matrix else 0.0))
                 p.sub_(rate * velocity)
 
-    def _adamw(self) -> None:
+    def _muon(self) -> None:
+        """Jordan's Muon in Liu's size on the blocks' matrices, AdamW on the rest.
+
+        The five Newton-Schulz steps act on each singular value alone, so here they are five scalar polynomials.
+        """
+        t = self.config.training
+        mine = {n for n, p in self.model.named_parameters() if n.startswith("blocks.") and p.ndim == 2}
+        mine -= {n for n in mine if n.endswith("router.weight")}
+        _, rate = self._next_rate()
+        self.step_count -= 1
+        self._adamw(without=mine)
+        rate *= (t.muon_learning_rate or t.learning_rate) / t.learning_rate
+        with torch.no_grad():
+            for name, p in self.model.named_parameters():
+                if name not in mine:
+                    continue
+                velocity = self.moments[name][0]
+                velocity.mul_(t.muon_momentum).add_(p.grad)
+                u, values, v = torch.linalg.svd(p.grad + t.muon_momentum * velocity, full_matrices=False)
+                values = values / values.square().sum().sqrt()
+                for _ in range(5):
+                    values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+                p.mul_(1 - rate * t.weight_decay)
+                p.sub_(rate * 0.2 * math.sqrt(max(p.shape)) * (u * values) @ v)
+
+    def _adamw(self, without: set[str] = frozenset()) -> None:
         """Loshchilov and Hutter, Algorithm 2."""
         t = self.config.training
         k, rate = self._next_rate()
         with torch.no_grad():
             for name, p in self.model.named_parameters():
+                if name in without:
+                    continue
                 m, v = self.moments[name]
                 m.mul_(t.beta1).add_((1 - t.beta1) * p.grad)
                 v.mul_(t.beta2).add_((1 - t.beta2) * p.grad**2)

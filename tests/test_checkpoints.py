@@ -22,6 +22,7 @@ from replication.rundir import RunDir, damage, read_journal, read_json
 from replication.training.checkpoints import newest_checkpoint, restore_generators
 
 FP64 = "--training.precision=64-true"
+MUON = "--training.optimizer=muon"
 
 
 def flags(strategy: str, ranks: int, *more: str) -> list[str]:
@@ -80,10 +81,11 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(tmp_path, kin
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory) -> Path:
-    """Undisturbed runs: zero2 and zero3 on two ranks, and one process in fp64."""
+    """Undisturbed runs: zero2 and zero3 on two ranks, each with Muon too, and one process in fp64."""
     root = tmp_path_factory.mktemp("checkpoints")
     run_cell(cell("single", "single", 1, FP64), root)
-    run_cells_on_ranks([cell("zero2", "zero2", 2), cell("zero3", "zero3", 2)], root)
+    zero = [cell("zero2", "zero2", 2), cell("zero3", "zero3", 2)]
+    run_cells_on_ranks([*zero, *(cell(f"muon-{s}", s, 2, MUON) for s in ("zero2", "zero3"))], root)
     return root
 
 
@@ -105,9 +107,11 @@ def second(first) -> Path:
         run = RunDir(first / f"{strategy}-damaged")
         flip_a_bit(run.checkpoints / "step-000006" / shard_of_rank_1(run))
         assert shard_of_rank_1(run) in newest_checkpoint(run)[1][0], "the shard is named"
+        cut_back(RunDir(first / f"muon-{strategy}"), first / f"muon-{strategy}-resumed")
     cut_back(RunDir(first / "single"), first / "single-as-ddp")
     cut_back(RunDir(first / "zero2"), first / "zero2-as-zero1")
     cells = [cell(f"{s}-damaged", s, 2) for s in ("zero2", "zero3")]
+    cells += [cell(f"muon-{s}-resumed", s, 2, MUON) for s in ("zero2", "zero3")]
     cells += [cell("single-as-ddp", "ddp", 2, FP64), cell("zero2-as-zero1", "zero1", 2)]
     run_cells_on_ranks([*cells, cell("zero3-from-weights", "zero3", 2, initial_weights(first))], first)
     return first
@@ -123,6 +127,14 @@ def test_a_damaged_shard_of_one_rank_is_passed_over_and_the_run_goes_on_from_bef
     assert {f"rank-{r:05d}.pt" for r in (0, 1)} < set(
         read_json(whole.checkpoints / "step-000006" / "COMPLETE")["files"]
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_muons_momentum_comes_back_under_zero(second, strategy):
+    resumed, whole = (RunDir(second / f"muon-{strategy}{suffix}") for suffix in ("-resumed", ""))
+    assert len(read_json(resumed.manifest)["starts"]) == 2
+    assert identical(weights(resumed), weights(whole))
 
 
 @pytest.mark.slow

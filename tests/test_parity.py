@@ -1,9 +1,9 @@
 """The parity table: every strategy gives the update of one process, in every arm, however the batch is cut.
 
-{single, DDP x2, ZeRO 1, 2, 3 x2} x {4 arms} x {accumulation 1, 4} x {AdamW, SGD with momentum}, 20 steps of 16
-sequences, beside one process at accumulation 1, as the largest ||a - b||_F / ||b||_F over the weight tensors. SGD makes
-it a real test: Adam hides a scale. The ranks are real processes of real DeepSpeed over gloo. Each test prints its part
-of the table.
+{single, DDP x2, ZeRO 1, 2, 3 x2} x {4 arms} x {accumulation 1, 4} x {AdamW, SGD with momentum}, and Muon in arm both
+with and without a clip that binds at every step; 20 steps of 16 sequences, beside one process at accumulation 1, as the
+largest ||a - b||_F / ||b||_F over the weight tensors. SGD makes it a real test: Adam hides a scale. The ranks are real
+processes of real DeepSpeed over gloo. Each test prints its part of the table.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ pytestmark = pytest.mark.slow
 
 STEPS, SEQUENCES, N_BLOCKS = 20, 16, 2
 MODEL_OF_CELLS = dataclasses.replace(MODEL, n_blocks=N_BLOCKS)
-RATES = {"sgd": 0.01, "adamw": 0.001}
+RATES = {"sgd": 0.01, "adamw": 0.001, "muon": 0.001}
 FP32, FP64 = "32-true", "64-true"
 LIMITS = {  # (precision, optimizer, step) -> largest relative difference of a tensor
     (FP64, "sgd", 20): 1e-10, (FP64, "adamw", 20): 1e-10,
     (FP32, "sgd", 20): 1e-5, (FP32, "adamw", 1): 1e-5, (FP32, "adamw", 20): 1e-3,
+    (FP64, "muon", 20): 1e-10, (FP32, "muon", 1): 1e-5, (FP32, "muon", 20): 1e-3,
 }  # fmt: skip
 PRECISIONS = {"single": (FP64, FP32), "ddp": (FP64, FP32), "zero1": (FP32,), "zero2": (FP32,), "zero3": (FP32,)}
 ACCUMULATIONS, OPTIMIZERS = (1, 4), ("sgd", "adamw")
@@ -48,15 +49,23 @@ def cell(strategy: str, arm: str, accumulation: int, optimizer: str, precision: 
     return {"name": name, "arm": arm, "flags": flags, "keep": [1, STEPS], "n_blocks": N_BLOCKS, **more}
 
 
-def cells_of(strategy: str) -> list[dict]:
-    return [cell(strategy, arm, accumulation, optimizer, precision)
-            for arm, accumulation, optimizer, precision in itertools.product(
-                ARMS, ACCUMULATIONS, OPTIMIZERS, PRECISIONS[strategy])]  # fmt: skip
-
-
 def named(suffix: str, c: dict, *flags: str) -> dict:
     """The cell with more flags, under another name."""
     return c | {"name": f"{c['name']}-{suffix}", "flags": [*c["flags"], *flags]}
+
+
+def rows_of(strategy: str) -> list[tuple[str, int, str, str]]:
+    """(arm, accumulation, optimizer, precision) of the table."""
+    rows = itertools.product(ARMS, ACCUMULATIONS, OPTIMIZERS, PRECISIONS[strategy])
+    return [*rows, *itertools.product(("both",), ACCUMULATIONS, ("muon",), PRECISIONS[strategy])]
+
+
+def cells_of(strategy: str) -> list[dict]:
+    return [cell(strategy, *row) for row in rows_of(strategy)]
+
+
+BINDING = ("--training.clip_norm=0.05", "--layer_gain.t=0.9")
+MUON_CLIPPED = {s: named("clipped", cell(s, "both", 1, "muon", FP32), *BINDING) for s in PRECISIONS}
 
 
 ZERO = ("zero1", "zero2", "zero3")
@@ -83,7 +92,7 @@ def weights_after(root: Path, name: str, step: int) -> dict[str, torch.Tensor]:
 def one_process(tmp_path_factory) -> Path:
     """Every cell of one process; those at accumulation 1 are what all others are compared with."""
     root = tmp_path_factory.mktemp("parity")
-    for c in [*cells_of("single"), CLIPPED, HOOKS]:
+    for c in [*cells_of("single"), CLIPPED, HOOKS, MUON_CLIPPED["single"]]:
         run_cell(c, root)
     return root
 
@@ -92,7 +101,8 @@ def one_process(tmp_path_factory) -> Path:
 def trained(one_process) -> Path:
     """Beside them, every cell of two ranks, in one start of the ranks."""
     cells = [c for strategy in PRECISIONS if strategy != "single" for c in cells_of(strategy)]
-    run_cells_on_ranks([*cells, *CONTROLS, *OFFLOAD, *HOOKS_ON_RANKS, *BF16], one_process)
+    muon = [c for strategy, c in MUON_CLIPPED.items() if strategy != "single"]
+    run_cells_on_ranks([*cells, *muon, *CONTROLS, *OFFLOAD, *HOOKS_ON_RANKS, *BF16], one_process)
     return one_process
 
 
@@ -125,9 +135,7 @@ def compare(root: Path, strategy: str, publish: Callable[[str], None]) -> list[s
     beyond = []
     publish(f"\n{'strategy':8} {'arm':11} {'accumulation':>12} {'optimizer':>9} {'precision':>9} {'step':>4}"
           f" {'difference':>10} {'limit':>7} {'flipped routes':>15}")  # fmt: skip
-    for arm, accumulation, optimizer, precision in itertools.product(
-        ARMS, ACCUMULATIONS, OPTIMIZERS, PRECISIONS[strategy]
-    ):
+    for arm, accumulation, optimizer, precision in rows_of(strategy):
         if strategy == "single" and accumulation == 1:
             continue  # the reference itself
         for step in (1, STEPS):
@@ -150,6 +158,18 @@ def compare(root: Path, strategy: str, publish: Callable[[str], None]) -> list[s
 @pytest.mark.parametrize("strategy", list(PRECISIONS))
 def test_every_strategy_gives_the_update_of_one_process(trained, strategy, publish):
     assert compare(trained, strategy, publish) == []
+
+
+@pytest.mark.parametrize("strategy", [s for s in PRECISIONS if s != "single"])
+def test_muon_is_clipped_by_the_norm_of_the_gradient(trained, strategy, publish):
+    """Not of the update: the scaled gradient is clipped, then goes into the momentum, at every stage."""
+    reference, found = MUON_CLIPPED["single"]["name"], MUON_CLIPPED[strategy]["name"]
+    norms = [norm for line in read_journal(RunDir(trained / found).metrics)
+             for norm in line.get("per_step", {}).get("train/grad_norm", [])]  # fmt: skip
+    assert len(norms) == STEPS and min(norms) > 0.05, "every step is clipped"
+    difference = furthest(weights_after(trained, found, STEPS), weights_after(trained, reference, STEPS))
+    publish(f"{found}: {difference:.1e}")
+    assert difference < LIMITS[FP32, "muon", 20]
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda c: c["name"])

@@ -47,8 +47,11 @@ def test_weights_of_three_steps_equal_the_slow_reference(tmp_path, arm, micro):
 
 
 @pytest.mark.parametrize("arm", ["baseline", "both"])
-def test_sgd_with_momentum_trains_as_the_slow_reference(tmp_path, arm):
-    config = small_config(arm, FP64, "--training.steps=4", "--training.optimizer=sgd", "--training.learning_rate=0.05")
+@pytest.mark.parametrize("flags", [("sgd", "0.05"), ("muon", "0.01", "--training.muon_learning_rate=0.03")])
+def test_other_optimizers_train_as_the_slow_reference(tmp_path, arm, flags):
+    optimizer, rate, *more = flags
+    rate = f"--training.learning_rate={rate}"
+    config = small_config(arm, FP64, "--training.steps=4", f"--training.optimizer={optimizer}", rate, *more)
     store = MemoryStore()
     run = fit(config, tmp_path, store)
     slow = SlowRun(config)
@@ -150,13 +153,24 @@ def test_schedule_is_warmup_stable_decay():
 
 
 def test_parameter_groups_are_explicit():
-    groups = parameter_groups(Transformer(MODEL))
-    assert set(groups["embeddings_and_norms"]) == {"embedding.weight", "norm.weight"} | {
-        f"blocks.{i}.{n}.weight"
-        for i in range(3)
-        for n in ("attention_norm", "feed_forward_norm", "attention.q_norm", "attention.k_norm")
-    }
-    assert "head.weight" in groups["matrices"]
-    tied = parameter_groups(Transformer(dataclasses.replace(MODEL, tied_head=True)))
-    assert "head.weight" not in tied["matrices"]
+    def names(optimizer: str, **model: object) -> dict[str, set[str]]:
+        training = dataclasses.replace(small_config().training, optimizer=optimizer)
+        groups = parameter_groups(training, Transformer(dataclasses.replace(MODEL, **model)))
+        return {name: set(group.parameters) for name, group in groups.items()}
+
+    def in_blocks(*parts: str) -> set[str]:
+        return {f"blocks.{i}.{part}" for i in range(3) for part in parts}
+
+    norms = in_blocks(*(f"{n}.weight" for n in ("attention_norm", "feed_forward_norm", "attention.q_norm",
+                                                "attention.k_norm")))  # fmt: skip
+    ours = in_blocks(*(f"attention.{x}.weight" for x in "qkvo"),
+                     *(f"feed_forward.{x}.{e}" for x in ("gate", "up", "down") for e in range(4)),
+                     *(f"feed_forward.shared.{x}.weight" for x in ("gate", "up", "down")))  # fmt: skip
+    routers = in_blocks("feed_forward.router.weight")
+    still = {"embedding.weight", "norm.weight"} | norms
+    for optimizer in ("adamw", "sgd"):
+        assert names(optimizer) == {"matrices": ours | routers | {"head.weight"}, "embeddings_and_norms": still}
+    assert names("muon") == {"muon": ours, "matrices": routers | {"head.weight"}, "embeddings_and_norms": still}
+    tied = names("muon", tied_head=True, feed_forward="dense")
+    assert set(tied) == {"muon", "embeddings_and_norms"}, "no group is empty"
     assert "embedding.weight" in tied["embeddings_and_norms"]

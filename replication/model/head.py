@@ -1,7 +1,7 @@
 """The output head, and three ways to take the loss of every token from the hidden states.
 
-All three compute the function of `loss.token_losses` on the logits of the real vocabulary, with gradients for any weight
-on any token: at once, a few tokens at a time, or with liger-kernel's kernels. Padded rows of the weight take no part.
+All three compute the function of `loss.token_losses` on the logits of the real vocabulary, with gradients for any
+weight on any token: at once, a few tokens at a time, or by liger-kernel. Padded rows of the weight take no part.
 
 Shapes: N tokens, D width, V vocabulary, P padded vocabulary (rows of the weight), R tokens of one chunk.
 """

@@ -14,6 +14,7 @@ from torch import Tensor
 IGNORE = -100
 """Target of a position that has no loss."""
 
+
 class TokenLosses(NamedTuple):
     """Losses of N tokens in nats; 0 where the target is IGNORE. At least fp32."""
 

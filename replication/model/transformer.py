@@ -205,7 +205,7 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = Head(config)
         if config.tied_head:
-            self.head.weight = self.embedding.weight
+            self.head.weight = self.embedding.weight  # type: ignore[assignment]
         self.attention_kernel = "auto"
 
     def arrange(self, cluster: ClusterConfig) -> None:
@@ -217,7 +217,7 @@ class Transformer(nn.Module):
         self.attention_kernel = cluster.attention
         self.head.arrange(cluster.head, cluster.compile)
         for block in self.blocks:
-            block.checkpointed = cluster.activation_checkpointing
+            block.checkpointed = cluster.activation_checkpointing  # type: ignore[assignment]
             if cluster.compile:
                 block.compile(dynamic=False)
 

@@ -2,37 +2,77 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from replication.config import TrainingConfig
+from replication.model.moe import MixtureOfExperts
 from replication.model.transformer import Transformer
+from replication.training.muon import Muon
 
 
-def parameter_groups(model: Transformer) -> dict[str, dict[str, Parameter]]:
-    """Every parameter by name, in two groups: matrices (decayed), and embeddings and norms (not decayed).
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that one rule trains."""
 
-    A tied head is the embedding and counts as one.
+    algorithm: str
+    """adamw, muon or sgd."""
+    learning_rate: float
+    """Peak rate."""
+    weight_decay: float
+    parameters: dict[str, Parameter]
+    """By name."""
+
+
+def parameter_groups(config: TrainingConfig, model: Transformer) -> dict[str, ParameterGroup]:
+    """Every parameter by name, in groups that are never empty; a tied head is the embedding and counts as one.
+
+    matrices              decayed: with adamw and sgd the blocks' matrices and an untied head; with muon what is left of
+                          them: routers, whose rows are class scores and no map between hidden states, and the head
+    embeddings_and_norms  not decayed
+    muon                  decayed: the blocks' matrices without routers
     """
-    groups: dict[str, dict[str, Parameter]] = {"matrices": {}, "embeddings_and_norms": {}}
+    routers = {id(m.router.weight) for m in model.modules() if isinstance(m, MixtureOfExperts)}
+    names: dict[str, dict[str, Parameter]] = {"matrices": {}, "embeddings_and_norms": {}, "muon": {}}
     for name, parameter in model.named_parameters():
-        is_matrix = parameter.ndim >= 2 and parameter is not model.embedding.weight
-        groups["matrices" if is_matrix else "embeddings_and_norms"][name] = parameter
-    return groups
+        if parameter.ndim < 2 or parameter is model.embedding.weight:
+            group = "embeddings_and_norms"
+        elif config.optimizer == "muon" and parameter is not model.head.weight and id(parameter) not in routers:
+            group = "muon"
+        else:
+            group = "matrices"
+        names[group][name] = parameter
+    rest = "sgd" if config.optimizer == "sgd" else "adamw"
+    rules = {
+        "matrices": (rest, config.learning_rate, config.weight_decay),
+        "embeddings_and_norms": (rest, config.learning_rate, 0.0),
+        "muon": ("muon", config.muon_learning_rate or config.learning_rate, config.weight_decay),
+    }
+    return {name: ParameterGroup(*rules[name], found) for name, found in names.items() if found}
 
 
 def build_optimizer(config: TrainingConfig, model: Transformer) -> Optimizer:
-    """AdamW with decoupled decay, or SGD with momentum whose decay is added to the gradient; on matrices alone."""
-    decay = {"matrices": config.weight_decay, "embeddings_and_norms": 0.0}
+    """AdamW, Muon beside AdamW (decay decoupled in both), or SGD with momentum (decay added to the gradient).
+
+    Args:
+        config: rates and decays; with bf16-mixed Muon's matrix products are in bf16, else in the gradients' dtype.
+        model: before a strategy cuts it.
+    """
     groups = [
-        {"params": list(group.values()), "weight_decay": decay[name], "name": name}
-        for name, group in parameter_groups(model).items()
+        {"params": list(g.parameters.values()), "lr": g.learning_rate, "weight_decay": g.weight_decay, "name": name}
+        for name, g in parameter_groups(config, model).items()
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
     betas = (config.beta1, config.beta2)
+    if config.optimizer == "muon":
+        groups = [g | {"muon": g["name"] == "muon"} for g in groups]
+        dtype = torch.bfloat16 if config.precision == "bf16-mixed" else None
+        return Muon(groups, config.muon_momentum, betas, config.adam_eps, dtype)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.adam_eps, fused=True)
 
 

@@ -48,6 +48,12 @@ def gather(local: Tensor) -> Tensor:
     return torch.stack(out)
 
 
+def sum_over_ranks(local: Tensor) -> None:
+    """Replace a contiguous tensor by its sum over all ranks."""
+    if dist.is_initialized():
+        dist.all_reduce(local)
+
+
 def gather_objects(local: Any) -> list[Any]:
     """Every rank's picklable object, in rank order."""
     if not dist.is_initialized():

@@ -8,6 +8,7 @@ the first rank.
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from replication.errors import UserError
 from replication.model.moe import MixtureOfExperts
 from replication.model.size import parameter_count
 from replication.objectives.callbacks import MultiplyGradients
+from replication.training.muon import Muon, Partitions, Piece, Shards, Spread
 from replication.training.ranks import is_first
 
 BUCKET_ELEMENTS = 50_000_000  # of one reduction or gather, at most: 200 MB in fp32
@@ -164,6 +166,9 @@ class ZeroStrategy(DeepSpeedStrategy):
             if name in start:
                 value = start[name].to(self.root_device)
                 deepspeed.utils.safe_set_full_fp32_param(parameter, value)
+        for optimizer in cast(list[Any], self.optimizers):
+            if isinstance(optimizer.optimizer, Muon):
+                optimizer.optimizer.spread = _spread_of(optimizer)
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Lightning has divided the loss by the accumulation; DeepSpeed must not divide it again."""
@@ -227,6 +232,27 @@ def multiply_shards(blocks: Sequence[Sequence[Parameter]], scale_L: Tensor) -> N
 def _multiply(gradients: list[Tensor], scale: Tensor) -> None:
     if gradients:
         torch._foreach_mul_(gradients, scale.to(gradients[0]))
+
+
+# ---------------------------------------------------------------- where the optimizer's matrices live
+
+
+def _spread_of(zero: Any) -> Spread:
+    """How a ZeRO optimizer keeps the matrices of the Muon group within its flat buffers."""
+    if hasattr(zero, "fp16_partitioned_groups"):  # ZeRO 3: shards of each parameter, by sub-group
+        layouts = {}
+        for flat, group in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
+            layouts[flat] = _pieces([p.ds_shape for p in group], [p.partition_numel() for p in group])
+        return Shards(layouts)
+    layouts = {}
+    for flat, group in zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True):
+        layouts[flat] = _pieces([p.shape for p in group], [p.numel() for p in group])
+    return Partitions(layouts)
+
+
+def _pieces(shapes: Sequence[torch.Size], lengths: Sequence[int]) -> list[Piece]:
+    starts = itertools.accumulate(lengths, initial=0)
+    return [Piece(torch.Size(s), start, n) for s, start, n in zip(shapes, starts, lengths, strict=False)]
 
 
 # ---------------------------------------------------------------- where weights live
