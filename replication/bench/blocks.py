@@ -21,6 +21,10 @@ ClockName = Literal["seconds", "cpu_seconds"]
 """A field of Block."""
 
 
+RATIOS = ("time ratio", "95 % upper", "CPU time")
+"""Columns of a table: the ratio of times, its bound, and the ratio of this process's CPU time (the host's, on a GPU)."""
+
+
 @dataclass(frozen=True)
 class Block:
     """Some optimizer steps of one contestant."""
@@ -83,6 +87,13 @@ class Interleaved:
     def reference_over(self, name: str, clock: ClockName = "seconds") -> Ratio:
         """The other way round: the reference's time over that of `name`, with a bound of its own."""
         return Ratio.of([1 / ratio for ratio in self.ratios(name, clock)])
+
+    def ratio_cells(self, name: str) -> tuple[str, str, str]:
+        """The columns RATIOS of a table's row."""
+        if name == self.reference:
+            return "1", "", "1"
+        ratio = self.ratio(name)
+        return f"{ratio}", ratio.bound, f"{self.ratio(name, 'cpu_seconds')}"
 
     def to_dict(self) -> dict[str, object]:
         names = sorted({block.name for block in self.blocks} - {self.reference})

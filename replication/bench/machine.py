@@ -108,4 +108,10 @@ class PeakMemory:
 
 def describe(device: torch.device) -> dict[str, object]:
     """Device and versions, for a result file."""
-    return {"device": device_name(device), "threads": torch.get_num_threads(), "versions": package_versions()}
+    kind = "cpu" if device.type == "cpu" else "gpu"
+    return {
+        "kind": kind,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "versions": package_versions(),
+    }

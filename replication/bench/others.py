@@ -88,6 +88,8 @@ def train_with_hugging_face(
             bf16=config.training.precision == "bf16-mixed",
             remove_unused_columns=False,
         )
+        if arguments.n_gpu > 1:
+            arguments._n_gpu = 1  # it would spread the batch over every GPU that it sees
         trainer = OnOurBatches(
             model=_Objective(loop), args=arguments, train_dataset=TrainingBatches(config, cast(TokenStore, store)),
             optimizers=(loop.optimizer, loop.schedule), callbacks=[Blocks()],

@@ -16,14 +16,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from replication.bench.blocks import Interleaved, interleave
+from replication.bench.blocks import RATIOS, Interleaved, interleave
 from replication.bench.machine import describe
 from replication.bench.naive import NaiveLoop
 from replication.bench.others import missing, train_with_hugging_face, train_with_litgpt
 from replication.bench.plain import PlainLoop
 from replication.bench.product import Product, configure
 from replication.bench.synthetic import SyntheticStore
-from replication.bench.turns import Elapsed, Pause, Turns
+from replication.bench.turns import Elapsed, Pause, Turns, share_one_heap
 from replication.config import RunConfig, to_dict
 from replication.errors import UserError
 from replication.training.environment import prepare_torch
@@ -92,6 +92,7 @@ def bench_peers(config: RunConfig, block_steps: int, rounds: int, console: Conso
     check_comparable(config)
     config = configure(config, block_steps, "baseline")
     prepare_torch(config)
+    share_one_heap()
     skipped = {name: lack for name in NAMES if (lack := missing(name))}
     contestants: dict[str, Contestant] = {}
     try:
@@ -160,15 +161,11 @@ def peers_tables(bench: PeersBench) -> list[Table]:
     c = bench.interleaved
     table = Table(title="one dense model and batch, interleaved in one run", title_justify="left")
     table.add_column("")
-    for name in ("tokens/s", "speed ratio", "time ratio", "95 % upper", "CPU time"):
+    for name in ("tokens/s", "speed", *RATIOS):
         table.add_column(name, justify="right")
-    table.add_row(PLAIN, f"{c.tokens_per_second(PLAIN):,.0f}", "1", "1", "", "1")
-    for name in bench.names:
-        ratio = c.ratio(name)
-        table.add_row(
-            name, f"{c.tokens_per_second(name):,.0f}", f"{1 / ratio.median:.4f}", str(ratio), ratio.bound,
-            str(c.ratio(name, "cpu_seconds")),
-        )  # fmt: skip
+    for name in (PLAIN, *bench.names):
+        speed = 1.0 if name == PLAIN else 1 / c.ratio(name).median
+        table.add_row(name, f"{c.tokens_per_second(name):,.0f}", f"{speed:.4f}", *c.ratio_cells(name))
     return [table, _facts_table(bench)]
 
 
