@@ -8,8 +8,10 @@ is hashed; the rest is free to differ between machines.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import re
 import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -84,7 +86,13 @@ class SourceConfig:
     revision: str | None = None
     """Revision of a hub data set; pin it."""
     text_field: str = "text"
-    """Column or key that holds the document."""
+    """Column or key that holds the document, or with messages the list of messages."""
+    template: str | None = None
+    """Text of a document over several columns in braces, such as {question} {answer}; a line of it whose columns are
+    all empty is left out. None: text_field alone."""
+    messages: dict[str, str] | None = None
+    """For conversations: what a message of each role reads as, such as {user: "User: {content}\\n"}; an empty text
+    leaves the role out, and a role that is not named is an error. None: text_field holds text."""
     weight: float = 1.0
     """Share of training sequences drawn from this source, relative to the other weights."""
 
@@ -95,10 +103,14 @@ class TokenizerConfig:
 
     path: str | None = None
     """A tokenizer.json file or a hub id; none: a byte-level BPE is trained on the sources."""
+    revision: str | None = None
+    """Revision of a hub tokenizer; pin it."""
     vocab_size: int = 2048
     """Entries of a tokenizer that is trained here, the end-of-text token included."""
     end_of_text: str = "<|endoftext|>"
     """Token that joins documents; must exist in a tokenizer that is loaded."""
+    padded_vocab_size: int | None = None
+    """Entries that the vocabulary is raised to with unused ones, such as 100031; none: the tokenizer's own."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,9 @@ class DataConfig:
     """The tokenizer."""
     validation_fraction: float = 0.02
     """Share of documents, by hash of their text, that goes to validation."""
+    token_budget: int | None = None
+    """Predicted training tokens in all, shared among the sources by their weights; every source is streamed until it
+    has its share. None: all that the sources hold."""
     num_proc: int = 2
     """Processes that tokenise (not scientific)."""
 
@@ -410,6 +425,7 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         "model.d_ff": m.d_ff,
         "data.block_size_tokens": d.block_size_tokens,
         "data.num_proc": d.num_proc,
+        "data.token_budget": 1 if d.token_budget is None else d.token_budget,
         "cluster.devices": c.cluster.devices,
         "cluster.nodes": c.cluster.nodes,
         "cluster.slurm.time_limit_minutes": c.cluster.slurm.time_limit_minutes,
@@ -535,6 +551,7 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
             s.kind in ("text", "jsonl", "parquet", "hub") and not s.path,
             f"data.sources: source '{s.name}' of kind '{s.kind}' needs a path",
         )
+        yield from _rendering_contradictions(s)
     yield (
         _template_fields(c.generation.template) != {"question"},
         "generation.template: must contain {question} and no other field in braces (write {{ for a brace)",
@@ -593,6 +610,32 @@ def _kernel_contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         f"cluster.attention: {c.cluster.attention} computes in bf16, and training.precision is "
         f"{c.training.precision}; choose bf16-mixed, or auto",
     )
+
+
+def _rendering_contradictions(s: SourceConfig) -> Iterable[tuple[bool, str]]:
+    """Keys that say what a row reads as, where they contradict one another or the kind of source."""
+    rows = s.kind in ("jsonl", "parquet", "hub")
+    for key, value in (("template", s.template), ("messages", s.messages)):
+        yield (
+            value is not None and not rows,
+            f"data.sources: {key} of '{s.name}' needs rows with columns, and kind '{s.kind}' has none; remove it",
+        )
+    yield (
+        s.template is not None and s.messages is not None,
+        f"data.sources: source '{s.name}' sets template and messages; a row is rendered by one of them, remove one",
+    )
+    fields = _template_fields(s.template) if s.template is not None else {"text"}
+    yield (
+        not fields or not fields <= {f for f in fields if f and re.fullmatch(r"\w+", f)},
+        f"data.sources: template of '{s.name}' must name columns in braces, such as {{question}}, and nothing else in "
+        "them (write {{ for a brace)",
+    )
+    for role, text in (s.messages or {}).items():
+        yield (
+            not _template_fields(text) <= {"content"},
+            f"data.sources: messages of '{s.name}': the text of role '{role}' may have {{content}} in braces and no "
+            "other field (write {{ for a brace)",
+        )
 
 
 def _template_fields(template: str) -> set[str | None]:
@@ -676,6 +719,12 @@ def run_parser(prog: str = "replicate train") -> ArgumentParser:
     return parser
 
 
+@functools.cache
+def _shared_parser() -> ArgumentParser:
+    """run_parser(), built once: that takes 0.2 s, a parse a few hundredths, and a look at all suites needs dozens."""
+    return run_parser()
+
+
 def load_run(layers: Sequence[str | Path] = (), flags: Sequence[str] = ()) -> RunConfig:
     """Merge config files and flags into one checked RunConfig.
 
@@ -686,14 +735,16 @@ def load_run(layers: Sequence[str | Path] = (), flags: Sequence[str] = ()) -> Ru
     Raises:
         UserError: an unknown key, a wrong type or a contradiction, named with its file.
     """
-    parser = run_parser()
-    args: list[str] = []
-    for layer in layers:
-        text = str(layer)
-        source = text if "\n" in text else str(find_config(text))
-        _parse(parser, ["--config", source], "the suite's run section" if "\n" in text else source)
-        args += ["--config", source]
-    parsed = parser.instantiate(_parse(parser, [*args, *flags], "command line"))
+    parser = _shared_parser()
+    sources = [str(layer) if "\n" in str(layer) else str(find_config(layer)) for layer in layers]
+    args = [arg for source in sources for arg in ("--config", source)]
+    try:
+        namespace = _parse(parser, [*args, *flags], "command line")
+    except UserError:
+        for source in sources:  # parsed one by one, the file that is at fault names itself
+            _parse(parser, ["--config", source], "the suite's run section" if "\n" in source else source)
+        raise
+    parsed = parser.instantiate(namespace)
     values = {k: v for k, v in parsed.items() if k in RunConfig.__dataclass_fields__}
     return RunConfig(**values).check()
 

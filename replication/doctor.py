@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -371,8 +371,8 @@ def _print_suites(console: Console, config_root: Path, machine: Machine) -> list
         table.add_section()
     console.print(table)
     console.print(
-        "memory = parameters x 4 numbers (weight, gradient, two Adam moments) x 4 bytes (8 under 64-true),\n"
-        "activations on top; checkpoints = cells x (kept + 1) x parameters x 4 numbers",
+        "memory = parameters x 4 numbers (weight, gradient, two Adam moments; one for SGD and what Muon trains)\n"
+        "x 4 bytes (8 under 64-true), activations on top; checkpoints = cells x (kept + 1) x parameters x 4 numbers",
         style="dim",
         soft_wrap=True,
     )
@@ -415,15 +415,15 @@ def _print_files(console: Console, config_root: Path) -> list[str]:
     table = Table(title="Config files", title_justify="left")
     table.add_column("file", no_wrap=True)
     table.add_column("state", overflow="fold")
-    files = [
-        p for folder in ("model", "arms", "data", "cluster") for p in sorted((config_root / folder).glob("*.yaml"))
-    ]
+    folders = ("model", "arms", "data", "training", "cluster")
+    files = [p for folder in folders for p in sorted((config_root / folder).glob("*.yaml"))]
     files += sorted((config_root / "prompts").glob("*.json*"))
     broken = []
+    parser = run_parser()
     for path in files:
         name = f"{path.parent.name}/{path.name}"
         try:
-            state = _load_alone(path)
+            state = _load_alone(path, parser)
         except UserError as error:
             broken.append(name)
             state = f"[red]{escape(str(error).removeprefix(f'{path}: '))}[/red]"
@@ -432,7 +432,7 @@ def _print_files(console: Console, config_root: Path) -> list[str]:
     return broken
 
 
-def _load_alone(path: Path) -> str:
+def _load_alone(path: Path, parser: ArgumentParser) -> str:
     """Check a file's syntax, keys and types. Whether values fit together shows in a suite, not in one layer.
 
     Raises:
@@ -441,7 +441,7 @@ def _load_alone(path: Path) -> str:
     if path.suffix in (".json", ".jsonl"):
         return f"[green]loads[/green]: {len(load_prompts(path))} prompts"
     try:
-        run_parser().parse_args(["--config", str(path)])
+        parser.parse_args(["--config", str(path)])
     except ArgumentError as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
     return "[green]loads[/green]"

@@ -19,7 +19,7 @@ import pytest
 LAYERS = [
     ["errors", "preemption"],
     ["arguments", "config", "rundir"],
-    ["certificate", "diverged", "model", "needs", "data", "objectives", "preference.prompts", "doctor"],
+    ["certificate", "diverged", "model", "needs", "data", "objectives", "preference.prompts", "doctor", "fidelity"],
     ["launcher", "training"],
     ["grid", "preference", "analysis"],
     ["bench", "cell", "drill"],
@@ -60,6 +60,7 @@ TORCH_FREE = [
     "cell",
     "cli",
     "doctor",
+    "fidelity",
     "grid",
     "grid_cli",
     "bench_cli",

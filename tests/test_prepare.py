@@ -19,7 +19,7 @@ from rich.console import Console
 from small_corpus import END_OF_TEXT, texts, two_sources, write_folder, write_jsonl
 
 from replication.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig, TrainingConfig
-from replication.data.blocks import PAD, block_count, cut, uncut
+from replication.data.blocks import PAD, Cutter, block_count, uncut
 from replication.data.order import MixtureOrder
 from replication.data.prepare import prepare, show_batch
 from replication.data.request import request_differences, request_of
@@ -47,11 +47,10 @@ def files_of(folder):
 
 @pytest.mark.parametrize("n_tokens", [0, 1, 2, 3, 15, 16, 17, 18, 32, 33, 34, 1000])
 @pytest.mark.parametrize("size", [1, 16])
-def test_blocks_predict_every_token_but_the_first_once(monkeypatch, n_tokens, size):
-    monkeypatch.setattr("replication.data.blocks.BATCH_TOKENS", 100)
+def test_blocks_predict_every_token_but_the_first_once(n_tokens, size):
     stream = np.arange(n_tokens, dtype=np.int32)
-    documents = np.array_split(stream, 7)
-    batches = list(cut(documents, size))
+    cutter = Cutter(size)
+    batches = [cutter.take(part) for part in np.array_split(stream, 7)] + [cutter.rest()]
     assert sum(map(len, batches)) == block_count(n_tokens, size)
     if n_tokens < 2:
         return
@@ -278,6 +277,8 @@ def start(root, code, num_proc=2):
 
 
 SLOW = """
+from replication.data import spool
+spool.PIECE_DOCUMENTS = 50
 real = TextTokenizer.encode_batch
 def slow(self, texts):
     time.sleep(0.4)
@@ -313,12 +314,6 @@ def is_alive(pid):
         return False
 
 
-def fds_of(pid):
-    """Names of the files that a process holds open, with "tokens" for the one that a tokenising worker writes."""
-    links = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
-    return ["tokens" if "out.partial/work/tmp" in link else link for link in links]
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The hash of the corpus of start()."""
@@ -329,8 +324,7 @@ def undisturbed(tmp_path_factory):
 def test_a_killed_preparation_is_started_over(tmp_path, undisturbed):
     out = tmp_path / "out"
     process = start(tmp_path, SLOW)
-    done = tmp_path / "out.partial" / "work" / "lines.done"
-    wait_for(lambda: done.exists() and done.stat().st_size > 0)
+    wait_for((tmp_path / "out.partial" / "train" / "files" / "state.json").exists)
     children = children_of(process.pid)
     assert children, "tokenising runs in processes of its own"
     with pytest.raises(UserError, match=r"out\.partial: another process is preparing this corpus"):
@@ -356,20 +350,17 @@ def test_a_preparation_killed_at_the_last_moment_is_not_complete(tmp_path, undis
 
 def test_a_worker_that_dies_is_an_error_not_a_hang(tmp_path):
     process = start(tmp_path, SLOW)
-    done = tmp_path / "out.partial" / "work" / "files.done"
-    wait_for(lambda: done.exists() and done.stat().st_size > 0)
+    wait_for(lambda: (tmp_path / "out.partial" / "tokenizer.json").exists() and children_of(process.pid))
     for child in children_of(process.pid):
-        if "tokens" in fds_of(child):
-            os.kill(child, signal.SIGKILL)
-    assert "abruptly died" in process.communicate(timeout=30)[1]
+        os.kill(child, signal.SIGKILL)
+    assert "abruptly" in process.communicate(timeout=30)[1]
     assert process.returncode == 1
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
 
 def test_ctrl_c_leaves_nothing(tmp_path):
     process = start(tmp_path, SLOW)
-    done = tmp_path / "out.partial" / "work" / "files.done"
-    wait_for(lambda: done.exists() and done.stat().st_size > 0)
+    wait_for(lambda: (tmp_path / "out.partial" / "tokenizer.json").exists() and children_of(process.pid))
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode != 0
@@ -417,10 +408,10 @@ def test_a_file_too_large_is_one_line_and_leaves_nothing(tmp_path, limit_bytes, 
 
 @pytest.fixture
 def tiny_disk(tmp_path):
-    """A mounted file system of 3 MiB."""
+    """A mounted file system of 2 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", folder], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", folder], capture_output=True)
     if mounted.returncode != 0:
         pytest.skip("mounting needs root; the file size limit above covers the same path")
     yield folder

@@ -22,7 +22,10 @@ from replication.rundir import write_json
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("store")
     config = two_sources(root)
-    prepare(config, root / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("replication.data.writer.BATCH_TOKENS", 16_000)
+        patch.setattr("replication.data.spool.PIECE_DOCUMENTS", 5)
+        prepare(config, root / "out")
     return dataclasses.replace(config, dir=str(root / "out"))
 
 
@@ -78,7 +81,7 @@ def test_an_index_outside_is_our_own_fault(store):
 
 
 def test_chunks_of_a_large_source_are_found(store, data, tmp_path):
-    """save_to_disk writes 1000 rows a chunk; the small corpus has more than one of them in a source."""
+    """Blocks are written a thousand at a time here, so that a source of the small corpus has more than one chunk."""
     assert store.sizes("train")[0] > 2000
     column = store._column("train", 0)
     assert len(column._views) > 2

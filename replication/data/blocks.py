@@ -6,15 +6,12 @@ blocks share one token. The end of the last block is filled with PAD.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 import numpy as np
 import numpy.typing as npt
 
 Int32 = npt.NDArray[np.int32]
 
 PAD = -1  # no token: whoever reads a block feeds end-of-text there and ignores the target
-BATCH_TOKENS = 1 << 20  # tokens gathered before blocks are handed on, 4 MiB
 
 
 def block_count(n_tokens: int, block_size_tokens: int) -> int:
@@ -22,26 +19,34 @@ def block_count(n_tokens: int, block_size_tokens: int) -> int:
     return max(0, -(-(n_tokens - 1) // block_size_tokens))
 
 
-def cut(documents: Iterable[Int32], block_size_tokens: int) -> Iterator[Int32]:
-    """Cut concatenated documents (each int32 [n], end-of-text included) into arrays of blocks, int32 [k, T + 1]."""
-    held: list[Int32] = []
-    n_held = 0
-    for document in documents:
-        held.append(document)
-        n_held += len(document)
-        if n_held > max(BATCH_TOKENS, block_size_tokens):
-            stream = np.concatenate(held)
-            n_whole = (n_held - 1) // block_size_tokens
-            yield _windows(stream, n_whole, block_size_tokens)
-            held = [stream[n_whole * block_size_tokens :]]
-            n_held = len(held[0])
-    n_blocks = block_count(n_held, block_size_tokens)
-    if n_blocks:
-        padding = np.full(n_blocks * block_size_tokens + 1 - n_held, PAD, dtype=np.int32)
-        yield _windows(np.concatenate([*held, padding]), n_blocks, block_size_tokens)
+class Cutter:
+    """Cuts a stream that arrives bit by bit.
+
+    Attributes:
+        held: int32 [n], tokens that no whole block has covered yet; the first is the last target of the block before.
+    """
+
+    def __init__(self, block_size_tokens: int, held: Int32 | None = None):
+        self.block_size_tokens = block_size_tokens
+        self.held: Int32 = np.empty(0, dtype=np.int32) if held is None else held
+
+    def take(self, tokens: Int32) -> Int32:
+        """The whole blocks, int32 [k, T + 1], that some more tokens of the stream complete."""
+        stream = np.concatenate([self.held, tokens])
+        n_whole = max(0, len(stream) - 1) // self.block_size_tokens
+        self.held = stream[n_whole * self.block_size_tokens :].copy()
+        return _windows(stream, n_whole, self.block_size_tokens)
+
+    def rest(self) -> Int32:
+        """The last block of the stream, padded: int32 [1, T + 1], or [0, T + 1] where nothing is left to predict."""
+        n_blocks = block_count(len(self.held), self.block_size_tokens)
+        padding = np.full(max(0, n_blocks * self.block_size_tokens + 1 - len(self.held)), PAD, dtype=np.int32)
+        return _windows(np.concatenate([self.held, padding]), n_blocks, self.block_size_tokens)
 
 
 def _windows(stream: Int32, n_blocks: int, block_size_tokens: int) -> Int32:
+    if n_blocks == 0:
+        return np.empty((0, block_size_tokens + 1), dtype=np.int32)
     windows = np.lib.stride_tricks.sliding_window_view(stream, block_size_tokens + 1)
     return np.ascontiguousarray(windows[::block_size_tokens][:n_blocks], dtype=np.int32)
 

@@ -1,4 +1,4 @@
-"""A folder that is written whole or not at all: OUT.partial, locked, renamed to OUT at the end."""
+"""A folder that appears when it is complete, not before: OUT.partial, locked, renamed to OUT at the end."""
 
 from __future__ import annotations
 
@@ -6,54 +6,70 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from replication.data.request import request_differences
 from replication.errors import UserError, is_disk_full
-from replication.rundir import remove_tree
+from replication.rundir import read_json, remove_tree, write_json
 
 LOCK = ".lock"
+REQUEST = "request.json"
+COMMITS = "commits.json"  # of the hub sets, by source
+PROGRESS = "progress"  # folder of the files that say how far a preparation has come
+_REMEDIES = {
+    True: "what was done is kept; free space, then run the same command again",
+    False: "the partial folder was removed; free space or choose another --out",
+}
 
 
 @contextmanager
-def written_whole(out: Path) -> Iterator[Path]:
-    """Give an empty OUT.partial to write into; on success it becomes OUT, on any failure it is removed.
+def written_whole(out: Path, request: dict[str, Any] | None = None) -> Iterator[Path]:
+    """Give OUT.partial to write into; on success it becomes OUT.
 
-    What a killed process left in OUT.partial is removed first.
+    Without a request it is empty, and on any failure it is removed. With one, what lies in OUT.partial/progress marks
+    work that a later call with an equal request finds again, after a failure or a kill; without such a mark it is
+    removed as well.
+
+    Args:
+        out: the folder that appears when it is complete.
+        request: plain values on which the work depends.
 
     Raises:
-        UserError: a live process writes there, the place cannot be written, or the disk is full.
+        UserError: a live process writes there, it holds the work of another request, the place cannot be written, or
+            the disk is full.
     """
     partial = out.with_name(out.name + ".partial")
-    lock = None
-    try:
-        lock = _claim(out, partial)
-        yield partial
-        _sync(partial)
-        os.rename(partial, out)
-        (out / LOCK).unlink()
-    except BaseException as error:
-        if lock is not None:
-            remove_tree(partial)
-        if is_disk_full(error):
-            raise UserError(
-                f"disk full while writing {partial}: the partial folder was removed; free space or choose another --out"
-            ) from error
-        raise
-    finally:
-        if lock is not None:
-            lock.close()
+    with closing(_claimed(out, partial)):
+        _make_free(partial, request)
+        try:
+            if request is not None:
+                write_json(partial / REQUEST, request)
+            yield partial
+            _sync(partial)
+            os.rename(partial, out)
+        except BaseException as error:
+            kept = request is not None and _has_work(partial)
+            if not kept:
+                remove_tree(partial)
+            if is_disk_full(error):
+                raise UserError(f"disk full while writing {partial}: {_REMEDIES[kept]}") from error
+            raise
+        # Harmless where a kill leaves them, so they go last: before the rename they are what a later call needs.
+        remove_tree(out / PROGRESS)
+        for left in (COMMITS, REQUEST, LOCK):
+            (out / left).unlink(missing_ok=True)
 
 
-def _claim(out: Path, partial: Path) -> IO[str]:
-    """Lock OUT.partial for this process and empty it; returns the open lock file."""
+def _claimed(out: Path, partial: Path) -> IO[str]:
+    """Lock OUT.partial for this process; returns the open lock file."""
     try:
         partial.mkdir(parents=True, exist_ok=True)
         lock = open(partial / LOCK, "a+")  # noqa: SIM115 - held until the folder is complete
     except OSError as error:
         if is_disk_full(error):
-            raise
+            raise UserError(f"disk full while writing {partial}: {_REMEDIES[False]}") from error
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
     try:
         # A record lock, not flock: worker processes would inherit that, and one that outlives a killed parent keep it.
@@ -69,10 +85,32 @@ def _claim(out: Path, partial: Path) -> IO[str]:
     if not same:
         lock.close()
         raise UserError(f"{partial}: another process is preparing this corpus; wait for it, or end it, then run again")
+    return lock
+
+
+def _has_work(partial: Path) -> bool:
+    return (partial / REQUEST).is_file() and any((partial / PROGRESS).glob("*.json"))
+
+
+def _make_free(partial: Path, request: dict[str, Any] | None) -> None:
+    """Remove what OUT.partial holds, unless it is work of this request; refuse where it is work of another.
+
+    Raises:
+        UserError: names the keys in which the requests differ.
+    """
+    if _has_work(partial):
+        found = read_json(partial / REQUEST)
+        if request is not None and found == request:
+            return
+        keys = request_differences(request or {}, found)
+        named = " and ".join(key.replace("data.packages.", "version of ") for key in keys[:3])
+        raise UserError(
+            f"{partial}: holds unfinished work with another {named}; set what it has and go on, or remove the folder, "
+            "or choose another --out"
+        )
     for left in partial.iterdir():
         if left.name != LOCK:
             remove_tree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
-    return lock
 
 
 def _sync(folder: Path) -> None:

@@ -90,11 +90,12 @@ class TokenDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
         batches = TrainingBatches(self.config, self.store, self.trainer.global_rank, self.trainer.world_size)
-        return self._loader(batches, CountFrom(self.trainer.global_step * self.config.accumulation))
+        return batch_loader(self.config, batches, CountFrom(self.trainer.global_step * self.config.accumulation))
 
     def val_dataloader(self) -> DataLoader:
         assert self.trainer is not None
-        return self._loader(
+        return batch_loader(
+            self.config,
             ValidationBatches(
                 self.config,
                 self.store,
@@ -105,13 +106,15 @@ class TokenDataModule(LightningDataModule):
             None,
         )
 
-    def _loader(self, batches: Dataset, sampler: Sampler | None) -> DataLoader:
-        workers = self.config.cluster.loader_workers
-        return DataLoader(
-            batches,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=self.config.cluster.accelerator != "cpu" and torch.cuda.is_available(),
-        )
+
+def batch_loader(config: RunConfig, batches: Dataset, sampler: Sampler | None) -> DataLoader:
+    """The loader of micro-batches, in this process or in cluster.loader_workers that read ahead."""
+    workers = config.cluster.loader_workers
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=config.cluster.accelerator != "cpu" and torch.cuda.is_available(),
+    )

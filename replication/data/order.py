@@ -28,7 +28,7 @@ CYCLE_SLOTS = 1000  # the mixture is exact in every run of this many sequences t
 ROUNDS = 8
 
 # First entry of a permutation's key: one value a purpose, so that no two purposes share a permutation.
-SLOTS, INDICES, VALIDATION = 0, 1, 2
+SLOTS, INDICES, VALIDATION, PARTS = 0, 1, 2, 3
 
 
 class KeyedPermutation:

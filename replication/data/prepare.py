@@ -1,5 +1,7 @@
 """`replicate prepare`: named sources in, packed token blocks and a manifest out.
 
+Without a token budget the sources are read whole, then tokenised (spool.py); with one they are streamed (stream.py).
+
 OUT/manifest.json            written last: the marker of completeness
 OUT/tokenizer.json
 OUT/train/<source>/          datasets.Dataset, one column `tokens`: int32 of fixed length block_size_tokens + 1
@@ -9,42 +11,46 @@ OUT/validation/<source>/
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from rich.console import Console
 
-from replication.config import DataConfig, SourceConfig
-from replication.data.blocks import PAD, Int32, block_count, cut
-from replication.data.folder import written_whole
+from replication.config import DataConfig
+from replication.data.folder import COMMITS, written_whole
+from replication.data.hub import commit_of
 from replication.data.progress import Reporter
 from replication.data.request import request_differences, request_of
+from replication.data.retries import Retries
 from replication.data.show import show_batch
-from replication.data.spool import Bool, Int64, Spool, spool, validation_documents
+from replication.data.spool import SpooledCorpus
 from replication.data.store import FORMAT
-from replication.data.tokenizer import TextTokenizer, check_tokenizer, load_tokenizer, train_tokenizer
+from replication.data.stream import StreamedCorpus
+from replication.data.tokenise import Pool
+from replication.data.tokenizer import (
+    TextTokenizer,
+    check_padding,
+    check_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 from replication.data.workers import tethered
+from replication.data.writer import SPLITS
 from replication.errors import UserError
-from replication.rundir import read_json, remove_tree, write_json, write_text
-
-if TYPE_CHECKING:
-    import datasets
+from replication.rundir import read_json, write_json, write_text
 
 __all__ = ["prepare", "show_batch"]
 
-TOKENIZER_BYTES = 8_000_000  # text that a tokenizer is trained on, shared among sources by their training bytes
-MAP_DOCUMENTS = 64  # documents tokenised at once: the library holds about 100 bytes a token meanwhile
-SHARD_SIZE = "1GB"
-SPLITS = ("train", "validation")
+TOKENIZER_BYTES = 8_000_000  # text that a tokenizer is trained on, shared among sources by training bytes or weight
+
+Corpus = SpooledCorpus | StreamedCorpus
 
 
 def prepare(data: DataConfig, out: Path, console: Console | None = None) -> dict[str, Any]:
@@ -68,8 +74,9 @@ def prepare(data: DataConfig, out: Path, console: Console | None = None) -> dict
     if manifest is not None:
         reporter.line(f"{out}: prepared before, nothing to do ({_summary(manifest)})")
         return manifest
-    with written_whole(out) as folder, tethered(), _quiet_datasets():
+    with written_whole(out, _unfinished_request(data)) as folder, tethered(), _quiet_datasets():
         manifest = _write(data, folder, reporter)
+    _say_pins(data, manifest, reporter)
     reporter.line(f"{out}: {_summary(manifest)}")
     return manifest
 
@@ -115,51 +122,43 @@ def _summary(manifest: dict[str, Any]) -> str:
 
 @contextmanager
 def _quiet_datasets() -> Iterator[None]:
-    """Our own bars instead of those of `datasets`; and workers that tokenise in one thread each.
-
-    The environment variable also stops `tokenizers` from warning that a process forked after it had used threads.
-    """
+    """Our own bars instead of those of `datasets`."""
     import datasets
 
     shown = datasets.are_progress_bars_disabled()
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
     datasets.disable_progress_bars()
     try:
         yield
     finally:
         if not shown:
             datasets.enable_progress_bars()
-        _set_parallelism(before)
-
-
-def _set_parallelism(value: str | None) -> None:
-    if value is None:
-        os.environ.pop("TOKENIZERS_PARALLELISM", None)
-    else:
-        os.environ["TOKENIZERS_PARALLELISM"] = value
 
 
 # ---------------------------------------------------------------- the steps
 
 
+def _unfinished_request(data: DataConfig) -> dict[str, Any] | None:
+    """What another call must have in common with this one to go on with its work; None where none can."""
+    if data.token_budget is None:
+        return None
+    return {**request_of(data), "packages": {name: version(name) for name in ("datasets", "tokenizers")}}
+
+
 def _write(data: DataConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
     """Read, split, tokenise and cut every source into folder; the manifest comes last."""
-    work = folder / "work"
-    work.mkdir()
-    spools = [_read(source, work, reporter) for source in data.sources]
-    validation = validation_documents(spools, data.validation_fraction)
-    _check_split(spools, validation)
-    tokenizer = _tokenizer(data, spools, validation, reporter)
-    write_text(folder / "tokenizer.json", tokenizer.json())
-    sources = {
-        s.source.name: _write_source(s, chosen, tokenizer, data, folder, reporter)
-        for s, chosen in zip(spools, validation, strict=True)
-    }
+    request = request_of(data)
+    data = _at_commits(data, folder, reporter)
+    kind = SpooledCorpus if data.token_budget is None else StreamedCorpus
+    corpus = kind(data, folder, reporter)
+    tokenizer = _tokenizer(data, corpus, folder, reporter)
+    with Pool.started(tokenizer, data.num_proc) as pool:
+        sources = {s.name: _write_source(corpus, i, pool, reporter) for i, s in enumerate(data.sources)}
+    corpus.close()
     manifest = {
         "format": FORMAT,
-        "request": request_of(data),
+        "request": request,
         "hash": _content_hash(tokenizer, data.block_size_tokens, sources),
-        "vocab_size": tokenizer.vocab_size,
+        "vocab_size": max(tokenizer.vocab_size, data.tokenizer.padded_vocab_size or 0),
         "end_of_text_id": tokenizer.end_of_text_id,
         "block_size_tokens": data.block_size_tokens,
         "created_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -169,98 +168,59 @@ def _write(data: DataConfig, folder: Path, reporter: Reporter) -> dict[str, Any]
             **{name: version(name) for name in ("datasets", "tokenizers", "pyarrow")},
         },
     }
-    remove_tree(work)
     write_json(folder / "manifest.json", manifest)
     return manifest
 
 
-def _read(source: SourceConfig, work: Path, reporter: Reporter) -> Spool:
-    with reporter.bar(f"{source.name}: reading", None) as update:
-        found = spool(source, work, update)
-    report = found.report
-    left_out = [f"{report.empty:,} empty"] if report.empty else []
-    left_out += [f"{report.hidden:,} hidden"] if report.hidden else []
-    if report.undecodable:
-        more = ", ..." if report.undecodable > len(report.undecodable_files) else ""
-        left_out += [f"{report.undecodable:,} undecodable: {', '.join(report.undecodable_files)}{more}"]
-    text = f"{source.name}: {report.documents:,} documents, {int(found.sizes_bytes.sum()):,} bytes"
-    reporter.line(text + (f"; left out {'; '.join(left_out)}" if left_out else ""))
-    return found
+def _at_commits(data: DataConfig, folder: Path, reporter: Reporter) -> DataConfig:
+    """The same sources, each hub set at the commit that its revision meant when the preparation began.
+
+    A branch may move between two reads of a preparation, or before another one: the commits are kept in the folder,
+    and the manifest names them.
+
+    Raises:
+        UserError: a set that the hub does not give, before anything is read.
+    """
+    path = folder / COMMITS
+    known = read_json(path) or {}
+    for source in data.sources:
+        if source.name not in known:
+            known[source.name] = commit_of(source, Retries(source, reporter.line, None))
+            write_json(path, known)
+    return replace(data, sources=tuple(replace(s, revision=known[s.name] or s.revision) for s in data.sources))
 
 
-def _check_split(spools: Sequence[Spool], validation: Sequence[Bool]) -> None:
-    for s, chosen in zip(spools, validation, strict=True):
-        if chosen.all():
-            raise UserError(
-                f"data.sources: source '{s.source.name}': its {len(chosen)} document(s) all fall to validation, which "
-                "is split off by whole documents; give more documents (cut a long file into several), or lower "
-                "data.validation_fraction"
-            )
-
-
-def _tokenizer(
-    data: DataConfig, spools: Sequence[Spool], validation: Sequence[Bool], reporter: Reporter
-) -> TextTokenizer:
+def _tokenizer(data: DataConfig, corpus: Corpus, folder: Path, reporter: Reporter) -> TextTokenizer:
+    """The tokenizer that an earlier call wrote, or the one that is asked for; tokenizer.json holds it from now on."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        return TextTokenizer(path.read_text(encoding="utf-8"), data.tokenizer.end_of_text)
     if data.tokenizer.path is not None:
-        return load_tokenizer(data.tokenizer)
-    texts = _tokenizer_texts(spools, validation)
-    tokenizer = train_tokenizer(data.tokenizer, texts)
-    reporter.line(f"tokenizer: trained, {tokenizer.vocab_size:,} entries")
+        tokenizer = load_tokenizer(data.tokenizer)
+    else:
+        tokenizer = train_tokenizer(data.tokenizer, corpus.tokenizer_texts(TOKENIZER_BYTES))
+        reporter.line(f"tokenizer: trained, {tokenizer.vocab_size:,} entries")
+    check_padding(data.tokenizer, tokenizer)
+    write_text(path, tokenizer.json())
     return tokenizer
 
 
-def _tokenizer_texts(spools: Sequence[Spool], validation: Sequence[Bool]) -> Iterator[str]:
-    """Training documents up to TOKENIZER_BYTES in all, each source in proportion to its training bytes."""
-    available = [int(s.sizes_bytes[~chosen].sum()) for s, chosen in zip(spools, validation, strict=True)]
-    share = min(1.0, TOKENIZER_BYTES / sum(available))
-    for s, chosen, n_bytes in zip(spools, validation, available, strict=True):
-        left = round(share * n_bytes)
-        for number in s.ordered(~chosen):
-            if left <= 0:
-                break
-            text = s.texts[int(number)]["text"]
-            yield text[:left]  # a sample: only the tokenizer's training sees a document cut short
-            left -= int(s.sizes_bytes[number])
-
-
-def _write_source(
-    s: Spool, validation: Bool, tokenizer: TextTokenizer, data: DataConfig, folder: Path, reporter: Reporter
-) -> dict[str, Any]:
-    """Tokenise a source and write its blocks of both splits; returns its entry in the manifest."""
-    name, work = s.source.name, folder / "work"
-    tokens = _tokenise(s, tokenizer, data.num_proc, work, reporter)
-    entry: dict[str, Any] = {
-        "kind": s.source.kind,
-        "path": s.source.path,
-        "documents": s.report.documents,
-        "empty": s.report.empty,
-        "hidden": s.report.hidden,
-        "undecodable": s.report.undecodable,
-        "undecodable_files": s.report.undecodable_files,
-        "text_bytes": int(s.sizes_bytes.sum()),
-    }
-    for split, chosen in (("train", ~validation), ("validation", validation)):
-        order = s.ordered(chosen)
-        target = folder / split / name
-        counts = _write_blocks(_documents(tokens, order), data.block_size_tokens, target, work)
-        _check_size(name, split, counts, data.block_size_tokens)
-        entry[split] = {"documents": len(order), "text_bytes": int(s.sizes_bytes[chosen].sum()), **counts}
+def _write_source(corpus: Corpus, number: int, pool: Pool, reporter: Reporter) -> dict[str, Any]:
+    entry = corpus.write(number, pool)
+    train, validation = entry["train"], entry["validation"]
     reporter.line(
-        f"{name}: {entry['train']['tokens']:,} training tokens in {entry['train']['blocks']:,} blocks, "
-        f"{entry['validation']['tokens']:,} validation tokens in {entry['validation']['blocks']:,}"
+        f"{corpus.names[number]}: {train['tokens']:,} training tokens in {train['blocks']:,} blocks, "
+        f"{validation['tokens']:,} validation tokens in {validation['blocks']:,}"
     )
-    for left in work.glob(f"{name}.*"):
-        left.unlink()
     return entry
 
 
-def _check_size(name: str, split: str, counts: dict[str, Any], block_size_tokens: int) -> None:
-    need = block_size_tokens + 1 if split == "train" else 2
-    if counts["tokens"] < need:
-        raise UserError(
-            f"data.sources: source '{name}': its {split} split has {counts['tokens']} tokens, fewer than the {need} "
-            "that one block needs; give more text, shorten data.block_size_tokens, or change data.validation_fraction"
-        )
+def _say_pins(data: DataConfig, manifest: dict[str, Any], reporter: Reporter) -> None:
+    """The `revision:` lines that make another preparation read the same commits."""
+    for source in data.sources:
+        commit = manifest["sources"][source.name].get("revision")
+        if commit is not None and commit != source.revision:
+            reporter.line(f"{source.name}: to pin what was read, set  revision: {commit}")
 
 
 def _content_hash(tokenizer: TextTokenizer, block_size_tokens: int, sources: dict[str, Any]) -> str:
@@ -268,86 +228,3 @@ def _content_hash(tokenizer: TextTokenizer, block_size_tokens: int, sources: dic
     lines = [hashlib.sha256(tokenizer.json().encode()).hexdigest(), str(block_size_tokens)]
     lines += [f"{split} {source[split]['sha256']}" for source in sources.values() for split in SPLITS]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-# ---------------------------------------------------------------- tokens
-
-
-def _tokenise(s: Spool, tokenizer: TextTokenizer, num_proc: int, work: Path, reporter: Reporter) -> datasets.Dataset:
-    """Column `tokens` (int32 lists, end-of-text at the end of each) of every document, in reading order."""
-    import datasets
-
-    n_documents = len(s.texts)
-    done = work / f"{s.source.name}.done"
-    done.touch()
-    processes = min(num_proc, -(-n_documents // MAP_DOCUMENTS))
-    forks = processes > 1
-    _set_parallelism("false" if forks else "true")
-    with reporter.polled_bar(f"{s.source.name}: tokenising", n_documents, lambda: done.stat().st_size):
-        return s.texts.map(
-            partial(_tokenise_batch, tokenizer=tokenizer, done=done),
-            input_columns="text",
-            batched=True,
-            batch_size=MAP_DOCUMENTS,
-            writer_batch_size=MAP_DOCUMENTS,
-            remove_columns="text",
-            features=datasets.Features({"tokens": datasets.List(datasets.Value("int32"))}),
-            num_proc=processes if forks else None,
-            load_from_cache_file=False,
-            cache_file_name=str(work / f"{s.source.name}.tokens.arrow"),
-            new_fingerprint=f"{s.source.name}-tokens",
-        )
-
-
-def _tokenise_batch(texts: list[str], tokenizer: TextTokenizer, done: Path) -> dict[str, list[Int32]]:
-    end = [tokenizer.end_of_text_id]
-    tokens = [np.array(ids + end, dtype=np.int32) for ids in tokenizer.encode_batch(texts)]
-    with open(done, "ab") as file:  # one byte a document: appending adds up over processes, and the size is the count
-        file.write(b"." * len(texts))
-    return {"tokens": tokens}
-
-
-def _documents(tokens: datasets.Dataset, order: Int64) -> Iterator[Int32]:
-    """Token arrays (int32 [n], views) of the documents in an order, straight from the Arrow buffers."""
-    chunks = tokens.data.column("tokens").chunks
-    values = [chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks]
-    offsets = [chunk.offsets.to_numpy(zero_copy_only=True) for chunk in chunks]
-    ends = np.cumsum([len(chunk) for chunk in chunks])
-    for number, c in zip(order, np.searchsorted(ends, order, side="right"), strict=True):
-        row = int(number - ends[c]) + len(chunks[c])
-        yield values[c][offsets[c][row] : offsets[c][row + 1]]
-
-
-def _write_blocks(documents: Iterator[Int32], block_size_tokens: int, target: Path, work: Path) -> dict[str, Any]:
-    """Write the blocks of a stream of documents as a Dataset.
-
-    Returns:
-        {"tokens": n, "blocks": n, "predicted_tokens": n, "sha256": of the stream's little-endian int32 bytes}.
-    """
-    import datasets
-    import pyarrow as pa
-
-    path = work / f"{target.name}.{target.parent.name}.blocks.arrow"
-    counts = {"tokens": 0, "blocks": 0, "predicted_tokens": 0}
-    digest = hashlib.sha256()
-
-    def counted() -> Iterator[Int32]:
-        for document in documents:
-            counts["tokens"] += len(document)
-            digest.update(document.astype("<i4", copy=False).tobytes())
-            yield document
-
-    schema = pa.schema([("tokens", pa.list_(pa.int32(), block_size_tokens + 1))])
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for blocks in cut(counted(), block_size_tokens):
-            column = pa.FixedSizeListArray.from_arrays(pa.array(blocks.ravel()), block_size_tokens + 1)
-            writer.write_batch(pa.record_batch([column], schema=schema))
-            counts["blocks"] += len(blocks)
-            counts["predicted_tokens"] += int((blocks[:, 1:] != PAD).sum())
-    # Every token but the first is a target exactly once: nothing was cut off, nothing counted twice.
-    assert counts["predicted_tokens"] == max(0, counts["tokens"] - 1), counts
-    assert counts["blocks"] == block_count(counts["tokens"], block_size_tokens), counts
-    if counts["blocks"]:
-        datasets.Dataset.from_file(str(path)).save_to_disk(str(target), max_shard_size=SHARD_SIZE)
-    path.unlink()
-    return {**counts, "sha256": digest.hexdigest()}

@@ -1,22 +1,24 @@
-"""What `replicate prepare` shows while it works: a bar on a terminal, one line a source anywhere."""
+"""What `replicate prepare` shows while it works: a bar on a terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
-POLL_SECONDS = 0.25
+LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
 
 
 class Reporter:
@@ -32,34 +34,69 @@ class Reporter:
     @contextmanager
     def bar(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
         """A bar for the time of the block; call what is given with the number done so far."""
-        if self._console is None or not self._console.is_terminal:
-            yield lambda done: None
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self._console, transient=True) as progress:
-            task = progress.add_task(label, total=total)
-            yield lambda done: progress.update(task, completed=done)
+        with self._progress(label, total, 0, MofNCompleteColumn(), TimeElapsedColumn()) as update:
+            yield update or (lambda done: None)
 
     @contextmanager
-    def polled_bar(self, label: str, total: int, done: Callable[[], int]) -> Iterator[None]:
-        """A bar whose count is asked for from time to time: for work in other processes."""
-        with self.bar(label, total) as update:
-            stop = threading.Event()
+    def tokens_bar(self, label: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+        """bar for tokens, with their speed; where there is no terminal, a line every LINE_SECONDS.
 
-            def poll() -> None:
-                while not stop.wait(POLL_SECONDS):
-                    update(done())
+        Args:
+            label: of the source.
+            total: tokens at which it is done.
+            done: tokens that are there at the start.
+        """
+        speed = TextColumn("{task.completed:,} of {task.total:,} tokens, {task.fields[speed]:,.0f}/s")
+        meter = Meter(total, done)
+        with self._progress(label, total, done, speed) as show:
 
-            thread = threading.Thread(target=poll, daemon=True)
-            thread.start()
-            try:
-                yield
-            finally:
-                stop.set()
-                thread.join()
+            def update(now: int) -> None:
+                meter.now = now
+                if show is not None:
+                    show(now, speed=meter.speed)
+                elif meter.is_due():
+                    self.line(f"{label}: {meter}")
+
+            yield update
+
+    @contextmanager
+    def _progress(
+        self, label: str, total: int | None, done: int, *columns: ProgressColumn
+    ) -> Iterator[Callable[..., None] | None]:
+        """A bar's update, or None where there is no terminal."""
+        if self._console is None or not self._console.is_terminal:
+            yield None
+            return
+        parts = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
+        with Progress(*parts, console=self._console, transient=True) as progress:
+            task = progress.add_task(label, total=total, completed=done, speed=0.0)
+            yield lambda now, **fields: progress.update(task, completed=now, **fields)
+
+
+class Meter:
+    """How fast something goes, and how long it will take: over the time since it was made.
+
+    Attributes:
+        now: how much is done.
+    """
+
+    def __init__(self, total: int, done: int, clock: Callable[[], float] = time.monotonic):
+        self.total, self.now, self._first, self._clock = total, done, done, clock
+        self._started = self._said = clock()
+
+    @property
+    def speed(self) -> float:
+        """Per second."""
+        return (self.now - self._first) / max(self._clock() - self._started, 1e-9)
+
+    def is_due(self) -> bool:
+        """Whether LINE_SECONDS have passed since it last was."""
+        due = self._clock() - self._said >= LINE_SECONDS
+        if due:
+            self._said = self._clock()
+        return due
+
+    def __str__(self) -> str:
+        left = timedelta(seconds=round((self.total - self.now) / self.speed)) if self.speed else "unknown time"
+        share = self.now / self.total
+        return f"{self.now:,} of {self.total:,} tokens ({share:.0%}), {self.speed:,.0f} tokens/s, {left} left"

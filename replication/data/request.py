@@ -8,12 +8,16 @@ from replication.config import DataConfig, differences, flatten, to_dict
 
 
 def request_of(data: DataConfig) -> dict[str, Any]:
-    """DataConfig as plain values, without what changes no token: the folder, the processes and the weights."""
+    """DataConfig as plain values, without what changes no token.
+
+    That is the folder, the processes, and the weights too where no token budget is shared by them.
+    """
     request = to_dict(data)
     for key in ("dir", "num_proc"):
         del request[key]
-    for source in request["sources"]:
-        del source["weight"]
+    if data.token_budget is None:
+        for source in request["sources"]:
+            del source["weight"]
     return request
 
 

@@ -1,4 +1,8 @@
-"""Documents of each kind of source, in a fixed order, with a count of what could not be read as text."""
+"""Documents of each kind of source, in a fixed order, with a count of what could not be read as text.
+
+A source is read part by part: a part is a file, or a shard of a hub data set. A stream knows its place, part and row,
+and another stream can go on from there.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,20 @@ import os
 import sysconfig
 import tokenize
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from replication.config import SourceConfig
-from replication.errors import UserError
+from replication.data.hub import hub_parts
+from replication.data.order import PARTS, KeyedPermutation
+from replication.data.render import columns_of, refusal, render, require_columns
+from replication.data.retries import Retries, first_line
 
 MAX_NAMED = 20
 
@@ -28,7 +39,7 @@ NOT_STDLIB = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_
 
 @dataclass
 class ReadReport:
-    """What reading one source found; filled while documents() runs."""
+    """What reading one source found; filled while its documents are read."""
 
     documents: int = 0
     """Documents that hold text."""
@@ -47,13 +58,121 @@ class ReadReport:
             self.undecodable_files.append(name)
 
 
-Documents = Iterator[tuple[str, str]]
+def left_out(report: ReadReport) -> str:
+    """What a source's documents lack, for the end of a line; "" where that is nothing."""
+    parts = [f"{report.empty:,} empty"] if report.empty else []
+    parts += [f"{report.hidden:,} hidden"] if report.hidden else []
+    if report.undecodable:
+        more = ", ..." if report.undecodable > len(report.undecodable_files) else ""
+        parts += [f"{report.undecodable:,} undecodable: {', '.join(report.undecodable_files)}{more}"]
+    return f"; left out {'; '.join(parts)}" if parts else ""
 
 
-def documents(source: SourceConfig, report: ReadReport | None = None, cache_dir: Path | None = None) -> Documents:
+Rows = Iterator[tuple[str, str | None]]
+"""(name, text) of every row; None where it is not text."""
+
+
+class Part(Protocol):
+    """A file or a shard: what is read from one end to the other."""
+
+    name: str
+
+    def rows(self, place: Any) -> Rows:
+        """The rows from a place on; None: all of them."""
+
+    def place(self) -> Any:
+        """Where the rows stand, in plain values."""
+
+
+class FilePart:
+    """A part on this machine, whose rows are passed over by reading them again."""
+
+    def __init__(self, name: str, read: Callable[[], Rows]):
+        self.name, self._read, self._done = name, read, 0
+
+    def rows(self, place: Any) -> Rows:
+        self._done = place or 0
+        for row in islice(self._read(), self._done, None):
+            self._done += 1
+            yield row
+
+    def place(self) -> int:
+        return self._done
+
+
+class DocumentStream:
+    """The documents of a source that hold text; empty and undecodable ones are counted, never raised for."""
+
+    def __init__(
+        self,
+        source: SourceConfig,
+        report: ReadReport | None = None,
+        place: dict[str, Any] | None = None,
+        shuffled: bool = False,
+        retries: Retries | None = None,
+        cache_dir: Path | None = None,
+    ):
+        """
+        Args:
+            source: what to read; a hub source at the revision that it names.
+            report: counts, final when the stream is exhausted.
+            place: what another stream's place() gave; none: the beginning.
+            shuffled: whether the parts come in a fixed shuffled order, because that of a crawl or of lengths would
+                make the beginning of a large set a biased sample of it; otherwise in the order of their names.
+            retries: what to do when a connection drops; none: the first failure is final.
+            cache_dir: where `datasets` may keep files; none: its own choice.
+
+        Raises:
+            UserError: nothing at the path, or a hub that does not give the set.
+        """
+        self.source, self.report = source, report if report is not None else ReadReport()
+        if place is not None:
+            for key, value in place["report"].items():
+                setattr(self.report, key, list(value) if isinstance(value, list) else value)
+        retries = retries or Retries(source)
+        self._parts: Sequence[Part] = (
+            hub_parts(source, retries, cache_dir) if source.kind == "hub" else _PARTS[source.kind](source, self.report)
+        )
+        n = len(self._parts)
+        self._order = KeyedPermutation(n, (PARTS,))(np.arange(n)).tolist() if shuffled else list(range(n))
+        self._turn: int = place["turn"] if place else 0
+        self._start: Any = place["row"] if place else None
+        if place is not None and (n, self._part_name()) != (place["parts"], place["part"]):
+            raise refusal(
+                source,
+                f"its files have changed since the preparation began ({place['parts']} then, {n} now)",
+                "restore them, or remove the unfinished folder and run again",
+            )
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        while self._turn < len(self._order):
+            part = self._parts[self._order[self._turn]]
+            for name, text in part.rows(self._start):
+                if text is not None and not text.strip():
+                    self.report.empty += 1
+                elif text is None or not _is_unicode(text):
+                    self.report.add_undecodable(name)
+                else:
+                    self.report.documents += 1
+                    yield name, text
+            self._turn += 1
+            self._start = None
+
+    def place(self) -> dict[str, Any]:
+        """Where the stream stands after the document that it gave last, in plain values."""
+        inside = self._turn < len(self._order)
+        row = self._parts[self._order[self._turn]].place() if inside else None
+        report = asdict(self.report)
+        return {"parts": len(self._parts), "part": self._part_name(), "turn": self._turn, "row": row, "report": report}
+
+    def _part_name(self) -> str | None:
+        return self._parts[self._order[self._turn]].name if self._turn < len(self._order) else None
+
+
+def documents(
+    source: SourceConfig, report: ReadReport | None = None, cache_dir: Path | None = None
+) -> Iterator[tuple[str, str]]:
     """Yield (id, text) of every document that holds text, in the same order each time.
-
-    Empty and undecodable ones are counted in the report, never raised for.
 
     Args:
         source: what to read.
@@ -63,15 +182,7 @@ def documents(source: SourceConfig, report: ReadReport | None = None, cache_dir:
     Raises:
         UserError: nothing at the path, a missing text field, a damaged container, or a hub that cannot be reached.
     """
-    report = report if report is not None else ReadReport()
-    for name, text in _READERS[source.kind](source, report, cache_dir):
-        if not text.strip():
-            report.empty += 1
-        elif not _is_unicode(text):
-            report.add_undecodable(name)
-        else:
-            report.documents += 1
-            yield name, text
+    yield from DocumentStream(source, report, cache_dir=cache_dir)
 
 
 def _is_unicode(text: str) -> bool:
@@ -81,10 +192,6 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _refusal(source: SourceConfig, problem: str, remedy: str) -> UserError:
-    return UserError(f"data.sources: source '{source.name}': {problem}; {remedy}")
 
 
 # ---------------------------------------------------------------- local files
@@ -99,7 +206,7 @@ def _files(source: SourceConfig, report: ReadReport, endings: tuple[str, ...] = 
     if path.is_dir():
         found = [(str(file.relative_to(path)), file) for file in _walk(path) if file.name.lower().endswith(endings)]
         visible = [(name, file) for name, file in found if not any(p.startswith(".") for p in Path(name).parts)]
-        report.hidden += len(found) - len(visible)
+        report.hidden = len(found) - len(visible)
         found = visible
     else:
         matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
@@ -109,7 +216,7 @@ def _files(source: SourceConfig, report: ReadReport, endings: tuple[str, ...] = 
         remedy = (
             f"paths are relative to the current folder, {Path.cwd()}; correct data.sources.path, or fetch the corpus"
         )
-        raise _refusal(source, f"no file{kinds} matches {source.path}", remedy)
+        raise refusal(source, f"no file{kinds} matches {source.path}", remedy)
     return sorted(found)
 
 
@@ -125,126 +232,81 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(root) / name for name in files)
 
 
-def _text(source: SourceConfig, report: ReadReport, cache_dir: Path | None) -> Documents:
-    for name, path in _files(source, report):
-        try:
-            yield name, path.read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError:
-            report.add_undecodable(name)
-        except OSError as error:
-            raise _refusal(source, f"{path} cannot be read ({error.strerror})", "mend or remove it") from error
+def _text_parts(source: SourceConfig, report: ReadReport) -> list[Part]:
+    return [FilePart(name, partial(_text, source, name, path)) for name, path in _files(source, report)]
 
 
-def _jsonl(source: SourceConfig, report: ReadReport, cache_dir: Path | None) -> Documents:
-    for name, path in _files(source, report, (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz")):
-        try:
-            with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
-                for number, line in enumerate(file, 1):
-                    yield from _json_line(source, report, f"{name}:{number}", line)
-        except (OSError, EOFError) as error:
-            raise _refusal(source, f"{path} cannot be read ({error})", "mend or remove it") from error
+def _text(source: SourceConfig, name: str, path: Path) -> Rows:
+    try:
+        yield name, path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        yield name, None
+    except OSError as error:
+        raise refusal(source, f"{path} cannot be read ({error.strerror})", "mend or remove it") from error
 
 
-def _json_line(source: SourceConfig, report: ReadReport, name: str, line: bytes) -> Documents:
+def _jsonl_parts(source: SourceConfig, report: ReadReport) -> list[Part]:
+    files = _files(source, report, (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz"))
+    return [FilePart(name, partial(_jsonl, source, name, path)) for name, path in files]
+
+
+def _jsonl(source: SourceConfig, name: str, path: Path) -> Rows:
+    try:
+        with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                yield f"{name}:{number}", _json_line(source, f"{name}:{number}", line)
+    except (OSError, EOFError) as error:
+        raise refusal(source, f"{path} cannot be read ({error})", "mend or remove it") from error
+
+
+def _json_line(source: SourceConfig, name: str, line: bytes) -> str | None:
     if not line.strip():
-        report.empty += 1
-        return
+        return ""
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except ValueError:  # UnicodeDecodeError is one
-        report.add_undecodable(name)
-        return
+        return None
     if not isinstance(row, dict):
-        raise _refusal(
+        raise refusal(
             source, f"{name} is a JSON {type(row).__name__}", 'write one object a line, such as {"text": ...}'
         )
-    yield name, _field(source, row, name)
+    return render(source, row, name)
 
 
-def _parquet(source: SourceConfig, report: ReadReport, cache_dir: Path | None) -> Documents:
+def _parquet_parts(source: SourceConfig, report: ReadReport) -> list[Part]:
+    files = _files(source, report, (".parquet",))
+    return [FilePart(name, partial(_parquet, source, name, path)) for name, path in files]
+
+
+def _parquet(source: SourceConfig, name: str, path: Path) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
-    for name, path in _files(source, report, (".parquet",)):
-        try:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                _require_field(source, file.schema_arrow.names, name)
-                rows = (
-                    row
-                    for batch in file.iter_batches(batch_size=512, columns=[source.text_field])
-                    for row in batch.to_pylist()
-                )
-                for number, row in enumerate(rows):
-                    yield f"{name}:{number}", _field(source, row, f"{name}:{number}")
-        except (OSError, pyarrow.ArrowException) as error:
-            raise _refusal(source, f"{path} cannot be read ({first_line(error)})", "mend or remove it") from error
-
-
-# ---------------------------------------------------------------- data sets by name
-
-
-def _hub(source: SourceConfig, report: ReadReport, cache_dir: Path | None) -> Documents:
-    """Rows of `datasets.load_dataset`, streamed: nothing is stored twice, and a local folder works as well as an id."""
-    import datasets
-
     try:
-        rows = datasets.load_dataset(
-            source.path,
-            source.subset,
-            split=source.split,
-            revision=source.revision,
-            streaming=True,
-            cache_dir=str(cache_dir) if cache_dir else None,
-        )
-        columns = rows.column_names
-        if columns:
-            _require_field(source, columns, str(source.path))
-            rows = rows.select_columns([source.text_field])
-        for number, row in enumerate(rows):
-            name = f"{source.path}:{number}"
-            yield name, _field(source, row, name)
-    except UserError:
-        raise
-    except Exception as error:  # connection, permission, no such id, subset or split: many classes of many packages
-        where = f"path {source.path}, subset {source.subset}, split {source.split}, revision {source.revision}"
-        raise _refusal(
-            source,
-            f"load_dataset failed for {where} ({type(error).__name__}: {first_line(error)})",
-            "check these keys and the network, or download it and give local files",
-        ) from error
-
-
-def _require_field(source: SourceConfig, names: list[str], where: str) -> None:
-    if source.text_field not in names:
-        raise _refusal(
-            source,
-            f"{where} has no field '{source.text_field}'",
-            f"set text_field to one of: {', '.join(names)}",
-        )
-
-
-def _field(source: SourceConfig, row: Mapping[str, Any], where: str) -> str:
-    """The document of one row; null is an empty one."""
-    _require_field(source, list(row), where)
-    value = row[source.text_field]
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise _refusal(
-            source,
-            f"{where}: field '{source.text_field}' holds a {type(value).__name__}, not text",
-            f"set text_field to one of: {', '.join(row)}",
-        )
-    return value
+        with pyarrow.parquet.ParquetFile(path) as file:
+            require_columns(source, file.schema_arrow.names, name)
+            batches = file.iter_batches(batch_size=512, columns=columns_of(source))
+            for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+                yield f"{name}:{number}", render(source, row, f"{name}:{number}")
+    except (OSError, pyarrow.ArrowException) as error:
+        raise refusal(source, f"{path} cannot be read ({first_line(error)})", "mend or remove it") from error
 
 
 # ---------------------------------------------------------------- text that every Python carries
 
 
-def _python_topics(source: SourceConfig, report: ReadReport, cache_dir: Path | None) -> Documents:
+def _topic_parts(source: SourceConfig, report: ReadReport) -> list[Part]:
     from pydoc_data.topics import topics
 
-    yield from sorted(topics.items())
+    return [FilePart("topics", lambda: iter(sorted(topics.items())))]
+
+
+def _stdlib_parts(read: Callable[[bytes], str | None], source: SourceConfig, report: ReadReport) -> list[Part]:
+    return [FilePart(name, partial(_module, read, name, path)) for name, path in _stdlib_files()]
+
+
+def _module(read: Callable[[bytes], str | None], name: str, path: Path) -> Rows:
+    yield name, read(path.read_bytes())
 
 
 def _stdlib_files() -> list[tuple[str, Path]]:
@@ -258,25 +320,6 @@ def _stdlib_files() -> list[tuple[str, Path]]:
     )
 
 
-def _python_source(source: SourceConfig, report: ReadReport, cache_dir: Path | None) -> Documents:
-    for name, path in _stdlib_files():
-        text = _python_text(path.read_bytes())
-        if text is None:
-            report.add_undecodable(name)
-        else:
-            yield name, text
-
-
-def _python_docstrings(source: SourceConfig, report: ReadReport, cache_dir: Path | None) -> Documents:
-    for name, path in _stdlib_files():
-        text = _python_text(path.read_bytes())
-        found = _docstrings(text) if text is not None else None
-        if found is None:
-            report.add_undecodable(name)
-        else:
-            yield name, found
-
-
 def _python_text(raw: bytes) -> str | None:
     """The text of a module in the encoding that it declares; None where it cannot be decoded."""
     try:
@@ -284,6 +327,11 @@ def _python_text(raw: bytes) -> str | None:
         return raw.decode(encoding)
     except (SyntaxError, UnicodeDecodeError):
         return None
+
+
+def _docstrings_of(raw: bytes) -> str | None:
+    text = _python_text(raw)
+    return _docstrings(text) if text is not None else None
 
 
 def _docstrings(text: str) -> str | None:
@@ -301,17 +349,11 @@ def _docstrings(text: str) -> str | None:
     return "\n\n".join(inspect.cleandoc(docstring) for docstring in found if docstring and docstring.strip())
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of another package's error, or its class: fit for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-_READERS: dict[str, Callable[[SourceConfig, ReadReport, Path | None], Documents]] = {
-    "text": _text,
-    "jsonl": _jsonl,
-    "parquet": _parquet,
-    "hub": _hub,
-    "python_topics": _python_topics,
-    "python_docstrings": _python_docstrings,
-    "python_source": _python_source,
+_PARTS: dict[str, Callable[[SourceConfig, ReadReport], list[Part]]] = {
+    "text": _text_parts,
+    "jsonl": _jsonl_parts,
+    "parquet": _parquet_parts,
+    "python_topics": _topic_parts,
+    "python_docstrings": partial(_stdlib_parts, _docstrings_of),
+    "python_source": partial(_stdlib_parts, _python_text),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from replication.config import TokenizerConfig
-from replication.data.sources import first_line
+from replication.data.retries import first_line
 from replication.errors import UserError
 
 BYTES = 256
@@ -70,6 +70,10 @@ class TextTokenizer:
         """encode of each text."""
         return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_only(self, texts: Sequence[str]) -> None:
+        """The library's part of encode_batch, for measuring what anything else adds."""
+        self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that are no UTF-8 (a character cut in two) become U+FFFD."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
@@ -87,6 +91,20 @@ def check_tokenizer(config: TokenizerConfig) -> None:
         raise UserError(
             f"data.tokenizer.vocab_size: {config.vocab_size} has no room for the {BYTES} bytes and the end-of-text "
             f"token; take at least {BYTES + 1}"
+        )
+
+
+def check_padding(config: TokenizerConfig, tokenizer: TextTokenizer) -> None:
+    """Refuse a padded vocabulary that is smaller than the tokenizer's.
+
+    Raises:
+        UserError: it is.
+    """
+    padded = config.padded_vocab_size
+    if padded is not None and padded < tokenizer.vocab_size:
+        raise UserError(
+            f"data.tokenizer.padded_vocab_size: {padded} is less than the {tokenizer.vocab_size} entries that the "
+            f"tokenizer has; set it to {tokenizer.vocab_size} or more, or remove it"
         )
 
 
@@ -137,14 +155,14 @@ def load_tokenizer(config: TokenizerConfig) -> TextTokenizer:
             raise UserError(f"data.tokenizer.path: {path} cannot be read ({error})") from error
     if path.suffix == ".json" or path.is_absolute() or config.path.startswith((".", "~")):
         raise UserError(f"data.tokenizer.path: no file {path}; give a tokenizer.json, its folder, or a hub id")
-    return TextTokenizer(_hub_json(config.path), config.end_of_text)
+    return TextTokenizer(_hub_json(config.path, config.revision), config.end_of_text)
 
 
-def _hub_json(name: str) -> str:
+def _hub_json(name: str, revision: str | None) -> str:
     from tokenizers import Tokenizer
 
     try:
-        return str(Tokenizer.from_pretrained(name).to_str())
+        return str(Tokenizer.from_pretrained(name, revision=revision or "main").to_str())
     except Exception as error:  # connection, permission, no such id, offline mode: the hub client's own classes
         raise UserError(
             f"data.tokenizer.path: '{name}' is no local file, and the hub did not give it "

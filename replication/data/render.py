@@ -1,0 +1,114 @@
+"""What one row of a data set reads as: the text of a column, several columns in a template, or a list of messages."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from replication.config import SourceConfig
+from replication.errors import UserError
+
+# How data sets spell a message: the key of the speaker and the key of the text.
+MESSAGE_KEYS = (("role", "content"), ("from", "value"))
+
+
+def refusal(source: SourceConfig, problem: str, remedy: str) -> UserError:
+    """The error of one line for a source that cannot be used as it is."""
+    return UserError(f"data.sources: source '{source.name}': {problem}; {remedy}")
+
+
+def columns_of(source: SourceConfig) -> list[str]:
+    """Columns that a document is made of, in the order in which they are named."""
+    return list(dict.fromkeys(_fields(source.template))) if source.template is not None else [source.text_field]
+
+
+def require_columns(source: SourceConfig, names: Sequence[str], where: str) -> None:
+    """Refuse rows that lack a column.
+
+    Raises:
+        UserError: names the key and the columns there are.
+    """
+    key = "template" if source.template is not None else "text_field"
+    for column in columns_of(source):
+        if column not in names:
+            remedy = f"set {key} to one of: {', '.join(names)}"
+            if source.template is not None:
+                remedy = f"its template may name: {', '.join(names)}"
+            raise refusal(source, f"{where} has no field '{column}'", remedy)
+
+
+def render(source: SourceConfig, row: Mapping[str, Any], where: str) -> str:
+    """The document of one row; null is an empty one.
+
+    Args:
+        source: says which column, template or messages.
+        row: column -> value.
+        where: name of the row, for messages.
+
+    Raises:
+        UserError: a column is missing or holds something else, or a message has a role that is not named.
+    """
+    require_columns(source, list(row), where)
+    if source.template is not None:
+        return _fill(source, source.template, row, where)
+    value = row[source.text_field]
+    if source.messages is not None:
+        return _conversation(source, source.messages, value, where)
+    return _text(source, source.text_field, value, row, where)
+
+
+def _text(source: SourceConfig, column: str, value: Any, row: Mapping[str, Any], where: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    remedy = f"set text_field to one of: {', '.join(row)}"
+    if source.template is not None:
+        remedy = "take another column into its template"
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        remedy = 'say what a message reads as, such as messages: {user: "User: {content}\\n"}'
+    raise refusal(source, f"{where}: field '{column}' holds a {type(value).__name__}, not text", remedy)
+
+
+def _fields(template: str) -> list[str]:
+    return [name for _, name, _, _ in string.Formatter().parse(template) if name]
+
+
+def _fill(source: SourceConfig, template: str, row: Mapping[str, Any], where: str) -> str:
+    """The template with its columns filled in, without the lines whose columns are all empty."""
+    values = {column: _text(source, column, row[column], row, where) for column in _fields(template)}
+    lines = (line for line in template.split("\n") if not (found := _fields(line)) or any(values[f] for f in found))
+    return "\n".join(line.format_map(values) for line in lines)
+
+
+def _conversation(source: SourceConfig, texts: Mapping[str, str], messages: Any, where: str) -> str:
+    if messages is None:
+        return ""
+    if not isinstance(messages, list):
+        raise refusal(
+            source,
+            f"{where}: field '{source.text_field}' holds a {type(messages).__name__}, not a list of messages",
+            "set text_field to the column with the messages, or remove messages",
+        )
+    return "".join(_message(source, texts, message, where) for message in messages)
+
+
+def _message(source: SourceConfig, texts: Mapping[str, str], message: Any, where: str) -> str:
+    for role_key, content_key in MESSAGE_KEYS:
+        if isinstance(message, Mapping) and role_key in message and content_key in message:
+            role, content = message[role_key], message[content_key]
+            break
+    else:
+        raise refusal(
+            source,
+            f"{where}: a message is not {' or '.join('{' + ', '.join(keys) + '}' for keys in MESSAGE_KEYS)}",
+            "take another data set, or render it to text beforehand",
+        )
+    if role not in texts:
+        raise refusal(
+            source,
+            f"{where}: a message of role '{role}', which messages does not name ({', '.join(texts)})",
+            'add it there; "" leaves its messages out',
+        )
+    return texts[role].format(content="" if content is None else content)
