@@ -22,7 +22,7 @@ ClockName = Literal["seconds", "cpu_seconds"]
 
 
 RATIOS = ("time ratio", "95 % upper", "CPU time")
-"""Columns of a table: the ratio of times, its bound, and the ratio of this process's CPU time (the host's, on a GPU)."""
+"""Columns of a table: the ratio of times, its bound, and that of the process's CPU time (beside a GPU, its host's)."""
 
 
 @dataclass(frozen=True)

@@ -108,9 +108,7 @@ class PeakMemory:
 
 def describe(device: torch.device) -> dict[str, object]:
     """Device and versions, for a result file."""
-    kind = "cpu" if device.type == "cpu" else "gpu"
     return {
-        "kind": kind,
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "versions": package_versions(),

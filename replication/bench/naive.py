@@ -8,6 +8,7 @@ micro-batch).
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ class NaiveLoop(PlainLoop):
     def __init__(self, config: RunConfig, *args: Any) -> None:
         eager = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, compile=False))
         super().__init__(eager, *args)
+        if config.cluster.compile:
+            logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # it says where the graph breaks: that is meant
         # compiled as a whole, as its author would: the reads inside break the graph at every block
         self._losses = torch.compile(self._forward) if config.cluster.compile else self._forward
         self.divergences: list[float] = []
