@@ -324,6 +324,7 @@ def test_strong_scaling_cuts_the_same_batch():
         (["step", "--blocks=0"], ("--blocks", "at least 1")),
         (["step", "--block-steps=3"], ("--block-steps", "multiple", "--logging.log_every_steps=3")),
         (["step", "--cluster.strategy=ddp", "--cluster.devices=2"], ("cluster.devices", "bench scaling")),
+        (["step", "--cluster.strategy=zero2"], ("cluster.strategy", "choose single")),
         (["peers", "--model.feed_forward=moe"], ("model.feed_forward", "dense")),
         (["peers", "--training.optimizer=sgd"], ("training.optimizer", "AdamW")),
         (["scaling", "--ranks=two"], ("--ranks", "1,2,4")),

@@ -13,13 +13,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from replication.bench.plain import PlainLoop, training_loader
 from replication.bench.synthetic import SyntheticStore
 from replication.bench.turns import Pause
 from replication.config import RunConfig
-from replication.data.module import Batch, TrainingBatches
+from replication.data.module import Batch, CountFrom, TrainingBatches, batch_loader
 from replication.data.store import TokenStore
 from replication.model.size import padded_vocabulary
 
@@ -52,8 +52,14 @@ class _Objective(nn.Module):
         return {"loss": self._objective(Batch(tokens_BS, step_groups)) * self._accumulation}
 
 
-def as_keywords(batch: Batch) -> dict[str, Any]:
-    return batch._asdict()
+class _Inputs(Dataset):
+    """Micro-batches as keyword inputs."""
+
+    def __init__(self, config: RunConfig, store: SyntheticStore) -> None:
+        self.batches = TrainingBatches(config, cast(TokenStore, store))
+
+    def __getitem__(self, m: int) -> dict[str, Any]:
+        return self.batches[m]._asdict()
 
 
 def train_with_hugging_face(
@@ -62,7 +68,7 @@ def train_with_hugging_face(
     """transformers' Trainer on the plain loop's model, objective, optimizer and schedule; logs, saves nothing."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    loop = PlainLoop(config, store, device, block_steps)
+    loop, inputs = PlainLoop(config, store, device, block_steps), _Inputs(config, store)
 
     class Blocks(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -71,7 +77,7 @@ def train_with_hugging_face(
 
     class OnOurBatches(Trainer):
         def get_train_dataloader(self) -> DataLoader:
-            return training_loader(config, store, device, as_keywords)
+            return batch_loader(config, inputs, CountFrom(0))
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -91,7 +97,7 @@ def train_with_hugging_face(
         if arguments.n_gpu > 1:
             arguments._n_gpu = 1  # it would spread the batch over every GPU that it sees
         trainer = OnOurBatches(
-            model=_Objective(loop), args=arguments, train_dataset=TrainingBatches(config, cast(TokenStore, store)),
+            model=_Objective(loop), args=arguments, train_dataset=inputs,
             optimizers=(loop.optimizer, loop.schedule), callbacks=[Blocks()],
         )  # fmt: skip
         cast(Any, trainer).log = lambda *args, **kwargs: None  # it prints
@@ -177,7 +183,7 @@ def train_with_litgpt(
         max_norm=t.clip_norm or None,
     )
     never = EvalArgs(interval=t.steps, max_iters=1, initial_validation=False, final_validation=False)
-    tokens = _Tokens(training_loader(config, store, device), device, block_steps * config.accumulation, pause)
+    tokens = _Tokens(training_loader(config, store), device, block_steps * config.accumulation, pause)
     looked_at = [torch.zeros(sequences, config.data.block_size_tokens + 1, dtype=torch.int64, device=device)]
     with tempfile.TemporaryDirectory() as folder:
         fit(fabric, 1, state, tokens, looked_at, Path(folder), None, training, never)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from replication.bench.synthetic import SyntheticStore
 from replication.config import RunConfig
-from replication.data.module import Batch, CountFrom, TrainingBatches
+from replication.data.module import Batch, CountFrom, TrainingBatches, batch_loader
 from replication.data.store import TokenStore
 from replication.model.loss import TokenLosses
 from replication.model.transformer import Transformer, initialise
@@ -37,25 +36,9 @@ def head_losses(model: Transformer, hidden_BTD: Tensor, targets_BT: Tensor, labe
     return model.losses(hidden_BTD, targets_BT, label_smoothing).losses
 
 
-def training_loader(
-    config: RunConfig, store: SyntheticStore, device: torch.device, convert: Callable[[Any], Any] | None = None
-) -> DataLoader:
-    """The product's micro-batches from the first on, loaded as the product loads them.
-
-    Args:
-        config: the run's.
-        store: the corpus.
-        device: pinned memory where it is a GPU.
-        convert: makes something else of each batch.
-    """
-    return DataLoader(
-        TrainingBatches(config, cast(TokenStore, store)),
-        batch_size=None,
-        sampler=CountFrom(0),
-        num_workers=config.cluster.loader_workers,
-        pin_memory=device.type == "cuda",
-        collate_fn=convert,
-    )
+def training_loader(config: RunConfig, store: SyntheticStore) -> DataLoader:
+    """The product's micro-batches from the first on, loaded as the product loads them."""
+    return batch_loader(config, TrainingBatches(config, cast(TokenStore, store)), CountFrom(0))
 
 
 class PlainLoop:
@@ -83,7 +66,7 @@ class PlainLoop:
         self.model = build_model(config, device) if model is None else model
         self.optimizer = build_optimizer(config.training, self.model) if optimizer is None else optimizer
         self.schedule = build_schedule(config.training, self.optimizer)
-        self.loader = iter(training_loader(config, store, device))
+        self.loader = iter(training_loader(config, store))
         self.groups = config.micro_batch_sequences // config.gain_group_sequences
         self.limit = config.training.clip_norm or float("inf")
 

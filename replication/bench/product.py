@@ -43,12 +43,17 @@ def configure(config: RunConfig, block_steps: int, arm: str = "both") -> RunConf
         arm: one of ARMS.
 
     Raises:
-        UserError: it asks for more than one process, or for blocks of which some have a log line and others none.
+        UserError: it asks for more than one process, for ZeRO, or for blocks of which some have a log line and others none.
     """
     if config.world_size > 1:
         raise UserError(
             f"cluster.devices: this times one process, not {config.world_size}; choose 1 (`replicate bench scaling` "
             "times several)"
+        )
+    if config.cluster.strategy.startswith("zero"):
+        raise UserError(
+            f"cluster.strategy: {config.cluster.strategy} keeps weights and optimizer where a plain loop cannot train "
+            "them; choose single (`replicate bench scaling` times it at one process, too)"
         )
     return endless(config, block_steps, arm)
 
