@@ -43,7 +43,7 @@ def configure(config: RunConfig, block_steps: int, arm: str = "both") -> RunConf
         arm: one of ARMS.
 
     Raises:
-        UserError: it asks for more than one process, for ZeRO, or for blocks of which some have a log line and others none.
+        UserError: it asks for several processes, for ZeRO, or for blocks of which only some have a log line.
     """
     if config.world_size > 1:
         raise UserError(
