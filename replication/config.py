@@ -75,8 +75,11 @@ class SourceConfig:
 
     name: str
     """Name in reports and on disk; letters, digits, dot, dash and underscore."""
-    kind: Literal["text", "jsonl", "parquet", "hub", "python_topics", "python_docstrings", "python_source"] = "text"
-    """Local files, a `datasets.load_dataset` id, or text that every Python carries."""
+    kind: Literal[
+        "text", "jsonl", "parquet", "hub", "python_topics", "python_docstrings", "python_source", "python_packages"
+    ] = "text"
+    """Local files, a `datasets.load_dataset` id, or text that every Python carries; python_packages is the source of
+    what is installed beside it, which differs between machines."""
     path: str | None = None
     """File, folder or glob of local files (relative to the current folder), or the hub id."""
     subset: str | None = None

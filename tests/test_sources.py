@@ -158,6 +158,13 @@ def test_python_topics():
     assert [name for name, _ in found] == sorted(topics)
 
 
+def test_python_packages_are_the_installed_modules_without_tests_and_tables():
+    found, report = read(kind="python_packages")
+    names = [name for name, _ in found]
+    assert "yaml/loader.py" in names and not any("/tests/" in name for name in names)
+    assert report.documents == len(names) and max(len(text.encode()) for _, text in found) <= 200_000
+
+
 def test_python_source_is_the_library_without_its_tests():
     found, report = read(kind="python_source")
     sources = dict(found)

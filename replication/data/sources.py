@@ -34,6 +34,7 @@ from replication.data.retries import Retries, first_line
 MAX_NAMED = 20
 
 # Tests are not what the standard library says of itself; the rest is installed or generated on this machine.
+MAX_MODULE_BYTES = 200_000
 NOT_STDLIB = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload"}
 
 
@@ -320,6 +321,17 @@ def _stdlib_files() -> list[tuple[str, Path]]:
     )
 
 
+def _package_parts(source: SourceConfig, report: ReadReport) -> list[Part]:
+    """Modules of the installed packages, without their tests; what is larger than a module is data in disguise."""
+    root = Path(sysconfig.get_paths()["purelib"])
+    named = [(file.relative_to(root), file) for file in root.rglob("*.py")]
+    files = sorted((name.as_posix(), file) for name, file in named if not NOT_STDLIB.intersection(name.parts))
+    small = [(name, file) for name, file in files if file.stat().st_size <= MAX_MODULE_BYTES]
+    if not small:
+        raise refusal(source, f"no module is installed in {root}", "take another kind")
+    return [FilePart(name, partial(_module, _python_text, name, path)) for name, path in small]
+
+
 def _python_text(raw: bytes) -> str | None:
     """The text of a module in the encoding that it declares; None where it cannot be decoded."""
     try:
@@ -356,4 +368,5 @@ _PARTS: dict[str, Callable[[SourceConfig, ReadReport], list[Part]]] = {
     "python_topics": _topic_parts,
     "python_docstrings": partial(_stdlib_parts, _docstrings_of),
     "python_source": partial(_stdlib_parts, _python_text),
+    "python_packages": _package_parts,
 }

@@ -1,0 +1,138 @@
+#!/usr/bin/env bash
+# What a GPU has to show, in parts of less than ten minutes each. A part that was interrupted, or whose time was up, is
+# called again and goes on.
+#
+#   launch/gpu_check.sh [--small] PART [OUT]      (default OUT: out/gpu_check)
+#
+#   tests       the tests that need a GPU
+#   head        the three heads at the published size: peak memory and time, eager and compiled
+#   step        a step of the 1.2B model, both interventions on: tokens/s, utilisation, memory, the four arms against
+#               the baseline, and where the time goes; compiled, chunked head
+#   logits      the same with all logits at once
+#   flash       the same with the flash kernel
+#   cudnn       the same with cuDNN's
+#   in-backward the same with the scale applied in backward
+#   eager       the same without torch.compile
+#   train       twenty steps of 1.2B training as published, checkpoint and generation included
+#   variants    five gains at 50 million parameters, 3 seeds, with their report
+#   ablation    the 2x2 at 50 million parameters, 3 seeds, with its report
+#   summary     every figure so far, and the fastest of the steps
+#   all         every part in turn
+#
+# --small runs the same commands on tiny models on the CPU: what a machine without a GPU can try.
+set -euo pipefail
+
+# shellcheck source=launch/install.sh
+source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+
+seconds=540
+parts=(tests head step logits flash cudnn in-backward eager train variants ablation summary)
+
+usage() { sed --quiet '2,/^set/{/^set/!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
+
+small=""
+if [[ ${1:-} == --small ]]; then
+  small=yes
+  shift
+fi
+if [[ ${1:-} == -h || ${1:-} == --help || $# == 0 ]]; then
+  usage
+  exit
+fi
+part=$1
+out=${2:-out/gpu_check}
+[[ " ${parts[*]} all " == *" $part "* ]] || fail "gpu_check: no part '$part'; the parts are ${parts[*]} all"
+[[ -n $small ]] || has_nvidia_driver || fail "gpu_check: nvidia-smi finds no GPU; --small tries the commands on the CPU"
+install_environment test
+mkdir -p "$out"
+
+# What is measured: the published model and batch, or its tiny twin.
+if [[ -n $small ]]; then
+  layers=(--config model/tiny.yaml --config cluster/cpu.yaml --config arms/both.yaml)
+  step=(--blocks 1 --block-steps 2 --logging.log_every_steps=2)
+  head=(--tokens 512 --vocabulary 2000 --width 64 --accelerator cpu --repeats 1)
+  run=(--model.vocab_size=2048 --training.steps=4 --training.warmup_steps=2 --training.batch_tokens=2048
+    --validation.every_steps=2 --validation.sequences=16 --checkpoints.every_steps=2 --cluster.accelerator=cpu
+    --generation.max_new_tokens=4 --generation.samples_per_prompt=1 --logging.log_every_steps=2)
+  tiny=(--model.n_blocks=2 --model.d_model=64 --model.d_ff=64 --cluster.micro_batch_sequences=null
+    --data.tokenizer.vocab_size=2048 --data.block_size_tokens=128 --data.token_budget=300000
+    --training.precision=32-true --seeds 1)
+  published=(--config model/tiny.yaml --config data/python.yaml --config arms/both.yaml)
+else
+  layers=(--config model/1b2.yaml --config training/phase3.yaml --config cluster/one_gpu.yaml --config arms/both.yaml
+    --training.gain_group_sequences=2)
+  step=(--blocks 12 --block-steps 1 --logging.log_every_steps=10)
+  head=()
+  run=(--training.steps=20 --training.warmup_steps=10 --validation.every_steps=10 --validation.sequences=64
+    --checkpoints.every_steps=10 --generation.max_new_tokens=50 --generation.samples_per_prompt=1)
+  tiny=()
+  published=(--config model/1b2.yaml --config training/phase3.yaml --config cluster/one_gpu.yaml
+    --config data/packages.yaml --config arms/both.yaml --data.block_size_tokens=2048 --model.vocab_size=32768)
+fi
+
+# Run a command for at most the time of a part; 124 from timeout means that it goes on at the next call.
+bounded() {
+  local code=0
+  timeout --signal=INT --kill-after=30 "$seconds" "$@" || code=$?
+  if ((code == 124)); then
+    say "gpu_check: the time of this part is up; the same command goes on"
+    exit 75
+  fi
+  return "$code"
+}
+
+bench_step() {
+  local name=$1
+  shift
+  bounded "$venv/bin/replicate" bench step "${layers[@]}" "${step[@]}" "$@" --out "$out/step-$name.json"
+}
+
+suite() {
+  bounded "$venv/bin/replicate" grid run "$1" --out "$out/$1" "${tiny[@]}" ${small:+"${run[@]}"}
+}
+
+summary() {
+  "$venv/bin/python" - "$out" <<'PYTHON'
+import json, sys
+from pathlib import Path
+
+steps = {path.stem: json.loads(path.read_text()) for path in sorted(Path(sys.argv[1]).glob("step-*.json"))}
+speed = {name: found["product"]["tokens_per_second"] for name, found in steps.items()}
+for name, tokens in sorted(speed.items(), key=lambda item: -item[1]):
+    print(f"{name:18} {tokens:12,.0f} tokens/s")
+print("fastest:", max(speed, key=speed.get) if speed else "nothing measured yet")
+PYTHON
+}
+
+act() {
+  case $1 in
+    tests) bounded "$venv/bin/python" -m pytest -m gpu "$checkout/tests" -q ;;
+    head)
+      bounded "$venv/bin/replicate" bench head "${head[@]}" --out "$out/head.json"
+      bounded "$venv/bin/replicate" bench head "${head[@]}" --compile --out "$out/head-compiled.json"
+      ;;
+    step) bench_step chunked ;;
+    logits) bench_step logits --cluster.head=logits ;;
+    flash) bench_step flash ${small:---cluster.attention=flash} ${small:+--cluster.attention=math} ;;
+    cudnn) bench_step cudnn ${small:---cluster.attention=cudnn} ${small:+--cluster.attention=efficient} ;;
+    in-backward) bench_step in-backward --layer_gain.apply=micro_batch ;;
+    eager) bench_step eager --cluster.compile=false ;;
+    train)
+      [[ -f $out/data/manifest.json ]] ||
+        bounded "$venv/bin/replicate" prepare "${published[@]}" --out "$out/data"
+      bounded "$venv/bin/replicate" train "${published[@]}" "${run[@]}" --data.dir="$out/data" --out "$out/train"
+      ;;
+    variants) suite packages_gain_variants_50m ;;
+    ablation) suite packages_2x2_50m ;;
+    summary) summary ;;
+  esac
+}
+
+if [[ $part == all ]]; then
+  for each in "${parts[@]}"; do
+    say "gpu_check: $each"
+    act "$each"
+  done
+else
+  act "$part"
+fi
