@@ -21,8 +21,8 @@ ClockName = Literal["seconds", "cpu_seconds"]
 """A field of Block."""
 
 
-RATIOS = ("time ratio", "95 % upper", "CPU time")
-"""Columns of a table: the ratio of times, its bound, and that of the process's CPU time (beside a GPU, its host's)."""
+RATIOS = ("time", "95 % upper", "CPU time")
+"""Columns of a table, over the reference: time, its bound, and the CPU time of the process (the host's, beside a GPU)."""
 
 
 @dataclass(frozen=True)

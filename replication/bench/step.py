@@ -153,7 +153,8 @@ def _facts_table(bench: StepBench) -> Table:
     over_plain, speed = c.reference_over(PLAIN), c.tokens_per_second(REFERENCE)
     versions = bench.machine["versions"]
     rows = {
-        "baseline over plain": f"{over_plain} of its time, 95 % upper bound {over_plain.bound}",
+        "baseline over plain": f"{over_plain} of its time, 95 % upper bound {over_plain.bound}; "
+        f"{c.reference_over(PLAIN, 'cpu_seconds')} of its CPU time",
         "pairs": f"{over_plain.pairs} blocks of {bench.block_steps} steps each, {config.accumulation} micro-batch(es) "
         f"a step, a log line every {config.logging.log_every_steps}",
         "MFU": f"{u.full(speed):.1%} with all of the attention counted ({u.flops_per_token_full:.3g} FLOP/token), "
