@@ -22,7 +22,7 @@ ClockName = Literal["seconds", "cpu_seconds"]
 
 
 RATIOS = ("time", "95 % upper", "CPU time")
-"""Columns of a table, over the reference: time, its bound, and the CPU time of the process (the host's, beside a GPU)."""
+"""Columns of a table, over the reference: time, its bound, CPU time of the process (the host's, beside a GPU)."""
 
 
 @dataclass(frozen=True)
