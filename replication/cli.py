@@ -285,32 +285,10 @@ def drill(argv: list[str]) -> int:
 
 
 def bench(argv: list[str]) -> int:
-    """Measure speed as ratios in one run: a step of the product beside a plain torch loop."""
-    parser = Parser(prog="replicate bench", description=bench.__doc__)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="step", parser_class=Parser)
-    text = "a step beside the same step in a plain torch loop"
-    sub = actions.add_parser("step", help=text, description=f"Time {text}. Any key of a run may follow as a flag.")
-    sub.add_argument("--config", action="append", default=[], help="config file (default: model/tiny, cluster/cpu)")
-    sub.add_argument("--blocks", type=int, default=24, help="paired blocks (default 24)")
-    sub.add_argument("--block-steps", type=int, default=10, help="optimizer steps in a block (default 10)")
-    sub.add_argument("--out", type=Path, help="JSON file of every block's seconds")
-    args, flags = parser.parse_known_args(argv)
-    for name in ("blocks", "block_steps"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')}: {getattr(args, name)} must be at least 1")
-    from replication.bench.step import bench_step, configure, step_table
-    from replication.config import load_run
-    from replication.rundir import write_json
+    """Measure speed and memory, as ratios inside one run: the arms, other trainers, ranks, heads."""
+    from replication.bench_cli import bench as run_bench
 
-    config = configure(load_run(args.config or ["model/tiny.yaml", "cluster/cpu.yaml"], flags), args.blocks,
-                       args.block_steps)  # fmt: skip
-    console = Console()
-    result = bench_step(config, args.block_steps, console)
-    console.print(step_table(result, config))
-    if args.out:
-        write_json(args.out, result.to_dict())
-        console.print(f"every block:  {args.out}", soft_wrap=True)
-    return 0
+    return run_bench(argv)
 
 
 def doctor(argv: list[str]) -> int:

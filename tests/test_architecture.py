@@ -23,7 +23,7 @@ LAYERS = [
     ["launcher", "training"],
     ["grid", "preference", "analysis"],
     ["bench", "cell", "drill"],
-    ["grid_cli"],
+    ["grid_cli", "bench_cli"],
     ["cli"],
     ["__main__"],
 ]
@@ -63,6 +63,7 @@ TORCH_FREE = [
     "fidelity",
     "grid",
     "grid_cli",
+    "bench_cli",
     "analysis",
     "drill",
     "launcher",

@@ -41,3 +41,33 @@ def _feed_forward(model: ModelConfig) -> int:
         return swiglu
     router = model.n_experts * model.d_model
     return router + swiglu * (model.n_experts + int(model.shared_expert))
+
+
+def active_matrix_parameters(model: ModelConfig) -> int:
+    """Parameters that enter a matrix product for one token: the chosen experts, and the head, tied or not.
+
+    The embedding is a look-up and norms are no products. Rows that only pad the vocabulary do not count.
+    """
+    width, heads = model.d_model, 2 * (model.n_heads + model.n_kv_heads) * model.d_head
+    experts, router = 1, 0
+    if model.feed_forward == "moe":
+        experts, router = model.top_k + int(model.shared_expert), model.n_experts * width
+    block = width * heads + 3 * width * model.d_ff * experts + router
+    return model.vocab_size * width + model.n_blocks * block
+
+
+def flops_per_token(model: ModelConfig, block_size_tokens: int, causal: bool) -> float:
+    """Floating-point operations of forward and backward for one token of a training step.
+
+    6 for each active matrix parameter (2 forward, 4 backward; Kaplan et al. 2020, section 2.1), and the two products
+    of attention, 12 * blocks * positions * heads * width of a head (Chowdhery et al. 2022, appendix B). What
+    checkpointing or a chunked head computes twice counts once, as in every published utilisation.
+
+    Args:
+        model: its sizes.
+        block_size_tokens: positions that a token may attend to.
+        causal: count only the half of the attention that the causal mask leaves; False counts all of it, as most
+            published figures do.
+    """
+    attention = 12 * model.n_blocks * block_size_tokens * model.n_heads * model.d_head
+    return 6 * active_matrix_parameters(model) + attention / (2 if causal else 1)

@@ -1,0 +1,123 @@
+"""`replicate bench ACTION`: step, peers, scaling, head."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from replication.arguments import Parser
+from replication.config import RunConfig, load_run
+from replication.errors import UserError
+from replication.rundir import write_json
+
+TEXTS = {
+    "step": "the four arms and a plain torch loop: speed, memory, and where the time goes",
+    "peers": "a dense model here, in a plain torch loop, in Hugging Face's Trainer, in LitGPT; and both interventions",
+    "scaling": "the training on 1, 2, ... processes of this machine",
+    "head": "the ways from hidden states to losses: peak memory and time",
+}
+STRATEGY = ["--cluster.strategy=ddp"]
+"""What bench scaling adds to the layers: single is one process."""
+DEFAULT_LAYERS = ["model/tiny.yaml", "cluster/cpu.yaml"]
+
+
+def bench(argv: list[str]) -> int:
+    """The verb: parse, then act."""
+    parser = Parser(prog="replicate bench", description="Measure speed and memory, as ratios inside one run.")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(TEXTS), parser_class=Parser)
+    for name, text in TEXTS.items():
+        keys = "" if name == "head" else " Any key of a run may follow as a flag."
+        sub = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.{keys}")
+        if name != "head":
+            sub.add_argument("--config", action="append", default=[], help="config file (default: model/tiny, "
+                             "cluster/cpu)")  # fmt: skip
+            sub.add_argument("--blocks", type=int, default=24, help="blocks of each contestant that count (default 24)")
+            sub.add_argument("--block-steps", type=int, default=10, help="optimizer steps in a block (default 10)")
+        if name == "scaling":
+            sub.add_argument("--ranks", default="1,2", help="comma-separated numbers of processes (default 1,2)")
+            sub.add_argument("--mode", choices=("weak", "strong"), default="weak", help="weak: the batch grows with "
+                             "the processes (default); strong: it is cut finer")  # fmt: skip
+        if name == "head":
+            _add_head_arguments(sub)
+        sub.add_argument("--out", type=Path, help="JSON file of the results, every block included")
+    args, flags = parser.parse_known_args(argv)
+    for name in ("blocks", "block_steps", "tokens", "vocabulary", "width"):
+        if getattr(args, name, 1) < 1:
+            raise UserError(f"--{name.replace('_', '-')}: {getattr(args, name)} must be at least 1")
+    action: Callable[[argparse.Namespace, list[str], Console], dict[str, object]] = {
+        "step": _step, "peers": _peers, "scaling": _scaling, "head": _head,
+    }[args.action]  # fmt: skip
+    console = Console()
+    result = action(args, flags, console)
+    if args.out:
+        write_json(args.out, result)
+        console.print(f"every block:  {args.out}", soft_wrap=True)
+    return 0
+
+
+def _add_head_arguments(sub: argparse.ArgumentParser) -> None:
+    for name, size in (("tokens", 16384), ("vocabulary", 100_031), ("width", 1024)):
+        sub.add_argument(f"--{name}", type=int, default=size, help=f"default {size:,}, as in the 1.2B model")
+    sub.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="where (default auto)")
+    sub.add_argument("--fp32", action="store_true", help="no autocast to bf16")
+    sub.add_argument("--compile", action="store_true", help="compile what cluster.compile would")
+    sub.add_argument("--repeats", type=int, default=3, help="timed runs of each head; 0 counts memory only (default 3)")
+
+
+def _config(args: argparse.Namespace, flags: list[str]) -> RunConfig:
+    return load_run(args.config or DEFAULT_LAYERS, flags)
+
+
+def _step(args: argparse.Namespace, flags: list[str], console: Console) -> dict[str, object]:
+    from replication.bench.product import configure
+    from replication.bench.step import bench_step, step_tables
+
+    config = configure(_config(args, flags), args.block_steps)
+    result = bench_step(config, args.block_steps, args.blocks, console)
+    console.print(*step_tables(result), sep="\n")
+    return result.to_dict()
+
+
+def _peers(args: argparse.Namespace, flags: list[str], console: Console) -> dict[str, object]:
+    from replication.bench.peers import bench_peers, peers_tables
+
+    config = _config(args, ["--model.feed_forward=dense", *flags])
+    result = bench_peers(config, args.block_steps, args.blocks, console)
+    console.print(*peers_tables(result), sep="\n")
+    return result.to_dict()
+
+
+def _scaling(args: argparse.Namespace, flags: list[str], console: Console) -> dict[str, object]:
+    from replication.bench.scaling import bench_scaling, scaling_table
+
+    try:
+        ranks = sorted({int(n) for n in args.ranks.split(",")})
+    except ValueError:
+        ranks = [0]
+    if ranks[0] < 1:
+        raise UserError(f"--ranks: '{args.ranks}' is not a list of positive whole numbers such as 1,2,4")
+    config = load_run(args.config or DEFAULT_LAYERS, [*STRATEGY, *flags])
+    result = bench_scaling(config, ranks, args.mode, args.block_steps, args.blocks, console)
+    console.print(scaling_table(result))
+    return result.to_dict()
+
+
+def _head(args: argparse.Namespace, flags: list[str], console: Console) -> dict[str, object]:
+    from replication.bench.head import HeadSize, bench_head, head_table
+
+    if flags:
+        raise UserError(f"replicate bench head: {flags[0]} does not act here; see `replicate bench head --help`")
+    if args.repeats < 0:
+        raise UserError(f"--repeats: {args.repeats} must not be negative; 0 counts memory only")
+    import torch
+
+    on_gpu = torch.cuda.is_available() and args.accelerator != "cpu"
+    if args.accelerator == "gpu" and not on_gpu:
+        raise UserError("--accelerator: torch sees no GPU here; choose cpu")
+    size = HeadSize(args.tokens, args.vocabulary, args.width, not args.fp32, args.compile)
+    result = bench_head(size, torch.device("cuda" if on_gpu else "cpu"), args.repeats, console)
+    console.print(head_table(result))
+    return result.to_dict()
