@@ -1,9 +1,10 @@
-"""`replicate bench ACTION`: step, peers, scaling, head."""
+"""`replicate bench ACTION`: step, peers, scaling, head, data."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -18,9 +19,11 @@ TEXTS = {
     "peers": "a dense model here, in a plain torch loop, in Hugging Face's Trainer, in LitGPT; and both interventions",
     "scaling": "the training on 1, 2, ... processes of this machine",
     "head": "the ways from hidden states to losses: peak memory and time",
+    "data": "preparing a corpus beside its tokenizer alone, and the training loader beside what the model eats",
 }
 STRATEGY = ["--cluster.strategy=ddp"]
 """What bench scaling adds to the layers: single is one process."""
+EATS = 85_000
 DEFAULT_LAYERS = ["model/tiny.yaml", "cluster/cpu.yaml"]
 
 
@@ -32,8 +35,9 @@ def bench(argv: list[str]) -> int:
         keys = "" if name == "head" else " Any key of a run may follow as a flag."
         sub = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.{keys}")
         if name != "head":
-            sub.add_argument("--config", action="append", default=[], help="config file (default: model/tiny, "
-                             "cluster/cpu)")  # fmt: skip
+            default = "data/python" if name == "data" else "model/tiny, cluster/cpu"
+            sub.add_argument("--config", action="append", default=[], help=f"config file (default: {default})")
+        if name not in ("head", "data"):
             sub.add_argument("--blocks", type=int, default=24, help="blocks of each contestant that count (default 24)")
             sub.add_argument("--block-steps", type=int, default=10, help="optimizer steps in a block (default 10)")
         if name == "scaling":
@@ -42,13 +46,15 @@ def bench(argv: list[str]) -> int:
                              "the processes (default); strong: it is cut finer")  # fmt: skip
         if name == "head":
             _add_head_arguments(sub)
+        if name == "data":
+            _add_data_arguments(sub)
         sub.add_argument("--out", type=Path, help="JSON file of the results, every block included")
     args, flags = parser.parse_known_args(argv)
-    for name in ("blocks", "block_steps", "tokens", "vocabulary", "width"):
+    for name in ("blocks", "block_steps", "tokens", "vocabulary", "width", "megabytes", "turns", "eats"):
         if getattr(args, name, 1) < 1:
             raise UserError(f"--{name.replace('_', '-')}: {getattr(args, name)} must be at least 1")
     action: Callable[[argparse.Namespace, list[str], Console], dict[str, object]] = {
-        "step": _step, "peers": _peers, "scaling": _scaling, "head": _head,
+        "step": _step, "peers": _peers, "scaling": _scaling, "head": _head, "data": _data,
     }[args.action]  # fmt: skip
     console = Console()
     result = action(args, flags, console)
@@ -65,6 +71,15 @@ def _add_head_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--fp32", action="store_true", help="no autocast to bf16")
     sub.add_argument("--compile", action="store_true", help="compile what cluster.compile would")
     sub.add_argument("--repeats", type=int, default=3, help="timed runs of each head; 0 counts memory only (default 3)")
+
+
+def _add_data_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--prepared", type=Path, required=True, metavar="DIR", help="what `replicate prepare` wrote with "
+                     "the same config: its tokenizer and its loader are timed")  # fmt: skip
+    sub.add_argument("--megabytes", type=int, default=16, help="text that each turn prepares (default 16)")
+    sub.add_argument("--turns", type=int, default=5, help="preparations that count (default 5)")
+    sub.add_argument("--eats", type=int, default=EATS, metavar="TOKENS", help=f"tokens that the model trains on in a "
+                     f"second (default {EATS:,}: hoped for of the 1.2B model on one H100)")  # fmt: skip
 
 
 def _config(args: argparse.Namespace, flags: list[str]) -> RunConfig:
@@ -103,6 +118,21 @@ def _scaling(args: argparse.Namespace, flags: list[str], console: Console) -> di
     result = bench_scaling(config, ranks, args.mode, args.block_steps, args.blocks, console)
     console.print(scaling_table(result))
     return result.to_dict()
+
+
+def _data(args: argparse.Namespace, flags: list[str], console: Console) -> dict[str, object]:
+    from replication.bench.data import bench_loader, bench_preparation, loader_table, preparation_table
+    from replication.data.store import TokenStore
+
+    config = load_run(args.config or ["data/python.yaml"], flags)
+    store = TokenStore.open(args.prepared)
+    loader = bench_loader(config, store, args.eats)
+    console.print(loader_table(loader))
+    tokenizer = replace(config.data.tokenizer, path=str(args.prepared / "tokenizer.json"), revision=None)
+    data = replace(config.data, tokenizer=tokenizer)
+    preparation = bench_preparation(data, args.turns, args.megabytes * 1_000_000, console)
+    console.print(preparation_table(preparation))
+    return {"bench": "data", "loader": loader.to_dict(), "preparation": preparation.to_dict()}
 
 
 def _head(args: argparse.Namespace, flags: list[str], console: Console) -> dict[str, object]:
