@@ -61,7 +61,7 @@ if [[ -n $small ]]; then
 else
   layers=(--config model/1b2.yaml --config training/phase3.yaml --config cluster/one_gpu.yaml --config arms/both.yaml
     --training.gain_group_sequences=2)
-  step=(--blocks 12 --block-steps 1 --logging.log_every_steps=10)
+  step=(--blocks 8 --block-steps 2 --logging.log_every_steps=2)
   head=()
   run=(--training.steps=20 --training.warmup_steps=10 --validation.every_steps=10 --validation.sequences=64
     --checkpoints.every_steps=10 --generation.max_new_tokens=50 --generation.samples_per_prompt=1)
@@ -96,10 +96,12 @@ summary() {
 import json, sys
 from pathlib import Path
 
-steps = {path.stem: json.loads(path.read_text()) for path in sorted(Path(sys.argv[1]).glob("step-*.json"))}
-speed = {name: found["product"]["tokens_per_second"] for name, found in steps.items()}
-for name, tokens in sorted(speed.items(), key=lambda item: -item[1]):
-    print(f"{name:18} {tokens:12,.0f} tokens/s")
+found = {path.stem: json.loads(path.read_text())["interleaved"] for path in Path(sys.argv[1]).glob("step-*.json")}
+speed = {name: one["tokens_per_second"]["both"] for name, one in found.items()}
+for name in sorted(speed, key=speed.get, reverse=True):
+    cost = found[name]["time_over_reference"]["both"]
+    bound = f"{cost['upper_bound_95']:.4f}" if cost["upper_bound_95"] else "unknown, too few blocks"
+    print(f"{name:17} {speed[name]:9,.0f} tokens/s; both over baseline {cost['median']:.4f}, 95 % upper bound {bound}")
 print("fastest:", max(speed, key=speed.get) if speed else "nothing measured yet")
 PYTHON
 }
