@@ -8,9 +8,12 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+from replication.config import load_run, load_suite
 
 CHECKOUT = Path(__file__).parents[1]
 LIBRARY = "launch/job.sh"  # sourced, never called
@@ -346,6 +349,36 @@ def test_ablation_without_its_two_arguments_says_how_to_call_it(sandbox: Sandbox
     assert done.returncode == 2
     assert done.stderr.startswith("Usage: launch/ablation_2x2.sh SITE CLUSTER")
     assert sandbox.log == []
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_gpu_check_asks_for_what_exists(sandbox: Sandbox, small: bool) -> None:
+    """Every command of every part, as both kinds of machine would run it: the keys and files in them are real."""
+    for tool in ("python", "sed"):
+        sandbox.program(tool, FAKE_PYTHON if tool == "python" else "#!/usr/bin/env bash\n")
+    if not small:
+        sandbox.program("nvidia-smi")
+    done = sandbox.run("launch/gpu_check.sh", *(["--small"] if small else []), "all", "a b")
+    assert done.returncode == 0, done.stderr
+    commands = [line.split() for line in sandbox.log if line.startswith("replicate")]
+    verbs = [" ".join(words[1:3]) for words in commands]
+    assert [verbs.count(v) for v in ("bench head", "bench step", "grid run")] == [2, 6, 2]
+    for words in commands:
+        layers = [value for word, value in pairwise(words) if word == "--config"]
+        if "grid" in words:
+            suite = load_suite(words[3])
+            layers = [*suite.layers, f"arms/{suite.arms[0]}.yaml"]
+        load_run(layers, [word for word in words if word.startswith("--") and "." in word and "=" in word])
+
+
+def test_gpu_check_without_a_gpu_or_with_another_part_is_one_line(sandbox: Sandbox) -> None:
+    for args, words in (
+        (["step"], "nvidia-smi finds no GPU; --small tries"),
+        (["steps"], "no part 'steps'; the parts"),
+    ):
+        done = sandbox.run("launch/gpu_check.sh", *args)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+        assert words in done.stderr and sandbox.log == []
 
 
 def test_test_sh_lints_types_and_ends_with_pytest(sandbox: Sandbox) -> None:
