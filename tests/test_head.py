@@ -110,12 +110,15 @@ def test_chunks_compute_in_the_dtype_of_autocast():
 
 def test_entropies_in_chunks_are_those_of_the_logits(monkeypatch):
     monkeypatch.setattr(head, "ENTROPY_LOGITS", 10 * CONFIG.vocab_size)
-    module, (hidden_ND, targets_N, _) = make("chunked"), case()
-    found = module(hidden_ND, targets_N, 0.1, entropies=True).entropies
-    expected = entropy_sums(module(hidden_ND), targets_N != IGNORE)
-    assert torch.allclose(found.predictive, expected.predictive, rtol=1e-12)
-    assert torch.equal(found.predicted_V, expected.predicted_V)
-    assert found.predicted_V.sum() == N - 3
+    for kind in ("logits", "chunked"):
+        module, (hidden_ND, targets_N, _) = make(kind), case()
+        losses, found = module(hidden_ND, targets_N, 0.1, entropies=True)
+        assert torch.equal(losses.smoothed_N, module(hidden_ND, targets_N, 0.1).losses.smoothed_N)
+        expected = entropy_sums(module(hidden_ND), targets_N != IGNORE)
+        assert torch.allclose(found.predictive, expected.predictive, rtol=1e-12)
+        assert torch.equal(found.predicted_V, expected.predicted_V)
+        assert found.predicted_V.sum() == N - 3
+        assert not found.predictive.requires_grad
 
 
 @pytest.mark.slow

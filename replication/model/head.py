@@ -74,15 +74,25 @@ class Head(nn.Module):
             hidden: any float dtype; losses are computed in at least fp32.
             targets_N: int64 in 0..V-1, or IGNORE.
             label_smoothing: in [0, 1).
-            entropies: whether to add up the token entropies over the valid tokens, a second pass.
+            entropies: whether to add up the token entropies over the valid tokens: from the logits where they are at
+                hand, else with a product of their own.
         """
         if targets_N is None:
             return logits_of(hidden, self.weight, self.vocab_size)
-        losses = self._losses(hidden, self.weight, targets_N, label_smoothing, self.vocab_size)
-        sums = None
-        if entropies:
-            sums = entropies_in_chunks(hidden, self.weight, targets_N != IGNORE, self.vocab_size)
-        return HeadOutput(losses, sums)
+        if not entropies:
+            losses = self._losses(hidden, self.weight, targets_N, label_smoothing, self.vocab_size)
+            return HeadOutput(losses, None)
+        if self._losses is losses_from_logits:
+            logits_NV = logits_of(hidden, self.weight, self.vocab_size)
+            losses, rows_of = token_losses(logits_NV, targets_N, label_smoothing), logits_NV.detach().__getitem__
+        else:
+            losses = self._losses(hidden, self.weight, targets_N, label_smoothing, self.vocab_size)
+            fixed = hidden.detach()
+
+            def rows_of(rows: slice) -> Tensor:
+                return logits_of(fixed[rows], self.weight, self.vocab_size)
+
+        return HeadOutput(losses, entropies_in_chunks(rows_of, targets_N != IGNORE, self.vocab_size))
 
 
 def logits_of(hidden: Tensor, weight_PD: Tensor, vocab_size: int) -> Tensor:
@@ -212,12 +222,19 @@ def _require_liger() -> None:
 
 
 @torch.no_grad()
-def entropies_in_chunks(hidden_ND: Tensor, weight_PD: Tensor, valid_N: Tensor, vocab_size: int) -> EntropySums:
-    """loss.entropy_sums over all tokens, without holding their logits."""
-    rows = max(1, ENTROPY_LOGITS // vocab_size)
+def entropies_in_chunks(logits_of_rows: Callable[[slice], Tensor], valid_N: Tensor, vocab_size: int) -> EntropySums:
+    """loss.entropy_sums over all tokens, a few tokens' probabilities at a time.
+
+    Args:
+        logits_of_rows: gives the logits [R, V] of a slice of the tokens.
+        valid_N: bool.
+        vocab_size: V.
+    """
+    size = max(1, ENTROPY_LOGITS // vocab_size)
     total: EntropySums | None = None
-    for hidden_RD, valid_R in zip(hidden_ND.detach().split(rows), valid_N.split(rows), strict=True):
-        sums = entropy_sums(logits_of(hidden_RD, weight_PD, vocab_size), valid_R)
+    for start in range(0, len(valid_N), size):
+        rows = slice(start, start + size)
+        sums = entropy_sums(logits_of_rows(rows), valid_N[rows])
         total = sums if total is None else EntropySums(*(a + b for a, b in zip(total, sums, strict=True)))
     assert total is not None, "no tokens"
     return total
