@@ -79,20 +79,21 @@ class Head(nn.Module):
         """
         if targets_N is None:
             return logits_of(hidden, self.weight, self.vocab_size)
-        if not entropies:
-            losses = self._losses(hidden, self.weight, targets_N, label_smoothing, self.vocab_size)
-            return HeadOutput(losses, None)
-        if self._losses is losses_from_logits:
+        logits_NV: Tensor | None = None
+        if entropies and self._losses is losses_from_logits:
             logits_NV = logits_of(hidden, self.weight, self.vocab_size)
-            losses, rows_of = token_losses(logits_NV, targets_N, label_smoothing), logits_NV.detach().__getitem__
+            losses = token_losses(logits_NV, targets_N, label_smoothing)
         else:
             losses = self._losses(hidden, self.weight, targets_N, label_smoothing, self.vocab_size)
-            fixed = hidden.detach()
+        if not entropies:
+            return HeadOutput(losses, None)
 
-            def rows_of(rows: slice) -> Tensor:
-                return logits_of(fixed[rows], self.weight, self.vocab_size)
+        def logits_of_rows(rows: slice) -> Tensor:
+            if logits_NV is not None:
+                return logits_NV[rows]
+            return logits_of(hidden[rows], self.weight, self.vocab_size)
 
-        return HeadOutput(losses, entropies_in_chunks(rows_of, targets_N != IGNORE, self.vocab_size))
+        return HeadOutput(losses, entropies_in_chunks(logits_of_rows, targets_N != IGNORE, self.vocab_size))
 
 
 def logits_of(hidden: Tensor, weight_PD: Tensor, vocab_size: int) -> Tensor:
