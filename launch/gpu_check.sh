@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a GPU has to show, in parts of less than ten minutes each. A part that was interrupted, or whose time was up, is
-# called again and goes on.
+# What a GPU has to show, in parts of less than ten minutes each. train, variants and ablation go on where they were when
+# they are called again; a step or head that was measured is not measured again.
 #
 #   launch/gpu_check.sh [--small] PART [OUT]      (default OUT: out/gpu_check)
 #
@@ -43,7 +43,11 @@ part=$1
 out=${2:-out/gpu_check}
 [[ " ${parts[*]} all " == *" $part "* ]] || fail "gpu_check: no part '$part'; the parts are ${parts[*]} all"
 [[ -n $small ]] || has_nvidia_driver || fail "gpu_check: nvidia-smi finds no GPU; --small tries the commands on the CPU"
-install_environment test
+if has_nvidia_driver; then
+  install_environment test liger
+else
+  install_environment test
+fi
 mkdir -p "$out"
 
 # What is measured: the published model and batch, or its tiny twin.
@@ -58,7 +62,9 @@ if [[ -n $small ]]; then
     --data.tokenizer.vocab_size=2048 --data.block_size_tokens=128 --data.token_budget=300000
     --training.precision=32-true --seeds 1)
   published=(--config model/tiny.yaml --config data/python.yaml --config arms/both.yaml)
+  flash=math cudnn=math # the one kernel that computes in fp32 on a CPU
 else
+  flash=flash cudnn=cudnn
   layers=(--config model/1b2.yaml --config training/phase3.yaml --config cluster/one_gpu.yaml --config arms/both.yaml
     --training.gain_group_sequences=2)
   step=(--blocks 8 --block-steps 2 --logging.log_every_steps=2)
@@ -70,12 +76,12 @@ else
     --config data/packages.yaml --config arms/both.yaml --data.block_size_tokens=2048 --model.vocab_size=32768)
 fi
 
-# Run a command for at most the time of a part; 124 from timeout means that it goes on at the next call.
+# Run a command for at most the time of a part; 124 from timeout means that the time was up.
 bounded() {
   local code=0
   timeout --signal=INT --kill-after=30 "$seconds" "$@" || code=$?
   if ((code == 124)); then
-    say "gpu_check: the time of this part is up; the same command goes on"
+    say "gpu_check: the time of this part is up; call it again"
     exit 75
   fi
   return "$code"
@@ -84,6 +90,7 @@ bounded() {
 bench_step() {
   local name=$1
   shift
+  [[ ! -f $out/step-$name.json ]] || return 0
   bounded "$venv/bin/replicate" bench step "${layers[@]}" "${step[@]}" "$@" --out "$out/step-$name.json"
 }
 
@@ -110,13 +117,14 @@ act() {
   case $1 in
     tests) bounded "$venv/bin/python" -m pytest -m gpu "$checkout/tests" -q ;;
     head)
-      bounded "$venv/bin/replicate" bench head "${head[@]}" --out "$out/head.json"
-      bounded "$venv/bin/replicate" bench head "${head[@]}" --compile --out "$out/head-compiled.json"
+      [[ -f $out/head.json ]] || bounded "$venv/bin/replicate" bench head "${head[@]}" --out "$out/head.json"
+      [[ -f $out/head-compiled.json ]] ||
+        bounded "$venv/bin/replicate" bench head "${head[@]}" --compile --out "$out/head-compiled.json"
       ;;
     step) bench_step chunked ;;
     logits) bench_step logits --cluster.head=logits ;;
-    flash) bench_step flash ${small:---cluster.attention=flash} ${small:+--cluster.attention=math} ;;
-    cudnn) bench_step cudnn ${small:---cluster.attention=cudnn} ${small:+--cluster.attention=efficient} ;;
+    flash) bench_step flash --cluster.attention="$flash" ;;
+    cudnn) bench_step cudnn --cluster.attention="$cudnn" ;;
     in-backward) bench_step in-backward --layer_gain.apply=micro_batch ;;
     eager) bench_step eager --cluster.compile=false ;;
     train)

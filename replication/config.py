@@ -325,8 +325,8 @@ class ClusterConfig:
     loader_workers: int = 0
     """Processes that read batches ahead."""
     compile: bool = False
-    """Whether torch.compile fuses each block and the head (on a CPU that takes a C++ compiler; the first step takes
-    a minute)."""
+    """Whether torch.compile fuses each block and the head's losses (on a CPU that takes a C++ compiler; the first step
+    takes a minute)."""
     activation_checkpointing: bool = False
     """Whether the blocks' activations are computed again in backward instead of kept; divergences are not."""
     head: Literal["logits", "chunked", "liger"] = "logits"
@@ -499,6 +499,10 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         c.cluster.threads is not None and c.cluster.threads < 1,
         f"cluster.threads: {c.cluster.threads} must be positive, or null for torch's own choice",
     )
+    yield (
+        t.muon_learning_rate is not None and t.optimizer != "muon",
+        f"training.muon_learning_rate: {t.optimizer} does not use it; set it to null, or training.optimizer=muon",
+    )
     for low_key, low, high_key, high in (
         ("token_gain.c_min", c.token_gain.c_min, "token_gain.c_max", c.token_gain.c_max),
         ("token_gain.focal_min", c.token_gain.focal_min, "token_gain.focal_max", c.token_gain.focal_max),
@@ -579,6 +583,10 @@ def _zero_contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         "elsewhere; choose zero2 (the same memory for the optimizer), or training.precision=32-true",
     )
     yield (
+        c.cluster.offload_optimizer and strategy == "zero1",
+        "cluster.offload_optimizer: not tested with zero1; choose zero2, which keeps less on the GPU",
+    )
+    yield (
         c.cluster.offload_optimizer and c.training.optimizer == "muon",
         "cluster.offload_optimizer: Muon would orthogonalise its matrices on the CPU, minutes a step for a large "
         "model; choose zero2 or zero3 on more GPUs without offload, or training.optimizer=adamw",
@@ -604,6 +612,16 @@ def _kernel_contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         "cluster.compile: zero3 gathers weights inside the blocks, where nothing can be fused; choose zero2, or "
         "cluster.compile=false",
     )
+    yield (
+        c.cluster.attention in ("cudnn", "efficient") and c.cluster.accelerator == "cpu",
+        f"cluster.attention: {c.cluster.attention} runs on a GPU, and cluster.accelerator is cpu; choose auto",
+    )
+    for key, width in (("model.d_model", c.model.d_model), ("model.d_ff", c.model.d_ff)):
+        yield (
+            c.model.feed_forward == "moe" and c.training.precision != "64-true" and width % 8 != 0,
+            f"{key}: {width} is no multiple of 8, and the experts' grouped products need rows of whole 16 bytes; "
+            f"take {-(-width // 8) * 8}",
+        )
     yield (
         c.cluster.head == "liger" and (c.cluster.accelerator == "cpu" or c.training.precision == "64-true"),
         "cluster.head: liger-kernel computes on a GPU, in at most fp32; choose chunked, the same function",

@@ -2,7 +2,8 @@
 
 cells.jsonl holds one object a line: name, arm and flags, and where they are wanted "flags_of_rank_1" on top, "n_blocks"
 of the model, "blocks" of the store, the steps after which to "keep" the weights, the steps (from 0) whose gradients
-"overflow_at", "leave_free": bytes of the disk after step 4, and "scale_as_published": the published loop over
+"overflow_at", "leave_free": bytes of the disk after step 4, "small_parts": buckets, sub-groups and batches of matrices
+so small that every one of them is cut, and "scale_as_published": the published loop over
 `param.grad`, which ZeRO leaves empty.
 """
 
@@ -22,6 +23,7 @@ from memory_store import MemoryStore
 from training_setup import MODEL, fit, small_config
 
 import replication.training.train as train_module
+from replication.training import muon, strategies
 from replication.training.strategies import consolidated_weights, multiply_whole
 
 HERE = Path(__file__).parent
@@ -87,6 +89,7 @@ def run_cell(cell: dict, root: Path) -> None:
     folder = root / cell["name"]
     folder.mkdir(parents=True, exist_ok=True)
     build, multiplier = train_module.build_trainer, train_module.gradient_multiplier
+    sizes = strategies.BUCKET_ELEMENTS, strategies.SUB_GROUP_ELEMENTS, muon.BATCH_ELEMENTS
 
     def with_keeper(*args, **kwargs):
         trainer = build(*args, **kwargs)
@@ -96,12 +99,15 @@ def run_cell(cell: dict, root: Path) -> None:
         return trainer
 
     train_module.build_trainer = with_keeper
+    if cell.get("small_parts"):
+        strategies.BUCKET_ELEMENTS, strategies.SUB_GROUP_ELEMENTS, muon.BATCH_ELEMENTS = 1000, 3000, 2000
     if cell.get("scale_as_published"):
         train_module.gradient_multiplier = lambda config: multiply_whole
     try:
         fit(config, folder, MemoryStore(blocks=tuple(cell.get("blocks", (6, 5)))))
     finally:
         train_module.build_trainer, train_module.gradient_multiplier = build, multiplier
+        strategies.BUCKET_ELEMENTS, strategies.SUB_GROUP_ELEMENTS, muon.BATCH_ELEMENTS = sizes
 
 
 def run_cells_on_ranks(cells: list[dict], root: Path, ranks: int = 2) -> None:

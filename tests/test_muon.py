@@ -41,7 +41,7 @@ def test_bf16_arithmetic_gives_nearly_the_same():
 def test_batches_hold_one_shape_and_no_more_than_their_size(monkeypatch):
     monkeypatch.setattr(muon, "BATCH_ELEMENTS", 50)
     assert list(muon._batches([torch.Size(s) for s in SHAPES])) == [[0, 2], [4], [1], [3]]
-    assert list(muon._batches([torch.Size(s) for s in SHAPES], ranks=2)) == [[0, 2, 4], [1], [3]]
+    assert list(muon._batches([torch.Size(s) for s in SHAPES], ranks=3)) == [[0, 2, 4], [1], [3]]
 
 
 def expected() -> list[torch.Tensor]:

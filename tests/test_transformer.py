@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.utils import counters
+from torch.nn.attention import SDPBackend
 
 from replication.config import ClusterConfig, ModelConfig
 from replication.model import transformer
@@ -186,14 +189,15 @@ def test_padding_of_the_vocabulary_is_zero_and_changes_nothing():
         assert b.grad[len(a) :].abs().sum() == 0 and b[len(a) :].abs().sum() == 0
 
 
-def test_checkpointed_blocks_give_the_same_bits_and_measure_once(monkeypatch):
+@pytest.mark.parametrize("attention", ["auto", "math"])
+def test_checkpointed_blocks_give_the_same_bits_and_measure_once(monkeypatch, attention):
     calls = []
     whole = transformer.divergence
     monkeypatch.setattr(transformer, "divergence", lambda *args: calls.append(1) or whole(*args))
     found = []
     for checkpointed in (False, True):
         model = build()
-        model.arrange(ClusterConfig(activation_checkpointing=checkpointed))
+        model.arrange(ClusterConfig(activation_checkpointing=checkpointed, attention=attention))
         ran = []
         model.blocks[0].attention.register_forward_hook(lambda *args, ran=ran: ran.append(1))
         out = model(tokens(4, 6), n_groups=2)
@@ -203,6 +207,45 @@ def test_checkpointed_blocks_give_the_same_bits_and_measure_once(monkeypatch):
     assert len(calls) == 2 * TINY.n_blocks  # ... and its divergence was not
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kernel", ["math", "flash", "cudnn", "efficient"])
+def test_attention_kernels_are_given_what_they_can_take(monkeypatch, kernel):
+    """Of cuDNN's and the efficient kernel the heads' own copies alone: their kernels run on a GPU."""
+    monkeypatch.setattr(
+        transformer, "KERNELS", transformer.KERNELS | dict.fromkeys(("cudnn", "efficient"), SDPBackend.MATH)
+    )
+    q, k, v = (torch.randn(2, heads, 5, 8, generator=torch.Generator().manual_seed(heads)) for heads in (4, 2, 2))
+    expected = transformer.attend(q, k, v, True, "auto")
+    assert torch.allclose(transformer.attend(q, k, v, True, kernel), expected, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_blocks_share_their_graphs_and_train_as_eager_ones():
+    """As the published suites run: experts in bf16, the chunked head; checkpointed blocks on top.
+
+    In bf16 a token may go to another expert than in fp64, compiled or not; so both are compared with fp64.
+    """
+    config = replace(TINY, vocab_size=61, n_blocks=6, init_std=0.05)
+
+    def gradient(compiled: bool, exact: bool) -> torch.Tensor:
+        model = build(config, dtype=torch.float64 if exact else torch.float32)
+        model.arrange(ClusterConfig(compile=compiled, head="chunked", activation_checkpointing=True))
+        for _ in range(2):
+            model.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=not exact):
+                out = model(tokens(4, 16), n_groups=2)
+                loss_N = model.losses(out.hidden_BTD, tokens(4, 16, seed=1), 0.1).losses.smoothed_N
+            (loss_N.mean() + 0.01 * out.aux_G.mean()).backward()
+        return torch.cat([p.grad.double().flatten() for p in model.parameters()])
+
+    before = counters["stats"]["unique_graphs"]
+    exact, eager, compiled = gradient(False, True), gradient(False, False), gradient(True, False)
+    graphs = counters["stats"]["unique_graphs"] - before
+    assert 1 <= graphs <= 4, "one for all six blocks, and the head's two"
+    error = [float((g - exact).norm() / exact.norm()) for g in (eager, compiled)]
+    assert error[1] < min(1.5 * error[0], 0.2), error
 
 
 def test_dense_model_has_no_auxiliary_loss():

@@ -8,7 +8,10 @@ Shapes: N tokens, D width, V vocabulary, P padded vocabulary (rows of the weight
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +27,12 @@ CHUNK_LOGITS = 1 << 26
 """Logits that the chunked head holds at a time, 256 MiB in fp32; it needs about four times that for a moment."""
 
 ENTROPY_LOGITS = 1 << 20
-"""Logits whose probabilities are held at a time when entropies are measured."""
+"""Logits whose probabilities are held at a time when entropies are measured: a cache's worth ..."""
+
+ENTROPY_TOKENS = 256
+"""... but of no fewer tokens, or a large vocabulary's weight would be read again for every few of them."""
+
+LIGER_AT_LEAST = (0, 8, 2)  # earlier ones gave wrong gradients for weights on tokens
 
 Losses = Callable[[Tensor, Tensor, Tensor, float, int], TokenLosses]
 """(hidden_ND, weight_PD, targets_N, label_smoothing, V) -> the losses of every token."""
@@ -60,6 +68,8 @@ class Head(nn.Module):
         self._losses = {"logits": losses_from_logits, "chunked": losses_in_chunks, "liger": losses_by_liger}[kind]
         if compile and kind == "logits":
             self._losses = torch.compile(losses_from_logits, dynamic=False)
+        if compile and kind == "chunked":
+            self._losses = functools.partial(losses_in_chunks, compiled=True)
 
     def forward(
         self,
@@ -109,13 +119,20 @@ def losses_from_logits(
 
 
 def losses_in_chunks(
-    hidden_ND: Tensor, weight_PD: Tensor, targets_N: Tensor, label_smoothing: float, vocab_size: int
+    hidden_ND: Tensor,
+    weight_PD: Tensor,
+    targets_N: Tensor,
+    label_smoothing: float,
+    vocab_size: int,
+    compiled: bool = False,
 ) -> TokenLosses:
     """A few tokens' logits at a time, computed again in backward: memory that does not grow with N * V."""
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
     with torch.autocast(device, enabled=False):
-        smoothed_N, plain_N = _ChunkedLosses.apply(hidden_ND, weight_PD, targets_N, label_smoothing, vocab_size, dtype)
+        smoothed_N, plain_N = _ChunkedLosses.apply(
+            hidden_ND, weight_PD, targets_N, label_smoothing, vocab_size, dtype, compiled
+        )
     return TokenLosses(smoothed_N, plain_N if label_smoothing else smoothed_N)
 
 
@@ -131,42 +148,64 @@ class _ChunkedLosses(torch.autograd.Function):
         label_smoothing: float,
         vocab_size: int,
         dtype: torch.dtype,
+        compiled: bool,
     ) -> tuple[Tensor, Tensor]:
-        weight = weight_PD.to(dtype)
-        plain, uniform, log_sums = [], [], []
-        for hidden_RD, targets_R in _chunks(vocab_size, hidden_ND, targets_N):
-            logits_RV = _wide_logits(hidden_RD.to(dtype), weight, vocab_size)
-            log_sum_R = logits_RV.logsumexp(-1)
-            target_R = logits_RV.gather(1, targets_R.clamp(min=0)[:, None])[:, 0]
-            valid_R = targets_R != IGNORE
-            log_sums.append(log_sum_R)
-            plain.append((log_sum_R - target_R) * valid_R)
-            uniform.append((log_sum_R - logits_RV.mean(-1)) * valid_R)
-        plain_N = torch.cat(plain)
-        ctx.save_for_backward(hidden_ND, weight_PD, targets_N, torch.cat(log_sums))
-        ctx.label_smoothing, ctx.vocab_size, ctx.dtype = label_smoothing, vocab_size, dtype
-        return torch.lerp(plain_N, torch.cat(uniform), label_smoothing), plain_N
+        weight, of_chunk = weight_PD.to(dtype), _compiled(_chunk_losses) if compiled else _chunk_losses
+        chunks = _chunks(vocab_size, hidden_ND, targets_N)
+        found = [of_chunk(hidden_RD.to(dtype), weight, targets_R, vocab_size) for hidden_RD, targets_R in chunks]
+        plain_N, uniform_N, log_sums_N = (torch.cat(column) for column in zip(*found, strict=True))
+        ctx.save_for_backward(hidden_ND, weight_PD, targets_N, log_sums_N)
+        ctx.label_smoothing, ctx.vocab_size, ctx.dtype, ctx.compiled = label_smoothing, vocab_size, dtype, compiled
+        return torch.lerp(plain_N, uniform_N, label_smoothing), plain_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_PD, targets_N, log_sums_N = ctx.saved_tensors
         smoothed_N, plain_N = (g * (targets_N != IGNORE) for g in gradients)
-        weight, smoothing, n_words = weight_PD.to(ctx.dtype), ctx.label_smoothing, ctx.vocab_size
+        weight, n_words = weight_PD.to(ctx.dtype), ctx.vocab_size
+        of_chunk: Callable[..., Tensor] = _compiled(_chunk_slopes) if ctx.compiled else _chunk_slopes
         to_hidden = []
         to_weight = torch.zeros(weight_PD.shape, dtype=log_sums_N.dtype, device=weight_PD.device)
-        for hidden_RD, targets_R, log_sum_R, smoothed_R, plain_R in _chunks(
-            n_words, hidden_ND, targets_N, log_sums_N, smoothed_N, plain_N
-        ):
+        for hidden_RD, *of_tokens in _chunks(n_words, hidden_ND, targets_N, log_sums_N, smoothed_N, plain_N):
             hidden_RD = hidden_RD.to(ctx.dtype)
-            # d loss / d logit = p - (1 - a) [target] - a / V, times the token's own incoming gradient
-            slope_RV = _wide_logits(hidden_RD, weight, n_words).sub_(log_sum_R[:, None]).exp_()
-            slope_RV.mul_((smoothed_R + plain_R)[:, None]).sub_((smoothed_R * (smoothing / n_words))[:, None])
-            at_target_R1 = -(smoothed_R * (1 - smoothing) + plain_R)[:, None]
-            slope_RV.scatter_add_(1, targets_R.clamp(min=0)[:, None], at_target_R1)
-            slope_RV = slope_RV.to(ctx.dtype)
+            slope_RV = of_chunk(hidden_RD, weight, *of_tokens, ctx.label_smoothing, n_words)
             to_hidden.append(slope_RV @ weight[:n_words])
             to_weight[:n_words] += slope_RV.T @ hidden_RD
-        return torch.cat(to_hidden).to(hidden_ND.dtype), to_weight.to(weight_PD.dtype), None, None, None, None
+        return torch.cat(to_hidden).to(hidden_ND.dtype), to_weight.to(weight_PD.dtype), *[None] * 5
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(function, dynamic=False)
+    return compiled
+
+
+def _chunk_losses(
+    hidden_RD: Tensor, weight_PD: Tensor, targets_R: Tensor, vocab_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each token: -log p(target), the mean of -log p over the vocabulary, log sum exp."""
+    logits_RV = _wide_logits(hidden_RD, weight_PD, vocab_size)
+    log_sum_R = logits_RV.logsumexp(-1)
+    target_R = logits_RV.gather(1, targets_R.clamp(min=0)[:, None])[:, 0]
+    valid_R = targets_R != IGNORE
+    return (log_sum_R - target_R) * valid_R, (log_sum_R - logits_RV.mean(-1)) * valid_R, log_sum_R
+
+
+def _chunk_slopes(
+    hidden_RD: Tensor,
+    weight_PD: Tensor,
+    targets_R: Tensor,
+    log_sum_R: Tensor,
+    smoothed_R: Tensor,
+    plain_R: Tensor,
+    smoothing: float,
+    vocab_size: int,
+) -> Tensor:
+    """d loss / d logits [R, V]: p - (1 - a) [target] - a / V, times each token's own incoming gradient."""
+    slope_RV = _wide_logits(hidden_RD, weight_PD, vocab_size).sub_(log_sum_R[:, None]).exp_()
+    slope_RV.mul_((smoothed_R + plain_R)[:, None]).sub_((smoothed_R * (smoothing / vocab_size))[:, None])
+    at_target_R1 = -(smoothed_R * (1 - smoothing) + plain_R)[:, None]
+    return slope_RV.scatter_add_(1, targets_R.clamp(min=0)[:, None], at_target_R1).to(hidden_RD.dtype)
 
 
 def _chunks(vocab_size: int, *tensors: Tensor) -> Any:
@@ -213,13 +252,23 @@ def losses_by_liger(
 
 
 def _require_liger() -> None:
+    """Refuse where liger-kernel or what it runs on is missing, or where its gradients were wrong."""
+    problem = ""
     try:
         import liger_kernel.transformers.functional  # noqa: F401
+
+        found = metadata.version("liger-kernel")
+        if tuple(int(part) for part in found.split(".")[:3]) < LIGER_AT_LEAST:
+            problem = f"version {found} is too old"
+        elif not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+            problem = "torch sees no GPU"
     except ImportError as error:
+        problem = str(error)
+    if problem:
         raise UserError(
-            f"cluster.head: liger needs a GPU and the package liger-kernel ({error}); install replication[liger], or "
-            "choose chunked"
-        ) from error
+            f"cluster.head: liger needs a GPU and liger-kernel 0.8.2 or newer ({problem}); install replication[liger], "
+            "or choose chunked, the same function"
+        )
 
 
 @torch.no_grad()
@@ -231,7 +280,7 @@ def entropies_in_chunks(logits_of_rows: Callable[[slice], Tensor], valid_N: Tens
         valid_N: bool.
         vocab_size: V.
     """
-    size = max(1, ENTROPY_LOGITS // vocab_size)
+    size = max(ENTROPY_TOKENS, ENTROPY_LOGITS // vocab_size)
     total: EntropySums | None = None
     for start in range(0, len(valid_N), size):
         rows = slice(start, start + size)

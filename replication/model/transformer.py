@@ -11,9 +11,8 @@ G gain groups, E experts, N tokens.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from replication.config import ClusterConfig, ModelConfig
+from replication.errors import UserError
 from replication.model.head import Head, HeadOutput
 from replication.model.moe import MixtureOfExperts, Routing, SwiGLU, load_balance
 from replication.model.size import padded_vocabulary
@@ -122,6 +122,7 @@ class Attention(nn.Module):
         if c.qk_norm != "none":
             self.q_norm = RMSNorm(c.d_head, c.norm_eps)
             self.k_norm = RMSNorm(c.d_head, c.norm_eps)
+        self.kernel = "auto"
 
     def forward(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], cache: BlockCache | None = None) -> Tensor:
         B, T, _ = x_BTD.shape
@@ -136,8 +137,31 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update(k, v)
         # one new position may see every cached one, so only a whole sequence needs the causal mask
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=True)
+        y = attend(q, k, v, T > 1, self.kernel)
         return self.o(y.transpose(1, 2).reshape(B, T, -1))
+
+
+KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+
+def attend(q_BHTC: Tensor, k_BJTC: Tensor, v_BJTC: Tensor, causal: bool, kernel: str) -> Tensor:
+    """softmax(q k' / sqrt(C)) v by one kernel (ClusterConfig.attention): [B, H, T, C].
+
+    The kernel is chosen here, around the product itself, so that a checkpointed block takes the same one again in
+    backward. Two of them know no shared heads, and get every head its own copy.
+    """
+    if kernel == "auto":
+        return F.scaled_dot_product_attention(q_BHTC, k_BJTC, v_BJTC, is_causal=causal, enable_gqa=True)
+    if kernel in ("cudnn", "efficient"):
+        copies = q_BHTC.shape[1] // k_BJTC.shape[1]
+        k_BJTC, v_BJTC = k_BJTC.repeat_interleave(copies, 1), v_BJTC.repeat_interleave(copies, 1)
+    with sdpa_kernel(KERNELS[kernel]):
+        return F.scaled_dot_product_attention(q_BHTC, k_BJTC, v_BJTC, is_causal=causal, enable_gqa=True)
 
 
 class Block(nn.Module):
@@ -163,6 +187,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return y [B, T, D], divergence [G], aux [G] and slots [E] (empty where n_groups is 0)."""
         if self.checkpointed and torch.is_grad_enabled():
+            assert cache is None, "a cached forward has no backward"
             y_BTD, routing = checkpoint(self._run, x_BTD, angles, use_reentrant=False, preserve_rng_state=False)
         else:
             y_BTD, routing = self._run(x_BTD, angles, cache)
@@ -206,18 +231,19 @@ class Transformer(nn.Module):
         self.head = Head(config)
         if config.tied_head:
             self.head.weight = self.embedding.weight  # type: ignore[assignment]
-        self.attention_kernel = "auto"
 
     def arrange(self, cluster: ClusterConfig) -> None:
         """Fit the computation to a machine: what is kept, fused, and by which kernels. No weight or name changes.
 
         Raises:
-            UserError: the head's package is missing.
+            UserError: the head's package or the attention's kernel is missing.
         """
-        self.attention_kernel = cluster.attention
+        if cluster.attention in ("cudnn", "efficient") and not torch.cuda.is_available():
+            raise UserError(f"cluster.attention: {cluster.attention} runs on a GPU, and torch sees none; choose auto")
         self.head.arrange(cluster.head, cluster.compile)
         for block in self.blocks:
             block.checkpointed = cluster.activation_checkpointing  # type: ignore[assignment]
+            block.attention.kernel = cluster.attention  # type: ignore[union-attr]
             if cluster.compile:
                 block.compile(dynamic=False)
 
@@ -236,10 +262,9 @@ class Transformer(nn.Module):
         )
         measured = []
         caches = cache.blocks if cache is not None else [None] * len(self.blocks)
-        with attention_kernel(self.attention_kernel):
-            for block, of_block in zip(self.blocks, caches, strict=True):
-                x_BTD, *found = block(x_BTD, angles, n_groups, of_block)
-                measured.append(found)
+        for block, of_block in zip(self.blocks, caches, strict=True):
+            x_BTD, *found = block(x_BTD, angles, n_groups, of_block)
+            measured.append(found)
         divergence_LG, aux_LG, slots_LE = (torch.stack(column) for column in zip(*measured, strict=True))
         aux_G = aux_LG.mean(0) if aux_LG.shape[1] else x_BTD.new_zeros(n_groups)
         return Output(self.norm(x_BTD), divergence_LG, aux_G, slots_LE)
@@ -258,22 +283,6 @@ class Transformer(nn.Module):
     def block_parameters(self) -> list[list[nn.Parameter]]:
         """Every parameter inside block i, for i = 0..L-1: what a layer scale multiplies."""
         return [list(block.parameters()) for block in self.blocks]
-
-
-@contextmanager
-def attention_kernel(name: str) -> Iterator[None]:
-    """Attention by one kernel (ClusterConfig.attention) for the time of the block; auto leaves torch its choice."""
-    if name == "auto":
-        yield
-        return
-    kernels: dict[str, Any] = {
-        "flash": SDPBackend.FLASH_ATTENTION,
-        "cudnn": SDPBackend.CUDNN_ATTENTION,
-        "efficient": SDPBackend.EFFICIENT_ATTENTION,
-        "math": SDPBackend.MATH,
-    }
-    with sdpa_kernel(kernels[name]):
-        yield
 
 
 @torch.no_grad()

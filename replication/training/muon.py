@@ -25,7 +25,7 @@ from replication.training.ranks import gather, rank, sum_over_ranks, world_size
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at zero, values end in about 0.7..1.2
 STEPS = 5
-BATCH_ELEMENTS = 1 << 26  # of matrices that are orthogonalised at a time on one rank: 256 MB in fp32
+BATCH_ELEMENTS = 1 << 26  # of matrices that are brought together at a time: 256 MB in fp32
 
 
 @torch.no_grad()
@@ -147,14 +147,16 @@ def _gradients(params: list[Tensor]) -> list[Tensor]:
 
 
 def whole_matrices(params: Sequence[Tensor], updates: list[Tensor], orthogonal: Orthogonalise) -> list[Tensor]:
-    """Single and DDP: every rank holds every matrix, and orthogonalises its share of each batch."""
-    found: list[Tensor] = list(updates)
+    """Single and DDP: every rank holds every matrix, and orthogonalises its share of each batch.
+
+    The results take the places of the updates in their list, so that no second copy of all of them is held.
+    """
     for batch in _batches([u.shape for u in updates], world_size()):
         stacked_MRC = torch.stack([updates[i] for i in batch])
         stacked_MRC = _shared(stacked_MRC, orthogonal) if world_size() > 1 else orthogonal(stacked_MRC)
         for i, matrix_RC in zip(batch, stacked_MRC, strict=True):
-            found[i] = matrix_RC
-    return found
+            updates[i] = matrix_RC
+    return updates
 
 
 def _shared(stacked_MRC: Tensor, orthogonal: Orthogonalise) -> Tensor:
@@ -168,12 +170,12 @@ def _shared(stacked_MRC: Tensor, orthogonal: Orthogonalise) -> Tensor:
 
 
 def _batches(shapes: Sequence[torch.Size], ranks: int = 1) -> Iterator[list[int]]:
-    """Numbers of matrices of one shape, at most BATCH_ELEMENTS elements a rank, or one matrix a rank, at a time."""
+    """Numbers of matrices of one shape, at most BATCH_ELEMENTS elements or one matrix a rank at a time."""
     by_shape: dict[torch.Size, list[int]] = {}
     for i, shape in enumerate(shapes):
         by_shape.setdefault(shape, []).append(i)
     for shape, numbers in by_shape.items():
-        size = ranks * max(1, BATCH_ELEMENTS // shape.numel())
+        size = max(ranks, BATCH_ELEMENTS // shape.numel())
         yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
 
 

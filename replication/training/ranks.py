@@ -43,9 +43,9 @@ def gather(local: Tensor) -> Tensor:
     """Every rank's tensor of one shape, stacked in rank order: [world, ...], the same on every rank."""
     if not dist.is_initialized():
         return local[None]
-    out = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-    dist.all_gather(out, local.contiguous())
-    return torch.stack(out)
+    out = local.new_empty(dist.get_world_size() * local.numel())
+    dist.all_gather_into_tensor(out, local.reshape(-1))
+    return out.view(-1, *local.shape)
 
 
 def sum_over_ranks(local: Tensor) -> None:

@@ -29,6 +29,7 @@ from replication.objectives.callbacks import MultiplyGradients
 from replication.training.muon import Muon, Partitions, Piece, Shards, Spread
 from replication.training.ranks import is_first
 
+SUB_GROUP_ELEMENTS = 1_000_000_000  # of the optimizer's state that ZeRO 3 updates at a time
 BUCKET_ELEMENTS = 50_000_000  # of one reduction or gather, at most: 200 MB in fp32
 
 
@@ -86,6 +87,7 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
         "allgather_bucket_size": bucket,
         "round_robin_gradients": False,
         "ignore_unused_parameters": False,
+        "parameter_alignment": False,  # parameters follow each other without gaps: _spread_of relies on it
     }
     if config.cluster.strategy == "zero3":
         zero |= {
@@ -94,7 +96,7 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
             "stage3_max_live_parameters": 1_000_000_000,
             "stage3_max_reuse_distance": 1_000_000_000,
             "stage3_gather_16bit_weights_on_model_save": False,
-            "sub_group_size": 1_000_000_000,
+            "sub_group_size": SUB_GROUP_ELEMENTS,
         }
     if config.cluster.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": gpu}
