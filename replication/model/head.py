@@ -30,12 +30,9 @@ ENTROPY_LOGITS = 1 << 20
 """Logits whose probabilities are held at a time when entropies are measured: a cache's worth ..."""
 
 ENTROPY_TOKENS = 256
-"""... but of no fewer tokens, or a large vocabulary's weight would be read again for every few of them."""
+"""... but of no fewer tokens: a large vocabulary's would come one by one."""
 
 LIGER_AT_LEAST = (0, 8, 2)  # earlier ones gave wrong gradients for weights on tokens
-
-Losses = Callable[[Tensor, Tensor, Tensor, float, int], TokenLosses]
-"""(hidden_ND, weight_PD, targets_N, label_smoothing, V) -> the losses of every token."""
 
 
 class HeadOutput(NamedTuple):
@@ -43,6 +40,10 @@ class HeadOutput(NamedTuple):
 
     losses: TokenLosses
     entropies: EntropySums | None  # where they were asked for; no gradient
+
+
+Losses = Callable[[Tensor, Tensor, Tensor, float, int, bool], HeadOutput]
+"""(hidden_ND, weight_PD, targets_N, label_smoothing, V, whether entropies are wanted) -> the losses of every token."""
 
 
 class Head(nn.Module):
@@ -84,26 +85,11 @@ class Head(nn.Module):
             hidden: any float dtype; losses are computed in at least fp32.
             targets_N: int64 in 0..V-1, or IGNORE.
             label_smoothing: in [0, 1).
-            entropies: whether to add up the token entropies over the valid tokens: from the logits where they are at
-                hand, else with a product of their own.
+            entropies: whether to add up the token entropies over the valid tokens.
         """
         if targets_N is None:
             return logits_of(hidden, self.weight, self.vocab_size)
-        logits_NV: Tensor | None = None
-        if entropies and self._losses is losses_from_logits:
-            logits_NV = logits_of(hidden, self.weight, self.vocab_size)
-            losses = token_losses(logits_NV, targets_N, label_smoothing)
-        else:
-            losses = self._losses(hidden, self.weight, targets_N, label_smoothing, self.vocab_size)
-        if not entropies:
-            return HeadOutput(losses, None)
-
-        def logits_of_rows(rows: slice) -> Tensor:
-            if logits_NV is not None:
-                return logits_NV[rows]
-            return logits_of(hidden[rows], self.weight, self.vocab_size)
-
-        return HeadOutput(losses, entropies_in_chunks(logits_of_rows, targets_N != IGNORE, self.vocab_size))
+        return self._losses(hidden, self.weight, targets_N, label_smoothing, self.vocab_size, entropies)
 
 
 def logits_of(hidden: Tensor, weight_PD: Tensor, vocab_size: int) -> Tensor:
@@ -112,10 +98,12 @@ def logits_of(hidden: Tensor, weight_PD: Tensor, vocab_size: int) -> Tensor:
 
 
 def losses_from_logits(
-    hidden_ND: Tensor, weight_PD: Tensor, targets_N: Tensor, label_smoothing: float, vocab_size: int
-) -> TokenLosses:
+    hidden_ND: Tensor, weight_PD: Tensor, targets_N: Tensor, label_smoothing: float, vocab_size: int, entropies: bool
+) -> HeadOutput:
     """All logits at once: the plain way, and the fastest where they fit and the function is compiled."""
-    return token_losses(logits_of(hidden_ND, weight_PD, vocab_size), targets_N, label_smoothing)
+    logits_NV = logits_of(hidden_ND, weight_PD, vocab_size)
+    losses = token_losses(logits_NV, targets_N, label_smoothing)
+    return HeadOutput(losses, entropies_in_chunks(logits_NV.detach(), targets_N != IGNORE) if entropies else None)
 
 
 def losses_in_chunks(
@@ -124,16 +112,18 @@ def losses_in_chunks(
     targets_N: Tensor,
     label_smoothing: float,
     vocab_size: int,
+    entropies: bool,
     compiled: bool = False,
-) -> TokenLosses:
+) -> HeadOutput:
     """A few tokens' logits at a time, computed again in backward: memory that does not grow with N * V."""
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
     with torch.autocast(device, enabled=False):
-        smoothed_N, plain_N = _ChunkedLosses.apply(
-            hidden_ND, weight_PD, targets_N, label_smoothing, vocab_size, dtype, compiled
+        smoothed_N, plain_N, *sums = _ChunkedLosses.apply(
+            hidden_ND, weight_PD, targets_N, label_smoothing, vocab_size, dtype, entropies, compiled
         )
-    return TokenLosses(smoothed_N, plain_N if label_smoothing else smoothed_N)
+    losses = TokenLosses(smoothed_N, plain_N if label_smoothing else smoothed_N)
+    return HeadOutput(losses, EntropySums(*sums) if entropies else None)
 
 
 class _ChunkedLosses(torch.autograd.Function):
@@ -148,20 +138,27 @@ class _ChunkedLosses(torch.autograd.Function):
         label_smoothing: float,
         vocab_size: int,
         dtype: torch.dtype,
+        entropies: bool,
         compiled: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         weight, of_chunk = weight_PD.to(dtype), _compiled(_chunk_losses) if compiled else _chunk_losses
-        chunks = _chunks(vocab_size, hidden_ND, targets_N)
-        found = [of_chunk(hidden_RD.to(dtype), weight, targets_R, vocab_size) for hidden_RD, targets_R in chunks]
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        sums: list[EntropySums] = []
+        for hidden_RD, targets_R in _chunks(vocab_size, hidden_ND, targets_N):
+            losses, entropy = of_chunk(hidden_RD.to(dtype), weight, targets_R, vocab_size, entropies)
+            found.append(losses)
+            sums += [entropy] if entropies else []
         plain_N, uniform_N, log_sums_N = (torch.cat(column) for column in zip(*found, strict=True))
         ctx.save_for_backward(hidden_ND, weight_PD, targets_N, log_sums_N)
         ctx.label_smoothing, ctx.vocab_size, ctx.dtype, ctx.compiled = label_smoothing, vocab_size, dtype, compiled
-        return torch.lerp(plain_N, uniform_N, label_smoothing), plain_N
+        added = _added(sums) if entropies else ()
+        ctx.mark_non_differentiable(*added)
+        return torch.lerp(plain_N, uniform_N, label_smoothing), plain_N, *added
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_PD, targets_N, log_sums_N = ctx.saved_tensors
-        smoothed_N, plain_N = (g * (targets_N != IGNORE) for g in gradients)
+        smoothed_N, plain_N = (g * (targets_N != IGNORE) for g in gradients[:2])
         weight, n_words = weight_PD.to(ctx.dtype), ctx.vocab_size
         of_chunk: Callable[..., Tensor] = _compiled(_chunk_slopes) if ctx.compiled else _chunk_slopes
         to_hidden = []
@@ -171,7 +168,7 @@ class _ChunkedLosses(torch.autograd.Function):
             slope_RV = of_chunk(hidden_RD, weight, *of_tokens, ctx.label_smoothing, n_words)
             to_hidden.append(slope_RV @ weight[:n_words])
             to_weight[:n_words] += slope_RV.T @ hidden_RD
-        return torch.cat(to_hidden).to(hidden_ND.dtype), to_weight.to(weight_PD.dtype), *[None] * 5
+        return torch.cat(to_hidden).to(hidden_ND.dtype), to_weight.to(weight_PD.dtype), *[None] * 6
 
 
 @functools.cache
@@ -181,14 +178,15 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _chunk_losses(
-    hidden_RD: Tensor, weight_PD: Tensor, targets_R: Tensor, vocab_size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each token: -log p(target), the mean of -log p over the vocabulary, log sum exp."""
+    hidden_RD: Tensor, weight_PD: Tensor, targets_R: Tensor, vocab_size: int, entropies: bool
+) -> tuple[tuple[Tensor, Tensor, Tensor], EntropySums | None]:
+    """Of each token: -log p(target), the mean of -log p over the vocabulary, log sum exp; and the chunk's entropies."""
     logits_RV = _wide_logits(hidden_RD, weight_PD, vocab_size)
     log_sum_R = logits_RV.logsumexp(-1)
     target_R = logits_RV.gather(1, targets_R.clamp(min=0)[:, None])[:, 0]
     valid_R = targets_R != IGNORE
-    return (log_sum_R - target_R) * valid_R, (log_sum_R - logits_RV.mean(-1)) * valid_R, log_sum_R
+    losses = (log_sum_R - target_R) * valid_R, (log_sum_R - logits_RV.mean(-1)) * valid_R, log_sum_R
+    return losses, entropy_sums(logits_RV, valid_R) if entropies else None
 
 
 def _chunk_slopes(
@@ -220,12 +218,12 @@ def _wide_logits(hidden_RD: Tensor, weight_PD: Tensor, vocab_size: int) -> Tenso
 
 
 def losses_by_liger(
-    hidden_ND: Tensor, weight_PD: Tensor, targets_N: Tensor, label_smoothing: float, vocab_size: int
-) -> TokenLosses:
+    hidden_ND: Tensor, weight_PD: Tensor, targets_N: Tensor, label_smoothing: float, vocab_size: int, entropies: bool
+) -> HeadOutput:
     """liger-kernel's fused linear cross-entropy, per token; it reads the number of valid tokens on the host.
 
     The kernels return the smoothed loss alone. What it differs in from the plain one is a * (h . (W[y] - mean_v W[v])),
-    which takes one row of the weight a token, and no gradient.
+    which takes one row of the weight a token, and no gradient. Entropies take a product of their own.
     """
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
@@ -242,13 +240,16 @@ def losses_by_liger(
             reduction="none",
             accum_dtype=torch.float32,
         )
-        if not label_smoothing:
-            return TokenLosses(smoothed_N, smoothed_N)
         with torch.no_grad():
             direction_ND = weight_VD[targets_N.clamp(min=0)].float() - weight_VD.mean(0, dtype=torch.float32)
             change_N = label_smoothing * torch.linalg.vecdot(hidden_ND.float(), direction_ND)
             plain_N = (smoothed_N - change_N).masked_fill(targets_N == IGNORE, 0.0)
-    return TokenLosses(smoothed_N, plain_N)
+            valid_N, sums = targets_N != IGNORE, []
+            if entropies:
+                for hidden_RD, valid_R in _chunks(vocab_size, hidden_ND, valid_N):
+                    sums.append(entropy_sums(logits_of(hidden_RD, weight_PD.to(dtype), vocab_size), valid_R))
+    losses = TokenLosses(smoothed_N, plain_N if label_smoothing else smoothed_N)
+    return HeadOutput(losses, _added(sums) if entropies else None)
 
 
 def _require_liger() -> None:
@@ -272,19 +273,15 @@ def _require_liger() -> None:
 
 
 @torch.no_grad()
-def entropies_in_chunks(logits_of_rows: Callable[[slice], Tensor], valid_N: Tensor, vocab_size: int) -> EntropySums:
-    """loss.entropy_sums over all tokens, a few tokens' probabilities at a time.
+def entropies_in_chunks(logits_NV: Tensor, valid_N: Tensor) -> EntropySums:
+    """loss.entropy_sums, a few tokens' probabilities at a time; whole where it is compiled, which holds none."""
+    if torch.compiler.is_compiling():
+        return entropy_sums(logits_NV, valid_N)
+    size = max(ENTROPY_TOKENS, ENTROPY_LOGITS // logits_NV.shape[1])
+    chunks = zip(logits_NV.split(size), valid_N.split(size), strict=True)
+    return _added([entropy_sums(logits_RV, valid_R) for logits_RV, valid_R in chunks])
 
-    Args:
-        logits_of_rows: gives the logits [R, V] of a slice of the tokens.
-        valid_N: bool.
-        vocab_size: V.
-    """
-    size = max(ENTROPY_TOKENS, ENTROPY_LOGITS // vocab_size)
-    total: EntropySums | None = None
-    for start in range(0, len(valid_N), size):
-        rows = slice(start, start + size)
-        sums = entropy_sums(logits_of_rows(rows), valid_N[rows])
-        total = sums if total is None else EntropySums(*(a + b for a, b in zip(total, sums, strict=True)))
-    assert total is not None, "no tokens"
-    return total
+
+def _added(sums: list[EntropySums]) -> EntropySums:
+    """The entropies of all chunks, of which there is one at least."""
+    return EntropySums(*(torch.stack(column).sum(0) for column in zip(*sums, strict=True)))
