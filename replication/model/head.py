@@ -147,7 +147,7 @@ class _ChunkedLosses(torch.autograd.Function):
         for hidden_RD, targets_R in _chunks(vocab_size, hidden_ND, targets_N):
             losses, entropy = of_chunk(hidden_RD.to(dtype), weight, targets_R, vocab_size, entropies)
             found.append(losses)
-            sums += [entropy] if entropies else []
+            sums += [] if entropy is None else [entropy]
         plain_N, uniform_N, log_sums_N = (torch.cat(column) for column in zip(*found, strict=True))
         ctx.save_for_backward(hidden_ND, weight_PD, targets_N, log_sums_N)
         ctx.label_smoothing, ctx.vocab_size, ctx.dtype, ctx.compiled = label_smoothing, vocab_size, dtype, compiled
