@@ -129,23 +129,30 @@ class StreamedCorpus:
         pool: Pool,
         update: Callable[[int], None],
     ) -> dict[str, Any]:
-        """Write until the share is reached or the stream ends; the report of what was read for it."""
+        """Write until the share is reached or the stream ends; the report of what was read for it.
+
+        Nothing is saved on the way out of an interruption or a failed write: the writer may then hold half a piece, and
+        what was saved SAVE_SECONDS ago at most is whole.
+        """
         saved_at = time.monotonic()
         tokenised = pool.tokenise(self._pieces(source, place))
         try:
-            for piece, tokens in tokenised:
+            while not writer.full:
+                try:
+                    found = next(tokenised, None)
+                except Exception:  # of the source: the writer is between two pieces
+                    with suppress(OSError):  # a full disk, say: then what was saved before counts
+                        self._save(source, writer, place)
+                    raise
+                if found is None:
+                    break
+                piece, tokens = found
                 writer.add(piece, tokens)
                 place = piece.place
                 update(writer.tokens)
-                if writer.full:
-                    break
                 if time.monotonic() - saved_at >= SAVE_SECONDS:
                     self._save(source, writer, place)
                     saved_at = time.monotonic()
-        except BaseException:
-            with suppress(OSError):  # a full disk, say: then what was saved before counts
-                self._save(source, writer, place)
-            raise
         finally:
             tokenised.close()
         assert place is not None or writer.tokens == 0
