@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import itertools
 import json
 import os
@@ -28,7 +29,9 @@ from replication.data import stream, tokenise, writer
 from replication.data.blocks import PAD, uncut
 from replication.data.prepare import prepare
 from replication.data.progress import Meter
+from replication.data.request import changed_sources, request_of
 from replication.data.retries import may_pass
+from replication.data.sources import DocumentStream
 from replication.data.spool import text_key
 from replication.data.store import TokenStore
 from replication.data.tokenizer import train_tokenizer
@@ -255,9 +258,9 @@ def command(config, out, *code):
     return subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], **pipes)
 
 
-def saved_tokens(out):
+def saved_tokens(out, name="web"):
     try:
-        state = json.loads((out.with_name("out.partial") / "progress" / "web.json").read_text())
+        state = json.loads((out.with_name("out.partial") / "progress" / f"{name}.json").read_text())
         return state["writer"]["train"]["blocks"]["tokens"]
     except (FileNotFoundError, KeyError):
         return 0
@@ -338,7 +341,10 @@ def test_ctrl_c_at_any_line_costs_no_token(tokenizer, tmp_path, small_pieces, mo
 
 @pytest.fixture
 def line(monkeypatch):
-    """The connection under `datasets`: set line["fails"] to the reads (of tables, counted) that are to fail."""
+    """The connection under `datasets`: set line["fails"] to the reads (of tables, counted) that are to fail.
+
+    A local set is taken for one of the hub.
+    """
     from datasets.packaged_modules.parquet.parquet import Parquet
 
     state = {"reads": 0, "fails": set(), "error": ConnectionResetError("Connection reset by peer")}
@@ -353,6 +359,7 @@ def line(monkeypatch):
 
     monkeypatch.setattr(Parquet, "_generate_tables", generate)
     monkeypatch.setattr("replication.data.retries.PAUSES_SECONDS", (0, 0, 0))
+    monkeypatch.setattr("replication.data.retries.is_local", lambda source: False)
     return state
 
 
@@ -363,7 +370,7 @@ def test_a_dropped_connection_is_taken_up(web, tokenizer, undisturbed, tmp_path,
     line |= {"fails": {1, 2, 30, 31, 40}, "error": error}
     manifest, printed = prepared_lines(web_config(web, tokenizer), tmp_path / "out")
     assert manifest["hash"] == undisturbed["hash"]
-    assert printed.count("web: no connection") >= 4 and "(2 of 3)" in printed and type(error).__name__ in printed
+    assert printed.count("web: reading failed") >= 4 and "(2 of 3)" in printed and type(error).__name__ in printed
 
 
 def test_a_line_that_stays_down_keeps_what_was_done(web, tokenizer, undisturbed, tmp_path, small_pieces, line):
@@ -475,13 +482,82 @@ def test_another_request_does_not_take_over_the_work(web, tokenizer, tmp_path, s
         prepare(config, out)
     kept = saved_tokens(out)
     for change, named in (
-        ({"block_size_tokens": 32}, r"data\.block_size_tokens"),
-        ({"tokenizer": dataclasses.replace(tokenizer, padded_vocab_size=999)}, r"data\.tokenizer\.padded_vocab_size"),
-        ({"token_budget": None}, r"data\.\S*"),
+        ({"block_size_tokens": 32}, r"another data\.block_size_tokens"),
+        (
+            {"tokenizer": dataclasses.replace(tokenizer, padded_vocab_size=999)},
+            r"another data\.tokenizer\.padded_vocab_size",
+        ),
+        ({"validation_fraction": 0.2}, r"another data\.validation_fraction"),
+        ({"sources": (dataclasses.replace(config.sources[0], weight=2.0),)}, r"another data\.sources\.web\.weight"),
+        ({"token_budget": None}, r"a data\.token_budget of 80,000, and this config has none"),
     ):
-        with pytest.raises(UserError, match=rf"out\.partial: holds unfinished work with another .*{named}.*; set what"):
+        with pytest.raises(UserError, match=rf"out\.partial: holds unfinished work with {named}; set what"):
             prepare(dataclasses.replace(config, **change), out)
     assert saved_tokens(out) == kept > 0
+
+
+def conversations(path, roles):
+    rows = ({"messages": [{"role": r, "content": t}]} for r, t in zip(roles, texts(len(roles)), strict=True))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_corrected_source_is_begun_anew_and_the_others_are_kept(tokenizer, tmp_path, small_pieces, monkeypatch):
+    good = SourceConfig(name="good", kind="jsonl", path=str(write_jsonl(tmp_path / "good.jsonl", texts(40, seed=1))))
+    chat = conversations(tmp_path / "chat.jsonl", ["user"] * 35 + ["tool"] * 5)
+    named = {"user": "User: {content}\n"}
+    bad = SourceConfig(name="bad.1", kind="jsonl", path=chat, text_field="messages", messages=named)
+    data = dataclasses.replace(web_config(chat, tokenizer, blocks=10_000), sources=(good, bad))
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"chat\.jsonl:36: a message of role 'tool'"):
+        prepare(data, out)
+    assert saved_tokens(out, "bad.1") > 0
+    mended = dataclasses.replace(data, sources=(good, dataclasses.replace(bad, messages={**named, "tool": ""})))
+    expected = prepare(mended, tmp_path / "expected")
+    read = []
+    real = tokenise.tokens_of
+    monkeypatch.setattr(tokenise, "tokens_of", lambda t, x: read.extend(x) or real(t, x))
+    manifest, printed = prepared_lines(mended, out)
+    assert "bad.1: its keys have changed since; begun anew, what the other sources have is kept" in printed
+    assert manifest["hash"] == expected["hash"] and manifest["sources"] == expected["sources"]
+    assert len(read) == 35 and all(text.startswith("User: ") for text in read)
+
+
+def test_a_trained_tokenizer_depends_on_every_source():
+    a = request_of(DataConfig(sources=(SourceConfig(name="a"),), token_budget=100))
+    b = request_of(DataConfig(sources=(SourceConfig(name="a", text_field="body"),), token_budget=100))
+    assert changed_sources(a, b) == []
+    a["tokenizer"]["path"] = b["tokenizer"]["path"] = "x.json"
+    assert changed_sources(a, b) == ["a"] and changed_sources(a, {**b, "block_size_tokens": 1}) == []
+
+
+def test_mistakes_of_the_last_source_are_found_before_the_first_is_tokenised(web, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenise, "tokens_of", lambda t, x: pytest.fail("tokenised"))
+    config = web_config(web, tokenizer)
+    chat = conversations(tmp_path / "chat.jsonl", ["tool"])
+    lines = write_jsonl(tmp_path / "lines.jsonl", texts(3))
+    blank = write_jsonl(tmp_path / "blank.jsonl", ["", " "])
+    parquet = str(web / "sample" / "10BT" / "000_00000.parquet")
+    for keys, message in (
+        ({"kind": "jsonl", "path": str(lines), "text_field": "body"}, r"has no field 'body'"),
+        ({"kind": "jsonl", "path": str(lines), "text_field": "id"}, r"field 'id' holds a int, not text"),
+        ({"kind": "parquet", "path": parquet, "text_field": "body"}, r"has no field 'body'"),
+        ({"kind": "jsonl", "path": chat, "text_field": "messages", "messages": {"user": ""}}, r"of role 'tool'"),
+        ({"kind": "jsonl", "path": str(blank)}, r"source 'last': no document holds text \(2 empty, 0 undecodable\)"),
+        ({"kind": "hub", "path": str(web), "text_field": "score"}, r"field 'score' holds a float, not text"),
+    ):
+        sources = (*config.sources, SourceConfig(name="last", **keys))
+        with pytest.raises(UserError, match=message):
+            prepare(dataclasses.replace(config, sources=sources), tmp_path / "out")
+
+
+def test_the_first_document_is_given_back(web, tmp_path):
+    lines = write_jsonl(tmp_path / "lines.jsonl", ["", *texts(3)])
+    hub = SourceConfig(name="web", kind="hub", path=str(web), subset="sample-10BT")
+    for source in (hub, SourceConfig(name="lines", kind="jsonl", path=str(lines))):
+        checked, plain = (DocumentStream(source, shuffled=True) for _ in range(2))
+        checked.check_first()
+        assert list(checked) == list(plain) and checked.place() == plain.place()
 
 
 def test_a_branch_is_resolved_once(web, tokenizer, undisturbed, tmp_path, small_pieces, monkeypatch, line):
@@ -535,6 +611,21 @@ def test_mistakes_are_one_line_and_not_retried(web, tokenizer, tmp_path, monkeyp
     with pytest.raises(UserError, match=r"padded_vocab_size: 300 is less than the 320 entries"):
         prepare(dataclasses.replace(config, tokenizer=small), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_local_sets_that_cannot_be_read_are_not_retried(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("retried"))
+    whole = gzip.compress(b'{"text": "a"}\n' * 20_000)
+    for name, raw, message in (
+        ("empty.jsonl", b"", r"source 'web': \S+ has no rows; check its subset and split"),
+        ("cut.jsonl.gz", whole[:-20], r"load_dataset failed for .*; check these keys, and mend or replace the files"),
+    ):
+        (folder := tmp_path / name.partition(".")[0]).mkdir()
+        (folder / name).write_bytes(raw)
+        config = web_config(folder, tokenizer)
+        source = dataclasses.replace(config.sources[0], subset=None)
+        with pytest.raises(UserError, match=message):
+            prepare(dataclasses.replace(config, sources=(source,)), tmp_path / "out")
 
 
 def test_files_that_changed_meanwhile_are_refused(tokenizer, tmp_path, small_pieces, line):

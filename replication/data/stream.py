@@ -29,7 +29,7 @@ from replication.config import DataConfig, SourceConfig
 from replication.data.folder import PROGRESS
 from replication.data.progress import Reporter
 from replication.data.retries import Retries
-from replication.data.sources import DocumentStream, ReadReport, left_out
+from replication.data.sources import DocumentStream, ReadReport, left_out, no_text
 from replication.data.spool import text_key
 from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, Piece, Pool
 from replication.data.writer import SourceWriter
@@ -60,7 +60,8 @@ class StreamedCorpus:
             reporter: where to report.
 
         Raises:
-            UserError: the disk has no room for the tokens that are missing, or a source cannot be opened.
+            UserError: the disk has no room for the tokens that are missing, or a source cannot be opened, or its first
+                document not be rendered.
         """
         self._data, self._folder, self._reporter = data, folder, reporter
         self.names = [source.name for source in data.sources]
@@ -69,9 +70,11 @@ class StreamedCorpus:
         self._validation_limit = max(1, VALIDATION_TOKENS // size) * size + 1
         self._states = [read_json(self._state_path(source)) or {} for source in data.sources]
         self._check_disk()
-        # Opened before the first is read: a mistake in the last source's keys is not one to find after hours.
+        # All before the first is read: a mistake in the last source's keys is not one to find after hours.
         pairs = zip(data.sources, self._states, strict=True)
         self._opened = {source.name: self._stream(source, None) for source, state in pairs if not state}
+        for opened in self._opened.values():
+            opened.check_first()
 
     def _state_path(self, source: SourceConfig) -> Path:
         return self._folder / PROGRESS / f"{source.name}.json"
@@ -165,10 +168,7 @@ class StreamedCorpus:
     def _entry(self, source: SourceConfig, writer: SourceWriter, report: dict[str, Any], limit: int) -> dict[str, Any]:
         found = ReadReport(**report)
         if not found.documents:
-            raise UserError(
-                f"data.sources: source '{source.name}': no document holds text ({found.empty} empty, "
-                f"{found.undecodable} undecodable); check its kind and path"
-            )
+            raise no_text(source, found)
         splits = writer.finish()
         ended = splits["train"]["tokens"] < limit
         if ended:
