@@ -13,7 +13,7 @@ from typing import IO, Any
 from replication.data.request import changed_sources, request_differences
 from replication.data.writer import SPLITS
 from replication.errors import UserError, is_disk_full
-from replication.rundir import read_json, remove_tree, write_json
+from replication.rundir import read_json, remove_tree, sync, write_json
 
 LOCK = ".lock"
 REQUEST = "request.json"
@@ -142,8 +142,4 @@ def _sync(folder: Path) -> None:
     """Bring every file to the disk before the rename, so that a power cut cannot leave a complete-looking half."""
     for path in folder.rglob("*"):
         if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync(path)

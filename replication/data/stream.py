@@ -11,7 +11,8 @@
                 blocks, not documents, and in an order of its own.
 
 OUT.partial/progress/<source>.json is rewritten whenever a few seconds' work has reached the disk: where the stream
-stands, and how long each file of blocks is. After a kill, what was written since is cut off and done again.
+stands, and how long each file of blocks is. After a kill, what was written since is cut off and done again. The tokens
+before that are read for their hash, and the rows of the part that the stream stands in are read once more to pass them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ import numpy as np
 
 from replication.config import DataConfig, SourceConfig
 from replication.data.folder import PROGRESS
-from replication.data.progress import Reporter
+from replication.data.progress import Meter, Reporter
 from replication.data.retries import Retries
 from replication.data.sources import DocumentStream, ReadReport, left_out, no_text
 from replication.data.spool import text_key
@@ -36,7 +38,7 @@ from replication.data.writer import SourceWriter
 from replication.errors import UserError
 from replication.rundir import read_json, write_json
 
-SAVE_SECONDS = 2.0  # work that a kill costs at most, besides the pieces on their way
+SAVE_SECONDS = 2.0  # writing that a kill costs at most, besides the pieces on their way and the way back to its place
 VALIDATION_TOKENS = 1 << 21  # of one source: 1,024 sequences of 2,048
 GIB = 1 << 30
 
@@ -113,16 +115,24 @@ class StreamedCorpus:
             return dict(state["entry"])
         limit = self._limits[number]
         limits = (limit, self._validation_limit)
-        writer = SourceWriter(source.name, self._folder, self._data.block_size_tokens, limits, state.get("writer"))
         place = state.get("place")
         if place is not None:
-            self._reporter.line(f"{source.name}: goes on after {writer.tokens:,} of {limit:,} training tokens")
+            done = f"{_training_tokens(state):,} of {limit:,} training tokens"
+            self._reporter.line(f"{source.name}: goes on after {done}; first reads these, and the way to there, again")
+        writer = SourceWriter(source.name, self._folder, self._data.block_size_tokens, limits, state.get("writer"))
         label = f"{source.name} ({number + 1} of {len(self._data.sources)})"
-        with self._reporter.tokens_bar(label, limit, writer.tokens) as update:
+        whole = self._whole if len(self._data.sources) > 1 else None
+        with self._reporter.tokens_bar(label, limit, writer.tokens, whole) as update:
             report = self._fill(source, writer, place, pool, update)
+        self._whole.skip(limit - writer.tokens)
         entry = self._entry(source, writer, report, limit)
         write_json(self._state_path(source), {"entry": entry})
         return entry
+
+    @cached_property
+    def _whole(self) -> Meter:
+        """Of the training tokens of all sources, from when the first of this call is begun."""
+        return Meter(sum(self._limits), sum(_training_tokens(state) for state in self._states))
 
     def _fill(
         self,
@@ -150,7 +160,10 @@ class StreamedCorpus:
                 if found is None:
                     break
                 piece, tokens = found
+                had_share = writer.has_share
                 writer.add(piece, tokens)
+                if writer.has_share and not had_share and not writer.full:
+                    self._reporter.line(f"{source.name}: has its share; reads on until validation has one block")
                 place = piece.place
                 update(writer.tokens)
                 if time.monotonic() - saved_at >= SAVE_SECONDS:

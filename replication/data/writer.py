@@ -16,7 +16,7 @@ import numpy as np
 from replication.data.blocks import PAD, Cutter, Int32, block_count
 from replication.data.tokenise import Bool, Int64, Piece, Tokens
 from replication.errors import UserError
-from replication.rundir import remove_tree, write_json
+from replication.rundir import remove_tree, sync, write_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -222,6 +222,9 @@ def _describe(folder: Path, block_size_tokens: int, names: list[str], fingerprin
         "_split": None,
     }
     write_json(folder / "state.json", description)
+    # The library does not sync its file, and what is written next vouches for it.
+    for path in (folder / "dataset_info.json", folder):
+        sync(path)
 
 
 class SplitWriter:
@@ -284,9 +287,14 @@ class SourceWriter:
         }
 
     @property
+    def has_share(self) -> bool:
+        """Whether the training split has reached its limit."""
+        return self._splits["train"].blocks.full
+
+    @property
     def full(self) -> bool:
         """Whether the training split has reached its limit, and validation has a block."""
-        return self._splits["train"].blocks.full and self._splits["validation"].blocks.tokens >= self._need
+        return self.has_share and self._splits["validation"].blocks.tokens >= self._need
 
     @property
     def tokens(self) -> int:
