@@ -118,7 +118,7 @@ class StreamedCorpus:
         place = state.get("place")
         if place is not None:
             done = f"{_training_tokens(state):,} of {limit:,} training tokens"
-            self._reporter.line(f"{source.name}: goes on after {done}; first reads these, and the way to there, again")
+            self._reporter.line(f"{source.name}: goes on after {done}, and reads up to there once more first")
         writer = SourceWriter(source.name, self._folder, self._data.block_size_tokens, limits, state.get("writer"))
         label = f"{source.name} ({number + 1} of {len(self._data.sources)})"
         whole = self._whole if len(self._data.sources) > 1 else None
