@@ -129,10 +129,12 @@ class DataConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """The tokenizer."""
     validation_fraction: float = 0.02
-    """Share of documents, by hash of their text, that goes to validation."""
+    """Share of each source that goes to validation, by hash of a document's text. Without a token budget: the documents
+    of smallest hash that hold this share of the bytes. With one: those below a threshold, this share of them on
+    average, up to 2,097,152 tokens a source."""
     token_budget: int | None = None
-    """Predicted training tokens in all, shared among the sources by their weights; every source is streamed until it
-    has its share. None: all that the sources hold."""
+    """Predicted training tokens in all, shared among the sources by their weights, each share rounded up to whole
+    sequences; every source is streamed until it has its share. None: all that the sources hold."""
     num_proc: int = 2
     """Processes that tokenise (not scientific)."""
 

@@ -164,6 +164,10 @@ def write_set(folder: Path, name: str, n_rows: int = 60, n_shards: int = 2, row_
         path = folder / file_name.format(f"{shard:03d}")
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, [make(rng, shard * n_rows + i) for i in range(n_rows)], row_group)
+    if name == "hh_rlhf":  # what lies beside the four folders of pairs
+        _write(
+            folder / "red-team-attempts" / "red_team_attempts.jsonl.gz", [{"transcript": "x", "rating": 1}], row_group
+        )
     if data_files is not None:
         subset, split, pattern = data_files
         entry = f"- config_name: {subset}\n  data_files:\n  - split: {split}\n    path: {pattern}\n"
@@ -176,12 +180,14 @@ def _write(path: Path, rows: list[dict[str, Any]], row_group: int) -> None:
         pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=row_group)
         return
     text = json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
 
 
 def as_local(data: DataConfig, root: Path, **keys: Any) -> DataConfig:
     """A config whose hub sources are local folders of their schemas under root; other keys as given."""
     sources = tuple(
-        dataclasses.replace(s, path=str(write_set(root / s.name, s.name)), revision=None) for s in data.sources
+        dataclasses.replace(s, path=str(write_set(root / s.name, s.name, n_rows=20)), revision=None)
+        for s in data.sources
     )
     return dataclasses.replace(data, **{"sources": sources, **keys})

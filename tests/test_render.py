@@ -50,6 +50,16 @@ def test_messages_of_both_spellings_are_rendered_by_role():
             {"m": [{"role": "tool", "content": "x"}]},
             r"a message of role 'tool', which messages does not name \(system, user, assistant\); add it there",
         ),
+        (
+            {"text_field": "m", "messages": CHAT},
+            {"m": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]},
+            r"row 3: the content of a message of role 'user' is a list, not text; take another data set, or render it",
+        ),
+        (
+            {"text_field": "m", "messages": CHAT},
+            {"m": [{"role": ["user"], "content": "x"}]},
+            r"a message of role '\['user'\]', which messages does not name",
+        ),
     ],
 )
 def test_what_cannot_be_rendered_is_one_line(keys, row, message):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from replication.data.request import request_differences
+from replication.data.request import changed_sources, request_differences
+from replication.data.writer import SPLITS
 from replication.errors import UserError, is_disk_full
-from replication.rundir import read_json, remove_tree, write_json
+from replication.rundir import read_json, remove_tree, sync, write_json
 
 LOCK = ".lock"
 REQUEST = "request.json"
@@ -25,16 +26,19 @@ _REMEDIES = {
 
 
 @contextmanager
-def written_whole(out: Path, request: dict[str, Any] | None = None) -> Iterator[Path]:
+def written_whole(
+    out: Path, request: dict[str, Any] | None = None, notify: Callable[[str], None] = lambda line: None
+) -> Iterator[Path]:
     """Give OUT.partial to write into; on success it becomes OUT.
 
     Without a request it is empty, and on any failure it is removed. With one, what lies in OUT.partial/progress marks
     work that a later call with an equal request finds again, after a failure or a kill; without such a mark it is
-    removed as well.
+    removed as well. Where the requests differ in the keys of some sources alone, the other sources' work is found.
 
     Args:
         out: the folder that appears when it is complete.
         request: plain values on which the work depends.
+        notify: gets a line for every source that is begun anew.
 
     Raises:
         UserError: a live process writes there, it holds the work of another request, the place cannot be written, or
@@ -42,7 +46,7 @@ def written_whole(out: Path, request: dict[str, Any] | None = None) -> Iterator[
     """
     partial = out.with_name(out.name + ".partial")
     with closing(_claimed(out, partial)):
-        _make_free(partial, request)
+        _make_free(partial, request, notify)
         try:
             if request is not None:
                 write_json(partial / REQUEST, request)
@@ -92,8 +96,10 @@ def _has_work(partial: Path) -> bool:
     return (partial / REQUEST).is_file() and any((partial / PROGRESS).glob("*.json"))
 
 
-def _make_free(partial: Path, request: dict[str, Any] | None) -> None:
+def _make_free(partial: Path, request: dict[str, Any] | None, notify: Callable[[str], None]) -> None:
     """Remove what OUT.partial holds, unless it is work of this request; refuse where it is work of another.
+
+    Sources that were corrected since are removed alone.
 
     Raises:
         UserError: names the keys in which the requests differ.
@@ -102,23 +108,38 @@ def _make_free(partial: Path, request: dict[str, Any] | None) -> None:
         found = read_json(partial / REQUEST)
         if request is not None and found == request:
             return
-        keys = request_differences(request or {}, found)
-        named = " and ".join(key.replace("data.packages.", "version of ") for key in keys[:3])
+        changed = changed_sources(request, found) if request is not None else []
+        for name in changed:
+            _remove_source(partial, name)
+            notify(f"{name}: its keys have changed since; begun anew, what the other sources have is kept")
+        if changed:
+            return
         raise UserError(
-            f"{partial}: holds unfinished work with another {named}; set what it has and go on, or remove the folder, "
-            "or choose another --out"
+            f"{partial}: holds unfinished work with {_difference(request, found)}; set what it has and go on, or "
+            "remove the folder, or choose another --out"
         )
     for left in partial.iterdir():
         if left.name != LOCK:
             remove_tree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
+def _remove_source(partial: Path, name: str) -> None:
+    (partial / PROGRESS / f"{name}.json").unlink(missing_ok=True)
+    commits = read_json(partial / COMMITS) or {}
+    write_json(partial / COMMITS, {source: commit for source, commit in commits.items() if source != name})
+    for split in SPLITS:
+        remove_tree(partial / split / name)
+
+
+def _difference(request: dict[str, Any] | None, found: dict[str, Any]) -> str:
+    if request is None:
+        return f"a data.token_budget of {found['token_budget']:,}, and this config has none"
+    keys = request_differences(request, found)
+    return "another " + " and ".join(key.replace("data.packages.", "version of ") for key in keys[:3])
+
+
 def _sync(folder: Path) -> None:
     """Bring every file to the disk before the rename, so that a power cut cannot leave a complete-looking half."""
     for path in folder.rglob("*"):
         if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync(path)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replication.config import SourceConfig
-from replication.data.render import columns_of, render, require_columns
-from replication.data.retries import Retries
+from replication.data.render import columns_of, refusal, render, require_columns
+from replication.data.retries import Retries, is_local
 from replication.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT_SECONDS = 30
-
-
-def is_local(source: SourceConfig) -> bool:
-    """Whether a hub source's path is a folder of this machine."""
-    return source.path is not None and Path(source.path).is_dir()
 
 
 def commit_of(source: SourceConfig, retries: Retries) -> str | None:
@@ -57,27 +52,36 @@ def hub_parts(source: SourceConfig, retries: Retries, cache_dir: Path | None) ->
 def _load(source: SourceConfig, cache_dir: Path | None) -> datasets.IterableDataset:
     import datasets
 
-    rows = datasets.load_dataset(
-        source.path,
-        source.subset,
-        split=source.split,
-        revision=source.revision,
-        streaming=True,
-        cache_dir=str(cache_dir) if cache_dir else None,
-    )
-    columns = rows.column_names or list(next(iter(rows)))
+    try:
+        rows = datasets.load_dataset(
+            source.path,
+            source.subset,
+            split=source.split,
+            revision=source.revision,
+            streaming=True,
+            cache_dir=str(cache_dir) if cache_dir else None,
+        )
+        columns = rows.column_names or list(next(iter(rows)))
+    except StopIteration:  # of the line above, or of the library at a file without lines
+        remedy = "check its subset and split, or take another data set"
+        raise refusal(source, f"{source.path} has no rows", remedy) from None
     require_columns(source, columns, str(source.path))
     return rows.select_columns(columns_of(source))
 
 
 class HubPart:
-    """One shard. A dropped connection is taken up where it was lost."""
+    """One shard. A dropped connection is taken up where it was lost.
+
+    The library goes on by reading the shard from its beginning and dropping what was given before: no row is given
+    twice, but those before the place travel again. Making row groups shards (`reshard`) would spare that, at the price
+    of one request for every file of the set before its first row.
+    """
 
     def __init__(
         self, source: SourceConfig, name: str, shard: Callable[[], datasets.IterableDataset], retries: Retries
     ):
         self.name, self._source, self._make_shard, self._retries = name, source, shard, retries
-        self._state: dict[str, Any] | None = None  # the library's, from which a shard goes on without reading it all
+        self._state: dict[str, Any] | None = None  # the library's, from which a shard goes on
         self._since = 0  # rows after that state
         self._number = 0  # rows given in all
 
@@ -87,6 +91,7 @@ class HubPart:
         return self._make_shard()
 
     def rows(self, place: Any) -> Iterator[tuple[str, str | None]]:
+        self.__dict__.pop("_shard", None)  # one that has been read stands where its last reader left it
         self._state, self._since = (place["state"], 0) if place else (None, 0)
         self._number = place["number"] if place else 0
         while True:
@@ -101,7 +106,7 @@ class HubPart:
             except UserError:
                 raise
             except Exception as error:  # many classes of many packages
-                self._retries.failed(error, online=not is_local(self._source))
+                self._retries.failed(error, online=True)
 
     def _remaining(self) -> Iterator[dict[str, Any]]:
         """The rows that have not been given yet, read from the last state that is known to be good."""

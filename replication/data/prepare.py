@@ -74,7 +74,7 @@ def prepare(data: DataConfig, out: Path, console: Console | None = None) -> dict
     if manifest is not None:
         reporter.line(f"{out}: prepared before, nothing to do ({_summary(manifest)})")
         return manifest
-    with written_whole(out, _unfinished_request(data)) as folder, tethered(), _quiet_datasets():
+    with written_whole(out, _unfinished_request(data), reporter.line) as folder, tethered(), _quiet_datasets():
         manifest = _write(data, folder, reporter)
     _say_pins(data, manifest, reporter)
     reporter.line(f"{out}: {_summary(manifest)}")

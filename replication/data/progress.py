@@ -38,24 +38,30 @@ class Reporter:
             yield update or (lambda done: None)
 
     @contextmanager
-    def tokens_bar(self, label: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    def tokens_bar(
+        self, label: str, total: int, done: int, whole: Meter | None = None
+    ) -> Iterator[Callable[[int], None]]:
         """bar for tokens, with their speed; where there is no terminal, a line every LINE_SECONDS.
 
         Args:
             label: of the source.
             total: tokens at which it is done.
             done: tokens that are there at the start.
+            whole: of all sources, moved along with this one; none: there are no others.
         """
         speed = TextColumn("{task.completed:,} of {task.total:,} tokens, {task.fields[speed]:,.0f}/s")
         meter = Meter(total, done)
-        with self._progress(label, total, done, speed) as show:
+        with self._progress(label, total, done, speed, TextColumn("{task.fields[whole]}")) as show:
 
             def update(now: int) -> None:
+                if whole is not None:
+                    whole.now += now - meter.now
                 meter.now = now
+                others = f"all sources: {whole.share:.0%}, {whole.left} left" if whole is not None else ""
                 if show is not None:
-                    show(now, speed=meter.speed)
+                    show(now, speed=meter.speed, whole=others)
                 elif meter.is_due():
-                    self.line(f"{label}: {meter}")
+                    self.line(f"{label}: {meter}" + (f"; {others}" if others else ""))
 
             yield update
 
@@ -67,9 +73,9 @@ class Reporter:
         if self._console is None or not self._console.is_terminal:
             yield None
             return
-        parts = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
+        parts = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), *columns)
         with Progress(*parts, console=self._console, transient=True) as progress:
-            task = progress.add_task(label, total=total, completed=done, speed=0.0)
+            task = progress.add_task(label, total=total, completed=done, speed=0.0, whole="")
             yield lambda now, **fields: progress.update(task, completed=now, **fields)
 
 
@@ -89,6 +95,20 @@ class Meter:
         """Per second."""
         return (self.now - self._first) / max(self._clock() - self._started, 1e-9)
 
+    @property
+    def share(self) -> float:
+        return self.now / self.total
+
+    @property
+    def left(self) -> str:
+        """How long the rest will take."""
+        return str(timedelta(seconds=round((self.total - self.now) / self.speed))) if self.speed else "unknown time"
+
+    def skip(self, n: int) -> None:
+        """Take as done what will never have to be: it says nothing of the speed."""
+        self.now += n
+        self._first += n
+
     def is_due(self) -> bool:
         """Whether LINE_SECONDS have passed since it last was."""
         due = self._clock() - self._said >= LINE_SECONDS
@@ -97,6 +117,5 @@ class Meter:
         return due
 
     def __str__(self) -> str:
-        left = timedelta(seconds=round((self.total - self.now) / self.speed)) if self.speed else "unknown time"
-        share = self.now / self.total
-        return f"{self.now:,} of {self.total:,} tokens ({share:.0%}), {self.speed:,.0f} tokens/s, {left} left"
+        done = f"{self.now:,} of {self.total:,} tokens ({self.share:.0%})"
+        return f"{done}, {self.speed:,.0f} tokens/s, {self.left} left"

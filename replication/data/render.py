@@ -105,10 +105,16 @@ def _message(source: SourceConfig, texts: Mapping[str, str], message: Any, where
             f"{where}: a message is not {' or '.join('{' + ', '.join(keys) + '}' for keys in MESSAGE_KEYS)}",
             "take another data set, or render it to text beforehand",
         )
-    if role not in texts:
+    if not isinstance(role, str) or role not in texts:
         raise refusal(
             source,
             f"{where}: a message of role '{role}', which messages does not name ({', '.join(texts)})",
             'add it there; "" leaves its messages out',
+        )
+    if content is not None and not isinstance(content, str) and texts[role]:
+        raise refusal(
+            source,
+            f"{where}: the {content_key} of a message of role '{role}' is a {type(content).__name__}, not text",
+            'take another data set, or render it to text beforehand; "" leaves the role\'s messages out',
         )
     return texts[role].format(content="" if content is None else content)

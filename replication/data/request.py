@@ -26,6 +26,22 @@ def request_differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     return [f"data.{key}" for key in differences(_by_name(a), _by_name(b))]
 
 
+def changed_sources(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Sources in which two requests differ where the tokens of all others are the same in both; else none.
+
+    A tokenizer that is trained here depends on the text of every source, and every share on each weight.
+    """
+    trained = a["token_budget"] is None or a["tokenizer"]["path"] is None
+    if trained or _shared(a) != _shared(b):
+        return []
+    return [s["name"] for s, t in zip(a["sources"], b["sources"], strict=True) if s != t]
+
+
+def _shared(request: dict[str, Any]) -> dict[str, Any]:
+    """What the tokens of every source depend on."""
+    return {**request, "sources": [(source["name"], source["weight"]) for source in request["sources"]]}
+
+
 def _by_name(request: dict[str, Any]) -> dict[str, Any]:
     sources = {source["name"]: source for source in request.get("sources", [])}
     # The place of a source is part of the request: source numbers key the data order.

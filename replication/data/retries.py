@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from replication.config import SourceConfig
@@ -72,6 +73,8 @@ class Retries:
         """
         if is_disk_full(error):
             raise error
+        if is_local(self._source):
+            raise self._refusal(error, "check these keys, and mend or replace the files")
         if not may_pass(error, online):
             raise self._refusal(error, "check these keys and the network, or download it and give local files")
         if self._failures >= len(self._pauses):
@@ -82,7 +85,7 @@ class Retries:
         pause = self._pauses[self._failures]
         self._failures += 1
         self._notify(
-            f"{self._source.name}: no connection ({describe(error)}); trying again in {pause:g} s "
+            f"{self._source.name}: reading failed ({describe(error)}); trying again in {pause:g} s "
             f"({self._failures} of {len(self._pauses)})"
         )
         self._sleep(pause)
@@ -106,6 +109,11 @@ class Retries:
         refused = refusal(s, f"load_dataset failed{times} for {where} ({describe(error)})", remedy)
         refused.__cause__ = error
         return refused
+
+
+def is_local(source: SourceConfig) -> bool:
+    """Whether a hub source's path is a folder of this machine: what cannot be read there will not heal."""
+    return source.path is not None and Path(source.path).is_dir()
 
 
 def may_pass(error: BaseException, online: bool) -> bool:

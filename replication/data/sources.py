@@ -30,6 +30,7 @@ from replication.data.hub import hub_parts
 from replication.data.order import PARTS, KeyedPermutation
 from replication.data.render import columns_of, refusal, render, require_columns
 from replication.data.retries import Retries, first_line
+from replication.errors import UserError
 
 MAX_NAMED = 20
 
@@ -69,6 +70,11 @@ def left_out(report: ReadReport) -> str:
     return f"; left out {'; '.join(parts)}" if parts else ""
 
 
+def no_text(source: SourceConfig, report: ReadReport) -> UserError:
+    found = f"no document holds text ({report.empty} empty, {report.undecodable} undecodable)"
+    return refusal(source, found, "check its kind and path")
+
+
 Rows = Iterator[tuple[str, str | None]]
 """(name, text) of every row; None where it is not text."""
 
@@ -79,7 +85,7 @@ class Part(Protocol):
     name: str
 
     def rows(self, place: Any) -> Rows:
-        """The rows from a place on; None: all of them."""
+        """The rows from a place on; None: all of them, even where some were read before."""
 
     def place(self) -> Any:
         """Where the rows stand, in plain values."""
@@ -128,8 +134,7 @@ class DocumentStream:
         """
         self.source, self.report = source, report if report is not None else ReadReport()
         if place is not None:
-            for key, value in place["report"].items():
-                setattr(self.report, key, list(value) if isinstance(value, list) else value)
+            self._take(place["report"])
         retries = retries or Retries(source)
         self._parts: Sequence[Part] = (
             hub_parts(source, retries, cache_dir) if source.kind == "hub" else _PARTS[source.kind](source, self.report)
@@ -144,6 +149,22 @@ class DocumentStream:
                 f"its files have changed since the preparation began ({place['parts']} then, {n} now)",
                 "restore them, or remove the unfinished folder and run again",
             )
+
+    def check_first(self) -> None:
+        """Read the first document for what there is to refuse in it, and go back to where the stream stands.
+
+        Raises:
+            UserError: it cannot be rendered, or there is none.
+        """
+        report, turn, start = asdict(self.report), self._turn, self._start
+        if next(iter(self), None) is None and not report["documents"]:
+            raise no_text(self.source, self.report)
+        self._turn, self._start = turn, start
+        self._take(report)
+
+    def _take(self, report: dict[str, Any]) -> None:
+        for key, value in report.items():
+            setattr(self.report, key, list(value) if isinstance(value, list) else value)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         while self._turn < len(self._order):

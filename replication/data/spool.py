@@ -17,7 +17,7 @@ import numpy.typing as npt
 from replication.config import DataConfig, SourceConfig
 from replication.data.progress import Reporter
 from replication.data.retries import Retries
-from replication.data.sources import DocumentStream, ReadReport, left_out
+from replication.data.sources import DocumentStream, ReadReport, left_out, no_text
 from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, Bool, Int64, Piece, Pool
 from replication.data.writer import SourceWriter
 from replication.errors import UserError
@@ -73,10 +73,7 @@ def spool(source: SourceConfig, work: Path, update: Callable[[int], None], retri
             writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema=schema))
             update(len(keys))
     if not keys:
-        raise UserError(
-            f"data.sources: source '{source.name}': no document holds text ({report.empty} empty, {report.undecodable} "
-            "undecodable); check its kind and path"
-        )
+        raise no_text(source, report)
     return Spool(
         source,
         report,

@@ -11,7 +11,8 @@
                 blocks, not documents, and in an order of its own.
 
 OUT.partial/progress/<source>.json is rewritten whenever a few seconds' work has reached the disk: where the stream
-stands, and how long each file of blocks is. After a kill, what was written since is cut off and done again.
+stands, and how long each file of blocks is. After a kill, what was written since is cut off and done again. The tokens
+before that are read for their hash, and the rows of the part that the stream stands in are read once more to pass them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,16 @@ import numpy as np
 
 from replication.config import DataConfig, SourceConfig
 from replication.data.folder import PROGRESS
-from replication.data.progress import Reporter
+from replication.data.progress import Meter, Reporter
 from replication.data.retries import Retries
-from replication.data.sources import DocumentStream, ReadReport, left_out
+from replication.data.sources import DocumentStream, ReadReport, left_out, no_text
 from replication.data.spool import text_key
 from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, Piece, Pool
 from replication.data.writer import SourceWriter
 from replication.errors import UserError
 from replication.rundir import read_json, write_json
 
-SAVE_SECONDS = 2.0  # work that a kill costs at most, besides the pieces on their way
+SAVE_SECONDS = 2.0  # writing that a kill costs at most, besides the pieces on their way and the way back to its place
 VALIDATION_TOKENS = 1 << 21  # of one source: 1,024 sequences of 2,048
 GIB = 1 << 30
 
@@ -60,7 +62,8 @@ class StreamedCorpus:
             reporter: where to report.
 
         Raises:
-            UserError: the disk has no room for the tokens that are missing, or a source cannot be opened.
+            UserError: the disk has no room for the tokens that are missing, or a source cannot be opened, or its first
+                document not be rendered.
         """
         self._data, self._folder, self._reporter = data, folder, reporter
         self.names = [source.name for source in data.sources]
@@ -69,9 +72,11 @@ class StreamedCorpus:
         self._validation_limit = max(1, VALIDATION_TOKENS // size) * size + 1
         self._states = [read_json(self._state_path(source)) or {} for source in data.sources]
         self._check_disk()
-        # Opened before the first is read: a mistake in the last source's keys is not one to find after hours.
+        # All before the first is read: a mistake in the last source's keys is not one to find after hours.
         pairs = zip(data.sources, self._states, strict=True)
         self._opened = {source.name: self._stream(source, None) for source, state in pairs if not state}
+        for opened in self._opened.values():
+            opened.check_first()
 
     def _state_path(self, source: SourceConfig) -> Path:
         return self._folder / PROGRESS / f"{source.name}.json"
@@ -110,16 +115,24 @@ class StreamedCorpus:
             return dict(state["entry"])
         limit = self._limits[number]
         limits = (limit, self._validation_limit)
-        writer = SourceWriter(source.name, self._folder, self._data.block_size_tokens, limits, state.get("writer"))
         place = state.get("place")
         if place is not None:
-            self._reporter.line(f"{source.name}: goes on after {writer.tokens:,} of {limit:,} training tokens")
+            done = f"{_training_tokens(state):,} of {limit:,} training tokens"
+            self._reporter.line(f"{source.name}: goes on after {done}, and reads up to there once more first")
+        writer = SourceWriter(source.name, self._folder, self._data.block_size_tokens, limits, state.get("writer"))
         label = f"{source.name} ({number + 1} of {len(self._data.sources)})"
-        with self._reporter.tokens_bar(label, limit, writer.tokens) as update:
+        whole = self._whole if len(self._data.sources) > 1 else None
+        with self._reporter.tokens_bar(label, limit, writer.tokens, whole) as update:
             report = self._fill(source, writer, place, pool, update)
+        self._whole.skip(limit - writer.tokens)
         entry = self._entry(source, writer, report, limit)
         write_json(self._state_path(source), {"entry": entry})
         return entry
+
+    @cached_property
+    def _whole(self) -> Meter:
+        """Of the training tokens of all sources, from when the first of this call is begun."""
+        return Meter(sum(self._limits), sum(_training_tokens(state) for state in self._states))
 
     def _fill(
         self,
@@ -129,23 +142,33 @@ class StreamedCorpus:
         pool: Pool,
         update: Callable[[int], None],
     ) -> dict[str, Any]:
-        """Write until the share is reached or the stream ends; the report of what was read for it."""
+        """Write until the share is reached or the stream ends; the report of what was read for it.
+
+        Nothing is saved on the way out of an interruption or a failed write: the writer may then hold half a piece, and
+        what was saved SAVE_SECONDS ago at most is whole.
+        """
         saved_at = time.monotonic()
         tokenised = pool.tokenise(self._pieces(source, place))
         try:
-            for piece, tokens in tokenised:
+            while not writer.full:
+                try:
+                    found = next(tokenised, None)
+                except Exception:  # of the source: the writer is between two pieces
+                    with suppress(OSError):  # a full disk, say: then what was saved before counts
+                        self._save(source, writer, place)
+                    raise
+                if found is None:
+                    break
+                piece, tokens = found
+                had_share = writer.has_share
                 writer.add(piece, tokens)
+                if writer.has_share and not had_share and not writer.full:
+                    self._reporter.line(f"{source.name}: has its share; reads on until validation has one block")
                 place = piece.place
                 update(writer.tokens)
-                if writer.full:
-                    break
                 if time.monotonic() - saved_at >= SAVE_SECONDS:
                     self._save(source, writer, place)
                     saved_at = time.monotonic()
-        except BaseException:
-            with suppress(OSError):  # a full disk, say: then what was saved before counts
-                self._save(source, writer, place)
-            raise
         finally:
             tokenised.close()
         assert place is not None or writer.tokens == 0
@@ -158,10 +181,7 @@ class StreamedCorpus:
     def _entry(self, source: SourceConfig, writer: SourceWriter, report: dict[str, Any], limit: int) -> dict[str, Any]:
         found = ReadReport(**report)
         if not found.documents:
-            raise UserError(
-                f"data.sources: source '{source.name}': no document holds text ({found.empty} empty, "
-                f"{found.undecodable} undecodable); check its kind and path"
-            )
+            raise no_text(source, found)
         splits = writer.finish()
         ended = splits["train"]["tokens"] < limit
         if ended:

@@ -62,7 +62,7 @@ class Pool:
     @classmethod
     @contextmanager
     def started(cls, tokenizer: TextTokenizer, num_proc: int) -> Iterator[Pool]:
-        """A pool whose processes run from the start, so that they inherit no open stream, and end with the block."""
+        """A pool whose processes run from the start of the block, before a source is read in earnest, to its end."""
         with library_threads(num_proc == 1):
             if num_proc == 1:
                 yield cls(tokenizer, None, 1)

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+from io import FileIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from replication.data.blocks import PAD, Cutter, Int32, block_count
 from replication.data.tokenise import Bool, Int64, Piece, Tokens
 from replication.errors import UserError
-from replication.rundir import remove_tree, write_json
+from replication.rundir import remove_tree, sync, write_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -55,7 +56,7 @@ class BlockWriter:
         self._waiting: list[Int32] = []
         self._n_waiting = 0
         self._digest = hashlib.sha256()
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
         self._files: list[list[Any]] = [list(pair) for pair in state["files"]]
         self._restore(state["open"])
 
@@ -81,7 +82,6 @@ class BlockWriter:
         """Bring what there is to the disk; the state from which another process goes on."""
         self._flush()
         if self._file is not None:
-            self._file.flush()
             os.fsync(self._file.fileno())
             self._files[-1][1] = self._file.tell()
         return {
@@ -123,26 +123,31 @@ class BlockWriter:
             return
         size = self._cutter.block_size_tokens + 1
         column = pa.FixedSizeListArray.from_arrays(pa.array(blocks.ravel()), size)
-        self._shard().write(pa.record_batch([column], schema=_schema(size)).serialize())
+        self._open_shard()
+        self._append(memoryview(pa.record_batch([column], schema=_schema(size)).serialize()))
         self.blocks += len(blocks)
         self._predicted += int((blocks[:, 1:] != PAD).sum())
 
-    def _shard(self) -> IO[bytes]:
-        """The file to append to: a new one where there is none, or the last is as large as a file may get."""
+    def _open_shard(self) -> None:
+        """A new file to append to, where there is none or the last is as large as a file may get."""
         if self._file is not None and self._file.tell() >= SHARD_BYTES:
             self._close()
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._files.append([f"data-{len(self._files):05d}.arrow", 0])
-            self._file = open(self.folder / self._files[-1][0], "wb")  # noqa: SIM115 - open until the shard is full
-            self._file.write(_schema(self._cutter.block_size_tokens + 1).serialize())
-        return self._file
+            self._file = _opened(self.folder / self._files[-1][0], "wb")
+            self._append(memoryview(_schema(self._cutter.block_size_tokens + 1).serialize()))
+
+    def _append(self, data: bytes | memoryview) -> None:
+        assert self._file is not None
+        left = memoryview(data).cast("B")
+        while left:
+            left = left[self._file.write(left) :]  # a disk that fills up takes a part, and then raises
 
     def _close(self) -> None:
         if self._file is not None:
-            self._file.write(END_OF_STREAM)
+            self._append(END_OF_STREAM)
             self._files[-1][1] = self._file.tell()
-            self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
@@ -161,7 +166,7 @@ class BlockWriter:
             _hash_tokens(self._digest, self.folder / name, is_first=i == 0)
         self._digest.update(_bytes(self._cutter.held[1 if self.blocks else 0 :]))
         if is_open:
-            self._file = open(self.folder / self._files[-1][0], "ab")  # noqa: SIM115 - open until the shard is full
+            self._file = _opened(self.folder / self._files[-1][0], "ab")
 
     def _cut_back(self, path: Path, n_bytes: int) -> None:
         """Remove what was written after the state was saved."""
@@ -171,6 +176,11 @@ class BlockWriter:
                 f"{path}: has {found} bytes, and {n_bytes} were saved; remove the unfinished folder, and run again"
             )
         os.truncate(path, n_bytes)
+
+
+def _opened(path: Path, mode: Literal["wb", "ab"]) -> FileIO:
+    """A file without a buffer: what one that was interrupted still held would reach the disk after its successor's."""
+    return open(path, mode, buffering=0)
 
 
 def _bytes(tokens: Int32) -> bytes:
@@ -212,6 +222,9 @@ def _describe(folder: Path, block_size_tokens: int, names: list[str], fingerprin
         "_split": None,
     }
     write_json(folder / "state.json", description)
+    # The library does not sync its file, and what is written next vouches for it.
+    for path in (folder / "dataset_info.json", folder):
+        sync(path)
 
 
 class SplitWriter:
@@ -274,9 +287,14 @@ class SourceWriter:
         }
 
     @property
+    def has_share(self) -> bool:
+        """Whether the training split has reached its limit."""
+        return self._splits["train"].blocks.full
+
+    @property
     def full(self) -> bool:
         """Whether the training split has reached its limit, and validation has a block."""
-        return self._splits["train"].blocks.full and self._splits["validation"].blocks.tokens >= self._need
+        return self.has_share and self._splits["validation"].blocks.tokens >= self._need
 
     @property
     def tokens(self) -> int:
