@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from replication.config import ModelConfig
 from replication.errors import UserError
-from replication.model.loss import IGNORE, EntropySums, TokenLosses, entropy_sums, token_losses
+from replication.model.loss import IGNORE, EntropySums, TokenLosses, entropy_sums, log_probabilities, losses_of
 from replication.model.size import padded_vocabulary
 
 CHUNK_LOGITS = 1 << 26
@@ -101,9 +101,9 @@ def losses_from_logits(
     hidden_ND: Tensor, weight_PD: Tensor, targets_N: Tensor, label_smoothing: float, vocab_size: int, entropies: bool
 ) -> HeadOutput:
     """All logits at once: the plain way, and the fastest where they fit and the function is compiled."""
-    logits_NV = logits_of(hidden_ND, weight_PD, vocab_size)
-    losses = token_losses(logits_NV, targets_N, label_smoothing)
-    return HeadOutput(losses, entropies_in_chunks(logits_NV.detach(), targets_N != IGNORE) if entropies else None)
+    log_probs_NV = log_probabilities(logits_of(hidden_ND, weight_PD, vocab_size))
+    losses = losses_of(log_probs_NV, targets_N, label_smoothing)
+    return HeadOutput(losses, entropies_in_chunks(log_probs_NV.detach(), targets_N != IGNORE) if entropies else None)
 
 
 def losses_in_chunks(
@@ -186,7 +186,7 @@ def _chunk_losses(
     target_R = logits_RV.gather(1, targets_R.clamp(min=0)[:, None])[:, 0]
     valid_R = targets_R != IGNORE
     losses = (log_sum_R - target_R) * valid_R, (log_sum_R - logits_RV.mean(-1)) * valid_R, log_sum_R
-    return losses, entropy_sums(logits_RV, valid_R) if entropies else None
+    return losses, entropy_sums(logits_RV - log_sum_R[:, None], valid_R) if entropies else None
 
 
 def _chunk_slopes(
@@ -247,7 +247,8 @@ def losses_by_liger(
             valid_N, sums = targets_N != IGNORE, []
             if entropies:
                 for hidden_RD, valid_R in _chunks(vocab_size, hidden_ND, valid_N):
-                    sums.append(entropy_sums(logits_of(hidden_RD, weight_PD.to(dtype), vocab_size), valid_R))
+                    log_probs_RV = log_probabilities(logits_of(hidden_RD, weight_PD.to(dtype), vocab_size))
+                    sums.append(entropy_sums(log_probs_RV, valid_R))
     losses = TokenLosses(smoothed_N, plain_N if label_smoothing else smoothed_N)
     return HeadOutput(losses, _added(sums) if entropies else None)
 
@@ -273,13 +274,13 @@ def _require_liger() -> None:
 
 
 @torch.no_grad()
-def entropies_in_chunks(logits_NV: Tensor, valid_N: Tensor) -> EntropySums:
+def entropies_in_chunks(log_probs_NV: Tensor, valid_N: Tensor) -> EntropySums:
     """loss.entropy_sums, a few tokens' probabilities at a time; whole where it is compiled, which holds none."""
     if torch.compiler.is_compiling():
-        return entropy_sums(logits_NV, valid_N)
-    size = max(ENTROPY_TOKENS, ENTROPY_LOGITS // logits_NV.shape[1])
-    chunks = zip(logits_NV.split(size), valid_N.split(size), strict=True)
-    return _added([entropy_sums(logits_RV, valid_R) for logits_RV, valid_R in chunks])
+        return entropy_sums(log_probs_NV, valid_N)
+    size = max(ENTROPY_TOKENS, ENTROPY_LOGITS // log_probs_NV.shape[1])
+    chunks = zip(log_probs_NV.split(size), valid_N.split(size), strict=True)
+    return _added([entropy_sums(log_probs_RV, valid_R) for log_probs_RV, valid_R in chunks])
 
 
 def _added(sums: list[EntropySums]) -> EntropySums:

@@ -33,13 +33,22 @@ def token_losses(logits_NV: Tensor, targets_N: Tensor, label_smoothing: float) -
         targets_N: int64 in 0..V-1, or IGNORE.
         label_smoothing: a in [0, 1).
     """
-    log_probs_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
+    return losses_of(log_probabilities(logits_NV), targets_N, label_smoothing)
+
+
+def log_probabilities(logits_NV: Tensor) -> Tensor:
+    """log softmax over the vocabulary [N, V], in at least fp32."""
+    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
+
+
+def losses_of(log_probs_NV: Tensor, targets_N: Tensor, label_smoothing: float) -> TokenLosses:
+    """token_losses, where the log probabilities are at hand."""
     plain_N = F.nll_loss(log_probs_NV, targets_N, ignore_index=IGNORE, reduction="none")
     if label_smoothing == 0.0:
         return TokenLosses(plain_N, plain_N)
     uniform_N = -log_probs_NV.sum(-1)
     uniform_N = uniform_N.masked_fill(targets_N == IGNORE, 0.0)
-    spread = label_smoothing / logits_NV.shape[-1]
+    spread = label_smoothing / log_probs_NV.shape[-1]
     return TokenLosses(plain_N * (1 - label_smoothing) + uniform_N * spread, plain_N)
 
 
@@ -51,17 +60,17 @@ class EntropySums(NamedTuple):
 
 
 @torch.no_grad()
-def entropy_sums(logits_NV: Tensor, valid_N: Tensor) -> EntropySums:
-    """Both candidates for the paper's undefined 'token entropy', as sums over the valid tokens (METHOD 2)."""
-    wide = torch.promote_types(logits_NV.dtype, torch.float32)
-    logits_NV, weight_N = logits_NV.to(wide), valid_N.to(wide)
-    largest_N, predicted_N = logits_NV.max(-1)
-    probs_NV = logits_NV.softmax(-1)
-    # H = log sum exp - sum of p l, and the largest logit's probability gives the first without a third pass
-    log_sum_N = largest_N - probs_NV.gather(1, predicted_N[:, None])[:, 0].log()
-    predictive = ((log_sum_N - torch.linalg.vecdot(probs_NV, logits_NV)) * weight_N).sum()
-    counts_V = torch.zeros(logits_NV.shape[1], dtype=wide, device=logits_NV.device)
-    return EntropySums(predictive, counts_V.index_add_(0, predicted_N, weight_N))
+def entropy_sums(log_probs_NV: Tensor, valid_N: Tensor) -> EntropySums:
+    """Both candidates for the paper's undefined 'token entropy', as sums over the valid tokens (METHOD 2).
+
+    Args:
+        log_probs_NV: finite log probabilities, as the loss has them at hand.
+        valid_N: bool.
+    """
+    weight_N = valid_N.to(log_probs_NV.dtype)
+    predictive = -(torch.linalg.vecdot(log_probs_NV.exp(), log_probs_NV) * weight_N).sum()
+    counts_V = log_probs_NV.new_zeros(log_probs_NV.shape[1])
+    return EntropySums(predictive, counts_V.index_add_(0, log_probs_NV.argmax(-1), weight_N))
 
 
 def histogram_entropy(counts_V: Tensor) -> Tensor:
