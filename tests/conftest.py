@@ -9,8 +9,14 @@ import pytest
 MEASURED = "measured"
 
 
+LONGEST = ("test_parity.py", "test_slurm.py")  # first of the slow ones: two workers then end together
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # stable: else the order of the files
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        return item.get_closest_marker("slow") is not None, item.path.name not in LONGEST
+
+    items.sort(key=place)  # stable: else the order of the files
 
 
 @pytest.fixture
