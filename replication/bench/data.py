@@ -230,7 +230,6 @@ def _encode(number: int) -> float:
 
 def preparation_table(bench: PreparationBench) -> Table:
     """The figures in words."""
-    table = Table("", "", title="preparing a corpus beside its tokenizer alone", show_header=False)
     rows = {
         "text": f"{bench.text_bytes / 1e6:,.1f} MB, {bench.tokens:,} tokens",
         "processes": str(bench.num_proc),
@@ -241,6 +240,11 @@ def preparation_table(bench: PreparationBench) -> Table:
         "  95 % lower bound": f"{bench.lower_bound:.3f}",
         "the same by CPU time": f"{statistics.median(bench.cpu_ratios):.3f}",
     }
+    return _table("preparing a corpus beside its tokenizer alone", rows)
+
+
+def _table(title: str, rows: dict[str, str]) -> Table:
+    table = Table("", "", title=title, show_header=False)
     for name, value in rows.items():
         table.add_row(name, value)
     return table
@@ -307,7 +311,6 @@ def bench_loader(
 
 def loader_table(bench: LoaderBench) -> Table:
     """The figures in words."""
-    table = Table("", "", title="training loader beside the model", show_header=False)
     rows = {
         "micro-batch": f"{bench.micro_batch_tokens:,} tokens",
         "loader workers": str(bench.loader_workers),
@@ -315,6 +318,4 @@ def loader_table(bench: LoaderBench) -> Table:
         "model": f"{bench.eaten_tokens_per_second:,.0f} tokens/s",
         "loader over model": f"{bench.times:,.1f}",
     }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
+    return _table("training loader beside the model", rows)

@@ -116,14 +116,19 @@ def losses_in_chunks(
     compiled: bool = False,
 ) -> HeadOutput:
     """A few tokens' logits at a time, computed again in backward: memory that does not grow with N * V."""
-    device = hidden_ND.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
-    with torch.autocast(device, enabled=False):
+    dtype = _product_dtype(hidden_ND)
+    with torch.autocast(hidden_ND.device.type, enabled=False):
         smoothed_N, plain_N, *sums = _ChunkedLosses.apply(
             hidden_ND, weight_PD, targets_N, label_smoothing, vocab_size, dtype, entropies, compiled
         )
     losses = TokenLosses(smoothed_N, plain_N if label_smoothing else smoothed_N)
     return HeadOutput(losses, EntropySums(*sums) if entropies else None)
+
+
+def _product_dtype(hidden_ND: Tensor) -> torch.dtype:
+    """What autocast would multiply in; the dtype of the hidden states where it is off."""
+    device = hidden_ND.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
 
 
 class _ChunkedLosses(torch.autograd.Function):
@@ -227,9 +232,8 @@ def losses_by_liger(
     """
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-    device = hidden_ND.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
-    with torch.autocast(device, enabled=False):
+    dtype = _product_dtype(hidden_ND)
+    with torch.autocast(hidden_ND.device.type, enabled=False):
         hidden_ND, weight_VD = hidden_ND.to(dtype), weight_PD[:vocab_size].to(dtype)
         smoothed_N = liger_fused_linear_cross_entropy(
             hidden_ND,
@@ -247,7 +251,7 @@ def losses_by_liger(
             valid_N, sums = targets_N != IGNORE, []
             if entropies:
                 for hidden_RD, valid_R in _chunks(vocab_size, hidden_ND, valid_N):
-                    log_probs_RV = log_probabilities(logits_of(hidden_RD, weight_PD.to(dtype), vocab_size))
+                    log_probs_RV = log_probabilities(logits_of(hidden_RD, weight_VD, vocab_size))
                     sums.append(entropy_sums(log_probs_RV, valid_R))
     losses = TokenLosses(smoothed_N, plain_N if label_smoothing else smoothed_N)
     return HeadOutput(losses, _added(sums) if entropies else None)

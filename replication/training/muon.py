@@ -114,7 +114,8 @@ class Muon(Optimizer):
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         first, second = ([self._state(p, name) for p in params] for name in ("exp_avg", "exp_avg_sq"))
         for p in params:
-            self.state[p].setdefault("step", torch.zeros((), dtype=torch.float32, device=p.device))
+            if "step" not in self.state[p]:
+                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
         adamw(
             params,
             _gradients(params),
