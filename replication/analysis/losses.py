@@ -1,0 +1,313 @@
+"""Is a loss the same, and which change moved it? Tests over training seeds; pure functions on paired differences.
+
+Shapes: N seeds; a leading [...] is any number of experiments at once, so that a simulation of thousands is one call.
+NaN is a seed without a value: it is left out, and the result is over the others. What cannot be computed is NaN.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import integrate
+from scipy import stats as scipy_stats
+from statsmodels.stats.multitest import multipletests
+
+Floats = NDArray[np.float64]
+
+EQUIVALENT, DIFFERENT, NOT_DECIDED = "equivalent", "different beyond the margin", "not decided"
+POWER = 0.80
+"""The power that `seeds_for_equivalence` asks for."""
+SD_CONFIDENCE = 0.80
+"""One-sided confidence of the upper bound of a standard deviation."""
+MOST_SEEDS = 10_000
+MOST_SIGN_FLIPS = 40
+"""Seeds up to which sign flips are enumerated: 2**20 sums for each half of them."""
+NODES = 200
+
+
+@dataclass(frozen=True, eq=False)
+class MeanTest:
+    """A mean of paired differences, its t interval and the two-sided p of a zero mean; every array is [...]."""
+
+    n: NDArray[np.int64]
+    """Seeds with a value."""
+    mean: Floats
+    sd: Floats
+    """Sample standard deviation (n - 1); NaN below two seeds."""
+    low: Floats
+    high: Floats
+    p: Floats
+    """NaN below two seeds, and where the differences do not vary: a t test has nothing to stand on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Equivalence:
+    """Two one-sided tests of |mean| < margin; every array is [...]."""
+
+    n: NDArray[np.int64]
+    mean: Floats
+    sd: Floats
+    low: Floats
+    high: Floats
+    """Bounds of the 1 - 2 alpha interval: the arms are equivalent where it lies within the margin."""
+    p_lower: Floats
+    """Of 'mean <= -margin'."""
+    p_upper: Floats
+    """Of 'mean >= margin'."""
+    p: Floats
+    """The larger of both."""
+    verdict: NDArray[np.str_]
+    """equivalent, different beyond the margin (the interval lies wholly outside), or not decided."""
+
+
+@dataclass(frozen=True)
+class FurtherSeeds:
+    """How many more seeds an undecided equivalence needs, if the true difference is zero."""
+
+    sd: float
+    """The standard deviation that the differences had."""
+    k: int | None
+    """More seeds for 80 % power at that standard deviation; 0 where these seeds had it; None: unknown, or too many."""
+    sd_upper: float
+    """Its upper 80 % bound: few seeds say little of a standard deviation."""
+    k_upper: int | None
+    """More seeds at that bound."""
+
+
+# ---------------------------------------------------------------- one mean
+
+
+def mean_test(differences_N: ArrayLike, confidence: float = 0.95) -> MeanTest:
+    """t test of a zero mean over seeds.
+
+    Args:
+        differences_N: float [..., N].
+        confidence: coverage of the interval.
+    """
+    values = np.asarray(differences_N, dtype=np.float64)
+    n, mean, sd = _moments(values)
+    half = scipy_stats.t.ppf(0.5 + confidence / 2, np.maximum(n - 1, 1)) * sd / np.sqrt(np.maximum(n, 1))
+    return MeanTest(n, mean, sd, mean - half, mean + half, np.where(sd > 0, _t_p(values, 0.0, "two-sided"), np.nan))
+
+
+def equivalence(differences_N: ArrayLike, margin: float, alpha: float = 0.05) -> Equivalence:
+    """Two one-sided t tests (Schuirmann 1987): is the mean within +/- margin?
+
+    Args:
+        differences_N: float [..., N], in the unit of margin.
+        margin: half width of what counts as equal, stated in advance; above 0.
+        alpha: level of each one-sided test, and so of the whole; the interval has coverage 1 - 2 alpha.
+
+    Returns:
+        Both p, the interval and the verdict. Below two seeds, or where the differences do not vary, there is no p and
+        the verdict is `not decided`.
+    """
+    assert margin > 0 and 0 < alpha < 0.5
+    values = np.asarray(differences_N, dtype=np.float64)
+    test = mean_test(values, 1 - 2 * alpha)
+    varies = test.sd > 0
+    p_lower = np.where(varies, _t_p(values, -margin, "greater"), np.nan)
+    p_upper = np.where(varies, _t_p(values, margin, "less"), np.nan)
+    p = np.maximum(p_lower, p_upper)
+    outside = varies & ((test.low > margin) | (test.high < -margin))
+    verdict = np.where(p < alpha, EQUIVALENT, np.where(outside, DIFFERENT, NOT_DECIDED))
+    return Equivalence(test.n, test.mean, test.sd, test.low, test.high, p_lower, p_upper, p, verdict)
+
+
+def _moments(values_N: Floats) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """(seeds with a value [...], their mean [...], their sample standard deviation [...]); NaN where there is none."""
+    there = np.isfinite(values_N)
+    n = there.sum(-1)
+    enough = np.where(n > 0, n, np.nan)
+    mean = np.where(there, values_N, 0.0).sum(-1) / enough
+    squares = np.where(there, (values_N - np.asarray(mean)[..., None]) ** 2, 0.0).sum(-1)
+    return n, mean, np.sqrt(squares / np.where(n > 1, n - 1, np.nan))
+
+
+def _t_p(values_N: Floats, null: float, alternative: str) -> Floats:
+    """p of scipy's one-sample t test [...]; NaN below two seeds."""
+    finite = np.where(np.isfinite(values_N), values_N, np.nan)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # too few values, or equal ones: the result is NaN, which the callers handle
+        result = scipy_stats.ttest_1samp(finite, null, axis=-1, nan_policy="omit", alternative=alternative)
+    return np.asarray(result.pvalue, dtype=np.float64)
+
+
+# ---------------------------------------------------------------- power
+
+
+def power_of_equivalence(
+    n: ArrayLike, sd: ArrayLike, margin: ArrayLike, shift: ArrayLike = 0.0, alpha: float = 0.05
+) -> Floats:
+    """Probability that `equivalence` says equivalent: exact for normal differences.
+
+    Both tests reject where |mean| < margin - t(1 - alpha, n - 1) s / sqrt(n). Given the sample's standard deviation s
+    this is a normal probability; s sqrt(n - 1) / sd has a chi distribution, over which it is integrated (the bivariate
+    noncentral t of Owen 1965 in another form).
+
+    Args:
+        n: seeds, [...]; NaN below two.
+        sd: true standard deviation of the differences, [...].
+        margin: [...].
+        shift: true mean, [...].
+        alpha: level of each test.
+
+    Returns:
+        float64 [...], broadcast.
+    """
+    n, sd, margin, shift = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in (n, sd, margin, shift)))
+    df = np.where(n >= 2, n - 1, np.nan)
+    critical = scipy_stats.t.ppf(1 - alpha, df)
+    se = sd / np.sqrt(n)
+    most = margin / (critical * se)  # s / sd beyond which no mean is within the margin
+    low, high = (scipy_stats.chi.ppf(q, df) / np.sqrt(df) for q in (1e-12, 1 - 1e-12))
+    high = np.maximum(np.minimum(high, most), low)
+
+    def integrand(x: Floats) -> Floats:
+        ratio = low[..., None] + (high - low)[..., None] * x  # s / sd [..., nodes]
+        room = (margin / se)[..., None] - critical[..., None] * ratio
+        off = (shift / se)[..., None]
+        inside = scipy_stats.norm.cdf(room - off) - scipy_stats.norm.cdf(-room - off)
+        root = np.sqrt(df)[..., None]
+        return inside * scipy_stats.chi.pdf(ratio * root, df[..., None]) * root * (high - low)[..., None]
+
+    return np.asarray(integrate.fixed_quad(integrand, 0.0, 1.0, n=NODES)[0], dtype=np.float64)
+
+
+def seeds_for_equivalence(
+    sd: float, margin: float, power: float = POWER, shift: float = 0.0, alpha: float = 0.05
+) -> int | None:
+    """The fewest seeds at which `power_of_equivalence` reaches a power; None beyond 10,000 or without a positive sd."""
+    if not (np.isfinite(sd) and sd > 0 and abs(shift) < margin):
+        return None
+    low, high = 1, 2
+    while power_of_equivalence(high, sd, margin, shift, alpha) < power:
+        low, high = high, 2 * high
+        if low > MOST_SEEDS:
+            return None
+    while high - low > 1:  # power grows with n
+        middle = (low + high) // 2
+        enough = power_of_equivalence(middle, sd, margin, shift, alpha) >= power
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def sd_upper_bound(sd: float, n: int, confidence: float = SD_CONFIDENCE) -> float:
+    """One-sided upper bound of a standard deviation that n normal values had; NaN below two values."""
+    return float(sd * np.sqrt((n - 1) / scipy_stats.chi2.ppf(1 - confidence, n - 1))) if n >= 2 else float("nan")
+
+
+def further_seeds(n: int, sd: float, margin: float, power: float = POWER, alpha: float = 0.05) -> FurtherSeeds:
+    """How many seeds more than n give the power to declare equivalence at zero true difference.
+
+    Args:
+        n: seeds so far.
+        sd: standard deviation of their differences.
+        margin: of the equivalence.
+        power: what is asked for.
+        alpha: level of each test.
+    """
+    upper = sd_upper_bound(sd, n)
+    wanted = [seeds_for_equivalence(s, margin, power, alpha=alpha) for s in (sd, upper)]
+    k, k_upper = (None if w is None else max(0, w - n) for w in wanted)
+    return FurtherSeeds(float(sd), k, upper, k_upper)
+
+
+# ---------------------------------------------------------------- the 2x2
+
+
+EFFECTS = ("token gain", "layer gain", "interaction")
+
+
+def factorial_contrasts(values_4N: ArrayLike) -> Floats:
+    """Main effects and interaction of the 2x2 within each seed.
+
+    Args:
+        values_4N: float [..., 4, N]; rows neither, token gain alone, layer gain alone, both.
+
+    Returns:
+        float64 [..., 3, N]: what the token gain adds, mean over layer gain off and on; what the layer gain adds, mean
+        over token gain off and on; and the interaction, what the token gain adds with the layer gain less what it adds
+        without. NaN where one of a seed's four values is missing.
+    """
+    neither, token, layer, both = np.moveaxis(np.asarray(values_4N, dtype=np.float64), -2, 0)
+    return np.stack(
+        [(token - neither + both - layer) / 2, (layer - neither + both - token) / 2, both - token - layer + neither],
+        axis=-2,
+    )
+
+
+def factorial(values_4N: ArrayLike, confidence: float = 0.95) -> MeanTest:
+    """The 2x2 blocked by seed: a t test over seeds of each contrast, so that what seeds share cancels.
+
+    Equal to the repeated-measures analysis of variance with the seed as subject (its F is the square of this t), where
+    each contrast has its own error.
+
+    Args:
+        values_4N: see factorial_contrasts.
+        confidence: coverage of the intervals.
+
+    Returns:
+        Arrays [..., 3], in the order of EFFECTS.
+    """
+    return mean_test(factorial_contrasts(values_4N), confidence)
+
+
+# ---------------------------------------------------------------- without normality, and many questions
+
+
+def sign_flip_p(differences_N: ArrayLike) -> Floats:
+    """Exact two-sided sign-flip test of the mean: the share of all 2**n sign patterns whose |sum| is as large.
+
+    Assumes of the differences only that each is as likely as its negative. With n seeds the smallest p is 2 / 2**n.
+    All patterns are counted, by the sums of either half of the seeds.
+
+    Args:
+        differences_N: float [..., N]; zeros are kept.
+
+    Returns:
+        float64 [...]; NaN without seeds, and above 40 seeds, where the patterns are too many to count.
+    """
+    values = np.asarray(differences_N, dtype=np.float64)
+    rows = values.reshape(-1, values.shape[-1])
+    return np.array([_sign_flip_p(row[np.isfinite(row)]) for row in rows]).reshape(values.shape[:-1])
+
+
+def _sign_flip_p(values_n: Floats) -> float:
+    n = len(values_n)
+    if not 0 < n <= MOST_SIGN_FLIPS:
+        return float("nan")
+    first, second = (_signed_sums(half) for half in (values_n[: n // 2], values_n[n // 2 :]))
+    second.sort()
+    extreme = abs(values_n.sum()) - 1e-9 * np.abs(values_n).sum()  # sums that differ by rounding alone are tied
+    if extreme <= 0:
+        return 1.0
+    larger = len(second) - np.searchsorted(second, extreme - first, side="left")
+    return float(2 * larger.sum() / 2.0**n)  # the patterns are symmetric: as many are as small
+
+
+def _signed_sums(values_h: Floats) -> Floats:
+    """float64 [2**h]: the sums of h values under every pattern of signs."""
+    sums = np.zeros(1)
+    for value in values_h:
+        sums = np.concatenate([sums - value, sums + value])
+    return sums
+
+
+def holm(p_Q: ArrayLike) -> Floats:
+    """Holm's adjusted p of several questions (statsmodels); a question without a p is none, and stays NaN.
+
+    Args:
+        p_Q: float [Q].
+
+    Returns:
+        float64 [Q]: below alpha exactly where Holm's procedure rejects at alpha.
+    """
+    p = np.asarray(p_Q, dtype=np.float64)
+    adjusted, there = np.full(p.shape, np.nan), np.isfinite(p)
+    if there.any():
+        adjusted[there] = multipletests(p[there], method="holm")[1]
+    return adjusted
