@@ -43,7 +43,7 @@ class Vote:
     seconds: float
     """From shown to chosen; NaN where unknown."""
     repeat_of: str
-    """vote_id of the vote that this one repeats, sides swapped; empty for a first vote. Serves self-consistency alone."""
+    """vote_id of the vote that this one repeats, sides swapped; empty: a first vote. For self-consistency alone."""
 
 
 COLUMNS = tuple(field.name for field in fields(Vote))

@@ -67,7 +67,9 @@ class CrossedDesign:
         self._means = [m / np.sqrt(c) for m, c in zip(indicators, counts, strict=True)]  # [V, levels]: T / sqrt(n)
         self._levels = np.array([len(c) - 1 for c in counts], dtype=np.float64)
         self._expected = self._expected_squares(indicators, counts)
-        self._share = np.array([*((c**2).sum() / self.n**2 for c in counts), 1 / self.n])  # of each variance in the mean's
+        self._share = np.array(
+            [*((c**2).sum() / self.n**2 for c in counts), 1 / self.n]
+        )  # of each variance in the mean's
         self._weights = np.linalg.lstsq(self._expected.T, self._share, rcond=None)[0]
 
     def _expected_squares(self, indicators: list[sparse.csr_array], counts: list[Floats]) -> Floats:

@@ -95,42 +95,42 @@ def means_by(values: ArrayLike, groups: ArrayLike) -> Floats:
 
 
 def bootstrap_interval(
-    ballots_V: Ballots,
     values: ArrayLike,
+    factors: Sequence[ArrayLike],
     generator: np.random.Generator,
     resamples: int,
     alpha: float = 0.05,
-) -> tuple[float, float]:
-    """Three-level percentile bootstrap of a mean of votes: seeds, prompts and judges are each drawn again.
+) -> tuple[Floats, Floats]:
+    """Percentile bootstrap of a mean of votes: seeds, prompts and judges are each drawn again.
 
-    The three are crossed, so a resampled vote counts the product of how often its seed, its prompt and its judge were
-    drawn (the pigeonhole bootstrap; Owen 2007, Annals of Applied Statistics 1:386), which is conservative.
+    The levels are crossed, so a vote counts the product of how often its seed, its prompt and its judge were drawn (the
+    pigeonhole bootstrap; Owen 2007, Annals of Applied Statistics 1:386), which is conservative. All experiments of one
+    call share the draws.
 
     Args:
-        ballots_V: who voted on what.
-        values: float [V], such as `score` or crossed.decisive_share_values.
+        values: float [..., V], such as `Ballots.score` or crossed.decisive_share_values.
+        factors: labels [V] of each level: seed, prompt and judge of every vote.
         generator: of the draws.
         resamples: number of draws.
         alpha: the interval covers 1 - alpha.
 
     Returns:
-        (low, high); NaN without votes.
+        (low [...], high [...]); NaN without votes.
     """
     values_V = np.asarray(values, dtype=np.float64)
-    if not len(values_V) or not np.isfinite(values_V).all():
-        return float("nan"), float("nan")
-    factors = [np.unique(labels, return_inverse=True)[1] for labels in (ballots_V.seed, ballots_V.prompt, ballots_V.judge)]
+    if not values_V.shape[-1]:
+        return np.full(values_V.shape[:-1], np.nan), np.full(values_V.shape[:-1], np.nan)
+    indices = [np.unique(np.asarray(labels), return_inverse=True)[1] for labels in factors]
     means = []
     for start in range(0, resamples, RESAMPLES_AT_ONCE):
-        n = min(RESAMPLES_AT_ONCE, resamples - start)
-        weights = np.ones((n, len(values_V)))
-        for index in factors:
+        weights = np.ones((min(RESAMPLES_AT_ONCE, resamples - start), values_V.shape[-1]))
+        for index in indices:
             size = int(index.max()) + 1
-            weights *= generator.multinomial(size, np.full(size, 1 / size), n)[:, index]
-        total = weights.sum(1)
-        means.append(((weights @ values_V)[total > 0]) / total[total > 0])
-    low, high = np.quantile(np.concatenate(means), [alpha / 2, 1 - alpha / 2])
-    return float(low), float(high)
+            weights *= generator.multinomial(size, np.full(size, 1 / size), len(weights))[:, index]
+        weights = weights[weights.sum(1) > 0]
+        means.append(values_V @ (weights / weights.sum(1, keepdims=True)).T)
+    low, high = np.quantile(np.concatenate(means, axis=-1), [alpha / 2, 1 - alpha / 2], axis=-1)
+    return low, high
 
 
 def naive_binomial_p(chosen: ArrayLike, decisive: ArrayLike) -> Floats:
@@ -172,7 +172,7 @@ def _judges(b: Ballots) -> list[str]:
     return [str(judge) for judge in np.unique(b.judge)]
 
 
-def _of(values: NDArray, b: Ballots, judge: str) -> NDArray:  # type: ignore[type-arg]
+def _of(values: NDArray, b: Ballots, judge: str) -> NDArray:
     found = values[b.judge == judge]
     return found if np.isfinite(found).any() else np.array([np.inf])  # unknown seconds are not fast
 
@@ -240,7 +240,7 @@ def krippendorff_alpha(values: ArrayLike, units: ArrayLike, ordered: bool = True
 
 
 def self_consistency(votes: Sequence[Vote]) -> tuple[int, int]:
-    """(repeats that chose the same arm, or a tie again; repeats). A repeat whose first vote is missing is not counted."""
+    """(repeats that chose the same arm, or a tie again; repeats whose first vote is there)."""
     by_id = {vote.vote_id: vote for vote in votes}
     pairs = [(vote, by_id[vote.repeat_of]) for vote in votes if vote.repeat_of in by_id]
     same = sum(score(vote, vote.arm_left) == score(first, vote.arm_left) for vote, first in pairs)
