@@ -716,6 +716,8 @@ class AnalysisConfig:
     """Sensitivity only: a person whose median time between votes lies below this many seconds is left out."""
     tie_share: float = 0.8
     """Sensitivity only: a judge with a larger share of ties than this is left out."""
+    experimenters: tuple[str, ...] = ()
+    """Sensitivity only: judge ids of those who run the experiment, left out in a row of its own."""
     bootstrap_resamples: int = 10000
     """Resamples of each bootstrap."""
     bootstrap_seed: int = 0

@@ -249,6 +249,11 @@ class SuiteDir:
         return self.root / "tensorboard"
 
     @property
+    def votes(self) -> Path:
+        """The vote record; see votes.py."""
+        return self.root / "votes.csv"
+
+    @property
     def certificate(self) -> Path:
         return self.root / "certificate.json"
 
