@@ -98,7 +98,7 @@ def _overview() -> str:
         "usage: replicate VERB [options]      (replicate VERB --help says more; --debug shows tracebacks)",
         "",
     ]
-    lines += [f"  {name:<9} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    lines += [f"  {name:<11} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
     return "\n".join(lines)
 
 
@@ -257,6 +257,13 @@ def report(argv: list[str]) -> int:
     return 0
 
 
+def tensorboard(argv: list[str]) -> int:
+    """Curves in TensorBoard, with means, bands and paired differences over seeds; live while cells run."""
+    from replication.tensorboard_cli import tensorboard as show
+
+    return show(argv)
+
+
 def drill(argv: list[str]) -> int:
     """Kill a run at random points, resume it, and compare its end with an undisturbed run."""
     from replication.config import load_run
@@ -343,6 +350,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "report": report,
     "power": power,
     "calibrate": calibrate,
+    "tensorboard": tensorboard,
     "drill": drill,
     "bench": bench,
     "doctor": doctor,

@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 from replication import __version__
 from replication.config import (
+    AnalysisConfig,
+    DivergedRule,
     RunConfig,
     SuiteConfig,
     differences,
@@ -372,7 +374,8 @@ def _changes_of_suite(plan: Mapping[str, Any], suite: SuiteConfig) -> list[str]:
         "analysis": to_dict(suite.analysis.resolved(suite.arms)),
         "diverged": to_dict(suite.diverged),
     }
-    there = {key: plan[key] for key in here}
+    defaults = {"analysis": to_dict(AnalysisConfig()), "diverged": to_dict(DivergedRule())}
+    there = {key: defaults[key] | plan[key] for key in here}  # an older plan lacks keys that came later
     lines += [f"{key}: {a} in the plan, {b} now" for key, (a, b) in differences(flatten(there), flatten(here)).items()]
     return lines
 

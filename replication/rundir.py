@@ -5,6 +5,7 @@ DIR/plan.json plan.md               the frozen analysis plan; earlier ones are p
 DIR/data/                           the prepared corpus (unless data.dir points elsewhere)
 DIR/runs/<arm>/seed-<n>/            one cell: RunDir below
 DIR/tensorboard/<arm>/seed-<n>      links to the cells' tensorboard folders, so that TensorBoard's run names are short
+DIR/tensorboard/over-seeds difference   means, bands and paired differences, where `replicate tensorboard` wrote them
 DIR/launch/<n>-<what>/               what was submitted to SLURM
 DIR/certificate.json                the pair certificate of every seed
 DIR/report.html report.md results.json figures/*.png
@@ -107,6 +108,29 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+# ---------------------------------------------------------------- a folder that one process holds
+
+
+@contextmanager
+def hold_lock(folder: Path, message: str) -> Iterator[None]:
+    """Hold a folder for one process, by folder/.lock.
+
+    Raises:
+        UserError: another live process holds it; says `message`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as file:
+        for attempt in range(20):  # a status table probes the lock for an instant; a run holds it
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if attempt == 19:
+                    raise UserError(f"{folder}: {message}") from None
+                time.sleep(0.05)
+        yield
+
+
 # ---------------------------------------------------------------- one cell
 
 
@@ -177,17 +201,7 @@ class RunDir:
         Raises:
             UserError: another live process holds it.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / ".lock", "a+") as file:
-            for attempt in range(20):  # a status table probes the lock for an instant; a run holds it
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if attempt == 19:
-                        message = "another process is running this cell; wait for it, or end it"
-                        raise UserError(f"{self.root}: {message}") from None
-                    time.sleep(0.05)
+        with hold_lock(self.root, "another process is running this cell; wait for it, or end it"):
             yield
 
     def is_locked(self) -> bool:

@@ -183,3 +183,21 @@ def mean_over_seeds(
     common = sorted(set.intersection(*(set(table) for table in tables)))
     stacked = np.array([[table[step] for step in common] for table in tables], dtype=np.float64)
     return np.array(common, dtype=np.float64), stacked.mean(0) if common else np.empty(0)
+
+
+def mean_and_interval(values_NT: ArrayLike, confidence: float = 0.95) -> tuple[Floats, Floats, Floats]:
+    """Mean and t interval of the mean over seeds, at each step by itself.
+
+    Args:
+        values_NT: float [N, T], one row a seed, N at least 1.
+        confidence: pointwise coverage of the interval.
+
+    Returns:
+        (mean [T], low [T], high [T]). NaN where one seed has no value; low and high are NaN below two seeds.
+    """
+    values = np.asarray(values_NT, dtype=np.float64)
+    n, mean = len(values), values.mean(0)
+    if n < 2:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    half = float(scipy_stats.t.ppf(0.5 + confidence / 2, n - 1)) * values.std(0, ddof=1) / np.sqrt(n)
+    return mean, mean - half, mean + half

@@ -1,0 +1,156 @@
+"""TensorBoard over seeds: runs beside the cells' own, that hold means, bands and paired differences; from the journals.
+
+DIR/tensorboard/over-seeds/<arm>/mean low high                          under the cells' tags, so that curves overlay
+DIR/tensorboard/difference/<arm>-minus-<first arm>/seed-<n> mean low high   under difference/<tag>
+DIR/tensorboard/events.*                                                 the custom-scalars page
+
+A mean run also holds the band of each question's scalar (band/<tag>/mean low high), and n_seeds.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from replication.analysis.event_file import SUFFIX, EventFile
+from replication.analysis.live import Curve, LiveJournal
+from replication.analysis.over_seeds import Curves, differences, mean_runs
+from replication.analysis.tensorboard_layout import (
+    BLOCK,
+    averaged_tags,
+    band_tag,
+    is_read,
+    layout,
+    question_tags,
+    shown_blocks,
+)
+from replication.config import SuiteConfig
+from replication.errors import UserError
+from replication.rundir import RunDir, SuiteDir, hold_lock, write_text
+
+FOLDERS = ("over-seeds", "difference")
+MARKER = "WRITTEN_BY_REPLICATE_TENSORBOARD"
+ALIVE_SECONDS = 1800.0
+"""How long after its journal's last line an interrupted cell counts as running: its lock may be another machine's."""
+DESCRIPTIONS = {
+    "mean": "Mean over the {what} that are complete or running, at the steps that all of them have. "
+    "band/: the pointwise 95 % t interval of that mean. n_seeds/: how many are behind it.",
+    "low": "Lower end of the pointwise 95 % t interval of the mean over {what}.",
+    "high": "Upper end of the pointwise 95 % t interval of the mean over {what}.",
+}
+
+
+class OverSeeds:
+    """The synthetic runs of a suite's folder; `refresh` brings them up to the journals."""
+
+    def __init__(self, suite: SuiteConfig, suite_dir: SuiteDir) -> None:
+        self.suite, self.root = suite, suite_dir.tensorboard
+        self._cells = {(arm, seed): suite_dir.cell(arm, seed) for arm in suite.arms for seed in suite.seeds}
+        self._journals = {key: LiveJournal(run.metrics, is_read) for key, run in self._cells.items()}
+        self._files: dict[str, EventFile] = {}
+        self._page = EventFile(self.root)
+        self._pages_written: list[tuple[list[int], bool]] = []
+        self._counted: set[tuple[str, int]] = set()
+
+    def refresh(self) -> int:
+        """Read what is new in the journals, and write what follows from it.
+
+        Returns:
+            How many points were written; 0 where nothing changed.
+        """
+        changed = [journal.read() for journal in self._journals.values()]
+        counted = {key for key, run in self._cells.items() if counts(run)}
+        if not any(changed) and counted == self._counted:
+            return 0
+        self._counted = counted
+        curves = {key: journal.curves() for key, journal in self._journals.items()}
+        blocks = shown_blocks(_n_blocks(curves.values()))
+        return self._write_means(curves, blocks) + self._write_differences(curves, blocks)
+
+    def _write_means(self, curves: Mapping[tuple[str, int], Curves], blocks: list[int]) -> int:
+        n_points, banded = 0, []
+        for arm in self.suite.arms:
+            cells = [curves[arm, seed] for seed in self.suite.seeds if (arm, seed) in self._counted]
+            runs = mean_runs(cells, averaged_tags(blocks), question_tags(blocks))
+            n_points += self._bring(f"over-seeds/{arm}", runs, "seeds")
+            if runs["mean"]:
+                banded.append(band_tag("train/loss_nats", "low") in runs["mean"])
+        self._write_page(blocks, bool(banded) and all(banded))
+        return n_points
+
+    def _write_differences(self, curves: Mapping[tuple[str, int], Curves], blocks: list[int]) -> int:
+        tags, n_points = averaged_tags(blocks), 0
+        first, *others = self.suite.arms
+        for arm in others:
+            pairs = {seed: differences(curves[arm, seed], curves[first, seed], tags) for seed in self.suite.seeds}
+            both = [pairs[s] for s in self.suite.seeds if {(arm, s), (first, s)} <= self._counted]
+            name = f"difference/{arm}-minus-{first}"
+            n_points += self._bring(
+                name, mean_runs(both, tags, question_tags(blocks), "difference/"), "paired differences of seeds"
+            )
+            for seed, pair in pairs.items():
+                file = self._file(f"{name}/seed-{seed}", f"{arm} minus {first} at seed {seed}, step by step")
+                n_points += file.bring_to({f"difference/{tag}": curve for tag, curve in pair.items()})
+        return n_points
+
+    def _bring(self, name: str, runs: dict[str, dict[str, Curve]], what: str) -> int:
+        return sum(
+            self._file(f"{name}/{which}", DESCRIPTIONS[which].format(what=what)).bring_to(curves)
+            for which, curves in runs.items()
+        )
+
+    def _file(self, name: str, description: str) -> EventFile:
+        return self._files.setdefault(name, EventFile(self.root / name, description))
+
+    def _write_page(self, blocks: list[int], has_bands: bool) -> None:
+        """Write the page where it is not the one that stands there: bands come with the second seed."""
+        page = (blocks, has_bands)
+        if self._pages_written[-1:] != [page]:
+            self._page.write_layout(layout(blocks, has_bands), len(self._pages_written))
+            self._pages_written.append(page)
+
+
+@contextmanager
+def claim(suite: SuiteConfig, suite_dir: SuiteDir) -> Iterator[OverSeeds]:
+    """The synthetic runs of a folder, for one process; what an earlier one wrote is removed.
+
+    Raises:
+        UserError: another process writes them; an arm or a folder that is not ours has their name.
+    """
+    root = suite_dir.tensorboard
+    for name in FOLDERS:
+        if name in suite.arms:
+            raise UserError(f"{suite_dir.suite}: key arms: '{name}' is the name of runs over seeds; rename the arm")
+    with hold_lock(root, "another `replicate tensorboard` writes here; look at its page, or end it"):
+        for name in FOLDERS:
+            folder = root / name
+            if folder.exists() and not (folder / MARKER).is_file():
+                raise UserError(f"{folder}: not written by `replicate tensorboard`; move it away")
+            shutil.rmtree(folder, ignore_errors=True)
+            write_text(folder / MARKER, "Removed and written anew by each `replicate tensorboard`.\n")
+        for path in root.glob(f"events.*.{SUFFIX}"):
+            path.unlink()
+        yield OverSeeds(suite, suite_dir)
+
+
+def counts(run: RunDir) -> bool:
+    """Whether a cell is among those that a mean is over: complete, or running as far as its files tell.
+
+    A cell that failed leaves the mean at all of its steps: it would hold the mean back for ever. It comes back when it
+    runs again.
+    """
+    state = run.state()
+    if state != "interrupted":
+        return state in ("complete", "running")
+    try:
+        return time.time() - run.metrics.stat().st_mtime < ALIVE_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def _n_blocks(cells: Iterable[Curves]) -> int:
+    """How many blocks the journals tell of; 0 before the first line."""
+    found = [int(match[2]) + 1 for curves in cells for tag in curves if (match := BLOCK.fullmatch(tag))]
+    return max(found, default=0)

@@ -1,0 +1,101 @@
+"""Which scalars are averaged over seeds, and the custom-scalars page that opens on the experiment's questions.
+
+Everything else (each block, each expert, gains' extremes) stays with the cells' own runs: 128 cells hold some twelve
+thousand curves, and the questions need these.
+"""
+
+from __future__ import annotations
+
+import re
+
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+LOSS = "val/loss_nats"
+ENTROPIES = ("entropy/predicted_tokens_nats", "entropy/predictive_nats")
+VALIDATION_ENTROPIES = ("val/entropy_predicted_tokens_nats", "val/entropy_predictive_nats")
+NORM = "train/grad_norm"
+OTHERS = (
+    "val/loss_unsmoothed_nats",
+    "train/loss_nats",
+    "train/loss_unsmoothed_nats",
+    "train/objective",
+    "gain/mean",
+    "gain/share_at_min",
+    "gain/share_at_max",
+)
+BLOCK = re.compile(r"(divergence|scale)/block_(\d+)")
+SHOWN_RUNS = 40
+"""TensorBoard ticks none of a longer list."""
+COUNTED = {"n_seeds/val": LOSS, "n_seeds/train": "train/loss_nats"}
+"""How many seeds are behind the mean; counted where these have values."""
+
+
+def is_read(tag: str) -> bool:
+    """Whether a tag of a journal may be averaged: which blocks are is known once one line was read."""
+    return tag in (LOSS, NORM, *ENTROPIES, *VALIDATION_ENTROPIES, *OTHERS) or BLOCK.fullmatch(tag) is not None
+
+
+def shown_blocks(n_blocks: int) -> list[int]:
+    """The first, the third and the last block, as on the cells' own page."""
+    return sorted({0, min(2, n_blocks - 1), n_blocks - 1}) if n_blocks else []
+
+
+def question_tags(blocks: list[int]) -> list[str]:
+    """What has a band on the page."""
+    divergences = [f"divergence/block_{i:02d}" for i in blocks]
+    return [LOSS, "train/loss_nats", *VALIDATION_ENTROPIES, *ENTROPIES, NORM, *divergences]
+
+
+def averaged_tags(blocks: list[int]) -> list[str]:
+    """What is averaged: the same in every arm."""
+    scales = [f"scale/block_{i:02d}" for i in blocks]
+    return [*question_tags(blocks), *(tag for tag in OTHERS if tag != "train/loss_nats"), *scales]
+
+
+def run_filter(n_arms: int, n_seeds: int) -> str:
+    """A regular expression for TensorBoard's list of runs: those over seeds, and of many the means alone."""
+    n_runs = 3 * n_arms + (n_arms - 1) * (n_seeds + 3)
+    return "over-seeds|difference" if n_runs <= SHOWN_RUNS else "mean$"
+
+
+def band_tag(tag: str, which: str, difference: bool = False) -> str:
+    """Where a mean's own run holds `which` of mean, low and high: a margin chart wants the three in one run."""
+    return f"{'difference_band' if difference else 'band'}/{tag}/{which}"
+
+
+def layout(blocks: list[int], has_bands: bool) -> layout_pb2.Layout:
+    """The page. Without bands (one seed so far) its charts are of lines, because a margin chart would stay empty."""
+    arms = "mean and 95 % t interval over seeds" if has_bands else "one seed"
+
+    def chart(title: str, tag: str, difference: bool = False) -> layout_pb2.Chart:
+        mean, low, high = (band_tag(tag, which, difference) for which in ("mean", "low", "high"))
+        if not has_bands:
+            return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"^{mean}$"]))
+        series = layout_pb2.MarginChartContent.Series(value=mean, lower=low, upper=high)
+        return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=[series]))
+
+    def both(name: str, tag: str) -> list[layout_pb2.Chart]:
+        return [chart(f"{name}: {arms}", tag), chart(f"{name}: paired difference to baseline", tag, difference=True)]
+
+    def of_each_seed(name: str, tag: str) -> layout_pb2.Chart:
+        content = layout_pb2.MultilineChartContent(tag=[f"^difference/{tag}$"])
+        return layout_pb2.Chart(title=f"{name}: paired difference of each seed", multiline=content)
+
+    categories = {
+        "Over seeds: is the loss a tie?": [
+            *both("validation loss, nats", LOSS),
+            of_each_seed("validation loss, nats", LOSS),
+            *both("training loss, nats", "train/loss_nats"),
+        ],
+        "Over seeds: entropies": [
+            *both("entropy of the predicted tokens, nats", ENTROPIES[0]),
+            *both("entropy of the predictions, nats", ENTROPIES[1]),
+            *both("entropy of the predicted tokens, validation", VALIDATION_ENTROPIES[0]),
+            *both("entropy of the predictions, validation", VALIDATION_ENTROPIES[1]),
+        ],
+        "Over seeds: gradient norm": both("gradient norm", NORM),
+        "Over seeds: divergence of the first, third and last block": [
+            c for i in blocks for c in both(f"divergence of block {i}", f"divergence/block_{i:02d}")
+        ],
+    }
+    return layout_pb2.Layout(version=0, category=[layout_pb2.Category(title=t, chart=c) for t, c in categories.items()])
