@@ -291,6 +291,13 @@ def bench(argv: list[str]) -> int:
     return run_bench(argv)
 
 
+def audit(argv: list[str]) -> int:
+    """Recompute a paper's printed figures from its published data files, and say which differ."""
+    from replication.audit_cli import audit as run_audit
+
+    return run_audit(argv)
+
+
 def doctor(argv: list[str]) -> int:
     """Say what this machine has and what each config would need; or whether a cluster could run a suite."""
     parser = Parser(prog="replicate doctor", description=doctor.__doc__)
@@ -321,5 +328,6 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "report": report,
     "drill": drill,
     "bench": bench,
+    "audit": audit,
     "doctor": doctor,
 }

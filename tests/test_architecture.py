@@ -23,7 +23,7 @@ LAYERS = [
     ["launcher", "training"],
     ["grid", "preference", "analysis"],
     ["bench", "cell", "drill"],
-    ["grid_cli", "bench_cli"],
+    ["grid_cli", "bench_cli", "audit_cli"],
     ["cli"],
     ["__main__"],
 ]
@@ -64,6 +64,7 @@ TORCH_FREE = [
     "grid",
     "grid_cli",
     "bench_cli",
+    "audit_cli",
     "analysis",
     "drill",
     "launcher",
