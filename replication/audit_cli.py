@@ -46,7 +46,8 @@ def _print(found: Audit, console: Console, *, everything: bool) -> None:
 
     if everything:
         console.print(_figures("The same", found.of(SAME)))
-    console.print(_figures("What differs", found.of(DIFFERS)))
+    console.print(_figures("Figures that differ", found.of(DIFFERS, is_sentence=False)))
+    console.print(_figures("Sentences that differ, as read", found.of(DIFFERS, is_sentence=True)))
     console.print(_figures("Not recomputable from what was published", found.of(CANNOT)))
     for row in found.stated:
         if row.verdict == DIFFERS:
@@ -60,15 +61,19 @@ def _print(found: Audit, console: Console, *, everything: bool) -> None:
         )
     console.print("cannot be answered from these files:")
     for line in found.cannot_answer:
-        console.print(f"  - {escape(line)}")
+        console.print(f"  - {escape(line)}", soft_wrap=True)
     counts = {verdict: len(found.of(verdict)) for verdict in (SAME, DIFFERS, CANNOT)}
-    console.print(f"{len(found.rows)} figures: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
+    entries = len({row.entry for row in found.of(DIFFERS)})
+    console.print(
+        f"{len(found.rows)} figures and sentences: {counts[SAME]} same, {counts[DIFFERS]} differ "
+        f"(in {entries} entries of the claims file), {counts[CANNOT]} not recomputable"
+    )
 
 
 def _figures(title: str, rows: Sequence[Row]) -> Table:
-    table = Table(title=f"{title} ({len(rows)})", title_justify="left")
-    for column in ("figure", "where", "printed", "recomputed", "note"):
-        table.add_column(column)
+    table = Table(title=f"{title} ({len(rows)})", title_justify="left", expand=True)
+    for column, ratio in (("figure", 4), ("where", 3), ("printed", 2), ("recomputed", 2), ("note", 5)):
+        table.add_column(column, ratio=ratio)
     for row in rows:
         table.add_row(*(escape(text) for text in (row.what, row.where, row.printed, row.recomputed, row.note)))
     return table

@@ -19,7 +19,20 @@ import pytest
 LAYERS = [
     ["errors", "preemption"],
     ["arguments", "config", "rundir"],
-    ["certificate", "diverged", "model", "needs", "data", "objectives", "preference.prompts", "doctor", "fidelity"],
+    [
+        *(
+            "certificate",
+            "diverged",
+            "model",
+            "needs",
+            "data",
+            "objectives",
+            "preference.prompts",
+            "doctor",
+            "fidelity",
+        ),
+        *("analysis.published", "analysis.recompute", "analysis.claims"),
+    ],
     ["launcher", "training"],
     ["grid", "preference", "analysis"],
     ["bench", "cell", "drill"],

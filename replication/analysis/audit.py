@@ -29,13 +29,17 @@ class Row:
     """One figure, printed and recomputed."""
 
     id: str
+    entry: str
+    """The entry of the claims file that it is a cell of."""
     what: str
     where: str
     printed: str
     recomputed: str
-    """One digit more than printed; empty where it cannot be recomputed."""
+    """Two digits more than printed; empty where it cannot be recomputed."""
     verdict: str
     """SAME, DIFFERS or CANNOT."""
+    is_sentence: bool
+    """Whether words are checked, as the note reads them, and not a printed figure."""
     note: str
     """How a sentence was read, or what is not published."""
 
@@ -78,9 +82,9 @@ class Audit:
     """None without the curves of both runs."""
     cannot_answer: tuple[str, ...]
 
-    def of(self, verdict: str) -> list[Row]:
-        """The rows with a verdict."""
-        return [row for row in self.rows if row.verdict == verdict]
+    def of(self, verdict: str, is_sentence: bool | None = None) -> list[Row]:
+        """The rows with a verdict, of figures and sentences or of one of them."""
+        return [r for r in self.rows if r.verdict == verdict and is_sentence in (None, r.is_sentence)]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for audit.json; NaN becomes null."""
@@ -114,7 +118,9 @@ def _row(claim: Claim, claims: Claims, data: Published) -> Row:
         recomputed = shown(value, claim.printed)
         verdict = SAME if same(claim.printed, value) else DIFFERS
     note = claim.why_not or claim.reading
-    return Row(claim.id, claim.what, claim.where, claim.printed, recomputed, verdict, note)
+    return Row(
+        claim.id, claim.entry, claim.what, claim.where, claim.printed, recomputed, verdict, claim.is_sentence, note
+    )
 
 
 # ---------------------------------------------------------------- the file's own sums

@@ -29,6 +29,8 @@ class Claim:
     """One printed figure."""
 
     id: str
+    entry: str
+    """Id of the entry of the file; the same for all cells of a table."""
     what: str
     """In our words."""
     where: str
@@ -42,6 +44,11 @@ class Claim:
     """What is not published; empty where there is a function."""
     reading: str
     """How a sentence is read as a figure; empty where there is nothing to choose."""
+
+    @property
+    def is_sentence(self) -> bool:
+        """Whether words are checked, not a printed figure: what is printed is a bound or a truth of our reading."""
+        return self.printed in ("yes", "no", "none") or self.printed.startswith(("<", ">"))
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ def _expand(entry: Any, place: str) -> Iterator[Claim]:
     if unknown:
         raise UserError(f"{place}: unknown key {sorted(unknown)[0]}; the keys are {', '.join(sorted(KEYS))}")
     if "rows" not in entry:
-        yield _claim(entry, place)
+        yield _claim(entry, entry["id"], place)
         return
     columns, rows = entry.get("columns", {}), entry["rows"]
     for row, cells in rows.items():
@@ -109,10 +116,11 @@ def _expand(entry: Any, place: str) -> Iterator[Claim]:
                 continue
             merged = {**entry.get("args", {}), **(arguments or {}), **cells.get("args", {})}
             names = {"id": f"{entry['id']}.{row}.{column}", "what": f"{entry['what']}: {row}, {column}"}
-            yield _claim({**entry, **names, "printed": printed, "args": merged}, place)
+            own = {key: cells[key] for key in ("reading",) if key in cells}
+            yield _claim({**entry, **own, **names, "printed": printed, "args": merged}, entry["id"], place)
 
 
-def _claim(entry: Mapping[str, Any], place: str) -> Claim:
+def _claim(entry: Mapping[str, Any], parent: str, place: str) -> Claim:
     function, why_not = entry.get("recompute"), entry.get("why_not", "")
     if (function is None) == (not why_not):
         raise UserError(f"{place}: give either `recompute`, a function, or `why_not`, what is not published")
@@ -122,6 +130,7 @@ def _claim(entry: Mapping[str, Any], place: str) -> Claim:
         )
     return Claim(
         id=entry["id"],
+        entry=parent,
         what=entry["what"],
         where=entry["where"],
         printed=entry["printed"],
@@ -168,7 +177,7 @@ def _times(match: re.Match[str]) -> int:
 
 
 def shown(value: Value, printed: str) -> str:
-    """A recomputed value as the paper would print it, with one digit more than it prints; beside a bound with two."""
+    """A recomputed value as the paper would print it, with two digits more than it prints."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):
@@ -178,14 +187,13 @@ def shown(value: Value, printed: str) -> str:
         return "none"
     if match is None:
         return f"{value:.4g}"
-    more = 2 if match["bound"] else 1
     scaled = value * _times(match)
     unit = f" {match['unit']}" if match["unit"] else ""
     mantissa, _, exponent = match["number"].lower().partition("e")
-    decimals = len(mantissa.partition(".")[2])
+    digits = len(mantissa.partition(".")[2]) + 2
     if exponent:
-        return f"{scaled:.{decimals + more}e}{unit}".replace("e-0", "e-").replace("e+0", "e")
-    if isinstance(value, int) or (float(scaled).is_integer() and not decimals):
+        return re.sub(r"e([+-])0*", r"e\1", f"{scaled:.{digits}e}").replace("e+", "e") + unit
+    if float(scaled).is_integer() and digits == 2:
         return f"{round(scaled):,}{unit}"
     sign = "+" if mantissa.startswith("+") else ""
-    return f"{scaled:{sign},.{decimals + more}f}{unit}"
+    return f"{scaled:{sign},.{digits}f}{unit}"

@@ -140,10 +140,12 @@ def load_published(folder: Path, files: Mapping[str, Any]) -> Published:
     return Published(
         judges=tuple(_judge(entry, f"{votes_path}: judges[{i}]") for i, entry in _entries(votes, "judges", votes_path)),
         questions=_questions(votes, votes_path),
-        prompts={p["id"]: p for _, content in read.get("prompts", []) for p in content},
-        curves={k: _curve(v, path, k) for path, content in read.get("losses", []) for k, v in content.items()},
+        prompts={
+            prompt["id"]: prompt for path, content in read.get("prompts", []) for prompt in _prompts(content, path)
+        },
+        curves={k: _curve(v, path, k) for path, content in read.get("losses", []) for k, v in _runs(content, path)},
         divergences=next((_divergences(content, path) for path, content in read.get("divergences", [])), None),
-        finals={run: metrics for _, content in read.get("finals", []) for run, metrics in content.items()},
+        finals={run: metrics for path, content in read.get("finals", []) for run, metrics in _runs(content, path)},
         raw={role: [content for _, content in listed] for role, listed in read.items()},
     )
 
@@ -164,7 +166,8 @@ def _entries(content: Any, key: str, path: Path) -> Iterable[tuple[int, Any]]:
 
 def _need(entry: Any, key: str, kind: type, place: str) -> Any:
     value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
+    negative = isinstance(value, int) and value < 0
+    if not isinstance(value, kind) or isinstance(value, bool) or negative:
         word = {int: "a whole number from 0", str: "text", list: "a list"}[kind]
         raise UserError(f"{place}: key {key} must be {word}, not {value!r}; restore the published file")
     return value
@@ -172,6 +175,21 @@ def _need(entry: Any, key: str, kind: type, place: str) -> Any:
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
+
+
+def _runs(content: Any, path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    if not isinstance(content, dict) or not all(isinstance(run, dict) for run in content.values()):
+        raise UserError(f"{path}: must map the names of runs to their values; restore the published file")
+    return content.items()
+
+
+def _prompts(content: Any, path: Path) -> list[dict[str, Any]]:
+    if not isinstance(content, list):
+        raise UserError(f"{path}: must be a list of prompts; is this the file of prompts?")
+    for i, entry in enumerate(content):
+        _need(entry, "id", int, f"{path}: [{i}]")
+        _need(entry, "question", str, f"{path}: [{i}]")
+    return content
 
 
 def _judge(entry: Any, place: str) -> Judge:

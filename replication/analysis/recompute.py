@@ -1,4 +1,4 @@
-"""The functions that a claims file may name, and how one is called. `recompute_votes` and `recompute_training` add theirs.
+"""The functions that a claims file may name, and how one is called; those of votes and of training stand beside.
 
 A function takes the published data and the claim's arguments and returns a number, a truth value or a text. Shares are
 fractions: the printed percent sign says that the paper prints a hundred times as much.
@@ -28,7 +28,7 @@ def recomputes(function: F) -> F:
 
 
 def call(name: str, arguments: Mapping[str, Any], data: Published, place: str) -> Value:
-    """Call the function of a claim.
+    """Call the function of a claim; NaN where it divides by nothing.
 
     Raises:
         UserError: no such function, arguments that it does not take, or names that the data do not hold.
@@ -44,6 +44,8 @@ def call(name: str, arguments: Mapping[str, Any], data: Published, place: str) -
         return function(data, **arguments)
     except LookupError as error:
         raise UserError(f"{place}: {name}: the data hold no {error}; mend the claim's arguments") from None
+    except ArithmeticError:  # a share of nothing
+        return math.nan
 
 
 # ---------------------------------------------------------------- from what is printed elsewhere

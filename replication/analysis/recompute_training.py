@@ -6,6 +6,7 @@ Shapes: V checkpoints, T samples, B blocks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -67,6 +68,13 @@ def late_loss_error(data: Published, run: str, minus: str, last: int = LATE) -> 
     """Standard error of the difference of the late means, checkpoints taken as independent."""
     variances = [_curve(data, name).validation[-last:].var(ddof=1) / last for name in (run, minus)]
     return float(np.sqrt(sum(variances)))
+
+
+@recomputes
+def late_gap(data: Published, run: str, minus: str, last: int = LATE) -> float:
+    """Distance of two runs' mean gaps (validation minus train) over the last checkpoints."""
+    gaps = [(c.validation - c.train)[-last:].mean() for c in (_curve(data, run), _curve(data, minus))]
+    return float(abs(gaps[0] - gaps[1]))
 
 
 @recomputes
@@ -170,17 +178,15 @@ def divergence_ratio(data: Published, block: int, to: Sequence[int], step: int) 
 
 @recomputes
 def divergence_table(data: Published, column: int | str, step: int, blocks: Sequence[int] = ()) -> float:
-    """A cell of a table of divergences: a block, `ratio` (block 0 to some blocks) or `mean_without_0`."""
-    if column == "ratio":
-        return divergence_ratio(data, 0, blocks, step)
-    return divergence_mean(data, step, [0]) if column == "mean_without_0" else divergence(data, int(column), step)
+    """A cell of a table of divergences: a block, or `ratio` (block 0 to the mean of some)."""
+    return divergence_ratio(data, 0, blocks, step) if column == "ratio" else divergence(data, int(column), step)
 
 
 @recomputes
 def ratio_keeps_falling(data: Published, block: int, to: Sequence[int], steps: Sequence[int], digits: int = 1) -> bool:
     """Whether the ratio, rounded as printed, never rises from a listed step to the next."""
     ratios = [round(divergence_ratio(data, block, to, step), digits) for step in steps]
-    return all(later <= earlier for earlier, later in zip(ratios, ratios[1:], strict=False))
+    return all(later <= earlier for earlier, later in pairwise(ratios))
 
 
 @recomputes
@@ -195,6 +201,13 @@ def least_ratio_to_others(data: Published, block: int) -> float:
 def divergence_growth(data: Published, block: int, start: int, end: int) -> float:
     """Relative growth from one step to another: 1 is a doubling."""
     return divergence(data, block, end) / divergence(data, block, start) - 1
+
+
+@recomputes
+def window_growth(data: Published, block: int, last: int) -> float:
+    """Relative growth of a block's mean over the last samples against as many before them."""
+    values_T = _sampled(data, [block])[:, 0]
+    return float(values_T[-last:].mean() / values_T[-2 * last : -last].mean() - 1)
 
 
 @recomputes

@@ -137,8 +137,12 @@ def judge(data: Published, name: str, count: str) -> Value:
         raise LookupError(f"judge '{name}'")
     if count in OF_TALLY:
         return OF_TALLY[count](found[0].tally)
-    value = getattr(found[0], count)
-    return "-" if value is None else value
+    known: dict[str, Value] = {
+        "type": found[0].type,
+        "background": found[0].background or "-",
+        "median_seconds": found[0].median_seconds,
+    }
+    return known[count]
 
 
 @recomputes
@@ -150,14 +154,17 @@ def judge_names(data: Published, **rules: Any) -> str:
 @recomputes
 def extreme_judge(data: Published, count: str, which: str, **rules: Any) -> str:
     """The judge with the highest or lowest value (`which`: max, min) among those that a filter keeps."""
-    kept = select(data.judges, rules)
+    kept = [j for j in select(data.judges, rules) if not math.isnan(OF_TALLY[count](j.tally))]
+    if not kept:
+        raise LookupError("judge that the rules keep")
     return {"max": max, "min": min}[which](kept, key=lambda j: OF_TALLY[count](j.tally)).name
 
 
 @recomputes
 def extreme_share(data: Published, which: str, **rules: Any) -> float:
     """The highest or lowest share for gain of one judge among those that a filter keeps."""
-    return {"max": max, "min": min}[which](j.tally.share for j in select(data.judges, rules))
+    shares = [j.tally.share for j in select(data.judges, rules) if j.tally.decisive]
+    return {"max": max, "min": min}[which](shares, default=math.nan)
 
 
 @recomputes
