@@ -130,6 +130,12 @@ def moved(data: Published, count: str, **rules: Any) -> float:
 
 
 @recomputes
+def apart(data: Published, of: Rules, minus: Rules) -> float:
+    """The share for gain among some judges minus that among others."""
+    return _tally(data, of).share - _tally(data, minus).share
+
+
+@recomputes
 def judge(data: Published, name: str, count: str) -> Value:
     """A cell of the table of judges: a count of their votes, or type, background, median_seconds."""
     found = [j for j in data.judges if j.name == name]
