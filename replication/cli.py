@@ -319,6 +319,13 @@ def calibrate(argv: list[str]) -> int:
     return run_calibrate(argv)
 
 
+def audit(argv: list[str]) -> int:
+    """Recompute a paper's printed figures from its published data files, and say which differ."""
+    from replication.audit_cli import audit as run_audit
+
+    return run_audit(argv)
+
+
 def doctor(argv: list[str]) -> int:
     """Say what this machine has and what each config would need; or whether a cluster could run a suite."""
     parser = Parser(prog="replicate doctor", description=doctor.__doc__)
@@ -353,5 +360,6 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "tensorboard": tensorboard,
     "drill": drill,
     "bench": bench,
+    "audit": audit,
     "doctor": doctor,
 }

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from replication.analysis.claims import load_claims
 from replication.config import RunConfig, SourceConfig, SuiteConfig, load_cell, load_suite, run_parser
 from replication.errors import UserError
 from replication.model.size import parameter_count
@@ -66,7 +67,7 @@ def doctor(console: Console, config_root: Path) -> int:
 
     Args:
         console: where the tables go.
-        config_root: folder with model/ arms/ data/ cluster/ suites/ and prompts/.
+        config_root: folder with model/ arms/ data/ cluster/ suites/ prompts/ and claims/.
 
     Returns:
         0, or 2 where a config file is broken. What the machine lacks is advice, not an error.
@@ -411,11 +412,11 @@ def _load_arm(suite: SuiteConfig, arm: str, root: Path) -> RunConfig:
 
 
 def _print_files(console: Console, config_root: Path) -> list[str]:
-    """Print whether each config and prompt file loads by itself; return the names of those that do not."""
+    """Print whether each config, prompt and claims file loads by itself; return the names of those that do not."""
     table = Table(title="Config files", title_justify="left")
     table.add_column("file", no_wrap=True)
     table.add_column("state", overflow="fold")
-    folders = ("model", "arms", "data", "training", "cluster")
+    folders = ("model", "arms", "data", "training", "cluster", "claims")
     files = [p for folder in folders for p in sorted((config_root / folder).glob("*.yaml"))]
     files += sorted((config_root / "prompts").glob("*.json*"))
     broken = []
@@ -440,6 +441,8 @@ def _load_alone(path: Path, parser: ArgumentParser) -> str:
     """
     if path.suffix in (".json", ".jsonl"):
         return f"[green]loads[/green]: {len(load_prompts(path))} prompts"
+    if path.parent.name == "claims":
+        return f"[green]loads[/green]: {len(load_claims(path).claims)} claims"
     try:
         parser.parse_args(["--config", str(path)])
     except ArgumentError as error:

@@ -45,11 +45,11 @@ def test_seeds_of_an_arm_differ_in_the_seed_alone():
     assert set(differences(a, b)) == {"seed", "weights_seed", "data_seed"}
 
 
-LAYERS = sorted(path for path in config_root().rglob("*.yaml") if path.parent.name != "suites")
+LAYERS = sorted(path for path in config_root().rglob("*.yaml") if path.parent.name not in ("suites", "claims"))
 
 
 @pytest.mark.parametrize("path", LAYERS, ids=lambda p: f"{p.parent.name}/{p.name}")
-def test_every_shipped_layer_loads(path):  # suites: tests/test_suites.py
+def test_every_shipped_layer_loads(path):  # suites: tests/test_suites.py, claims: tests/test_audit.py
     # the published batch, 64 sequences of 2,048: what the largest cluster files are for
     flags = ["--data.block_size_tokens=2048", "--training.batch_tokens=131072"]
     assert isinstance(load_run([path], flags if path.parent.name in ("cluster", "data") else []), RunConfig)

@@ -1,0 +1,199 @@
+"""A claims file: each printed figure, where it stands, and the function that recomputes it; and when two are the same.
+
+Printed figures are kept as text, because their digits are part of the claim. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from replication.analysis.recompute import Value
+from replication.errors import UserError
+
+PRINTED = re.compile(
+    r"(?P<about>~)?\s*(?P<bound><=|>=|<|>)?\s*(?P<number>[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)\s*(?P<unit>%|points)?",
+    re.IGNORECASE,
+)
+ROUNDING_ROOM = 1e-9  # of half a unit: 46.25 may be printed as 46.2 or 46.3, whichever way ties go
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One printed figure."""
+
+    id: str
+    entry: str
+    """Id of the entry of the file; the same for all cells of a table."""
+    what: str
+    """In our words."""
+    where: str
+    """Section, table and row, or several places that print the same."""
+    printed: str
+    """As printed: `59.9 %`, `2.80e-8`, `~0.2`, `< 0.005`, `yes`, or a name."""
+    function: str | None
+    """Of `recompute`; None where the files cannot tell."""
+    arguments: Mapping[str, Any]
+    why_not: str
+    """What is not published; empty where there is a function."""
+    reading: str
+    """How a sentence is read as a figure; empty where there is nothing to choose."""
+
+    @property
+    def is_sentence(self) -> bool:
+        """Whether words are checked, not a printed figure: what is printed is a bound or a truth of our reading."""
+        return self.printed in ("yes", "no", "none") or self.printed.startswith(("<", ">"))
+
+
+@dataclass(frozen=True)
+class Claims:
+    """A claims file."""
+
+    path: Path
+    paper: str
+    files: Mapping[str, Any]
+    """Role -> file name, see `published.ROLES`."""
+    claims: tuple[Claim, ...]
+    cannot_answer: tuple[str, ...] = field(default=())
+    """Questions that no recomputation of these files settles."""
+
+
+KEYS = {"id", "what", "where", "printed", "recompute", "args", "why_not", "reading", "columns", "rows"}
+TOP = {"paper", "files", "filters", "claims", "cannot_answer"}
+
+
+def load_claims(path: Path) -> Claims:
+    """Read a claims file; an entry with `rows` is a table and becomes one claim a cell.
+
+    Raises:
+        UserError: no such file, no YAML, an unknown key, an id that comes twice, or an entry without a function and
+            without the reason why not.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such claims file; name one with --claims") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); mend it there") from None
+    if not isinstance(content, dict) or not isinstance(content.get("claims"), list):
+        raise UserError(f"{path}: key claims must be a list; see configs/claims for the form")
+    unknown = set(content) - TOP
+    if unknown or not isinstance(content.get("files"), dict):
+        what = f"unknown key {sorted(unknown)[0]}" if unknown else "key files must map roles to file names"
+        raise UserError(f"{path}: {what}; see configs/claims for the form")
+    claims = tuple(claim for i, entry in enumerate(content["claims"]) for claim in _expand(entry, f"{path}: [{i}]"))
+    seen: set[str] = set()
+    for claim in claims:
+        if claim.id in seen:
+            raise UserError(f"{path}: id {claim.id} comes twice; give each claim its own")
+        seen.add(claim.id)
+    listed = tuple(content.get("cannot_answer", ()))
+    return Claims(path, str(content.get("paper", path.stem)), content["files"], claims, listed)
+
+
+def _expand(entry: Any, place: str) -> Iterator[Claim]:
+    if not isinstance(entry, dict) or not {"id", "what", "where"} <= set(entry):
+        raise UserError(f"{place}: a claim needs the keys id, what, where, printed, recompute")
+    place = f"{place[: place.rindex('[')]}{entry['id']}"
+    unknown = set(entry) - KEYS
+    if unknown:
+        raise UserError(f"{place}: unknown key {sorted(unknown)[0]}; the keys are {', '.join(sorted(KEYS))}")
+    if "rows" not in entry:
+        yield _claim(entry, entry["id"], place)
+        return
+    columns, rows = entry.get("columns", {}), entry["rows"]
+    for row, cells in rows.items():
+        if not isinstance(cells, dict) or len(cells.get("printed", ())) != len(columns):
+            raise UserError(f"{place}: row {row} needs a list `printed` of {len(columns)} figures, one a column")
+        for (column, arguments), printed in zip(columns.items(), cells["printed"], strict=True):
+            if printed is None:  # the paper's cell is empty
+                continue
+            merged = {**entry.get("args", {}), **(arguments or {}), **cells.get("args", {})}
+            names = {"id": f"{entry['id']}.{row}.{column}", "what": f"{entry['what']}: {row}, {column}"}
+            own = {key: cells[key] for key in ("reading",) if key in cells}
+            yield _claim({**entry, **own, **names, "printed": printed, "args": merged}, entry["id"], place)
+
+
+def _claim(entry: Mapping[str, Any], parent: str, place: str) -> Claim:
+    function, why_not = entry.get("recompute"), entry.get("why_not", "")
+    if (function is None) == (not why_not):
+        raise UserError(f"{place}: give either `recompute`, a function, or `why_not`, what is not published")
+    if not isinstance(entry.get("printed"), str):
+        raise UserError(
+            f"{place}: printed must be text in quotes, which keeps its digits, not {entry.get('printed')!r}"
+        )
+    return Claim(
+        id=entry["id"],
+        entry=parent,
+        what=entry["what"],
+        where=entry["where"],
+        printed=entry["printed"],
+        function=function,
+        arguments=entry.get("args", {}),
+        why_not=why_not,
+        reading=entry.get("reading", ""),
+    )
+
+
+# ---------------------------------------------------------------- printed and recomputed
+
+
+def same(printed: str, value: Value) -> bool:
+    """Whether a recomputed value, rounded to the printed digits, is what is printed.
+
+    Args:
+        printed: a number with its digits (`%` and `points` are hundredths; after `~` trailing zeros of a whole number
+            are no digits), a number after `<`, `<=`, `>` or `>=`, `yes` or `no`, or a text.
+        value: what was recomputed. A tie may be rounded either way; NaN is `none`.
+    """
+    if isinstance(value, (bool, str)) or math.isnan(value):
+        return printed == shown(value, printed)
+    match = PRINTED.fullmatch(printed.strip())
+    if match is None:
+        return False
+    scaled, number = value * _times(match), float(match["number"].replace(",", ""))
+    bounds = {"<": scaled < number, "<=": scaled <= number, ">": scaled > number, ">=": scaled >= number}
+    if match["bound"]:
+        return bounds[match["bound"]]
+    return abs(scaled - number) <= 0.5 * unit_in_last_place(match) * (1 + ROUNDING_ROOM)
+
+
+def unit_in_last_place(match: re.Match[str]) -> float:
+    """What one step of the last printed digit is worth: 0.1 for 59.9, 1e-10 for 2.80e-8."""
+    mantissa, _, exponent = match["number"].lower().replace(",", "").partition("e")
+    _, _, decimals = mantissa.partition(".")
+    zeros = len(mantissa) - len(mantissa.rstrip("0")) if match["about"] and not decimals else 0
+    return 10.0 ** (int(exponent or 0) - len(decimals) + zeros)
+
+
+def _times(match: re.Match[str]) -> int:
+    return 100 if match["unit"] else 1
+
+
+def shown(value: Value, printed: str) -> str:
+    """A recomputed value as the paper would print it, with two digits more than it prints."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    match = PRINTED.fullmatch(printed.strip())
+    if math.isnan(value):
+        return "none"
+    if match is None:
+        return f"{value:.4g}"
+    scaled = value * _times(match)
+    unit = f" {match['unit']}" if match["unit"] else ""
+    mantissa, _, exponent = match["number"].lower().partition("e")
+    digits = len(mantissa.partition(".")[2]) + 2
+    if exponent:
+        return re.sub(r"e([+-])0*", r"e\1", f"{scaled:.{digits}e}").replace("e+", "e") + unit
+    if float(scaled).is_integer() and digits == 2:
+        return f"{round(scaled):,}{unit}"
+    sign = "+" if mantissa.startswith("+") else ""
+    return f"{scaled:{sign},.{digits}f}{unit}"
