@@ -7,6 +7,7 @@ thousand curves, and the questions need these.
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from tensorboard.plugins.custom_scalar import layout_pb2
 
@@ -30,6 +31,7 @@ COUNTED = {"n_seeds/val": LOSS, "n_seeds/train": "train/loss_nats"}
 """How many seeds are behind the mean; counted where these have values."""
 
 
+@cache
 def is_read(tag: str) -> bool:
     """Whether a tag of a journal may be averaged: which blocks are is known once one line was read."""
     return tag in (LOSS, NORM, *ENTROPIES, *VALIDATION_ENTROPIES, *OTHERS) or BLOCK.fullmatch(tag) is not None
