@@ -183,7 +183,7 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
     else:
         console.print("every cell was complete and the report is up to date: nothing to do")
     console.print(f"report:       {suite_dir.report_html}", soft_wrap=True)
-    command = shlex.join([_here("tensorboard"), "--logdir", str(suite_dir.tensorboard)])
+    command = shlex.join([_here("replicate"), "tensorboard", str(suite_dir.root)])
     console.print(f"curves:       {command}", soft_wrap=True)
     for what, ended in (("failed", outcome.failed), ("were told to stop", outcome.stopped)):
         if ended:

@@ -86,6 +86,7 @@ class EventFile:
             self._path = self.folder / f"events.out.tfevents.{int(time.time()):010d}.{SUFFIX}"
             first = _Records()
             first.add(Event(file_version="brain.Event:2"))
+            first.add(Event(step=0, session_log=SessionLog(status=SessionLog.START)))  # only a second one is a restart
             self._path.write_bytes(first.bytes())
         with open(self._path, "ab") as file:
             file.write(records.bytes())

@@ -93,6 +93,6 @@ class LiveJournal:
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
             return False
         for tag, value in line.items():
-            if isinstance(value, (int, float)) and self._is_wanted(tag):
+            if self._is_wanted(tag) and isinstance(value, (int, float)):
                 self._points.setdefault(tag, _Points()).add(line["step"], value)
         return True

@@ -4,7 +4,7 @@ DIR/tensorboard/over-seeds/<arm>/mean low high                          under th
 DIR/tensorboard/difference/<arm>-minus-<first arm>/seed-<n> mean low high   under difference/<tag>
 DIR/tensorboard/events.*                                                 the custom-scalars page
 
-A mean run also holds the band of each question's scalar (band/<tag>/mean low high), and n_seeds.
+A mean run also holds the band of each question's scalar (with_band/<tag>/mean low high), and n_seeds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ALIVE_SECONDS = 1800.0
 """How long after its journal's last line an interrupted cell counts as running: its lock may be another machine's."""
 DESCRIPTIONS = {
     "mean": "Mean over the {what} that are complete or running, at the steps that all of them have. "
-    "band/: the pointwise 95 % t interval of that mean. n_seeds/: how many are behind it.",
+    "with_band/: the pointwise 95 % t interval of that mean. n_seeds/: how many are behind it.",
     "low": "Lower end of the pointwise 95 % t interval of the mean over {what}.",
     "high": "Upper end of the pointwise 95 % t interval of the mean over {what}.",
 }
@@ -108,7 +108,7 @@ class OverSeeds:
         """Write the page where it is not the one that stands there: bands come with the second seed."""
         page = (blocks, has_bands)
         if self._pages_written[-1:] != [page]:
-            self._page.write_layout(layout(blocks, has_bands), len(self._pages_written))
+            self._page.write_layout(layout(blocks, has_bands, self.suite.arms[0]), len(self._pages_written))
             self._pages_written.append(page)
 
 

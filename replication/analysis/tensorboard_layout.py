@@ -7,6 +7,7 @@ thousand curves, and the questions need these.
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from tensorboard.plugins.custom_scalar import layout_pb2
 
@@ -30,6 +31,7 @@ COUNTED = {"n_seeds/val": LOSS, "n_seeds/train": "train/loss_nats"}
 """How many seeds are behind the mean; counted where these have values."""
 
 
+@cache
 def is_read(tag: str) -> bool:
     """Whether a tag of a journal may be averaged: which blocks are is known once one line was read."""
     return tag in (LOSS, NORM, *ENTROPIES, *VALIDATION_ENTROPIES, *OTHERS) or BLOCK.fullmatch(tag) is not None
@@ -60,10 +62,10 @@ def run_filter(n_arms: int, n_seeds: int) -> str:
 
 def band_tag(tag: str, which: str, difference: bool = False) -> str:
     """Where a mean's own run holds `which` of mean, low and high: a margin chart wants the three in one run."""
-    return f"{'difference_band' if difference else 'band'}/{tag}/{which}"
+    return f"with_band/{'difference/' if difference else ''}{tag}/{which}"  # a name that sorts behind the cells' tags
 
 
-def layout(blocks: list[int], has_bands: bool) -> layout_pb2.Layout:
+def layout(blocks: list[int], has_bands: bool, first_arm: str) -> layout_pb2.Layout:
     """The page. Without bands (one seed so far) its charts are of lines, because a margin chart would stay empty."""
     arms = "mean and 95 % t interval over seeds" if has_bands else "one seed"
 
@@ -75,7 +77,7 @@ def layout(blocks: list[int], has_bands: bool) -> layout_pb2.Layout:
         return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=[series]))
 
     def both(name: str, tag: str) -> list[layout_pb2.Chart]:
-        return [chart(f"{name}: {arms}", tag), chart(f"{name}: paired difference to baseline", tag, difference=True)]
+        return [chart(f"{name}: {arms}", tag), chart(f"{name}: paired difference to {first_arm}", tag, difference=True)]
 
     def of_each_seed(name: str, tag: str) -> layout_pb2.Chart:
         content = layout_pb2.MultilineChartContent(tag=[f"^difference/{tag}$"])
@@ -84,9 +86,9 @@ def layout(blocks: list[int], has_bands: bool) -> layout_pb2.Layout:
     categories = {
         "Over seeds: is the loss a tie?": [
             *both("validation loss, nats", LOSS),
-            of_each_seed("validation loss, nats", LOSS),
             *both("training loss, nats", "train/loss_nats"),
         ],
+        f"Over seeds: the loss of each seed, minus that of {first_arm}": [of_each_seed("validation loss, nats", LOSS)],
         "Over seeds: entropies": [
             *both("entropy of the predicted tokens, nats", ENTROPIES[0]),
             *both("entropy of the predictions, nats", ENTROPIES[1]),
@@ -98,4 +100,6 @@ def layout(blocks: list[int], has_bands: bool) -> layout_pb2.Layout:
             c for i in blocks for c in both(f"divergence of block {i}", f"divergence/block_{i:02d}")
         ],
     }
-    return layout_pb2.Layout(version=0, category=[layout_pb2.Category(title=t, chart=c) for t, c in categories.items()])
+    # TensorBoard shows a category's charts from last to first (seen in 2.21)
+    shown = [layout_pb2.Category(title=title, chart=charts[::-1]) for title, charts in categories.items()]
+    return layout_pb2.Layout(version=0, category=shown)

@@ -1,0 +1,63 @@
+"""The vote record: what is written is read, and what cannot be a vote is refused by name."""
+
+import dataclasses
+import math
+
+import pytest
+
+from replication.errors import UserError
+from replication.votes import COLUMNS, Vote, read_votes, write_votes
+
+VOTE = Vote(
+    "v1", "s", 1, "baseline", "both", 7, 0, 2, "judge-a", "human", "", "left", "2026-11-24T10:00:00+0000", 21.5, ""
+)
+
+
+def test_a_record_survives_writing_and_reading(tmp_path):
+    model = dataclasses.replace(
+        VOTE, vote_id="v2", judge_id='comma, "quote"\nand line', judge_kind="model", vendor="a", seconds=math.nan
+    )
+    again = dataclasses.replace(VOTE, vote_id="v3", choice="both_bad", repeat_of="v1")
+    write_votes(tmp_path / "votes.csv", [VOTE, model, again])
+    first, second, third = read_votes(tmp_path / "votes.csv")
+    assert (first, third) == (VOTE, again)
+    assert math.isnan(second.seconds) and dataclasses.replace(second, seconds=0.0) == dataclasses.replace(
+        model, seconds=0.0
+    )
+
+
+def test_no_file_is_no_votes(tmp_path):
+    assert read_votes(tmp_path / "votes.csv") == []
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("choice", "middle", "choice is 'middle', which must be one of left, right, tie, both_bad"),
+        ("judge_kind", "cat", "judge_kind is 'cat'"),
+        ("seed", "one", "seed is 'one', which must be a whole number"),
+        ("seconds", "-1", "seconds is '-1'"),
+        ("seconds", "soon", "seconds is 'soon'"),
+        ("judge_id", "", "judge_id is empty"),
+        ("arm_right", "baseline", "arm_left and arm_right are both 'baseline'"),
+        ("repeat_of", "v9", "repeats 'v9', which is not in the file"),
+    ],
+)
+def test_what_cannot_be_a_vote_is_refused_by_line_and_column(tmp_path, column, value, said):
+    write_votes(tmp_path / "votes.csv", [VOTE])
+    lines = (tmp_path / "votes.csv").read_text().splitlines()
+    cells = lines[1].split(",")
+    cells[COLUMNS.index(column)] = value
+    (tmp_path / "votes.csv").write_text("\n".join([lines[0], ",".join(cells)]) + "\n")
+    with pytest.raises(UserError, match="votes.csv") as error:
+        read_votes(tmp_path / "votes.csv")
+    assert said in str(error.value)
+
+
+def test_a_missing_column_and_a_double_id_are_refused(tmp_path):
+    (tmp_path / "votes.csv").write_text("vote_id,suite\nv1,s\n")
+    with pytest.raises(UserError, match="lacks the column seed"):
+        read_votes(tmp_path / "votes.csv")
+    write_votes(tmp_path / "votes.csv", [VOTE, VOTE])
+    with pytest.raises(UserError, match="'v1' comes twice"):
+        read_votes(tmp_path / "votes.csv")
