@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from small_corpus import prose_layer, texts, write_folder
 
 from replication.certificate import certify
 from replication.config import load_run, load_suite
-from replication.plan import check_plan
+from replication.plan import check_plan, freeze
 from replication.rundir import SuiteDir, read_journal, read_json
 
 ROOT = Path(__file__).parent.parent
@@ -336,8 +337,9 @@ def test_a_stopped_grid_stops_its_cells_and_the_same_command_goes_on(tmp_path, s
     stopped_at = read_journal(cell.metrics)[-1]["step"]
     assert stopped_at < 250
     assert "no analysis plan is frozen" in output
-    late = replicate("plan", "freeze", suite, "--out", out, "--seeds", "1")
-    assert "after the data: these cells had logged steps by then: baseline/seed-1" in late.stdout
+    two_arms = replace(load_suite(suite), arms=("baseline", "both"))  # a plan compares
+    late = freeze(SuiteDir(out), two_arms)
+    assert late.record["began_before"] == ["baseline/seed-1"]
     again = replicate("grid", "run", suite, "--out", out, "--seeds", "1")
     assert again.returncode == 0, again.stdout + again.stderr
     steps = [line["step"] for line in read_journal(cell.metrics) if "tokens" in line]

@@ -16,6 +16,8 @@ from replication.rundir import write_json, write_text
 
 FALSE_POSITIVES = (0.03, 0.07)
 COVERAGE = (0.93, 0.97)
+CROSSED = ("crossed", "crossed_half")
+"""The primary decision in both measures of preference."""
 CLOSE = 0.03
 """How far a measured power may lie from the stated one; of the equivalence, below it."""
 
@@ -32,15 +34,17 @@ def findings(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     null = [row for row in votes if row["truth"]["share"] == 0.5]
     lines = []
     for row in primary:
-        test, share = row["tests"]["crossed"], row["truth"]["share"]
+        tests, share = [row["tests"][name] for name in CROSSED], row["truth"]["share"]
         if share == 0.5:
-            lines.append(_line("false positives in the primary cell", [test["rejected"]], *FALSE_POSITIVES))
-        lines.append(_line(f"coverage in the primary cell at share {share:g}", [test["coverage"]], *COVERAGE))
+            rejected = [test["rejected"] for test in tests]
+            lines.append(_line("false positives in the primary cell", rejected, *FALSE_POSITIVES))
+        covered = [test["coverage"] for test in tests]
+        lines.append(_line(f"coverage in the primary cell at share {share:g}", covered, *COVERAGE))
     found_less_stated = [
         row["tests"]["crossed"]["found"] - row["truth"]["predicted"] for row in primary if row["truth"]["share"] != 0.5
     ]
     lines.append(_line("planted preference found, less the stated power", found_less_stated, -CLOSE, CLOSE))
-    worst = [row["tests"]["crossed"]["rejected"] for row in null]
+    worst = [row["tests"][name]["rejected"] for row in null for name in CROSSED]
     lines.append(_line("false positives anywhere on the grid, at most", [max(worst)], 0.0, FALSE_POSITIVES[1]))
     at_margin = [row["tests"]["equivalence"]["rejected"] for row in losses if row["truth"]["shift_over_margin"] == 1.0]
     lines.append(_line("equivalence declared at a shift of the margin", at_margin, *FALSE_POSITIVES))

@@ -20,13 +20,12 @@ from replication.analysis.preference import (
     bootstrap_interval,
     fast_judges,
     krippendorff_alpha,
-    means_by,
     naive_binomial_p,
     partial_judges,
     self_consistency,
+    shares_by,
     tie_judges,
 )
-from replication.analysis.simulate import win_and_half
 from replication.analysis.stats import smallest_sign_flip_p
 from replication.config import AnalysisConfig
 from replication.votes import Vote
@@ -69,7 +68,7 @@ def analyse_votes(
         "seeds": sorted({int(seed) for seed in b.seed}),
     }
     found["primary"] = estimate(b, analysis.alpha)
-    found["decisive"] = estimate(b, analysis.alpha, decisive=True)
+    found["win_half"] = estimate(b, analysis.alpha, half_ties=True)
     found |= _beside(b, analysis)
     found["decision"], found["why"] = _decision(found, analysis)
     found["more_seeds"] = more_seeds(found, analysis.alpha) if found["decision"] == NOT_DECIDED else None
@@ -134,24 +133,24 @@ def _counts(b: Ballots) -> dict[str, int]:
 # ---------------------------------------------------------------- estimates
 
 
-def estimate(b: Ballots, alpha: float, decisive: bool = False) -> dict[str, Any]:
+def estimate(b: Ballots, alpha: float, half_ties: bool = False) -> dict[str, Any]:
     """Preference with its interval over seeds, prompts and judges.
 
     Args:
         b: the votes.
         alpha: the interval covers 1 - alpha.
-        decisive: the share of decisive votes; else wins and half the ties.
+        half_ties: wins and half the ties, over all votes; else the share of decisive votes, as published.
 
     Returns:
         estimate, low, high, p, se, df, components, and note: why something is missing, or what it is conditional on.
     """
-    values = decisive_share_values(b.score, b.decisive) if decisive else b.score
+    values = b.score if half_ties else decisive_share_values(b.score, b.decisive)
     blank: dict[str, Any] = {key: float("nan") for key in ("estimate", "low", "high", "p", "se", "df")} | {
         "components": {}
     }
     if not len(b):
         return blank | {"note": "no votes on this pair"}
-    if decisive and not b.decisive.any():
+    if not half_ties and not b.decisive.any():
         return blank | {"note": f"none of the {len(b):,} votes is decisive"}
     mean = float(values.mean())
     if len(b) < 2:
@@ -188,11 +187,12 @@ def _beside(b: Ballots, analysis: AnalysisConfig) -> dict[str, Any]:
     if not len(b):
         return {"per_seed": None, "sign_flip": None, "bootstrap": None, "naive": None}
     seeds = np.unique(b.seed)
-    means = means_by(b.score, b.seed)
+    means = shares_by(b.score, b.seed)
     t = mean_test(means - 0.5, 1 - analysis.alpha)
     generator = np.random.default_rng(analysis.bootstrap_seed)
     factors = (b.seed, b.prompt, b.judge)
-    low, high = bootstrap_interval(b.score, factors, generator, analysis.bootstrap_resamples, analysis.alpha)
+    values = decisive_share_values(b.score, b.decisive)
+    low, high = bootstrap_interval(values, factors, generator, analysis.bootstrap_resamples, analysis.alpha)
     chosen, decisive = int((b.score == 1).sum()), int(b.decisive.sum())
     rows = [
         {"seed": int(seed), "estimate": float(mean), **_counts(b.where(b.seed == seed))}
@@ -202,7 +202,7 @@ def _beside(b: Ballots, analysis: AnalysisConfig) -> dict[str, Any]:
         "per_seed": {
             "scope": "conditional on these prompts and judges",
             "rows": rows,
-            "estimate": float(means.mean()),
+            "estimate": float(t.mean) + 0.5,
             "low": float(t.low) + 0.5,
             "high": float(t.high) + 0.5,
             "p": float(t.p),
@@ -247,8 +247,7 @@ def more_seeds(found: Mapping[str, Any], alpha: float) -> dict[str, Any] | None:
     components, n = found["primary"]["components"], found["n_seeds"]
     if not components or "seed" not in components:
         return None
-    ties = found["n_ties"] / found["n_votes"]
-    effect = win_and_half(PUBLISHED_SHARE, ties) - 0.5
+    effect = PUBLISHED_SHARE - 0.5
     values = {name: max(0.0, value) for name, value in components.items()}
     for k in range(MOST_SEEDS):
         if _power(values, n + k, found, effect, alpha) >= ENOUGH:
@@ -286,11 +285,10 @@ def _groups(b: Ballots, labels: Sequence[str], alpha: float) -> list[dict[str, A
 
 
 def _short(b: Ballots, alpha: float) -> dict[str, Any]:
-    """Estimate without its components, and the share of decisive votes."""
+    """Estimate without its components, and wins with half the ties."""
     found = estimate(b, alpha)
-    decisive = int(b.decisive.sum())
-    share = float((b.score == 1).sum() / decisive) if decisive else float("nan")
-    return {key: found[key] for key in ("estimate", "low", "high", "p", "note")} | {"decisive_share": share}
+    half = float(b.score.mean()) if len(b) else float("nan")
+    return {key: found[key] for key in ("estimate", "low", "high", "p", "note")} | {"win_half": half}
 
 
 def _filters(b: Ballots, analysis: AnalysisConfig) -> list[dict[str, Any]]:

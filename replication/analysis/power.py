@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from replication.analysis.crossed import CrossedDesign
+from replication.analysis.crossed import CrossedDesign, decisive_share_values
 from replication.analysis.preference import Ballots
 from replication.analysis.simulate import Spread, draw_scores, panel, preference_for, spread_between_groups
 
@@ -99,7 +99,8 @@ def power(study: Study, simulations: int, seed: int) -> float:
     found = 0
     for start in range(0, simulations, AT_ONCE):
         n = min(AT_ONCE, simulations - start)
-        t = design.t(draw_scores(mean, study.spread, study.ties, who, n, generator), alpha=ALPHA)
+        scores = draw_scores(mean, study.spread, study.ties, who, n, generator)
+        t = design.t(decisive_share_values(scores, scores != 0.5), alpha=ALPHA)
         found += int(((t.p < ALPHA) & ((t.mean > 0.5) == (study.share > 0.5))).sum())
     return found / simulations
 

@@ -79,19 +79,21 @@ def score(vote: Vote, treatment: str) -> float:
 # ---------------------------------------------------------------- beside the primary decision
 
 
-def means_by(values: ArrayLike, groups: ArrayLike) -> Floats:
-    """Mean of the votes of each group: seeds for the per-seed t, which is conditional on these prompts and judges.
+def shares_by(scores: ArrayLike, groups: ArrayLike) -> Floats:
+    """Share of decisive votes of each group: seeds for the per-seed t, which is conditional on these prompts and judges.
 
     Args:
-        values: float [..., V].
+        scores: float [..., V]; 0.5 is a tie.
         groups: [V], any labels.
 
     Returns:
-        float64 [..., G], groups in sorted order.
+        float64 [..., G], groups in sorted order; NaN for a group without a decisive vote.
     """
+    values = np.asarray(scores, dtype=np.float64)
     index = np.unique(np.asarray(groups), return_inverse=True)[1]
     indicator = np.eye(index.max() + 1 if len(index) else 0)[index]  # [V, G]
-    return np.asarray(np.asarray(values, dtype=np.float64) @ (indicator / indicator.sum(0)))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(((values == 1) @ indicator) / ((values != 0.5) @ indicator))
 
 
 def bootstrap_interval(
