@@ -49,7 +49,7 @@ def test_what_cannot_be_a_vote_is_refused_by_line_and_column(tmp_path, column, v
     cells = lines[1].split(",")
     cells[COLUMNS.index(column)] = value
     (tmp_path / "votes.csv").write_text("\n".join([lines[0], ",".join(cells)]) + "\n")
-    with pytest.raises(UserError, match="votes.csv") as error:
+    with pytest.raises(UserError, match=r"votes\.csv") as error:
         read_votes(tmp_path / "votes.csv")
     assert said in str(error.value)
 

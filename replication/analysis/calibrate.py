@@ -32,7 +32,8 @@ ALPHA = 0.05
 AT_ONCE = 250
 """Experiments in memory at a time."""
 RESAMPLES = 999
-POWER_SIMULATIONS = 10_000
+POWER_SIMULATIONS = 5
+"""For the stated power, of each experiment that is to find it."""
 PROMPT, JUDGE, SEED_PROMPT = 0.2, 0.1, 0.15
 """Spreads where they are on; prompts and judges are what the published votes' marginals give, rounded."""
 TIES = 1 / 3
@@ -137,7 +138,7 @@ def run_cell(cell: Cell, experiments: int, seed: int) -> dict[str, Any]:
     run = _votes if isinstance(cell, VoteCell) else _losses
     parts = [run(cell, n, generator) for n in _chunks(experiments)]  # type: ignore[arg-type]
     tests = {name: {what: _share([part[name][what] for part in parts]) for what in parts[0][name]} for name in parts[0]}
-    truth = asdict(cell) | {"predicted": _predicted(cell, seed + 1)}
+    truth = asdict(cell) | {"predicted": _predicted(cell, POWER_SIMULATIONS * experiments, seed + 1)}
     if isinstance(cell, VoteCell):
         truth["primary"] = cell.primary
     kind = "votes" if isinstance(cell, VoteCell) else "losses"
@@ -208,7 +209,7 @@ def _losses(cell: LossCell, n: int, generator: np.random.Generator) -> dict[str,
     return tests
 
 
-def _predicted(cell: Cell, seed: int) -> float | None:
+def _predicted(cell: Cell, simulations: int, seed: int) -> float | None:
     """What the power of the report says of a cell: an equivalence's by its formula, a preference's by other draws.
 
     Only the primary decision on the primary spreads is asked; elsewhere None.
@@ -217,6 +218,5 @@ def _predicted(cell: Cell, seed: int) -> float | None:
         return float(power_of_equivalence(cell.seeds, cell.sd_over_margin, 1.0, cell.shift_over_margin, ALPHA))
     if cell.share == 0.5 or not cell.primary:
         return None
-    return power(
-        Study(cell.seeds, cell.prompts, cell.judges, cell.spread, cell.share, cell.ties), POWER_SIMULATIONS, seed
-    )
+    study = Study(cell.seeds, cell.prompts, cell.judges, cell.spread, cell.share, cell.ties)
+    return power(study, simulations, seed)

@@ -245,7 +245,7 @@ def more_seeds(found: Mapping[str, Any], alpha: float) -> dict[str, Any] | None:
         k: further seeds; None where no number of seeds is enough, and then `limit` names what is short.
     """
     components, n = found["primary"]["components"], found["n_seeds"]
-    if not components or "seed" not in components:
+    if "seed" not in components or not np.isfinite(found["primary"]["se"]):
         return None
     effect = PUBLISHED_SHARE - 0.5
     values = {name: max(0.0, value) for name, value in components.items()}

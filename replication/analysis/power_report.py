@@ -14,7 +14,14 @@ from replication.analysis.method_figures import draw_power
 from replication.analysis.power import ENOUGH, fewest_seeds
 from replication.rundir import write_json, write_text
 
-COLUMNS = ("seed spread", "prompts", "judges", "power at seeds", "seeds for 80 %", "GPU-hours, 2 arms", "4 arms (2x2)")
+BEFORE = ("seed spread", "prompts", "judges")
+AFTER = ("seeds for 80 %", "GPU-hours, 2 arms", "4 arms")
+
+
+NOTE = (
+    f"'more': none of these numbers of seeds reaches {percent(ENOUGH)}. Where power hardly grows with seeds, prompts "
+    "or judges are what limits: take more of them."
+)
 
 
 def write_power(
@@ -37,13 +44,14 @@ def write_power(
     write_json(paths[0], {"assumptions": list(assumptions), "fewest_seeds": fewest, "rows": list(rows)})
     title = f"Power to find {percent(rows[0]['share'], 1)} of decisive votes, {percent(rows[0]['ties'], 1)} ties"
     lines = [_line(entry, rows, have) for entry in fewest]
-    write_text(paths[1], _markdown(title, assumptions, lines))
+    columns = [*BEFORE, *(f"{n} seeds" for n in sorted({row["seeds"] for row in rows})), *AFTER]
+    write_text(paths[1], _markdown(title, assumptions, columns, lines))
     draw_power(rows, paths[2])
-    table = Table(*COLUMNS, title=title, title_justify="left")
+    table = Table(*columns, title=title, title_justify="left", padding=(0, 0))
     for line in lines:
         table.add_row(*line)
     console.print(table)
-    for words in assumptions:
+    for words in (*assumptions, NOTE):
         console.print(words, soft_wrap=True)
     return paths
 
@@ -52,19 +60,18 @@ def _line(entry: dict[str, Any], rows: Sequence[dict[str, Any]], have: int) -> l
     """One combination of seed spread, prompts and judges."""
     key = (entry["seed_spread"], entry["prompts"], entry["judges"])
     group = [row for row in rows if (row["spread"]["seed"], row["prompts"], row["judges"]) == key]
-    reached = ", ".join(f"{row['seeds']}: {percent(row['power'])}" for row in group)
+    reached = [percent(row["power"]) for row in sorted(group, key=lambda row: row["seeds"])]
     fewest = entry["fewest_seeds"]
     if fewest is None:
-        words, hours = f"none of these (at most {percent(entry['highest_power'])})", ["–", "–"]
+        words, hours = "more", ["–", "–"]
     else:
         row = next(row for row in group if row["seeds"] == fewest)
         words = f"{fewest}" + (f" ({max(0, fewest - have)} more)" if have else "")
         hours = [count(row["gpu_hours_2_arms"]), count(row["gpu_hours_4_arms"])]
-    return [f"{key[0]:g}", str(key[1]), str(key[2]), reached, words, *hours]
+    return [f"{key[0]:g}", str(key[1]), str(key[2]), *reached, words, *hours]
 
 
-def _markdown(title: str, assumptions: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    table = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}", *(f"| {' | '.join(line)} |" for line in lines)]
+def _markdown(title: str, assumptions: Sequence[str], columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    table = [f"| {' | '.join(columns)} |", f"|{'---:|' * len(columns)}", *(f"| {' | '.join(line)} |" for line in lines)]
     words = [f"- {words}" for words in assumptions]
-    note = f"Where more seeds do not reach {percent(ENOUGH)}, prompts (or judges) are what limits: take more of them."
-    return "\n".join([f"# {title}", "", *words, "", *table, "", note, ""])
+    return "\n".join([f"# {title}", "", *words, "", *table, "", NOTE, ""])

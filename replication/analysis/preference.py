@@ -80,7 +80,7 @@ def score(vote: Vote, treatment: str) -> float:
 
 
 def shares_by(scores: ArrayLike, groups: ArrayLike) -> Floats:
-    """Share of decisive votes of each group: seeds for the per-seed t, which is conditional on these prompts and judges.
+    """Share of decisive votes of each group; of seeds for the per-seed t, conditional on these prompts and judges.
 
     Args:
         scores: float [..., V]; 0.5 is a tie.
