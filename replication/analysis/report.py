@@ -40,9 +40,10 @@ def write_report(suite_dir: SuiteDir, suite: SuiteConfig) -> Path:
     """
     if not suite_dir.root.is_dir():
         raise UserError(f"{suite_dir.root}: no such folder; give the output folder of `replicate grid run`")
-    certificate = certify(suite_dir, suite.arms, suite.seeds)
-    write_json(suite_dir.certificate, certificate.to_dict())
     cells = load_cells(suite_dir, suite.arms, suite.seeds)
+    logged = {(cell.arm, cell.seed): cell.logged for cell in cells}
+    certificate = certify(suite_dir, suite.arms, suite.seeds, logged)
+    write_json(suite_dir.certificate, certificate.to_dict())
     results = compute_results(suite_dir, suite, cells, certificate)
     results["verdict"] = verdict(results)
     results["figures"] = [asdict(drawn) for drawn in draw_figures(cells, results, suite_dir.figures)]
