@@ -201,6 +201,13 @@ def grid(argv: list[str]) -> int:
     return run_grid(argv)
 
 
+def plan(argv: list[str]) -> int:
+    """Freeze a suite's analysis plan before its first cell, show it, or check whether it was followed."""
+    from replication.plan_cli import plan as run_plan
+
+    return run_plan(argv)
+
+
 def generate(argv: list[str]) -> int:
     """Sample completions of trained cells again, for example with other prompts."""
     parser = Parser(prog="replicate generate", description=generate.__doc__)
@@ -316,6 +323,7 @@ def doctor(argv: list[str]) -> int:
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "prepare": prepare,
     "train": train,
+    "plan": plan,
     "grid": grid,
     "generate": generate,
     "report": report,

@@ -683,6 +683,87 @@ class DivergedRule:
 
 
 @dataclass(frozen=True)
+class AnalysisConfig:
+    """What will be asked of a suite's results, and how; `replicate plan freeze` writes it down before the data."""
+
+    baseline: str | None = None
+    """Arm that the treatment is compared with; none: the suite's first."""
+    treatment: str | None = None
+    """Arm that the primary question is about; none: `both` where the suite has it, else its last."""
+    primary: Literal["preference", "loss"] = "preference"
+    """The one primary question: is the treatment's text preferred, or is its validation loss equivalent. The others
+    are secondary."""
+    loss: Literal["late_val_loss", "final_val_loss"] = "late_val_loss"
+    """Which loss the arms are compared in: the mean of the last validations, or the last one alone."""
+    late_validations: int = 10
+    """Validations in the mean of late_val_loss, counted from the end."""
+    margin_nats: float = 0.02
+    """Margin of equivalence of the loss, in nats, on either side of zero."""
+    alpha: float = 0.05
+    """Level of each test: two-sided for differences, and of each of the two one-sided tests of equivalence (so their
+    interval is one of 1 - 2 alpha)."""
+    judges: int = 40
+    """Judges who are to vote, people and models together."""
+    votes_per_judge: int = 32
+    """Votes of each judge in a full set."""
+    judge_kinds: tuple[Literal["human", "model"], ...] = ("human", "model")
+    """Kinds of judges whose votes count."""
+    min_seeds: int = 5
+    """Fewest certified seeds with which a question is answered; with fewer the report gives the estimate alone."""
+    correction: Literal["holm"] = "holm"
+    """Correction for several comparisons, over the secondary questions; the primary one is a single test."""
+    fast_seconds: float = 15.0
+    """Sensitivity only: a person whose median time between votes lies below this many seconds is left out."""
+    tie_share: float = 0.8
+    """Sensitivity only: a judge with a larger share of ties than this is left out."""
+    bootstrap_resamples: int = 10000
+    """Resamples of each bootstrap."""
+    bootstrap_seed: int = 0
+    """Seed of every bootstrap."""
+
+    def resolved(self, arms: Sequence[str]) -> AnalysisConfig:
+        """This section with its two arms named; the treatment of a suite of one arm stays none."""
+        baseline = self.baseline or arms[0]
+        others = [arm for arm in arms if arm != baseline]
+        last = "both" if "both" in others else others[-1] if others else None
+        return replace(self, baseline=baseline, treatment=self.treatment or last)
+
+    def check(self, arms: Sequence[str]) -> AnalysisConfig:
+        """Raise UserError where a value is out of its range or names no arm of the suite; return self."""
+        for broken, message in _analysis_contradictions(self, arms):
+            if broken:
+                raise UserError(message)
+        return self
+
+
+def _analysis_contradictions(a: AnalysisConfig, arms: Sequence[str]) -> Iterable[tuple[bool, str]]:
+    """Yield (is broken, one line that names the key and the remedy)."""
+    for key, arm in (("baseline", a.baseline), ("treatment", a.treatment)):
+        yield (
+            arm is not None and arm not in arms,
+            f"analysis.{key}: {arm} is no arm of the suite; choose one of {', '.join(arms)}",
+        )
+    resolved = a.resolved(arms)
+    yield (
+        resolved.baseline == resolved.treatment,
+        f"analysis.treatment: {resolved.treatment} is the baseline too; name another arm",
+    )
+    yield not a.margin_nats > 0, f"analysis.margin_nats: {a.margin_nats} must be positive"
+    yield not 0 < a.alpha < 0.5, f"analysis.alpha: {a.alpha} must lie strictly between 0 and 0.5"
+    for key in ("late_validations", "judges", "votes_per_judge", "bootstrap_resamples"):
+        yield getattr(a, key) < 1, f"analysis.{key}: {getattr(a, key)} must be at least 1"
+    yield a.min_seeds < 2, f"analysis.min_seeds: {a.min_seeds} must be at least 2; one seed has no spread"
+    yield not a.judge_kinds, "analysis.judge_kinds: names no kind; give human, model or both"
+    yield (
+        len(set(a.judge_kinds)) != len(a.judge_kinds),
+        f"analysis.judge_kinds: names a kind twice: {list(a.judge_kinds)}",
+    )
+    yield a.fast_seconds < 0, f"analysis.fast_seconds: {a.fast_seconds} must not be negative"
+    yield not 0 <= a.tie_share <= 1, f"analysis.tie_share: {a.tie_share} must lie in [0, 1]"
+    yield a.bootstrap_seed < 0, f"analysis.bootstrap_seed: {a.bootstrap_seed} must not be negative"
+
+
+@dataclass(frozen=True)
 class SuiteConfig:
     """A grid: arms x seeds over shared layers."""
 
@@ -698,6 +779,8 @@ class SuiteConfig:
     """Keys of a run that hold for every cell; they win over the layers."""
     diverged: DivergedRule = field(default_factory=DivergedRule)
     """When a cell counts as diverged; frozen with the suite."""
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
+    """The questions and tests; acts on no cell."""
 
 
 # ---------------------------------------------------------------- finding files
@@ -800,6 +883,10 @@ def load_suite(name: str | Path) -> SuiteConfig:
     for key, values in (("arms", suite.arms), ("seeds", suite.seeds)):
         if len(set(values)) != len(values):
             raise UserError(f"{path}: key '{key}' names something twice: {list(values)}")
+    try:
+        suite.analysis.check(suite.arms)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return suite
 
 

@@ -23,6 +23,7 @@ from replication.grid.jobs import check_accelerator
 from replication.grid.plan import Cell, Place, claim_folder, places, plan, write_configs
 from replication.grid.site import default_site
 from replication.grid.status import RETRIED, CellStatus, Left, cell_status, print_status
+from replication.plan import read_plan, unplanned_cells
 from replication.rundir import SuiteDir, is_trained
 
 TEXTS = {
@@ -72,7 +73,7 @@ def grid(argv: list[str]) -> int:
 # ---------------------------------------------------------------- what is meant
 
 
-def _suite(args: argparse.Namespace, from_folder: bool = False) -> tuple[SuiteConfig, SuiteDir]:
+def named_suite(args: argparse.Namespace, from_folder: bool = False) -> tuple[SuiteConfig, SuiteDir]:
     """The suite (with --seeds) and its output folder; with from_folder, a suite that the folder holds wins."""
     suite = load_suite(args.suite)
     suite_dir = SuiteDir(args.out or Path("out") / suite.name)
@@ -90,7 +91,7 @@ def _suite(args: argparse.Namespace, from_folder: bool = False) -> tuple[SuiteCo
 
 
 def _cells(args: argparse.Namespace, flags: list[str]) -> tuple[SuiteConfig, SuiteDir, list[Cell]]:
-    suite, suite_dir = _suite(args)
+    suite, suite_dir = named_suite(args)
     cluster = find_cluster(args.cluster) if args.cluster else None
     return suite, suite_dir, plan(suite, suite_dir, flags, cluster)
 
@@ -137,7 +138,7 @@ def _plan(args: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _status(args: argparse.Namespace, flags: list[str]) -> int:
-    suite, suite_dir = _suite(args, from_folder=True)
+    suite, suite_dir = named_suite(args, from_folder=True)
     console = Console()
     if not suite_dir.root.is_dir():
         raise UserError(f"{suite_dir.root}: no such folder; give the --out of `replicate grid run` or `submit`")
@@ -171,6 +172,7 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
     console = Console()
     claim_folder(suite, suite_dir, cells)
     waiting = [c for c in cells if not c.run.complete.is_file()]
+    _say_plan(suite_dir, waiting, console)
     _make_ready(waiting, suite_dir, console)
     outcome = run_cells(cells, suite_dir, args.jobs, console)
     print_status(_statuses(suite, suite_dir, cells), suite.name, console)
@@ -207,6 +209,22 @@ def _make_ready(cells: Sequence[Cell], suite_dir: SuiteDir, console: Console) ->
         check_before_training(cell.config, store)
 
 
+def _say_plan(suite_dir: SuiteDir, cells: Sequence[Cell], console: Console) -> None:
+    """One line: whether an analysis plan is frozen, and whether it has the cells that are about to run."""
+    if not cells:
+        return
+    record = read_plan(suite_dir)
+    if record is None:
+        line = "no analysis plan is frozen; `replicate plan freeze` before the first cell makes the result confirmatory"
+        console.print(line, soft_wrap=True)
+        return
+    console.print(f"analysis plan {record['sha256'][:16]}, frozen at {record['frozen_at']}", soft_wrap=True)
+    others = unplanned_cells(record, {c.name: c.hash for c in cells})
+    if others:
+        line = f"these cells are not the plan's, and the report will say so: {', '.join(others)}"
+        console.print(f"[yellow]{line}[/yellow]; see `replicate plan show`", soft_wrap=True)
+
+
 def _report_is_current(suite_dir: SuiteDir, cells: Sequence[Cell]) -> bool:
     outputs = (suite_dir.results, suite_dir.report_html, suite_dir.report_md)
     if not all(p.is_file() for p in outputs):
@@ -230,7 +248,7 @@ def _submit(args: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _retry(args: argparse.Namespace, flags: list[str]) -> int:
-    suite, suite_dir = _suite(args, from_folder=True)
+    suite, suite_dir = named_suite(args, from_folder=True)
     if not suite_dir.suite.is_file():
         raise UserError(f"{suite_dir.suite}: no such file; submit the suite first")
     for flag in flags:
@@ -268,6 +286,7 @@ def _send(
     with nullcontext() if args.dry_run else submit.one_at_a_time(suite_dir):
         if not args.dry_run:
             claim_folder(suite, suite_dir, cells)
+            _say_plan(suite_dir, [c for c in cells if not c.run.complete.is_file()], submitter.console)
         steps = _steps(suite, suite_dir, cells, taken, behind, submitter)
         submitter.submit(steps)
     if not steps:
@@ -310,7 +329,7 @@ def _steps(
 
 
 def _cancel(args: argparse.Namespace, flags: list[str]) -> int:
-    suite, suite_dir = _suite(args, from_folder=True)
+    suite, suite_dir = named_suite(args, from_folder=True)
     queue = slurm.queue()
     prefix = submit.suite_prefix(suite.name, suite_dir)
     jobs = submit.jobs_of_cells(submit.submissions(suite_dir), queue)

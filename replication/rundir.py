@@ -1,6 +1,7 @@
 """The floor plan of an output folder: names, manifest, journal, COMPLETE markers, the lock. Imports no torch.
 
 DIR/suite.yaml                      the resolved suite
+DIR/plan.json plan.md               the frozen analysis plan; earlier ones are plan-1.json, plan-2.json, ...
 DIR/data/                           the prepared corpus (unless data.dir points elsewhere)
 DIR/runs/<arm>/seed-<n>/            one cell: RunDir below
 DIR/tensorboard/<arm>/seed-<n>      links to the cells' tensorboard folders, so that TensorBoard's run names are short
@@ -220,6 +221,15 @@ class SuiteDir:
     @property
     def suite(self) -> Path:
         return self.root / "suite.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """The frozen analysis plan; see replication.plan."""
+        return self.root / "plan.json"
+
+    @property
+    def plan_md(self) -> Path:
+        return self.root / "plan.md"
 
     @property
     def data(self) -> Path:

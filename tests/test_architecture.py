@@ -18,12 +18,14 @@ import pytest
 # From the floor up. A module may import its own layer and those before it.
 LAYERS = [
     ["errors", "preemption"],
-    ["arguments", "config", "rundir"],
-    ["certificate", "diverged", "model", "needs", "data", "objectives", "preference.prompts", "doctor", "fidelity"],
+    ["arguments", "config", "rundir", "provenance"],
+    ["certificate", "diverged", "plan_text", "model", "needs", "data", "objectives"],
+    ["plan", "preference.prompts", "doctor", "fidelity"],
     ["launcher", "training"],
     ["grid", "preference", "analysis"],
     ["bench", "cell", "drill"],
     ["grid_cli", "bench_cli"],
+    ["plan_cli"],
     ["cli"],
     ["__main__"],
 ]
@@ -54,6 +56,10 @@ TORCH_FREE = [
     "arguments",
     "config",
     "rundir",
+    "provenance",
+    "plan",
+    "plan_text",
+    "plan_cli",
     "needs",
     "diverged",
     "certificate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,27 +107,38 @@ def check_arms_declare_alike(suite: SuiteConfig) -> None:
 def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell]) -> None:
     """Make the folder this suite's.
 
-    Seeds may be added to a folder later; anything else that differs is refused before a cell runs.
+    Seeds may be added to a folder later, and the questions asked of it (`analysis`) may change: no cell depends on
+    them, and the report names each change since the plan was frozen. Anything else that differs is refused before a
+    cell runs.
 
     Raises:
         UserError: the folder holds another suite, or a cell of another config.
     """
+    refuse_other_suite(suite, suite_dir)
     claimed = to_dict(suite)
     if suite_dir.suite.is_file():
-        there = to_dict(load_suite(suite_dir.suite))
-        kept, wanted = ({k: v for k, v in flatten(d).items() if k != "seeds"} for d in (there, claimed))
-        refuse_differences(f"{suite_dir.root}: holds another suite", kept, wanted, "choose another --out")
-        claimed["seeds"] = list(dict.fromkeys([*there["seeds"], *claimed["seeds"]]))
-    elif suite_dir.root.exists() and any(_is_foreign(p) for p in suite_dir.root.iterdir()):
-        raise UserError(f"{suite_dir.root}: is not empty and holds no suite; choose another --out")
+        claimed["seeds"] = list(dict.fromkeys([*load_suite(suite_dir.suite).seeds, *claimed["seeds"]]))
     for cell in cells:
         refuse_other_config(cell.config, cell.run.config)
     write_text(suite_dir.suite, yaml.safe_dump(claimed, sort_keys=False))
 
 
-def _is_foreign(path: Path) -> bool:
-    """Whether something in an output folder without a suite belongs to somebody else."""
-    return path.name not in ("data", "data.partial") and not path.name.startswith(".")
+def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> None:
+    """Raise UserError where a folder holds another suite, seeds and analysis aside, or something of somebody else's."""
+    if suite_dir.suite.is_file():
+        there, here = (
+            {k: v for k, v in flatten(to_dict(s)).items() if k != "seeds" and not k.startswith("analysis.")}
+            for s in (load_suite(suite_dir.suite), suite)
+        )
+        refuse_differences(f"{suite_dir.root}: holds another suite", there, here, "choose another --out")
+    elif suite_dir.root.exists() and any(_is_foreign(p, suite_dir) for p in suite_dir.root.iterdir()):
+        raise UserError(f"{suite_dir.root}: is not empty and holds no suite; choose another --out")
+
+
+def _is_foreign(path: Path, suite_dir: SuiteDir) -> bool:
+    """Whether something in an output folder without a suite belongs to somebody else; a frozen plan does not."""
+    ours = path.name in ("data", "data.partial") or path.name.startswith(".")
+    return not ours and not (suite_dir.plan.is_file() and re.fullmatch(r"plan(-\d+)?\.(json|md)", path.name))
 
 
 def write_configs(cells: Sequence[Cell]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import subprocess
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +14,7 @@ import psutil
 import torch
 
 from replication.config import RunConfig
+from replication.provenance import git_state
 
 PACKAGES = (
     "replication",
@@ -45,20 +45,6 @@ def describe_machine() -> dict[str, Any]:
 def package_versions() -> dict[str, str | None]:
     """Versions of what computes, None for what is not installed."""
     return {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
-
-
-def git_state() -> dict[str, Any]:
-    def git(*args: str) -> str | None:
-        try:
-            root = Path(__file__).parent
-            done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, timeout=10, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "HEAD")
-    status = git("status", "--porcelain")
-    return {"commit": commit, "dirty": None if status is None else bool(status)}
 
 
 def cpu_name() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import torch
@@ -18,6 +17,8 @@ from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.model.transformer import Transformer, weights_sha256
 from replication.objectives.callbacks import LayerGain, TokenGain
+from replication.plan import plan_stamp
+from replication.provenance import timestamp
 from replication.rundir import RunDir, read_json, write_json, write_text
 from replication.training.checkpoints import Checkpoints, checkpoint_folder, load_weights, step_of
 from replication.training.checks import Checks, check_neighbours
@@ -178,7 +179,7 @@ def leave_signals_alone(trainer: Trainer) -> None:
 
 
 def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: LanguageModel, initial: str) -> None:
-    """Write the manifest before step 1; on a resume the first start's time and weights are kept and compared.
+    """Write the manifest before step 1; on a resume the first start's time, plan and weights are kept, these compared.
 
     Args:
         config: the run's.
@@ -200,12 +201,13 @@ def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: La
         keys = sorted(arm_keys(config.arm))
     except UserError:
         keys = []  # an arm without a file declares nothing, and the certificate will say so
-    machine = describe_machine()
+    machine, plan = describe_machine(), plan_stamp(run)
     manifest = {
         "arm": config.arm,
         "seed": config.seed,
         "config_hash": scientific_hash(config),
         "arm_keys": keys,
+        "plan": earlier.get("plan") if earlier else plan,  # a plan that was frozen after the first start came too late
         "data": {"hash": store.hash, "dir": str(config.data.dir or "data")},
         **machine,
         "world_size": config.world_size,
@@ -214,7 +216,10 @@ def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: La
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "initial_weights_sha256": initial,
         "started_at": earlier.get("started_at", timestamp()),
-        "starts": [*earlier.get("starts", []), {"at": timestamp(), **machine, "strategy": layout(config)}],
+        "starts": [
+            *earlier.get("starts", []),
+            {"at": timestamp(), "plan": plan, **machine, "strategy": layout(config)},
+        ],
     }
     write_json(run.manifest, manifest)
 
@@ -229,7 +234,3 @@ def finish_manifest(run: RunDir, folder: Path) -> None:
         final = {k: marker[k] for k in ("step", "tokens", "data_chain", "wall_seconds")}
         final["final_weights_sha256"] = marker["weights_sha256"]
         write_json(run.manifest, manifest | final | {"finished_at": timestamp()})
-
-
-def timestamp() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

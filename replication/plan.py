@@ -1,0 +1,488 @@
+"""The analysis plan: what is asked of a suite and how, frozen in DIR/plan.json before its first cell runs.
+
+`freeze` writes it, every start of a cell stamps its manifest with the plan's hash, and `check_plan` says afterwards
+whether the plan came before the data and in what it was departed from. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from replication import __version__
+from replication.config import (
+    RunConfig,
+    SuiteConfig,
+    differences,
+    find_config,
+    flatten,
+    load_cell,
+    load_run,
+    scientific,
+    scientific_hash,
+    to_dict,
+)
+from replication.errors import UserError
+from replication.plan_text import exclusions, markdown, questions
+from replication.provenance import git_state, timestamp
+from replication.rundir import RunDir, SuiteDir, file_sha256, read_json, read_tail, write_json, write_text
+
+FORMAT = 1
+SEED_KEYS = ("seed", "weights_seed", "data_seed")
+
+State = Literal["none", "before the data", "after the data"]
+
+# ---------------------------------------------------------------- what a plan says
+
+
+def build_plan(suite: SuiteConfig, flags: Sequence[str] = (), cluster: Path | None = None) -> dict[str, Any]:
+    """Everything that is decided before the data, resolved; plain JSON.
+
+    Args:
+        suite: with the seeds that will run.
+        flags: the keys that will follow `replicate grid run` or `submit`; they change the cells.
+        cluster: the cluster file that will be given there.
+
+    Raises:
+        UserError: an analysis key that contradicts the suite, a suite of one arm, or a config that does not load.
+    """
+    analysis = suite.analysis.check(suite.arms).resolved(suite.arms)
+    if analysis.treatment is None:
+        raise UserError(f"{suite.name}: has one arm, and a plan compares two; add another to key 'arms'")
+    of_arm = {arm: load_cell(suite, arm, suite.seeds[0], flags, cluster) for arm in suite.arms}
+    cells = {
+        f"{arm}/seed-{seed}": scientific_hash(replace(of_arm[arm], seed=seed))
+        for seed in suite.seeds
+        for arm in suite.arms
+    }
+    asked = questions(analysis, suite.arms, len(suite.seeds), _gains(of_arm))
+    return {
+        "format": FORMAT,
+        "suite": suite.name,
+        "arms": list(suite.arms),
+        "seeds": list(suite.seeds),
+        "analysis": to_dict(analysis),
+        "diverged": to_dict(suite.diverged),
+        "questions": asked,
+        "secondary": [question["id"] for question in asked if question["role"] == "secondary"],
+        "exclusions": exclusions(analysis, to_dict(suite.diverged)),
+        "settings": _settings(of_arm),
+        "generation": _generation(of_arm[analysis.treatment]),
+        "cells": cells,
+        "code": {"version": __version__, "commit": git_state()["commit"]},
+    }
+
+
+def plan_hash(plan: Mapping[str, Any]) -> str:
+    """SHA-256 of a plan's canonical JSON, 64 hex digits."""
+    text = json.dumps(plan, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _gains(of_arm: Mapping[str, RunConfig]) -> dict[str, tuple[bool, bool]]:
+    """Whether token gain and layer gain act in each arm."""
+    return {arm: (config.token_gain.enabled, config.layer_gain.enabled) for arm, config in of_arm.items()}
+
+
+def _settings(of_arm: Mapping[str, RunConfig]) -> dict[str, Any]:
+    """The scientific keys but the seeds, those that all arms share once; a seed key that the suite fixes is kept."""
+    by_arm = {arm: _without_seeds(scientific(config)) for arm, config in of_arm.items()}
+    for arm, config in of_arm.items():
+        by_arm[arm] |= {k: v for k in SEED_KEYS[1:] if (v := getattr(config, k)) is not None}
+    first, *others = by_arm.values()
+    shared = {k: v for k, v in first.items() if all(k in other and other[k] == v for other in others)}
+    return {
+        "shared": shared,
+        "arms": {arm: {k: v for k, v in keys.items() if k not in shared} for arm, keys in by_arm.items()},
+    }
+
+
+def _without_seeds(keys: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in keys.items() if k not in SEED_KEYS}
+
+
+def _generation(config: RunConfig) -> dict[str, Any]:
+    """How completions are sampled (no part of a cell's hash), with the hash of the prompts."""
+    keys = to_dict(config.generation)
+    prompts = config.generation.prompts
+    return keys | {"prompts_sha256": file_sha256(find_config(prompts)) if prompts else None}
+
+
+# ---------------------------------------------------------------- freezing
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What freezing did."""
+
+    record: dict[str, Any]
+    """plan.json."""
+    is_new: bool
+    """False where the same plan was frozen already, and nothing was changed."""
+
+
+def freeze(
+    suite_dir: SuiteDir,
+    suite: SuiteConfig,
+    flags: Sequence[str] = (),
+    cluster: Path | None = None,
+    amend: str | None = None,
+) -> Frozen:
+    """Write DIR/plan.json and DIR/plan.md.
+
+    The same plan twice is frozen once, whatever the code's commit by then.
+
+    Args:
+        suite_dir: the output folder; made where it is not there.
+        suite: see build_plan.
+        flags: see build_plan.
+        cluster: see build_plan.
+        amend: why the plan that is there is replaced; it is kept as plan-1.json (the next one as plan-2.json).
+
+    Raises:
+        UserError: another plan is there and `amend` is none; or see build_plan.
+    """
+    plan = build_plan(suite, flags, cluster)
+    earlier = read_plan(suite_dir)
+    history: list[dict[str, Any]] = []
+    if earlier is not None:
+        changed = plan_differences(earlier["plan"], plan)
+        if not changed:
+            return Frozen(earlier, is_new=False)
+        if not (amend or "").strip():
+            raise UserError(
+                f"{suite_dir.plan}: another plan is frozen ({_listed(changed)}); keep to it, or give the reason: "
+                '`replicate plan freeze ... --amend "why"`, which the report will quote'
+            )
+        history = _put_aside(suite_dir, earlier)
+    record = {
+        "plan": plan,
+        "sha256": plan_hash(plan),
+        "frozen_at": timestamp(),
+        "git": git_state(),
+        "began_before": begun_cells(suite_dir),
+        "amends": (amend or "").strip() or None if history else None,
+        "history": history,
+    }
+    write_text(suite_dir.plan_md, markdown(record))
+    write_json(suite_dir.plan, record)
+    return Frozen(record, is_new=True)
+
+
+def plan_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys in which two plans differ; what follows from others (the words, the cells' hashes) only where no
+    other key does, and the code's commit never: another commit is no other plan."""
+    follows = ("questions", "exclusions", "secondary", "cells.", "code.")
+    changed = differences(flatten(dict(a)), flatten(dict(b)))
+    changed = {k: v for k, v in changed.items() if not k.startswith("code.")}
+    causes = {k: v for k, v in changed.items() if not k.startswith(follows)}
+    return causes or changed
+
+
+def unplanned_cells(record: Mapping[str, Any], hashes: Mapping[str, str]) -> list[str]:
+    """Of the cells that are about to run, {arm/seed-n: config hash}, those that the plan has not, or has otherwise."""
+    return [name for name, hash in hashes.items() if record["plan"]["cells"].get(name) != hash]
+
+
+def begun_cells(suite_dir: SuiteDir) -> list[str]:
+    """Cells of a folder that have logged a step, as arm/seed-n."""
+    found = sorted(suite_dir.runs.glob("*/seed-*/metrics.jsonl"))
+    return [f"{p.parent.parent.name}/{p.parent.name}" for p in found if read_tail(p) is not None]
+
+
+def _put_aside(suite_dir: SuiteDir, earlier: dict[str, Any]) -> list[dict[str, Any]]:
+    """Keep a plan that is being replaced under the next free number; the whole history, oldest first."""
+    number = len(earlier["history"]) + 1
+    kept = suite_dir.plan.with_name(f"plan-{number}.json")
+    write_json(kept, earlier)
+    entry = {"file": kept.name, **{k: earlier[k] for k in ("sha256", "frozen_at", "began_before", "amends")}}
+    return [*earlier["history"], entry]
+
+
+def _listed(changed: Mapping[str, tuple[Any, Any]], most: int = 5) -> str:
+    shown = [f"{k}: {a} -> {b}" for k, (a, b) in list(changed.items())[:most]]
+    return "; ".join([*shown, *([f"and {len(changed) - most} more"] if len(changed) > most else [])])
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_plan(suite_dir: SuiteDir) -> dict[str, Any] | None:
+    """DIR/plan.json, or None where no plan is frozen.
+
+    Raises:
+        UserError: the file is not one that `freeze` writes.
+    """
+    record = read_json(suite_dir.plan)
+    if record is None:
+        return None
+    needed = {"plan": dict, "sha256": str, "frozen_at": str, "began_before": list, "history": list}
+    of_plan = {"arms": list, "seeds": list, "analysis": dict, "diverged": dict, "settings": dict, "cells": dict}
+    for part, keys in ((record, needed), (record.get("plan") if isinstance(record, dict) else None, of_plan)):
+        if not isinstance(part, dict) or any(not isinstance(part.get(k), kind) for k, kind in keys.items()):
+            raise UserError(f"{suite_dir.plan}: is no frozen plan; restore it, or remove it and freeze again")
+    return dict(record)
+
+
+def plan_stamp(run: RunDir) -> dict[str, str] | None:
+    """What a cell's manifest says of the plan at a start: {"sha256", "frozen_at"} of its output folder's plan.
+
+    None where no plan is frozen, or the cell lies in no output folder.
+    """
+    if run.root.parent.parent.name != "runs":
+        return None
+    record = read_plan(SuiteDir(run.root.parent.parent.parent))
+    return None if record is None else {k: record[k] for k in ("sha256", "frozen_at")}
+
+
+# ---------------------------------------------------------------- was it followed?
+
+
+@dataclass(frozen=True)
+class PlanStatus:
+    """Whether a plan was frozen before the data, and whether it was followed."""
+
+    state: State
+    sha256: str | None
+    """Of the plan as it was frozen."""
+    frozen_at: str | None
+    departures: tuple[str, ...]
+    """One line each; empty where there is no plan."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know and is no departure: an amendment before the first step of any cell."""
+
+    @property
+    def followed(self) -> bool:
+        """Whether there is a plan, of before the data, and no departure from it."""
+        return self.state == "before the data" and not self.departures
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The first lines of a report; the departures are to follow them, a line each."""
+        if self.state == "none":
+            return ("No analysis plan was frozen before the data: every result here is exploratory.",)
+        named = f"The analysis plan {(self.sha256 or '')[:16]} was frozen at {self.frozen_at}, {self.state}"
+        if self.state == "after the data":
+            named += ", so it makes no result confirmatory"
+        if not self.departures:
+            return (f"{named}.", "It was followed: no departure from it was found.", *self.notes)
+        n = len(self.departures)
+        return (f"{named}.", f"It was not followed in {n} {'point' if n == 1 else 'points'}:", *self.notes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, `followed` and `sentences` included."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain | {"followed": self.followed, "sentences": list(self.sentences)}
+
+
+def check_plan(
+    suite_dir: SuiteDir, suite: SuiteConfig | None = None, votes: Mapping[str, int] | None = None
+) -> PlanStatus:
+    """Hold a folder against its plan; reads files, writes none.
+
+    Args:
+        suite_dir: the output folder.
+        suite: what DIR/suite.yaml says now; none, before the first cell: nothing is compared with it.
+        votes: {judge: number of their votes}, all kinds of judges that count; none: votes are not looked at.
+
+    Raises:
+        UserError: plan.json or a manifest cannot be read.
+    """
+    record = read_plan(suite_dir)
+    if record is None:
+        return PlanStatus("none", None, None, ())
+    plan = record["plan"]
+    cells = _read_cells(suite_dir)
+    early = sorted({*record["began_before"], *(name for name, cell in cells.items() if _is_early(cell, record))})
+    unplanned = [name for name in early if not _has_earlier_plan(cells.get(name), record)]
+    departures = [*_edits(record), *_amendments(suite_dir, record, early=True)]
+    if unplanned:
+        departures.append(f"cells that started before the plan was frozen: {_names(unplanned)}")
+    if suite is not None:
+        departures += _changes_of_suite(plan, suite)
+    departures += _cells_under_another_plan(record, {n: c for n, c in cells.items() if n not in unplanned})
+    departures += _cells_of_another_config(suite_dir, plan, cells)
+    departures += _shortfall(suite_dir, plan, votes)
+    state: State = "after the data" if early else "before the data"
+    notes = tuple(_amendments(suite_dir, record, early=False))
+    return PlanStatus(state, record["sha256"], record["frozen_at"], tuple(departures), notes)
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names)
+
+
+# ---------------------------------------------------------------- the plan itself
+
+
+def _edits(record: Mapping[str, Any]) -> list[str]:
+    now = plan_hash(record["plan"])
+    if now == record["sha256"]:
+        return []
+    return [f"plan.json was edited after it was frozen: it hashes to {now[:16]}, frozen was {record['sha256'][:16]}"]
+
+
+def _amendments(suite_dir: SuiteDir, record: Mapping[str, Any], early: bool) -> list[str]:
+    """A line for each amendment; early chooses those that came after the first step of a cell, or else before it."""
+    lines = []
+    versions = [*record["history"], record]
+    for old, new in pairwise(versions):
+        if bool(new["began_before"]) != early:
+            continue
+        before, after = ((v.get("plan") or _kept_plan(suite_dir, v["file"])) for v in (old, new))
+        changed = f" ({_listed(plan_differences(before, after))})" if before and after else ""
+        when = "after the first step of a cell" if early else "before the first step of any cell"
+        reason = f'reason given: "{new["amends"]}"'
+        lines.append(f"the plan was amended at {new['frozen_at']}, {when}{changed}; {reason}")
+    return lines
+
+
+def _kept_plan(suite_dir: SuiteDir, name: str) -> dict[str, Any] | None:
+    kept = read_json(suite_dir.root / name)
+    return kept["plan"] if isinstance(kept, dict) and isinstance(kept.get("plan"), dict) else None
+
+
+def _changes_of_suite(plan: Mapping[str, Any], suite: SuiteConfig) -> list[str]:
+    """Arms, seeds, analysis and diverged rule of suite.yaml that are not the plan's."""
+    lines = []
+    for word, planned, now in (("arm", plan["arms"], suite.arms), ("seed", plan["seeds"], suite.seeds)):
+        lines += [f"{word} {x} was added to the suite after the plan" for x in now if x not in planned]
+        lines += [f"{word} {x} of the plan is not in the suite" for x in planned if x not in now]
+    here = {
+        "analysis": to_dict(suite.analysis.resolved(suite.arms)),
+        "diverged": to_dict(suite.diverged),
+    }
+    there = {key: plan[key] for key in here}
+    lines += [f"{key}: {a} in the plan, {b} now" for key, (a, b) in differences(flatten(there), flatten(here)).items()]
+    return lines
+
+
+# ---------------------------------------------------------------- the cells
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What a cell that has started says of itself."""
+
+    run: RunDir
+    manifest: dict[str, Any]
+
+    @property
+    def stamp(self) -> dict[str, Any]:
+        """Of the first start; empty where no plan was frozen then."""
+        return self.manifest.get("plan") or {}
+
+
+def _read_cells(suite_dir: SuiteDir) -> dict[str, _Cell]:
+    """Every cell of the folder that has started, planned or not, by arm/seed-n."""
+    runs = [RunDir(path.parent) for path in sorted(suite_dir.runs.glob("*/seed-*/manifest.json"))]
+    manifests = {f"{run.root.parent.name}/{run.root.name}": (run, read_json(run.manifest)) for run in runs}
+    return {name: _Cell(run, m) for name, (run, m) in manifests.items() if isinstance(m, dict)}
+
+
+def _has_earlier_plan(cell: _Cell | None, record: Mapping[str, Any]) -> bool:
+    """Whether a cell first started under a plan that was amended since."""
+    return cell is not None and cell.stamp.get("sha256") in [entry["sha256"] for entry in record["history"]]
+
+
+def _is_early(cell: _Cell, record: Mapping[str, Any]) -> bool:
+    """Whether a cell's first start was before the freeze: it has no hash of it, whatever the clocks say of those that
+    have."""
+    return not cell.stamp and not _is_later(cell.manifest.get("started_at"), record["frozen_at"])
+
+
+def _is_later(time: Any, other: str) -> bool:
+    """Whether one written time is after another; False where one of them cannot be read."""
+    try:
+        return datetime.fromisoformat(str(time)) > datetime.fromisoformat(other)
+    except (ValueError, TypeError):
+        return False
+
+
+def _cells_under_another_plan(record: Mapping[str, Any], cells: Mapping[str, _Cell]) -> list[str]:
+    kept = {entry["sha256"]: entry["file"] for entry in record["history"]}
+    faults: dict[str, list[str]] = {}
+    for name, cell in cells.items():
+        sha, at = cell.stamp.get("sha256"), cell.stamp.get("frozen_at")
+        if sha is None:
+            why = "started without a plan in their folder, though later than the freeze"
+        elif sha in kept and sha != record["sha256"]:
+            why = f"started under an earlier plan ({kept[sha]})"
+        elif sha != record["sha256"]:
+            why = f"carry the hash of another plan ({sha[:16]})"
+        elif at != record["frozen_at"]:
+            why = f"carry another time of freezing ({at})"
+        else:
+            continue
+        faults.setdefault(why, []).append(name)
+    return [f"cells that {why}: {_names(names)}" for why, names in faults.items()]
+
+
+def _cells_of_another_config(suite_dir: SuiteDir, plan: Mapping[str, Any], cells: Mapping[str, _Cell]) -> list[str]:
+    """Cells outside the plan, of another scientific config, or sampled in another way; with the keys."""
+    faults: dict[str, list[str]] = {}
+    for name, cell in cells.items():
+        if name not in plan["cells"]:
+            faults.setdefault("cells outside the plan", []).append(name)
+            continue
+        config = _config_of(cell.run)
+        if cell.manifest.get("config_hash") != plan["cells"][name]:
+            keys = _other_keys(plan, name, config)
+            faults.setdefault(f"trained under another config{keys}", []).append(name)
+        if config is not None:
+            changed = differences(_sampling(plan["generation"]), to_dict(config.generation))
+            if changed:
+                faults.setdefault(f"generation.{_listed(changed)}", []).append(name)
+    return [f"{what}: {_names(names)}" for what, names in faults.items()]
+
+
+def _sampling(generation: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in generation.items() if k != "prompts_sha256"}
+
+
+def _config_of(run: RunDir) -> RunConfig | None:
+    """A cell's config.yaml; None where it cannot be read."""
+    try:
+        return load_run([run.config])
+    except (UserError, OSError):
+        return None
+
+
+def _other_keys(plan: Mapping[str, Any], name: str, config: RunConfig | None) -> str:
+    """In brackets, the keys in which a config is not the planned one; "" where none can be named."""
+    if config is None:
+        return ""
+    arm, _, seed = name.partition("/seed-")
+    planned = plan["settings"]["shared"] | plan["settings"]["arms"].get(arm, {})
+    planned = {k: int(seed) for k in SEED_KEYS} | planned
+    changed = differences(planned, json.loads(json.dumps(scientific(config))))
+    return f" ({_listed(changed)})" if changed else ""
+
+
+# ---------------------------------------------------------------- how much there is
+
+
+def _shortfall(suite_dir: SuiteDir, plan: Mapping[str, Any], votes: Mapping[str, int] | None) -> list[str]:
+    """Seeds that are not complete in every planned arm; judges and votes that are not as many as planned."""
+    lines = []
+    seeds, analysis = plan["seeds"], plan["analysis"]
+    lacking = [s for s in seeds if not all(suite_dir.cell(arm, s).complete.is_file() for arm in plan["arms"])]
+    if lacking:
+        lines.append(
+            f"{len(seeds) - len(lacking)} of {len(seeds)} planned seeds are complete in every planned arm; "
+            f"not: {_names([str(s) for s in lacking])}"
+        )
+    if votes is not None:
+        if len(votes) != analysis["judges"]:
+            lines.append(f"{len(votes)} judges voted, {analysis['judges']} are planned")
+        few = sum(n < analysis["votes_per_judge"] for n in votes.values())
+        if few:
+            lines.append(f"{few} of {len(votes)} judges gave fewer than {analysis['votes_per_judge']} votes")
+    return lines
