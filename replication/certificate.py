@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from replication.config import RunConfig, differences, load_run, scientific, scientific_hash
+from replication.config import CellConfigs, differences, scientific, scientific_hash
 from replication.errors import UserError
 from replication.rundir import RunDir, SuiteDir, read_journal, read_json
 
@@ -172,11 +171,11 @@ class _Evidence:
 
 
 class _Gatherer:
-    """Reads cells. Configs that differ in their seed alone are parsed once: parsing is most of a certificate's time."""
+    """Reads cells, each once."""
 
     def __init__(self, logged: Mapping[tuple[str, int], Logged] | None) -> None:
         self._logged = logged
-        self._configs: dict[str, RunConfig] = {}
+        self._configs = CellConfigs()
 
     def __call__(self, run: RunDir, arm: str, seed: int) -> _Evidence:
         state = run.state()
@@ -185,23 +184,13 @@ class _Gatherer:
         manifest, faults = _read_manifest(run)
         config: dict[str, Any] = {}
         try:
-            loaded = self._load(run)
+            loaded = self._configs.load(run.config)
             config = scientific(loaded)
             faults += _contradictions(arm, seed, config, scientific_hash(loaded), manifest)
         except (UserError, OSError, ValueError) as error:
             faults.append(f"{arm}: config.yaml cannot be used ({_one_line(error)})")
         logged = logged_steps(read_journal(run.metrics)) if self._logged is None else self._logged[arm, seed]
         return _Evidence(arm, seed, state, "", manifest, config, tuple(faults), logged)
-
-    def _load(self, run: RunDir) -> RunConfig:
-        before, *seeds, after = re.split(
-            r"(?m)^seed: (0|[1-9]\d*)$", run.config.read_text(encoding="utf-8"), maxsplit=1
-        )
-        if not seeds or "\nseed:" in after:
-            return load_run([run.config])
-        if before + after not in self._configs:
-            self._configs[before + after] = load_run([run.config])
-        return replace(self._configs[before + after], seed=int(seeds[0]))
 
 
 def _missing_line(run: RunDir, arm: str, state: str) -> str:

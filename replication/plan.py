@@ -18,13 +18,13 @@ from typing import Any, Literal
 
 from replication import __version__
 from replication.config import (
+    CellConfigs,
     RunConfig,
     SuiteConfig,
     differences,
     find_config,
     flatten,
     load_cell,
-    load_run,
     scientific,
     scientific_hash,
     to_dict,
@@ -428,11 +428,12 @@ def _cells_under_another_plan(record: Mapping[str, Any], cells: Mapping[str, _Ce
 def _cells_of_another_config(suite_dir: SuiteDir, plan: Mapping[str, Any], cells: Mapping[str, _Cell]) -> list[str]:
     """Cells outside the plan, of another scientific config, or sampled in another way; with the keys."""
     faults: dict[str, list[str]] = {}
+    configs = CellConfigs()
     for name, cell in cells.items():
         if name not in plan["cells"]:
             faults.setdefault("cells outside the plan", []).append(name)
             continue
-        config = _config_of(cell.run)
+        config = _config_of(cell.run, configs)
         if cell.manifest.get("config_hash") != plan["cells"][name]:
             keys = _other_keys(plan, name, config)
             faults.setdefault(f"trained under another config{keys}", []).append(name)
@@ -447,10 +448,10 @@ def _sampling(generation: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in generation.items() if k != "prompts_sha256"}
 
 
-def _config_of(run: RunDir) -> RunConfig | None:
+def _config_of(run: RunDir, configs: CellConfigs) -> RunConfig | None:
     """A cell's config.yaml; None where it cannot be read."""
     try:
-        return load_run([run.config])
+        return configs.load(run.config)
     except (UserError, OSError):
         return None
 
