@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Submit the 2x2 ablation to SLURM: four arms at many seeds, seed block by seed block, then completions and the report.
+# Freeze the analysis plan, then submit the 2x2 ablation to SLURM: four arms at many seeds, seed block by seed block, then
+# completions and the report.
 set -euo pipefail
 
 usage() {
@@ -12,7 +13,8 @@ Usage: launch/ablation_2x2.sh SITE CLUSTER [--out DIR] [--seeds 1,2,...] [--dry-
   --seeds    training seeds (default: 1 to 8)
   --dry-run  print every script and command, and submit nothing
 
-SUITE names another suite than ablation_2x2. Any key of a run may follow as a flag, such as --training.steps=600. A second
+The analysis plan is frozen first, in DIR/plan.json; where another one is there, nothing is submitted (`replicate plan
+freeze --amend` replaces it, with a reason). SUITE names another suite than ablation_2x2. Any key of a run may follow as a flag, such as --training.steps=600. A second
 call submits only what is neither in the queue nor done. Then:
 
   replicate grid status SUITE --out DIR      what became of each cell
@@ -32,14 +34,18 @@ fi
 site=$1 cluster=$2
 shift 2
 
-seeds=(--seeds "1,2,3,4,5,6,7,8")
+suite=${SUITE:-ablation_2x2} seeds=(--seeds "1,2,3,4,5,6,7,8") dry=
 for argument in "$@"; do
-  if [[ $argument == --seeds || $argument == --seeds=* ]]; then
-    seeds=()
-  fi
+  case $argument in
+    --seeds | --seeds=*) seeds=() ;;
+    --dry-run) dry=1 ;;
+  esac
 done
 
 # shellcheck source=launch/install.sh
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 install_environment
-exec "$venv/bin/replicate" grid submit "${SUITE:-ablation_2x2}" --site "$site" --cluster "$cluster" "${seeds[@]}" "$@"
+if [[ -z $dry ]]; then
+  "$venv/bin/replicate" plan freeze "$suite" --cluster "$cluster" "${seeds[@]}" "$@"
+fi
+exec "$venv/bin/replicate" grid submit "$suite" --site "$site" --cluster "$cluster" "${seeds[@]}" "$@"

@@ -46,5 +46,7 @@ done
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 install_environment
 
+# A plan is frozen before the first cell, or not at all: a folder that a call before this one began is left as it is.
+[[ -e $out/plan.json || -e $out/suite.yaml ]] || "$venv/bin/replicate" plan freeze ablation_2x2 --out "$out"
 cores=$(getconf _NPROCESSORS_ONLN)
 exec "$venv/bin/replicate" grid run ablation_2x2 --out "$out" --jobs "$((cores < 8 ? cores : 8))"

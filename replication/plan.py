@@ -18,19 +18,19 @@ from typing import Any, Literal
 
 from replication import __version__
 from replication.config import (
-    CellConfigs,
     RunConfig,
     SuiteConfig,
     differences,
-    find_config,
     flatten,
     load_cell,
+    load_run,
     scientific,
     scientific_hash,
     to_dict,
 )
 from replication.errors import UserError
 from replication.plan_text import exclusions, markdown, questions
+from replication.preference.prompts import find_prompts
 from replication.provenance import git_state, timestamp
 from replication.rundir import RunDir, SuiteDir, file_sha256, read_json, read_tail, write_json, write_text
 
@@ -112,7 +112,7 @@ def _generation(config: RunConfig) -> dict[str, Any]:
     """How completions are sampled (no part of a cell's hash), with the hash of the prompts."""
     keys = to_dict(config.generation)
     prompts = config.generation.prompts
-    return keys | {"prompts_sha256": file_sha256(find_config(prompts)) if prompts else None}
+    return keys | {"prompts_sha256": file_sha256(find_prompts(prompts)) if prompts else None}
 
 
 # ---------------------------------------------------------------- freezing
@@ -254,7 +254,9 @@ class PlanStatus:
     """Of the plan as it was frozen."""
     frozen_at: str | None
     departures: tuple[str, ...]
-    """One line each; empty where there is no plan."""
+    """One line each, those of `unfinished` last; empty where there is no plan."""
+    unfinished: tuple[str, ...] = ()
+    """Of the departures those that more cells or votes would mend: what is planned and not there."""
     notes: tuple[str, ...] = ()
     """What a reader should know and is no departure: an amendment before the first step of any cell."""
 
@@ -267,14 +269,16 @@ class PlanStatus:
     def sentences(self) -> tuple[str, ...]:
         """The first lines of a report; the departures are to follow them, a line each."""
         if self.state == "none":
-            return ("No analysis plan was frozen before the data: every result here is exploratory.",)
+            return ("There is no analysis plan of before the data: every result here is exploratory.",)
         named = f"The analysis plan {(self.sha256 or '')[:16]} was frozen at {self.frozen_at}, {self.state}"
         if self.state == "after the data":
             named += ", so it makes no result confirmatory"
         if not self.departures:
-            return (f"{named}.", "It was followed: no departure from it was found.", *self.notes)
+            return (f"{named}.", *self.notes, "It was followed: no departure from it was found.")
+        if self.departures == self.unfinished:
+            return (f"{named}.", *self.notes, "It is unfinished, and no other departure from it was found:")
         n = len(self.departures)
-        return (f"{named}.", f"It was not followed in {n} {'point' if n == 1 else 'points'}:", *self.notes)
+        return (f"{named}.", *self.notes, f"It was not followed in {n} {'point' if n == 1 else 'points'}:")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, `followed` and `sentences` included."""
@@ -292,14 +296,17 @@ def check_plan(
         suite: what DIR/suite.yaml says now; none, before the first cell: nothing is compared with it.
         votes: {judge: number of their votes}, all kinds of judges that count; none: votes are not looked at.
 
-    Raises:
-        UserError: plan.json or a manifest cannot be read.
+    Returns:
+        The status. Files that are damaged, or missing, are departures; nothing is raised for them.
     """
-    record = read_plan(suite_dir)
+    cells, unreadable = _read_cells(suite_dir)
+    try:
+        record = read_plan(suite_dir)
+    except UserError as error:
+        return PlanStatus("none", None, None, (str(error),))
     if record is None:
-        return PlanStatus("none", None, None, ())
+        return PlanStatus("none", None, None, tuple(_plan_is_gone(cells)))
     plan = record["plan"]
-    cells = _read_cells(suite_dir)
     early = sorted({*record["began_before"], *(name for name, cell in cells.items() if _is_early(cell, record))})
     unplanned = [name for name in early if not _has_earlier_plan(cells.get(name), record)]
     departures = [*_edits(record), *_amendments(suite_dir, record, early=True)]
@@ -308,11 +315,17 @@ def check_plan(
     if suite is not None:
         departures += _changes_of_suite(plan, suite)
     departures += _cells_under_another_plan(record, {n: c for n, c in cells.items() if n not in unplanned})
-    departures += _cells_of_another_config(suite_dir, plan, cells)
-    departures += _shortfall(suite_dir, plan, votes)
+    departures += _cells_of_another_config(plan, cells)
+    if unreadable:
+        departures.append(f"cells whose manifest.json cannot be read: {_names(unreadable)}")
+    unfinished = _shortfall(suite_dir, plan, votes)
+    if votes is not None and len(votes) > plan["analysis"]["judges"]:
+        departures.append(f"{len(votes)} judges voted, {plan['analysis']['judges']} are planned")
     state: State = "after the data" if early else "before the data"
-    notes = tuple(_amendments(suite_dir, record, early=False))
-    return PlanStatus(state, record["sha256"], record["frozen_at"], tuple(departures), notes)
+    notes = tuple(f"{line[0].upper()}{line[1:]}." for line in _amendments(suite_dir, record, early=False))
+    return PlanStatus(
+        state, record["sha256"], record["frozen_at"], (*departures, *unfinished), tuple(unfinished), notes
+    )
 
 
 def _names(names: Sequence[str]) -> str:
@@ -377,14 +390,33 @@ class _Cell:
     @property
     def stamp(self) -> dict[str, Any]:
         """Of the first start; empty where no plan was frozen then."""
-        return self.manifest.get("plan") or {}
+        stamp = self.manifest.get("plan")
+        return stamp if isinstance(stamp, dict) else {}
 
 
-def _read_cells(suite_dir: SuiteDir) -> dict[str, _Cell]:
-    """Every cell of the folder that has started, planned or not, by arm/seed-n."""
-    runs = [RunDir(path.parent) for path in sorted(suite_dir.runs.glob("*/seed-*/manifest.json"))]
-    manifests = {f"{run.root.parent.name}/{run.root.name}": (run, read_json(run.manifest)) for run in runs}
-    return {name: _Cell(run, m) for name, (run, m) in manifests.items() if isinstance(m, dict)}
+def _read_cells(suite_dir: SuiteDir) -> tuple[dict[str, _Cell], list[str]]:
+    """Every cell of the folder that has started, planned or not, by arm/seed-n; and those that cannot be read."""
+    cells, unreadable = {}, []
+    for path in sorted(suite_dir.runs.glob("*/seed-*/manifest.json")):
+        name = f"{path.parent.parent.name}/{path.parent.name}"
+        try:
+            manifest = read_json(path)
+        except (UserError, OSError):
+            manifest = None
+        if isinstance(manifest, dict):
+            cells[name] = _Cell(RunDir(path.parent), manifest)
+        else:
+            unreadable.append(name)
+    return cells, unreadable
+
+
+def _plan_is_gone(cells: Mapping[str, _Cell]) -> list[str]:
+    """A line for each plan that cells carry the hash of, where none is in the folder."""
+    carried: dict[str, list[str]] = {}
+    for name, cell in cells.items():
+        if cell.stamp:
+            carried.setdefault(str(cell.stamp.get("sha256"))[:16], []).append(name)
+    return [f"plan.json is gone, whose hash {sha} these cells carry: {_names(n)}" for sha, n in carried.items()]
 
 
 def _has_earlier_plan(cell: _Cell | None, record: Mapping[str, Any]) -> bool:
@@ -416,7 +448,7 @@ def _cells_under_another_plan(record: Mapping[str, Any], cells: Mapping[str, _Ce
         elif sha in kept and sha != record["sha256"]:
             why = f"started under an earlier plan ({kept[sha]})"
         elif sha != record["sha256"]:
-            why = f"carry the hash of another plan ({sha[:16]})"
+            why = f"carry the hash of another plan ({str(sha)[:16]})"
         elif at != record["frozen_at"]:
             why = f"carry another time of freezing ({at})"
         else:
@@ -425,40 +457,34 @@ def _cells_under_another_plan(record: Mapping[str, Any], cells: Mapping[str, _Ce
     return [f"cells that {why}: {_names(names)}" for why, names in faults.items()]
 
 
-def _cells_of_another_config(suite_dir: SuiteDir, plan: Mapping[str, Any], cells: Mapping[str, _Cell]) -> list[str]:
+def _cells_of_another_config(plan: Mapping[str, Any], cells: Mapping[str, _Cell]) -> list[str]:
     """Cells outside the plan, of another scientific config, or sampled in another way; with the keys."""
     faults: dict[str, list[str]] = {}
-    configs = CellConfigs()
     for name, cell in cells.items():
         if name not in plan["cells"]:
             faults.setdefault("cells outside the plan", []).append(name)
             continue
-        config = _config_of(cell.run, configs)
         if cell.manifest.get("config_hash") != plan["cells"][name]:
-            keys = _other_keys(plan, name, config)
-            faults.setdefault(f"trained under another config{keys}", []).append(name)
-        if config is not None:
-            changed = differences(_sampling(plan["generation"]), to_dict(config.generation))
-            if changed:
-                faults.setdefault(f"generation.{_listed(changed)}", []).append(name)
+            keys = _other_keys(plan, name, cell.run)
+            faults.setdefault(f"cells trained under another config{keys}", []).append(name)
+        changed = _other_sampling(plan["generation"], cell.manifest.get("generation"))
+        if changed:
+            faults.setdefault(f"cells sampled in another way ({_listed(changed)})", []).append(name)
     return [f"{what}: {_names(names)}" for what, names in faults.items()]
 
 
-def _sampling(generation: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in generation.items() if k != "prompts_sha256"}
+def _other_sampling(planned: Mapping[str, Any], done: Any) -> dict[str, tuple[Any, Any]]:
+    """In which keys completions were sampled otherwise; prompts by their hash: a name is not a text."""
+    if not isinstance(done, dict):
+        return {}
+    return {k: pair for k, pair in differences(dict(planned), done).items() if k in planned and k != "prompts"}
 
 
-def _config_of(run: RunDir, configs: CellConfigs) -> RunConfig | None:
-    """A cell's config.yaml; None where it cannot be read."""
+def _other_keys(plan: Mapping[str, Any], name: str, run: RunDir) -> str:
+    """In brackets, the keys in which a cell's config.yaml is not as planned; "" where none can be named."""
     try:
-        return configs.load(run.config)
+        config = load_run([run.config])
     except (UserError, OSError):
-        return None
-
-
-def _other_keys(plan: Mapping[str, Any], name: str, config: RunConfig | None) -> str:
-    """In brackets, the keys in which a config is not the planned one; "" where none can be named."""
-    if config is None:
         return ""
     arm, _, seed = name.partition("/seed-")
     planned = plan["settings"]["shared"] | plan["settings"]["arms"].get(arm, {})
@@ -481,8 +507,8 @@ def _shortfall(suite_dir: SuiteDir, plan: Mapping[str, Any], votes: Mapping[str,
             f"not: {_names([str(s) for s in lacking])}"
         )
     if votes is not None:
-        if len(votes) != analysis["judges"]:
-            lines.append(f"{len(votes)} judges voted, {analysis['judges']} are planned")
+        if len(votes) < analysis["judges"]:
+            lines.append(f"{len(votes)} of {analysis['judges']} planned judges voted")
         few = sum(n < analysis["votes_per_judge"] for n in votes.values())
         if few:
             lines.append(f"{few} of {len(votes)} judges gave fewer than {analysis['votes_per_judge']} votes")

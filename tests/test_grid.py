@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from small_corpus import prose_layer, texts, write_folder
 
 from replication.certificate import certify
 from replication.config import load_run, load_suite
+from replication.plan import check_plan
 from replication.rundir import SuiteDir, read_journal, read_json
 
 ROOT = Path(__file__).parent.parent
@@ -74,14 +76,19 @@ def finished(tmp_path_factory) -> tuple[Path, Path]:
     """A suite of eight cells that `grid run` brought to the end, once for all tests that only read it."""
     folder = tmp_path_factory.mktemp("grid")
     suite = write_suite(folder)
+    frozen = replicate("plan", "freeze", suite, "--out", folder / "out")
+    assert frozen.returncode == 0, frozen.stdout + frozen.stderr
     done = replicate("grid", "run", suite, "--out", folder / "out", "--jobs", 2, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "analysis plan" in done.stdout and "not the plan's" not in done.stdout
     assert "--logdir" in done.stdout
     return suite, folder / "out"
 
 
 def test_the_contract_of_the_output(finished):
-    _, out = finished
+    suite, out = finished
+    plan = {k: read_json(out / "plan.json")[k] for k in ("sha256", "frozen_at")}
+    assert check_plan(SuiteDir(out), load_suite(suite)).followed
     for arm in ("baseline", "token_gain", "layer_gain", "both"):
         for seed in (1, 2):
             cell = out / "runs" / arm / f"seed-{seed}"
@@ -101,6 +108,7 @@ def test_the_contract_of_the_output(finished):
                 "data_chain",
             ):
                 assert manifest[key] is not None
+            assert manifest["plan"] == plan and [start["plan"] for start in manifest["starts"]] == [plan]
             written_last = (cell / "COMPLETE").stat().st_mtime_ns
             assert all((cell / n).stat().st_mtime_ns <= written_last for n in ("samples.jsonl", "metrics.jsonl"))
             assert len((cell / "samples.jsonl").read_text().splitlines()) == 32
@@ -110,8 +118,6 @@ def test_the_contract_of_the_output(finished):
 
 
 def test_the_certificate_holds_for_both_seeds_and_fails_on_each_tampering(finished, tmp_path):
-    import shutil
-
     suite, out = finished
     arms = load_suite(suite).arms
     whole = certify(SuiteDir(out), arms, (1, 2)).to_dict()
@@ -216,6 +222,7 @@ def test_two_processes_through_the_door(finished, tmp_path):
     """`replicate train` starts its own ranks; another world size is the same experiment."""
     _, out = finished
     cell = SuiteDir(out).cell("both", 2)
+    shutil.copy(out / "plan.json", tmp_path)
     flags = ("--cluster.strategy=ddp", "--cluster.devices=2")
     done = replicate("train", "--config", cell.config, "--out", tmp_path, "--data.dir", out / "data", *flags)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -223,7 +230,7 @@ def test_two_processes_through_the_door(finished, tmp_path):
     assert two.state() == "complete"
     a, b = read_json(two.manifest), read_json(cell.manifest)
     assert (a["world_size"], b["world_size"]) == (2, 1)
-    for key in ("config_hash", "data_chain", "tokens", "initial_weights_sha256"):
+    for key in ("config_hash", "data_chain", "tokens", "initial_weights_sha256", "plan"):
         assert a[key] == b[key]
     losses = [
         [line["val/loss_nats"] for line in read_journal(c.metrics) if "val/loss_nats" in line] for c in (two, cell)
@@ -233,8 +240,6 @@ def test_two_processes_through_the_door(finished, tmp_path):
 
 
 def test_status_shows_the_folder_not_the_plan(finished, tmp_path):
-    import shutil
-
     suite, out = finished
     copy = tmp_path / "copy"
     shutil.copytree(out, copy, symlinks=True)
@@ -248,8 +253,6 @@ def test_status_shows_the_folder_not_the_plan(finished, tmp_path):
 
 
 def test_arms_sampled_differently_are_noticed_in_the_report(finished, tmp_path):
-    import shutil
-
     _, out = finished
     copy = tmp_path / "copy"
     shutil.copytree(out, copy, symlinks=True)
@@ -332,11 +335,19 @@ def test_a_stopped_grid_stops_its_cells_and_the_same_command_goes_on(tmp_path, s
     assert cell.state() == "interrupted"
     stopped_at = read_journal(cell.metrics)[-1]["step"]
     assert stopped_at < 250
+    assert "no analysis plan is frozen" in output
+    late = replicate("plan", "freeze", suite, "--out", out, "--seeds", "1")
+    assert "after the data: these cells had logged steps by then: baseline/seed-1" in late.stdout
     again = replicate("grid", "run", suite, "--out", out, "--seeds", "1")
     assert again.returncode == 0, again.stdout + again.stderr
     steps = [line["step"] for line in read_journal(cell.metrics) if "tokens" in line]
     assert steps == list(range(2, 251, 2)), "nothing is lost or doubled"
-    assert len(read_json(cell.manifest)["starts"]) == 2
+    manifest = read_json(cell.manifest)
+    assert manifest["plan"] is None, "of the first start"
+    assert [bool(start["plan"]) for start in manifest["starts"]] == [False, True]
+    checked = replicate("plan", "check", out)
+    assert checked.returncode == 1
+    assert "cells that started before the plan was frozen: baseline/seed-1" in checked.stdout
 
 
 # ---------------------------------------------------------------- mistakes

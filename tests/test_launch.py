@@ -313,7 +313,18 @@ def test_quickstart_runs_the_suite(sandbox: Sandbox, args: list[str], out: str) 
     done = sandbox.run("launch/quickstart.sh", *args)
     assert done.returncode == 0, done.stderr
     jobs = min(2, os.cpu_count() or 1)
-    assert done.stdout.splitlines()[-1] == f"replicate grid run ablation_2x2 --out {out} --jobs {jobs}"
+    frozen, run = done.stdout.splitlines()[-2:]
+    assert frozen == f"replicate plan freeze ablation_2x2 --out {out}"
+    assert run == f"replicate grid run ablation_2x2 --out {out} --jobs {jobs}"
+
+
+def test_quickstart_freezes_no_plan_in_a_folder_that_has_begun(sandbox: Sandbox) -> None:
+    begun = sandbox.root / "begun"
+    begun.mkdir()
+    (begun / "suite.yaml").touch()
+    done = sandbox.run("launch/quickstart.sh", "--out", str(begun))
+    assert done.returncode == 0, done.stderr
+    assert not sandbox.asked("replicate plan") and sandbox.asked("replicate grid run")
 
 
 def test_local_sh_is_replicate_train_and_on_several_machines_torchrun(sandbox: Sandbox) -> None:
@@ -342,6 +353,8 @@ def test_ablation_submits_the_grid(sandbox: Sandbox, args: list[str], seeds: str
     assert done.returncode == 0, done.stderr
     expected = f"replicate grid submit ablation_2x2 --site my site.env --cluster node_8gpu_zero2 {seeds}--out x"
     assert done.stdout.splitlines()[-1] == expected
+    frozen = [f"replicate plan freeze ablation_2x2 --cluster node_8gpu_zero2 {seeds}--out x"]
+    assert sandbox.asked("replicate plan") == ([] if "--dry-run" in args else frozen)
 
 
 def test_ablation_without_its_two_arguments_says_how_to_call_it(sandbox: Sandbox) -> None:
