@@ -298,6 +298,20 @@ def bench(argv: list[str]) -> int:
     return run_bench(argv)
 
 
+def power(argv: list[str]) -> int:
+    """Say how many seeds, prompts, judges and GPU-hours it takes to find a preference of a given size."""
+    from replication.evidence_cli import power as run_power
+
+    return run_power(argv)
+
+
+def calibrate(argv: list[str]) -> int:
+    """Simulate experiments of known truth and show how often every test of the report is wrong."""
+    from replication.evidence_cli import calibrate as run_calibrate
+
+    return run_calibrate(argv)
+
+
 def doctor(argv: list[str]) -> int:
     """Say what this machine has and what each config would need; or whether a cluster could run a suite."""
     parser = Parser(prog="replicate doctor", description=doctor.__doc__)
@@ -327,6 +341,8 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "grid": grid,
     "generate": generate,
     "report": report,
+    "power": power,
+    "calibrate": calibrate,
     "drill": drill,
     "bench": bench,
     "doctor": doctor,

@@ -1,0 +1,178 @@
+"""The mean of votes when seeds, prompts and judges are each a sample of those there could be.
+
+Every vote belongs to one seed, one prompt and one judge, and votes that share one of them are alike. The model is
+
+    value = mean + seed + prompt + judge + seed x prompt + rest
+
+with independent random effects. The variance of the mean follows from the variance components, which come from sums of
+squares by Henderson's first method (Henderson 1953, Biometrics 9:226; Searle, Casella & McCulloch 1992, chapter 5),
+so that any pattern of missing votes will do. Degrees of freedom are Satterthwaite's (1946, Biometrics Bulletin 2:110).
+
+Shapes: V votes, leading axes [...] are experiments with the same pattern of votes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+from scipy import stats as scipy_stats
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+FACTORS = ("seed", "prompt", "judge")
+
+
+@dataclass(frozen=True, eq=False)
+class CrossedT:
+    """A mean with what it may vary by; every array is float64 [...]."""
+
+    mean: Floats
+    se: Floats
+    """Standard error of the mean over seeds, prompts and judges; NaN where nothing varies."""
+    df: Floats
+    """Satterthwaite's."""
+    p: Floats
+    """Two-sided, against the null given; NaN without a standard error."""
+    low: Floats
+    high: Floats
+    """Bounds of the t interval."""
+    components: dict[str, Floats]
+    """Estimated variance of each effect, which chance may take below 0; seed, prompt, judge, seed x prompt, rest."""
+    conditional_on: tuple[str, ...]
+    """Factors of which there is one level: nothing is said beyond it."""
+
+
+class CrossedDesign:
+    """Which seed, prompt and judge each vote belongs to, with everything that does not depend on the votes' values."""
+
+    def __init__(self, seed: ArrayLike, prompt: ArrayLike, judge: ArrayLike) -> None:
+        """Compute the coefficients of the sums of squares.
+
+        Args:
+            seed, prompt, judge: int [V], any labels; V is at least 2.
+        """
+        labels = {name: _levels(values) for name, values in zip(FACTORS, (seed, prompt, judge), strict=True)}
+        self.n = len(labels["seed"])
+        assert self.n >= 2
+        self.conditional_on = tuple(name for name in FACTORS if labels[name].max() == 0)
+        labels["seed x prompt"] = _levels(labels["seed"] * (labels["prompt"].max() + 1) + labels["prompt"])
+        self.effects = _distinct(labels, self.n)
+        self.main = [name for name in FACTORS if name in self.effects]
+        indicators = [_indicator(labels[name]) for name in self.effects]
+        counts = [np.asarray(m.sum(0)).ravel() for m in indicators]
+        self._means = [m / np.sqrt(c) for m, c in zip(indicators, counts, strict=True)]  # [V, levels]: T / sqrt(n)
+        self._levels = np.array([len(c) - 1 for c in counts], dtype=np.float64)
+        self._expected = self._expected_squares(indicators, counts)
+        self._share = np.array(
+            [*((c**2).sum() / self.n**2 for c in counts), 1 / self.n]
+        )  # of each variance in the mean's
+        self._weights = np.linalg.lstsq(self._expected.T, self._share, rcond=None)[0]
+
+    def _expected_squares(self, indicators: list[sparse.csr_array], counts: list[Floats]) -> Floats:
+        """E[sum of squares of effect a] = sum over effects b of matrix[a, b] * variance of b; the last is the rest."""
+        size = len(indicators) + 1
+        matrix = np.empty((size, size))
+        for a, (rows, n_rows) in enumerate(zip(indicators, counts, strict=True)):
+            for b, (columns, n_columns) in enumerate(zip(indicators, counts, strict=True)):
+                shared = (rows.T @ columns).power(2).sum(1)  # votes that a level of a shares with each of b, squared
+                matrix[a, b] = (np.asarray(shared).ravel() / n_rows).sum() - (n_columns**2).sum() / self.n
+            matrix[a, -1] = len(n_rows) - 1
+            matrix[-1, a] = self.n - (n_rows**2).sum() / self.n
+        matrix[-1, -1] = self.n - 1
+        return matrix
+
+    def t(self, values: ArrayLike, null: float = 0.5, alpha: float = 0.05) -> CrossedT:
+        """Mean, interval and test.
+
+        The variance of the mean is never taken below what the clusters of one factor alone would give it: an
+        estimated interaction or rest that chance made large must not subtract what the seeds show.
+
+        Args:
+            values: float [..., V], without NaN.
+            null: the mean under no effect.
+            alpha: of the two-sided test; the interval covers 1 - alpha.
+        """
+        values_V = np.asarray(values, dtype=np.float64)
+        mean = values_V.mean(-1)
+        squares = self._squares(values_V - mean[..., None])
+        alone = np.stack([
+            self._share[i] * squares[..., i] / self._expected[i, i] for i in range(len(self.main))
+        ], axis=-1) if self.main else np.zeros((*mean.shape, 1))  # fmt: skip
+        variance = np.maximum(squares @ self._weights, alone.max(-1))
+        variance = np.where(squares[..., -1] > 1e-12 * self.n, variance, np.nan)  # every vote is the same
+        with np.errstate(divide="ignore", invalid="ignore"):
+            df = self._degrees(variance, alone)
+            se = np.sqrt(variance)
+            p = 2 * scipy_stats.t.sf(np.abs(mean - null) / se, df)
+        half = scipy_stats.t.ppf(1 - alpha / 2, df) * se
+        components = np.linalg.lstsq(self._expected, squares.reshape(-1, len(self._share)).T, rcond=None)[0]
+        named = {
+            name: row.reshape(mean.shape)
+            for name, row in zip([*self.effects, "rest"], components, strict=True)
+        }  # fmt: skip
+        return CrossedT(mean, se, df, p, mean - half, mean + half, named, self.conditional_on)
+
+    def _squares(self, centred: Floats) -> Floats:
+        """Sums of squares between the levels of each effect, and in all; float64 [..., effects + 1]."""
+        flat = centred.reshape(-1, self.n)
+        between = [((flat @ means) ** 2).sum(-1) for means in self._means]
+        return np.stack([*between, (flat**2).sum(-1)], axis=-1).reshape(*centred.shape[:-1], -1)
+
+    def _degrees(self, variance: Floats, alone: Floats) -> Floats:
+        if not self.main:
+            return np.full(variance.shape, self.n - 1.0)
+        levels = self._levels[: len(self.main)]
+        satterthwaite = variance**2 / (alone**2 / levels).sum(-1)
+        return np.clip(satterthwaite, levels.min(), self.n - 1)
+
+
+def _levels(labels: ArrayLike) -> Ints:
+    """Labels as 0, 1, ... in sorted order."""
+    return np.unique(np.asarray(labels), return_inverse=True)[1].astype(np.int64)
+
+
+def _distinct(labels: dict[str, Ints], n: int) -> list[str]:
+    """Effects whose variance can be told from that of the others; main effects first.
+
+    One level has no variance. Where every vote is a level of its own, the effect is part of the rest; where two effects
+    group the votes alike, the first stands for both. Either way the variance of the mean stays the same.
+    """
+    kept: list[str] = []
+    for name, levels in labels.items():
+        n_levels = int(levels.max()) + 1
+        alike = any(
+            len(np.unique(levels * n + labels[other])) == n_levels == labels[other].max() + 1 for other in kept
+        )  # fmt: skip
+        if 1 < n_levels < n and not alike:
+            kept.append(name)
+    return kept
+
+
+def _indicator(levels: Ints) -> sparse.csr_array:
+    """float64 [V, levels]: 1 where a vote belongs to a level."""
+    n = len(levels)
+    return sparse.csr_array((np.ones(n), (np.arange(n), levels)), shape=(n, int(levels.max()) + 1))
+
+
+def decisive_share_values(score: ArrayLike, decisive: ArrayLike) -> Floats:
+    """Values whose mean is the share of decisive votes that chose the treatment, and whose variance is that share's.
+
+    A ratio of two means is linearised (Taylor; Woodruff 1971, JASA 66:411): ties keep their place in the design, and
+    the same pattern of votes serves every experiment.
+
+    Args:
+        score: float [..., V], 1 where the treatment was chosen, 0 where the baseline was.
+        decisive: bool [..., V], False for ties.
+
+    Returns:
+        float64 [..., V]; NaN throughout where no vote is decisive.
+    """
+    chosen, counts = np.asarray(score, dtype=np.float64), np.asarray(decisive, dtype=np.float64)
+    total = counts.sum(-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = (chosen * counts).sum(-1, keepdims=True) / total
+        return np.asarray(share + counts * (chosen - share) * (counts.shape[-1] / total))

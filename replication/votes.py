@@ -1,0 +1,123 @@
+"""The vote record, DIR/votes.csv: one row a vote. What judges write and the report reads. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from replication.errors import UserError
+from replication.rundir import write_text
+
+CHOICES = ("left", "right", "tie", "both_bad")
+JUDGE_KINDS = ("human", "model")
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One judge's choice between two completions of one prompt by two arms of the same seed."""
+
+    vote_id: str
+    """Unique in its file; what `repeat_of` of another vote may name."""
+    suite: str
+    seed: int
+    """Training seed of both models."""
+    arm_left: str
+    arm_right: str
+    prompt_id: int
+    sample_left: int
+    """Which of the arm's completions of the prompt was shown, from 0."""
+    sample_right: int
+    judge_id: str
+    judge_kind: str
+    """human or model."""
+    vendor: str
+    """Of a model judge; empty for a person."""
+    choice: str
+    """left, right, tie or both_bad; both_bad counts as a tie."""
+    shown_at: str
+    """ISO 8601 time at which the pair was shown; may be empty."""
+    seconds: float
+    """From shown to chosen; NaN where unknown."""
+    repeat_of: str
+    """vote_id of the vote that this one repeats, sides swapped; empty: a first vote. For self-consistency alone."""
+
+
+COLUMNS = tuple(field.name for field in fields(Vote))
+
+
+def write_votes(path: Path, votes: Iterable[Vote]) -> None:
+    """Write the record whole; an unknown number of seconds is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for vote in votes:
+        row = asdict(vote)
+        writer.writerow(row | {"seconds": "" if math.isnan(vote.seconds) else row["seconds"]})
+    write_text(path, text.getvalue())
+
+
+def read_votes(path: Path) -> list[Vote]:
+    """Every vote, in the file's order; no file is no votes.
+
+    Raises:
+        UserError: a column is missing, or a row holds what no vote can; the message names line and column.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return []
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); export the votes again") from None
+    reader = csv.DictReader(io.StringIO(text))
+    missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+    if missing:
+        raise UserError(f"{path}: lacks the column {missing[0]}; its first line must name {', '.join(COLUMNS)}")
+    votes = [_vote(row, f"{path}: line {reader.line_num}") for row in reader]
+    _check_ids(votes, path)
+    return votes
+
+
+def _vote(row: dict[str, str | None], place: str) -> Vote:
+    values = {name: (row[name] or "").strip() for name in COLUMNS}
+    for name, allowed in (("choice", CHOICES), ("judge_kind", JUDGE_KINDS)):
+        if values[name] not in allowed:
+            raise UserError(f"{place}: {name} is '{values[name]}', which must be one of {', '.join(allowed)}")
+    for name in ("vote_id", "arm_left", "arm_right", "judge_id"):
+        if not values[name]:
+            raise UserError(f"{place}: {name} is empty; every vote needs it")
+    if values["arm_left"] == values["arm_right"]:
+        raise UserError(f"{place}: arm_left and arm_right are both '{values['arm_left']}'; a vote is between two arms")
+    numbers = {name: _whole(values[name], name, place) for name in ("seed", "prompt_id", "sample_left", "sample_right")}
+    return Vote(**(values | numbers | {"seconds": _seconds(values["seconds"], place)}))  # type: ignore[arg-type]
+
+
+def _whole(text: str, name: str, place: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{place}: {name} is '{text}', which must be a whole number") from None
+
+
+def _seconds(text: str, place: str) -> float:
+    try:
+        value = float(text) if text else math.nan
+    except ValueError:
+        value = -1.0
+    if value < 0 or math.isinf(value):
+        raise UserError(f"{place}: seconds is '{text}', which must be a number of at least 0, or empty")
+    return value
+
+
+def _check_ids(votes: list[Vote], path: Path) -> None:
+    seen: set[str] = set()
+    for vote in votes:
+        if vote.vote_id in seen:
+            raise UserError(f"{path}: vote_id '{vote.vote_id}' comes twice; every vote needs its own")
+        seen.add(vote.vote_id)
+    for vote in votes:
+        if vote.repeat_of and vote.repeat_of not in seen:
+            raise UserError(f"{path}: vote '{vote.vote_id}' repeats '{vote.repeat_of}', which is not in the file")
