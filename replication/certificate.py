@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from replication.config import differences, load_run, scientific, scientific_hash
+from replication.config import CellConfigs, differences, scientific, scientific_hash
 from replication.errors import UserError
 from replication.rundir import RunDir, SuiteDir, read_journal, read_json
 
 State = Literal["holds", "fails", "incomplete"]
+Logged = dict[int, dict[str, Any]]
+"""Step of a training line -> what the checks read of it: LOGGED_KEYS alone, so that many journals fit in memory."""
+
+LOGGED_KEYS = ("data_hash", "train/learning_rate")
 
 SCHEDULE_KEYS = {
     "training.steps": "steps",
@@ -102,20 +106,32 @@ class Certificate:
         return {"holds": self.holds, **json.loads(json.dumps(plain))}
 
 
-def certify(suite_dir: SuiteDir, arms: Sequence[str], seeds: Sequence[int]) -> Certificate:
+def logged_steps(lines: Iterable[dict[str, Any]]) -> Logged:
+    """What the checks need of a journal's lines; a later line of the same step wins."""
+    return {line["step"]: {k: line[k] for k in LOGGED_KEYS if k in line} for line in lines if "tokens" in line}
+
+
+def certify(
+    suite_dir: SuiteDir,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    logged: Mapping[tuple[str, int], Logged] | None = None,
+) -> Certificate:
     """Check every seed of a suite.
 
     Args:
         suite_dir: the output folder; cells that are not there count as missing.
         arms: names, the first is the one that the others are paired with.
         seeds: training seeds.
+        logged: `logged_steps` of every (arm, seed), where the caller has read the journals already; else they are read.
 
     Returns:
         The certificate. Damaged or edited files make a check fail; nothing is raised for them.
     """
     by_seed, pairs = [], []
+    gather = _Gatherer(logged)
     for seed in seeds:
-        evidence = [_gather(suite_dir.cell(arm, seed), arm, seed) for arm in arms]
+        evidence = [gather(suite_dir.cell(arm, seed), arm, seed) for arm in arms]
         by_seed.append(_certify_cells(evidence, seed))
         for other in evidence[1:]:
             two = _certify_cells([evidence[0], other], seed)
@@ -151,24 +167,30 @@ class _Evidence:
     """Recomputed from config.yaml; empty where that cannot be read."""
     faults: tuple[str, ...]
     """What is wrong with manifest.json or config.yaml themselves."""
-    logged: dict[int, dict[str, Any]]
-    """Training lines of the journal by step."""
+    logged: Logged
 
 
-def _gather(run: RunDir, arm: str, seed: int) -> _Evidence:
-    state = run.state()
-    if state != "complete":
-        return _Evidence(arm, seed, state, _missing_line(run, arm, state), {}, {}, (), {})
-    manifest, faults = _read_manifest(run)
-    config: dict[str, Any] = {}
-    try:
-        loaded = load_run([run.config])
-        config = scientific(loaded)
-        faults += _contradictions(arm, seed, config, scientific_hash(loaded), manifest)
-    except (UserError, OSError, ValueError) as error:
-        faults.append(f"{arm}: config.yaml cannot be used ({_one_line(error)})")
-    logged = {line["step"]: line for line in read_journal(run.metrics) if "tokens" in line}
-    return _Evidence(arm, seed, state, "", manifest, config, tuple(faults), logged)
+class _Gatherer:
+    """Reads cells, each once."""
+
+    def __init__(self, logged: Mapping[tuple[str, int], Logged] | None) -> None:
+        self._logged = logged
+        self._configs = CellConfigs()
+
+    def __call__(self, run: RunDir, arm: str, seed: int) -> _Evidence:
+        state = run.state()
+        if state != "complete":
+            return _Evidence(arm, seed, state, _missing_line(run, arm, state), {}, {}, (), {})
+        manifest, faults = _read_manifest(run)
+        config: dict[str, Any] = {}
+        try:
+            loaded = self._configs.load(run.config)
+            config = scientific(loaded)
+            faults += _contradictions(arm, seed, config, scientific_hash(loaded), manifest)
+        except (UserError, OSError, ValueError) as error:
+            faults.append(f"{arm}: config.yaml cannot be used ({_one_line(error)})")
+        logged = logged_steps(read_journal(run.metrics)) if self._logged is None else self._logged[arm, seed]
+        return _Evidence(arm, seed, state, "", manifest, config, tuple(faults), logged)
 
 
 def _missing_line(run: RunDir, arm: str, state: str) -> str:

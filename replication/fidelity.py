@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -178,11 +178,36 @@ def lines(section: Section) -> list[Line]:
     """
     suite = load_suite(section.suite)
     configs = {arm: load_cell(suite, arm, suite.seeds[0]) for arm in {row.arm or section.arm for row in section.rows}}
+    return lines_of(section, suite, configs)
+
+
+def lines_of(section: Section, suite: SuiteConfig, configs: Mapping[str, RunConfig]) -> list[Line]:
+    """The section's rows with the values of any suite; rows of an arm that it has not are left out.
+
+    Args:
+        section: the published run.
+        suite: whose arms, seeds and layers are compared.
+        configs: arm -> a config of it; where the section's own arm is missing, the last one stands for it.
+    """
+    own = section.arm if section.arm in configs else list(configs)[-1]
     found = []
     for row in section.rows:
-        ours = _ours(row, suite, configs[row.arm or section.arm])
-        found.append(Line(row, ours, _verdict(row, ours)))
+        if (row.arm or own) in configs:
+            ours = _ours(row, suite, configs[row.arm or own])
+            found.append(Line(row, ours, _verdict(row, ours)))
     return found
+
+
+def section_of(suite: SuiteConfig) -> Section:
+    """The published run whose suite shares most arms with this one; Phase 3 where none does."""
+    return max(SECTIONS, key=lambda section: len(set(load_suite(section.suite).arms) & set(suite.arms)))
+
+
+def in_words(line: Line) -> tuple[str, str]:
+    """(published, ours) of a line as plain text."""
+    row = line.row
+    theirs = "not published" if row.published is UNPUBLISHED else row.words or _words(row.keys, row.published)
+    return tuple(text.replace("<br>", ", ").replace("`", "") for text in (theirs, _words(row.keys, line.ours)))  # type: ignore[return-value]
 
 
 def _ours(row: Row, suite: SuiteConfig, config: RunConfig) -> Any:

@@ -39,6 +39,8 @@ class Synthetic:
     steps: int = 60
     log_every: int = 5
     validate_every: int = 5
+    model: str = "model/tiny.yaml"
+    """The layer that says how many blocks and experts there are."""
     effects: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """arm -> tag -> constant that is added to every value of the tag (per-step values too)."""
     noise: float = 0.01
@@ -66,7 +68,7 @@ def build_suite(root: Path, what: Synthetic | None = None, **changes: Any) -> tu
         The folder and the suite that it holds.
     """
     what = replace(what or Synthetic(), **changes)
-    suite = _suite(tuple(what.arms), tuple(what.seeds), what.steps, what.log_every, what.validate_every)
+    suite = _suite(tuple(what.arms), tuple(what.seeds), what.steps, what.log_every, what.validate_every, what.model)
     suite_dir = SuiteDir(root)
     write_text(suite_dir.suite, to_yaml(suite))
     if what.data_manifest:
@@ -111,7 +113,7 @@ def rewrite_config(run: RunDir, config: RunConfig) -> None:
 
 @lru_cache
 def _suite(
-    arms: tuple[str, ...], seeds: tuple[int, ...], steps: int, log_every: int, validate_every: int
+    arms: tuple[str, ...], seeds: tuple[int, ...], steps: int, log_every: int, validate_every: int, model: str
 ) -> SuiteConfig:
     run = {
         "training": {"steps": steps, "warmup_steps": min(10, steps)},
@@ -119,9 +121,7 @@ def _suite(
         "validation": {"every_steps": validate_every},
         "cluster": {"accelerator": "cpu"},
     }
-    return SuiteConfig(
-        name="synthetic", arms=arms, seeds=seeds, layers=("model/tiny.yaml", "data/python.yaml"), run=run
-    )
+    return SuiteConfig(name="synthetic", arms=arms, seeds=seeds, layers=(model, "data/python.yaml"), run=run)
 
 
 _CONFIGS: dict[str, RunConfig] = {}
@@ -129,7 +129,7 @@ _CONFIGS: dict[str, RunConfig] = {}
 
 def cell_config(suite: SuiteConfig, arm: str, seed: int) -> RunConfig:
     """The cell's config; parsed once for each arm and suite, because parsing takes longer than all the rest."""
-    key = f"{arm} {suite.run}"
+    key = f"{arm} {suite.layers} {suite.run}"
     if key not in _CONFIGS:
         _CONFIGS[key] = load_cell(suite, arm, seed)
     return replace(_CONFIGS[key], seed=seed)
@@ -262,7 +262,8 @@ def _training_line(step: int, config: RunConfig, offset: float) -> dict[str, Any
     for i, (divergence, scale) in enumerate(zip(divergences, scales, strict=True)):
         line[f"divergence/block_{i:02d}"] = divergence
         line[f"scale/block_{i:02d}"] = scale
-        line |= {f"experts/block_{i:02d}_expert_{e}": 1 / config.model.n_experts for e in range(config.model.n_experts)}
+        for e in range(config.model.n_experts):
+            line[f"experts/block_{i:02d}_expert_{e}"] = (1 + 0.1 * math.sin(step + e)) / config.model.n_experts
     return line
 
 

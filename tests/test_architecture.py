@@ -25,8 +25,7 @@ LAYERS = [
     ["launcher", "training"],
     ["grid", "preference", "analysis"],
     ["bench", "cell", "drill"],
-    ["grid_cli", "bench_cli", "evidence_cli", "tensorboard_cli", "audit_cli"],
-    ["plan_cli"],
+    ["grid_cli", "bench_cli", "evidence_cli", "tensorboard_cli", "audit_cli", "plan_cli"],
     ["cli"],
     ["__main__"],
 ]

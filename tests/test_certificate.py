@@ -18,7 +18,7 @@ from synthetic_runs import (
     rewrite_config,
 )
 
-from replication.certificate import Certificate, certify
+from replication.certificate import Certificate, certify, logged_steps
 from replication.config import SuiteConfig
 from replication.rundir import SuiteDir, read_journal, write_text
 
@@ -75,6 +75,29 @@ def test_dict_form_is_json_and_complete(suite_dir: SuiteDir) -> None:
 def test_all_four_shipped_arms_hold(tmp_path: Path) -> None:
     suite_dir, suite = build_suite(tmp_path / "out", seeds=(1,))
     assert certify(suite_dir, suite.arms, suite.seeds).holds
+
+
+def test_journals_that_the_caller_has_read_give_the_same_certificate(suite_dir: SuiteDir) -> None:
+    edit_journal(suite_dir.cell("both", 2), 25, data_hash="another")
+    cells = [(arm, seed) for arm in ("baseline", "both") for seed in (1, 2)]
+    logged = {cell: logged_steps(read_journal(suite_dir.cell(*cell).metrics)) for cell in cells}
+    for cell in cells:
+        suite_dir.cell(*cell).metrics.rename(suite_dir.cell(*cell).metrics.with_suffix(".read"))
+    given = certify(suite_dir, ("baseline", "both"), (1, 2), logged)
+    for cell in cells:
+        suite_dir.cell(*cell).metrics.with_suffix(".read").rename(suite_dir.cell(*cell).metrics)
+    assert given.to_dict() == certified(suite_dir).to_dict()
+    assert given.pair("both", 2).state == "fails"
+
+
+def test_configs_that_differ_beyond_their_seed_are_not_taken_for_one_another(suite_dir: SuiteDir) -> None:
+    """Configs are parsed once for all seeds of an arm; what is edited in one of them must still show."""
+    edit_config(suite_dir.cell("both", 2), "weights_seed: null", "weights_seed: 7")
+    assert certified(suite_dir).pair("both", 2).state == "fails"
+    edit_config(suite_dir.cell("both", 1), "seed: 1\n", "seed: 3\n")
+    assert any(
+        "has seed 3 in the folder of seed 1" in reason for reason in certified(suite_dir).pair("both", 1).reasons
+    )
 
 
 def test_unknown_pair_is_a_key_error(suite_dir: SuiteDir) -> None:

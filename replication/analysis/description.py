@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from replication.analysis.load import Cell
-from replication.config import SuiteConfig, differences, flatten, load_cell, to_dict
+from replication.config import RunConfig, SuiteConfig, differences, flatten, load_cell, load_run, to_dict
 from replication.errors import UserError
-from replication.rundir import SuiteDir, read_json
+from replication.fidelity import in_words, lines_of, section_of
+from replication.rundir import SuiteDir, file_sha256, read_json
 
 SUMMARY_KEYS = {
     "model.n_blocks": "blocks",
@@ -33,6 +35,11 @@ SUMMARY_KEYS = {
     "validation.sequences": "validation sequences",
     "validation.every_steps": "steps between validations",
 }
+
+
+OWN = ("weights_sha256", "samples_sha256")
+"""Of a manifest's generation part, what is a cell's own."""
+VERDICTS = ("as published", "our choice", "deviates")
 
 
 def one_value(values: Iterable[Any]) -> Any:
@@ -72,6 +79,9 @@ def warnings(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell]) -> 
             yield f"The complete cells ran with different {words}; see the table of machines."
     if len({_sampling(cell.manifest) for cell in complete}) > 1:
         yield "The completions of the cells were sampled under different settings or prompts: do not compare them."
+    changed = unrecorded_samples(suite_dir, complete)
+    if changed:
+        yield f"The completions are not those that were recorded when they were sampled: {', '.join(changed)}."
     if any(cell.manifest.get("starts") and len(_machines(cell.manifest)) > 1 for cell in complete):
         yield "Some cells were resumed with other code, packages or hardware than they had begun with."
     dirty = sorted({f"{c.arm}/seed-{c.seed}" for c in complete if part(c.manifest, "git").get("dirty")})
@@ -86,8 +96,7 @@ def warnings(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell]) -> 
 
 def _sampling(manifest: dict[str, Any]) -> str:
     """How a cell's completions were made, without what is a cell's own (weights and texts)."""
-    own = ("weights_sha256", "samples_sha256")
-    return str({k: v for k, v in part(manifest, "generation").items() if k not in own})
+    return str({k: v for k, v in part(manifest, "generation").items() if k not in OWN})
 
 
 def _machines(manifest: dict[str, Any]) -> set[str]:
@@ -106,7 +115,12 @@ def config_summary(suite: SuiteConfig, cells: Sequence[Cell]) -> dict[str, Any]:
     by_arm = {cell.arm: cell.config for cell in reversed(cells) if cell.config}
     return {
         "summary": [{"name": word, "value": first[key]} for key, word in SUMMARY_KEYS.items() if key in first],
-        "all": {key: value for key, value in first.items() if key not in (*declared_keys, "arm", "seed")},
+        # how completions were sampled is in generation_summary: `generate` may have used other prompts since
+        "all": {
+            key: value
+            for key, value in first.items()
+            if key not in (*declared_keys, "arm", "seed") and not key.startswith("generation.")
+        },
         "declared_keys": declared_keys,
         "declared": {arm: [by_arm.get(arm, {}).get(key) for key in declared_keys] for arm in suite.arms},
     }
@@ -116,6 +130,52 @@ def declared_by(cell: Cell) -> list[str]:
     """Dotted keys that the cell's manifest says its arm file sets."""
     keys = cell.manifest.get("arm_keys")
     return [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
+
+
+def fidelity_summary(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell]) -> dict[str, Any] | None:
+    """This suite's settings beside those of the published run that it is nearest to; None without a readable config."""
+    configs: dict[str, RunConfig] = {}
+    for cell in cells:
+        if cell.config and cell.arm not in configs:
+            with suppress(UserError, OSError):
+                configs[cell.arm] = load_run([suite_dir.cell(cell.arm, cell.seed).config])
+    if not configs:
+        return None
+    section = section_of(suite)
+    rows = []
+    for line in lines_of(section, suite, configs):
+        published, here = in_words(line)
+        key = line.row.keys.replace(" ", ", ")
+        rows.append({"key": key, "arm": line.row.arm, "published": published, "here": here, "verdict": line.verdict})
+    counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in VERDICTS}
+    return {"run": section.title, "rows": rows, "counts": counts}
+
+
+def generation_summary(suite_dir: SuiteDir, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """How the completions that lie in samples.jsonl were sampled, as the manifests recorded it; an entry a setting."""
+    found: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        if not cell.samples:
+            continue
+        recorded = {k: v for k, v in part(cell.manifest, "generation").items() if k not in OWN}
+        facts = {
+            "n_prompts": len({str(sample.get("prompt_id")) for sample in cell.samples}),
+            "n_completions": len(cell.samples),
+            "settings": recorded,
+        }
+        entry = found.setdefault(str(facts), {**facts, "cells": []})
+        entry["cells"].append(f"{cell.arm}/seed-{cell.seed}")
+    return list(found.values())
+
+
+def unrecorded_samples(suite_dir: SuiteDir, cells: Sequence[Cell]) -> list[str]:
+    """Cells whose samples.jsonl is not the file that their manifest recorded."""
+    names = []
+    for cell in cells:
+        recorded = part(cell.manifest, "generation").get("samples_sha256")
+        if cell.samples and recorded and file_sha256(suite_dir.cell(cell.arm, cell.seed).samples) != recorded:
+            names.append(f"{cell.arm}/seed-{cell.seed}")
+    return names
 
 
 def data_summary(suite_dir: SuiteDir, cells: Sequence[Cell]) -> dict[str, Any] | None:

@@ -1,72 +1,35 @@
-"""Figures of the report: every seed a thin line, the arm's mean a thick one, one colour an arm, never colour alone.
-
-Object interface of matplotlib on the Agg canvas: no global state, no display. Sized so that text stays legible when a
-phone shows the whole width.
-"""
+"""Figures of the report: every seed a thin line, the arm's mean a thick one, one colour an arm, never colour alone."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
-from numpy.typing import NDArray
 
+from replication.analysis.block_figures import draw_block_lines, draw_blocks
+from replication.analysis.drawing import (
+    FONT_POINTS,
+    ArmStyle,
+    Drawn,
+    Floats,
+    arm_styles,
+    draw_arms,
+    draw_interval,
+    empty,
+    legend,
+    name_panel,
+    new_figure,
+    of_train,
+    of_validation,
+    windowed,
+)
 from replication.analysis.load import Cell, Series
-from replication.analysis.stats import BUDGET_TOLERANCE, mean_over_seeds, window_means
-
-Floats = NDArray[np.float64]
-Curve = Callable[[Cell], tuple[Floats, Floats]]
-"""Cell -> (steps [T], values [T])."""
-
-WIDTH_INCHES, DPI, FONT_POINTS = 6.2, 140, 12.5
-NAMED_COLOURS = {"baseline": "#000000", "token_gain": "#0072B2", "layer_gain": "#009E73", "both": "#D55E00"}
-OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#E69F00", "#666666")  # the rest of Okabe and Ito's palette
-DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
-MARKERS = "osD^vP*X"
-MAX_POINTS, MAX_COLUMNS = 120, 400
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """One figure on disk and the words that go with it."""
-
-    file: str
-    """Name inside DIR/figures."""
-    title: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class ArmStyle:
-    """How one arm looks in every figure."""
-
-    name: str
-    colour: str
-    dashes: Any
-    marker: str
-
-    @property
-    def label(self) -> str:
-        return self.name.replace("$", r"\$")  # a dollar sign would start mathematics
-
-
-def arm_styles(arms: Sequence[str]) -> dict[str, ArmStyle]:
-    """The same arm looks the same in every suite that has the four named ones; others take what is left."""
-    spare = itertools.cycle(OTHER_COLOURS)
-    return {
-        arm: ArmStyle(arm, NAMED_COLOURS.get(arm) or next(spare), DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
-        for i, arm in enumerate(arms)
-    }
+from replication.analysis.stats import BUDGET_TOLERANCE, mean_over_seeds
 
 
 def draw_figures(cells: Sequence[Cell], results: dict[str, Any], folder: Path) -> list[Drawn]:
@@ -74,7 +37,7 @@ def draw_figures(cells: Sequence[Cell], results: dict[str, Any], folder: Path) -
 
     Args:
         cells: all cells of the suite, in whatever state.
-        results: the numbers of the report; `suite`, `quantities` and `pairs_used` are read.
+        results: the numbers of the report; `suite`, `quantities`, `pairs_used`, `factorial` and `divergence` are read.
         folder: DIR/figures; made where it does not exist.
 
     Returns:
@@ -86,9 +49,11 @@ def draw_figures(cells: Sequence[Cell], results: dict[str, Any], folder: Path) -
         _validation_loss(cells, styles, results),
         _train_loss(cells, styles),
         _paired(results, styles),
+        *([_factorial(results["factorial"])] if results["factorial"] else []),
         _gain(cells, styles),
-        _blocks(cells, styles, "divergence"),
-        _blocks(cells, styles, "scale"),
+        draw_block_lines(cells, styles, results["divergence"]),
+        draw_blocks(cells, styles, "divergence"),
+        draw_blocks(cells, styles, "scale"),
         _gradient_norm(cells, styles),
         _entropies(cells, styles),
     ]
@@ -97,103 +62,19 @@ def draw_figures(cells: Sequence[Cell], results: dict[str, Any], folder: Path) -
     return [drawn for _, drawn in drawings]
 
 
-# ---------------------------------------------------------------- what all figures share
-
-
-def _figure(n_panels: int, panel_inches: float, shared_steps: bool = True) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(WIDTH_INCHES, n_panels * panel_inches + 0.7), dpi=DPI, layout="constrained")
-    axes = figure.subplots(n_panels, 1, squeeze=False, sharex=shared_steps)[:, 0].tolist()
-    for panel in axes:
-        panel.grid(color="#dddddd", linewidth=0.7)
-        panel.set_axisbelow(True)
-        panel.tick_params(labelsize=FONT_POINTS - 1)
-        panel.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _name(panel: Axes, title: str, y: str = "", x: str = "") -> None:
-    panel.set_title(title, fontsize=FONT_POINTS, loc="left", fontweight="bold")
-    panel.set_ylabel(y, fontsize=FONT_POINTS)
-    panel.set_xlabel(x, fontsize=FONT_POINTS)
-
-
-def _legend(figure: Figure, styles: dict[str, ArmStyle]) -> None:
-    lines = [Line2D([], [], color=s.colour, linestyle=s.dashes, linewidth=2.6, label=s.label) for s in styles.values()]
-    lines.append(Line2D([], [], color="#555555", linewidth=0.8, label="thin: one seed"))
-    figure.legend(
-        handles=lines,
-        loc="outside upper center",
-        ncols=3,
-        fontsize=FONT_POINTS,
-        frameon=False,
-        handlelength=2.2,
-        columnspacing=1.2,
-    )
-
-
-def _empty(panel: Axes) -> None:
-    panel.text(0.5, 0.5, "nothing logged yet", transform=panel.transAxes, ha="center", color="#555555", fontsize=12)
-
-
-def _draw_arms(panel: Axes, cells: Sequence[Cell], styles: dict[str, ArmStyle], curve: Curve) -> None:
-    """Thin lines for every cell, a cross where one ended early, a thick mean over the complete cells."""
-    drawn = False
-    for style in styles.values():
-        own = [(cell, *curve(cell)) for cell in cells if cell.arm == style.name]
-        for cell, steps, values in own:
-            there = np.flatnonzero(np.isfinite(values))
-            if not len(there):
-                continue
-            drawn = True
-            panel.plot(steps, values, color=style.colour, linewidth=0.8, alpha=0.65)
-            if not cell.complete:
-                panel.plot(steps[there[-1]], values[there[-1]], "x", color=style.colour, markersize=8, mew=2)
-        steps, mean = mean_over_seeds([(steps, values) for cell, steps, values in own if cell.complete])
-        panel.plot(steps, mean, color=style.colour, linewidth=2.4, linestyle=style.dashes)
-    if not drawn:
-        _empty(panel)
-
-
-def _column(series: Callable[[Cell], Series], tag: str) -> Curve:
-    def curve(cell: Cell) -> tuple[Floats, Floats]:
-        there = series(cell)
-        return there.steps.astype(np.float64), there.column(tag)
-
-    return curve
-
-
-def _train(tag: str) -> Curve:
-    return _column(lambda cell: cell.train, tag)
-
-
-def _validation(tag: str) -> Curve:
-    return _column(lambda cell: cell.validation, tag)
-
-
-def _windowed(cells: Sequence[Cell], tag: str) -> tuple[Curve, str]:
-    """Per-step values in means over windows, the same window for every cell; and the window in words."""
-    longest = max((len(cell.per_step.get(tag, ())) for cell in cells), default=0)
-    size = max(1, -(-longest // MAX_POINTS))
-
-    def curve(cell: Cell) -> tuple[Floats, Floats]:
-        return window_means(cell.per_step.get(tag, np.empty(0)), size)
-
-    return curve, "every step" if size == 1 else f"means over {size} steps"
-
-
 # ---------------------------------------------------------------- curves
 
 
 def _validation_loss(
     cells: Sequence[Cell], styles: dict[str, ArmStyle], results: dict[str, Any]
 ) -> tuple[Figure, Drawn]:
-    figure, (top, bottom) = _figure(2, 3.1)
-    _draw_arms(top, cells, styles, _validation("val/loss_nats"))
-    _name(top, "Validation loss", "nats a token")
+    figure, (top, bottom) = new_figure(2, 3.1)
+    draw_arms(top, cells, styles, of_validation("val/loss_nats"))
+    name_panel(top, "Validation loss", "nats a token")
     baseline = results["suite"]["baseline"]
     _draw_paired_curves(bottom, cells, styles, results)
-    _name(bottom, f"Difference to {styles[baseline].label}, same seed", "nats a token", "optimizer step")
-    _legend(figure, styles)
+    name_panel(bottom, f"Difference to {styles[baseline].label}, same seed", "nats a token", "optimizer step")
+    legend(figure, styles)
     return figure, Drawn(
         "validation_loss.png",
         "Validation loss",
@@ -221,7 +102,7 @@ def _draw_paired_curves(
         panel.plot(steps, mean, color=style.colour, linewidth=2.4, linestyle=style.dashes)
         drawn |= bool(curves)
     if not drawn:
-        _empty(panel)
+        empty(panel)
 
 
 def _common(a: Series, b: Series, tag: str) -> tuple[Floats, Floats, Floats]:
@@ -231,11 +112,11 @@ def _common(a: Series, b: Series, tag: str) -> tuple[Floats, Floats, Floats]:
 
 
 def _train_loss(cells: Sequence[Cell], styles: dict[str, ArmStyle]) -> tuple[Figure, Drawn]:
-    figure, (panel,) = _figure(1, 3.4)
-    curve, words = _windowed(cells, "train/loss_nats")
-    _draw_arms(panel, cells, styles, curve)
-    _name(panel, f"Training loss ({words})", "nats a token", "optimizer step")
-    _legend(figure, styles)
+    figure, (panel,) = new_figure(1, 3.4)
+    curve, words = windowed(cells, "train/loss_nats")
+    draw_arms(panel, cells, styles, curve)
+    name_panel(panel, f"Training loss ({words})", "nats a token", "optimizer step")
+    legend(figure, styles)
     return figure, Drawn(
         "train_loss.png",
         "Training loss",
@@ -244,12 +125,12 @@ def _train_loss(cells: Sequence[Cell], styles: dict[str, ArmStyle]) -> tuple[Fig
 
 
 def _gradient_norm(cells: Sequence[Cell], styles: dict[str, ArmStyle]) -> tuple[Figure, Drawn]:
-    figure, (panel,) = _figure(1, 3.4)
-    curve, words = _windowed(cells, "train/grad_norm")
-    _draw_arms(panel, cells, styles, curve)
-    _name(panel, f"Gradient norm ({words})", "global 2-norm", "optimizer step")
+    figure, (panel,) = new_figure(1, 3.4)
+    curve, words = windowed(cells, "train/grad_norm")
+    draw_arms(panel, cells, styles, curve)
+    name_panel(panel, f"Gradient norm ({words})", "global 2-norm", "optimizer step")
     panel.set_ylim(bottom=0)
-    _legend(figure, styles)
+    legend(figure, styles)
     return figure, Drawn(
         "gradient_norm.png",
         "Gradient norm",
@@ -258,12 +139,12 @@ def _gradient_norm(cells: Sequence[Cell], styles: dict[str, ArmStyle]) -> tuple[
 
 
 def _entropies(cells: Sequence[Cell], styles: dict[str, ArmStyle]) -> tuple[Figure, Drawn]:
-    figure, panels = _figure(2, 2.9)
-    _draw_arms(panels[0], cells, styles, _validation("val/entropy_predicted_tokens_nats"))
-    _name(panels[0], "Entropy of the histogram of predicted tokens", "nats")
-    _draw_arms(panels[1], cells, styles, _validation("val/entropy_predictive_nats"))
-    _name(panels[1], "Mean entropy of the predictive distribution", "nats", "optimizer step")
-    _legend(figure, styles)
+    figure, panels = new_figure(2, 2.9)
+    draw_arms(panels[0], cells, styles, of_validation("val/entropy_predicted_tokens_nats"))
+    name_panel(panels[0], "Entropy of the histogram of predicted tokens", "nats")
+    draw_arms(panels[1], cells, styles, of_validation("val/entropy_predictive_nats"))
+    name_panel(panels[1], "Mean entropy of the predictive distribution", "nats", "optimizer step")
+    legend(figure, styles)
     return figure, Drawn(
         "token_entropies.png",
         "Token entropies",
@@ -272,7 +153,7 @@ def _entropies(cells: Sequence[Cell], styles: dict[str, ArmStyle]) -> tuple[Figu
 
 
 def _gain(cells: Sequence[Cell], styles: dict[str, ArmStyle]) -> tuple[Figure, Drawn]:
-    figure, panels = _figure(4, 2.1)
+    figure, panels = new_figure(4, 2.1)
     panels[0].axhspan(1 - BUDGET_TOLERANCE, 1 + BUDGET_TOLERANCE, color="#cccccc", zorder=0)
     named = (
         ("gain/mean", "Mean gain after the clamp (grey: within 1 % of 1)", "mean gain"),
@@ -281,9 +162,9 @@ def _gain(cells: Sequence[Cell], styles: dict[str, ArmStyle]) -> tuple[Figure, D
         ("gain/share_at_max", "Tokens clamped at the upper bound", "share"),
     )
     for panel, (tag, title, y) in zip(panels, named, strict=True):
-        _draw_arms(panel, cells, styles, _train(tag))
-        _name(panel, title, y, "optimizer step" if tag == "gain/share_at_max" else "")
-    _legend(figure, styles)
+        draw_arms(panel, cells, styles, of_train(tag))
+        name_panel(panel, title, y, "optimizer step" if tag == "gain/share_at_max" else "")
+    legend(figure, styles)
     return figure, Drawn(
         "token_gain.png",
         "Token gain",
@@ -298,17 +179,21 @@ def _paired(results: dict[str, Any], styles: dict[str, ArmStyle]) -> tuple[Figur
     quantities = results["quantities"]
     baseline = results["suite"]["baseline"]
     n_arms = max(1, len(styles) - 1)
-    figure, panels = _figure(len(quantities), 0.75 + 0.36 * n_arms, shared_steps=False)
+    figure, panels = new_figure(len(quantities), 0.75 + 0.36 * n_arms, shared_steps=False)
     for panel, quantity in zip(panels, quantities, strict=True):
         _draw_differences(panel, quantity, styles)
+        if quantity["key"] == results["analysis"]["loss"]:
+            margin = results["analysis"]["margin_nats"]
+            panel.axvspan(-margin, margin, color="#dddddd", zorder=0)
         unit = f", {quantity['unit']}" if quantity["unit"] else ""
-        _name(panel, f"{quantity['name']}{unit}")
-    _name(panels[-1], panels[-1].get_title("left"), "", f"difference to {styles[baseline].label}")
+        name_panel(panel, f"{quantity['name']}{unit}")
+    name_panel(panels[-1], panels[-1].get_title("left"), "", f"difference to {styles[baseline].label}")
     return figure, Drawn(
         "paired_differences.png",
         "Paired differences",
         f"Each arm minus {baseline} at the same seed: a mark for each seed, a bar at the mean, and the 95 % t interval "
-        "of the mean from two seeds on (an arrow: it goes on outside the picture). Certified pairs only.",
+        "of the mean from two seeds on (an arrow: it goes on outside the picture). Grey: the margin of equivalence. "
+        "Certified pairs only.",
     )
 
 
@@ -319,107 +204,78 @@ def _draw_differences(panel: Axes, quantity: dict[str, Any], styles: dict[str, A
     panel.set_yticks(range(len(rows)), [styles[row["arm"]].label for row in rows], fontsize=FONT_POINTS - 1)
     panel.set_ylim(len(rows) - 0.4, -0.6)
     if not len(dots):
-        _empty(panel)
+        empty(panel)
         return
     reach = max(float(np.abs(dots).max()) * 1.9, 1e-9)  # with two seeds the interval is too wide to set the scale
     panel.set_xlim(-reach, reach)
     for y, row in enumerate(rows):
         style = styles[row["arm"]]
         if row["low"] is not None:
-            _draw_interval(panel, y, row["low"], row["high"], reach, style.colour)
+            draw_interval(panel, y, row["low"], row["high"], reach, style.colour)
         if row["mean"] is not None:
             panel.plot([row["mean"]] * 2, [y - 0.26, y + 0.26], color=style.colour, linewidth=3)
         there = [d for d in row["differences"] if d is not None]
         panel.plot(there, [y] * len(there), style.marker, color=style.colour, markersize=7, mec="white", mew=0.8)
 
 
-def _draw_interval(panel: Axes, y: float, low: float, high: float, reach: float, colour: str) -> None:
-    panel.plot([max(low, -reach), min(high, reach)], [y, y], color=colour, linewidth=1.6, alpha=0.7)
-    for beyond, edge, marker in ((low < -reach, -reach, "<"), (high > reach, reach, ">")):
-        if beyond:
-            panel.plot(edge, y, marker, color=colour, markersize=9, clip_on=False)
+# ---------------------------------------------------------------- the 2x2
+
+FOUR = ("neither", "token", "layer", "both")
+OFF, ON = "#0072B2", "#D55E00"
 
 
-# ---------------------------------------------------------------- blocks over steps
+def _factorial(factorial: dict[str, Any]) -> tuple[Figure, Drawn]:
+    """Above, every seed's four losses as two lines; below, its three contrasts."""
+    figure, (top, bottom) = new_figure(2, 3.0, shared_steps=False)
+    _draw_interaction(top, factorial)
+    _draw_effects(bottom, factorial["effects"])
+    level = f"{factorial['interval_level']:.0%}".replace("%", " %")
+    return figure, Drawn(
+        "factorial.png",
+        "The 2x2",
+        "Above: each seed's loss in the four arms less the seed's own mean, thin; thick, the mean over seeds. Parallel "
+        "lines mean no interaction. Below: main effects and interaction, a mark for each seed, a bar at the mean, and "
+        f"the {level} t interval (an arrow: it goes on outside the picture). Seeds with all four arms certified only.",
+    )
 
 
-def _blocks(cells: Sequence[Cell], styles: dict[str, ArmStyle], what: str) -> tuple[Figure, Drawn]:
-    """Heat maps, blocks x steps, one an arm, mean over the arm's complete seeds."""
-    tables = {arm: _block_table([c for c in cells if c.arm == arm and c.complete], what) for arm in styles}
-    figure, panels = _figure(len(styles), 1.7)
-    values = np.concatenate([table.ravel() for _, table in tables.values()])
-    values = values[np.isfinite(values)]
-    image = None
-    for panel, (arm, (steps, table)) in zip(panels, tables.items(), strict=True):
-        _name(panel, f"{styles[arm].label}{_applied(cells, arm, what)}", "block")
-        panel.grid(False)
-        if not table.size or not len(values):
-            _empty(panel)
-            continue
-        image = panel.pcolormesh(steps, np.arange(len(table)), table, shading="nearest", **_colours(values, what))
-        panel.set_yticks(_ticks(len(table)))
-        panel.invert_yaxis()
-    panels[-1].set_xlabel("optimizer step", fontsize=FONT_POINTS)
-    if image is not None:
-        _bar(figure, image, panels, _BLOCK_WORDS[what][0])
-    return figure, Drawn(f"layer_{what}.png", *_BLOCK_WORDS[what][1:])
+def _draw_interaction(panel: Axes, factorial: dict[str, Any]) -> None:
+    within = [factorial["within_seed"][factorial["places"][place]] for place in FOUR]
+    table = np.array([[np.nan if v is None else v for v in row] for row in within], dtype=np.float64)
+    name_panel(panel, "Loss less the seed's mean", "nats a token", "layer gain")
+    panel.set_xticks([0, 1], ["off", "on"], fontsize=FONT_POINTS)
+    panel.set_xlim(-0.2, 1.2)
+    if not factorial["n"]:
+        empty(panel)
+        return
+    for rows, label, colour, dashes, marker in (
+        ([0, 2], "token gain off", OFF, "-", "o"),
+        ([1, 3], "on", ON, "--", "s"),
+    ):
+        panel.plot([0, 1], table[rows], color=colour, linewidth=0.8, alpha=0.6, marker=marker, markersize=3)
+        mean = np.nanmean(table[rows], axis=1)
+        panel.plot(
+            [0, 1], mean, color=colour, linewidth=2.6, linestyle=dashes, marker=marker, markersize=7, label=label
+        )
+    panel.legend(fontsize=FONT_POINTS - 1, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.0))
+    panel.margins(y=0.3)
 
 
-_BLOCK_WORDS = {
-    "divergence": (
-        "||y - x|| / ||x||",
-        "Layer divergence",
-        "How far each block moves its input, over blocks and steps; mean over the arm's complete seeds.",
-    ),
-    "scale": (
-        "scale of the gradients",
-        "Layer scale",
-        "The factor on each block's gradients; mean over the arm's complete seeds. In arms without the layer gain it "
-        "is what the factor would have been.",
-    ),
-}
-
-
-def _block_table(cells: Sequence[Cell], what: str) -> tuple[Floats, Floats]:
-    """(steps [T], mean over cells [L, T]); empty where no cell has logged it."""
-    tags = sorted({tag for cell in cells for tag in cell.train.tags(f"{what}/")})
-    rows = [mean_over_seeds([_train(tag)(cell) for cell in cells]) for tag in tags]
-    if not rows:
-        return np.empty(0), np.empty((0, 0))
-    steps, table = rows[0][0], np.array([values for _, values in rows])
-    stride = max(1, -(-len(steps) // MAX_COLUMNS))
-    return steps[::stride], table[:, ::stride]
-
-
-def _applied(cells: Sequence[Cell], arm: str, what: str) -> str:
-    if what != "scale":
-        return ""
-    enabled = {c.config.get("layer_gain.enabled") for c in cells if c.arm == arm and c.config}
-    if len(enabled) != 1:
-        return ""
-    return " (applied)" if enabled == {True} else " (measured, not applied)"
-
-
-def _colours(values: Floats, what: str) -> dict[str, Any]:
-    """Colour map and norm: both quantities are ratios, so equal steps of colour are equal factors."""
-    if what == "divergence":
-        floor = max(float(values.max()) * 1e-3, 1e-12)
-        return {
-            "cmap": "cividis",
-            "norm": LogNorm(max(float(values.min()), floor), max(float(values.max()), 2 * floor)),
-        }
-    factor = max(float(values.max()), 1 / max(float(values.min()), 1e-3), 1.01)
-    return {"cmap": "PuOr", "norm": LogNorm(1 / factor, factor)}
-
-
-def _bar(figure: Figure, image: Any, panels: Sequence[Axes], label: str) -> None:
-    """A colour bar with five ticks in plain numbers."""
-    bar = figure.colorbar(image, ax=panels, location="right", fraction=0.05)
-    ticks = np.geomspace(image.norm.vmin, image.norm.vmax, 5)
-    bar.ax.yaxis.set_minor_locator(NullLocator())
-    bar.set_ticks(ticks.tolist(), labels=[f"{tick:.3g}" for tick in ticks])
-    bar.set_label(label, fontsize=FONT_POINTS)
-
-
-def _ticks(n_blocks: int) -> list[int]:
-    return list(range(0, n_blocks, max(1, -(-n_blocks // 6))))
+def _draw_effects(panel: Axes, effects: Sequence[dict[str, Any]]) -> None:
+    name_panel(panel, "Effects on the loss", "", "nats a token")
+    panel.axvline(0, color="#000000", linewidth=1.2)
+    panel.set_yticks(range(len(effects)), [e["name"].replace(", ", "\n") for e in effects], fontsize=FONT_POINTS - 1)
+    panel.set_ylim(len(effects) - 0.4, -0.6)
+    dots = [d for effect in effects for d in effect["contrasts"] if d is not None]
+    if not dots:
+        empty(panel)
+        return
+    reach = max(float(np.abs(dots).max()) * 1.6, 1e-9)
+    panel.set_xlim(-reach, reach)
+    for y, effect in enumerate(effects):
+        if effect["low"] is not None:
+            draw_interval(panel, y, effect["low"], effect["high"], reach, "#333333")
+        if effect["mean"] is not None:
+            panel.plot([effect["mean"]] * 2, [y - 0.26, y + 0.26], color="#000000", linewidth=3)
+        there = [d for d in effect["contrasts"] if d is not None]
+        panel.plot(there, [y] * len(there), "o", color="#666666", markersize=7, mec="white", mew=0.8)

@@ -35,6 +35,11 @@ def percent(value: Any, digits: int = 0) -> str:
     return f"{100 * value:.{digits}f} %" if _is_number(value) else plain(value)
 
 
+def p_value(p: Any) -> str:
+    """'0.0123', or '< 0.0001'; a dash where there is none."""
+    return "< 0.0001" if _is_number(p) and p < 0.0001 else number(p, 4)
+
+
 def duration(seconds: Any) -> str:
     """Seconds as 45 s, 3 min 20 s or 7 h 05 min."""
     if not _is_number(seconds):

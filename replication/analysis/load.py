@@ -6,20 +6,23 @@ Shapes: T logged training lines, V validations, S optimizer steps.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from replication.certificate import Logged, logged_steps
 from replication.config import flatten
 from replication.errors import UserError
 from replication.rundir import RunDir, SuiteDir, read_journal, read_json
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast, where there is one
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +83,8 @@ class Cell:
     """Tag -> float64 [S]; entry k is step k + 1, NaN where the journal has none."""
     samples: tuple[dict[str, Any], ...]
     """Completions in file order."""
+    logged: Logged
+    """What the certificate checks at every logged step."""
 
     @property
     def complete(self) -> bool:
@@ -102,7 +107,7 @@ def load_cells(suite_dir: SuiteDir, arms: Sequence[str], seeds: Sequence[int]) -
 
 def load_cell_files(run: RunDir, arm: str, seed: int) -> Cell:
     """Read the files of one cell; the names come from the caller, not from the files."""
-    lines = read_journal(run.metrics)
+    lines = _read_lines(run)
     train_lines = [line for line in lines if "tokens" in line]
     manifest, config = _object(run, "manifest"), _config(run)
     last = train_lines[-1] if train_lines else {}
@@ -117,28 +122,52 @@ def load_cell_files(run: RunDir, arm: str, seed: int) -> Cell:
         manifest=manifest,
         config=config,
         train=_series(train_lines),
-        validation=_series([line for line in lines if any(key.startswith("val/") for key in line)], "val/"),
+        validation=_series([line for line in lines if _has_validation(line)], "val/"),
         per_step=_per_step(train_lines),
         samples=_samples(run),
+        logged=logged_steps(train_lines),
     )
 
 
 # ---------------------------------------------------------------- parsing
 
 
+def _read_lines(run: RunDir) -> list[dict[str, Any]]:
+    """The journal's lines; none where it cannot be read, such as a file of bytes that are no text."""
+    try:
+        return read_journal(run.metrics)
+    except (OSError, ValueError):
+        return []
+
+
+def _has_validation(line: dict[str, Any]) -> bool:
+    return "val/loss_nats" in line or ("tokens" not in line and any(key.startswith("val/") for key in line))
+
+
 def _number(value: Any, missing: float = float("nan")) -> float:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else missing
 
 
-def _series(lines: Iterable[dict[str, Any]], prefix: str = "") -> Series:
+def _numbers(values: Sequence[Any]) -> Floats:
+    """float64 [len(values)]; NaN for whatever is no number."""
+    try:
+        if set(map(type, values)) <= {float, int, NoneType}:
+            return np.array(values, dtype=np.float64)
+        return np.array([_number(value) for value in values], dtype=np.float64)
+    except OverflowError:  # a whole number beyond what a float holds
+        return np.array([_number(value) if isinstance(value, float) else np.nan for value in values])
+
+
+def _series(lines: Sequence[dict[str, Any]], prefix: str = "") -> Series:
     """Merge lines by step (a later line wins) into columns; anything but a number is left out."""
-    by_step: dict[int, dict[str, float]] = {}
+    by_step: dict[int, dict[str, Any]] = {}
     for line in lines:
-        row = {k: _number(v) for k, v in line.items() if k.startswith(prefix) and k not in ("step", "per_step")}
-        by_step.setdefault(line["step"], {}).update(row)
+        step = line["step"]
+        by_step[step] = by_step[step] | line if step in by_step else line
     steps = sorted(by_step)
-    tags = sorted({tag for row in by_step.values() for tag in row})
-    columns = {tag: np.array([by_step[s].get(tag, np.nan) for s in steps], dtype=np.float64) for tag in tags}
+    merged = [by_step[step] for step in steps]
+    tags = sorted({tag for line in merged for tag in line if tag.startswith(prefix)} - {"step", "per_step"})
+    columns = {tag: _numbers([line.get(tag) for line in merged]) for tag in tags}
     kept = {tag: values for tag, values in columns.items() if not np.isnan(values).all()}
     return Series(np.array(steps, dtype=np.int64), kept)
 
@@ -153,7 +182,7 @@ def _per_step(lines: Sequence[dict[str, Any]]) -> dict[str, Floats]:
             if not isinstance(values, list):
                 continue
             array = arrays.setdefault(tag, np.full(n_steps, np.nan))
-            row = [_number(value) for value in values][-line["step"] :] if line["step"] else []
+            row = _numbers(values)[-line["step"] :] if line["step"] else np.empty(0)
             array[line["step"] - len(row) : line["step"]] = row
     return arrays
 
@@ -168,7 +197,7 @@ def _object(run: RunDir, name: str) -> dict[str, Any]:
 
 def _config(run: RunDir) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+        tree = yaml.load(run.config.read_text(encoding="utf-8"), Loader=LOADER)
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return flatten(tree) if isinstance(tree, dict) else {}

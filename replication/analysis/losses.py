@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import integrate
 from scipy import stats as scipy_stats
-from statsmodels.stats.multitest import multipletests
 
 Floats = NDArray[np.float64]
 
@@ -306,6 +305,8 @@ def holm(p_Q: ArrayLike) -> Floats:
     Returns:
         float64 [Q]: below alpha exactly where Holm's procedure rejects at alpha.
     """
+    from statsmodels.stats.multitest import multipletests  # brings pandas, which takes a second or two to import
+
     p = np.asarray(p_Q, dtype=np.float64)
     adjusted, there = np.full(p.shape, np.nan), np.isfinite(p)
     if there.any():

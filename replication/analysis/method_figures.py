@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from replication.analysis.figures import DPI, FONT_POINTS, MARKERS, WIDTH_INCHES
+from replication.analysis.drawing import DPI, FONT_POINTS, MARKERS, WIDTH_INCHES
 
 COLOURS = ("#000000", "#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#D55E00")  # Okabe and Ito
 

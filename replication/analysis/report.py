@@ -15,8 +15,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from replication.analysis import format as shown
-from replication.analysis.figures import arm_styles, draw_figures
-from replication.analysis.load import load_cells
+from replication.analysis.drawing import arm_styles
+from replication.analysis.figures import draw_figures
+from replication.analysis.load import Cell, load_cells
+from replication.analysis.methods import methods
 from replication.analysis.results import compute_results
 from replication.analysis.verdict import verdict
 from replication.certificate import certify
@@ -40,14 +42,31 @@ def write_report(suite_dir: SuiteDir, suite: SuiteConfig) -> Path:
     """
     if not suite_dir.root.is_dir():
         raise UserError(f"{suite_dir.root}: no such folder; give the output folder of `replicate grid run`")
-    certificate = certify(suite_dir, suite.arms, suite.seeds)
-    write_json(suite_dir.certificate, certificate.to_dict())
-    cells = load_cells(suite_dir, suite.arms, suite.seeds)
-    results = compute_results(suite_dir, suite, cells, certificate)
-    results["verdict"] = verdict(results)
+    cells, results = collect(suite_dir, suite)
     results["figures"] = [asdict(drawn) for drawn in draw_figures(cells, results, suite_dir.figures)]
     write_json(suite_dir.results, results)
     return render(suite_dir)
+
+
+def collect(suite_dir: SuiteDir, suite: SuiteConfig) -> tuple[list[Cell], dict[str, Any]]:
+    """Read the folder once, write certificate.json, and compute every number and sentence of the report.
+
+    Args:
+        suite_dir: the output folder.
+        suite: names and order of arms and seeds.
+
+    Returns:
+        (cells, results but for the list of figures).
+    """
+    cells = load_cells(suite_dir, suite.arms, suite.seeds)
+    logged = {(cell.arm, cell.seed): cell.logged for cell in cells}
+    certificate = certify(suite_dir, suite.arms, suite.seeds, logged)
+    write_json(suite_dir.certificate, certificate.to_dict())
+    results = compute_results(suite_dir, suite, cells, certificate)
+    results["verdict"] = verdict(results)
+    results["methods"] = methods(results)
+    results["figures"] = []
+    return cells, results
 
 
 def render(suite_dir: SuiteDir) -> Path:
@@ -83,6 +102,7 @@ def _template(name: str) -> Any:
         "percent": shown.percent,
         "duration": shown.duration,
         "plain": shown.plain,
+        "p": shown.p_value,
         "cell": shown.markdown_cell,
         "fence": shown.markdown_fence,
     }

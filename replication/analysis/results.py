@@ -9,19 +9,23 @@ from typing import Any
 
 import numpy as np
 
+from replication.analysis.answers import factorial_answer, loss_answer, places, secondary_answers
 from replication.analysis.description import (
     completions,
     config_summary,
     data_summary,
+    fidelity_summary,
+    generation_summary,
     machines,
     one_value,
     reproduce,
     warnings,
 )
+from replication.analysis.divergence import divergence_answer
 from replication.analysis.load import Cell
+from replication.analysis.losses import sign_flip_p
 from replication.analysis.stats import (
     BUDGET_TOLERANCE,
-    LATE_VALIDATIONS,
     budget_departure,
     differences_to_first,
     last_share_mean,
@@ -30,8 +34,10 @@ from replication.analysis.stats import (
     summarize_paired,
 )
 from replication.certificate import Certificate
-from replication.config import SuiteConfig
+from replication.config import SuiteConfig, to_dict
 from replication.diverged import why_diverged
+from replication.errors import UserError
+from replication.plan import check_plan
 from replication.rundir import SuiteDir
 
 FORMAT = 1
@@ -60,14 +66,19 @@ def _final(tag: str) -> Callable[[Cell], float]:
     return value
 
 
-QUANTITIES = (
-    Quantity("final_val_loss", "Validation loss at the last step", "nats", _final("val/loss_nats")),
-    Quantity(
+def quantities(late_validations: int) -> tuple[Quantity, ...]:
+    """What arms are compared by; the late mean is over so many validations."""
+    late = Quantity(
         "late_val_loss",
         "Validation loss, late mean",
         "nats",
-        lambda cell: late_mean(cell.validation.column("val/loss_nats")).value,
-    ),
+        lambda cell: late_mean(cell.validation.column("val/loss_nats"), late_validations).value,
+    )
+    return (_FINAL_LOSS, late, *_OTHERS)
+
+
+_FINAL_LOSS = Quantity("final_val_loss", "Validation loss at the last step", "nats", _final("val/loss_nats"))
+_OTHERS = (
     Quantity(
         "entropy_predicted_tokens",
         "Entropy of the histogram of predicted tokens",
@@ -100,37 +111,75 @@ Phase 3: one seed, about 1.2 billion parameters, 3.93 billion tokens.
 
 
 def compute_results(
-    suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell], certificate: Certificate
+    suite_dir: SuiteDir,
+    suite: SuiteConfig,
+    cells: Sequence[Cell],
+    certificate: Certificate,
+    preference: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All numbers of the report, as plain JSON values; a missing number is None.
 
     Args:
-        suite_dir: the output folder; its data manifest is read.
+        suite_dir: the output folder; its plan and data manifest are read.
         suite: names and order of arms and seeds; the first arm is the baseline.
         cells: every cell of arms x seeds.
         certificate: of the same arms and seeds; pairs that do not hold are left out of every difference.
+        preference: what the votes say; None: no votes yet.
     """
+    a = suite.analysis.resolved(suite.arms)
+    compared = quantities(a.late_validations)
     results = {
         "format": FORMAT,
         "suite": _suite(suite, cells, certificate),
+        "plan": plan_status(suite_dir, suite),
+        "analysis": to_dict(a),
+        "preference": preference,
         "certificate": certificate.to_dict(),
         "pairs_used": [{"arm": p.arm, "seed": p.seed} for p in certificate.pairs if p.state == "holds"],
         "pairs_refused": [asdict(p) for p in certificate.pairs if p.state != "holds"],
-        "cells": [_cell(cell) for cell in cells],
+        "cells": [_cell(cell, compared) for cell in cells],
         "failures": [{"arm": c.arm, "seed": c.seed, **asdict(c.failure)} for c in cells if c.failure],
         "diverged": list(_diverged(suite_dir, suite, cells)),
-        "late": _late(cells),
-        "quantities": [_quantity(q, suite, cells, certificate) for q in QUANTITIES],
+        "late": _late(cells, a.late_validations),
+        "quantities": [_quantity(q, suite, cells, certificate) for q in compared],
+        "divergence": divergence_answer(cells, suite.arms),
         "gain": [_gain(cell) for cell in cells if len(cell.train.steps)],
         "warnings": list(warnings(suite_dir, suite, cells)),
         "config": config_summary(suite, cells),
+        "fidelity": fidelity_summary(suite_dir, suite, cells),
         "data": data_summary(suite_dir, cells),
         "machines": machines(cells),
+        "generation": generation_summary(suite_dir, cells),
         "samples": completions(suite, cells),
         "reproduce": reproduce(suite, cells),
     }
+    results |= _answers(results, suite, cells, certificate)
     results["published"] = _published(results)
     return clean(results)
+
+
+def _answers(
+    results: dict[str, Any], suite: SuiteConfig, cells: Sequence[Cell], certificate: Certificate
+) -> dict[str, Any]:
+    """The questions of the plan: loss, factorial and secondary."""
+    a = suite.analysis.resolved(suite.arms)
+    values = next(q["values"] for q in results["quantities"] if q["key"] == a.loss)
+    loss = loss_answer(values, certificate, suite.seeds, a)
+    if loss is not None:
+        loss["name"] = next(q["name"] for q in results["quantities"] if q["key"] == a.loss)
+    factorial = factorial_answer(values, certificate, suite.seeds, places(cells, suite.arms), a)
+    secondary = secondary_answers(values, certificate, suite.seeds, a, loss, factorial, results["preference"])
+    return {"loss": loss, "factorial": factorial, "secondary": secondary}
+
+
+def plan_status(suite_dir: SuiteDir, suite: SuiteConfig) -> dict[str, Any]:
+    """Whether the analysis was planned before the data and followed; an unreadable plan is no plan, and says why."""
+    try:
+        return check_plan(suite_dir, suite).to_dict()
+    except (UserError, OSError) as error:
+        sentence = f"Whether a plan was followed cannot be said: {error}."
+        return {"state": "unreadable", "sha256": None, "frozen_at": None, "departures": [], "notes": [],
+                "followed": False, "sentences": [sentence]}  # fmt: skip
 
 
 def clean(value: Any) -> Any:
@@ -167,10 +216,11 @@ def _suite(suite: SuiteConfig, cells: Sequence[Cell], certificate: Certificate) 
         "tokens": one_value(cell.manifest.get("tokens") for cell in cells if cell.complete),
         "n_paired": n_paired,  # seeds of the arm that has most certified pairs
         "smallest_sign_flip_p": smallest_sign_flip_p(n_paired),
+        "two_by_two": places(cells, suite.arms) is not None,
     }
 
 
-def _cell(cell: Cell) -> dict[str, Any]:
+def _cell(cell: Cell, compared: Sequence[Quantity]) -> dict[str, Any]:
     validations = cell.validation.steps
     return {
         "arm": cell.arm,
@@ -186,7 +236,7 @@ def _cell(cell: Cell) -> dict[str, Any]:
         "wall_seconds": cell.wall_seconds,
         "config_hash": cell.manifest.get("config_hash"),
         "final_weights_sha256": cell.manifest.get("final_weights_sha256"),
-        **{q.key: q.value(cell) if cell.complete else NAN for q in QUANTITIES},
+        **{q.key: q.value(cell) if cell.complete else NAN for q in compared},
     }
 
 
@@ -201,20 +251,20 @@ def _diverged(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell]) ->
             yield {"arm": c.arm, "seed": c.seed, "state": c.state, "why": why}
 
 
-def _late(cells: Sequence[Cell]) -> dict[str, Any]:
+def _late(cells: Sequence[Cell], k: int) -> dict[str, Any]:
     """Which part of training the late-checkpoint mean is over, of the first complete cell with validations."""
     for cell in cells:
         if cell.complete and len(cell.validation.steps):
-            late = cell.validation.steps[-LATE_VALIDATIONS:]
+            late = cell.validation.steps[-k:]
             first = int(late[0])
             return {
                 "k": len(late),
-                "k_asked": LATE_VALIDATIONS,
+                "k_asked": k,
                 "first_step": first,
                 "last_step": int(late[-1]),
                 "share_of_training": (cell.step - first) / cell.step if cell.step else NAN,
             }
-    return {"k": 0, "k_asked": LATE_VALIDATIONS, "first_step": None, "last_step": None, "share_of_training": None}
+    return {"k": 0, "k_asked": k, "first_step": None, "last_step": None, "share_of_training": None}
 
 
 # ---------------------------------------------------------------- comparisons
@@ -232,7 +282,8 @@ def _quantity(q: Quantity, suite: SuiteConfig, cells: Sequence[Cell], certificat
     for arm, row in zip(suite.arms[1:], differences, strict=True):
         passed = [certificate.pair(arm, seed).state == "holds" for seed in suite.seeds]
         used = np.where(passed, row, NAN)
-        pairs.append({"arm": arm, "differences": used.tolist(), **asdict(summarize_paired(used))})
+        p = float(sign_flip_p(used))
+        pairs.append({"arm": arm, "differences": used.tolist(), **asdict(summarize_paired(used)), "p_sign_flip": p})
     means = {arm: _mean(row) for arm, row in zip(suite.arms, values, strict=True)}
     baseline = values[0][np.isfinite(values[0])]
     return {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from replication.analysis.format import count, number, signed
+from replication.analysis.format import count, number, p_value, percent, signed
+from replication.analysis.losses import DIFFERENT, EQUIVALENT
 from replication.analysis.results import side
 
 
@@ -15,9 +16,17 @@ def verdict(results: dict[str, Any]) -> dict[str, Any]:
         results: see results.compute_results.
 
     Returns:
-        headline: one sentence; shows: what these seeds show; cannot: what they cannot show. Lists of sentences.
+        headline: a sentence or two, the primary question first; preference, loss, factorial: the questions of the plan,
+        lists of sentences; shows: what else these seeds show; cannot: what they cannot show.
     """
-    return {"headline": _headline(results), "shows": _shows(results), "cannot": _cannot(results)}
+    return {
+        "headline": _headline(results),
+        "preference": preference_lines(results["preference"]),
+        "loss": loss_lines(results["loss"]),
+        "factorial": factorial_lines(results["factorial"]),
+        "shows": _shows(results),
+        "cannot": _cannot(results),
+    }
 
 
 def _headline(r: dict[str, Any]) -> str:
@@ -27,12 +36,116 @@ def _headline(r: dict[str, Any]) -> str:
     if not r["pairs_used"]:
         why = "only one arm was run" if len(suite["arms"]) < 2 else "no pair with the baseline passes the certificate"
         return f"No comparison can be made: {why}."
-    n = suite["n_paired"]
+    answers = [preference_lines(r["preference"])[0], *loss_lines(r["loss"])[:1]]
+    return " ".join(answers if r["analysis"]["primary"] == "preference" else reversed(answers))
+
+
+# ---------------------------------------------------------------- preference
+
+
+def preference_lines(preference: dict[str, Any] | None) -> list[str]:
+    """What the votes say; the first sentence is the verdict."""
+    if preference is None:
+        return ["Preference: no votes yet."]
+    raise NotImplementedError
+
+
+# ---------------------------------------------------------------- loss
+
+
+def loss_lines(loss: dict[str, Any] | None) -> list[str]:
+    """Whether the loss is equivalent; the first sentence is the verdict."""
+    if loss is None:
+        return []
+    n, margin = loss["n"], f"{loss['margin_nats']:g} nats"
+    what = f"Validation loss of {loss['arm']} beside {loss['baseline']}:"
+    if not n:
+        return [f"{what} not decided: no certified pair has both losses."]
     if n == 1:
-        return "One seed per arm: the differences below are one observation each, and show nothing about the method."
-    if suite["smallest_sign_flip_p"] > 0.05:
-        return f"{n} seeds are too few to decide anything about the method; below is what these {n} runs per arm did."
-    return f"{n} seeds per arm: estimates with their intervals; no question or margin was fixed in advance."
+        return [
+            f"{what} not decided: {signed(loss['mean'], 4)} nats at one seed, which has no interval; "
+            f"{_more(loss['more_seeds'])} to reach the {loss['min_seeds']} that a verdict needs."
+        ]
+    found = f"mean difference {_interval(loss, 'nats')}, {n} seeds"
+    if not loss["enough_seeds"]:
+        return [
+            f"{what} not decided: {n} of the {loss['min_seeds']} seeds that a verdict needs ({found}).",
+            *_need(loss),
+        ]
+    if loss["verdict"] == EQUIVALENT:
+        return [f"{what} equivalent within {margin} ({found}).", *_tests(loss)]
+    if loss["verdict"] == DIFFERENT:
+        side_ = "higher" if loss["mean"] > 0 else "lower"
+        return [f"{what} {side_} by more than {margin} ({found}).", *_tests(loss)]
+    return [f"{what} not decided within {margin}: {_more(loss['more_seeds'])} ({found}).", *_need(loss), *_tests(loss)]
+
+
+def _interval(found: dict[str, Any], unit: str = "") -> str:
+    """'+0.0041 nats, 90 % interval -0.0021 to +0.0103'."""
+    bounds = f"{signed(found['low'], 4)} to {signed(found['high'], 4)}"
+    return (
+        f"{signed(found['mean'], 4)}{' ' if unit else ''}{unit}, {percent(found['interval_level'])} interval {bounds}"
+    )
+
+
+def _more(k: int | None) -> str:
+    if k is None:
+        return "how many more seeds are needed is not known"
+    if not k:
+        return "not for lack of seeds"
+    return f"{k} more {'seed' if k == 1 else 'seeds'}"
+
+
+def _need(loss: dict[str, Any]) -> list[str]:
+    """How many more seeds, and how little is known of that."""
+    further, margin = loss["further"], f"{loss['margin_nats']:g} nats"
+    if further is None or further["k"] is None:
+        return ["How many seeds equivalence would need cannot be told from these."]
+    spread = f"standard deviation over seeds {number(further['sd'], 4)} nats"
+    if not further["k"]:
+        return [
+            f"At no true difference these {loss['n']} seeds had a power of 80 % to show equivalence ({spread}): "
+            f"where they do not, the true difference may lie near {margin} itself."
+        ]
+    bound = f"{number(further['sd_upper'], 4)} nats"
+    more = f"{further['k_upper']} more" if further["k_upper"] is not None else "more than can be counted"
+    return [
+        f"At no true difference, {_more(further['k'])} would give a power of 80 % to show equivalence ({spread}; "
+        f"so few seeds say little of it: at its upper 80 % bound, {bound}, {more})."
+    ]
+
+
+def _tests(loss: dict[str, Any]) -> list[str]:
+    return [
+        f"Two one-sided t tests against {loss['margin_nats']:g} nats: {_p(loss['p'])}. Of no difference at all: "
+        f"{_p(loss['p_no_difference'])} by t test, {_p(loss['p_sign_flip'])} by exact sign flips."
+    ]
+
+
+def _p(p: Any) -> str:
+    """'p = 0.0123', 'p < 0.0001' or 'no p'."""
+    text = p_value(p)
+    return "no p" if p is None else f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+# ---------------------------------------------------------------- factorial
+
+
+def factorial_lines(factorial: dict[str, Any] | None) -> list[str]:
+    """A sentence for each effect; none in a suite that is no 2x2."""
+    if factorial is None:
+        return []
+    if not factorial["n"]:
+        return ["The 2x2 cannot be read: at no seed are all four arms complete and certified."]
+    level = factorial["interval_level"]
+    lines = []
+    for effect in factorial["effects"]:
+        if effect["note"]:
+            found = f"{signed(effect['mean'], 4)} nats ({effect['note']})"
+        else:
+            found = f"{_interval({**effect, 'interval_level': level}, 'nats')}, {_p(effect['p'])} before correction"
+        lines.append(f"{effect['name']} on the loss: {found}.")
+    return lines
 
 
 # ---------------------------------------------------------------- what these seeds show
@@ -73,17 +186,24 @@ def _arm_lines(arm: str, place: int, quantities: dict[str, Any], baseline: str) 
 
 def _budget_lines(r: dict[str, Any]) -> list[str]:
     """How often the claim that the total gradient budget is preserved fails, where the gain acts."""
-    acting: dict[str, list[str]] = {}
+    acting: dict[str, list[int]] = {}
+    logged: dict[str, int] = {}
     for row in r["gain"]:
         if row["applied"] and row["n_measured"]:
-            acting.setdefault(row["arm"], []).append(f"{row['n_failing']} of {row['n_measured']}")
+            acting.setdefault(row["arm"], []).append(row["n_failing"])
+            logged[row["arm"]] = max(row["n_measured"], logged.get(row["arm"], 0))
     if not acting:
         return []
-    parts = [f"{arm} {', '.join(sorted(set(counts)))}" for arm, counts in acting.items()]
+    parts = [f"{arm} {_range(counts)} of {logged[arm]}" for arm, counts in acting.items()]
     return [
         "'The total gradient budget is preserved' (mean gain after the clamp within 1 % of 1) fails in this many "
         f"logged steps of a run where the token gain acts: {'; '.join(parts)}."
     ]
+
+
+def _range(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 # ---------------------------------------------------------------- what they cannot
@@ -94,20 +214,23 @@ def _cannot(r: dict[str, Any]) -> list[str]:
     n = suite["n_paired"]
     if n:
         lines.append(_significance(n, suite["smallest_sign_flip_p"]))
-    lines += [
-        "A difference that cannot be told from zero is not equality: equivalence needs a margin stated in advance and "
-        "enough seeds, and none is stated here.",
-        "No judgements of preference were made: whether anyone would prefer one arm's completions is open.",
-    ]
+    lines.append("A difference that cannot be told from zero is not equality: that takes the equivalence test.")
+    if r["preference"] is None:
+        lines.append(
+            "No judgements of preference were made: whether anyone would prefer one arm's completions is open."
+        )
     n_tests = sum(len(q["pairs"]) for q in r["quantities"])
     if n and n_tests > 1:
-        lines.append(f"{n_tests} differences are listed below and their intervals are not corrected for being many.")
+        lines.append(
+            f"{n_tests} differences are listed under 'Paired differences'. They are exploratory, and their intervals "
+            "are not corrected for being many; the secondary questions are."
+        )
     size = suite["parameters"]
     model = f"a model of {count(size)} parameters" if size else "another model"
     tokens = f" and {count(suite['tokens'])} tokens" if suite["tokens"] else ""
     lines.append(
-        f"This is {model}{tokens} on other data than the published run of about 1.2 billion parameters and 3.93 "
-        "billion tokens: sizes cannot be compared with it, directions at most."
+        f"This is {model}{tokens}; the published comparison is one seed of about 1.2 billion parameters and 3.93 "
+        "billion tokens on other data: directions can be compared with it, sizes hardly."
     )
     return lines
 
@@ -115,7 +238,7 @@ def _cannot(r: dict[str, Any]) -> list[str]:
 def _significance(n: int, smallest: float) -> str:
     if n == 1:
         return "With one seed there is no interval, and the smallest p that an exact sign-flip test can reach is 1."
-    p = number(smallest, 4).rstrip("0")
+    p = f"{smallest:.2g}"
     text = f"With {n} seeds the smallest p that an exact sign-flip test can reach is {p}"
     if smallest > 0.05:
         return f"{text}: even the same sign at every seed shows nothing at the usual 5 %."

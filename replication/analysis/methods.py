@@ -1,0 +1,116 @@
+"""The methods paragraph: prose that can be pasted into a paper, put together from results alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from replication.analysis.format import count, plain
+
+
+def methods(r: dict[str, Any]) -> list[str]:
+    """Paragraphs on models, data, arms, tests, plan and software.
+
+    Args:
+        r: see results.compute_results, before the verdict is added.
+    """
+    if not r["config"]["summary"]:
+        return ["No cell has started: there is nothing to describe yet."]
+    return [" ".join(part) for part in (_training(r), _measurement(r), _tests(r), _record(r))]
+
+
+def _training(r: dict[str, Any]) -> list[str]:
+    suite, keys = r["suite"], r["config"]["all"]
+    size = f"{count(suite['parameters'])} parameters" if suite["parameters"] else "one size"
+    shape = f"{plain(keys.get('model.n_blocks'))} blocks of width {plain(keys.get('model.d_model'))}"
+    steps, batch = keys.get("training.steps"), keys.get("training.batch_tokens")
+    seeds = ", ".join(map(str, suite["seeds"]))
+    lines = [
+        f"Decoder-only language models of {size} ({shape}) were trained for {count(steps)} steps of {count(batch)} "
+        f"tokens with {plain(keys.get('training.optimizer'))} at a peak learning rate of "
+        f"{plain(keys.get('training.learning_rate'))}, {plain(keys.get('training.warmup_steps'))} warm-up steps, "
+        f"label smoothing {plain(keys.get('training.label_smoothing'))} and precision "
+        f"{plain(keys.get('training.precision'))}.",
+    ]
+    if r["data"]:
+        names = ", ".join(source["name"] for source in r["data"]["sources"])
+        same = "the same for all runs" if r["data"]["used_by_all"] else "not the same for all runs"
+        lines.append(f"The data ({names}; hash {plain(r['data']['hash'])}) were {same}.")
+    declared = ", ".join(r["config"]["declared_keys"]) or "nothing"
+    lines.append(
+        f"The {len(suite['arms'])} arms ({', '.join(suite['arms'])}) differ in {declared} alone. Each was trained at "
+        f"{len(suite['seeds'])} {'seed' if len(suite['seeds']) == 1 else 'seeds'} ({seeds}), which set initial weights "
+        f"and data order; {suite['cells_complete']} of {suite['cells_total']} runs are complete."
+    )
+    n_used, n_refused = len(r["pairs_used"]), len(r["pairs_refused"])
+    lines.append(
+        "That the arms of a seed had the same initial weights, data in the same order, token count and schedule was "
+        f"checked from recorded hashes: {n_used} of {n_used + n_refused} pairs with {suite['baseline']} pass, and only "
+        "these are compared."
+    )
+    return lines
+
+
+def _measurement(r: dict[str, Any]) -> list[str]:
+    late = r["late"]
+    lines = ["The validation loss is the unweighted cross-entropy on a fixed set that all runs share."]
+    if r["loss"] and r["loss"]["loss"] == "late_val_loss" and late["k"]:
+        lines.append(
+            f"Each run's loss is the mean of its last {late['k']} validations (steps {count(late['first_step'])} to "
+            f"{count(late['last_step'])})."
+        )
+    for entry in r["generation"]:
+        s = entry["settings"]
+        if s:
+            lines.append(
+                f"Completions: {entry['n_prompts']} prompts, {entry['n_completions']} completions a run, temperature "
+                f"{plain(s.get('temperature'))}, top-k {plain(s.get('top_k'))}, at most "
+                f"{plain(s.get('max_new_tokens'))} tokens."
+            )
+    return lines
+
+
+def _tests(r: dict[str, Any]) -> list[str]:
+    loss, a = r["loss"], r["analysis"]
+    if loss is None:
+        return ["There is one arm, and nothing was compared."]
+    lines = [
+        f"The unit of analysis is the training seed. Equivalence of the loss of {loss['arm']} and {loss['baseline']} "
+        f"was tested on the paired differences over {loss['n']} seeds with two one-sided t tests against a margin of "
+        f"{loss['margin_nats']:g} nats at level {a['alpha']:g}; the number of further seeds is from the exact power of "
+        "that test.",
+    ]
+    if r["factorial"]:
+        lines.append(
+            "The 2x2 of token gain and layer gain was analysed as contrasts within each seed (two main effects and the "
+            f"interaction), each with a t test over {r['factorial']['n']} seeds."
+        )
+    lines.append(
+        f"The primary question is the {a['primary']}; the {len(r['secondary'])} secondary questions were corrected "
+        "together by Holm's method. Exact sign-flip tests stand beside the t tests."
+    )
+    if r["preference"] is None:
+        lines.append("No votes on completions have been collected yet.")
+    n_lost = len(r["diverged"])
+    if n_lost:
+        lines.append(f"{n_lost} runs diverged by the rule fixed in the suite, and stay in every comparison.")
+    return lines
+
+
+def _record(r: dict[str, Any]) -> list[str]:
+    plan = r["plan"]
+    if plan["sha256"] is None:
+        lines = ["No analysis plan was frozen before the data; the results are exploratory."]
+    else:
+        followed = "followed" if plan["followed"] else f"departed from in {len(plan['departures'])} points"
+        lines = [
+            f"The analysis plan (SHA-256 {plan['sha256']}) was frozen at {plan['frozen_at']}, {plan['state']}, and was "
+            f"{followed}."
+        ]
+    for machine in r["machines"]:
+        versions = ", ".join(f"{k} {v}" for k, v in machine["packages"].items())
+        device = plain(machine["gpus"]) if machine["gpus"] else plain(machine["cpu"])
+        lines.append(
+            f"Runs used {device} with {plain(machine['world_size'])} process(es), code at commit "
+            f"{plain(machine['commit'])}{' with uncommitted changes' if machine['dirty'] else ''} ({versions})."
+        )
+    return lines
