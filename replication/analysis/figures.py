@@ -29,6 +29,7 @@ from replication.analysis.drawing import (
     windowed,
 )
 from replication.analysis.load import Cell, Series
+from replication.analysis.preference_figures import preference_figure
 from replication.analysis.stats import BUDGET_TOLERANCE, mean_over_seeds
 
 
@@ -49,6 +50,7 @@ def draw_figures(cells: Sequence[Cell], results: dict[str, Any], folder: Path) -
         _validation_loss(cells, styles, results),
         _train_loss(cells, styles),
         _paired(results, styles),
+        *([preference_figure(results, styles)] if results["preference"] else []),
         *([_factorial(results["factorial"])] if results["factorial"] else []),
         _gain(cells, styles),
         draw_block_lines(cells, styles, results["divergence"]),

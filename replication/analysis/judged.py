@@ -77,7 +77,7 @@ def analyse_votes(
     found["filters"] = _filters(b, analysis)
     found["agreement"] = _agreement(b, used)
     found["other_pairs"] = _other_pairs(used, analysis)
-    return found | {key: found["primary"][key] for key in ("estimate", "low", "high", "p")}
+    return found | {"n": found["n_seeds"]} | {key: found["primary"][key] for key in ("estimate", "low", "high", "p")}
 
 
 def votes_by_judge(votes: Iterable[Vote], kinds: Sequence[str]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from replication.analysis.format import count, plain
+from replication.analysis.preference_words import preference_methods
 
 
 def methods(r: dict[str, Any]) -> list[str]:
@@ -88,8 +89,7 @@ def _tests(r: dict[str, Any]) -> list[str]:
         f"The primary question is the {a['primary']}; the {len(r['secondary'])} secondary questions were corrected "
         "together by Holm's method. Exact sign-flip tests stand beside the t tests."
     )
-    if r["preference"] is None:
-        lines.append("No votes on completions have been collected yet.")
+    lines += preference_methods(r["preference"])
     n_lost = len(r["diverged"])
     if n_lost:
         lines.append(f"{n_lost} runs diverged by the rule fixed in the suite, and stay in every comparison.")

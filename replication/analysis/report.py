@@ -25,6 +25,7 @@ from replication.certificate import certify
 from replication.config import SuiteConfig
 from replication.errors import UserError
 from replication.rundir import SuiteDir, read_json, write_json, write_text
+from replication.votes import read_votes
 
 
 def write_report(suite_dir: SuiteDir, suite: SuiteConfig) -> Path:
@@ -57,12 +58,15 @@ def collect(suite_dir: SuiteDir, suite: SuiteConfig) -> tuple[list[Cell], dict[s
 
     Returns:
         (cells, results but for the list of figures).
+
+    Raises:
+        UserError: votes.csv holds what no vote can.
     """
     cells = load_cells(suite_dir, suite.arms, suite.seeds)
     logged = {(cell.arm, cell.seed): cell.logged for cell in cells}
     certificate = certify(suite_dir, suite.arms, suite.seeds, logged)
     write_json(suite_dir.certificate, certificate.to_dict())
-    results = compute_results(suite_dir, suite, cells, certificate)
+    results = compute_results(suite_dir, suite, cells, certificate, read_votes(suite_dir.votes))
     results["verdict"] = verdict(results)
     results["methods"] = methods(results)
     results["figures"] = []

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from replication.analysis.answers import factorial_answer, loss_answer, places, secondary_answers
+from replication.analysis.answers import certified, factorial_answer, loss_answer, places, secondary_answers
 from replication.analysis.description import (
     completions,
     config_summary,
@@ -22,6 +22,7 @@ from replication.analysis.description import (
     warnings,
 )
 from replication.analysis.divergence import divergence_answer
+from replication.analysis.judged import analyse_votes, votes_by_judge
 from replication.analysis.load import Cell
 from replication.analysis.losses import sign_flip_p
 from replication.analysis.stats import (
@@ -39,6 +40,7 @@ from replication.diverged import why_diverged
 from replication.errors import UserError
 from replication.plan import check_plan
 from replication.rundir import SuiteDir
+from replication.votes import Vote
 
 FORMAT = 1
 LATE_STEP_SHARE = 0.1
@@ -115,7 +117,7 @@ def compute_results(
     suite: SuiteConfig,
     cells: Sequence[Cell],
     certificate: Certificate,
-    preference: dict[str, Any] | None = None,
+    votes: Sequence[Vote] = (),
 ) -> dict[str, Any]:
     """All numbers of the report, as plain JSON values; a missing number is None.
 
@@ -124,16 +126,16 @@ def compute_results(
         suite: names and order of arms and seeds; the first arm is the baseline.
         cells: every cell of arms x seeds.
         certificate: of the same arms and seeds; pairs that do not hold are left out of every difference.
-        preference: what the votes say; None: no votes yet.
+        votes: the record; empty: no votes yet.
     """
     a = suite.analysis.resolved(suite.arms)
     compared = quantities(a.late_validations)
     results = {
         "format": FORMAT,
         "suite": _suite(suite, cells, certificate),
-        "plan": plan_status(suite_dir, suite),
+        "plan": plan_status(suite_dir, suite, votes),
         "analysis": to_dict(a),
-        "preference": preference,
+        "preference": _preference(votes, suite, cells, certificate),
         "certificate": certificate.to_dict(),
         "pairs_used": [{"arm": p.arm, "seed": p.seed} for p in certificate.pairs if p.state == "holds"],
         "pairs_refused": [asdict(p) for p in certificate.pairs if p.state != "holds"],
@@ -172,10 +174,30 @@ def _answers(
     return {"loss": loss, "factorial": factorial, "secondary": secondary}
 
 
-def plan_status(suite_dir: SuiteDir, suite: SuiteConfig) -> dict[str, Any]:
+def _preference(
+    votes: Sequence[Vote], suite: SuiteConfig, cells: Sequence[Cell], certificate: Certificate
+) -> dict[str, Any] | None:
+    """What the votes say of the treatment; None without votes, or in a suite of one arm."""
+    a = suite.analysis.resolved(suite.arms)
+    if a.treatment is None or a.baseline is None:
+        return None
+    others = [arm for arm in suite.arms if arm != a.baseline]
+    good = {arm: certified(certificate, (arm, a.baseline), suite.seeds) for arm in others}
+    seeds = {arm: [seed for seed, holds in zip(suite.seeds, good[arm], strict=True) if holds] for arm in others}
+    categories = {
+        sample["prompt_id"]: str(sample.get("category"))
+        for cell in cells
+        for sample in cell.samples
+        if isinstance(sample.get("prompt_id"), int)
+    }
+    return analyse_votes(votes, suite.name, a, seeds, categories)
+
+
+def plan_status(suite_dir: SuiteDir, suite: SuiteConfig, votes: Sequence[Vote] = ()) -> dict[str, Any]:
     """Whether the analysis was planned before the data and followed; an unreadable plan is no plan, and says why."""
     try:
-        return check_plan(suite_dir, suite).to_dict()
+        kinds = suite.analysis.judge_kinds
+        return check_plan(suite_dir, suite, votes_by_judge(votes, kinds) if votes else None).to_dict()
     except (UserError, OSError) as error:
         sentence = f"Whether a plan was followed cannot be said: {error}."
         return {"state": "unreadable", "sha256": None, "frozen_at": None, "departures": [], "notes": [],

@@ -6,6 +6,7 @@ from typing import Any
 
 from replication.analysis.format import count, number, p_value, percent, signed
 from replication.analysis.losses import DIFFERENT, EQUIVALENT
+from replication.analysis.preference_words import preference_lines
 from replication.analysis.results import side
 
 
@@ -38,16 +39,6 @@ def _headline(r: dict[str, Any]) -> str:
         return f"No comparison can be made: {why}."
     answers = [preference_lines(r["preference"])[0], *loss_lines(r["loss"])[:1]]
     return " ".join(answers if r["analysis"]["primary"] == "preference" else reversed(answers))
-
-
-# ---------------------------------------------------------------- preference
-
-
-def preference_lines(preference: dict[str, Any] | None) -> list[str]:
-    """What the votes say; the first sentence is the verdict."""
-    if preference is None:
-        return ["Preference: no votes yet."]
-    raise NotImplementedError
 
 
 # ---------------------------------------------------------------- loss

@@ -1,0 +1,84 @@
+"""The report with votes: the verdict on preference with its interval, and records that are short of something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from synthetic_runs import build_suite, edit_manifest
+from test_preference import record, vote
+from test_report import report
+
+from replication.errors import UserError
+from replication.rundir import SuiteDir
+from replication.votes import write_votes
+
+SEEDS = (1, 2, 3, 4, 5, 6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory):
+    return build_suite(tmp_path_factory.mktemp("votes") / "out", arms=("baseline", "both"), seeds=SEEDS)
+
+
+def with_votes(folder, votes, figures: bool = False):
+    suite_dir, suite = folder
+    write_votes(suite_dir.votes, [v if v.suite != "s" else _of(v, suite.name) for v in votes])
+    return report(suite_dir, suite, figures)
+
+
+def _of(v, name):
+    return type(v)(**(vars(v) | {"suite": name}))
+
+
+def test_a_preference_is_the_first_sentence(folder):
+    results, text, markdown = with_votes(folder, record(n_judges=40), figures=True)
+    assert results["preference"]["decision"] == "preferred"
+    headline = results["verdict"]["headline"]
+    assert headline.startswith("Preference: both is preferred to baseline (")
+    low, high = (f"{100 * results['preference'][key]:.1f} %" for key in ("low", "high"))
+    assert f"95 % interval {low} to {high} over seeds, prompts and judges" in headline
+    assert headline in text and "conditional on these prompts and judges" in text and "conditional on" in markdown
+    assert "not to be believed" in text
+    assert "preference.png" in {figure["file"] for figure in results["figures"]}
+    assert "crossed random effects" in " ".join(results["methods"]) or "crossed random effects" in str(
+        results["methods"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("votes", "said"),
+    [
+        ([], "Preference: no votes yet."),
+        (record(ties=1.0), "not decided: none of the 80 votes is decisive"),
+        (record(seeds=(1,)), "not decided: one seed has votes, and the plan asks for at least 5"),
+        ([vote()], "not decided: one seed has votes"),
+        (record(share=0.5), "not decided: the interval holds one half, no preference"),
+        ([vote(suite="another")], "not decided: there are no usable votes on this pair"),
+        ([*record(), vote(999, 2, 3, "once")], "is preferred to baseline"),
+    ],
+    ids=["none", "ties", "seed", "single", "null", "elsewhere", "once"],
+)
+def test_a_record_that_is_short_says_so(folder, votes, said):
+    results, text, markdown = with_votes(folder, votes)
+    assert said in results["verdict"]["headline"]
+    assert said in text and "nan" not in text.lower().split() and "None" not in markdown
+
+
+def test_votes_of_a_pair_that_the_certificate_refuses_are_not_used(tmp_path: Path):
+    suite_dir, suite = build_suite(tmp_path / "out", arms=("baseline", "both"), seeds=SEEDS)
+    edit_manifest(suite_dir.cell("both", 2), initial_weights_sha256="0" * 64)
+    votes = [_of(v, suite.name) for v in record()]
+    write_votes(suite_dir.votes, votes)
+    results, text, _ = report(suite_dir, suite)
+    lost = sum(v.seed == 2 for v in votes)
+    assert results["preference"]["n_votes"] == len(votes) - lost
+    assert f"{lost} votes on a seed whose pair does not pass the certificate: not used" in text
+
+
+def test_a_damaged_record_is_one_clear_line(folder):
+    suite_dir, suite = folder
+    suite_dir.votes.write_text("vote_id\n")
+    with pytest.raises(UserError, match="lacks the column suite"):
+        report(SuiteDir(suite_dir.root), suite)
+    suite_dir.votes.unlink()
