@@ -9,6 +9,7 @@ Published means: in the paper or its data files. Imports no torch.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -200,7 +201,19 @@ def lines_of(section: Section, suite: SuiteConfig, configs: Mapping[str, RunConf
 
 def section_of(suite: SuiteConfig) -> Section:
     """The published run whose suite shares most arms with this one; Phase 3 where none does."""
-    return max(SECTIONS, key=lambda section: len(set(load_suite(section.suite).arms) & set(suite.arms)))
+    return max(SECTIONS, key=lambda section: len(_arms(section.suite) & set(suite.arms)))
+
+
+@functools.cache
+def _arms(suite: str) -> set[str]:
+    return set(load_suite(suite).arms)
+
+
+def arms_read(section: Section, suite: SuiteConfig) -> list[str]:
+    """The arms of a suite whose configs `lines_of` reads; the last one where it has none of the section's."""
+    wanted = {section.arm, *(row.arm for row in section.rows)}
+    own = [] if section.arm in suite.arms else [suite.arms[-1]]
+    return list(dict.fromkeys([*(arm for arm in suite.arms if arm in wanted), *own]))
 
 
 def in_words(line: Line) -> tuple[str, str]:

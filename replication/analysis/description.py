@@ -11,7 +11,7 @@ from typing import Any
 from replication.analysis.load import Cell
 from replication.config import RunConfig, SuiteConfig, differences, flatten, load_cell, load_run, to_dict
 from replication.errors import UserError
-from replication.fidelity import in_words, lines_of, section_of
+from replication.fidelity import arms_read, in_words, lines_of, section_of
 from replication.rundir import SuiteDir, file_sha256, read_json
 
 SUMMARY_KEYS = {
@@ -134,14 +134,15 @@ def declared_by(cell: Cell) -> list[str]:
 
 def fidelity_summary(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell]) -> dict[str, Any] | None:
     """This suite's settings beside those of the published run that it is nearest to; None without a readable config."""
+    section = section_of(suite)
+    wanted = arms_read(section, suite)
     configs: dict[str, RunConfig] = {}
-    for cell in cells:
+    for cell in sorted((c for c in cells if c.arm in wanted), key=lambda c: wanted.index(c.arm)):
         if cell.config and cell.arm not in configs:
             with suppress(UserError, OSError):
                 configs[cell.arm] = load_run([suite_dir.cell(cell.arm, cell.seed).config])
     if not configs:
         return None
-    section = section_of(suite)
     rows = []
     for line in lines_of(section, suite, configs):
         published, here = in_words(line)

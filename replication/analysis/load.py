@@ -6,7 +6,9 @@ Shapes: T logged training lines, V validations, S optimizer steps.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any
@@ -22,6 +24,10 @@ from replication.rundir import RunDir, SuiteDir, read_journal, read_json
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+NOT_READ = ("step", "per_step", "experts/")
+"""Of a line, what is no column here. The loads of experts are half of it, and for TensorBoard."""
+MANY_CELLS, MOST_READERS = 32, 4
+"""From so many cells on, journals are read by so many processes."""
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast, where there is one
 
 
@@ -102,7 +108,11 @@ def load_cells(suite_dir: SuiteDir, arms: Sequence[str], seeds: Sequence[int]) -
     Returns:
         len(arms) * len(seeds) cells. Unreadable files count as missing: the certificate names them.
     """
-    return [load_cell_files(suite_dir.cell(arm, seed), arm, seed) for seed in seeds for arm in arms]
+    places = [(suite_dir.cell(arm, seed), arm, seed) for seed in seeds for arm in arms]
+    if len(places) < MANY_CELLS:
+        return [load_cell_files(*place) for place in places]
+    with ProcessPoolExecutor(min(MOST_READERS, os.cpu_count() or 1)) as pool:
+        return list(pool.map(load_cell_files, *zip(*places, strict=True), chunksize=4))
 
 
 def load_cell_files(run: RunDir, arm: str, seed: int) -> Cell:
@@ -166,7 +176,11 @@ def _series(lines: Sequence[dict[str, Any]], prefix: str = "") -> Series:
         by_step[step] = by_step[step] | line if step in by_step else line
     steps = sorted(by_step)
     merged = [by_step[step] for step in steps]
-    tags = sorted({tag for line in merged for tag in line if tag.startswith(prefix)} - {"step", "per_step"})
+    seen: dict[str, None] = {}
+    for line in merged:
+        if line.keys() - seen.keys():
+            seen |= dict.fromkeys(line)
+    tags = sorted(tag for tag in seen if tag.startswith(prefix) and not tag.startswith(NOT_READ))
     columns = {tag: _numbers([line.get(tag) for line in merged]) for tag in tags}
     kept = {tag: values for tag, values in columns.items() if not np.isnan(values).all()}
     return Series(np.array(steps, dtype=np.int64), kept)
