@@ -36,7 +36,6 @@ from replication.analysis.stats import (
 from replication.certificate import Certificate
 from replication.config import SuiteConfig, to_dict
 from replication.diverged import why_diverged
-from replication.errors import UserError
 from replication.plan import check_plan
 from replication.rundir import SuiteDir
 
@@ -131,7 +130,7 @@ def compute_results(
     results = {
         "format": FORMAT,
         "suite": _suite(suite, cells, certificate),
-        "plan": plan_status(suite_dir, suite),
+        "plan": check_plan(suite_dir, suite).to_dict(),
         "analysis": to_dict(a),
         "preference": preference,
         "certificate": certificate.to_dict(),
@@ -170,16 +169,6 @@ def _answers(
     factorial = factorial_answer(values, certificate, suite.seeds, places(cells, suite.arms), a)
     secondary = secondary_answers(values, certificate, suite.seeds, a, loss, factorial, results["preference"])
     return {"loss": loss, "factorial": factorial, "secondary": secondary}
-
-
-def plan_status(suite_dir: SuiteDir, suite: SuiteConfig) -> dict[str, Any]:
-    """Whether the analysis was planned before the data and followed; an unreadable plan is no plan, and says why."""
-    try:
-        return check_plan(suite_dir, suite).to_dict()
-    except (UserError, OSError) as error:
-        sentence = f"Whether a plan was followed cannot be said: {error}."
-        return {"state": "unreadable", "sha256": None, "frozen_at": None, "departures": [], "notes": [],
-                "followed": False, "sentences": [sentence]}  # fmt: skip
 
 
 def clean(value: Any) -> Any:
