@@ -37,7 +37,6 @@ from replication.analysis.stats import (
 from replication.certificate import Certificate
 from replication.config import SuiteConfig, to_dict
 from replication.diverged import why_diverged
-from replication.errors import UserError
 from replication.plan import check_plan
 from replication.rundir import SuiteDir
 from replication.votes import Vote
@@ -130,10 +129,11 @@ def compute_results(
     """
     a = suite.analysis.resolved(suite.arms)
     compared = quantities(a.late_validations)
+    counted = votes_by_judge(votes, a.judge_kinds) if votes else None
     results = {
         "format": FORMAT,
         "suite": _suite(suite, cells, certificate),
-        "plan": plan_status(suite_dir, suite, votes),
+        "plan": check_plan(suite_dir, suite, counted).to_dict(),
         "analysis": to_dict(a),
         "preference": _preference(votes, suite, cells, certificate),
         "certificate": certificate.to_dict(),
@@ -191,17 +191,6 @@ def _preference(
         if isinstance(sample.get("prompt_id"), int)
     }
     return analyse_votes(votes, suite.name, a, seeds, categories)
-
-
-def plan_status(suite_dir: SuiteDir, suite: SuiteConfig, votes: Sequence[Vote] = ()) -> dict[str, Any]:
-    """Whether the analysis was planned before the data and followed; an unreadable plan is no plan, and says why."""
-    try:
-        kinds = suite.analysis.judge_kinds
-        return check_plan(suite_dir, suite, votes_by_judge(votes, kinds) if votes else None).to_dict()
-    except (UserError, OSError) as error:
-        sentence = f"Whether a plan was followed cannot be said: {error}."
-        return {"state": "unreadable", "sha256": None, "frozen_at": None, "departures": [], "notes": [],
-                "followed": False, "sentences": [sentence]}  # fmt: skip
 
 
 def clean(value: Any) -> Any:
