@@ -687,7 +687,7 @@ class AnalysisConfig:
     """What will be asked of a suite's results, and how; `replicate plan freeze` writes it down before the data."""
 
     baseline: str | None = None
-    """Arm that the treatment is compared with; none: the suite's first."""
+    """Arm that the treatment is compared with: the suite's first, as in every other comparison; none: the same."""
     treatment: str | None = None
     """Arm that the primary question is about; none: `both` where the suite has it, else its last."""
     primary: Literal["preference", "loss"] = "preference"
@@ -745,6 +745,10 @@ def _analysis_contradictions(a: AnalysisConfig, arms: Sequence[str]) -> Iterable
             arm is not None and arm not in arms,
             f"analysis.{key}: {arm} is no arm of the suite; choose one of {', '.join(arms)}",
         )
+    yield (
+        a.baseline in arms[1:],
+        f"analysis.baseline: {a.baseline} is not the suite's first arm, with which all are compared; list it first",
+    )
     resolved = a.resolved(arms)
     yield (
         resolved.baseline == resolved.treatment,

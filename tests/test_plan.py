@@ -64,7 +64,8 @@ def change_suite(suite_dir: SuiteDir, **changes: object) -> SuiteConfig:
     ("change", "words"),
     [
         ({"treatment": "nope"}, "analysis.treatment: nope is no arm of the suite; choose one of baseline, both"),
-        ({"baseline": "both", "treatment": "both"}, "analysis.treatment: both is the baseline too; name another arm"),
+        ({"baseline": "both"}, "analysis.baseline: both is not the suite's first arm"),
+        ({"treatment": "baseline"}, "analysis.treatment: baseline is the baseline too; name another arm"),
         ({"margin_nats": 0.0}, "analysis.margin_nats: 0.0 must be positive"),
         ({"margin_nats": float("nan")}, "analysis.margin_nats: nan must be positive"),
         ({"alpha": 0.5}, "analysis.alpha: 0.5 must lie strictly between 0 and 0.5"),

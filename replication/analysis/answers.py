@@ -24,7 +24,8 @@ from replication.analysis.losses import (
 )
 from replication.analysis.stats import smallest_sign_flip_p, summarize_paired
 from replication.certificate import Certificate
-from replication.config import AnalysisConfig
+from replication.config import AnalysisConfig, SuiteConfig, load_cell
+from replication.errors import UserError
 
 Floats = NDArray[np.float64]
 Values = Mapping[str, Sequence[float]]
@@ -108,16 +109,28 @@ def _more_seeds(n: int, a: AnalysisConfig, k: int | None) -> int | None:
 # ---------------------------------------------------------------- which change moved it?
 
 
-def places(cells: Sequence[Cell], arms: Sequence[str]) -> dict[str, str] | None:
-    """Place in the 2x2 -> arm, read from the cells' configs; None where the arms are no 2x2."""
+def places(cells: Sequence[Cell], suite: SuiteConfig) -> dict[str, str] | None:
+    """Place in the 2x2 -> arm; None where the arms are no 2x2. An arm without any cell yet is read from its file."""
     acting: dict[str, tuple[Any, Any]] = {}
     for cell in cells:
         if cell.config:
             acting.setdefault(cell.arm, (cell.config.get("token_gain.enabled"), cell.config.get("layer_gain.enabled")))
+    for arm in suite.arms:
+        if arm not in acting and len(suite.arms) == len(TWO_BY_TWO):
+            acting[arm] = _declared_gains(suite, arm)
+    arms = suite.arms
     found = {place: [arm for arm in arms if acting.get(arm) == gains] for place, gains in TWO_BY_TWO.items()}
     if len(arms) != 4 or any(len(of) != 1 for of in found.values()):
         return None
     return {place: of[0] for place, of in found.items()}
+
+
+def _declared_gains(suite: SuiteConfig, arm: str) -> tuple[Any, Any]:
+    try:
+        config = load_cell(suite, arm, suite.seeds[0])
+    except (UserError, OSError):
+        return None, None
+    return config.token_gain.enabled, config.layer_gain.enabled
 
 
 def factorial_answer(

@@ -100,9 +100,9 @@ def _sampling(manifest: dict[str, Any]) -> str:
 
 
 def _machines(manifest: dict[str, Any]) -> set[str]:
-    """The different machines and codes among the starts of a cell."""
+    """The different machines and codes among the starts of a cell; a plan frozen in between changes neither."""
     starts = [start for start in manifest["starts"] if isinstance(start, dict)]
-    return {str({k: v for k, v in start.items() if k != "at"}) for start in starts}
+    return {str({k: v for k, v in start.items() if k not in ("at", "plan")}) for start in starts}
 
 
 # ---------------------------------------------------------------- config, data, machines

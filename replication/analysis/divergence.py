@@ -1,4 +1,4 @@
-"""Layer divergence beside the published figures: first, third and last block, early, at a third and at the end."""
+"""Layer divergence beside the published figures: first, fourth and last block, early, at a third and at the end."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from types import NoneType
 from typing import Any
 
@@ -24,7 +25,7 @@ from replication.rundir import RunDir, SuiteDir, read_journal, read_json
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-NOT_READ = ("step", "per_step", "experts/")
+NOT_READ = ("experts/",)
 """Of a line, what is no column here. The loads of experts are half of it, and for TensorBoard."""
 MANY_CELLS, MOST_READERS = 32, 4
 """From so many cells on, journals are read by so many processes."""
@@ -111,7 +112,8 @@ def load_cells(suite_dir: SuiteDir, arms: Sequence[str], seeds: Sequence[int]) -
     places = [(suite_dir.cell(arm, seed), arm, seed) for seed in seeds for arm in arms]
     if len(places) < MANY_CELLS:
         return [load_cell_files(*place) for place in places]
-    with ProcessPoolExecutor(min(MOST_READERS, os.cpu_count() or 1)) as pool:
+    context = get_context("forkserver")  # a fork of a process that holds threads may hang
+    with ProcessPoolExecutor(min(MOST_READERS, os.cpu_count() or 1), context) as pool:
         return list(pool.map(load_cell_files, *zip(*places, strict=True), chunksize=4))
 
 
@@ -180,7 +182,8 @@ def _series(lines: Sequence[dict[str, Any]], prefix: str = "") -> Series:
     for line in merged:
         if line.keys() - seen.keys():
             seen |= dict.fromkeys(line)
-    tags = sorted(tag for tag in seen if tag.startswith(prefix) and not tag.startswith(NOT_READ))
+    wanted = seen.keys() - {"step", "per_step"}
+    tags = sorted(tag for tag in wanted if tag.startswith(prefix) and not tag.startswith(NOT_READ))
     columns = {tag: _numbers([line.get(tag) for line in merged]) for tag in tags}
     kept = {tag: values for tag, values in columns.items() if not np.isnan(values).all()}
     return Series(np.array(steps, dtype=np.int64), kept)

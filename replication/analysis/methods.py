@@ -53,7 +53,10 @@ def _training(r: dict[str, Any]) -> list[str]:
 
 def _measurement(r: dict[str, Any]) -> list[str]:
     late = r["late"]
-    lines = ["The validation loss is the unweighted cross-entropy on a fixed set that all runs share."]
+    lines = [
+        "The validation loss is the unweighted cross-entropy, label smoothing included as in training, on a fixed set "
+        "that all runs share."
+    ]
     if r["loss"] and r["loss"]["loss"] == "late_val_loss" and late["k"]:
         lines.append(
             f"Each run's loss is the mean of its last {late['k']} validations (steps {count(late['first_step'])} to "
@@ -74,13 +77,16 @@ def _tests(r: dict[str, Any]) -> list[str]:
     loss, a = r["loss"], r["analysis"]
     if loss is None:
         return ["There is one arm, and nothing was compared."]
-    lines = [
-        f"The unit of analysis is the training seed. Equivalence of the loss of {loss['arm']} and {loss['baseline']} "
-        f"was tested on the paired differences over {loss['n']} seeds with two one-sided t tests against a margin of "
-        f"{loss['margin_nats']:g} nats at level {a['alpha']:g}; the number of further seeds is from the exact power of "
-        "that test.",
-    ]
-    if r["factorial"]:
+    lines = ["The unit of analysis is the training seed."]
+    if loss["n"] < 2:
+        lines.append(f"Too few seeds have the losses of {loss['arm']} and {loss['baseline']} to test them.")
+    else:
+        lines.append(
+            f"Equivalence of the loss of {loss['arm']} and {loss['baseline']} was tested on the paired differences "
+            f"over {loss['n']} seeds with two one-sided t tests against a margin of {loss['margin_nats']:g} nats at level "
+            f"{a['alpha']:g}; the number of further seeds is from the exact power of that test."
+        )
+    if r["factorial"] and r["factorial"]["n"] > 1:
         lines.append(
             "The 2x2 of token gain and layer gain was analysed as contrasts within each seed (two main effects and the "
             f"interaction), each with a t test over {r['factorial']['n']} seeds."
@@ -92,8 +98,19 @@ def _tests(r: dict[str, Any]) -> list[str]:
     lines += preference_methods(r["preference"])
     n_lost = len(r["diverged"])
     if n_lost:
-        lines.append(f"{n_lost} runs diverged by the rule fixed in the suite, and stay in every comparison.")
+        runs = "1 run" if n_lost == 1 else f"{n_lost} runs"
+        lines.append(
+            f"{runs} diverged by the rule fixed in the suite; a diverged run stays in every comparison that its files "
+            "allow."
+        )
     return lines
+
+
+def _followed(plan: dict[str, Any]) -> str:
+    departures = len(plan["departures"]) - len(plan["unfinished"])
+    if departures:
+        return f"was departed from in {departures} {'point' if departures == 1 else 'points'}"
+    return "was followed" if plan["followed"] else "is unfinished, without another departure"
 
 
 def _record(r: dict[str, Any]) -> list[str]:
@@ -101,10 +118,9 @@ def _record(r: dict[str, Any]) -> list[str]:
     if plan["sha256"] is None:
         lines = ["No analysis plan was frozen before the data; the results are exploratory."]
     else:
-        followed = "followed" if plan["followed"] else f"departed from in {len(plan['departures'])} points"
         lines = [
-            f"The analysis plan (SHA-256 {plan['sha256']}) was frozen at {plan['frozen_at']}, {plan['state']}, and was "
-            f"{followed}."
+            f"The analysis plan (SHA-256 {plan['sha256']}) was frozen at {plan['frozen_at']}, {plan['state']}, and "
+            f"{_followed(plan)}."
         ]
     for machine in r["machines"]:
         versions = ", ".join(f"{k} {v}" for k, v in machine["packages"].items())

@@ -169,7 +169,7 @@ def _answers(
     loss = loss_answer(values, certificate, suite.seeds, a)
     if loss is not None:
         loss["name"] = next(q["name"] for q in results["quantities"] if q["key"] == a.loss)
-    factorial = factorial_answer(values, certificate, suite.seeds, places(cells, suite.arms), a)
+    factorial = factorial_answer(values, certificate, suite.seeds, places(cells, suite), a)
     secondary = secondary_answers(values, certificate, suite.seeds, a, loss, factorial, results["preference"])
     return {"loss": loss, "factorial": factorial, "secondary": secondary}
 
@@ -227,7 +227,7 @@ def _suite(suite: SuiteConfig, cells: Sequence[Cell], certificate: Certificate) 
         "tokens": one_value(cell.manifest.get("tokens") for cell in cells if cell.complete),
         "n_paired": n_paired,  # seeds of the arm that has most certified pairs
         "smallest_sign_flip_p": smallest_sign_flip_p(n_paired),
-        "two_by_two": places(cells, suite.arms) is not None,
+        "two_by_two": places(cells, suite) is not None,
     }
 
 

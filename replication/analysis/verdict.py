@@ -219,10 +219,11 @@ def _cannot(r: dict[str, Any]) -> list[str]:
     size = suite["parameters"]
     model = f"a model of {count(size)} parameters" if size else "another model"
     tokens = f" and {count(suite['tokens'])} tokens" if suite["tokens"] else ""
-    lines.append(
-        f"This is {model}{tokens}; the published comparison is one seed of about 1.2 billion parameters and 3.93 "
-        "billion tokens on other data: directions can be compared with it, sizes hardly."
+    published = (
+        "; the published comparison is one seed of about 1.2 billion parameters and 3.93 billion tokens on other data: "
+        "directions can be compared with it, sizes hardly"
     )
+    lines.append(f"This is {model}{tokens}{published if r['published']['applies'] else ''}.")
     return lines
 
 
@@ -232,5 +233,5 @@ def _significance(n: int, smallest: float) -> str:
     p = f"{smallest:.2g}"
     text = f"With {n} seeds the smallest p that an exact sign-flip test can reach is {p}"
     if smallest > 0.05:
-        return f"{text}: even the same sign at every seed shows nothing at the usual 5 %."
+        return f"{text}: even the same sign at every seed shows nothing at the usual 5 % by that test."
     return f"{text}."
