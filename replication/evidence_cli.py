@@ -31,9 +31,10 @@ def calibrate(argv: Sequence[str]) -> int:
     parser.add_argument("--judges", type=int, default=40, help="each votes once on every prompt (default 40)")
     _add_common(parser)
     args = parser.parse_args(argv)
-    _check_counts(args, "experiments", "prompts", "judges", "processes")
-    if args.seeds < 2:
-        raise UserError(f"--seeds: {args.seeds} must be at least 2; one seed has no test")
+    _check_counts(args, "experiments", "processes")
+    for name in ("seeds", "prompts", "judges"):
+        if getattr(args, name) < 2:
+            raise UserError(f"--{name}: {getattr(args, name)} must be at least 2; one has no spread")
     from replication.analysis.calibrate import declared_grid, run_cell
     from replication.analysis.calibration_report import findings, write_calibration
     from replication.analysis.rows import compute_rows
@@ -67,17 +68,24 @@ def power(argv: Sequence[str]) -> int:
         parser.add_argument(f"--{name}-spread", type=float, help="(default: the votes'; else the calibrated one)")
     for name in ("seed-judge", "prompt-judge"):
         parser.add_argument(f"--{name}-spread", type=float, default=0.0, help="an assumption (default 0)")
-    parser.add_argument("--seeds", type=_ints, default=[3, 5, 8, 12, 20], help="(default 3,5,8,12,20)")
+    parser.add_argument("--seeds", type=_ints, default=[5, 8, 12, 20], help="(default 5,8,12,20)")
     parser.add_argument("--prompts", type=_ints, default=[32, 64, 128], help="(default 32,64,128)")
     parser.add_argument("--judges", type=_ints, default=[20, 40, 80], help="(default 20,40,80)")
     parser.add_argument("--have", type=int, default=0, help="seeds that there are: how many more it takes")
-    parser.add_argument("--simulations", type=int, default=2000, help="of each row (default 2000)")
+    parser.add_argument("--simulations", type=int, default=1000, help="of each row (default 1000)")
     parser.add_argument("--gpu-hours-per-cell", type=float, help="one arm at one seed (default: published, 180)")
     _add_common(parser)
     args = parser.parse_args(argv)
     _check_counts(args, "simulations", "processes")
     _check_power(args)
-    from replication.analysis.power import PUBLISHED_CELL_HOURS, PUBLISHED_SHARE, PUBLISHED_TIES, power_row, studies
+    from replication.analysis.power import (
+        PUBLISHED_CELL_HOURS,
+        PUBLISHED_SHARE,
+        PUBLISHED_TIES,
+        power_row,
+        studies,
+        with_cost,
+    )
     from replication.analysis.power_report import write_power
     from replication.analysis.rows import compute_rows
 
@@ -92,12 +100,13 @@ def power(argv: Sequence[str]) -> int:
     rows = compute_rows(
         studies(spread, swept, args.seeds, args.prompts, args.judges, share, ties),
         power_row,
-        (args.simulations, args.random_seed, hours),
+        (args.simulations, args.random_seed),
         args.out / "rows.jsonl",
         "simulating",
         console,
         args.processes,
     )
+    rows = [with_cost(row, hours) for row in rows]
     for path in write_power(rows, assumptions, args.have, args.out, console):
         console.print(f"wrote {path}", soft_wrap=True)
     return 0
@@ -116,6 +125,8 @@ def _check_counts(args: argparse.Namespace, *names: str) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')}: {value} must be at least 1")
+    if args.random_seed < 0:
+        raise UserError(f"--random-seed: {args.random_seed} must be at least 0")
 
 
 def _check_power(args: argparse.Namespace) -> None:
@@ -144,7 +155,7 @@ def _floats(text: str) -> list[float]:
 
 
 def _ints(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    return sorted({int(part) for part in text.split(",")})
 
 
 # ---------------------------------------------------------------- where the spreads come from

@@ -8,12 +8,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from replication.errors import UserError
 from replication.rundir import write_text
 
 CHOICES = ("left", "right", "tie", "both_bad")
 JUDGE_KINDS = ("human", "model")
+LONGEST_CELL = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,15 @@ def read_votes(path: Path) -> list[Vote]:
         return []
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); export the votes again") from None
+    csv.field_size_limit(LONGEST_CELL)
     reader = csv.DictReader(io.StringIO(text))
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
     if missing:
         raise UserError(f"{path}: lacks the column {missing[0]}; its first line must name {', '.join(COLUMNS)}")
-    votes = [_vote(row, f"{path}: line {reader.line_num}") for row in reader]
+    try:
+        votes = [_vote(row, f"{path}: line {reader.line_num}") for row in reader]
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num}: {error}; export the votes again") from None
     _check_ids(votes, path)
     return votes
 
@@ -97,9 +103,12 @@ def _vote(row: dict[str, str | None], place: str) -> Vote:
 
 def _whole(text: str, name: str, place: str) -> int:
     try:
-        return int(text)
+        value = int(text)
+        if abs(value) < 2**63:
+            return value
+        raise ValueError
     except ValueError:
-        raise UserError(f"{place}: {name} is '{text}', which must be a whole number") from None
+        raise UserError(f"{place}: {name} is '{text}', which must be a whole number of 64 bits") from None
 
 
 def _seconds(text: str, place: str) -> float:
@@ -113,11 +122,31 @@ def _seconds(text: str, place: str) -> float:
 
 
 def _check_ids(votes: list[Vote], path: Path) -> None:
-    seen: set[str] = set()
+    """Ids are unique, a repeat is of a first vote on the same pair by the same judge, and no first vote comes twice."""
+    by_id: dict[str, Vote] = {}
+    first: dict[tuple[Any, ...], str] = {}
     for vote in votes:
-        if vote.vote_id in seen:
+        if vote.vote_id in by_id:
             raise UserError(f"{path}: vote_id '{vote.vote_id}' comes twice; every vote needs its own")
-        seen.add(vote.vote_id)
+        by_id[vote.vote_id] = vote
+        if not vote.repeat_of and first.setdefault(_judged(vote), vote.vote_id) != vote.vote_id:
+            raise UserError(
+                f"{path}: vote '{vote.vote_id}' is on the same completions by the same judge as "
+                f"'{first[_judged(vote)]}'; name that in repeat_of, or remove one"
+            )
     for vote in votes:
-        if vote.repeat_of and vote.repeat_of not in seen:
-            raise UserError(f"{path}: vote '{vote.vote_id}' repeats '{vote.repeat_of}', which is not in the file")
+        if vote.repeat_of:
+            original = by_id.get(vote.repeat_of)
+            if original is None:
+                raise UserError(f"{path}: vote '{vote.vote_id}' repeats '{vote.repeat_of}', which is not in the file")
+            if original.repeat_of or _judged(original) != _judged(vote):
+                raise UserError(
+                    f"{path}: vote '{vote.vote_id}' repeats '{vote.repeat_of}', which is not a first vote on the same "
+                    "completions by the same judge"
+                )
+
+
+def _judged(vote: Vote) -> tuple[Any, ...]:
+    """Who judged what, whatever the sides."""
+    shown = sorted([(vote.arm_left, vote.sample_left), (vote.arm_right, vote.sample_right)])
+    return vote.suite, vote.seed, vote.prompt_id, vote.judge_id, *shown

@@ -8,8 +8,8 @@ import pytest
 import statsmodels.formula.api as smf
 from scipy import stats as scipy_stats
 
-from replication.analysis.crossed import CrossedDesign, decisive_share_values
-from replication.analysis.simulate import panel
+from replication.analysis.crossed import CrossedDesign, decisive_share_t
+from replication.analysis.simulate import Spread, draw_scores, panel
 
 
 def crossed(n_seeds, n_prompts, n_judges):
@@ -110,10 +110,25 @@ def test_experiments_at_once_equal_one_by_one():
     assert at_once.p.shape == (2, 4)
 
 
-def test_the_share_of_decisive_votes_is_linearised():
-    score = np.array([1, 1, 0.5, 0, 1, 0.5])
-    values = decisive_share_values(score, score != 0.5)
-    assert values.mean() == pytest.approx(3 / 4)
-    # The delta method's variance of a ratio of means: sum of (chosen - share x decisive)^2 / decisive^2.
-    assert ((values - 0.75) ** 2).sum() / 36 == pytest.approx(((1 - 0.75) ** 2 * 3 + 0.75**2) / 16)
-    assert np.isnan(decisive_share_values(np.full(3, 0.5), np.zeros(3, dtype=bool))).all()
+def test_ties_are_no_evidence_of_the_share():
+    """Seeds of nothing but ties must not make the share surer: the decision is that of the decisive votes alone."""
+    rng = np.random.default_rng(2)
+    who = panel(6, 8, 10)
+    scores = (rng.random(len(who)) < 0.8).astype(float)
+    scores[np.isin(who.seed, (2, 3, 4, 5))] = 0.5
+    t = decisive_share_t(scores[None], who.factors)
+    kept = who.seed < 2
+    alone = CrossedDesign(who.seed[kept], who.prompt[kept], who.judge[kept]).t(scores[kept])
+    assert (t.mean[0], t.se[0], t.df[0], t.p[0]) == pytest.approx((alone.mean, alone.se, alone.df, alone.p))
+    assert np.isnan(decisive_share_t(np.full((2, len(who)), 0.5), who.factors).p).all()
+
+
+def test_the_level_holds_where_ties_lie_unevenly():
+    """Three of five seeds nearly all ties; 600 experiments without any preference."""
+    rng = np.random.default_rng(3)
+    who = panel(5, 16, 20)
+    scores = draw_scores(0.5, Spread(seed=0.1), 0.0, who, 600, rng)
+    uneven = np.where(who.seed < 3, 0.9, 0.1)
+    scores[rng.random(scores.shape) < uneven] = 0.5
+    t = decisive_share_t(scores, who.factors)
+    assert (t.p < 0.05).mean() <= 0.08

@@ -164,6 +164,8 @@ def test_power_reads_the_published_schema(tmp_path, capsys):
     [
         (["calibrate", "--experiments", "0"], "--experiments: 0 must be at least 1"),
         (["calibrate", "--seeds", "1"], "--seeds: 1 must be at least 2"),
+        (["calibrate", "--judges", "1"], "--judges: 1 must be at least 2"),
+        (["calibrate", "--random-seed", "-1"], "--random-seed: -1 must be at least 0"),
         (["power", "--share", "0.5"], "--share: 0.5 must lie between 0 and 1"),
         (["power", "--votes", "nowhere"], "--votes: nowhere holds neither votes.csv nor"),
         (["power", "--seed-spread", "0,2"], "--seed-spread: 2.0 must lie between"),

@@ -67,7 +67,7 @@ def test_the_verdict_is_where_the_interval_lies() -> None:
     assert set(found.verdict.tolist()) == {EQUIVALENT, DIFFERENT, NOT_DECIDED}
 
 
-@pytest.mark.parametrize("values", [[], [NAN], [0.001], [0.001, NAN], [0.0, 0.0, 0.0]])
+@pytest.mark.parametrize("values", [[], [NAN], [0.001], [0.001, NAN], [0.0, 0.0, 0.0], [0.1] * 3, [0.003] * 6])
 def test_nothing_is_decided_from_nothing(values: list[float]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

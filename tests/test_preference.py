@@ -9,8 +9,9 @@ from scipy import stats as scipy_stats
 
 from replication.analysis.judged import NOT_DECIDED, PREFERRED, analyse_votes, votes_by_judge
 from replication.analysis.preference import (
+    agreement,
     ballots,
-    bootstrap_interval,
+    bootstrap_share,
     krippendorff_alpha,
     naive_binomial_p,
     self_consistency,
@@ -88,18 +89,26 @@ def test_shares_by_seed_leave_ties_out():
 
 def test_a_bootstrap_of_independent_units_equals_scipys():
     rng = np.random.default_rng(0)
-    values, unit = rng.random(60), np.arange(60)
-    ours = bootstrap_interval(values, [unit], np.random.default_rng(1), 4000)
+    scores, unit = (rng.random(80) < 0.6).astype(float), np.arange(80)
+    ours = bootstrap_share(scores, [unit], np.random.default_rng(1), 4000)
     theirs = scipy_stats.bootstrap(
-        (values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(2)
+        (scores,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(2)
     ).confidence_interval
-    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.006)
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.013)  # one vote in 80
 
 
 def test_resampled_levels_multiply():
-    # Two seeds of one vote each: the mean is of seed 1, of seed 2, or of both, with 1/4, 1/4 and 1/2.
-    low, high = bootstrap_interval([0.0, 1.0], [[1, 2], [5, 5]], np.random.default_rng(0), 400)
+    # Two seeds of one vote each: the share is of seed 1, of seed 2, or of both, with 1/4, 1/4 and 1/2.
+    low, high = bootstrap_share([0.0, 1.0], [[1, 2], [5, 5]], np.random.default_rng(0), 400)
     assert (low, high) == (0.0, 1.0)
+    assert np.isnan(bootstrap_share([1.0, 1.0, 0.5], [[1, 2, 3]], np.random.default_rng(0), 40)).all()
+
+
+def test_an_even_split_is_a_majority_of_neither():
+    ties = ballots([vote(n, prompt=n, choice="tie") for n in range(2)], "baseline", "both")
+    assert agreement(ties, ties).same_majority == 0
+    wins = ballots([vote(n, prompt=n) for n in range(2)], "baseline", "both")
+    assert agreement(wins, wins).same_majority == 2
 
 
 def test_krippendorffs_published_example():
@@ -139,7 +148,8 @@ def test_a_planted_preference_is_found_and_everything_is_there():
 def test_nobody_prefers_anything_and_more_seeds_are_named():
     found = analyse(record(share=0.5))
     assert found["decision"] == NOT_DECIDED and "no preference" in found["why"]
-    assert found["more_seeds"]["k"] is None or found["more_seeds"]["k"] >= 0
+    more = found["more_seeds"]
+    assert (more["k"] is None) == bool(more["limit"])
 
 
 def test_the_published_filters_leave_out_whom_they_name():
@@ -222,10 +232,35 @@ def test_all_ties():
     assert found["decision"] == NOT_DECIDED and np.isnan(found["naive"]["p"])
 
 
-def test_every_vote_for_one_arm():
-    found = analyse(record(share=1.0, ties=0.0))
-    assert found["estimate"] == 1.0 and np.isnan(found["p"])
-    assert found["decision"] == NOT_DECIDED and "every vote is for the treatment" in found["why"]
+@pytest.mark.parametrize("ties", [0.0, 0.3])
+def test_every_decisive_vote_for_one_arm(ties):
+    found = analyse(record(share=1.0, ties=ties))
+    assert found["estimate"] == 1.0 and np.isnan(found["p"]) and np.isnan(found["bootstrap"]["low"])
+    assert found["decision"] == NOT_DECIDED and "every decisive vote is for the treatment" in found["why"]
+
+
+def test_seeds_of_nothing_but_ties_are_no_evidence():
+    votes = [v if v.seed <= 2 else type(v)(**(vars(v) | {"choice": "tie"})) for v in record(n_judges=40)]
+    found = analyse(votes)
+    assert (found["n_seeds"], found["n"]) == (6, 2)
+    assert found["decision"] == NOT_DECIDED
+    assert found["why"] == "2 seeds have decisive votes, and the plan asks for at least 5"
+    assert found["sign_flip"]["smallest"] == 2 / 2**2
+    assert found["more_seeds"]["k"] is None or found["more_seeds"]["k"] >= 3
+
+
+def test_one_judge_says_nothing_of_others():
+    found = analyse([v for v in record(n_judges=40) if v.judge_id == "j0"])
+    assert found["n_judges"] == 1 and np.isnan(found["p"]) and found["decision"] == NOT_DECIDED
+    assert "conditional on the one judge" in found["primary"]["note"]
+    assert found["high"] <= 1 and found["low"] >= 0
+
+
+def test_a_refused_seed_makes_nobodys_set_partial():
+    certified = {"both": SEEDS[:-1], "token_gain": SEEDS}
+    found = analyse_votes(record(), "s", ANALYSIS, {"both": certified["both"]}, CATEGORIES)
+    rows = {row["name"]: row["n_votes"] for row in found["filters"]}
+    assert rows["without judges of fewer than 8 votes"] == rows["all judges"] > 0
 
 
 def test_a_judge_with_one_vote_and_a_single_vote():
@@ -238,7 +273,7 @@ def test_a_judge_with_one_vote_and_a_single_vote():
 def test_fewer_seeds_than_planned_are_not_decided():
     found = analyse(record(seeds=(1, 2, 3, 4)))
     assert found["decision"] == NOT_DECIDED
-    assert found["why"] == "4 seeds have votes, and the plan asks for at least 5"
+    assert found["why"] == "4 seeds have decisive votes, and the plan asks for at least 5"
 
 
 def test_votes_by_judge_counts_first_votes_of_the_kinds_that_count():

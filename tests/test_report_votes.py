@@ -51,8 +51,8 @@ def test_a_preference_is_the_first_sentence(folder):
     [
         ([], "Preference: no votes yet."),
         (record(ties=1.0), "not decided: none of the 80 votes is decisive"),
-        (record(seeds=(1,)), "not decided: one seed has votes, and the plan asks for at least 5"),
-        ([vote()], "not decided: one seed has votes"),
+        (record(seeds=(1,)), "not decided: one seed has decisive votes, and the plan asks for at least 5"),
+        ([vote()], "not decided: one seed has decisive votes"),
         (record(share=0.5), "not decided: the interval holds one half, no preference"),
         ([vote(suite="another")], "not decided: there are no usable votes on this pair"),
         ([*record(), vote(999, 2, 3, "once")], "is preferred to baseline"),

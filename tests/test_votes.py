@@ -35,7 +35,9 @@ def test_no_file_is_no_votes(tmp_path):
     [
         ("choice", "middle", "choice is 'middle', which must be one of left, right, tie, both_bad"),
         ("judge_kind", "cat", "judge_kind is 'cat'"),
-        ("seed", "one", "seed is 'one', which must be a whole number"),
+        ("seed", "one", "seed is 'one', which must be a whole number of 64 bits"),
+        ("prompt_id", "1" + "0" * 20, "which must be a whole number of 64 bits"),
+        ("repeat_of", "v1", "which is not a first vote on the same completions by the same judge"),
         ("seconds", "-1", "seconds is '-1'"),
         ("seconds", "soon", "seconds is 'soon'"),
         ("judge_id", "", "judge_id is empty"),
@@ -61,3 +63,14 @@ def test_a_missing_column_and_a_double_id_are_refused(tmp_path):
     write_votes(tmp_path / "votes.csv", [VOTE, VOTE])
     with pytest.raises(UserError, match="'v1' comes twice"):
         read_votes(tmp_path / "votes.csv")
+
+
+def test_a_first_vote_that_comes_twice_is_refused(tmp_path):
+    swapped = dataclasses.replace(
+        VOTE, vote_id="v2", arm_left="both", arm_right="baseline", sample_left=2, sample_right=0
+    )
+    write_votes(tmp_path / "votes.csv", [VOTE, swapped])
+    with pytest.raises(UserError, match="on the same completions by the same judge as 'v1'"):
+        read_votes(tmp_path / "votes.csv")
+    write_votes(tmp_path / "votes.csv", [VOTE, dataclasses.replace(swapped, repeat_of="v1")])
+    assert len(read_votes(tmp_path / "votes.csv")) == 2

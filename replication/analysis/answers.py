@@ -193,7 +193,7 @@ def secondary_answers(
     """
     if loss is None:
         return []
-    rows = [_secondary_loss(loss, a)] if a.primary == "preference" else [_secondary_preference(preference)]
+    rows = [_secondary_loss(loss, a)] if a.primary == "preference" else [_secondary_preference(preference, a)]
     if factorial is not None:
         level = factorial["interval_level"]
         rows += [_secondary_row(e["id"], f"{e['name']} on the loss", e, e["p"], level) for e in factorial["effects"]]
@@ -218,11 +218,13 @@ def _secondary_loss(loss: dict[str, Any], a: AnalysisConfig) -> dict[str, Any]:
     return _secondary_row("loss_equivalence", name, loss, loss["p"], loss["interval_level"])
 
 
-def _secondary_preference(preference: dict[str, Any] | None) -> dict[str, Any]:
+def _secondary_preference(preference: dict[str, Any] | None, a: AnalysisConfig) -> dict[str, Any]:
     found = preference or {}
     numbers = {"n": found.get("n"), "mean": found.get("estimate"), "low": found.get("low"), "high": found.get("high")}
     p = found.get("p")
-    return _secondary_row("preference", "Preference", numbers, float("nan") if p is None else p, 0.95)
+    return _secondary_row(
+        "preference", "Preference", numbers, float("nan") if p is None else p, found.get("level", 1 - a.alpha)
+    )
 
 
 def _secondary_row(id: str, name: str, found: Mapping[str, Any], p: float, level: float) -> dict[str, Any]:
@@ -236,4 +238,5 @@ def _secondary_verdict(row: dict[str, Any], corrected: float, enough: bool, a: A
         return f"not decided: fewer than {a.min_seeds} seeds"
     if row["id"] == "loss_equivalence":
         return "equivalent" if corrected < a.alpha else "not shown to be equivalent"
-    return "other than zero" if corrected < a.alpha else "not told from zero"
+    null = "one half" if row["id"] == "preference" else "zero"
+    return f"other than {null}" if corrected < a.alpha else f"not told from {null}"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from replication.analysis.crossed import CrossedDesign, decisive_share_values
+from replication.analysis.crossed import CrossedDesign, decisive_share_t
 from replication.analysis.losses import (
     EQUIVALENT,
     equivalence,
@@ -23,7 +23,7 @@ from replication.analysis.losses import (
     sign_flip_p,
 )
 from replication.analysis.power import Study, power
-from replication.analysis.preference import bootstrap_interval, naive_binomial_p, shares_by
+from replication.analysis.preference import bootstrap_share, naive_binomial_p, shares_by
 from replication.analysis.simulate import Spread, draw_scores, panel, preference_for, win_and_half
 
 Floats = NDArray[np.float64]
@@ -159,10 +159,9 @@ def _votes(cell: VoteCell, n: int, generator: np.random.Generator) -> dict[str, 
     who = panel(cell.seeds, cell.prompts, cell.judges)
     scores = draw_scores(preference_for(cell.share, cell.spread), cell.spread, cell.ties, who, n, generator)
     decisive = scores != 0.5
-    design, values = CrossedDesign(*who.factors), decisive_share_values(scores, decisive)
-    crossed, half = design.t(values), design.t(scores)
+    crossed, half = decisive_share_t(scores, who.factors), CrossedDesign(*who.factors).t(scores)
     per_seed = mean_test(shares_by(scores, who.seed) - 0.5)
-    low, high = bootstrap_interval(values, who.factors, generator, RESAMPLES)
+    low, high = bootstrap_share(scores, who.factors, generator, RESAMPLES)
     chosen, total = (scores == 1).sum(-1), decisive.sum(-1)
     share = chosen / total
     naive = 1.96 * np.sqrt(share * (1 - share) / total)

@@ -53,7 +53,7 @@ def findings(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in losses
         if row["truth"]["shift_over_margin"] == 0.0
     ]
-    lines.append(_line("equivalence at no shift, less the predicted power", below, -CLOSE, 1.0))
+    lines.append(_line("equivalence at no shift, less the predicted power", below, -CLOSE, CLOSE))
     return lines
 
 

@@ -13,6 +13,7 @@ Shapes: V votes, leading axes [...] are experiments with the same pattern of vot
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,21 +159,28 @@ def _indicator(levels: Ints) -> sparse.csr_array:
     return sparse.csr_array((np.ones(n), (np.arange(n), levels)), shape=(n, int(levels.max()) + 1))
 
 
-def decisive_share_values(score: ArrayLike, decisive: ArrayLike) -> Floats:
-    """Values whose mean is the share of decisive votes that chose the treatment, and whose variance is that share's.
+def decisive_share_t(scores: ArrayLike, factors: Sequence[ArrayLike], alpha: float = 0.05) -> CrossedT:
+    """Share of decisive votes for the treatment, the primary decision: a design of the decisive votes alone.
 
-    A ratio of two means is linearised (Taylor; Woodruff 1971, JASA 66:411): ties keep their place in the design, and
-    the same pattern of votes serves every experiment.
+    A tie says nothing of the share, so a seed or a judge of nothing but ties is no evidence, and adds no degrees of
+    freedom. Seeds count by their decisive votes, as in the published share.
 
     Args:
-        score: float [..., V], 1 where the treatment was chosen, 0 where the baseline was.
-        decisive: bool [..., V], False for ties.
+        scores: float [R, V] of R experiments: 1, 0, or 0.5 for a tie. They differ in their ties, so each has its own
+            design.
+        factors: labels [V] of seed, prompt and judge.
+        alpha: see CrossedDesign.t.
 
     Returns:
-        float64 [..., V]; NaN throughout where no vote is decisive.
+        As CrossedDesign.t, arrays [R], without components; NaN below two decisive votes.
     """
-    chosen, counts = np.asarray(score, dtype=np.float64), np.asarray(decisive, dtype=np.float64)
-    total = counts.sum(-1, keepdims=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = (chosen * counts).sum(-1, keepdims=True) / total
-        return np.asarray(share + counts * (chosen - share) * (counts.shape[-1] / total))
+    seed, prompt, judge = (np.asarray(labels) for labels in factors)
+    names = ("mean", "se", "df", "p", "low", "high")
+    table = np.full((len(names), len(np.asarray(scores))), np.nan)
+    for i, row in enumerate(np.asarray(scores, dtype=np.float64)):
+        kept = row != 0.5
+        if kept.sum() > 1:
+            t = CrossedDesign(seed[kept], prompt[kept], judge[kept]).t(row[kept], alpha=alpha)
+            table[:, i] = [float(getattr(t, name)) for name in names]
+    mean, se, df, p, low, high = table
+    return CrossedT(mean, se, df, p, low, high, {}, ())

@@ -10,18 +10,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
 
-from replication.analysis.crossed import CrossedDesign, CrossedT, decisive_share_values
+from replication.analysis.crossed import CrossedDesign, CrossedT
 from replication.analysis.losses import holm, mean_test, sign_flip_p
 from replication.analysis.power import ENOUGH, PUBLISHED_SHARE
 from replication.analysis.preference import (
     Ballots,
     agreement,
     ballots,
-    bootstrap_interval,
+    bootstrap_share,
     fast_judges,
     krippendorff_alpha,
     naive_binomial_p,
-    partial_judges,
     self_consistency,
     shares_by,
     tie_judges,
@@ -67,17 +66,20 @@ def analyse_votes(
         **_counts(b),
         "seeds": sorted({int(seed) for seed in b.seed}),
     }
+    found["n"] = len(np.unique(b.seed[b.decisive]))  # a seed of nothing but ties is no evidence of a share
     found["primary"] = estimate(b, analysis.alpha)
     found["win_half"] = estimate(b, analysis.alpha, half_ties=True)
     found |= _beside(b, analysis)
     found["decision"], found["why"] = _decision(found, analysis)
-    found["more_seeds"] = more_seeds(found, analysis.alpha) if found["decision"] == NOT_DECIDED else None
+    found["more_seeds"] = more_seeds(found, analysis) if found["decision"] == NOT_DECIDED else None
     found["categories"] = _groups(b, [categories.get(int(p), "unknown") for p in b.prompt], analysis.alpha)
     found["kinds"] = _groups(b, ["human" if human else "model" for human in b.is_human], analysis.alpha)
-    found["filters"] = _filters(b, analysis)
+    found["filters"] = _filters(
+        b, analysis, votes_by_judge([v for v in votes if v.suite == suite], analysis.judge_kinds)
+    )
     found["agreement"] = _agreement(b, used)
     found["other_pairs"] = _other_pairs(used, analysis)
-    return found | {"n": found["n_seeds"]} | {key: found["primary"][key] for key in ("estimate", "low", "high", "p")}
+    return found | {key: found["primary"][key] for key in ("estimate", "low", "high", "p", "level")}
 
 
 def votes_by_judge(votes: Iterable[Vote], kinds: Sequence[str]) -> dict[str, int]:
@@ -142,43 +144,38 @@ def estimate(b: Ballots, alpha: float, half_ties: bool = False) -> dict[str, Any
         half_ties: wins and half the ties, over all votes; else the share of decisive votes, as published.
 
     Returns:
-        estimate, low, high, p, se, df, components, and note: why something is missing, or what it is conditional on.
+        estimate, low, high, level of the interval, p, se, df, components, and note: why something is missing, or what
+        it is conditional on. No p where there is one seed, one prompt or one judge: nothing is tested beyond it.
     """
-    values = b.score if half_ties else decisive_share_values(b.score, b.decisive)
-    blank: dict[str, Any] = {key: float("nan") for key in ("estimate", "low", "high", "p", "se", "df")} | {
-        "components": {}
-    }
+    missing = dict.fromkeys(("estimate", "low", "high", "p", "se", "df"), float("nan"))
+    blank: dict[str, Any] = {**missing, "level": 1 - alpha, "components": {}}
     if not len(b):
         return blank | {"note": "no votes on this pair"}
-    if not half_ties and not b.decisive.any():
+    part = b if half_ties else b.where(b.decisive)
+    if not len(part):
         return blank | {"note": f"none of the {len(b):,} votes is decisive"}
-    mean = float(values.mean())
-    if len(b) < 2:
-        return blank | {"estimate": mean, "note": "a single vote has no interval"}
-    t = CrossedDesign(b.seed, b.prompt, b.judge).t(values, alpha=alpha)
-    return blank | _plain(t) | {"note": _note(b, t)}
+    if len(part) < 2:
+        return blank | {"estimate": float(part.score[0]), "note": "a single vote has no interval"}
+    if np.ptp(part.score) == 0:
+        what = {0.0: "for the baseline", 0.5: "a tie", 1.0: "for the treatment"}[float(part.score[0])]
+        votes = "vote" if half_ties else "decisive vote"
+        note = f"every {votes} is {what}: nothing varies, so there is no interval"
+        return blank | {"estimate": float(part.score[0]), "note": note}
+    t = CrossedDesign(part.seed, part.prompt, part.judge).t(part.score, alpha=alpha)
+    one = " and the one ".join(t.conditional_on)
+    return blank | _plain(t) | {"note": f"conditional on the one {one}" if one else ""}
 
 
 def _plain(t: CrossedT) -> dict[str, Any]:
-    p = float("nan") if "seed" in t.conditional_on else float(t.p)  # one seed tests nothing about the method
     return {
         "estimate": float(t.mean),
-        "low": float(t.low),
-        "high": float(t.high),
-        "p": p,
+        "low": max(0.0, float(t.low)),
+        "high": min(1.0, float(t.high)),
+        "p": float("nan") if t.conditional_on else float(t.p),
         "se": float(t.se),
         "df": float(t.df),
         "components": {name: float(value) for name, value in t.components.items()},
     }
-
-
-def _note(b: Ballots, t: CrossedT) -> str:
-    if np.ptp(b.score) == 0:
-        what = {0.0: "for the baseline", 0.5: "a tie", 1.0: "for the treatment"}[float(b.score[0])]
-        return f"every vote is {what}: nothing varies, so there is no interval"
-    if t.conditional_on:
-        return "conditional on the one " + " and the one ".join(t.conditional_on)
-    return ""
 
 
 def _beside(b: Ballots, analysis: AnalysisConfig) -> dict[str, Any]:
@@ -191,8 +188,7 @@ def _beside(b: Ballots, analysis: AnalysisConfig) -> dict[str, Any]:
     t = mean_test(means - 0.5, 1 - analysis.alpha)
     generator = np.random.default_rng(analysis.bootstrap_seed)
     factors = (b.seed, b.prompt, b.judge)
-    values = decisive_share_values(b.score, b.decisive)
-    low, high = bootstrap_interval(values, factors, generator, analysis.bootstrap_resamples, analysis.alpha)
+    low, high = bootstrap_share(b.score, factors, generator, analysis.bootstrap_resamples, analysis.alpha)
     chosen, decisive = int((b.score == 1).sum()), int(b.decisive.sum())
     rows = [
         {"seed": int(seed), "estimate": float(mean), **_counts(b.where(b.seed == seed))}
@@ -203,11 +199,14 @@ def _beside(b: Ballots, analysis: AnalysisConfig) -> dict[str, Any]:
             "scope": "conditional on these prompts and judges",
             "rows": rows,
             "estimate": float(t.mean) + 0.5,
-            "low": float(t.low) + 0.5,
-            "high": float(t.high) + 0.5,
+            "low": float(np.clip(t.low + 0.5, 0, 1)),
+            "high": float(np.clip(t.high + 0.5, 0, 1)),
             "p": float(t.p),
         },
-        "sign_flip": {"p": float(sign_flip_p(means - 0.5)), "smallest": smallest_sign_flip_p(len(seeds))},
+        "sign_flip": {
+            "p": float(sign_flip_p(means - 0.5)),
+            "smallest": smallest_sign_flip_p(int(np.isfinite(means).sum())),
+        },
         "bootstrap": {
             "low": float(low) if len(seeds) > 1 else nan,
             "high": float(high) if len(seeds) > 1 else nan,
@@ -219,12 +218,12 @@ def _beside(b: Ballots, analysis: AnalysisConfig) -> dict[str, Any]:
 
 def _decision(found: Mapping[str, Any], analysis: AnalysisConfig) -> tuple[str, str]:
     """(preferred, baseline preferred or not decided; why not)."""
-    n, primary = found["n_seeds"], found["primary"]
+    n, primary = found["n"], found["primary"]
     if not found["n_votes"]:
         return NOT_DECIDED, "there are no usable votes on this pair"
     if n < analysis.min_seeds:
-        seeds = "one seed has" if n == 1 else f"{n} seeds have"
-        return NOT_DECIDED, f"{seeds} votes, and the plan asks for at least {analysis.min_seeds}"
+        seeds = "one seed has" if n == 1 else f"{n} seeds have" if n else "no seed has"
+        return NOT_DECIDED, f"{seeds} decisive votes, and the plan asks for at least {analysis.min_seeds}"
     if not np.isfinite(primary["p"]):
         return NOT_DECIDED, primary["note"]
     if primary["p"] >= analysis.alpha:
@@ -235,7 +234,7 @@ def _decision(found: Mapping[str, Any], analysis: AnalysisConfig) -> tuple[str, 
 # ---------------------------------------------------------------- how many more seeds
 
 
-def more_seeds(found: Mapping[str, Any], alpha: float) -> dict[str, Any] | None:
+def more_seeds(found: Mapping[str, Any], analysis: AnalysisConfig) -> dict[str, Any] | None:
     """How many further seeds give 80 % power for a preference of the published size, with these prompts and judges.
 
     The variance components are those of the votes, below 0 counted as 0; the t is taken as noncentral. None without
@@ -244,20 +243,20 @@ def more_seeds(found: Mapping[str, Any], alpha: float) -> dict[str, Any] | None:
     Returns:
         k: further seeds; None where no number of seeds is enough, and then `limit` names what is short.
     """
-    components, n = found["primary"]["components"], found["n_seeds"]
+    components, n = found["primary"]["components"], found["n"]
     if "seed" not in components or not np.isfinite(found["primary"]["se"]):
         return None
     effect = PUBLISHED_SHARE - 0.5
     values = {name: max(0.0, value) for name, value in components.items()}
-    for k in range(MOST_SEEDS):
-        if _power(values, n + k, found, effect, alpha) >= ENOUGH:
+    for k in range(max(0, analysis.min_seeds - n), MOST_SEEDS):
+        if _power(values, n + k, found, effect, analysis.alpha) >= ENOUGH:
             return {"k": k, "limit": "", "effect": PUBLISHED_SHARE, "power": ENOUGH}
     short = max(("prompt", "judge"), key=lambda name: values.get(name, 0.0) / found[f"n_{name}s"])
     return {"k": None, "limit": f"{short}s", "effect": PUBLISHED_SHARE, "power": ENOUGH}
 
 
 def _power(values: Mapping[str, float], seeds: int, found: Mapping[str, Any], effect: float, alpha: float) -> float:
-    prompts, judges, votes = found["n_prompts"], found["n_judges"], found["n_votes"]
+    prompts, judges, votes = found["n_prompts"], found["n_judges"], found["n_decisive"]
     shared = values.get("seed x prompt", 0.0) / (seeds * prompts) + values["rest"] / votes
     parts = {
         name: (values.get(name, 0.0) / size + shared, size - 1)
@@ -291,11 +290,14 @@ def _short(b: Ballots, alpha: float) -> dict[str, Any]:
     return {key: found[key] for key in ("estimate", "low", "high", "p", "note")} | {"win_half": half}
 
 
-def _filters(b: Ballots, analysis: AnalysisConfig) -> list[dict[str, Any]]:
-    """The published sensitivity filters by their published rules; the primary analysis excludes nobody."""
+def _filters(b: Ballots, analysis: AnalysisConfig, given: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The published sensitivity filters by their published rules; the primary analysis excludes nobody.
+
+    `given`: each judge's votes in the whole record, so that a pair that is not used makes nobody's set partial.
+    """
     fast = fast_judges(b, analysis.fast_seconds)
     ties = tie_judges(b, analysis.tie_share)
-    partial = partial_judges(b, analysis.votes_per_judge)
+    partial = {judge for judge, n in given.items() if n < analysis.votes_per_judge}
     own = {judge for judge in analysis.experimenters if judge in b.judge}
     rows: list[tuple[str, Any]] = [
         ("all judges", np.ones(len(b), dtype=np.bool_)),

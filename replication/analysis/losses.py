@@ -89,7 +89,9 @@ def mean_test(differences_N: ArrayLike, confidence: float = 0.95) -> MeanTest:
     values = np.asarray(differences_N, dtype=np.float64)
     n, mean, sd = _moments(values)
     half = scipy_stats.t.ppf(0.5 + confidence / 2, np.maximum(n - 1, 1)) * sd / np.sqrt(np.maximum(n, 1))
-    return MeanTest(n, mean, sd, mean - half, mean + half, np.where(sd > 0, _t_p(values, 0.0, "two-sided"), np.nan))
+    return MeanTest(
+        n, mean, sd, mean - half, mean + half, np.where(_varies(values, sd), _t_p(values, 0.0, "two-sided"), np.nan)
+    )
 
 
 def equivalence(differences_N: ArrayLike, margin: float, alpha: float = 0.05) -> Equivalence:
@@ -107,13 +109,19 @@ def equivalence(differences_N: ArrayLike, margin: float, alpha: float = 0.05) ->
     assert margin > 0 and 0 < alpha < 0.5
     values = np.asarray(differences_N, dtype=np.float64)
     test = mean_test(values, 1 - 2 * alpha)
-    varies = test.sd > 0
+    varies = _varies(values, test.sd)
     p_lower = np.where(varies, _t_p(values, -margin, "greater"), np.nan)
     p_upper = np.where(varies, _t_p(values, margin, "less"), np.nan)
     p = np.maximum(p_lower, p_upper)
     outside = varies & ((test.low > margin) | (test.high < -margin))
     verdict = np.where(p < alpha, EQUIVALENT, np.where(outside, DIFFERENT, NOT_DECIDED))
     return Equivalence(test.n, test.mean, test.sd, test.low, test.high, p_lower, p_upper, p, verdict)
+
+
+def _varies(values_N: Floats, sd: Floats) -> NDArray[np.bool_]:
+    """Whether differences vary by more than rounding; False below two seeds."""
+    largest = np.where(np.isfinite(values_N), np.abs(values_N), 0.0).max(-1, initial=0.0)
+    return np.asarray(sd > 1e-12 * largest)
 
 
 def _moments(values_N: Floats) -> tuple[NDArray[np.int64], Floats, Floats]:

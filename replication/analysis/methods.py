@@ -83,8 +83,8 @@ def _tests(r: dict[str, Any]) -> list[str]:
     else:
         lines.append(
             f"Equivalence of the loss of {loss['arm']} and {loss['baseline']} was tested on the paired differences "
-            f"over {loss['n']} seeds with two one-sided t tests against a margin of {loss['margin_nats']:g} nats at level "
-            f"{a['alpha']:g}; the number of further seeds is from the exact power of that test."
+            f"over {loss['n']} seeds with two one-sided t tests against a margin of {loss['margin_nats']:g} nats at "
+            f"level {a['alpha']:g}; the number of further seeds is from the exact power of that test."
         )
     if r["factorial"] and r["factorial"]["n"] > 1:
         lines.append(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from replication.analysis.crossed import CrossedDesign, decisive_share_values
+from replication.analysis.crossed import CrossedDesign, decisive_share_t
 from replication.analysis.preference import Ballots
 from replication.analysis.simulate import Spread, draw_scores, panel, preference_for, spread_between_groups
 
@@ -71,7 +71,8 @@ def fit_marginals(document: dict[str, Any], source: str) -> Fitted:
         for rows in (prompts, judges)
     ]
     ties, votes = sum(row["ties"] for row in judges), sum(row["n"] for row in judges)
-    return Fitted(source, spreads[0], spreads[1], None, None, ties / votes)
+    known = [None if np.isnan(spread) else spread for spread in spreads]
+    return Fitted(source, known[0], known[1], None, None, ties / votes if votes else None)
 
 
 def fit_ballots(b: Ballots, source: str) -> Fitted:
@@ -95,12 +96,12 @@ def power(study: Study, simulations: int, seed: int) -> float:
     """
     generator = np.random.default_rng([seed, *study.key.encode()])
     who = panel(study.seeds, study.prompts, study.judges)
-    design, mean = CrossedDesign(*who.factors), preference_for(study.share, study.spread)
+    mean = preference_for(study.share, study.spread)
     found = 0
     for start in range(0, simulations, AT_ONCE):
         n = min(AT_ONCE, simulations - start)
         scores = draw_scores(mean, study.spread, study.ties, who, n, generator)
-        t = design.t(decisive_share_values(scores, scores != 0.5), alpha=ALPHA)
+        t = decisive_share_t(scores, who.factors, ALPHA)
         found += int(((t.p < ALPHA) & ((t.mean > 0.5) == (study.share > 0.5))).sum())
     return found / simulations
 
@@ -121,18 +122,21 @@ def studies(
     ]
 
 
-def power_row(study: Study, simulations: int, seed: int, cell_hours: float) -> dict[str, Any]:
-    """One study with its power and cost, as plain JSON. Two arms are needed for the question, four for the 2x2."""
+def power_row(study: Study, simulations: int, seed: int) -> dict[str, Any]:
+    """One study with its power, as plain JSON."""
     reached = power(study, simulations, seed)
-    hours = study.seeds * cell_hours
     return asdict(study) | {
         "key": study.key,
         "power": reached,
         "simulation_error": float(np.sqrt(reached * (1 - reached) / simulations)),
         "votes": study.prompts * study.judges,
-        "gpu_hours_2_arms": 2 * hours,
-        "gpu_hours_4_arms": 4 * hours,
     }
+
+
+def with_cost(row: dict[str, Any], cell_hours: float) -> dict[str, Any]:
+    """A row with its GPU-hours: two arms are needed for the question, four for the 2x2."""
+    hours = row["seeds"] * cell_hours
+    return row | {"gpu_hours_2_arms": 2 * hours, "gpu_hours_4_arms": 4 * hours}
 
 
 def fewest_seeds(rows: Sequence[dict[str, Any]], enough: float = ENOUGH) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ Shapes: V votes, S seeds, leading axes [...] are experiments with the same patte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-RESAMPLES_AT_ONCE = 200
+WEIGHTS_AT_ONCE = 4_000_000
+"""Resampled votes in memory at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,43 +97,47 @@ def shares_by(scores: ArrayLike, groups: ArrayLike) -> Floats:
         return np.asarray(((values == 1) @ indicator) / ((values != 0.5) @ indicator))
 
 
-def bootstrap_interval(
-    values: ArrayLike,
+def bootstrap_share(
+    scores: ArrayLike,
     factors: Sequence[ArrayLike],
     generator: np.random.Generator,
     resamples: int,
     alpha: float = 0.05,
 ) -> tuple[Floats, Floats]:
-    """Percentile bootstrap of a mean of votes: seeds, prompts and judges are each drawn again.
+    """Percentile bootstrap of the share of decisive votes: seeds, prompts and judges are each drawn again.
 
     The levels are crossed, so a vote counts the product of how often its seed, its prompt and its judge were drawn (the
     pigeonhole bootstrap; Owen 2007, Annals of Applied Statistics 1:386), which is conservative. All experiments of one
     call share the draws.
 
     Args:
-        values: float [..., V], such as `Ballots.score` or crossed.decisive_share_values.
+        scores: float [..., V]; 0.5 is a tie, which counts neither above nor below the line.
         factors: labels [V] of each level: seed, prompt and judge of every vote.
         generator: of the draws.
-        resamples: number of draws.
+        resamples: number of draws; those without a decisive vote are left out.
         alpha: the interval covers 1 - alpha.
 
     Returns:
-        (low [...], high [...]); NaN without votes.
+        (low [...], high [...]); NaN where the decisive votes are all the same, or there are none.
     """
-    values_V = np.asarray(values, dtype=np.float64)
-    if not values_V.shape[-1]:
-        return np.full(values_V.shape[:-1], np.nan), np.full(values_V.shape[:-1], np.nan)
+    values = np.asarray(scores, dtype=np.float64)
+    chosen, decisive = (values == 1).astype(np.float64), (values != 0.5).astype(np.float64)
+    share = chosen.sum(-1) / np.maximum(decisive.sum(-1), 1)
+    varies = (share > 0) & (share < 1)
+    if not varies.any():
+        return np.full(varies.shape, np.nan), np.full(varies.shape, np.nan)
     indices = [np.unique(np.asarray(labels), return_inverse=True)[1] for labels in factors]
-    means = []
-    for start in range(0, resamples, RESAMPLES_AT_ONCE):
-        weights = np.ones((min(RESAMPLES_AT_ONCE, resamples - start), values_V.shape[-1]))
+    at_once = max(1, WEIGHTS_AT_ONCE // values.shape[-1])
+    shares = []
+    for start in range(0, resamples, at_once):
+        weights = np.ones((min(at_once, resamples - start), values.shape[-1]))
         for index in indices:
             size = int(index.max()) + 1
             weights *= generator.multinomial(size, np.full(size, 1 / size), len(weights))[:, index]
-        weights = weights[weights.sum(1) > 0]
-        means.append(values_V @ (weights / weights.sum(1, keepdims=True)).T)
-    low, high = np.quantile(np.concatenate(means, axis=-1), [alpha / 2, 1 - alpha / 2], axis=-1)
-    return low, high
+        with np.errstate(invalid="ignore"):
+            shares.append((chosen @ weights.T) / (decisive @ weights.T))
+    low, high = np.nanquantile(np.concatenate(shares, axis=-1), [alpha / 2, 1 - alpha / 2], axis=-1)
+    return np.where(varies, low, np.nan), np.where(varies, high, np.nan)
 
 
 def naive_binomial_p(chosen: ArrayLike, decisive: ArrayLike) -> Floats:
@@ -157,26 +162,20 @@ def naive_binomial_p(chosen: ArrayLike, decisive: ArrayLike) -> Floats:
 
 def fast_judges(b: Ballots, seconds: float) -> set[str]:
     """People whose median time to a vote is below so many seconds; models are fast by nature, and exempt."""
-    return {j for j in _judges(b.where(b.is_human)) if np.nanmedian(_of(b.seconds, b, j)) < seconds}
+    timed = b.where(b.is_human & np.isfinite(b.seconds))
+    return {judge for judge, part in _by_judge(timed, timed.seconds) if np.median(part) < seconds}
 
 
 def tie_judges(b: Ballots, share: float) -> set[str]:
     """Judges more than this share of whose votes are ties."""
-    return {j for j in _judges(b) if (_of(b.score, b, j) == 0.5).mean() > share}
+    return {judge for judge, part in _by_judge(b, ~b.decisive) if part.mean() > share}
 
 
-def partial_judges(b: Ballots, votes: int) -> set[str]:
-    """Judges with fewer than a full set of votes."""
-    return {j for j in _judges(b) if len(_of(b.score, b, j)) < votes}
-
-
-def _judges(b: Ballots) -> list[str]:
-    return [str(judge) for judge in np.unique(b.judge)]
-
-
-def _of(values: NDArray, b: Ballots, judge: str) -> NDArray:
-    found = values[b.judge == judge]
-    return found if np.isfinite(found).any() else np.array([np.inf])  # unknown seconds are not fast
+def _by_judge(b: Ballots, values: NDArray) -> Iterator[tuple[str, NDArray]]:
+    """(judge, their values), judge by judge."""
+    judges, index = np.unique(b.judge, return_inverse=True)
+    parts = np.split(values[np.argsort(index, kind="stable")], np.cumsum(np.bincount(index))[:-1])
+    yield from ((str(judge), part) for judge, part in zip(judges, parts, strict=True))
 
 
 # ---------------------------------------------------------------- agreement
@@ -208,7 +207,7 @@ def agreement(first: Ballots, second: Ballots) -> Agreement:
     x, y = np.array(shares, dtype=np.float64).reshape(-1, 2).T
     varies = len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0
     pearson = float(scipy_stats.pearsonr(x, y).statistic) if varies else float("nan")
-    return Agreement(len(prompts), sum(a == b for a, b in sides), pearson, len(x))
+    return Agreement(len(prompts), sum(a == b != 0 for a, b in sides), pearson, len(x))
 
 
 def krippendorff_alpha(values: ArrayLike, units: ArrayLike, ordered: bool = True) -> float:

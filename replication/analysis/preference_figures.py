@@ -29,8 +29,8 @@ def preference_figure(results: dict[str, Any], styles: dict[str, ArmStyle]) -> t
         "preference.png",
         "Preference",
         f"Share of decisive votes for {f['treatment']} against {f['baseline']}: a mark for each seed, and below them "
-        "all votes, kinds of judges and categories of prompts with 95 % intervals over seeds, prompts and judges. One "
-        "half is no preference.",
+        "all votes, kinds of judges and categories of prompts, with their intervals over seeds, prompts and judges. "
+        "One half is no preference.",
     )
 
 

@@ -36,7 +36,7 @@ def _interval(e: dict[str, Any]) -> str:
     if e["low"] is None:
         return ""
     scope = f", {e['note']}" if e["note"] else " over seeds, prompts and judges"
-    return f", 95 % interval {percent(e['low'], 1)} to {percent(e['high'], 1)}{scope}"
+    return f", {percent(e['level'])} interval {percent(e['low'], 1)} to {percent(e['high'], 1)}{scope}"
 
 
 def _more(f: dict[str, Any]) -> list[str]:
@@ -51,7 +51,7 @@ def _more(f: dict[str, Any]) -> list[str]:
             f"No number of further seeds would give {found} with these {more['limit']}: more {more['limit']} would."
         ]
     if not more["k"]:
-        return [f"These seeds, prompts and judges had {found}: a smaller preference may be there."]
+        return [f"These seeds, prompts and judges had {found}: a smaller one may be there."]
     seeds = "1 more seed" if more["k"] == 1 else f"{more['k']} more seeds"
     return [f"{seeds} would give {found}, with as many prompts and judges."]
 
@@ -98,6 +98,8 @@ def preference_methods(preference: dict[str, Any] | None) -> list[str]:
     if preference is None:
         return ["No votes on completions have been collected yet."]
     f = preference
+    if not f["n_votes"]:
+        return ["There are votes on completions, but none on a pair that may be compared."]
     return [
         f"{count(f['n_judges'])} judges gave {count(f['n_votes'])} blind votes on pairs of completions of "
         f"{f['treatment']} and {f['baseline']} of the same seed, over {count(f['n_prompts'])} prompts and "
