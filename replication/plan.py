@@ -139,7 +139,7 @@ def freeze(
 ) -> Frozen:
     """Write DIR/plan.json and DIR/plan.md.
 
-    The same plan twice is frozen once, whatever the code's commit by then.
+    The same plan twice is frozen once, whatever the code's commit by then; a plan.md that is gone is written again.
 
     Args:
         suite_dir: the output folder; made where it is not there.
@@ -157,6 +157,7 @@ def freeze(
     if earlier is not None:
         changed = plan_differences(earlier["plan"], plan)
         if not changed:
+            _mend_page(suite_dir, earlier)
             return Frozen(earlier, is_new=False)
         if not (amend or "").strip():
             raise UserError(
@@ -173,9 +174,16 @@ def freeze(
         "amends": (amend or "").strip() or None if history else None,
         "history": history,
     }
+    write_json(suite_dir.plan, record)  # first: a folder with a page and no plan is somebody else's
     write_text(suite_dir.plan_md, markdown(record))
-    write_json(suite_dir.plan, record)
     return Frozen(record, is_new=True)
+
+
+def _mend_page(suite_dir: SuiteDir, record: Mapping[str, Any]) -> None:
+    """Write plan.md where it is missing or of another plan: a freeze may end between its two files."""
+    page = suite_dir.plan_md
+    if not page.is_file() or record["sha256"] not in page.read_text(encoding="utf-8", errors="replace"):
+        write_text(page, markdown(record))
 
 
 def plan_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -195,8 +203,28 @@ def unplanned_cells(record: Mapping[str, Any], hashes: Mapping[str, str]) -> lis
 
 def begun_cells(suite_dir: SuiteDir) -> list[str]:
     """Cells of a folder that have logged a step, as arm/seed-n."""
-    found = sorted(suite_dir.runs.glob("*/seed-*/metrics.jsonl"))
-    return [f"{p.parent.parent.name}/{p.parent.name}" for p in found if read_tail(p) is not None]
+    folders = sorted(suite_dir.runs.glob("*/seed-*"))
+    return [f"{p.parent.name}/{p.name}" for p in folders if has_logged(RunDir(p))]
+
+
+def has_logged(run: RunDir) -> bool:
+    """Whether a cell has ever logged a step, which is when its data begin: a start that died before has none.
+
+    The journal says it, and the manifest where the journal is gone, or was begun anew for want of a checkpoint.
+    """
+    if read_tail(run.metrics) is not None or run.complete.is_file():
+        return True
+    manifest = _read_manifest(run) or {}
+    return "finished_at" in manifest or bool(manifest.get("logged_before"))
+
+
+def _read_manifest(run: RunDir) -> dict[str, Any] | None:
+    """A cell's manifest; None where it is missing or cannot be read."""
+    try:
+        manifest = read_json(run.manifest)
+    except (UserError, OSError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
 
 
 def _put_aside(suite_dir: SuiteDir, earlier: dict[str, Any]) -> list[dict[str, Any]]:
@@ -225,12 +253,52 @@ def read_plan(suite_dir: SuiteDir) -> dict[str, Any] | None:
     record = read_json(suite_dir.plan)
     if record is None:
         return None
-    needed = {"plan": dict, "sha256": str, "frozen_at": str, "began_before": list, "history": list}
-    of_plan = {"arms": list, "seeds": list, "analysis": dict, "diverged": dict, "settings": dict, "cells": dict}
-    for part, keys in ((record, needed), (record.get("plan") if isinstance(record, dict) else None, of_plan)):
-        if not isinstance(part, dict) or any(not isinstance(part.get(k), kind) for k, kind in keys.items()):
-            raise UserError(f"{suite_dir.plan}: is no frozen plan; restore it, or remove it and freeze again")
+    if not _has_form(record, RECORD_FORM):
+        raise UserError(f"{suite_dir.plan}: is no frozen plan; restore it, or remove it and freeze again")
     return dict(record)
+
+
+OF_A_FREEZE: dict[Any, Any] = {"sha256": str, "frozen_at": str, "began_before": [str], "amends": str | None}
+PLAN_FORM: dict[Any, Any] = {
+    "suite": str,
+    "arms": [str],
+    "seeds": [int],
+    "analysis": {
+        "baseline": str,
+        "treatment": str,
+        "alpha": int | float,
+        "judges": int,
+        "votes_per_judge": int,
+    },
+    "diverged": dict,
+    "questions": [{"id": str, "role": str, "question": str, "test": str, "beside": [str]}],
+    "secondary": [str],
+    "exclusions": [str],
+    "settings": {"shared": dict, "arms": {str: dict}},
+    "generation": dict,
+    "cells": {str: str},
+    "code": {"version": str},
+}
+RECORD_FORM: dict[Any, Any] = {
+    **OF_A_FREEZE,
+    "plan": PLAN_FORM,
+    "git": {"commit": str | None, "dirty": bool | None},
+    "history": [{"file": str, **OF_A_FREEZE}],
+}
+"""What is read of plan.json: [form] is a list of them, {str: form} an object of them under any names."""
+
+
+def _has_form(value: Any, form: Any) -> bool:
+    """Whether parsed JSON has everything that a form names, each of its type; more is allowed."""
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_has_form(item, form[0]) for item in value)
+    if not isinstance(form, dict):
+        return isinstance(value, form)
+    if not isinstance(value, dict):
+        return False
+    if str in form:
+        return all(_has_form(item, form[str]) for item in value.values())
+    return all(key in value and _has_form(value[key], kind) for key, kind in form.items())
 
 
 def plan_stamp(run: RunDir) -> dict[str, str] | None:
@@ -242,6 +310,24 @@ def plan_stamp(run: RunDir) -> dict[str, str] | None:
         return None
     record = read_plan(SuiteDir(run.root.parent.parent.parent))
     return None if record is None else {k: record[k] for k in ("sha256", "frozen_at")}
+
+
+def first_stamp(run: RunDir, earlier: Mapping[str, Any], stamp: Mapping[str, str] | None) -> dict[str, Any]:
+    """What a cell's manifest says at its top of the plan, at every start: that of the first start that logged a step.
+
+    Before a step is logged there are no data, and a plan is in time; one that is frozen after it came too late.
+
+    Args:
+        run: the cell.
+        earlier: its manifest so far; empty at the first start.
+        stamp: `plan_stamp` now.
+
+    Returns:
+        {"plan", "logged_before": whether a start before this one logged a step; it stays, where the journal begins
+        anew for want of a checkpoint}.
+    """
+    logged = has_logged(run)
+    return {"plan": earlier.get("plan") if logged else stamp, "logged_before": logged}
 
 
 # ---------------------------------------------------------------- was it followed?
@@ -309,9 +395,10 @@ def check_plan(
     if record is None:
         return PlanStatus("none", None, None, tuple(_plan_is_gone(cells)))
     plan = record["plan"]
+    cells = {name: cell for name, cell in cells.items() if has_logged(cell.run)}
     early = sorted({*record["began_before"], *(name for name, cell in cells.items() if _is_early(cell, record))})
     unplanned = [name for name in early if not _has_earlier_plan(cells.get(name), record)]
-    departures = [*_edits(record), *_amendments(suite_dir, record, early=True)]
+    departures = [*_edits(record), *_lost_plans(suite_dir, record), *_amendments(suite_dir, record, early=True)]
     if unplanned:
         departures.append(f"cells that started before the plan was frozen: {_names(unplanned)}")
     if suite is not None:
@@ -359,8 +446,17 @@ def _amendments(suite_dir: SuiteDir, record: Mapping[str, Any], early: bool) -> 
     return lines
 
 
+def _lost_plans(suite_dir: SuiteDir, record: Mapping[str, Any]) -> list[str]:
+    files = [entry["file"] for entry in record["history"]]
+    return [f"{name} cannot be read" for name in files if _kept_plan(suite_dir, name) is None]
+
+
 def _kept_plan(suite_dir: SuiteDir, name: str) -> dict[str, Any] | None:
-    kept = read_json(suite_dir.root / name)
+    """The plan that an amendment put aside; None where its file is missing or cannot be read."""
+    try:
+        kept = read_json(suite_dir.root / name)
+    except (UserError, OSError):
+        return None
     return kept["plan"] if isinstance(kept, dict) and isinstance(kept.get("plan"), dict) else None
 
 
@@ -385,14 +481,14 @@ def _changes_of_suite(plan: Mapping[str, Any], suite: SuiteConfig) -> list[str]:
 
 @dataclass(frozen=True)
 class _Cell:
-    """What a cell that has started says of itself."""
+    """What a cell that has a manifest says of itself."""
 
     run: RunDir
     manifest: dict[str, Any]
 
     @property
     def stamp(self) -> dict[str, Any]:
-        """Of the first start; empty where no plan was frozen then."""
+        """Of the first start that logged a step; empty where no plan was frozen then."""
         stamp = self.manifest.get("plan")
         return stamp if isinstance(stamp, dict) else {}
 
@@ -402,12 +498,10 @@ def _read_cells(suite_dir: SuiteDir) -> tuple[dict[str, _Cell], list[str]]:
     cells, unreadable = {}, []
     for path in sorted(suite_dir.runs.glob("*/seed-*/manifest.json")):
         name = f"{path.parent.parent.name}/{path.parent.name}"
-        try:
-            manifest = read_json(path)
-        except (UserError, OSError):
-            manifest = None
-        if isinstance(manifest, dict):
-            cells[name] = _Cell(RunDir(path.parent), manifest)
+        run = RunDir(path.parent)
+        manifest = _read_manifest(run)
+        if manifest is not None:
+            cells[name] = _Cell(run, manifest)
         else:
             unreadable.append(name)
     return cells, unreadable

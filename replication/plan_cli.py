@@ -20,7 +20,8 @@ from replication.rundir import SuiteDir
 TEXTS = {
     "freeze": "write the analysis plan of a suite, before its first cell runs",
     "show": "print the plan of an output folder",
-    "check": "say whether the plan came before the data and was followed; exit code 1 where it was departed from",
+    "check": "say whether the plan came before the data and was followed; exit code 1 where it was departed from, "
+    "which cells or votes that are still to come are not",
 }
 
 
@@ -41,6 +42,11 @@ def plan(argv: list[str]) -> int:
         sub.add_argument(
             "--amend", metavar="REASON", help="replace the plan that is frozen; the report quotes the reason"
         )
+        sub.add_argument(
+            "--unless-begun",
+            action="store_true",
+            help="for scripts: do nothing in a folder that was begun without a plan, and name no next command",
+        )
     args, flags = parser.parse_known_args(argv)
     if flags and args.action != "freeze":
         raise UserError(f"replicate plan {args.action}: {flags[0]} does not act here; remove it")
@@ -53,9 +59,14 @@ def _freeze(args: argparse.Namespace, flags: list[str]) -> int:
     suite, suite_dir = named_suite(args)
     refuse_other_suite(suite, suite_dir)
     check_arms_declare_alike(suite)
+    if args.unless_begun and suite_dir.suite.is_file() and not suite_dir.plan.is_file():
+        print(f"{suite_dir.root}: was begun without an analysis plan, and none is frozen now")
+        return 0
     cluster = find_cluster(args.cluster) if args.cluster else None
     frozen = freeze(suite_dir, suite, flags, cluster, args.amend)
     _print_frozen(frozen, suite_dir)
+    if args.unless_begun:
+        return 0
     given = [("--out", args.out), ("--seeds", args.seeds), ("--cluster", args.cluster)]
     options = [str(x) for name, value in given if value for x in (name, value)]
     command = shlex.join(["replicate", "grid", "run", args.suite, *options, *flags])
@@ -89,4 +100,4 @@ def _check(out: Path) -> int:
     status = check_plan(suite_dir, load_suite(suite_dir.suite) if suite_dir.suite.is_file() else None)
     for line in (*status.sentences, *(f"- {departure}" for departure in status.departures)):
         print(line)
-    return 1 if status.departures else 0
+    return 1 if set(status.departures) - set(status.unfinished) else 0

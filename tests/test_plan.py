@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,10 +16,21 @@ from synthetic_runs import Synthetic, build_suite, cell_config, edit_manifest, r
 
 from replication.config import AnalysisConfig, DivergedRule, SuiteConfig, load_suite, scientific_hash, to_yaml
 from replication.errors import UserError
-from replication.grid.plan import claim_folder
-from replication.plan import PlanStatus, build_plan, check_plan, freeze, plan_hash, plan_stamp, read_plan
+from replication.grid.plan import claim_folder, plan
+from replication.grid_cli import _report_is_current
+from replication.plan import (
+    PlanStatus,
+    begun_cells,
+    build_plan,
+    check_plan,
+    first_stamp,
+    freeze,
+    plan_hash,
+    plan_stamp,
+    read_plan,
+)
 from replication.plan_cli import plan as plan_verb
-from replication.rundir import RunDir, SuiteDir, read_json, write_json, write_text
+from replication.rundir import Journal, RunDir, SuiteDir, read_json, write_json, write_text
 
 ARMS, SEEDS = ("baseline", "both"), (1, 2)
 CELLS = [f"{arm}/seed-{seed}" for arm in ARMS for seed in SEEDS]
@@ -192,6 +205,49 @@ def test_a_stamp_is_of_the_cells_own_folder(built: tuple[SuiteDir, SuiteConfig],
     assert plan_stamp(SuiteDir(tmp_path).cell("both", 1)) is None
 
 
+def test_a_freeze_that_ended_between_its_files_is_finished_by_the_next(
+    tmp_path: Path, built: tuple[SuiteDir, SuiteConfig]
+) -> None:
+    suite, suite_dir = built[1], SuiteDir(tmp_path / "out")
+    suite_dir.plan_md.mkdir(parents=True)  # so that the page cannot be written
+    with pytest.raises(OSError):
+        freeze(suite_dir, suite)
+    suite_dir.plan_md.rmdir()
+    claim_folder(suite, suite_dir, [])  # not refused as somebody else's
+    assert not freeze(suite_dir, suite).is_new
+    assert suite_dir.plan_md.read_text() == built[0].plan_md.read_text().replace(
+        read_json(built[0].plan)["frozen_at"], read_json(suite_dir.plan)["frozen_at"]
+    )
+    suite_dir.plan_md.write_text("the page of an earlier plan")
+    freeze(suite_dir, suite)
+    assert read_json(suite_dir.plan)["sha256"] in suite_dir.plan_md.read_text()
+
+
+def test_a_cell_is_stamped_anew_until_it_has_logged_a_step(tmp_path: Path, built: tuple[SuiteDir, SuiteConfig]) -> None:
+    suite, suite_dir = built[1], SuiteDir(tmp_path / "out")
+    run = suite_dir.cell("both", 1)
+
+    def start() -> Any:
+        earlier = read_json(run.manifest) or {"started_at": "2020-01-01T00:00:00+0000"}
+        write_json(run.manifest, {**earlier, **first_stamp(run, earlier, plan_stamp(run))})
+        return read_json(run.manifest)["plan"]
+
+    assert start() is None  # and died before its first step
+    assert freeze(suite_dir, suite).record["began_before"] == []
+    found = check_plan(suite_dir)
+    assert found.state == "before the data" and found.departures == found.unfinished
+    first = start()
+    assert first == plan_stamp(run)
+    journal = Journal(run.metrics)
+    journal.append({"step": 1, "tokens": 1})
+    journal.close()
+    freeze(suite_dir, replace(suite, analysis=AnalysisConfig(alpha=0.1)), amend="why not")
+    assert start() == first != plan_stamp(run)
+    Journal(run.metrics).close()  # no checkpoint: the journal begins anew
+    assert begun_cells(suite_dir) == ["both/seed-1"]
+    assert start() == first
+
+
 # ---------------------------------------------------------------- departures
 
 
@@ -297,6 +353,82 @@ def test_each_departure_is_named_and_nothing_else(suite_dir: SuiteDir, name: str
     assert (found.state == "none") == name.startswith("plan ")
 
 
+def test_a_cell_without_a_logged_step_is_no_data_and_one_that_lost_its_journal_is(suite_dir: SuiteDir) -> None:
+    run = suite_dir.cell("both", 2)
+    run.metrics.unlink()
+    edit_manifest(run, plan=None)
+    assert status(suite_dir).state == "after the data"
+    run.complete.unlink()
+    assert status(suite_dir).state == "after the data", "its manifest says that it was finished"
+    edit_manifest(run, finished_at=None)
+    found = status(suite_dir)
+    assert found.state == "before the data"
+    assert found.departures == found.unfinished and len(found.departures) == 1
+
+
+def without(*keys: str) -> Callable[[dict[str, Any]], object]:
+    def change(record: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            record = record[key]
+        del record[keys[-1]]
+
+    return change
+
+
+DAMAGES: list[Callable[[dict[str, Any]], object]] = [
+    without("plan", "generation"),
+    without("plan", "analysis", "judges"),
+    without("plan", "suite"),
+    without("plan", "code"),
+    without("git"),
+    without("amends"),
+    lambda record: record.update(history=[{}]),
+    lambda record: record["plan"].update(settings={}),
+    lambda record: record["plan"].update(cells={CELLS[0]: None}),
+    lambda record: record["plan"]["questions"][0].pop("beside"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_plan_that_lacks_what_is_read_of_it_is_a_departure(
+    suite_dir: SuiteDir, damage: Callable[[dict[str, Any]], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = read_json(suite_dir.plan)
+    damage(record)
+    write_json(suite_dir.plan, record)
+    assert plan_verb(["check", str(suite_dir.root)]) == 1
+    assert "plan.json: is no frozen plan; restore it" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is no frozen plan"):
+        plan_verb(["show", str(suite_dir.root)])
+
+
+@pytest.mark.parametrize("text", ["{", "{}", None])
+def test_an_earlier_plan_that_is_lost_is_a_departure(suite_dir: SuiteDir, text: str | None) -> None:
+    freeze(suite_dir, change_suite(suite_dir, analysis=AnalysisConfig(alpha=0.1)), amend="we saw p = 0.07")
+    n_before, kept = len(status(suite_dir).departures), suite_dir.root / "plan-1.json"
+    kept.unlink() if text is None else kept.write_text(text)
+    found = status(suite_dir).departures
+    assert "plan-1.json cannot be read" in found and len(found) == n_before + 1
+
+
+def test_a_report_is_current_until_what_it_is_made_from_changes(suite_dir: SuiteDir) -> None:
+    suite = load_suite(suite_dir.suite)
+    cells = plan(suite, suite_dir, [], None)
+    claim_folder(suite, suite_dir, [])
+    for path in (suite_dir.results, suite_dir.report_html, suite_dir.report_md, suite_dir.votes):
+        path.touch()
+    for path in suite_dir.root.rglob("*"):
+        os.utime(path, (1000, 1000))
+    claim_folder(suite, suite_dir, [])
+    assert _report_is_current(suite_dir, cells)
+    for path in (suite_dir.plan, suite_dir.votes, cells[-1].run.complete):
+        os.utime(path, (2000, 2000))
+        assert not _report_is_current(suite_dir, cells), path
+        os.utime(path, (1000, 1000))
+    claim_folder(replace(suite, analysis=AnalysisConfig(alpha=0.1)), suite_dir, [])
+    assert not _report_is_current(suite_dir, cells)
+
+
 def test_votes_that_are_fewer_or_more_than_planned(suite_dir: SuiteDir) -> None:
     found = status(suite_dir, {"a": 32, "b": 31})
     assert found.departures == found.unfinished
@@ -344,7 +476,7 @@ def test_the_verb_freezes_shows_and_checks(tmp_path: Path, capsys: pytest.Captur
     assert "frozen already" in capsys.readouterr().out
     assert plan_verb(["show", str(out)]) == 0
     assert capsys.readouterr().out == (out / "plan.md").read_text()
-    assert plan_verb(["check", str(out)]) == 1
+    assert plan_verb(["check", str(out)]) == 0
     assert "- 0 of 2 planned seeds are complete" in capsys.readouterr().out
     with pytest.raises(UserError, match="another plan is frozen"):
         plan_verb([*command, "--training.warmup_steps=3"])
@@ -359,3 +491,26 @@ def test_the_verb_freezes_shows_and_checks(tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(UserError, match=r"--training\.steps=3 does not act here"):
         plan_verb(["check", str(out), "--training.steps=3"])
     assert json.loads(json.dumps(check_plan(SuiteDir(out)).to_dict()))["followed"] is False
+
+
+def test_check_fails_of_a_departure_that_nothing_to_come_would_mend(suite_dir: SuiteDir) -> None:
+    assert plan_verb(["check", str(suite_dir.root)]) == 0
+    suite_dir.cell("both", 2).complete.unlink()
+    assert plan_verb(["check", str(suite_dir.root)]) == 0
+    edit_plan(suite_dir)
+    assert plan_verb(["check", str(suite_dir.root)]) == 1
+
+
+def test_a_script_leaves_a_folder_that_was_begun_without_a_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["freeze", "laptop", "--unless-begun", "--out"]
+    assert plan_verb([*command, str(tmp_path / "new")]) == 0
+    said = capsys.readouterr().out
+    assert "frozen at" in said and "next:" not in said
+    claim_folder(load_suite("laptop"), SuiteDir(tmp_path / "begun"), [])
+    assert plan_verb([*command, str(tmp_path / "begun")]) == 0
+    assert "was begun without an analysis plan" in capsys.readouterr().out
+    assert not (tmp_path / "begun" / "plan.json").exists()
+    with pytest.raises(UserError, match="another plan is frozen"):
+        plan_verb([*command, str(tmp_path / "new"), "--seeds", "1,2"])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 from tensorboard.util.tensor_util import make_ndarray
 
+from replication.analysis import tensorboard
 from replication.analysis.tensorboard import ALIVE_SECONDS, claim
 from replication.cli import main
-from replication.rundir import Journal, RunDir, SuiteDir, read_journal
+from replication.config import to_yaml
+from replication.rundir import Journal, RunDir, SuiteDir, read_journal, remove_tree, write_text
 
 SEEDS = (1, 2, 3)
 PAIR = "difference/both-minus-baseline"
@@ -153,6 +156,49 @@ def test_a_seed_that_failed_or_was_left_does_not_hold_the_mean(tmp_path: Path) -
     assert not points(suite_dir, "over-seeds/both/low", "val/loss_nats"), "one seed has no band"
     assert max(points(suite_dir, f"{PAIR}/seed-1", "difference/val/loss_nats")) == 20
     assert max(points(suite_dir, f"{PAIR}/mean", "difference/val/loss_nats")) == 60
+
+
+def test_a_seed_that_joins_the_suite_later_joins_the_mean_and_no_number_is_no_point(tmp_path: Path) -> None:
+    suite, suite_dir = suite_of(tmp_path, steps=10)
+    fewer = replace(suite, seeds=SEEDS[:2])
+    write_text(suite_dir.suite, to_yaml(fewer))
+    mean, tag = "over-seeds/both/mean", "train/loss_nats"
+    with claim(fewer, suite_dir) as over_seeds:
+        over_seeds.refresh()
+        assert set(points(suite_dir, mean, "n_seeds/train").values()) == {2.0}
+        suite_dir.suite.write_text("arms: [")
+        assert over_seeds.refresh() == 0, "a suite that cannot be read changes nothing"
+        write_text(suite_dir.suite, to_yaml(suite))
+        over_seeds.refresh()
+        assert set(points(suite_dir, mean, "n_seeds/train").values()) == {3.0}
+        for seed in SEEDS:
+            with open(suite_dir.cell("both", seed).metrics, "a") as file:
+                for step, word in ((11, "NaN"), (12, "true"), (13, "-Infinity"), (14, "2")):
+                    file.write(f'{{"step":{step},"tokens":1,"{tag}":{word}}}\n')
+        over_seeds.refresh()
+    assert {step: v for step, v in points(suite_dir, mean, tag).items() if step > 10} == {14: 2.0}
+
+
+def test_a_start_that_was_interrupted_while_it_removed_runs_does_not_block_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite, suite_dir = suite_of(tmp_path, steps=10)
+    with claim(suite, suite_dir) as over_seeds:
+        over_seeds.refresh()
+
+    def interrupted(folder: Path) -> None:
+        if folder.exists():
+            (folder / tensorboard.MARKER).unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tensorboard, "remove_tree", interrupted)
+    with pytest.raises(KeyboardInterrupt), claim(suite, suite_dir):
+        pass
+    monkeypatch.setattr(tensorboard, "remove_tree", remove_tree)
+    with claim(suite, suite_dir) as over_seeds:
+        over_seeds.refresh()
+    assert {p.name for p in suite_dir.tensorboard.iterdir() if p.is_dir()} == set(tensorboard.FOLDERS)
+    assert points(suite_dir, "over-seeds/both/mean", "train/loss_nats")
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -93,6 +94,11 @@ class LiveJournal:
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
             return False
         for tag, value in line.items():
-            if self._is_wanted(tag) and isinstance(value, (int, float)):
+            if self._is_wanted(tag) and _is_number(value):
                 self._points.setdefault(tag, _Points()).add(line["step"], value)
         return True
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a journal's value is a point; JSON's readers also take a bare NaN or Infinity."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

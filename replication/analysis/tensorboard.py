@@ -9,10 +9,11 @@ A mean run also holds the band of each question's scalar (with_band/<tag>/mean l
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 from replication.analysis.event_file import SUFFIX, EventFile
 from replication.analysis.live import Curve, LiveJournal
@@ -26,9 +27,9 @@ from replication.analysis.tensorboard_layout import (
     question_tags,
     shown_blocks,
 )
-from replication.config import SuiteConfig
+from replication.config import SuiteConfig, load_suite
 from replication.errors import UserError
-from replication.rundir import RunDir, SuiteDir, hold_lock, write_text
+from replication.rundir import RunDir, SuiteDir, hold_lock, remove_tree, write_text
 
 FOLDERS = ("over-seeds", "difference")
 MARKER = "WRITTEN_BY_REPLICATE_TENSORBOARD"
@@ -46,9 +47,10 @@ class OverSeeds:
     """The synthetic runs of a suite's folder; `refresh` brings them up to the journals."""
 
     def __init__(self, suite: SuiteConfig, suite_dir: SuiteDir) -> None:
-        self.suite, self.root = suite, suite_dir.tensorboard
-        self._cells = {(arm, seed): suite_dir.cell(arm, seed) for arm in suite.arms for seed in suite.seeds}
-        self._journals = {key: LiveJournal(run.metrics, is_read) for key, run in self._cells.items()}
+        self.root, self._dir = suite_dir.tensorboard, suite_dir
+        self._journals: dict[tuple[str, int], LiveJournal] = {}
+        self._suite_time: int | None = None
+        self._take(suite)
         self._files: dict[str, EventFile] = {}
         self._page = EventFile(self.root)
         self._pages_written: list[tuple[list[int], bool]] = []
@@ -60,6 +62,7 @@ class OverSeeds:
         Returns:
             How many points were written; 0 where nothing changed.
         """
+        self._follow_suite()
         changed = [journal.read() for journal in self._journals.values()]
         counted = {key for key, run in self._cells.items() if counts(run)}
         if not any(changed) and counted == self._counted:
@@ -68,6 +71,24 @@ class OverSeeds:
         curves = {key: journal.curves() for key, journal in self._journals.items()}
         blocks = shown_blocks(_n_blocks(curves.values()))
         return self._write_means(curves, blocks) + self._write_differences(curves, blocks)
+
+    def _take(self, suite: SuiteConfig) -> None:
+        self.suite = suite
+        self._cells = {(arm, seed): self._dir.cell(arm, seed) for arm in suite.arms for seed in suite.seeds}
+        for key, run in self._cells.items():
+            self._journals.setdefault(key, LiveJournal(run.metrics, is_read))
+
+    def _follow_suite(self) -> None:
+        """Take in the seeds that a later `replicate grid run` or `submit` added to suite.yaml; its arms stay."""
+        try:
+            now = self._dir.suite.stat().st_mtime_ns
+            if now == self._suite_time:
+                return
+            self._suite_time = now
+            seeds = (*self.suite.seeds, *load_suite(self._dir.suite).seeds)
+        except (UserError, OSError):  # while somebody edits it
+            return
+        self._take(replace(self.suite, seeds=tuple(dict.fromkeys(seeds))))
 
     def _write_means(self, curves: Mapping[tuple[str, int], Curves], blocks: list[int]) -> int:
         n_points, banded = 0, []
@@ -128,11 +149,26 @@ def claim(suite: SuiteConfig, suite_dir: SuiteDir) -> Iterator[OverSeeds]:
             folder = root / name
             if folder.exists() and not (folder / MARKER).is_file():
                 raise UserError(f"{folder}: not written by `replicate tensorboard`; move it away")
-            shutil.rmtree(folder, ignore_errors=True)
-            write_text(folder / MARKER, "Removed and written anew by each `replicate tensorboard`.\n")
+            _renew(folder)
         for path in root.glob(f"events.*.{SUFFIX}"):
             path.unlink()
         yield OverSeeds(suite, suite_dir)
+
+
+def _renew(folder: Path) -> None:
+    """Put an empty folder with our marker in a folder's place.
+
+    Both are renamed whole: were this interrupted, no folder without the marker would be left, which the next start
+    would take for somebody else's.
+    """
+    old, new = (folder.with_name(f".{folder.name}.{word}") for word in ("old", "new"))
+    remove_tree(old)
+    remove_tree(new)
+    write_text(new / MARKER, "Removed and written anew by each `replicate tensorboard`.\n")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    remove_tree(old)
 
 
 def counts(run: RunDir) -> bool:

@@ -120,7 +120,9 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
         claimed["seeds"] = list(dict.fromkeys([*load_suite(suite_dir.suite).seeds, *claimed["seeds"]]))
     for cell in cells:
         refuse_other_config(cell.config, cell.run.config)
-    write_text(suite_dir.suite, yaml.safe_dump(claimed, sort_keys=False))
+    text = yaml.safe_dump(claimed, sort_keys=False)
+    if not suite_dir.suite.is_file() or suite_dir.suite.read_text(encoding="utf-8") != text:
+        write_text(suite_dir.suite, text)  # only then: a suite that is newer than the report makes it out of date
 
 
 def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> None:

@@ -17,7 +17,7 @@ from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.model.transformer import Transformer, weights_sha256
 from replication.objectives.callbacks import LayerGain, TokenGain
-from replication.plan import plan_stamp
+from replication.plan import first_stamp, plan_stamp
 from replication.provenance import timestamp
 from replication.rundir import RunDir, read_json, write_json, write_text
 from replication.training.checkpoints import Checkpoints, checkpoint_folder, load_weights, step_of
@@ -179,7 +179,7 @@ def leave_signals_alone(trainer: Trainer) -> None:
 
 
 def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: LanguageModel, initial: str) -> None:
-    """Write the manifest before step 1; on a resume the first start's time, plan and weights are kept, these compared.
+    """Write the manifest before the first step of a start; what earlier starts said is kept, the weights are compared.
 
     Args:
         config: the run's.
@@ -207,7 +207,7 @@ def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: La
         "seed": config.seed,
         "config_hash": scientific_hash(config),
         "arm_keys": keys,
-        "plan": earlier.get("plan") if earlier else plan,  # a plan that was frozen after the first start came too late
+        **first_stamp(run, earlier, plan),
         "data": {"hash": store.hash, "dir": str(config.data.dir or "data")},
         **machine,
         "world_size": config.world_size,
