@@ -713,7 +713,7 @@ class AnalysisConfig:
     correction: Literal["holm"] = "holm"
     """Correction for several comparisons, over the secondary questions; the primary one is a single test."""
     fast_seconds: float = 15.0
-    """Sensitivity only: a person whose median time between votes lies below this many seconds is left out."""
+    """Sensitivity only: a person whose median time to a vote lies below this many seconds is left out."""
     tie_share: float = 0.8
     """Sensitivity only: a judge with a larger share of ties than this is left out."""
     experimenters: tuple[str, ...] = ()

@@ -47,7 +47,8 @@ def _preference(a: AnalysisConfig, n_seeds: int) -> dict[str, Any]:
         "id": "preference",
         "question": f"Do judges prefer the text of `{a.treatment}` to that of `{a.baseline}`? Measured by the share of "
         f"decisive votes for `{a.treatment}`; ties are counted, shown, and left out of the share.",
-        "test": f"t test of a share of one half in a model with crossed random effects of seed, prompt and judge, with "
+        "test": f"t test of a share of one half in a model with crossed random effects of seed, prompt and judge, and "
+        "the interaction of seed and prompt, over the decisive votes, with "
         f"Satterthwaite's degrees of freedom; two-sided at {a.alpha:g}.",
         "beside": [
             "t test over the seeds' shares, conditional on these prompts and judges",
@@ -123,11 +124,12 @@ def exclusions(a: AnalysisConfig, diverged: Mapping[str, Any]) -> list[str]:
         "its files allow, and is listed.",
         f"A question is answered with at least {a.min_seeds} certified seeds. With fewer there is an estimate and no "
         "verdict.",
-        f"Votes of these kinds of judges count: {', '.join(a.judge_kinds)}. The primary analysis leaves out no judge "
-        "and no vote.",
-        f"Sensitivity, beside the primary analysis: without people whose median time between votes is below "
+        f"Votes of these kinds of judges count: {', '.join(a.judge_kinds)}. The primary analysis leaves out no judge, "
+        "and no vote but repeats (for self-consistency alone) and those on pairs that the certificate refuses.",
+        f"Sensitivity, beside the primary analysis: without people whose median time to a vote is below "
         f"{a.fast_seconds:g} seconds; without judges of more than {a.tie_share:.0%} ties; without judges of fewer than "
-        f"{a.votes_per_judge} votes.",
+        f"{a.votes_per_judge} votes; without those who run the experiment; without all of these; models alone; people "
+        "alone.",
         f"Collecting ends with all planned seeds, and with {a.judges} judges of {a.votes_per_judge} votes each. No "
         "look at the results ends it earlier or later.",
     ]

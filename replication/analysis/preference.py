@@ -173,6 +173,8 @@ def tie_judges(b: Ballots, share: float) -> set[str]:
 
 def _by_judge(b: Ballots, values: NDArray) -> Iterator[tuple[str, NDArray]]:
     """(judge, their values), judge by judge."""
+    if not len(b):
+        return
     judges, index = np.unique(b.judge, return_inverse=True)
     parts = np.split(values[np.argsort(index, kind="stable")], np.cumsum(np.bincount(index))[:-1])
     yield from ((str(judge), part) for judge, part in zip(judges, parts, strict=True))
