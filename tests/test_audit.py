@@ -248,6 +248,66 @@ def test_mistakes_are_one_line_with_the_remedy(
     assert message in captured.err
 
 
+ONE = """files: {votes: votes.json}
+claims:
+  - {id: one, what: w, where: text, printed: "2", recompute: product, args: {of: [1, 2]}}
+"""
+TABLE = """files: {votes: votes.json}
+claims:
+  - {id: one, what: w, where: text, recompute: votes, columns: {n: {count: n}}, rows: {all: {printed: ["35"]}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "message"),
+    [
+        (ONE, "of: [1, 2]", "of: abc", "one: product: could not convert string to float"),
+        (ONE, "of: [1, 2]", "of: 5", "one: product: 'int' object is not iterable"),
+        (ONE, "recompute: product, args: {of: [1, 2]}", "recompute: stated, args: {role: votes, path: headline.n.x}",
+         "one: stated: the data hold no key headline.n.x"),
+        (ONE, "recompute: product, args: {of: [1, 2]}", "recompute: stated, args: {role: votes, path: 5}",
+         "one: stated: 'int' object has no attribute 'split'"),
+        (ONE, "args: {of: [1, 2]}", "args: [1, 2]", "one: args must be a mapping"),
+        (ONE, "id: one", "id: [a]", "[0]: id must be text"),
+        (ONE, "where: text", "where: 7.2", "[0]: where must be text"),
+        (ONE, "recompute: product", "recompute: [product]", "[0]: recompute must be text"),
+        (ONE, 'printed: "2"', "printed: twelve", "one: printed 'twelve' is no number"),
+        (ONE, 'printed: "2"', "printed: 1e999", "one: printed '1e999' is no number"),
+        (ONE, "what: w", "what: w, what: v", "key what comes twice"),
+        (ONE, "files: {", "files: {votes: v.json, ", "key votes comes twice"),
+        (ONE, "{votes: votes.json}", "{votes: 5}", "files.votes must be a file name or a list"),
+        (ONE, "{votes: votes.json}", "{votes: null}", "files.votes must be a file name or a list"),
+        (ONE, "{votes: votes.json}", "{votes: []}", "files.votes must be a file name or a list"),
+        (ONE, "claims:", "cannot_answer:\nclaims:", "key cannot_answer must be a list of texts"),
+        (ONE, "claims:", "cannot_answer: no\nclaims:", "key cannot_answer must be a list of texts"),
+        (ONE, "claims:", "paper: [a]\nclaims:", "key paper must be text"),
+        (ONE, "where: text", "where: 2026-99-99", "claims.yaml: not valid YAML"),
+        (ONE, "what: w", "what: \udcff", "claims.yaml: not valid YAML ('utf-8' codec"),
+        (TABLE, '{all: {printed: ["35"]}}', "[1]", "one: rows must be a mapping"),
+        (TABLE, "{n: {count: n}}", "[a]", "one: columns must be a mapping"),
+        (TABLE, "n: {count: n}", "n: 5", "one: columns: n must be a mapping"),
+        (TABLE, '["35"]', "null", "one: row all needs a list `printed` of 1"),
+        (TABLE, '["35"]', '["35"], args: 3', "one.all: args must be a mapping"),
+        (TABLE, '["35"]', '["35"], why_not: x', "one.all: unknown key why_not"),
+    ],
+)  # fmt: skip
+def test_a_malformed_claims_file_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, old: str, new: str, message: str
+) -> None:
+    assert text.count(old) == 1
+    folder, claims = write_data(tmp_path / "data"), tmp_path / "claims.yaml"
+    claims.write_bytes(text.replace(old, new).encode(errors="surrogateescape"))
+    assert main(["audit", str(folder), "--claims", str(claims)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_what_a_merge_takes_over_may_be_overridden(tmp_path: Path) -> None:
+    text = ONE.replace("args: {of: [1, 2]}", "args: {<<: {of: [7, 8]}, of: [1, 2]}")
+    assert load_claims(write_claims(tmp_path, text)).claims[0].arguments == {"of": [1, 2]}
+
+
 def test_a_judge_whose_votes_do_not_add_up_is_refused(tmp_path: Path) -> None:
     content = votes_file()
     content["judges"][2]["n"] += 1

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from replication.analysis.format import clean
 from replication.analysis.judged import NOT_DECIDED, PREFERRED, analyse_votes, votes_by_judge
 from replication.analysis.preference import (
     agreement,
@@ -17,7 +18,6 @@ from replication.analysis.preference import (
     self_consistency,
     shares_by,
 )
-from replication.analysis.results import clean
 from replication.config import AnalysisConfig
 from replication.votes import Vote
 

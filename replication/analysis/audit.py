@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from replication.analysis import format as formats
 from replication.analysis import recompute_training, recompute_votes
-from replication.analysis.claims import Claim, Claims, load_claims, same, shown
+from replication.analysis.claims import Claim, Claims, check_number, load_claims, same, shown
 from replication.analysis.clusters import RESAMPLES, SEED, Clustered, cluster
 from replication.analysis.published import Published, Tally, load_published
 from replication.analysis.recompute import call
@@ -90,7 +90,7 @@ class Audit:
         """Everything, for audit.json; NaN becomes null."""
         counts = {verdict: len(self.of(verdict)) for verdict in (SAME, DIFFERS, CANNOT)}
         bootstrap = {"resamples": RESAMPLES, "seed": SEED, "confidence": 0.95}
-        return _without_nan({**asdict(self), "counts": counts, "bootstrap": bootstrap})
+        return formats.clean({**asdict(self), "counts": counts, "bootstrap": bootstrap})
 
 
 def audit(folder: Path, claims_file: Path) -> Audit:
@@ -114,7 +114,9 @@ def audit(folder: Path, claims_file: Path) -> Audit:
 def _row(claim: Claim, claims: Claims, data: Published) -> Row:
     recomputed, verdict = "", CANNOT
     if claim.function is not None:
-        value = call(claim.function, claim.arguments, data, f"{claims.path}: {claim.id}")
+        place = f"{claims.path}: {claim.id}"
+        value = call(claim.function, claim.arguments, data, place)
+        check_number(claim.printed, value, place)
         recomputed = shown(value, claim.printed)
         verdict = SAME if same(claim.printed, value) else DIFFERS
     note = claim.why_not or claim.reading
@@ -211,11 +213,3 @@ def markdown(found: Audit) -> str:
 def p_value(value: float | None) -> str:
     """Two digits; a missing one is a dash."""
     return formats.MISSING if value is None else f"{value:.2g}"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -65,28 +65,21 @@ class Claims:
 
 
 KEYS = {"id", "what", "where", "printed", "recompute", "args", "why_not", "reading", "columns", "rows"}
+TEXTS = ("id", "what", "where", "recompute", "why_not", "reading")
+ROW = {"args", "printed", "reading"}
 TOP = {"paper", "files", "filters", "claims", "cannot_answer"}
+FORM = "see configs/claims for the form"
 
 
 def load_claims(path: Path) -> Claims:
     """Read a claims file; an entry with `rows` is a table and becomes one claim a cell.
 
     Raises:
-        UserError: no such file, no YAML, an unknown key, an id that comes twice, or an entry without a function and
-            without the reason why not.
+        UserError: no such file, no YAML, a key that is unknown, comes twice or holds another type, an id that comes
+            twice, or an entry without a function and without the reason why not.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such claims file; name one with --claims") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); mend it there") from None
-    if not isinstance(content, dict) or not isinstance(content.get("claims"), list):
-        raise UserError(f"{path}: key claims must be a list; see configs/claims for the form")
-    unknown = set(content) - TOP
-    if unknown or not isinstance(content.get("files"), dict):
-        what = f"unknown key {sorted(unknown)[0]}" if unknown else "key files must map roles to file names"
-        raise UserError(f"{path}: {what}; see configs/claims for the form")
+    content = _read(path)
+    _check_top(content, path)
     claims = tuple(claim for i, entry in enumerate(content["claims"]) for claim in _expand(entry, f"{path}: [{i}]"))
     seen: set[str] = set()
     for claim in claims:
@@ -94,30 +87,99 @@ def load_claims(path: Path) -> Claims:
             raise UserError(f"{path}: id {claim.id} comes twice; give each claim its own")
         seen.add(claim.id)
     listed = tuple(content.get("cannot_answer", ()))
-    return Claims(path, str(content.get("paper", path.stem)), content["files"], claims, listed)
+    return Claims(path, content.get("paper", path.stem), content["files"], claims, listed)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that a mapping gives twice, of which YAML would drop the first without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # before `<<` is merged: what a mapping takes over may be overridden by its own keys
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.MarkedYAMLError(problem=f"key {key.value} comes twice", problem_mark=key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such claims file; name one with --claims") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that no calendar has
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); mend it there") from None
+
+
+def _check_top(content: Any, path: Path) -> None:
+    if not isinstance(content, dict) or not isinstance(content.get("claims"), list):
+        raise UserError(f"{path}: key claims must be a list; {FORM}")
+    _refuse_unknown(content, TOP, str(path))
+    files = content.get("files")
+    if not isinstance(files, dict):
+        raise UserError(f"{path}: key files must map roles to file names; {FORM}")
+    for role, names in files.items():
+        if not (isinstance(names, str) or (_is_texts(names) and names)):
+            raise UserError(f"{path}: files.{role} must be a file name or a list of them, not {names!r}; {FORM}")
+    if not isinstance(content.get("paper", ""), str):
+        raise UserError(f"{path}: key paper must be text, not {content['paper']!r}; {FORM}")
+    if not _is_texts(content.get("cannot_answer", [])):
+        raise UserError(f"{path}: key cannot_answer must be a list of texts; leave it out where there is none")
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+def _refuse_unknown(entry: Mapping[Any, Any], keys: set[str], place: str) -> None:
+    unknown = sorted(set(entry) - keys, key=str)
+    if unknown:
+        raise UserError(f"{place}: unknown key {unknown[0]}; the keys are {', '.join(sorted(keys))}")
+
+
+def _mapping(entry: Mapping[str, Any], key: str, place: str) -> dict[str, Any]:
+    """A mapping of an entry; empty where the key is absent or has no value."""
+    value = entry.get(key)
+    if not isinstance(value, dict | None):
+        raise UserError(f"{place}: {key} must be a mapping of names, not {value!r}; {FORM}")
+    return value or {}
 
 
 def _expand(entry: Any, place: str) -> Iterator[Claim]:
     if not isinstance(entry, dict) or not {"id", "what", "where"} <= set(entry):
         raise UserError(f"{place}: a claim needs the keys id, what, where, printed, recompute")
+    for key in TEXTS:
+        if key in entry and not isinstance(entry[key], str):
+            raise UserError(f"{place}: {key} must be text, not {entry[key]!r}; {FORM}")
     place = f"{place[: place.rindex('[')]}{entry['id']}"
-    unknown = set(entry) - KEYS
-    if unknown:
-        raise UserError(f"{place}: unknown key {sorted(unknown)[0]}; the keys are {', '.join(sorted(KEYS))}")
-    if "rows" not in entry:
+    _refuse_unknown(entry, KEYS, place)
+    if "rows" in entry:
+        yield from _cells(entry, place)
+    else:
         yield _claim(entry, entry["id"], place)
-        return
-    columns, rows = entry.get("columns", {}), entry["rows"]
-    for row, cells in rows.items():
-        if not isinstance(cells, dict) or len(cells.get("printed", ())) != len(columns):
+
+
+def _cells(entry: Mapping[str, Any], place: str) -> Iterator[Claim]:
+    """The claims of a table; a cell that is empty in the paper is none."""
+    columns, common = _mapping(entry, "columns", place), _mapping(entry, "args", place)
+    for row, cells in _mapping(entry, "rows", place).items():
+        printed = cells.get("printed") if isinstance(cells, dict) else None
+        if not isinstance(printed, list) or len(printed) != len(columns):
             raise UserError(f"{place}: row {row} needs a list `printed` of {len(columns)} figures, one a column")
-        for (column, arguments), printed in zip(columns.items(), cells["printed"], strict=True):
-            if printed is None:  # the paper's cell is empty
+        at = f"{place}.{row}"
+        _refuse_unknown(cells, ROW, at)
+        if not isinstance(cells.get("reading", ""), str):
+            raise UserError(f"{at}: reading must be text, not {cells['reading']!r}; {FORM}")
+        for column, figure in zip(columns, printed, strict=True):
+            if figure is None:
                 continue
-            merged = {**entry.get("args", {}), **(arguments or {}), **cells.get("args", {})}
+            merged = {**common, **_mapping(columns, column, f"{place}: columns"), **_mapping(cells, "args", at)}
             names = {"id": f"{entry['id']}.{row}.{column}", "what": f"{entry['what']}: {row}, {column}"}
             own = {key: cells[key] for key in ("reading",) if key in cells}
-            yield _claim({**entry, **own, **names, "printed": printed, "args": merged}, entry["id"], place)
+            yield _claim({**entry, **own, **names, "printed": figure, "args": merged}, entry["id"], place)
 
 
 def _claim(entry: Mapping[str, Any], parent: str, place: str) -> Claim:
@@ -135,7 +197,7 @@ def _claim(entry: Mapping[str, Any], parent: str, place: str) -> Claim:
         where=entry["where"],
         printed=entry["printed"],
         function=function,
-        arguments=entry.get("args", {}),
+        arguments=_mapping(entry, "args", place),
         why_not=why_not,
         reading=entry.get("reading", ""),
     )
@@ -162,6 +224,21 @@ def same(printed: str, value: Value) -> bool:
     if match["bound"]:
         return bounds[match["bound"]]
     return abs(scaled - number) <= 0.5 * unit_in_last_place(match) * (1 + ROUNDING_ROOM)
+
+
+def check_number(printed: str, value: Value, place: str) -> None:
+    """Refuse a printed text that no number can be compared with: a slip of the claims file, not of the paper.
+
+    Raises:
+        UserError: a number was recomputed, and what is printed is neither a number nor `none`.
+    """
+    if isinstance(value, (bool, str)) or printed == "none":
+        return
+    match = PRINTED.fullmatch(printed.strip())
+    if match is None or not math.isfinite(float(match["number"].replace(",", ""))):
+        raise UserError(
+            f"{place}: printed {printed!r} is no number, but one is recomputed; write 12, 1.5 %, 3e-8 or < 5"
+        )
 
 
 def unit_in_last_place(match: re.Match[str]) -> float:

@@ -1,11 +1,15 @@
-"""How numbers and untrusted text are written in the report. A missing number is a dash, never 0."""
+"""How numbers and untrusted text are written in the report and in its files. A missing number is a dash, never 0."""
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
+import numpy as np
+
 MISSING = "–"
+KEPT_CHARACTERS = "\n\t\u00a0\u200c\u200d"  # not printable to Python, but harmless, and some scripts need the joiners
 
 
 def _is_number(value: Any) -> bool:
@@ -80,3 +84,18 @@ def markdown_fence(text: Any) -> str:
     longest = max((len(run) for run in re.findall(r"`+", str(text))), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"
+
+
+def clean(value: Any) -> Any:
+    """Plain JSON: NaN and infinity become None, tuples lists, and text loses what no file or page can hold."""
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() or c in KEPT_CHARACTERS else "\ufffd" for c in value)
+    if isinstance(value, dict):
+        return {clean(str(k)): clean(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [clean(v) for v in value]
+    return value

@@ -130,7 +130,7 @@ def load_published(folder: Path, files: Mapping[str, Any]) -> Published:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of the author's data files")
-    unknown = sorted(set(files) - set(ROLES))
+    unknown = sorted(set(files) - set(ROLES), key=str)
     if unknown or "votes" not in files:
         what = f"unknown role '{unknown[0]}'" if unknown else "the role 'votes' is missing"
         raise UserError(f"claims: key files: {what}; the roles are {', '.join(ROLES)}")

@@ -31,7 +31,7 @@ def call(name: str, arguments: Mapping[str, Any], data: Published, place: str) -
     """Call the function of a claim; NaN where it divides by nothing.
 
     Raises:
-        UserError: no such function, arguments that it does not take, or names that the data do not hold.
+        UserError: no such function, arguments that it does not take or cannot read, or names that the data do not hold.
     """
     if name not in FUNCTIONS:
         raise UserError(f"{place}: no function '{name}' recomputes a figure; there are {', '.join(sorted(FUNCTIONS))}")
@@ -46,6 +46,8 @@ def call(name: str, arguments: Mapping[str, Any], data: Published, place: str) -
         raise UserError(f"{place}: {name}: the data hold no {error}; mend the claim's arguments") from None
     except ArithmeticError:  # a share of nothing
         return math.nan
+    except (TypeError, ValueError, AttributeError) as error:  # a text for a number, one name for a list
+        raise UserError(f"{place}: {name}: {error}; an argument has the wrong type or value, mend it there") from None
 
 
 # ---------------------------------------------------------------- from what is printed elsewhere
@@ -95,7 +97,7 @@ def stated(data: Published, role: str, path: str) -> Value:
     """
     value: Any = data.raw[role][0]
     for key in path.split("."):
-        if key not in value:
+        if not isinstance(value, dict) or key not in value:
             raise LookupError(f"key {path} in the file of {role}")
         value = value[key]
     return value if isinstance(value, (int, float, str)) else len(value)

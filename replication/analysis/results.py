@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from replication.analysis.description import (
     warnings,
 )
 from replication.analysis.divergence import divergence_answer
+from replication.analysis.format import clean
 from replication.analysis.judged import analyse_votes, votes_by_judge
 from replication.analysis.load import Cell
 from replication.analysis.losses import sign_flip_p
@@ -44,7 +44,6 @@ from replication.votes import Vote
 FORMAT = 1
 LATE_STEP_SHARE = 0.1
 NAN = float("nan")
-KEPT_CHARACTERS = "\n\t\u00a0\u200c\u200d"  # not printable to Python, but harmless, and some scripts need the joiners
 
 
 @dataclass(frozen=True)
@@ -191,21 +190,6 @@ def _preference(
         if isinstance(sample.get("prompt_id"), int)
     }
     return analyse_votes(votes, suite.name, a, seeds, categories)
-
-
-def clean(value: Any) -> Any:
-    """Plain JSON: NaN and infinity become None, tuples lists, and text loses what no file or page can hold."""
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, np.integer):
-        return int(value)
-    if isinstance(value, str):
-        return "".join(c if c.isprintable() or c in KEPT_CHARACTERS else "\ufffd" for c in value)
-    if isinstance(value, dict):
-        return {clean(str(k)): clean(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [clean(v) for v in value]
-    return value
 
 
 # ---------------------------------------------------------------- suite and cells
