@@ -233,7 +233,7 @@ def test_ctrl_c_ends_tensorboard_too(tmp_path: Path) -> None:
 
 
 def _runs(address: str) -> bytes:
-    for _ in range(100):
+    for _ in range(400):  # a busy machine takes long to start it
         try:
             found = urllib.request.urlopen(f"{address}data/runs", timeout=2).read()
             if b"over-seeds" in found:
