@@ -69,11 +69,10 @@ def test_a_plan_that_was_followed_or_not_stands_in_the_first_lines(tmp_path: Pat
     _, text, _ = report(suite_dir, suite)
     assert "after the data" in text.split("Preference: no votes yet")[0]
     suite_dir.plan.unlink()
-    for arm in suite.arms:
-        suite_dir.cell(arm, 1).metrics.rename(suite_dir.cell(arm, 1).metrics.with_suffix(".later"))
+    suite_dir.runs.rename(tmp_path / "later")
     frozen = freeze(suite_dir, suite).record
+    (tmp_path / "later").rename(suite_dir.runs)
     for arm in suite.arms:
-        suite_dir.cell(arm, 1).metrics.with_suffix(".later").rename(suite_dir.cell(arm, 1).metrics)
         edit_manifest(suite_dir.cell(arm, 1), plan=plan_stamp(suite_dir.cell(arm, 1)))
     results, text, markdown = report(suite_dir, suite)
     assert results["plan"]["followed"] and results["plan"]["sha256"] == frozen["sha256"]

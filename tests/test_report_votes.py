@@ -50,7 +50,7 @@ def test_a_preference_is_the_first_sentence(folder):
     ("votes", "said"),
     [
         ([], "Preference: no votes yet."),
-        (record(ties=1.0), "not decided: none of the 80 votes is decisive"),
+        (record(ties=1.0), "not decided: no seed has decisive votes, and the plan asks for at least 5"),
         (record(seeds=(1,)), "not decided: one seed has decisive votes, and the plan asks for at least 5"),
         ([vote()], "not decided: one seed has decisive votes"),
         (record(share=0.5), "not decided: the interval holds one half, no preference"),

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse
 from scipy import stats as scipy_stats
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 FACTORS = ("seed", "prompt", "judge")
+LARGEST_TABLE = 4_000_000
+"""Pairs of levels that are counted in a table; more are sorted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,24 +64,25 @@ class CrossedDesign:
         labels["seed x prompt"] = _levels(labels["seed"] * (labels["prompt"].max() + 1) + labels["prompt"])
         self.effects = _distinct(labels, self.n)
         self.main = [name for name in FACTORS if name in self.effects]
-        indicators = [_indicator(labels[name]) for name in self.effects]
-        counts = [np.asarray(m.sum(0)).ravel() for m in indicators]
-        self._means = [m / np.sqrt(c) for m, c in zip(indicators, counts, strict=True)]  # [V, levels]: T / sqrt(n)
+        counts = [np.bincount(labels[name]) for name in self.effects]
+        self._orders = [np.argsort(labels[name], kind="stable") for name in self.effects]
+        self._starts = [np.concatenate([[0], np.cumsum(c)[:-1]]) for c in counts]
+        self._counts = counts
         self._levels = np.array([len(c) - 1 for c in counts], dtype=np.float64)
-        self._expected = self._expected_squares(indicators, counts)
+        self._expected = self._expected_squares([labels[name] for name in self.effects], counts)
         self._share = np.array(
             [*((c**2).sum() / self.n**2 for c in counts), 1 / self.n]
         )  # of each variance in the mean's
         self._weights = np.linalg.lstsq(self._expected.T, self._share, rcond=None)[0]
 
-    def _expected_squares(self, indicators: list[sparse.csr_array], counts: list[Floats]) -> Floats:
+    def _expected_squares(self, labels: list[Ints], counts: list[Ints]) -> Floats:
         """E[sum of squares of effect a] = sum over effects b of matrix[a, b] * variance of b; the last is the rest."""
-        size = len(indicators) + 1
+        size = len(labels) + 1
         matrix = np.empty((size, size))
-        for a, (rows, n_rows) in enumerate(zip(indicators, counts, strict=True)):
-            for b, (columns, n_columns) in enumerate(zip(indicators, counts, strict=True)):
-                shared = (rows.T @ columns).power(2).sum(1)  # votes that a level of a shares with each of b, squared
-                matrix[a, b] = (np.asarray(shared).ravel() / n_rows).sum() - (n_columns**2).sum() / self.n
+        for a, n_rows in enumerate(counts):
+            for b, n_columns in enumerate(counts):
+                row, shared = _shared(labels[a], labels[b], len(n_rows), len(n_columns))
+                matrix[a, b] = (shared**2 / n_rows[row]).sum() - (n_columns**2).sum() / self.n
             matrix[a, -1] = len(n_rows) - 1
             matrix[-1, a] = self.n - (n_rows**2).sum() / self.n
         matrix[-1, -1] = self.n - 1
@@ -120,7 +122,10 @@ class CrossedDesign:
     def _squares(self, centred: Floats) -> Floats:
         """Sums of squares between the levels of each effect, and in all; float64 [..., effects + 1]."""
         flat = centred.reshape(-1, self.n)
-        between = [((flat @ means) ** 2).sum(-1) for means in self._means]
+        between = [
+            (np.add.reduceat(flat[:, order], starts, axis=1) ** 2 / counts).sum(-1)
+            for order, starts, counts in zip(self._orders, self._starts, self._counts, strict=True)
+        ]
         return np.stack([*between, (flat**2).sum(-1)], axis=-1).reshape(*centred.shape[:-1], -1)
 
     def _degrees(self, variance: Floats, alone: Floats) -> Floats:
@@ -153,10 +158,15 @@ def _distinct(labels: dict[str, Ints], n: int) -> list[str]:
     return kept
 
 
-def _indicator(levels: Ints) -> sparse.csr_array:
-    """float64 [V, levels]: 1 where a vote belongs to a level."""
-    n = len(levels)
-    return sparse.csr_array((np.ones(n), (np.arange(n), levels)), shape=(n, int(levels.max()) + 1))
+def _shared(rows: Ints, columns: Ints, n_rows: int, n_columns: int) -> tuple[Ints, Ints]:
+    """(row, votes) of every pair of levels of two effects that share votes."""
+    pairs = rows * n_columns + columns
+    if n_rows * n_columns <= LARGEST_TABLE:
+        table = np.bincount(pairs)
+        found = np.flatnonzero(table)
+        return found // n_columns, table[found]
+    found, votes = np.unique(pairs, return_counts=True)
+    return found // n_columns, votes
 
 
 def decisive_share_t(scores: ArrayLike, factors: Sequence[ArrayLike], alpha: float = 0.05) -> CrossedT:
