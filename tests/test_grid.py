@@ -82,7 +82,7 @@ def finished(tmp_path_factory) -> tuple[Path, Path]:
     done = replicate("grid", "run", suite, "--out", folder / "out", "--jobs", 2, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "analysis plan" in done.stdout and "not the plan's" not in done.stdout
-    assert "--logdir" in done.stdout
+    assert f"replicate tensorboard {folder / 'out'}" in " ".join(done.stdout.split())
     return suite, folder / "out"
 
 

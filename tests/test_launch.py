@@ -353,7 +353,7 @@ def test_ablation_submits_the_grid(sandbox: Sandbox, args: list[str], seeds: str
     assert done.returncode == 0, done.stderr
     expected = f"replicate grid submit ablation_2x2 --site my site.env --cluster node_8gpu_zero2 {seeds}--out x"
     assert done.stdout.splitlines()[-1] == expected
-    frozen = [f"replicate plan freeze ablation_2x2 --cluster node_8gpu_zero2 {seeds}--out x"]
+    frozen = [f"replicate plan freeze ablation_2x2 --unless-begun --cluster node_8gpu_zero2 {seeds}--out x"]
     assert sandbox.asked("replicate plan") == ([] if "--dry-run" in args else frozen)
 
 
