@@ -160,13 +160,13 @@ def _votes(cell: VoteCell, n: int, generator: np.random.Generator) -> dict[str, 
     scores = draw_scores(preference_for(cell.share, cell.spread), cell.spread, cell.ties, who, n, generator)
     decisive = scores != 0.5
     crossed, half = decisive_share_t(scores, who.factors), CrossedDesign(*who.factors).t(scores)
-    per_seed = mean_test(shares_by(scores, who.seed) - 0.5)
+    seeds = shares_by(scores, who.seed) - 0.5
+    per_seed, flips = mean_test(seeds), sign_flip_p(seeds)
     low, high = bootstrap_share(scores, who.factors, generator, RESAMPLES)
     chosen, total = (scores == 1).sum(-1), decisive.sum(-1)
     share = chosen / total
     naive = 1.96 * np.sqrt(share * (1 - share) / total)
     effect, truth = crossed.mean - 0.5, cell.share
-    flips = sign_flip_p(shares_by(scores, who.seed) - 0.5)
     return {
         "crossed": _judged(crossed.p < ALPHA, effect, crossed.low, crossed.high, truth, cell),
         "crossed_half": _judged(half.p < ALPHA, effect, half.low, half.high, win_and_half(truth, cell.ties), cell),

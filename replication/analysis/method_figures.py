@@ -76,7 +76,7 @@ def draw_power(rows: Sequence[dict[str, Any]], path: Path) -> None:
     panels = figure.subplots(len(prompts), 1, squeeze=False, sharex=True)[:, 0]
     for panel, n_prompts in zip(panels, prompts, strict=True):
         for i, spread in enumerate(spreads):
-            for n_judges, line in zip((judges[0], judges[-1]), ("-", "--"), strict=True):
+            for n_judges, line in {judges[-1]: "--", judges[0]: "-"}.items():
                 cells = [
                     (row["seeds"], row["power"])
                     for row in rows
@@ -85,8 +85,6 @@ def draw_power(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 x, y = np.array(sorted(cells)).T
                 label = f"seed spread {spread:g}, {n_judges} judges"
                 panel.plot(x, y, line, marker=MARKERS[i], color=COLOURS[i], markersize=5, label=label)
-            if judges[0] == judges[-1]:
-                continue
         panel.axhline(0.8, color="#777777", linewidth=1)
         panel.set_ylim(0, 1.02)
         panel.set_xscale("log")
