@@ -7,6 +7,7 @@ DIR/runs/<arm>/seed-<n>/            one cell: RunDir below
 DIR/tensorboard/<arm>/seed-<n>      links to the cells' tensorboard folders, so that TensorBoard's run names are short
 DIR/tensorboard/over-seeds difference   means, bands and paired differences, where `replicate tensorboard` wrote them
 DIR/launch/<n>-<what>/               what was submitted to SLURM
+DIR/judging/ sealed/                the panel of judges: judging.sqlite, and apart from it the key of sides and arms
 DIR/certificate.json                the pair certificate of every seed
 DIR/report.html report.md results.json figures/*.png
 """
@@ -266,6 +267,16 @@ class SuiteDir:
     def votes(self) -> Path:
         """The vote record; see votes.py."""
         return self.root / "votes.csv"
+
+    @property
+    def judging(self) -> Path:
+        """The panel's database, and what is handed to judges."""
+        return self.root / "judging"
+
+    @property
+    def sealed(self) -> Path:
+        """The key of sides and arms, which the server neither needs nor reads."""
+        return self.root / "sealed"
 
     @property
     def certificate(self) -> Path:

@@ -23,16 +23,22 @@ LAYERS = [
     ["analysis.published", "analysis.recompute", "analysis.claims"],
     ["plan", "preference.prompts", "doctor", "fidelity"],
     ["launcher", "training"],
-    ["grid", "preference", "analysis"],
+    ["grid", "preference", "judging", "analysis"],
     ["bench", "cell", "drill"],
-    ["grid_cli", "bench_cli", "evidence_cli", "tensorboard_cli", "audit_cli", "plan_cli"],
+    ["grid_cli", "bench_cli", "evidence_cli", "tensorboard_cli", "audit_cli", "plan_cli", "judge_cli"],
     ["cli"],
     ["__main__"],
 ]
 
 # What a part must not import, whatever its layer.
 FRAMEWORKS = ["lightning", "pytorch_lightning", "deepspeed"]
-STAGES = ["replication.training", "replication.grid", "replication.preference", "replication.analysis"]
+STAGES = [
+    "replication.training",
+    "replication.grid",
+    "replication.preference",
+    "replication.judging",
+    "replication.analysis",
+]
 FORBIDDEN = {
     "model": [*FRAMEWORKS, *STAGES, "replication.data", "replication.objectives"],
     "objectives": [*FRAMEWORKS, *STAGES, "replication.data"],
@@ -40,6 +46,14 @@ FORBIDDEN = {
     # stages meet through files (and processes), not through each other's objects
     "grid": ["torch", *FRAMEWORKS, "replication.training", "replication.model", "replication.preference"],
     "analysis": ["torch", *FRAMEWORKS, "replication.training", "replication.model", "replication.preference"],
+    "judging": [
+        "torch",
+        *FRAMEWORKS,
+        "replication.training",
+        "replication.model",
+        "replication.grid",
+        "replication.analysis",
+    ],
 }
 EXCEPTIONS = {"objectives.callbacks": ["lightning"]}  # the two Lightning callbacks that switch the objectives on
 
@@ -75,6 +89,7 @@ TORCH_FREE = [
     "tensorboard_cli",
     "audit_cli",
     "analysis",
+    "judging",
     "drill",
     "launcher",
     "model.size",

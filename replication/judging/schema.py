@@ -1,0 +1,145 @@
+"""The tables of a panel. Nothing here tells an arm, a seed or which completion it was, before `unsealed` is filled.
+
+An item is two completions of one prompt in an order drawn at random, called first and second. Which arm is first stands
+in the sealed key alone (seal.py). An assignment gives one item to one judge, on stated sides, at a stated place.
+Times are seconds since 1970 (UTC).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+from replication.votes import CHOICES, JUDGE_KINDS
+
+metadata = MetaData()
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
+    return CheckConstraint(f"{column} IN ({', '.join(repr(v) for v in values)})", name=f"{column}_is_known")
+
+
+panel = Table(
+    "panel",
+    metadata,
+    Column("panel_id", String(32), primary_key=True),  # one row
+    Column("suite", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("key_sha256", String(64), nullable=False),  # commitment: hash of the sealed key, from before any vote
+    Column("admin_sha256", String(64), nullable=False),  # of the administrator's token
+    Column("join_sha256", String(64)),  # of the open link's token; null: by invitation only
+    Column(
+        "votes_per_judge", Integer, nullable=False
+    ),  # first votes of a full set, without repeats and attention items
+    Column("planned_judges", Integer, nullable=False),
+    Column("survey", Boolean, nullable=False),  # whether the page asks about the judge
+    Column("locked_at", Float),  # from then on no vote is taken
+    Column("lock_note", Text),  # why it was locked early
+)
+
+items = Table(
+    "items",
+    metadata,
+    Column("item_id", String(32), primary_key=True),  # random
+    Column("prompt_id", Integer),  # null: an attention item
+    Column("category", Text, nullable=False),
+    Column("question", Text, nullable=False),
+    Column("first", Text, nullable=False),
+    Column("second", Text, nullable=False),
+)
+
+judges = Table(
+    "judges",
+    metadata,
+    Column("judge_id", String(200), primary_key=True),
+    Column("kind", String(8), nullable=False),
+    Column("vendor", Text, nullable=False),  # of a model judge, else empty
+    Column("token_sha256", String(64), unique=True),  # of the invitation link; null: a model judge, or not claimed yet
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),  # read the rubric
+    Column("survey", JSON),  # null: not answered; {}: skipped
+    _one_of("kind", JUDGE_KINDS),
+)
+
+assignments = Table(
+    "assignments",
+    metadata,
+    Column("assignment_id", Integer, primary_key=True),
+    Column("judge_id", ForeignKey("judges.judge_id"), nullable=False),
+    Column("position", Integer, nullable=False),  # from 0, in the judge's order
+    Column("item_id", ForeignKey("items.item_id"), nullable=False, index=True),
+    Column("first_is_left", Boolean, nullable=False),
+    Column("repeats", ForeignKey("assignments.assignment_id")),  # the same item before, sides swapped
+    Column("expected", String(8)),  # of an attention item
+    Column("showing", String(32), unique=True),  # random; what a vote must name; null: never shown, or undone since
+    Column("shown_at", Float),  # the latest time
+    UniqueConstraint("judge_id", "position"),
+)
+
+votes = Table(
+    "votes",
+    metadata,
+    Column("vote_id", Integer, primary_key=True),
+    Column("assignment_id", ForeignKey("assignments.assignment_id"), nullable=False),
+    Column("showing", String(32), nullable=False, unique=True),  # of the assignment then: a showing is voted on once
+    Column("choice", String(8), nullable=False),
+    Column("shown_at", Float),  # null: unknown (a sheet)
+    Column("cast_at", Float, nullable=False),
+    Column("seconds", Float),  # null: unknown
+    Column("undone_at", Float),
+    _one_of("choice", CHOICES),
+)
+Index(
+    "one_vote_an_assignment",
+    votes.c.assignment_id,
+    unique=True,
+    sqlite_where=votes.c.undone_at.is_(None),
+    postgresql_where=votes.c.undone_at.is_(None),
+)
+
+# What a model said, word for word: one row for each request that was answered for good.
+answers = Table(
+    "answers",
+    metadata,
+    Column("answer_id", Integer, primary_key=True),
+    Column("assignment_id", ForeignKey("assignments.assignment_id"), nullable=False),
+    Column("swapped", Boolean, nullable=False),  # whether the sides were the other way round than in the assignment
+    Column("status", String(8), nullable=False),  # choice, refusal or garbage
+    Column("choice", String(8)),  # as the model saw the sides; null unless status is choice
+    Column("prompt", Text, nullable=False),
+    Column("reply", Text, nullable=False),
+    Column("model", Text, nullable=False),  # as the endpoint names it in its answer
+    Column("endpoint", Text, nullable=False),  # without credentials; "sheet" where it was pasted by hand
+    Column("finish_reason", Text),
+    Column("input_tokens", Integer),
+    Column("output_tokens", Integer),
+    Column("asked_at", Float, nullable=False),
+    Column("seconds", Float),
+    UniqueConstraint("assignment_id", "swapped"),
+    _one_of("status", ("choice", "refusal", "garbage")),
+)
+
+# Filled by the lock from the sealed key; empty until then.
+unsealed = Table(
+    "unsealed",
+    metadata,
+    Column("item_id", ForeignKey("items.item_id"), primary_key=True),
+    Column("seed", Integer, nullable=False),
+    Column("arm_first", Text, nullable=False),
+    Column("arm_second", Text, nullable=False),
+    Column("sample_first", Integer, nullable=False),
+    Column("sample_second", Integer, nullable=False),
+)

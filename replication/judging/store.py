@@ -1,0 +1,254 @@
+"""What happens while judges vote: who is asked what, votes once each and durably, the last one undone.
+
+Every public method is one transaction. None knows an arm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, and_, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from replication.judging.database import Database
+from replication.judging.schema import assignments, items, judges, panel, votes
+from replication.votes import CHOICES
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The panel as the page may know it."""
+
+    panel_id: str
+    suite: str
+    admin_sha256: str
+    join_sha256: str | None
+    survey: bool
+    is_locked: bool
+
+
+@dataclass(frozen=True)
+class Judge:
+    """One judge and how far they are."""
+
+    judge_id: str
+    kind: str
+    has_started: bool
+    survey: Mapping[str, Any] | None
+    """None: not asked yet; empty: skipped."""
+    n_assigned: int
+    n_voted: int
+
+
+@dataclass(frozen=True)
+class Showing:
+    """What a judge is to see now."""
+
+    assignment_id: int
+    showing: str
+    """What the vote on it must name."""
+    position: int
+    """From 0."""
+    question: str
+    left: str
+    right: str
+
+
+class Cast(Enum):
+    """What became of a vote."""
+
+    STORED = "stored"
+    REPEATED = "repeated"  # this showing has its vote, the same choice; nothing written
+    CONFLICT = "conflict"  # this showing has its vote, or had one that was undone; nothing written
+    UNKNOWN = "unknown"  # no such showing for this judge; nothing written
+    LOCKED = "locked"  # the panel takes no more votes; nothing written
+
+
+def hash_token(token: str) -> str:
+    """What the database keeps of a link or an administrator's token."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+class Store:
+    """The panel in one database."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    # ------------------------------------------------------------ looking
+
+    def panel(self) -> Panel:
+        with self.database.read() as c:
+            row = c.execute(select(panel)).one()
+        return Panel(row.panel_id, row.suite, row.admin_sha256, row.join_sha256, row.survey, row.locked_at is not None)
+
+    def judge_by_token(self, token: str) -> Judge | None:
+        """The judge whose link holds this token."""
+        with self.database.read() as c:
+            row = c.execute(select(judges).where(judges.c.token_sha256 == hash_token(token))).one_or_none()
+            return _judge(c, row) if row else None
+
+    def judge(self, judge_id: str) -> Judge | None:
+        with self.database.read() as c:
+            row = c.execute(select(judges).where(judges.c.judge_id == judge_id)).one_or_none()
+            return _judge(c, row) if row else None
+
+    def last_vote(self, judge_id: str) -> str | None:
+        """The showing of the judge's last vote that stands: what `undo` must name."""
+        with self.database.read() as c:
+            row = c.execute(_last_vote(judge_id)).one_or_none()
+        return row.showing if row else None
+
+    # ------------------------------------------------------------ a session
+
+    def claim(self, token: str) -> Judge | None:
+        """Give the first set of assignments that nobody has to a new judge, who is known by this token from now on.
+
+        None where every set is taken.
+        """
+        with self.database.write() as c:
+            free = and_(judges.c.kind == "human", judges.c.token_sha256.is_(None))
+            query = select(judges).where(free).order_by(judges.c.judge_id).limit(1)
+            row = c.execute(query.with_for_update(skip_locked=True)).one_or_none()
+            if row is None:
+                return None
+            hashed = {"token_sha256": hash_token(token)}
+            c.execute(update(judges).where(judges.c.judge_id == row.judge_id).values(hashed))
+            return _judge(c, row)
+
+    def start(self, judge_id: str) -> None:
+        """Note that the judge has read the rubric; the first time counts."""
+        with self.database.write() as c:
+            unread = and_(judges.c.judge_id == judge_id, judges.c.started_at.is_(None))
+            c.execute(update(judges).where(unread).values(started_at=time.time()))
+
+    def answer_survey(self, judge_id: str, answers: Mapping[str, Any]) -> None:
+        """Keep a judge's answers about themselves; {} where they skip."""
+        with self.database.write() as c:
+            c.execute(update(judges).where(judges.c.judge_id == judge_id).values(survey=dict(answers)))
+
+    def show(self, judge_id: str) -> Showing | None:
+        """The first assignment without a vote, noted as shown now; None where there is none or the panel is locked."""
+        with self.database.write() as c:
+            if _is_locked(c):
+                return None
+            row = c.execute(_current(judge_id)).one_or_none()
+            if row is None:
+                return None
+            showing = row.showing or secrets.token_urlsafe(16)
+            seen = {"showing": showing, "shown_at": time.time()}
+            c.execute(update(assignments).where(assignments.c.assignment_id == row.assignment_id).values(seen))
+        left, right = (row.first, row.second) if row.first_is_left else (row.second, row.first)
+        return Showing(row.assignment_id, showing, row.position, row.question, left, right)
+
+    def vote(self, judge_id: str, showing: str, choice: str) -> Cast:
+        """Store a judge's choice on what they were shown; at most once a showing, whoever asks how often.
+
+        When STORED is returned the vote is on the disk.
+        """
+        assert choice in CHOICES
+        now = time.time()
+        try:
+            with self.database.write() as c:
+                if _is_locked(c):
+                    return Cast.LOCKED
+                earlier = c.execute(_vote_on(judge_id, showing)).one_or_none()
+                if earlier is not None:
+                    stands = earlier.undone_at is None and earlier.choice == choice
+                    return Cast.REPEATED if stands else Cast.CONFLICT
+                shown = and_(assignments.c.judge_id == judge_id, assignments.c.showing == showing)
+                row = c.execute(select(assignments).where(shown).with_for_update()).one_or_none()
+                if row is None:
+                    return Cast.UNKNOWN
+                cast = {"assignment_id": row.assignment_id, "showing": showing, "choice": choice, "cast_at": now}
+                c.execute(insert(votes).values(**cast, shown_at=row.shown_at, seconds=max(0.0, now - row.shown_at)))
+        except IntegrityError:  # another request was faster with the same showing
+            return Cast.CONFLICT
+        return Cast.STORED
+
+    def undo(self, judge_id: str, showing: str) -> bool:
+        """Take back the judge's last vote, which must be the one on `showing`; its item comes next again.
+
+        The vote stays in the table, marked; the item gets a new showing. False, with nothing written, where that vote
+        is not the judge's last one or the panel is locked.
+        """
+        with self.database.write() as c:
+            last = c.execute(_last_vote(judge_id)).one_or_none()
+            if _is_locked(c) or last is None or last.showing != showing:
+                return False
+            standing = and_(votes.c.vote_id == last.vote_id, votes.c.undone_at.is_(None))
+            done = c.execute(update(votes).where(standing).values(undone_at=time.time()))
+            again = update(assignments).where(assignments.c.assignment_id == last.assignment_id)
+            c.execute(again.values(showing=None, shown_at=None))
+            return done.rowcount == 1
+
+
+def standing_votes() -> Select[Any]:
+    """Every vote that was not undone, one row each in order of casting, with its assignment, judge and item.
+
+    Columns: vote_id, choice, shown_at, cast_at, seconds; assignment_id, judge_id, position, item_id, first_is_left,
+    repeats, expected; kind, vendor; prompt_id, category.
+    """
+    return (
+        select(
+            *(votes.c[name] for name in ("vote_id", "choice", "shown_at", "cast_at", "seconds")),
+            *(assignments.c[name] for name in ("assignment_id", "judge_id", "position", "item_id")),
+            *(assignments.c[name] for name in ("first_is_left", "repeats", "expected")),
+            judges.c.kind,
+            judges.c.vendor,
+            items.c.prompt_id,
+            items.c.category,
+        )
+        .join_from(votes, assignments)
+        .join(judges)
+        .join(items)
+        .where(votes.c.undone_at.is_(None))
+        .order_by(votes.c.vote_id)
+    )
+
+
+def _is_locked(c: Connection) -> bool:
+    """Whether the panel is locked; holds off a lock until the transaction ends."""
+    return c.execute(select(panel.c.locked_at).with_for_update(read=True)).scalar_one() is not None
+
+
+def _judge(c: Connection, row: Row[Any]) -> Judge:
+    mine = assignments.c.judge_id == row.judge_id
+    n_assigned = c.execute(select(func.count()).select_from(assignments).where(mine)).scalar_one()
+    n_voted = c.execute(
+        select(func.count()).select_from(assignments.join(votes)).where(mine, votes.c.undone_at.is_(None))
+    ).scalar_one()
+    return Judge(row.judge_id, row.kind, row.started_at is not None, row.survey, n_assigned, n_voted)
+
+
+def _current(judge_id: str) -> Select[Any]:
+    voted = select(votes.c.vote_id).where(
+        votes.c.assignment_id == assignments.c.assignment_id, votes.c.undone_at.is_(None)
+    )
+    return (
+        select(assignments, items.c.question, items.c.first, items.c.second)
+        .join(items)
+        .where(assignments.c.judge_id == judge_id, ~voted.exists())
+        .order_by(assignments.c.position)
+        .limit(1)
+    )
+
+
+def _vote_on(judge_id: str, showing: str) -> Select[Any]:
+    return select(votes).join(assignments).where(assignments.c.judge_id == judge_id, votes.c.showing == showing)
+
+
+def _last_vote(judge_id: str) -> Select[Any]:
+    return (
+        select(votes)
+        .join(assignments)
+        .where(assignments.c.judge_id == judge_id, votes.c.undone_at.is_(None))
+        .order_by(assignments.c.position.desc())
+        .limit(1)
+    )
