@@ -41,6 +41,7 @@ class Database:
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self._writer = threading.Lock()
         if self.is_sqlite:
+            Path(self.engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
             _set_up_sqlite(self.engine)
 
     @property
@@ -62,11 +63,10 @@ class Database:
             line = str(error.orig).strip().splitlines()[0]
             raise UserError(f"--database: {self.name} does not answer ({line}); start it, or name another") from None
 
-    def create(self) -> None:
-        """Create the tables that are missing."""
-        if self.is_sqlite:
-            Path(self.engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
-        metadata.create_all(self.engine)
+    @staticmethod
+    def create(connection: Connection) -> None:
+        """Create the tables, inside a transaction."""
+        metadata.create_all(connection)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -1,0 +1,337 @@
+"""Make a panel from completions; give judges their assignments and links; lock it. Needs the sealed key."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from replication.errors import UserError
+from replication.judging.database import Database
+from replication.judging.design import Cell, Design, Place, session
+from replication.judging.schema import assignments, items, judges, panel, unsealed
+from replication.judging.seal import Behind, Key, read_key, remove_key, write_key
+from replication.judging.store import hash_token
+from replication.preference.completions import Completion
+
+Completions = Mapping[int, Mapping[str, Sequence[Completion]]]
+"""seed -> arm -> completions"""
+
+ATTENTION_QUESTION = "Nothing is to be compared here: please choose “{choice}”. It shows us that the page is read."
+ATTENTION_TEXT = "(no text)"
+LABELS = {"left": "Left is better", "right": "Right is better"}
+
+
+@dataclass(frozen=True)
+class PanelOptions:
+    """How a panel is made.
+
+    Attributes:
+        judges: people it is planned for; each gets a set of assignments.
+        votes_per_judge: first votes of a set.
+        repeat_share: share of a set that comes again, sides swapped.
+        attention: attention items of a set.
+        survey: whether the page asks about the judge.
+        open_link: whether one link gives each who opens it a set that is free.
+    """
+
+    judges: int
+    votes_per_judge: int
+    repeat_share: float = 0.1
+    attention: int = 0
+    survey: bool = True
+    open_link: bool = True
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Secrets of a new panel; the database keeps their hashes only."""
+
+    admin: str
+    join: str | None
+
+
+# ---------------------------------------------------------------- a new panel
+
+
+def create_panel(
+    database: Database,
+    sealed: Path,
+    suite: str,
+    completions: Completions,
+    arms: tuple[str, str],
+    options: PanelOptions,
+) -> Tokens:
+    """Make the items, seal their key, and give every planned judge a set.
+
+    Args:
+        database: where no panel is yet.
+        sealed: folder of the key.
+        suite: name of the suite, for the vote record.
+        completions: of both arms at each seed.
+        arms: (baseline, treatment).
+        options: see PanelOptions.
+
+    Raises:
+        UserError: there is a panel already, or the completions do not match between arms and seeds.
+    """
+    _check(options)
+    found = _matched(completions, arms)
+    if database.exists():
+        raise UserError(f"{database.name}: holds a panel already; it is made once. Take another --out or --database")
+    drawn = _items(found, arms)
+    key = Key(
+        panel_id=secrets.token_hex(8),
+        secret=secrets.token_hex(32),
+        baseline=arms[0],
+        treatment=arms[1],
+        prompts=found.prompts,
+        seeds=found.seeds,
+        samples_baseline=found.samples[0],
+        samples_treatment=found.samples[1],
+        repeat_share=options.repeat_share,
+        n_attention=options.attention,
+        items={row["item_id"]: behind for row, behind in drawn},
+    )
+    tokens = Tokens(secrets.token_urlsafe(24), secrets.token_urlsafe(24) if options.open_link else None)
+    with database.write() as c:
+        database.create(c)
+        key_sha256 = write_key(sealed, key)
+        try:
+            c.execute(insert(items), [row for row, _ in sorted(drawn, key=lambda pair: pair[0]["item_id"])])
+            c.execute(
+                insert(panel).values(
+                    panel_id=key.panel_id,
+                    suite=suite,
+                    created_at=time.time(),
+                    key_sha256=key_sha256,
+                    admin_sha256=hash_token(tokens.admin),
+                    join_sha256=hash_token(tokens.join) if tokens.join else None,
+                    votes_per_judge=options.votes_per_judge,
+                    planned_judges=options.judges,
+                    survey=options.survey,
+                )
+            )
+            names = [f"judge-{n:03d}" for n in range(1, options.judges + 1)]
+            _add(c, key, names, "human", "", options.votes_per_judge)
+        except BaseException:  # a key of no panel would stand in the way of the next one
+            remove_key(sealed)
+            raise
+    return tokens
+
+
+def _check(o: PanelOptions) -> None:
+    for flag, value, least in (("judges", o.judges, 0), ("votes", o.votes_per_judge, 1), ("attention", o.attention, 0)):
+        if value < least:
+            raise UserError(f"--{flag}: {value} must be at least {least}")
+    if not 0 <= o.repeat_share <= 0.5:
+        raise UserError(f"--repeats: {o.repeat_share} must lie between 0 and 0.5 (a share of the votes)")
+
+
+@dataclass(frozen=True)
+class _Found:
+    prompts: list[int]
+    seeds: list[int]
+    samples: tuple[list[int], list[int]]
+    by_name: dict[tuple[int, str, int, int], Completion]  # (seed, arm, prompt, sample)
+
+
+def _matched(completions: Completions, arms: tuple[str, str]) -> _Found:
+    """The completions by name, after a look that every seed and arm has the same prompts and samples."""
+    if not completions:
+        raise UserError(f"no seed has completions of both {arms[0]} and {arms[1]}; run `replicate generate` first")
+    by_name, shapes = {}, {}
+    for seed, of_arm in completions.items():
+        for arm in arms:
+            for one in of_arm.get(arm, ()):
+                by_name[seed, arm, one.prompt_id, one.sample] = one
+            shapes[seed, arm] = {(one.prompt_id, one.sample): one.question for one in of_arm.get(arm, ())}
+    seeds = sorted(completions)
+    for i, arm in enumerate(arms):
+        for seed in seeds:
+            if shapes[seed, arm] != shapes[seeds[0], arm] or not shapes[seed, arm]:
+                raise UserError(
+                    f"{arm}/seed-{seed}: has completions of other prompts, or other numbers of them, than "
+                    f"{arms[0]}/seed-{seeds[0]}; generate all cells with the same settings"
+                )
+        prompts = {prompt for prompt, _ in shapes[seeds[0], arm]}
+        if i and prompts != {prompt for prompt, _ in shapes[seeds[0], arms[0]]}:
+            raise UserError(
+                f"{arm}: has completions of other prompts than {arms[0]}; generate both with one prompt file"
+            )
+    samples = tuple(sorted({sample for _, sample in shapes[seeds[0], arm]}) for arm in arms)
+    for arm, numbers in zip(arms, samples, strict=True):
+        for prompt in prompts:
+            if any((prompt, sample) not in shapes[seeds[0], arm] for sample in numbers):
+                raise UserError(f"{arm}: prompt {prompt} lacks some of the samples {numbers}; generate the cells again")
+    return _Found(sorted(prompts), seeds, (samples[0], samples[1]), by_name)
+
+
+def _items(found: _Found, arms: tuple[str, str]) -> list[tuple[dict[str, Any], Behind]]:
+    """Every pair of completions of one prompt and seed: its row, in an order drawn at random, and what is behind it."""
+    drawn = []
+    for seed in found.seeds:
+        for prompt in found.prompts:
+            for a in found.samples[0]:
+                for b in found.samples[1]:
+                    both = [(arms[0], a), (arms[1], b)]
+                    if secrets.randbits(1):
+                        both.reverse()
+                    texts = [found.by_name[seed, arm, prompt, sample] for arm, sample in both]
+                    row = {
+                        "item_id": secrets.token_hex(8),
+                        "prompt_id": prompt,
+                        "category": texts[0].category,
+                        "question": texts[0].question,
+                        "first": texts[0].text,
+                        "second": texts[1].text,
+                    }
+                    drawn.append((row, Behind(seed, both[0][0], both[1][0], both[0][1], both[1][1])))
+    return drawn
+
+
+# ---------------------------------------------------------------- judges
+
+
+def add_judges(
+    database: Database, sealed: Path, names: Sequence[str], kind: str = "human", vendor: str = "", votes: int = 0
+) -> None:
+    """Give judges the next assignments of the design.
+
+    Args:
+        names: judge ids that are not taken yet.
+        kind: human or model.
+        votes: first votes of each; 0: as many as the panel plans.
+
+    Raises:
+        UserError: a name is taken, the panel is locked, or the key is not there.
+    """
+    with database.read() as c:
+        row = c.execute(select(panel)).one()
+        taken = set(c.execute(select(judges.c.judge_id)).scalars())
+    if row.locked_at is not None:
+        raise UserError("the panel is locked; no judge can join it")
+    for name in names:
+        if name in taken or not name.strip() or len(name) > 200:
+            raise UserError(f"judge '{name}': is taken, empty or longer than 200 characters; choose another name")
+    key = read_key(sealed, row.key_sha256)
+    with database.write() as c:
+        _add(c, key, names, kind, vendor, votes or row.votes_per_judge)
+
+
+def next_names(database: Database, n: int) -> list[str]:
+    """n names of the form judge-007 that are not taken."""
+    with database.read() as c:
+        taken = set(c.execute(select(judges.c.judge_id)).scalars())
+    free = (f"judge-{i:03d}" for i in range(1, len(taken) + n + 1))
+    return [name for name in free if name not in taken][:n]
+
+
+def invite(database: Database, names: Sequence[str]) -> dict[str, str]:
+    """A new link token for each judge; an earlier link of theirs stops working."""
+    tokens = {name: secrets.token_urlsafe(24) for name in names}
+    with database.write() as c:
+        for name, token in tokens.items():
+            this = judges.c.judge_id == name
+            if not c.execute(update(judges).where(this).values(token_sha256=hash_token(token))).rowcount:
+                raise UserError(f"judge '{name}': no such judge in this panel")
+    return tokens
+
+
+def _add(c: Connection, key: Key, names: Sequence[str], kind: str, vendor: str, votes: int) -> None:
+    design = Design(len(key.prompts), len(key.seeds), len(key.samples_baseline), len(key.samples_treatment), key.secret)
+    if votes > design.n_distinct:
+        raise UserError(f"--votes: {votes} is more than the {design.n_distinct} pairs of completions there are")
+    first_vote = assignments.c.repeats.is_(None) & assignments.c.expected.is_(None)
+    given = c.execute(select(func.count()).select_from(assignments).where(first_vote)).scalar_one()
+    known = {_name(behind, prompt): item for item, prompt, behind in _behind(c, key)}
+    for number, name in enumerate(names):
+        c.execute(insert(judges).values(judge_id=name, kind=kind, vendor=vendor, created_at=time.time()))
+        cells = design.cells(given + number * votes, votes)
+        rng = Random(f"{key.secret}/session/{name}")
+        n_attention = key.n_attention if kind == "human" else 0
+        n_repeats = math.ceil(key.repeat_share * votes) if kind == "human" else 0  # a model sees both orders anyway
+        _assign(c, key, name, session(cells, n_repeats, n_attention, rng), known)
+
+
+def _behind(c: Connection, key: Key) -> list[tuple[str, int, Behind]]:
+    prompts = c.execute(select(items.c.item_id, items.c.prompt_id).where(items.c.prompt_id.is_not(None)))
+    return [(item, prompt, key.items[item]) for item, prompt in prompts]
+
+
+def _name(behind: Behind, prompt: int) -> tuple[Any, ...]:
+    """(seed, prompt, {arm: sample}) in a form that the order does not change."""
+    pairs = sorted([(behind.arm_first, behind.sample_first), (behind.arm_second, behind.sample_second)])
+    return behind.seed, prompt, *pairs
+
+
+def _assign(c: Connection, key: Key, name: str, places: Sequence[Place], known: Mapping[tuple[Any, ...], str]) -> None:
+    ids: list[int] = []
+    for position, place in enumerate(places):
+        if place.cell is None:
+            assert place.expected is not None
+            item, first_is_left = _attention_item(c, place.expected), True
+        else:
+            item = known[_wanted(place.cell, key)]
+            first_is_left = (key.items[item].arm_first == key.treatment) == place.treatment_left
+        row = {
+            "judge_id": name,
+            "position": position,
+            "item_id": item,
+            "first_is_left": first_is_left,
+            "repeats": None if place.repeats is None else ids[place.repeats],
+            "expected": place.expected,
+        }
+        ids.append(c.execute(insert(assignments).values(row)).inserted_primary_key[0])  # type: ignore[index]
+
+
+def _wanted(cell: Cell, key: Key) -> tuple[Any, ...]:
+    pairs = sorted(
+        [
+            (key.baseline, key.samples_baseline[cell.sample_baseline]),
+            (key.treatment, key.samples_treatment[cell.sample_treatment]),
+        ]
+    )
+    return key.seeds[cell.seed], key.prompts[cell.prompt], *pairs
+
+
+def _attention_item(c: Connection, expected: str) -> str:
+    """The item that asks for this choice; made at its first use."""
+    item_id = hashlib.sha256(f"attention/{expected}".encode()).hexdigest()[:16]
+    if c.execute(select(items.c.item_id).where(items.c.item_id == item_id)).one_or_none() is None:
+        question = ATTENTION_QUESTION.format(choice=LABELS[expected])
+        row = {"item_id": item_id, "category": "attention", "question": question}
+        c.execute(insert(items).values(**row, first=ATTENTION_TEXT, second=ATTENTION_TEXT))
+    return item_id
+
+
+# ---------------------------------------------------------------- the lock
+
+
+def lock_panel(database: Database, sealed: Path, note: str = "") -> None:
+    """Close the panel for good and put what stands behind its items into the database.
+
+    Locking again changes nothing, and puts in what an interrupted lock had not come to.
+
+    Raises:
+        UserError: the key is not there, or is another one.
+    """
+    with database.read() as c:
+        expected = c.execute(select(panel.c.key_sha256)).scalar_one()
+    key = read_key(sealed, expected)
+    with database.write() as c:
+        # FOR UPDATE waits for the votes that are being stored; those that come later see the lock
+        row = c.execute(select(panel).with_for_update()).one()
+        if row.locked_at is None:
+            c.execute(update(panel).values(locked_at=time.time(), lock_note=note))
+        if not c.execute(select(func.count()).select_from(unsealed)).scalar_one():
+            rows = [{"item_id": item, **vars(behind)} for item, behind in key.items.items()]
+            c.execute(insert(unsealed), rows)

@@ -1,0 +1,90 @@
+"""The sealed key: which arm, seed and completion stands behind each item. Written once, before any vote.
+
+It lies in a folder of its own, apart from the database, and only the commands that make a panel, add judges or lock it
+read it. The panel holds the SHA-256 of the file from the start, so that a key that was changed afterwards is found out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from replication.errors import UserError
+from replication.rundir import write_text
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What stands behind an item."""
+
+    seed: int
+    arm_first: str
+    arm_second: str
+    sample_first: int
+    sample_second: int
+
+
+@dataclass(frozen=True)
+class Key:
+    """All that is sealed.
+
+    Attributes:
+        secret: what the design is drawn from.
+        prompts, seeds: ids in the order of the design's indices.
+        samples_baseline, samples_treatment: sample numbers in that order.
+        items: item id -> what stands behind it.
+    """
+
+    panel_id: str
+    secret: str
+    baseline: str
+    treatment: str
+    prompts: list[int]
+    seeds: list[int]
+    samples_baseline: list[int]
+    samples_treatment: list[int]
+    repeat_share: float
+    n_attention: int
+    items: dict[str, Behind]
+
+
+def write_key(folder: Path, key: Key) -> str:
+    """Write DIR/sealed/key.json, readable by its owner alone; return its SHA-256.
+
+    Raises:
+        UserError: there is one already.
+    """
+    path = folder / "key.json"
+    if path.exists():
+        raise UserError(f"{path}: there already; a panel's key is written once: take another --out, or remove both")
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chmod(folder, 0o700)
+    text = json.dumps(asdict(key), indent=1)
+    write_text(path, text)
+    os.chmod(path, 0o600)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def remove_key(folder: Path) -> None:
+    """Take back what write_key wrote, for a panel that came to nothing."""
+    (folder / "key.json").unlink(missing_ok=True)
+
+
+def read_key(folder: Path, expected_sha256: str) -> Key:
+    """Open the seal.
+
+    Raises:
+        UserError: no key there, or another one than the panel was made with.
+    """
+    path = folder / "key.json"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the folder in which the panel was made") from None
+    if hashlib.sha256(data).hexdigest() != expected_sha256:
+        raise UserError(f"{path}: is not the key that this panel was made with (its SHA-256 differs); restore that one")
+    values = json.loads(data)
+    return Key(**(values | {"items": {name: Behind(**behind) for name, behind in values["items"].items()}}))
