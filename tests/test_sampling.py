@@ -12,6 +12,7 @@ from training_setup import MODEL, fit, small_config
 from replication.model.transformer import Transformer, initialise
 from replication.preference.sampling import Sampler, complete, gumbel, row_key
 
+TOKENS = torch.arange(500)
 SAMPLER = Sampler(temperature=0.7, top_k=40)
 
 
@@ -72,13 +73,13 @@ def test_top_k_and_temperature():
 
 def test_noise_is_standard_gumbel_and_independent_of_the_row():
     keys = torch.tensor([row_key("cell", i) for i in range(200)])
-    noise = gumbel(keys, 3, 500)
+    noise = gumbel(keys, 3, TOKENS)
     assert stats.kstest(noise.flatten().numpy(), "gumbel_r").pvalue > 0.001
-    assert torch.equal(noise[7], gumbel(keys[7:8], 3, 500)[0])
-    assert not torch.equal(noise, gumbel(keys, 4, 500))
+    assert torch.equal(noise[7], gumbel(keys[7:8], 3, TOKENS)[0])
+    assert not torch.equal(noise, gumbel(keys, 4, TOKENS))
     neighbours = torch.corrcoef(torch.stack([noise[:-1].flatten(), noise[1:].flatten()]))[0, 1]
     assert abs(float(neighbours)) < 0.01
-    positions = torch.corrcoef(torch.stack([noise.flatten(), gumbel(keys, 4, 500).flatten()]))[0, 1]
+    positions = torch.corrcoef(torch.stack([noise.flatten(), gumbel(keys, 4, TOKENS).flatten()]))[0, 1]
     assert abs(float(positions)) < 0.01
 
 
