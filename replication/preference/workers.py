@@ -201,7 +201,7 @@ def _ended(worker: _Worker, failed: dict[str, str], counts: _Counts, finished: C
 
 
 class _Counts:
-    """Completions and tokens that workers have brought to the disk, the parts of finished cells being gone from there."""
+    """Completions and tokens that workers have brought to the disk; finished cells keep theirs."""
 
     def __init__(self, todo: Sequence[Samples]) -> None:
         self.todo, self.kept = todo, dict[str, tuple[int, int]]()
