@@ -21,9 +21,9 @@ from replication.arguments import Parser
 from replication.errors import UserError
 
 if TYPE_CHECKING:
+    from replication.judging.attendance import Fill
     from replication.judging.database import Database
     from replication.judging.folder import PanelFolder
-    from replication.judging.record import Fill
 
 TEXTS = {
     "prepare": "make a panel from the completions of two arms: items, sealed key, a set of pairs for each judge",
@@ -46,19 +46,7 @@ ELSEWHERE = {
 """Actions whose flags and work lie in a module of their own: add_arguments(parser), run(args, console) -> int."""
 
 BASE_URL = "http://127.0.0.1:8765"
-PACKAGES = [
-    "sqlalchemy",
-    "psycopg",
-    "fastapi",
-    "starlette",
-    "uvicorn",
-    "multipart",
-    "python_multipart",
-    "openai",
-    "httpx",
-    "tenacity",
-    "sklearn",
-]
+PACKAGES = "sqlalchemy psycopg fastapi starlette uvicorn multipart python_multipart openai httpx tenacity sklearn"
 """Of the extra `judge`."""
 
 
@@ -67,7 +55,7 @@ def judge(argv: list[str]) -> int:
     try:
         return _act(argv)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in PACKAGES:
+        if (error.name or "").split(".")[0] not in PACKAGES.split():
             raise
         raise UserError(
             f"replicate judge: the package {error.name} is missing; launch/install.sh judge, or pip install "
@@ -283,8 +271,9 @@ def _lock_arguments(sub: Parser) -> None:
 
 
 def _lock(args: argparse.Namespace, console: Console) -> int:
+    from replication.judging.attendance import fill
+    from replication.judging.export import check_votes_file, write_record
     from replication.judging.panel import lock_panel
-    from replication.judging.record import check_votes_file, fill, write_record
     from replication.judging.state import rules_of
     from replication.judging.store import Store
 
@@ -328,7 +317,7 @@ def _export_arguments(sub: Parser) -> None:
 
 
 def _export(args: argparse.Namespace, console: Console) -> int:
-    from replication.judging.record import write_export, write_record
+    from replication.judging.export import write_export, write_record
     from replication.judging.state import rules_of
 
     folder, database = _open(args)

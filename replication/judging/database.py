@@ -52,7 +52,9 @@ class Database:
         """The file, or the URL without its password, which the driver finds in PGPASSWORD or ~/.pgpass."""
         if self.is_sqlite:
             return str(Path(self.name).absolute())
-        return self.engine.url.set(password=None).render_as_string(hide_password=False)
+        u = self.engine.url
+        open_url = URL.create(u.drivername, u.username, None, u.host, u.port, u.database, u.query)
+        return open_url.render_as_string(hide_password=False)
 
     def exists(self) -> bool:
         """Whether a panel's tables are there. Never creates an SQLite file.

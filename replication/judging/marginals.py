@@ -5,7 +5,6 @@ a is the baseline and b the treatment. Repeats and attention items are not count
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,9 +15,8 @@ from typing import Any
 from scipy import stats as scipy_stats
 
 from replication.config import AnalysisConfig
-from replication.judging.database import Database
-from replication.judging.export import Unsealed, unsealed_votes
 from replication.judging.folder import utc
+from replication.judging.unsealing import Unsealed
 from replication.votes import Vote
 
 SCHEMA_VERSION = 3
@@ -29,23 +27,13 @@ NOTE = (
 )
 
 
-def marginals_json(database: Database, rules: AnalysisConfig | None = None) -> str:
-    """Counts by judge, prompt, category, background and filter.
+def marginals(found: Unsealed, rules: AnalysisConfig) -> dict[str, Any]:
+    """Counts by judge, prompt, category, background and filter, as plain values.
 
     Args:
-        database: of a locked panel.
-        rules: what the filters go by: fast_seconds, tie_share, experimenters; none: the defaults.
-
-    Raises:
-        UserError: the panel is not locked.
+        found: the votes.
+        rules: what the filters go by: fast_seconds, tie_share, experimenters.
     """
-    return (
-        json.dumps(marginals(unsealed_votes(database), rules or AnalysisConfig()), indent=2, ensure_ascii=False) + "\n"
-    )
-
-
-def marginals(found: Unsealed, rules: AnalysisConfig) -> dict[str, Any]:
-    """The same as plain values."""
     first = [(vote, at) for vote, at in zip(found.votes, found.cast_at, strict=True) if not vote.repeat_of]
     scores = [(vote, _winner(vote, found.arms)) for vote, _ in first]
     by_judge: dict[str, list[tuple[Vote, float]]] = {}
@@ -171,13 +159,14 @@ def _filters(
     ]
     if rules.experimenters:
         left_out.append(("without experimenters", lambda row: row["name"] in rules.experimenters))
-    rows = [
+    rows: list[tuple[str, set[str] | None]] = [
         ("all judges", None),
         ("models only", {name for name, row in judges.items() if row["type"] == "Human"}),
         ("people only", {name for name, row in judges.items() if row["type"] == "FM"}),
     ]
-    by_rule = [(label, {n for n, row in judges.items() if applies(row)}) for label, applies in left_out]
-    rows += [*by_rule, ("without all of these", set.union(*(names for _, names in by_rule)))]
+    by_rule: list[tuple[str, set[str]]] = [(label, {n for n, row in judges.items() if applies(row)}) for label, applies in left_out]
+    rows += by_rule
+    rows.append(("without all of these", set.union(*(names for _, names in by_rule))))
     result = []
     for label, names in rows:
         kept = judges.keys() - (names or set())

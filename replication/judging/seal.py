@@ -60,8 +60,8 @@ def write_key(folder: Path, key: Key) -> str:
     path = folder / "key.json"
     if path.exists():
         raise UserError(
-            f"{path}: there already; a panel's key is written once. If its panel lies in another database, name that; if "
-            "it was never made, move the key away"
+            f"{path}: there already; a panel's key is written once. If its panel lies in another database, "
+            "name that; if it was never made, move the key away"
         )
     folder.mkdir(parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
