@@ -70,7 +70,8 @@ class Database:
             line = str(error.orig).strip().splitlines()[0]
             raise UserError(f"--database: {self.name} does not answer ({line}); start it, or name another") from None
         except (DatabaseError, sqlite3.DatabaseError) as error:
-            raise UserError(f"--database: {self.name} cannot be read ({error}); restore it, or name another") from None
+            line = str(getattr(error, "orig", error)).strip().splitlines()[0]
+            raise UserError(f"--database: {self.name} cannot be read ({line}); restore it, or name another") from None
 
     @staticmethod
     def create(connection: Connection) -> None:
