@@ -14,7 +14,7 @@ from judging_setup import MadePanel, at_once, at_random, completions, make_panel
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.export import votes_csv
-from replication.judging.panel import add_judges, invite, invite_free, next_names
+from replication.judging.panel import add_judges, invite, invite_free, lock_panel, next_names
 from replication.judging.schema import assignments, items, judges, votes
 from replication.judging.store import Cast, Store, hash_token
 from replication.judging.unsealing import unsealed_votes, vote_id
@@ -214,8 +214,10 @@ def test_no_vote_is_acknowledged_after_the_record_was_written(url: str, tmp_path
         thread.start()
     started.wait()
     time.sleep(0.3)
-    panel.lock()
-    (tmp_path / "votes.csv").write_text(votes_csv(panel.database))
+    other = Database(url)  # the command is another process than the page, with connections of its own
+    lock_panel(other, panel.sealed)
+    (tmp_path / "votes.csv").write_text(votes_csv(other))
+    other.close()
     for thread in threads:
         thread.join()
     panel_id = panel.store.panel().panel_id
