@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from judging_setup import MadePanel, at_once, at_random, completions, make_panel, vote_all
+from sqlalchemy import func, select
 
 from replication.errors import UserError
 from replication.judging.database import Database
@@ -136,6 +137,14 @@ def test_links_and_tokens_are_kept_as_hashes(panel: MadePanel) -> None:
     assert panel.store.judge_by_token(token) is None and panel.store.judge_by_token(newer) is not None
     assert panel.store.panel().admin_sha256 == hash_token(panel.admin)
     assert panel.join is not None and panel.store.panel().join_sha256 == hash_token(panel.join)
+
+
+def test_what_is_read_is_one_view(panel: MadePanel) -> None:
+    with panel.database.read() as c:
+        before = c.execute(select(func.count()).select_from(votes)).scalar_one()
+        at_once(1, lambda i: vote_all(panel.store, J, at_random(i), most=1))
+        assert c.execute(select(func.count()).select_from(votes)).scalar_one() == before
+    assert len(panel.standing()) == before + 1
 
 
 # ---------------------------------------------------------------- many at once

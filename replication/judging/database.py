@@ -16,6 +16,8 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from replication.errors import UserError
 from replication.judging.schema import metadata
 
+CONNECT_SECONDS = 10
+
 
 class Database:
     """Transactions, one writer at a time where the database is a file.
@@ -29,9 +31,10 @@ class Database:
 
     def __init__(self, url: str | Path) -> None:
         try:
-            self.engine = create_engine(
-                _parse(url), pool_size=20, max_overflow=20, pool_pre_ping=not str(url).startswith("sqlite")
-            )
+            parsed = _parse(url)
+            is_postgres = parsed.get_backend_name() == "postgresql"
+            more = {"connect_args": {"connect_timeout": CONNECT_SECONDS}} if is_postgres else {}
+            self.engine = create_engine(parsed, pool_size=20, max_overflow=20, pool_pre_ping=is_postgres, **more)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise UserError(
                 f"--database: {_without_password(str(url))} cannot be used ({error}); give a file, or a URL such as "
@@ -80,8 +83,11 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A consistent view."""
-        with self.engine.connect() as connection, connection.begin():
+        """A consistent view: what others write meanwhile is not seen."""
+        connection = self.engine.connect()
+        if not self.is_sqlite:
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        with connection, connection.begin():
             yield connection
 
     @contextmanager
