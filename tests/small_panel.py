@@ -92,6 +92,20 @@ def small_panel(
     )
 
 
+def begin(panel: SmallPanel) -> dict[str, str]:
+    """Both judges start and vote once; token -> what is shown to them now."""
+    shown = {}
+    for token, name in zip(panel.links, ("judge-001", "judge-002"), strict=True):
+        panel.store.start(name)
+        first = panel.store.show(name)
+        assert first is not None
+        panel.store.vote(name, first.showing, "tie")
+        second = panel.store.show(name)
+        assert second is not None
+        shown[token] = second.showing
+    return shown
+
+
 @contextmanager
 def served(store: Store) -> Iterator[str]:
     """The page at an address of this machine, in a thread."""

@@ -22,6 +22,7 @@ QUIET = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
+PRESS_1 = "(how) => document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '1', bubbles: true, ...how}))"
 PHONE = {"width": 360, "height": 740}
 # The page is deaf for its first 300 ms: its clock stands still until a test turns it on.
 CLOCK = "let now = 0; performance.now = () => now; window.turnOn = (ms) => { now += ms; };"
@@ -175,12 +176,9 @@ def test_a_press_that_repeats_or_comes_too_early_or_with_a_modifier_does_nothing
     page.wait_for_timeout(100)
     assert stored(panel) == []
     page.evaluate("turnOn(1)")
-    for modifier in ("Control", "Alt", "Meta"):
-        page.evaluate(
-            "(name) => document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '1', [name]: true, bubbles: true}))",
-            {"Control": "ctrlKey", "Alt": "altKey", "Meta": "metaKey"}[modifier],
-        )
-    page.evaluate("document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '1', repeat: true, bubbles: true}))")
+    for modifier in ("ctrlKey", "altKey", "metaKey"):
+        page.evaluate(PRESS_1, {modifier: True})
+    page.evaluate(PRESS_1, {"repeat": True})
     page.wait_for_timeout(100)
     assert stored(panel) == []
     page.evaluate("for (const n of [1, 2]) document.querySelector('button[value=tie]').click()")
@@ -376,17 +374,20 @@ def test_the_administrator(tmp_path: Path, browser) -> None:
 
 
 CONTRAST = """() => {
-  const channels = (c) => { const m = c.match(/[\\d.]+/g).map(Number); return m.length === 3 ? [...m, 1] : m; };
-  const light = (c) => { const l = channels(c).slice(0, 3).map((v) => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
-    return .2126 * l[0] + .7152 * l[1] + .0722 * l[2]; };
-  const behind = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if (channels(c)[3] === 1) return c; } return 'rgb(255, 255, 255)'; };
-  const found = [];
-  for (const e of document.querySelectorAll('body *')) {
-    if (![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()) || !e.checkVisibility()) continue;
-    const [a, b] = [light(getComputedStyle(e).color), light(behind(e))];
-    found.push([(Math.max(a, b) + .05) / (Math.min(a, b) + .05), e.textContent.trim().slice(0, 40)]);
-  }
-  return found;
+  const channels = (colour) => [...colour.match(/[\\d.]+/g).map(Number), 1].slice(0, 4);
+  const linear = (v) => v / 255 <= .04045 ? v / 255 / 12.92 : ((v / 255 + .055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => .2126 * linear(r) + .7152 * linear(g) + .0722 * linear(b);
+  const behind = (e) => {
+    if (!e) return [255, 255, 255];
+    const colour = channels(getComputedStyle(e).backgroundColor);
+    return colour[3] === 1 ? colour : behind(e.parentElement);
+  };
+  const isWords = (node) => node.nodeType === 3 && node.textContent.trim();
+  const hasWords = (e) => e.checkVisibility() && [...e.childNodes].some(isWords);
+  return [...document.querySelectorAll("body *")].filter(hasWords).map((e) => {
+    const pair = [light(channels(getComputedStyle(e).color)), light(behind(e))].sort((a, b) => a - b);
+    return [(pair[1] + .05) / (pair[0] + .05), e.textContent.trim().slice(0, 40)];
+  });
 }"""
 
 
