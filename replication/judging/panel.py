@@ -250,23 +250,39 @@ def _name(behind: Behind, prompt: int) -> tuple[Any, ...]:
 
 
 def _assign(c: Connection, key: Key, name: str, places: Sequence[Place], known: Mapping[tuple[Any, ...], str]) -> None:
-    ids: list[int] = []
-    for position, place in enumerate(places):
-        if place.cell is None:
-            assert place.expected is not None
-            item, first_is_left = _attention_item(c, place.expected), True
-        else:
-            item = known[_wanted(place.cell, key)]
-            first_is_left = (key.items[item].arm_first == key.treatment) == place.treatment_left
-        row = {
-            "judge_id": name,
-            "position": position,
-            "item_id": item,
-            "first_is_left": first_is_left,
-            "repeats": None if place.repeats is None else ids[place.repeats],
-            "expected": place.expected,
-        }
-        ids.append(c.execute(insert(assignments).values(row)).inserted_primary_key[0])  # type: ignore[index]
+    ids: dict[int, int] = {}  # place -> assignment
+    # first votes before repeats, which name them
+    for is_repeat in (False, True):
+        at = [i for i, place in enumerate(places) if (place.repeats is not None) == is_repeat]
+        rows = [_assignment(c, key, name, i, places[i], ids, known) for i in at]
+        if rows:
+            query = insert(assignments).returning(assignments.c.assignment_id, sort_by_parameter_order=True)
+            ids |= zip(at, c.execute(query, rows).scalars(), strict=True)
+
+
+def _assignment(
+    c: Connection,
+    key: Key,
+    name: str,
+    position: int,
+    place: Place,
+    ids: Mapping[int, int],
+    known: Mapping[tuple[Any, ...], str],
+) -> dict[str, Any]:
+    if place.cell is None:
+        assert place.expected is not None
+        item, first_is_left = _attention_item(c, place.expected), True
+    else:
+        item = known[_wanted(place.cell, key)]
+        first_is_left = (key.items[item].arm_first == key.treatment) == place.treatment_left
+    return {
+        "judge_id": name,
+        "position": position,
+        "item_id": item,
+        "first_is_left": first_is_left,
+        "repeats": None if place.repeats is None else ids[place.repeats],
+        "expected": place.expected,
+    }
 
 
 def _wanted(cell: Cell, key: Key) -> tuple[Any, ...]:
