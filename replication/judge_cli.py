@@ -32,8 +32,8 @@ TEXTS = {
     "status": "how far each judge is, and the panel from its plan; no arm is known",
     "model": "let a model behind an OpenAI-compatible endpoint judge",
     "sheet": "let a chat model judge by hand: write a sheet of questions, read the filled one",
-    "rehearse": "let made-up judges vote in a browserless rehearsal of the page",
-    "blinding": "can a classifier tell the arms from the texts?",
+    "rehearse": "let hundreds of made-up judges vote at once while the server is killed, and count what was lost",
+    "blinding": "let a classifier guess the arms from all that a judge is sent; it should do no better than chance",
     "lock": "close the panel for good, open the seal, write votes.csv for the report",
     "export": "after the lock: votes, counts, judges and models' answers as files",
 }
