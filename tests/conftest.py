@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 
 import pytest
+from postgres_server import postgres  # noqa: F401  (a fixture: one server for all files of tests)
 
 MEASURED = "measured"
 

@@ -89,6 +89,7 @@ TORCH_FREE = [
     "votes",
     "tensorboard_cli",
     "audit_cli",
+    "judge_cli",
     "analysis",
     "judging",
     "drill",
