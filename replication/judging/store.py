@@ -136,7 +136,7 @@ class Store:
     def show(self, judge_id: str) -> Showing | None:
         """The first assignment without a vote, noted as shown now; None where there is none or the panel is locked."""
         with self.database.write() as c:
-            if _is_locked(c):
+            if is_locked(c):
                 return None
             row = c.execute(_current(judge_id)).one_or_none()
             if row is None:
@@ -156,7 +156,7 @@ class Store:
         now = time.time()
         try:
             with self.database.write() as c:
-                if _is_locked(c):
+                if is_locked(c):
                     return Cast.LOCKED
                 earlier = c.execute(_vote_on(judge_id, showing)).one_or_none()
                 if earlier is not None:
@@ -180,7 +180,7 @@ class Store:
         """
         with self.database.write() as c:
             last = c.execute(_last_vote(judge_id)).one_or_none()
-            if _is_locked(c) or last is None or last.showing != showing:
+            if is_locked(c) or last is None or last.showing != showing:
                 return False
             standing = and_(votes.c.vote_id == last.vote_id, votes.c.undone_at.is_(None))
             done = c.execute(update(votes).where(standing).values(undone_at=time.time()))
@@ -213,7 +213,7 @@ def standing_votes() -> Select[Any]:
     )
 
 
-def _is_locked(c: Connection) -> bool:
+def is_locked(c: Connection) -> bool:
     """Whether the panel is locked; holds off a lock until the transaction ends."""
     return c.execute(select(panel.c.locked_at).with_for_update(read=True)).scalar_one() is not None
 

@@ -1,0 +1,84 @@
+"""What a model's reply says: a choice, a refusal, or neither; and what two replies on one pair come to. Pure functions.
+
+Strict on purpose: a reply that has to be interpreted is not a vote.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+WORDS = {"A": "left", "B": "right", "TIE": "tie", "NEITHER": "both_bad"}
+"""The four words a model may answer with, and the choice on the sides that it saw."""
+SWAPPED = {"left": "right", "right": "left", "tie": "tie", "both_bad": "both_bad"}
+
+_THOUGHT = re.compile(r"\A\s*(?:<think>)?.*</think>", re.DOTALL)  # some chat templates open the thought themselves
+_DECORATION = " \t\r\n*_`\"'“”‘’«»()[]{}<>.,:;!#"
+_ANSWER_LINE = re.compile(r"(?:final\s+)?answer\W+(?:is\W+)?(\w+)", re.IGNORECASE)
+_APOSTROPHES = str.maketrans("‘’ʼ", "'''")
+_REFUSAL = re.compile(
+    r"\b(?:i\s+(?:can't|cannot|can\s+not|won't|will\s+not|must\s+decline|decline|am\s+unable|am\s+not\s+able|refuse|do\s+not\s+feel"
+    r"|don't\s+feel)|i'm\s+(?:unable|not\s+able|not\s+comfortable|sorry)|i\s+am\s+sorry|unable\s+to\s+(?:assist|help|comply)"
+    r"|can't\s+(?:assist|help|comply)|cannot\s+(?:assist|help|comply)|as\s+an\s+ai)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What one reply says.
+
+    Attributes:
+        status: choice, refusal or garbage.
+        choice: left, right, tie or both_bad on the sides that the model saw; None unless status is choice.
+    """
+
+    status: str
+    choice: str | None = None
+
+
+def parse_reply(reply: str, finish_reason: str | None = None, refused: bool = False) -> Parsed:
+    """Read one reply.
+
+    A choice is one of the four words alone, in any case, within quotes, punctuation or Markdown; or `Answer: WORD` as the
+    last line. A `<think>` part before it is dropped. What was cut off is garbage, whatever it says.
+
+    Args:
+        reply: the text.
+        finish_reason: as the endpoint gives it.
+        refused: whether the endpoint marks the reply as a refusal.
+    """
+    if refused or finish_reason == "content_filter":
+        return Parsed("refusal")
+    if finish_reason == "length":
+        return Parsed("garbage")
+    text = _THOUGHT.sub("", reply).strip()
+    choice = WORDS.get(text.strip(_DECORATION).upper()) or _last_line(text)
+    if choice:
+        return Parsed("choice", choice)
+    return Parsed("refusal" if _REFUSAL.search(text.translate(_APOSTROPHES)) else "garbage")
+
+
+def _last_line(text: str) -> str | None:
+    lines = text.splitlines()
+    said = _ANSWER_LINE.fullmatch(lines[-1].strip(_DECORATION)) if lines else None
+    return WORDS.get(said.group(1).upper()) if said else None
+
+
+def combine(plain: str, swapped: str) -> str:
+    """The vote that two choices on one pair come to, on the sides of `plain`.
+
+    A choice stands where both orders give it. Any disagreement is a tie: between the sides the order has decided; and
+    where one order says tie and the other something else, or one side and both_bad, no preference and no verdict is held
+    by both.
+
+    Args:
+        plain: on the sides as assigned.
+        swapped: as the model saw it with the sides exchanged.
+    """
+    return plain if agree(plain, swapped) else "tie"
+
+
+def agree(plain: str, swapped: str) -> bool:
+    """Whether both orders give the same choice."""
+    return plain == SWAPPED[swapped]
