@@ -155,8 +155,8 @@ class _Run:
     def _so_far(self) -> str:
         t, self._counted_at = tally(self._database, self._judge_id), time.monotonic()
         return (
-            f"{t.n_votes} votes, {t.n_disagreeing} ties by disagreement, {t.n_refusals} refusals, {t.n_garbage} garbage, "
-            f"{t.input_tokens + t.output_tokens:,} tokens"
+            f"{t.n_votes} votes, {t.n_disagreeing} ties by disagreement, {t.n_refusals} refusals, "
+            f"{t.n_garbage} garbage, {t.input_tokens + t.output_tokens:,} tokens"
         )
 
     def summary(self) -> Summary:

@@ -17,10 +17,13 @@ _DECORATION = " \t\r\n*_`\"'“”‘’«»()[]{}<>.,:;!#"
 _ANSWER_LINE = re.compile(r"(?:final\s+)?answer\W+(?:is\W+)?(\w+)", re.IGNORECASE)
 _APOSTROPHES = str.maketrans("‘’ʼ", "'''")
 _REFUSAL = re.compile(
-    r"\b(?:i\s+(?:can't|cannot|can\s+not|won't|will\s+not|must\s+decline|decline|am\s+unable|am\s+not\s+able|refuse|do\s+not\s+feel"
-    r"|don't\s+feel)|i'm\s+(?:unable|not\s+able|not\s+comfortable|sorry)|i\s+am\s+sorry|unable\s+to\s+(?:assist|help|comply)"
-    r"|can't\s+(?:assist|help|comply)|cannot\s+(?:assist|help|comply)|as\s+an\s+ai)\b",
-    re.IGNORECASE,
+    r"""\b(
+        i\s (can't | cannot | can\snot | won't | will\snot | must\sdecline | decline | refuse | am\sunable | am\snot\sable)
+      | i'm\s (unable | not\sable | not\scomfortable | sorry) | i\sam\ssorry
+      | (unable\sto | can't | cannot) \s (assist | help | comply)
+      | as\san\sai
+    )\b""",
+    re.IGNORECASE | re.VERBOSE,
 )
 
 
@@ -40,8 +43,8 @@ class Parsed:
 def parse_reply(reply: str, finish_reason: str | None = None, refused: bool = False) -> Parsed:
     """Read one reply.
 
-    A choice is one of the four words alone, in any case, within quotes, punctuation or Markdown; or `Answer: WORD` as the
-    last line. A `<think>` part before it is dropped. What was cut off is garbage, whatever it says.
+    A choice is one of the four words alone, in any case, within quotes, punctuation or Markdown; or `Answer: WORD` as
+    the last line. A `<think>` part before it is dropped. What was cut off is garbage, whatever it says.
 
     Args:
         reply: the text.
@@ -68,9 +71,9 @@ def _last_line(text: str) -> str | None:
 def combine(plain: str, swapped: str) -> str:
     """The vote that two choices on one pair come to, on the sides of `plain`.
 
-    A choice stands where both orders give it. Any disagreement is a tie: between the sides the order has decided; and
-    where one order says tie and the other something else, or one side and both_bad, no preference and no verdict is held
-    by both.
+    A choice stands where both orders give it; so both_bad is a vote only where both orders say it. Any disagreement is
+    a tie: where they name different completions the order has decided, and of a tie, a side and both_bad no two hold
+    the same.
 
     Args:
         plain: on the sides as assigned.

@@ -29,8 +29,9 @@ _IGNORED = re.compile(r"\s*(```\w*|~~~\w*|-{3,})?\s*")  # empty, a fence around 
 
 HEAD = """\
 <!-- How to use this sheet ({judge}): paste each part, from its heading to its last line, into a new chat of the model.
-Copy what it answers into one text file, parts one below the other, lines such as `{example}: TIE`. If the model declines a
-comparison, write `{example}: {refused}` for it. A part is read whole or not at all; it may be read before the others. -->
+Copy what it answers into one text file, parts one below the other, lines such as `{example}: TIE`. If the model
+declines a comparison, write `{example}: {refused}` for it. A part is read whole or not at all; it may be read before
+the others. -->
 """
 PART = """\
 ## Part {part} of {parts}: comparisons {first} to {last}
