@@ -18,7 +18,7 @@ _ANSWER_LINE = re.compile(r"(?:final\s+)?answer\W+(?:is\W+)?(\w+)", re.IGNORECAS
 _APOSTROPHES = str.maketrans("‘’ʼ", "'''")
 _REFUSAL = re.compile(
     r"""\b(
-        i\s (can't | cannot | can\snot | won't | will\snot | must\sdecline | decline | refuse | am\sunable | am\snot\sable)
+        i\s (can't | cannot | can\snot | won't | will\snot | (must\s)?decline | refuse | am\s(unable | not\sable))
       | i'm\s (unable | not\sable | not\scomfortable | sorry) | i\sam\ssorry
       | (unable\sto | can't | cannot) \s (assist | help | comply)
       | as\san\sai
