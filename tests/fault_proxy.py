@@ -67,9 +67,21 @@ def completion(text: str | None, **changes: Any) -> dict[str, Any]:
     return head | {"choices": [choice], "usage": usage} | changes
 
 
+class Silence(Response):
+    """No answer for a while."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(status_code=504)
+        self._seconds = seconds
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(self._seconds)
+        await super().__call__(scope, receive, send)
+
+
 @dataclass
 class Scripted:
-    """An endpoint that answers as a function says: text, a whole response, or a number of seconds to be silent first."""
+    """An endpoint that answers as a function says: a text, the body of an answer, or a whole response."""
 
     answer: Callable[[dict[str, Any], int], Any]
     """(body, number of the request from 0) -> str, dict or Response"""
@@ -119,8 +131,7 @@ class FaultProxy:
     async def _answer(self, fault: str, body: dict[str, Any], send: Any) -> Response:
         match fault:
             case "timeout":
-                await asyncio.sleep(self._silence)
-                return Response(status_code=504)
+                return Silence(self._silence)
             case "429":
                 busy = {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}
                 return JSONResponse(busy, 429, {"Retry-After": str(RETRY_AFTER_SECONDS)})

@@ -14,7 +14,7 @@ KINDS = ("first", "second", "tie", "both_bad", "loud", "refusal", "garbage", "cu
 """What tiny_judge.py and scripted answers make of a pair, by its number modulo eight; loud: A in either order."""
 WORDS = {
     "first": ("a lark sang", "the mire stank"),
-    "second": ("in the mire", "lark upon lark"),
+    "second": ("in the mire", "lark upon branch"),
     "tie": ("a dull day", "rain"),
     "both_bad": ("mud", "and soil"),
     "loud": ("loud loud", "hush"),

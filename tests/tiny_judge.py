@@ -8,11 +8,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
-REPLIES = {"A": "A", "B": "B", "TIE": "TIE", "NEITHER": "NEITHER", "refusal": "I can't help with that.", "garbage": "Perhaps"}
+REPLIES = {
+    "A": "A",
+    "B": "B",
+    "TIE": "TIE",
+    "NEITHER": "NEITHER",
+    "refusal": "I can't help with that.",
+    "garbage": "Perhaps",
+}
 DIM, LAST = 32, 14
 # marker word -> (axis, sign) of its embedding; the axes of the replies read them
-MARKERS = {"lark": (0, 1), "mire": (0, -1), "dull": (2, 1), "soil": (4, 1), "taboo": (6, 1), "noise": (8, 1), "loud": (10, 1)}
-READS = {"A": [(0, -1), (10, 1)], "B": [(0, 1)], "TIE": [(2, 1)], "NEITHER": [(4, 1)], "refusal": [(6, 1)], "garbage": [(8, 1)]}
+MARKERS = {
+    "lark": (0, 1),
+    "mire": (0, -1),
+    "dull": (2, 1),
+    "soil": (4, 1),
+    "taboo": (6, 1),
+    "noise": (8, 1),
+    "loud": (10, 1),
+}
+READS = {
+    "A": [(0, -1), (10, 1)],
+    "B": [(0, 1)],
+    "TIE": [(2, 1)],
+    "NEITHER": [(4, 1)],
+    "refusal": [(6, 1)],
+    "garbage": [(8, 1)],
+}
 
 
 def save_tiny_judge(folder: Path) -> Path:

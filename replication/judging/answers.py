@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.parsing import Parsed, agree, combine
+from replication.judging.parsing import CUT_OFF, Parsed, agree, combine
 from replication.judging.schema import answers, assignments, items, judges, model_judges, votes
 from replication.judging.store import is_locked
 
@@ -190,7 +190,7 @@ def tally(database: Database, judge_id: str) -> Tally:
         n_garbage=sum(row.status == "garbage" for row in said),
         n_a=sum(row.choice == "left" for row in said),
         n_b=sum(row.choice == "right" for row in said),
-        n_truncated=sum(row.finish_reason == "length" for row in said),
+        n_truncated=sum(row.finish_reason in CUT_OFF for row in said),
         input_tokens=sum(row.input_tokens or 0 for row in said),
         output_tokens=sum(row.output_tokens or 0 for row in said),
     )

@@ -251,14 +251,15 @@ class Endpoint:
     async def _send(self, prompt: str) -> Reply:
         s = self.settings
         asked_at, began = time.time(), time.monotonic()
-        options = {self._length_key: s.max_answer_tokens}
+        length_key = self._length_key
+        options = {length_key: s.max_answer_tokens}
         if s.temperature is not None:
             options["temperature"] = s.temperature  # type: ignore[assignment]
         try:
             messages = [{"role": "user", "content": prompt}]
             said = await self._client.chat.completions.create(model=s.model, messages=messages, **options)  # type: ignore
         except openai.BadRequestError as error:
-            if self._length_key == "max_tokens" and "max_completion_tokens" in str(error):
+            if length_key == "max_tokens" and "max_completion_tokens" in str(error):
                 self._length_key = "max_completion_tokens"
                 raise _OtherKey(str(error), response=error.response, body=error.body) from None
             if error.code == "content_filter":  # some endpoints refuse with a status

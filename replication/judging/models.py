@@ -19,6 +19,8 @@ from replication.judging.model_prompt import comparison_prompt, prompt_version
 from replication.judging.parsing import parse_reply
 
 GIVEN_UP_IN_A_ROW = 5  # then the endpoint is taken to be down
+GARBAGE_AT_FIRST = 8  # when a judge's first answers are all garbage, a person should look before more is paid for
+SECONDS_BETWEEN_LINES = 2.0  # of failures that are tried again; an endpoint that is busy says so to every request
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class _Run:
             raise UserError(f"--judge-id: '{judge_id}' has no assignments; add it to the panel with votes to cast")
         self._todo = [c for c in every if (c.assignment_id, c.swapped) not in known]
         self._n_every, self._n_stored, self._n_given_up, self._in_a_row = len(every), 0, 0, 0
-        self._stopped = ""
+        self._n_sensible, self._stopped, self._told_at = 0, "", 0.0
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -101,7 +103,7 @@ class _Run:
 
     async def all(self) -> None:
         """As many workers as requests may be in flight take comparisons until none is left, or none may be sent."""
-        self._endpoint = Endpoint(self._settings, lambda line: self._console.print(line, style="yellow", markup=False))
+        self._endpoint = Endpoint(self._settings, self._tell)
         todo = iter(self._todo)
         done = self._n_every - len(self._todo)
         self._task = self._progress.add_task(self._judge_id, total=self._n_every, completed=done, so_far=self._so_far())
@@ -131,6 +133,11 @@ class _Run:
                 if self._in_a_row >= GIVEN_UP_IN_A_ROW:
                     self._stopped = f"{self._in_a_row} requests in a row had no answer"
 
+    def _tell(self, line: str) -> None:
+        if time.monotonic() - self._told_at > SECONDS_BETWEEN_LINES:
+            self._told_at = time.monotonic()
+            self._console.print(line, style="yellow", markup=False)
+
     async def _one(self, comparison: Comparison) -> None:
         prompt = comparison_prompt(comparison.question, comparison.a, comparison.b)
         reply = await self._endpoint.ask(prompt)
@@ -148,6 +155,10 @@ class _Run:
             seconds=reply.seconds,
         )
         self._n_stored += keep(self._database, self._judge_id, [answer])
+        self._n_sensible += answer.parsed.status != "garbage"
+        fresh = len(self._todo) == self._n_every
+        if fresh and not self._n_sensible and self._n_stored == GARBAGE_AT_FIRST:
+            self._stopped = f"the first {GARBAGE_AT_FIRST} answers are all garbage, such as {reply.text[-60:]!r}"
         self._progress.advance(self._task)
         if time.monotonic() - self._counted_at > 0.5:
             self._progress.update(self._task, so_far=self._so_far())

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 WORDS = {"A": "left", "B": "right", "TIE": "tie", "NEITHER": "both_bad"}
 """The four words a model may answer with, and the choice on the sides that it saw."""
+CUT_OFF = ("length", "max_tokens")
+"""Finish reasons of an answer that reached its longest length."""
 SWAPPED = {"left": "right", "right": "left", "tie": "tie", "both_bad": "both_bad"}
 
 _THOUGHT = re.compile(r"\A\s*(?:<think>)?.*</think>", re.DOTALL)  # some chat templates open the thought themselves
@@ -53,7 +55,7 @@ def parse_reply(reply: str, finish_reason: str | None = None, refused: bool = Fa
     """
     if refused or finish_reason == "content_filter":
         return Parsed("refusal")
-    if finish_reason == "length":
+    if finish_reason in CUT_OFF:
         return Parsed("garbage")
     text = _THOUGHT.sub("", reply).strip()
     choice = WORDS.get(text.strip(_DECORATION).upper()) or _last_line(text)
