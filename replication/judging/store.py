@@ -9,11 +9,11 @@ import hashlib
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, and_, bindparam, func, insert, select, true, update
 from sqlalchemy.exc import IntegrityError
 
 from replication.judging.database import Database
@@ -27,10 +27,18 @@ class Panel:
 
     panel_id: str
     suite: str
+    key_sha256: str
     admin_sha256: str
     join_sha256: str | None
     survey: bool
-    is_locked: bool
+    votes_per_judge: int
+    planned_judges: int
+    locked_at: float | None
+    lock_note: str | None
+
+    @property
+    def is_locked(self) -> bool:
+        return self.locked_at is not None
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,17 @@ class Judge:
     """None: not asked yet; empty: skipped."""
     n_assigned: int
     n_voted: int
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What the page needs to know before it shows anything."""
+
+    judge: Judge
+    last_vote: str | None
+    """The showing of the judge's last vote that stands: what `undo` must name."""
+    asks_survey: bool
+    is_locked: bool
 
 
 @dataclass(frozen=True)
@@ -86,13 +105,22 @@ class Store:
     def panel(self) -> Panel:
         with self.database.read() as c:
             row = c.execute(select(panel)).one()
-        return Panel(row.panel_id, row.suite, row.admin_sha256, row.join_sha256, row.survey, row.locked_at is not None)
+        return Panel(**{field.name: getattr(row, field.name) for field in fields(Panel)})
 
     def judge_by_token(self, token: str) -> Judge | None:
         """The judge whose link holds this token."""
         with self.database.read() as c:
             row = c.execute(select(judges).where(judges.c.token_sha256 == hash_token(token))).one_or_none()
             return _judge(c, row) if row else None
+
+    def visit(self, token: str) -> Visit | None:
+        """Who opened this link, and how far they are: one query; None where no judge has this token."""
+        with self.database.read() as c:
+            row = c.execute(_VISIT, {"hashed": hash_token(token)}).one_or_none()
+        if row is None:
+            return None
+        judge = Judge(row.judge_id, row.kind, row.started_at is not None, row.survey, row.n_assigned, row.n_voted)
+        return Visit(judge, row.last_vote, row.asks_survey, row.locked_at is not None)
 
     def judge(self, judge_id: str) -> Judge | None:
         with self.database.read() as c:
@@ -138,7 +166,8 @@ class Store:
         with self.database.write() as c:
             if is_locked(c):
                 return None
-            row = c.execute(_current(judge_id)).one_or_none()
+            # held, so that two windows of one judge are given the same showing
+            row = c.execute(_current(judge_id).with_for_update(of=assignments)).one_or_none()
             if row is None:
                 return None
             showing = row.showing or secrets.token_urlsafe(16)
@@ -158,17 +187,18 @@ class Store:
             with self.database.write() as c:
                 if is_locked(c):
                     return Cast.LOCKED
+                shown = and_(assignments.c.judge_id == judge_id, assignments.c.showing == showing)
+                row = c.execute(select(assignments).where(shown).with_for_update()).one_or_none()
+                # looked for while the assignment is held: a click that comes twice finds its first vote
                 earlier = c.execute(_vote_on(judge_id, showing)).one_or_none()
                 if earlier is not None:
                     stands = earlier.undone_at is None and earlier.choice == choice
                     return Cast.REPEATED if stands else Cast.CONFLICT
-                shown = and_(assignments.c.judge_id == judge_id, assignments.c.showing == showing)
-                row = c.execute(select(assignments).where(shown).with_for_update()).one_or_none()
                 if row is None:
                     return Cast.UNKNOWN
                 cast = {"assignment_id": row.assignment_id, "showing": showing, "choice": choice, "cast_at": now}
                 c.execute(insert(votes).values(**cast, shown_at=row.shown_at, seconds=max(0.0, now - row.shown_at)))
-        except IntegrityError:  # another request was faster with the same showing
+        except IntegrityError:  # what the locks above do not catch, the unique index does
             return Cast.CONFLICT
         return Cast.STORED
 
@@ -252,3 +282,27 @@ def _last_vote(judge_id: str) -> Select[Any]:
         .order_by(assignments.c.position.desc())
         .limit(1)
     )
+
+
+def _visit() -> Select[Any]:
+    mine = assignments.c.judge_id == judges.c.judge_id
+    voted = assignments.join(votes, and_(votes.c.assignment_id == assignments.c.assignment_id, mine))
+    stands = votes.c.undone_at.is_(None)
+    last = select(votes.c.showing).select_from(voted).where(stands).order_by(assignments.c.position.desc()).limit(1)
+    n_assigned = select(func.count()).select_from(assignments).where(mine)
+    n_voted = select(func.count()).select_from(voted).where(stands)
+    return (
+        select(
+            judges,
+            panel.c.locked_at,
+            panel.c.survey.label("asks_survey"),
+            n_assigned.correlate(judges).scalar_subquery().label("n_assigned"),
+            n_voted.correlate(judges).scalar_subquery().label("n_voted"),
+            last.correlate(judges).scalar_subquery().label("last_vote"),
+        )
+        .join_from(judges, panel, true())
+        .where(judges.c.token_sha256 == bindparam("hashed"))
+    )
+
+
+_VISIT = _visit()  # built once: every request asks it
