@@ -54,7 +54,7 @@ def serving(app: Any) -> Iterator[str]:
 
 
 def key_of(prompt: str) -> tuple[int, str]:
-    number, which = MARK.findall(prompt)[0]
+    number, which = next(iter(MARK.findall(prompt)), (-1, ""))
     return int(number), which
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fault_proxy
+import judging_setup
 import pytest
 from fault_proxy import FaultProxy, Scripted, Silence, completion, key_of, serving
 from judged_pairs import expected_vote, kind_of, make_panel
@@ -25,15 +26,18 @@ from sqlalchemy import insert, select, update
 from starlette.responses import JSONResponse
 from tiny_judge import save_tiny_judge
 
+from replication.cli import main
 from replication.errors import UserError
 from replication.judging import model_prompt
 from replication.judging.database import Database
-from replication.judging.endpoint import ModelSettings
 from replication.judging.model_prompt import comparison_prompt, new_code, settled_code
-from replication.judging.models import Summary, run_model_judge
+from replication.judging.model_settings import ModelSettings
+from replication.judging.model_summary import Summary
+from replication.judging.models import run_model_judge
 from replication.judging.parsing import combine, parse_reply
 from replication.judging.schema import answers, assignments, judges, panel, votes
 from replication.judging.sheets import read_sheet, write_sheet
+from replication.rundir import SuiteDir
 
 JUDGE = "tiny-judge"
 KEY = "sk-verysecret-0123456789"
@@ -495,6 +499,63 @@ def test_a_sheet_read_before_cannot_be_changed(tmp_path: Path) -> None:
     assert len(rows(database, answers)) == 2
 
 
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """An output folder with a panel of two people, six votes each."""
+    folder = SuiteDir(tmp_path / "out")
+    judging_setup.make_panel(folder.judging / "judging.sqlite", folder.sealed)
+    return folder.root
+
+
+def judge(*words: object) -> int:
+    return main(["judge", *map(str, words)])
+
+
+def test_the_verb_adds_a_judge_when_the_model_has_answered(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LAB_KEY", KEY)
+    database = Database(SuiteDir(out).judging / "judging.sqlite")
+    n_before = len(rows(database, judges))
+    endpoint = Scripted(lambda body, n: "TIE" if body["model"] == "lab/tiny" else JSONResponse({}, 404))
+    with serving(endpoint) as url:
+        end = ("--base-url", url, "--api-key-env", "LAB_KEY")
+        assert judge("model", out, "--model", "lab/tiny", *end) == 2
+        assert "--vendor: 'tiny' is a new judge" in capsys.readouterr().err
+        assert judge("model", out, "--model", "typo", "--vendor", "Lab", *end) == 2
+        assert "--model: " in capsys.readouterr().err
+        assert len(rows(database, judges)) == n_before  # nobody was added for a model that is not there
+        words = ("model", out, "--model", "lab/tiny", *end, "--vendor")
+        assert judge(*words, "Lab", "--votes", 4, "--max-requests", 5) == 1
+        assert "the budget of this run is spent: 4 comparisons are left" in " ".join(capsys.readouterr().out.split())
+        assert judge(*words, "Lab", "--temperature", "none") == 2
+        assert "with temperature 0.0" in capsys.readouterr().err
+        assert judge(*words, "Lab") == 0
+        assert judge(*words, "Else") == 2
+        assert "'tiny' is a model of Lab" in capsys.readouterr().err
+    (new,) = [row for row in rows(database, judges) if row.kind == "model"]
+    assert (new.judge_id, new.vendor) == ("tiny", "Lab")
+    assert Counter(row.choice for row in rows(database, votes)) == {"tie": 4}
+    assert len(endpoint.seen) == 2 + 8  # a first contact each for the typo and the model, then each comparison once
+
+
+def test_the_verb_writes_and_reads_a_sheet(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet, pasted = out / "sheet.md", out / "answers.txt"
+    words = ("sheet", out, "--judge-id", "chat", "--vendor", "Lab")
+    assert judge(*words, "--votes", 2, "--out", sheet, "--items-per-part", 2) == 0
+    assert "2 parts" in capsys.readouterr().out
+    assert sheet.read_text().count("### Comparison") == 4
+    pasted.write_text("1: A\n2: A\n3: B\n4: A\n")
+    assert judge(*words, "--read", pasted) == 0
+    cast = rows(Database(SuiteDir(out).judging / "judging.sqlite"), votes)
+    assert Counter(row.choice for row in cast) == {"left": 1, "tie": 1}
+    assert judge(*words, "--out", sheet) == 2
+    assert "every comparison of 'chat' has its answer" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- a real server
 
 
@@ -541,7 +602,8 @@ JUDGING = """
 import sys
 from rich.console import Console
 from replication.judging.database import Database
-from replication.judging.endpoint import ModelSettings
+from replication.judging.model_settings import ModelSettings
+from replication.judging.model_summary import Summary
 from replication.judging.models import run_model_judge
 path, url, model = sys.argv[1:]
 settings = ModelSettings(model, url, timeout_seconds=3, first_pause_seconds=0.02)

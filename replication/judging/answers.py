@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
@@ -13,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from replication.errors import UserError
 from replication.judging.database import Database
+from replication.judging.panel import add_judges
 from replication.judging.parsing import CUT_OFF, Parsed, agree, combine
 from replication.judging.schema import answers, assignments, items, judges, model_judges, votes
 from replication.judging.store import is_locked
@@ -123,12 +125,46 @@ def how_asked(database: Database, judge_id: str) -> dict[str, Any]:
         return c.execute(select(model_judges.c.asked).where(mine)).scalar_one_or_none() or {}
 
 
+def join_panel(
+    database: Database, sealed: Path, judge_id: str, vendor: str | None, n_votes: int
+) -> Callable[[], None] | None:
+    """What gives a new model judge its assignments; None where it has them.
+
+    Args:
+        sealed: folder of the panel's key.
+        vendor: who makes the model; None only where the judge is there.
+        n_votes: pairs of a new judge; 0: as many as the panel plans.
+
+    Raises:
+        UserError: the panel is locked, the vendor is missing or another, or the judge is a person.
+    """
+    with database.read() as c:
+        if is_locked(c):
+            raise UserError(LOCKED)
+        known = c.execute(select(judges).where(judges.c.judge_id == judge_id)).one_or_none()
+    if known is None:
+        if not (vendor or "").strip():
+            raise UserError(f"--vendor: '{judge_id}' is a new judge; say who makes the model")
+        if n_votes < 0:
+            raise UserError(f"--votes: is {n_votes}; must be at least 1")
+        return lambda: add_judges(database, sealed, [judge_id], "model", str(vendor).strip(), n_votes)
+    if known.kind == "model" and vendor is not None and vendor.strip() != known.vendor:
+        raise UserError(f"--vendor: '{judge_id}' is a model of {known.vendor}; take another --judge-id")
+    return None
+
+
 def comparisons(database: Database, judge_id: str) -> list[Comparison]:
-    """Every pair of a judge in both orders: in the judge's order of pairs, as assigned before swapped."""
+    """Every pair of a judge in both orders: in the judge's order of pairs, as assigned before swapped.
+
+    Raises:
+        UserError: the judge has none.
+    """
     with database.read() as c:
         mine = assignments.c.judge_id == judge_id
         query = select(assignments, items.c.question, items.c.first, items.c.second).join(items).where(mine)
         rows = c.execute(query.order_by(assignments.c.position)).all()
+    if not rows:
+        raise UserError(f"--judge-id: '{judge_id}' has no assignments; take another --judge-id, which gets some")
     return [_comparison(row, swapped) for row in rows for swapped in (False, True)]
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import openai
 from openai.types.chat import ChatCompletion
@@ -17,81 +15,12 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from tenacity.wait import wait_base, wait_exponential_jitter
 
 from replication.errors import UserError
+from replication.judging.meter import Meter
+from replication.judging.model_settings import ModelSettings
 
 PASSING_STATUS = {408, 409, 425, 429, *range(500, 600)}
 LONGEST_PAUSE_SECONDS = 60.0
 LONGEST_SERVER_PAUSE_SECONDS = 3600.0
-TEMPLATE_TOKENS = 256  # room for what a chat template adds to a message
-DEFAULT_KEY = "OPENAI_API_KEY"
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """How a model is asked.
-
-    Attributes:
-        model: as the endpoint knows it.
-        base_url: of the endpoint, up to and with its /v1.
-        api_key_env: the environment variable with the key; the default one may be missing (a local server).
-        parallel: requests in flight at once.
-        requests_per_minute: at most, tries included; None: no limit.
-        max_requests: sent by this run at most, tries included; None: no limit.
-        max_tokens: input and output together that this run may use; None: no limit.
-        timeout_seconds: of one try.
-        retries: further tries of one request after the first.
-        max_answer_tokens: length of an answer; a model that thinks before it answers needs thousands.
-        temperature: None: the endpoint's own (some models take no other).
-        first_pause_seconds: before the first further try; doubles from there.
-    """
-
-    model: str
-    base_url: str
-    api_key_env: str = DEFAULT_KEY
-    parallel: int = 4
-    requests_per_minute: float | None = None
-    max_requests: int | None = None
-    max_tokens: int | None = None
-    timeout_seconds: float = 60.0
-    retries: int = 8
-    max_answer_tokens: int = 16
-    temperature: float | None = 0.0
-    first_pause_seconds: float = 0.5
-
-    def check(self) -> None:
-        """
-        Raises:
-            UserError: a value that cannot be.
-        """
-        if not self.model.strip():
-            raise UserError("--model: is empty; give the name by which the endpoint knows the model")
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError("--base-url: must start with http:// or https://, as in https://api.openai.com/v1")
-        positive = ("parallel", "requests_per_minute", "max_requests", "max_tokens", "timeout_seconds")
-        for name in (*positive, "max_answer_tokens"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"--{name.replace('_', '-')}: is {value:g}; must be more than 0")
-        if self.retries < 0:
-            raise UserError(f"--retries: is {self.retries}; must be at least 0")
-        if self.temperature is not None and not 0 <= self.temperature <= 2:
-            raise UserError(f"--temperature: is {self.temperature:g}; must be between 0 and 2")
-
-    @property
-    def endpoint(self) -> str:
-        """The address without user, password, query and fragment."""
-        parts = urlsplit(self.base_url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
-
-    def key(self) -> str | None:
-        """
-        Raises:
-            UserError: a variable was named that is not set.
-        """
-        key = os.environ.get(self.api_key_env, "").strip()
-        if not key and self.api_key_env != DEFAULT_KEY:
-            raise UserError(f"--api-key-env: {self.api_key_env} is not set; put the endpoint's key into it")
-        return key or None
 
 
 @dataclass(frozen=True)
@@ -116,74 +45,12 @@ class Reply:
     seconds: float
 
 
-class BudgetSpent(Exception):
-    """The next request could exceed what this run may use."""
-
-
 class GivenUp(Exception):
     """A request had no answer after its last try. The message is one line without credentials."""
 
 
 class NotACompletion(Exception):
     """An answer with status 200 that is no chat completion."""
-
-
-class Meter:
-    """What a run may still send: at what pace, and within which budget. One for all that is in flight.
-
-    A request reserves the most it can cost before it is sent: its bytes and the template's room for the input (no
-    tokenizer makes more tokens than bytes), and the longest answer. What it did cost replaces that; where this is not
-    known (a time-out, a broken connection, no usage in the answer) the reservation stands as spent.
-    """
-
-    def __init__(self, settings: ModelSettings) -> None:
-        self._settings = settings
-        self._pause = 60.0 / settings.requests_per_minute if settings.requests_per_minute else 0.0
-        self._next_at = 0.0
-        self._reserved = 0
-        self._settled = asyncio.Condition()
-        self.n_requests = 0
-        self.n_tokens = 0
-
-    async def admit(self, prompt: str) -> int:
-        """Wait until one more request may be sent.
-
-        Returns:
-            The tokens reserved for it.
-
-        Raises:
-            BudgetSpent: it may not be, whatever becomes of those in flight.
-        """
-        s = self._settings
-        cost = len(prompt.encode()) + TEMPLATE_TOKENS + s.max_answer_tokens
-        async with self._settled:
-            while s.max_tokens is not None and self.n_tokens + self._reserved + cost > s.max_tokens:
-                if not self._reserved:
-                    raise BudgetSpent
-                await self._settled.wait()
-            if s.max_requests is not None and self.n_requests >= s.max_requests:
-                raise BudgetSpent
-            self.n_requests += 1
-            self._reserved += cost
-        try:
-            while (wait := self._next_at - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
-            self._next_at = time.monotonic() + self._pause
-        except asyncio.CancelledError:
-            await self.settle(cost, 0)
-            raise
-        return cost
-
-    async def settle(self, reserved: int, used: int) -> None:
-        """Replace a reservation by what was used."""
-        async with self._settled:
-            self._reserved -= reserved
-            self.n_tokens += used
-            self._settled.notify_all()
-
-    def hold(self, seconds: float) -> None:
-        """Send nothing for a while: the endpoint asked for it."""
-        self._next_at = max(self._next_at, time.monotonic() + seconds)
 
 
 class Endpoint:

@@ -1,81 +1,100 @@
-"""A run of one model judge: each pair in both orders, answers kept as they come, the same command goes on."""
+"""`replicate judge model`: each pair in both orders, answers kept as they come; the same command goes on."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from replication.errors import UserError
-from replication.judging.answers import Answer, Comparison, Tally, answered, comparisons, keep, settle, tally
+from replication.judging.answers import Answer, Comparison, answered, comparisons, join_panel, keep, settle, tally
 from replication.judging.database import Database
-from replication.judging.endpoint import BudgetSpent, Endpoint, GivenUp, ModelSettings
+from replication.judging.endpoint import Endpoint, GivenUp
+from replication.judging.folder import find_panel
+from replication.judging.meter import BudgetSpent
 from replication.judging.model_prompt import comparison_prompt, prompt_version
+from replication.judging.model_settings import DEFAULT_KEY, ModelSettings
+from replication.judging.model_summary import Summary, print_summary
 from replication.judging.parsing import parse_reply
 
 GIVEN_UP_IN_A_ROW = 5  # then the endpoint is taken to be down
 GARBAGE_AT_FIRST = 8  # when a judge's first answers are all garbage, a person should look before more is paid for
 SECONDS_BETWEEN_LINES = 2.0  # of failures that are tried again; an endpoint that is busy says so to every request
+FIRST_CONTACT = "This only shows that you can be reached. Answer with one word: TIE"
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a judge has said in all, and what this run did.
-
-    Attributes:
-        judge_id: whose.
-        tally: all runs together.
-        n_stored: answers that this run stored.
-        n_requests, n_retries, n_given_up, n_tokens: of this run.
-        stopped: why it ended early, in one line; empty: it did not.
-    """
-
-    judge_id: str
-    tally: Tally
-    n_stored: int
-    n_requests: int = 0
-    n_retries: int = 0
-    n_given_up: int = 0
-    n_tokens: int = 0
-    stopped: str = ""
-
-    @property
-    def exit_code(self) -> int:
-        """0 where every comparison has its answer, else 1."""
-        return 1 if self.tally.n_missing else 0
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `replicate judge model`."""
+    d = {field.name: field.default for field in fields(ModelSettings)}
+    add = parser.add_argument
+    add("dir", type=Path, metavar="DIR", help="output folder of a suite, with a panel")
+    add("--model", required=True, metavar="NAME", help="the model, as the endpoint knows it")
+    add("--base-url", required=True, metavar="URL", help="an OpenAI-compatible endpoint, up to and with its /v1")
+    add("--vendor", metavar="V", help="who makes the model; needed when the judge is new")
+    add("--judge-id", metavar="ID", help="(default: the model's name, without what stands before its last /)")
+    add("--votes", type=int, default=0, metavar="N", help="pairs of a new judge (default: as many as a person's)")
+    add("--api-key-env", default=DEFAULT_KEY, metavar="NAME", help=f"variable with the key (default {DEFAULT_KEY})")
+    add("--parallel", type=int, default=d["parallel"], metavar="N", help="requests in flight at once (default 4)")
+    add("--requests-per-minute", type=float, metavar="N", help="pace, further tries included (default: no limit)")
+    add("--max-requests", type=int, metavar="N", help="of this run, further tries included (default: no limit)")
+    add("--max-tokens", type=int, metavar="N", help="of this run, input and output together (default: no limit)")
+    add("--timeout-seconds", type=float, default=d["timeout_seconds"], metavar="S", help="of one try (default 60)")
+    add("--retries", type=int, default=d["retries"], metavar="N", help="further tries of a request (default 8)")
+    add("--max-answer-tokens", type=int, default=d["max_answer_tokens"], metavar="N", help="length of an answer; a "
+        "model that thinks first needs thousands (default 16)")  # fmt: skip
+    add("--temperature", type=_temperature, default=d["temperature"], metavar="T", help="none: the endpoint's own "
+        "(default 0)")  # fmt: skip
+    add("--database", metavar="URL", help="panel in another database (default: the panel's)")
 
 
-def run_model_judge(database: Database, judge_id: str, settings: ModelSettings, console: Console) -> Summary:
+def _temperature(text: str) -> float | None:
+    return None if text.lower() == "none" else float(text)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """`replicate judge model`: 0 where every comparison has its answer, else 1."""
+    names = {field.name for field in fields(ModelSettings)}
+    settings = ModelSettings(**{name: value for name, value in vars(args).items() if name in names})
+    settings.check()
+    folder = find_panel(args.dir)
+    database = folder.open(args.database)
+    judge_id = args.judge_id or args.model.rstrip("/").rpartition("/")[2]
+    join = join_panel(database, folder.sealed, judge_id, args.vendor, args.votes)
+    return run_model_judge(database, judge_id, settings, console, join).exit_code
+
+
+def run_model_judge(
+    database: Database,
+    judge_id: str,
+    settings: ModelSettings,
+    console: Console,
+    join: Callable[[], None] | None = None,
+) -> Summary:
     """Ask a model about each of a judge's pairs, in both orders, unless that was answered before.
 
     A choice is a vote where both orders give it; where they differ the vote is a tie (parsing.combine). Refusals and
     garbage are kept as they are, are not asked again, and give no vote.
 
     Args:
-        database: of the panel; the judge has its assignments.
+        database: of the panel.
         judge_id: a model judge.
         settings: model, endpoint, limits.
         console: for progress, failures that are tried again, and the table at the end.
+        join: gives a new judge its assignments; called when the model has answered a first request, so that a wrong key
+            or name leaves no judge behind. None: it has them.
 
     Raises:
         UserError: the panel is locked, the judge was asked in another way, or no further try would help.
     """
     settings.check()
-    asked = {
-        "by": "endpoint",
-        "model": settings.model,
-        "prompt": prompt_version(),
-        "temperature": settings.temperature,
-        "max_answer_tokens": settings.max_answer_tokens,
-    }
-    settle(database, judge_id, asked)
     run = _Run(database, judge_id, settings, console)
-    asyncio.run(run.all())
+    asyncio.run(run.all(join))
     summary = run.summary()
     print_summary(summary, console, settings)
     return summary
@@ -84,38 +103,62 @@ def run_model_judge(database: Database, judge_id: str, settings: ModelSettings, 
 class _Run:
     def __init__(self, database: Database, judge_id: str, settings: ModelSettings, console: Console) -> None:
         self._database, self._judge_id, self._settings, self._console = database, judge_id, settings, console
-        known = answered(database, judge_id)
-        every = comparisons(database, judge_id)
-        if not every:
-            raise UserError(f"--judge-id: '{judge_id}' has no assignments; add it to the panel with votes to cast")
-        self._todo = [c for c in every if (c.assignment_id, c.swapped) not in known]
-        self._n_every, self._n_stored, self._n_given_up, self._in_a_row = len(every), 0, 0, 0
-        self._n_sensible, self._stopped, self._told_at = 0, "", 0.0
-        self._progress = Progress(
+        self._n_stored = self._n_sensible = self._n_given_up = self._in_a_row = 0
+        self._stopped, self._told_at, self._is_fresh = "", 0.0, False
+
+    async def all(self, join: Callable[[], None] | None) -> None:
+        self._endpoint = Endpoint(self._settings, self._tell)
+        try:
+            if join is not None:
+                await self._first_contact()
+                join()
+            await self._ask(self._missing())
+        finally:
+            await self._endpoint.close()
+
+    async def _first_contact(self) -> None:
+        try:
+            await self._endpoint.ask(FIRST_CONTACT)
+        except GivenUp as error:
+            raise UserError(f"--base-url: {error}; check the address, and that the endpoint is up") from None
+        except BudgetSpent:
+            raise UserError("--max-tokens: is less than one request may need") from None
+
+    def _missing(self) -> list[Comparison]:
+        s = self._settings
+        asked = {
+            "by": "endpoint",
+            "model": s.model,
+            "prompt": prompt_version(),
+            "temperature": s.temperature,
+            "max_answer_tokens": s.max_answer_tokens,
+        }
+        settle(self._database, self._judge_id, asked)
+        known = answered(self._database, self._judge_id)
+        self._is_fresh = not known
+        return [c for c in comparisons(self._database, self._judge_id) if (c.assignment_id, c.swapped) not in known]
+
+    async def _ask(self, todo: list[Comparison]) -> None:
+        """As many workers as requests may be in flight take comparisons until none is left, or none may be sent."""
+        columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[so_far]}"),
             TimeRemainingColumn(),
-            console=console,
-            transient=True,
         )
-
-    async def all(self) -> None:
-        """As many workers as requests may be in flight take comparisons until none is left, or none may be sent."""
-        self._endpoint = Endpoint(self._settings, self._tell)
-        todo = iter(self._todo)
-        done = self._n_every - len(self._todo)
-        self._task = self._progress.add_task(self._judge_id, total=self._n_every, completed=done, so_far=self._so_far())
-        workers = [asyncio.create_task(self._work(todo)) for _ in range(min(self._settings.parallel, len(self._todo)))]
-        try:
-            with self._progress:
+        n_every = 2 * tally(self._database, self._judge_id).n_pairs
+        with Progress(*columns, console=self._console, transient=True) as self._progress:
+            done = n_every - len(todo)
+            self._task = self._progress.add_task(self._judge_id, total=n_every, completed=done, so_far=self._so_far())
+            each = iter(todo)
+            workers = [asyncio.create_task(self._work(each)) for _ in range(min(self._settings.parallel, len(todo)))]
+            try:
                 await asyncio.gather(*workers)
-        finally:
-            for worker in workers:  # one failed, or Ctrl-C: what is in flight is dropped, and asked again next time
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
-            await self._endpoint.close()
+            finally:
+                for worker in workers:  # one failed, or Ctrl-C: what is in flight is dropped, and asked again next time
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
 
     async def _work(self, todo: Iterator[Comparison]) -> None:
         for comparison in todo:
@@ -156,8 +199,7 @@ class _Run:
         )
         self._n_stored += keep(self._database, self._judge_id, [answer])
         self._n_sensible += answer.parsed.status != "garbage"
-        fresh = len(self._todo) == self._n_every
-        if fresh and not self._n_sensible and self._n_stored == GARBAGE_AT_FIRST:
+        if self._is_fresh and not self._n_sensible and self._n_stored == GARBAGE_AT_FIRST:
             self._stopped = f"the first {GARBAGE_AT_FIRST} answers are all garbage, such as {reply.text[-60:]!r}"
         self._progress.advance(self._task)
         if time.monotonic() - self._counted_at > 0.5:
@@ -182,41 +224,3 @@ class _Run:
             meter.n_tokens,
             self._stopped,
         )
-
-
-def print_summary(summary: Summary, console: Console, settings: ModelSettings | None = None) -> None:
-    """The table at the end of a run, and what is to be done next."""
-    t = summary.tally
-    table = Table(title=f"Judge {summary.judge_id}", title_justify="left", show_header=False)
-    rows = [
-        ("votes", f"{t.n_votes} of {t.n_pairs} pairs"),
-        ("same choice in both orders", _share(t.n_agreeing, t.n_agreeing + t.n_disagreeing)),
-        ("ties by disagreement", str(t.n_disagreeing)),
-        ("for the first completion, of those for either", _share(t.n_a, t.n_a + t.n_b)),
-        ("refusals", str(t.n_refusals)),
-        ("garbage", f"{t.n_garbage}, {t.n_truncated} of them cut off" if t.n_truncated else str(t.n_garbage)),
-        ("comparisons without an answer", str(t.n_missing)),
-    ]
-    if settings is not None:
-        used = f"{t.input_tokens:,} in, {t.output_tokens:,} out" if t.input_tokens else "not told by the endpoint"
-        rows.append(("tokens of all answers", used))
-        rows.append(("requests of this run", f"{summary.n_requests}, {summary.n_retries} of them further tries"))
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    if settings is not None and t.n_truncated:
-        console.print(
-            f"{t.n_truncated} answers were cut off at {settings.max_answer_tokens} tokens; a model that thinks first "
-            "needs a larger --max-answer-tokens, under another --judge-id",
-            style="yellow",
-        )
-    if t.n_missing:
-        why = summary.stopped or f"{summary.n_given_up} requests had no answer"
-        tail = "; the same command asks for them" if settings is not None else ""
-        console.print(
-            f"{why if settings else 'not finished'}: {t.n_missing} comparisons are left{tail}", style="yellow"
-        )
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part} of {whole} ({part / whole:.1%})" if whole else "none"

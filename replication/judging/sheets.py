@@ -7,17 +7,31 @@ written again; parts that were answered are left out.
 
 from __future__ import annotations
 
+import argparse
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 from replication.errors import UserError
-from replication.judging.answers import Answer, Comparison, answered, comparisons, how_asked, keep, settle, tally
+from replication.judging.answers import (
+    Answer,
+    Comparison,
+    answered,
+    comparisons,
+    how_asked,
+    join_panel,
+    keep,
+    settle,
+    tally,
+)
 from replication.judging.database import Database
+from replication.judging.folder import find_panel
 from replication.judging.model_prompt import ANSWERS, FENCE, RUBRIC, prompt_version, settled_code
-from replication.judging.models import Summary
+from replication.judging.model_summary import Summary, print_summary
 from replication.judging.parsing import Parsed, parse_reply
 from replication.rundir import write_text
 
@@ -34,7 +48,7 @@ declines a comparison, write `{example}: {refused}` for it. A part is read whole
 the others. -->
 """
 PART = """\
-## Part {part} of {parts}: comparisons {first} to {last}
+## Part {part} of {parts}
 
 {rubric}
 
@@ -46,7 +60,7 @@ Answer every comparison with one line, `NUMBER: WORD`, and write nothing else. T
 
 {comparisons}
 
-Now give {count}, one for each number from {first} to {last}."""
+Now answer: {count}."""
 COMPARISON = """\
 ### Comparison {number}
 
@@ -64,6 +78,36 @@ class _Part:
     number: int
     comparisons: dict[int, Comparison]
     """By the number printed in the sheet."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `replicate judge sheet`."""
+    add = parser.add_argument
+    add("dir", type=Path, metavar="DIR", help="output folder of a suite, with a panel")
+    add("--judge-id", required=True, metavar="ID", help="the judge; a new one gets its pairs")
+    add("--vendor", metavar="V", help="who makes the model; needed when the judge is new")
+    add("--model", default="", metavar="NAME", help="what the chat window calls the model (default: the judge's id)")
+    add("--votes", type=int, default=0, metavar="N", help="pairs of a new judge (default: as many as a person's)")
+    add("--items-per-part", type=int, default=0, metavar="N", help="comparisons that are pasted at once (default 8)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, metavar="FILE", help="write the sheet: what is not answered yet")
+    what.add_argument("--read", type=Path, metavar="FILE", help="read the pasted answers of whole parts")
+    add("--database", metavar="URL", help="panel in another database (default: the panel's)")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """`replicate judge sheet`: 0."""
+    folder = find_panel(args.dir)
+    database = folder.open(args.database)
+    if args.read is not None:
+        print_summary(read_sheet(database, args.judge_id, args.read), console)
+        return 0
+    join = join_panel(database, folder.sealed, args.judge_id, args.vendor, args.votes)
+    if join is not None:
+        join()
+    n = write_sheet(database, args.judge_id, args.out, args.items_per_part, args.model)
+    console.print(f"{args.out}: {n} parts, each for a new chat; its first lines say how", markup=False)
+    return 0
 
 
 def write_sheet(database: Database, judge_id: str, path: Path, items_per_part: int = 0, model: str = "") -> int:
@@ -89,8 +133,6 @@ def write_sheet(database: Database, judge_id: str, path: Path, items_per_part: i
     size = items_per_part or before.get("items_per_part", ITEMS_PER_PART)
     settle(database, judge_id, {"by": SHEET, "model": model, "prompt": prompt_version(), "items_per_part": size})
     parts, known = _parts(comparisons(database, judge_id), size), answered(database, judge_id)
-    if not parts:
-        raise UserError(f"--judge-id: '{judge_id}' has no assignments; add it to the panel with votes to cast")
     open_parts = [part for part in parts if not all(_key(c) in known for c in part.comparisons.values())]
     if not open_parts:
         raise UserError(f"--judge-id: every comparison of '{judge_id}' has its answer; nothing is left for a sheet")
@@ -139,7 +181,7 @@ def _parts(every: Sequence[Comparison], size: int) -> list[_Part]:
 
 
 def _part_text(part: _Part, n_parts: int) -> str:
-    numbers = sorted(part.comparisons)
+    first, last = min(part.comparisons), max(part.comparisons)
     code = settled_code([text for c in part.comparisons.values() for text in (c.question, c.a, c.b)])
     quoted = (
         COMPARISON.format(number=number, code=code, question=c.question, a=c.a, b=c.b)
@@ -148,13 +190,11 @@ def _part_text(part: _Part, n_parts: int) -> str:
     return PART.format(
         part=part.number,
         parts=n_parts,
-        first=numbers[0],
-        last=numbers[-1],
         rubric=RUBRIC,
         fence=FENCE.format(code=code),
         answers=ANSWERS,
         comparisons="\n\n".join(quoted),
-        count="one line" if len(numbers) == 1 else f"{len(numbers)} lines",
+        count=f"one line, for {first}" if first == last else f"a line for each of {first} to {last}",
     )
 
 
