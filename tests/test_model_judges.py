@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import signal
@@ -23,7 +24,7 @@ from fault_proxy import FaultProxy, Scripted, Silence, completion, key_of, servi
 from judged_pairs import expected_vote, kind_of, make_panel
 from rich.console import Console
 from sqlalchemy import insert, select, update
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from tiny_judge import save_tiny_judge
 
 from replication.cli import main
@@ -282,6 +283,23 @@ def test_a_model_that_wants_the_length_under_its_other_name_gets_it(tmp_path: Pa
     assert [seen.body.get("max_completion_tokens") for seen in endpoint.seen[4:]] == [16] * 12
 
 
+def test_odd_answers_are_kept_or_asked_again(tmp_path: Path) -> None:
+    """No token counts, halves of surrogate pairs, no message at all: nothing of it breaks a run."""
+    half = Response(json.dumps(completion("A\ud83d\0", usage=None)), media_type="application/json")
+    odd = iter([half, completion("B", usage={}), completion("A", choices=None), []])
+    database = make_panel(tmp_path / "panel.sqlite", 2)
+    with serving(Scripted(lambda body, n: next(odd, "TIE"))) as url:
+        summary = run(database, url, parallel=1, max_tokens=20_000)
+    assert [(row.status, row.reply, row.input_tokens) for row in rows(database, answers)] == [
+        ("garbage", "A?\N{REPLACEMENT CHARACTER}", None),
+        ("choice", "B", None),
+        ("choice", "TIE", 100),
+        ("choice", "TIE", 100),
+    ]
+    assert (summary.exit_code, summary.n_requests) == (0, 6)
+    assert summary.n_tokens > 4 * 1_000  # what is not told counts as reserved
+
+
 def test_a_judge_whose_first_answers_are_all_garbage_is_looked_at(tmp_path: Path) -> None:
     database, console = make_panel(tmp_path / "panel.sqlite", 10), quiet()
     with serving(Scripted(lambda body, n: completion("First, let me", finish_reason="length"))) as url:
@@ -422,6 +440,20 @@ def test_a_person_is_not_asked_by_machine(tmp_path: Path) -> None:
         run(database, "http://127.0.0.1:9/v1")
     with pytest.raises(UserError, match="has no assignments"):
         run_model_judge(database, "empty", ModelSettings("m", "http://127.0.0.1:9/v1"), quiet())
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_two_runs_of_one_judge_at_once_store_one_vote_a_pair(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Two machines with one panel: each answer and each vote is there once, whoever was first."""
+    where = tmp_path / "panel.sqlite" if kind == "sqlite" else request.getfixturevalue("postgres").new_database()
+    database = make_panel(where, 16)
+    with serving(endpoint := Scripted(by_kind)) as url:
+        both = judging_setup.at_once(2, lambda i: run(Database(where), url, parallel=3))
+    assert votes_of(database) == {n: vote for n in range(16) if (vote := expected_vote(n))}
+    assert len(rows(database, answers)) == both[0].n_stored + both[1].n_stored == 32 < len(endpoint.seen)
+    database.close()
 
 
 # ---------------------------------------------------------------- sheets
@@ -634,7 +666,7 @@ def test_a_real_server_behind_a_faulty_line(served: tuple[str, str], tmp_path: P
         before = {key_of(row.prompt) for row in rows(database, answers)}
         assert n_pairs <= len(before) < 2 * n_pairs
 
-        time.sleep(0.1)  # what the killed run had in flight arrives
+        time.sleep(0.5)  # what the killed run had in flight arrives
         n_before = len(proxy.seen)
         done = run(database, url, **settings, max_requests=400)
     asked = [seen.key for seen in proxy.seen[n_before:]]

@@ -98,7 +98,8 @@ def settle(database: Database, judge_id: str, asked: Mapping[str, Any]) -> None:
     """
     asked = dict(asked)
     with database.write() as c:
-        kind = c.execute(select(judges.c.kind).where(judges.c.judge_id == judge_id)).scalar_one_or_none()
+        this = select(judges.c.kind).where(judges.c.judge_id == judge_id)
+        kind = c.execute(this.with_for_update()).scalar_one_or_none()  # held: another run settles the same, or is told
         if kind != "model":
             has = "no such judge in this panel" if kind is None else "is a person"
             raise UserError(f"--judge-id: '{judge_id}' {has}; name a model judge")

@@ -161,7 +161,7 @@ class Endpoint:
         user = urlsplit(self.settings.base_url).netloc.rpartition("@")[0]
         for secret in filter(None, (self._key, user, *user.split(":"), urlsplit(self.settings.base_url).query)):
             text = text.replace(secret, "***")
-        return " ".join(text.split())[:300]
+        return " ".join(_storable(text).split())[:300]
 
     async def _refusal(self, error: openai.APIStatusError) -> UserError:
         s, said = self.settings, self._clean(_said(error))
@@ -257,14 +257,24 @@ def _reply(said: ChatCompletion, asked_at: float, seconds: float) -> Reply:
         text = message.content if isinstance(message.content, str) else ""
     except (AttributeError, TypeError, IndexError):
         raise NotACompletion("its answer is no chat completion; does --base-url go up to its /v1?") from None
-    usage = said.usage
     return Reply(
-        text=text or refusal or "",
+        text=_storable(text or refusal or ""),
         refused=bool(refusal),
-        finish_reason=choice.finish_reason,
-        model=said.model or "",
-        input_tokens=usage.prompt_tokens if usage else None,
-        output_tokens=usage.completion_tokens if usage else None,
+        finish_reason=getattr(choice, "finish_reason", None),
+        model=_storable(getattr(said, "model", None) or ""),
+        input_tokens=_count(said, "prompt_tokens"),
+        output_tokens=_count(said, "completion_tokens"),
         asked_at=asked_at,
         seconds=seconds,
     )
+
+
+def _count(said: ChatCompletion, name: str) -> int | None:
+    """One of the token counts, where the endpoint tells it."""
+    value = getattr(getattr(said, "usage", None), name, None)
+    return value if isinstance(value, int) else None
+
+
+def _storable(text: str) -> str:
+    """The text without what JSON can write and a database cannot keep: halves of surrogate pairs, and NUL."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
