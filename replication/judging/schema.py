@@ -112,6 +112,14 @@ Index(
     postgresql_where=votes.c.undone_at.is_(None),
 )
 
+# How a model judge is asked; settled before its first request, so that one judge is one model asked in one way.
+model_judges = Table(
+    "model_judges",
+    metadata,
+    Column("judge_id", ForeignKey("judges.judge_id"), primary_key=True),
+    Column("asked", JSON, nullable=False),  # model as asked for, prompt, temperature, length of an answer; or a sheet
+)
+
 # What a model said, word for word: one row for each request that was answered for good.
 answers = Table(
     "answers",
