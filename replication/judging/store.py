@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, and_, bindparam, func, insert, select, true, update
 from sqlalchemy.exc import IntegrityError
 
 from replication.judging.database import Database
@@ -44,6 +44,17 @@ class Judge:
     """None: not asked yet; empty: skipped."""
     n_assigned: int
     n_voted: int
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What the page needs to know before it shows anything."""
+
+    judge: Judge
+    last_vote: str | None
+    """The showing of the judge's last vote that stands: what `undo` must name."""
+    asks_survey: bool
+    is_locked: bool
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,15 @@ class Store:
         with self.database.read() as c:
             row = c.execute(select(judges).where(judges.c.token_sha256 == hash_token(token))).one_or_none()
             return _judge(c, row) if row else None
+
+    def visit(self, token: str) -> Visit | None:
+        """Who opened this link, and how far they are: one query; None where no judge has this token."""
+        with self.database.read() as c:
+            row = c.execute(_VISIT, {"hashed": hash_token(token)}).one_or_none()
+        if row is None:
+            return None
+        judge = Judge(row.judge_id, row.kind, row.started_at is not None, row.survey, row.n_assigned, row.n_voted)
+        return Visit(judge, row.last_vote, row.asks_survey, row.locked_at is not None)
 
     def judge(self, judge_id: str) -> Judge | None:
         with self.database.read() as c:
@@ -252,3 +272,27 @@ def _last_vote(judge_id: str) -> Select[Any]:
         .order_by(assignments.c.position.desc())
         .limit(1)
     )
+
+
+def _visit() -> Select[Any]:
+    mine = assignments.c.judge_id == judges.c.judge_id
+    voted = assignments.join(votes, and_(votes.c.assignment_id == assignments.c.assignment_id, mine))
+    stands = votes.c.undone_at.is_(None)
+    last = select(votes.c.showing).select_from(voted).where(stands).order_by(assignments.c.position.desc()).limit(1)
+    n_assigned = select(func.count()).select_from(assignments).where(mine)
+    n_voted = select(func.count()).select_from(voted).where(stands)
+    return (
+        select(
+            judges,
+            panel.c.locked_at,
+            panel.c.survey.label("asks_survey"),
+            n_assigned.correlate(judges).scalar_subquery().label("n_assigned"),
+            n_voted.correlate(judges).scalar_subquery().label("n_voted"),
+            last.correlate(judges).scalar_subquery().label("last_vote"),
+        )
+        .join_from(judges, panel, true())
+        .where(judges.c.token_sha256 == bindparam("hashed"))
+    )
+
+
+_VISIT = _visit()  # built once: every request asks it

@@ -1,0 +1,105 @@
+"""Pages as text: templates, the two static files, and the page for each thing that can go wrong.
+
+Completions are untrusted. Templates escape everything, and what would act on the text around it is spelled out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from importlib import resources
+from typing import Any, Final
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from starlette.responses import HTMLResponse, RedirectResponse
+
+STATIC_TYPES: Final = {"judge.css": "text/css; charset=utf-8", "judge.js": "text/javascript; charset=utf-8"}
+STATIC: Final = {
+    name: (resources.files("replication.judging") / "static" / name).read_bytes() for name in STATIC_TYPES
+}
+
+# Control characters, and those that turn the direction of the text after them.
+ACTING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+# status -> (title, what to do)
+PROBLEMS: Final = {
+    400: ("This request cannot be read", "Open your link again, as it stands in your invitation."),
+    401: ("Please sign in", "This page is for the administrator of the panel."),
+    403: ("This did not come from your page", "Nothing was stored. Please go on from your own page."),
+    404: ("There is no such page", "A link may have been cut short. Copy it whole from your invitation."),
+    405: ("This address takes no visits", "It only receives what a page sends. Nothing was stored."),
+    408: ("This took too long to arrive", "Nothing was stored. Please try again."),
+    409: ("Not possible any more", "Nothing was stored."),
+    413: ("This is too long", "Nothing was stored."),
+    415: ("This is not a form of this page", "Nothing was stored."),
+    422: ("Something is missing or unknown", "Nothing was stored. Please go on from your page."),
+    500: ("Something went wrong here", "Votes that were stored before are safe. Please try again in a moment."),
+}
+
+
+def _readable(text: str) -> Markup:
+    """Escaped; a character that acts without being seen stands there as its number."""
+    return Markup(ACTING.sub(lambda m: f'<span class="mark">U+{ord(m.group()):04X}</span>', str(escape(text))))
+
+
+def _static(name: str) -> str:
+    return f"/static/{name}?v={hashlib.sha256(STATIC[name]).hexdigest()[:12]}"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("replication.judging"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.filters["readable"] = _readable
+    environment.filters["percent"] = lambda share: "" if share is None else f"{100 * share:.1f} %"
+    environment.globals.update(css=_static("judge.css"), js=_static("judge.js"))
+    return environment
+
+
+_TEMPLATES = _environment()
+
+
+def page(name: str, status: int = 200, /, **values: Any) -> HTMLResponse:
+    """A template of this package as an answer."""
+    return HTMLResponse(_TEMPLATES.get_template(f"{name}.html.j2").render(**values), status)
+
+
+def problem(
+    status: int, *, title: str = "", text: str = "", back: str = "/", goes_on: bool = False, word: str = "Go on"
+) -> HTMLResponse:
+    """A short page that says what went wrong and leads back.
+
+    Args:
+        status: of the answer; its usual words stand where title or text are not given.
+        title: what happened.
+        text: what it means, and what to do.
+        back: where the link leads.
+        goes_on: whether the page goes there by itself after a few seconds.
+        word: what the link says.
+    """
+    usual = PROBLEMS.get(status, PROBLEMS[400 if status < 500 else 500])
+    values = {"title": title or usual[0], "text": text or usual[1], "back": back, "goes_on": goes_on, "word": word}
+    return page("message", status, **values)
+
+
+def see_other(path: str) -> RedirectResponse:
+    return RedirectResponse(path, 303)
+
+
+def judge_path(token: str) -> str:
+    return f"/j/{quote(token, safe='')}"
+
+
+def way_back(path: str) -> str:
+    """Where a visitor of this path came from, whether or not the link in it is good."""
+    parts = path.split("/")
+    if len(parts) > 3 and parts[1] in ("j", "join"):
+        return f"/{parts[1]}/{quote(parts[2], safe='')}"
+    return "/admin" if len(parts) > 2 and parts[1] == "admin" else "/"

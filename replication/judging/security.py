@@ -1,0 +1,177 @@
+"""What every request passes before a route sees it, and what every answer carries. Written against ASGI itself.
+
+A link is a secret: whoever holds it votes as that judge. So nothing here writes a path, a header or a body to the log;
+a line of it names the route's template.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import time
+from collections.abc import Callable, Collection
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from replication.judging.pages import problem, way_back
+
+LONGEST_BODY_BYTES: Final = 16 * 1024
+DRAINED_BYTES: Final = 1024 * 1024  # of a body that is too long: a client that still sends would not read the answer
+BODY_SECONDS: Final = 10
+LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+FORM: Final = "application/x-www-form-urlencoded"
+
+HEADERS: Final = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; form-action 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    # not no-referrer: with it a browser says `Origin: null` of our own forms. To other sites this sends nothing either.
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "x-robots-tag": "noindex, nofollow",
+}
+
+
+class Guard:
+    """Middleware: refuses foreign hosts, foreign forms and long bodies; adds the headers; writes the log.
+
+    Args:
+        app: what comes after.
+        hosts: names that the page answers to, without port.
+        trusted: those of them that are its public names, from any port: a proxy may have changed the Host.
+        any_address: whether a Host that is an IP address will do, as where the server listens on all of them. Another
+            site's name can be made to lead here, an address cannot.
+        log: takes one line a request; None: no log.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: Collection[str],
+        trusted: Collection[str] = (),
+        any_address: bool = False,
+        log: Callable[[str], None] | None = None,
+    ) -> None:
+        self.app = app
+        self.hosts = {name.lower().strip("[]") for name in (*hosts, *trusted)}
+        self.trusted = {name.lower().strip("[]") for name in trusted}
+        self.any_address = any_address
+        self.log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.monotonic()
+        status = 500
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, send_with_headers)
+        finally:
+            if self.log is not None:
+                route = getattr(scope.get("route"), "path", "(no such page)")
+                self.log(f"{scope['method']} {route} {status} {1000 * (time.monotonic() - began):.0f} ms")
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        back = way_back(scope["path"])
+        if not self._is_our_host(headers.getlist("host")):
+            await problem(400, back="/")(scope, receive, send)
+            return
+        if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            if not self._is_our_form(headers):
+                await problem(403, back=back)(scope, receive, send)
+                return
+            body, status = await _read_body(headers, receive)
+            if status == 200 and body and headers.get("content-type", "").split(";")[0].strip().lower() != FORM:
+                status = 415
+            if status != 200:
+                await problem(status, back=back)(scope, receive, send)
+                return
+            receive = _replay(body, receive)
+        await self.app(scope, receive, send)
+
+    def _is_our_host(self, values: list[str]) -> bool:
+        if len(values) != 1:
+            return False
+        try:
+            name = urlsplit(f"//{values[0]}").hostname or ""
+        except ValueError:
+            return False
+        return name in self.hosts or (self.any_address and _is_address(name))
+
+    def _is_our_form(self, headers: Headers) -> bool:
+        """Whether a form was sent by a page of ours, or by something that is no browser and sends neither header."""
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        if site is not None and site not in ("same-origin", "none"):
+            return False
+        if origin is None:
+            return True
+        if origin == "null":
+            return site == "same-origin"
+        try:
+            parts = urlsplit(origin)
+            name = parts.hostname or ""
+        except ValueError:
+            return False
+        return parts.scheme in ("http", "https") and (parts.netloc == headers["host"] or name in self.trusted)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+async def _read_body(headers: Headers, receive: Receive) -> tuple[bytes, int]:
+    """The whole body and 200; or nothing and 408, 413, or 400 where the client went away."""
+    body, n_bytes = b"", 0
+    declared = headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > DRAINED_BYTES:
+        return b"", 413
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            more = True
+            while more and n_bytes <= DRAINED_BYTES:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return b"", 400
+                n_bytes += len(message.get("body", b""))
+                body = body + message.get("body", b"") if n_bytes <= LONGEST_BODY_BYTES else b""
+                more = message.get("more_body", False)
+    except TimeoutError:
+        return b"", 408
+    return (body, 200) if n_bytes <= LONGEST_BODY_BYTES else (b"", 413)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    is_sent = False
+
+    async def replayed() -> Message:
+        nonlocal is_sent
+        if is_sent:
+            return await receive()
+        is_sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed

@@ -1,0 +1,159 @@
+"""The judging page as a server: one process, one store."""
+
+from __future__ import annotations
+
+import ipaddress
+import signal
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse, Response
+
+from replication.errors import UserError
+from replication.judging.admin import admin_routes
+from replication.judging.pages import STATIC, STATIC_TYPES, page, problem, way_back
+from replication.judging.security import HEADERS, LOOPBACK, Guard
+from replication.judging.session import judge_routes
+from replication.judging.store import Store
+
+SHUTDOWN_SECONDS = 5  # for requests under way
+
+
+def create_app(
+    store: Store,
+    *,
+    bound_to: str = "127.0.0.1",
+    allowed_hosts: Sequence[str] = (),
+    log: Callable[[str], None] | None = None,
+) -> FastAPI:
+    """The page over a store.
+
+    Args:
+        store: of one panel.
+        bound_to: the address the server listens on; the page answers to this name and to loopback names.
+        allowed_hosts: more names that it answers to, such as that of a proxy in front of it.
+        log: takes one line a request, without its link; None: no log.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    everywhere = _is_everywhere(bound_to)
+    names = (*LOOPBACK, *((socket.gethostname(),) if everywhere else (bound_to,)))
+    app.add_middleware(Guard, hosts=names, trusted=allowed_hosts, any_address=everywhere, log=log)
+    app.include_router(judge_routes(store))
+    app.include_router(admin_routes(store))
+    _add_plain_routes(app)
+    _add_problems(app)
+    return app
+
+
+def serve(
+    store: Store,
+    host: str,
+    port: int,
+    log: Callable[[str], None] | None,
+    *,
+    allowed_hosts: Sequence[str] = (),
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve the page until SIGTERM or Ctrl-C; requests under way are answered first.
+
+    Args:
+        store: of one panel.
+        host: address to listen on.
+        port: 0: any free one.
+        log: takes one line a request, without its link; None: no log.
+        allowed_hosts: see `create_app`.
+        ready: called with the page's address once it is open.
+
+    Raises:
+        UserError: the address cannot be had.
+    """
+    listening = _listen(host, port)
+    app = create_app(store, bound_to=host, allowed_hosts=allowed_hosts, log=log)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,  # it would write the links
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        lifespan="off",
+        ws="none",
+    )
+    server = uvicorn.Server(config)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    is_main = threading.current_thread() is threading.main_thread()
+    # uvicorn raises the signal again when it has stopped: this one then takes it, and we return
+    before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)} if is_main else {}
+    try:
+        if ready is not None:
+            ready(_address(host, listening.getsockname()[1]))
+        server.run(sockets=[listening])
+    finally:
+        listening.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _add_plain_routes(app: FastAPI) -> None:
+    @app.get("/")
+    async def home() -> Response:
+        return page("home")
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        return PlainTextResponse("ok")
+
+    @app.get("/static/{name}")
+    async def static(name: str) -> Response:
+        if name not in STATIC:  # two files in memory: no path leads anywhere else
+            return problem(404)
+        kept = {"cache-control": "public, max-age=31536000, immutable"}  # pages name them by their hash
+        return Response(STATIC[name], media_type=STATIC_TYPES[name], headers=kept)
+
+
+def _add_problems(app: FastAPI) -> None:
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        back = "/" if error.status_code == 404 else way_back(request.url.path)
+        answer = problem(error.status_code, back=back)
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(RequestValidationError)
+    async def incomplete(request: Request, error: RequestValidationError) -> Response:
+        return problem(422, back=way_back(request.url.path))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        answer = problem(500, back=way_back(request.url.path))
+        answer.headers.update(HEADERS)  # this one is sent from outside the Guard
+        return answer
+
+
+def _is_everywhere(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return host == ""
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        line = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"--host, --port: cannot listen on {host}:{port} ({line}); give others") from None
+
+
+def _address(host: str, port: int) -> str:
+    name = socket.gethostname() if _is_everywhere(host) else host
+    return f"http://{f'[{name}]' if ':' in name else name}:{port}"
