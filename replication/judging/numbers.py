@@ -106,9 +106,7 @@ def _of_judge(judge_id: str, rows: list[Any], n_assigned: int) -> JudgeNumbers:
     seconds = [row.seconds for row in rows if row.seconds is not None]
     attention = [row.choice == row.expected for row in rows if row.expected is not None]
     earlier = {row.assignment_id: verdict(row.choice, row.first_is_left) for row in rows}
-    repeats = [
-        earlier[row.repeats] == verdict(row.choice, row.first_is_left) for row in rows if row.repeats in earlier
-    ]
+    repeats = [earlier[row.repeats] == verdict(row.choice, row.first_is_left) for row in rows if row.repeats in earlier]
     return JudgeNumbers(
         judge_id,
         votes=Share(len(rows), n_assigned),

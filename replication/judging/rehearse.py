@@ -1,8 +1,8 @@
 """`replicate judge rehearse`: the page's server under a crowd of judges, killed in the middle, its votes counted after.
 
 The panel is thrown away: made-up texts, a database of its own. The server is the product's own, in a process of its
-own; so are the judges. SIGKILL comes at moments drawn at random, the server is started again at once, and the judges press
-again where no answer came. In the end every vote that a judge was told is stored must be in the database, once.
+own; so are the judges. SIGKILL comes at moments drawn at random, the server is started again at once, and the judges
+press again where no answer came. In the end every vote that a judge was told is stored must be in the database, once.
 """
 
 from __future__ import annotations
