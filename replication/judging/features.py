@@ -21,7 +21,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 
 from replication.judging.probe import Seen
 
-COLUMNS_OF_A_PART = 2**16
+COLUMNS_OF_A_PART = 2**15
 SIDE = {
     side: re.compile(rf'<section[^<>]*aria-labelledby="{side}".*?</section>', re.DOTALL) for side in ("left", "right")
 }
@@ -92,7 +92,7 @@ def matrix(parts: Sequence[Parts], ranks: np.ndarray) -> sparse.csr_matrix:
     count = HashingVectorizer(
         analyzer="char", ngram_range=(1, 3), n_features=COLUMNS_OF_A_PART, alternate_sign=False, lowercase=False
     )
-    columns = [count.transform(part) for part in texts]
+    columns = [_varied(count.transform(part)) for part in texts]
     order = [_order([f"{p.left}\n{p.rest}\n{p.right}" for p in parts]), _order([p.heads for p in parts])]
     return sparse.hstack([*columns, *order, sparse.csr_matrix(ranks)], format="csr", dtype=np.float32)
 
@@ -114,3 +114,10 @@ def _order(pages: Sequence[str]) -> sparse.csr_matrix:
     telling = {pair for pair, n in n_pages.items() if 1 < n < len(pages)}
     hasher = FeatureHasher(n_features=COLUMNS_OF_A_PART, input_type="pair", alternate_sign=False)
     return hasher.transform([(f"{a}\n{b}", n) for (a, b), n in page.items() if (a, b) in telling] for page in pairs)
+
+
+def _varied(counts: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Without the columns that are the same on all pages."""
+    columns = counts.tocsc()
+    differs = columns.max(axis=0).toarray() - columns.min(axis=0).toarray() > 1e-9
+    return columns[:, np.flatnonzero(differs.ravel())].tocsr()
