@@ -240,6 +240,13 @@ def generate(argv: list[str]) -> int:
     return 0
 
 
+def judge(argv: list[str]) -> int:
+    """Let people and models compare completions of two arms, blind; lock; write the votes for the report."""
+    from replication.judge_cli import judge as run_judge
+
+    return run_judge(argv)
+
+
 def report(argv: list[str]) -> int:
     """Write report.html, report.md, results.json and figures from the run folders."""
     parser = Parser(prog="replicate report", description=report.__doc__)
@@ -354,6 +361,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "plan": plan,
     "grid": grid,
     "generate": generate,
+    "judge": judge,
     "report": report,
     "power": power,
     "calibrate": calibrate,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from postgres_server import postgres  # noqa: F401  (a fixture: one server for all files of tests)
 
 MEASURED = "measured"
 

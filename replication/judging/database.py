@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from replication.errors import UserError
@@ -27,27 +28,33 @@ class Database:
     """
 
     def __init__(self, url: str | Path) -> None:
-        text = str(url) if "://" in str(url) else f"sqlite:///{url}"
-        text = text.replace("postgresql://", "postgresql+psycopg://", 1)
         try:
             self.engine = create_engine(
-                text, pool_size=20, max_overflow=20, pool_pre_ping=not text.startswith("sqlite")
+                _parse(url), pool_size=20, max_overflow=20, pool_pre_ping=not str(url).startswith("sqlite")
             )
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise UserError(
-                f"--database: {_without_password(text)} cannot be used ({error}); give a file, or a URL such as "
+                f"--database: {_without_password(str(url))} cannot be used ({error}); give a file, or a URL such as "
                 "postgresql://user@host/name"
             ) from None
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self._writer = threading.Lock()
         if self.is_sqlite:
-            Path(self.engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
             _set_up_sqlite(self.engine)
 
     @property
     def name(self) -> str:
-        """The URL without its password."""
-        return self.engine.url.render_as_string(hide_password=True)
+        """The file, or the URL with the password masked."""
+        return str(self.engine.url.database) if self.is_sqlite else self.engine.url.render_as_string(hide_password=True)
+
+    @property
+    def address(self) -> str:
+        """The file, or the URL without its password, which the driver finds in PGPASSWORD or ~/.pgpass."""
+        if self.is_sqlite:
+            return str(Path(self.name).absolute())
+        u = self.engine.url
+        open_url = URL.create(u.drivername, u.username, None, u.host, u.port, u.database, u.query)
+        return open_url.render_as_string(hide_password=False)
 
     def exists(self) -> bool:
         """Whether a panel's tables are there. Never creates an SQLite file.
@@ -62,6 +69,8 @@ class Database:
         except OperationalError as error:
             line = str(error.orig).strip().splitlines()[0]
             raise UserError(f"--database: {self.name} does not answer ({line}); start it, or name another") from None
+        except (DatabaseError, sqlite3.DatabaseError) as error:
+            raise UserError(f"--database: {self.name} cannot be read ({error}); restore it, or name another") from None
 
     @staticmethod
     def create(connection: Connection) -> None:
@@ -89,7 +98,22 @@ class Database:
         self.engine.dispose()
 
 
+def _parse(url: str | Path) -> URL:
+    """Of a URL, or of the path of an SQLite file, whatever characters it has."""
+    text = str(url)
+    if "://" not in text:
+        return URL.create("sqlite", database=text)
+    for name in ("postgresql", "postgres"):
+        if text.startswith(f"{name}://"):
+            text = f"postgresql+psycopg{text.removeprefix(name)}"
+    return make_url(text)
+
+
 def _set_up_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "do_connect")
+    def _make_folder(*_: Any) -> None:
+        Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _: ConnectionPoolEntry) -> None:
         connection.isolation_level = None  # transactions begin where we say so

@@ -48,6 +48,8 @@ panel = Table(
     Column("survey", Boolean, nullable=False),  # whether the page asks about the judge
     Column("locked_at", Float),  # from then on no vote is taken
     Column("lock_note", Text),  # why it was locked early
+    Column("baseline", Text),  # the two arms; null until the lock
+    Column("treatment", Text),
 )
 
 items = Table(

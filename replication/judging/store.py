@@ -9,7 +9,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
@@ -27,10 +27,18 @@ class Panel:
 
     panel_id: str
     suite: str
+    key_sha256: str
     admin_sha256: str
     join_sha256: str | None
     survey: bool
-    is_locked: bool
+    votes_per_judge: int
+    planned_judges: int
+    locked_at: float | None
+    lock_note: str | None
+
+    @property
+    def is_locked(self) -> bool:
+        return self.locked_at is not None
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class Store:
     def panel(self) -> Panel:
         with self.database.read() as c:
             row = c.execute(select(panel)).one()
-        return Panel(row.panel_id, row.suite, row.admin_sha256, row.join_sha256, row.survey, row.locked_at is not None)
+        return Panel(**{field.name: getattr(row, field.name) for field in fields(Panel)})
 
     def judge_by_token(self, token: str) -> Judge | None:
         """The judge whose link holds this token."""
@@ -156,9 +164,10 @@ class Store:
     def show(self, judge_id: str) -> Showing | None:
         """The first assignment without a vote, noted as shown now; None where there is none or the panel is locked."""
         with self.database.write() as c:
-            if _is_locked(c):
+            if is_locked(c):
                 return None
-            row = c.execute(_current(judge_id)).one_or_none()
+            # held, so that two windows of one judge are given the same showing
+            row = c.execute(_current(judge_id).with_for_update(of=assignments)).one_or_none()
             if row is None:
                 return None
             showing = row.showing or secrets.token_urlsafe(16)
@@ -176,19 +185,20 @@ class Store:
         now = time.time()
         try:
             with self.database.write() as c:
-                if _is_locked(c):
+                if is_locked(c):
                     return Cast.LOCKED
+                shown = and_(assignments.c.judge_id == judge_id, assignments.c.showing == showing)
+                row = c.execute(select(assignments).where(shown).with_for_update()).one_or_none()
+                # looked for while the assignment is held: a click that comes twice finds its first vote
                 earlier = c.execute(_vote_on(judge_id, showing)).one_or_none()
                 if earlier is not None:
                     stands = earlier.undone_at is None and earlier.choice == choice
                     return Cast.REPEATED if stands else Cast.CONFLICT
-                shown = and_(assignments.c.judge_id == judge_id, assignments.c.showing == showing)
-                row = c.execute(select(assignments).where(shown).with_for_update()).one_or_none()
                 if row is None:
                     return Cast.UNKNOWN
                 cast = {"assignment_id": row.assignment_id, "showing": showing, "choice": choice, "cast_at": now}
                 c.execute(insert(votes).values(**cast, shown_at=row.shown_at, seconds=max(0.0, now - row.shown_at)))
-        except IntegrityError:  # another request was faster with the same showing
+        except IntegrityError:  # what the locks above do not catch, the unique index does
             return Cast.CONFLICT
         return Cast.STORED
 
@@ -200,7 +210,7 @@ class Store:
         """
         with self.database.write() as c:
             last = c.execute(_last_vote(judge_id)).one_or_none()
-            if _is_locked(c) or last is None or last.showing != showing:
+            if is_locked(c) or last is None or last.showing != showing:
                 return False
             standing = and_(votes.c.vote_id == last.vote_id, votes.c.undone_at.is_(None))
             done = c.execute(update(votes).where(standing).values(undone_at=time.time()))
@@ -233,7 +243,7 @@ def standing_votes() -> Select[Any]:
     )
 
 
-def _is_locked(c: Connection) -> bool:
+def is_locked(c: Connection) -> bool:
     """Whether the panel is locked; holds off a lock until the transaction ends."""
     return c.execute(select(panel.c.locked_at).with_for_update(read=True)).scalar_one() is not None
 
