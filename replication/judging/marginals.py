@@ -164,7 +164,9 @@ def _filters(
         ("models only", {name for name, row in judges.items() if row["type"] == "Human"}),
         ("people only", {name for name, row in judges.items() if row["type"] == "FM"}),
     ]
-    by_rule: list[tuple[str, set[str]]] = [(label, {n for n, row in judges.items() if applies(row)}) for label, applies in left_out]
+    by_rule: list[tuple[str, set[str]]] = [
+        (label, {n for n, row in judges.items() if applies(row)}) for label, applies in left_out
+    ]
     rows += by_rule
     rows.append(("without all of these", set.union(*(names for _, names in by_rule))))
     result = []
