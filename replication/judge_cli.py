@@ -142,8 +142,9 @@ def _prepare(args: argparse.Namespace, console: Console) -> int:
         open_link=not args.invite_only,
     )
     database = Database(args.database or folder.database_file)
-    tokens = create_panel(database, folder.sealed, chosen.suite, chosen.completions, chosen.arms, options)
-    folder.keep(database, tokens, options, is_named=bool(args.database))
+    sources = (chosen.suite, chosen.completions, chosen.arms)
+    tokens = create_panel(database, folder.sealed, *sources, options, keep=folder.keep_tokens)
+    folder.write_facts(database, options, is_named=bool(args.database))
     for line in departures(chosen, options.judges, options.votes_per_judge):
         console.print(f"[yellow]{escape(line)}[/yellow]")
     n_seeds = len(chosen.completions)
@@ -238,6 +239,7 @@ def _serve(args: argparse.Namespace, console: Console) -> int:
         where = base or address
         if store.panel().is_locked:
             console.print("[yellow]the panel is locked: the page says so and takes no more votes[/yellow]")
+        console.print("Ctrl-C ends it; a vote that is acknowledged is on the disk")
         console.print(f"administrator: {where}/admin   (token: {escape(str(folder.admin_token))})")
         if not is_open:
             console.print(f"judges:        by invitation, {_command('invite', args.dir, '--judges', 'N')}")
@@ -245,7 +247,6 @@ def _serve(args: argparse.Namespace, console: Console) -> int:
             console.print(f"judges:        {where}/join/...   (the rest of the link was in {folder.join_token.name})")
         else:
             console.print(f"judges:        {where}/join/{join}")
-        console.print("Ctrl-C ends it; every vote is on the disk before it is acknowledged")
 
     serve(store, args.host, args.port, console.print if args.log else None, allowed_hosts=allowed, ready=say)
     return 0

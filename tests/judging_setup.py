@@ -70,6 +70,14 @@ class MadePanel:
         lock_panel(self.database, self.sealed, note)
 
 
+def hasty(url: str | Path) -> Database:
+    """A database that does not wait for the disk: for tests that are not about that."""
+    database = Database(url)
+    if database.is_sqlite:
+        event.listen(database.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous = OFF"))
+    return database
+
+
 def make_panel(
     url: str | Path,
     sealed: Path,
@@ -83,9 +91,7 @@ def make_panel(
     Args:
         durable: whether SQLite waits for the disk, as it does outside of tests.
     """
-    database = Database(url)
-    if database.is_sqlite and not durable:
-        event.listen(database.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous = OFF"))
+    database = Database(url) if durable else hasty(url)
     chosen = PanelOptions(**({"judges": 2, "votes_per_judge": 6} | options))
     tokens = create_panel(database, sealed, "suite", made_of or completions(arms=arms), arms, chosen)
     return MadePanel(database, sealed, tokens.admin, tokens.join)

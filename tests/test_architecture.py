@@ -88,6 +88,7 @@ TORCH_FREE = [
     "votes",
     "tensorboard_cli",
     "audit_cli",
+    "judge_cli",
     "analysis",
     "judging",
     "drill",

@@ -24,7 +24,7 @@ ITEMS = 1512
 def probed(out: Path, *flags: str) -> tuple[int, dict[str, dict]]:
     parser = argparse.ArgumentParser()
     blinding.add_arguments(parser)
-    args = parser.parse_args([f"--items={ITEMS}", f"--out={out}", *flags])
+    args = parser.parse_args([f"--items={ITEMS}", "--folds=4", f"--out={out}", *flags])
     code = blinding.run(args, Console(quiet=True))
     return code, {result["experiment"]: result for result in read_json(out / "blinding.json")}
 

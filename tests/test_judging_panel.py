@@ -315,7 +315,7 @@ def voted_panel(tmp_path: Path, seed: int, **options):
     return panel
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_the_record_says_what_was_chosen_whatever_the_sides(tmp_path: Path, seed: int) -> None:
     """Wins by arm, recomputed from the texts that were shown: the record's own path is not used."""
     panel = voted_panel(tmp_path, seed)
@@ -327,8 +327,9 @@ def test_the_record_says_what_was_chosen_whatever_the_sides(tmp_path: Path, seed
             made_by |= {one.text: (arm, seed_, one.prompt_id, one.sample) for one in listed}
     item = {row.item_id: row for row in panel.rows(items)}
     expected = {}
+    assigned = {row.assignment_id: row for row in panel.rows()}
     for vote in panel.standing():
-        row = next(r for r in panel.rows() if r.assignment_id == vote.assignment_id)
+        row = assigned[vote.assignment_id]
         if row.expected is not None:
             continue
         both = [item[row.item_id].first, item[row.item_id].second]
@@ -422,7 +423,7 @@ def test_models_answers_and_judges_are_exported_by_id(tmp_path: Path) -> None:
 
 def test_the_counts_are_read_as_the_published_ones_are(tmp_path: Path) -> None:
     panel = make_panel(
-        tmp_path / "x.sqlite", tmp_path / "sealed", completions(8), judges=12, votes_per_judge=8, repeat_share=0.25
+        tmp_path / "x.sqlite", tmp_path / "sealed", completions(8), judges=6, votes_per_judge=8, repeat_share=0.25
     )
     panel.store.answer_survey("judge-001", {"background": "ml"})
     for number, name in enumerate(panel.names):
@@ -435,7 +436,7 @@ def test_the_counts_are_read_as_the_published_ones_are(tmp_path: Path) -> None:
     first = [v for v in unsealed_votes(panel.database).votes if not v.repeat_of]
     data = load_published(tmp_path, {"votes": "marginals.json"})
     assert sum(j.tally.n for j in data.judges) == sum(q.tally.n for q in data.questions) == len(first)
-    assert found["n_judgments"] == found["headline"]["n"] == len(first) and found["n_judges"] == 12
+    assert found["n_judgments"] == found["headline"]["n"] == len(first) and found["n_judges"] == 6
     head = found["headline"]
     assert head["decisive"] == head["a"] + head["b"]
     assert head["b_pct_decisive"] == round(100 * head["b"] / head["decisive"], 2)

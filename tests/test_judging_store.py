@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from judging_setup import MadePanel, at_once, at_random, completions, make_panel, vote_all
+from sqlalchemy import func, select
 
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.export import votes_csv
-from replication.judging.panel import add_judges, invite, invite_free, next_names
+from replication.judging.panel import add_judges, invite, invite_free, lock_panel, next_names
 from replication.judging.schema import assignments, items, judges, votes
 from replication.judging.store import Cast, Store, hash_token
 from replication.judging.unsealing import unsealed_votes, vote_id
@@ -138,6 +139,14 @@ def test_links_and_tokens_are_kept_as_hashes(panel: MadePanel) -> None:
     assert panel.join is not None and panel.store.panel().join_sha256 == hash_token(panel.join)
 
 
+def test_what_is_read_is_one_view(panel: MadePanel) -> None:
+    with panel.database.read() as c:
+        before = c.execute(select(func.count()).select_from(votes)).scalar_one()
+        at_once(1, lambda i: vote_all(panel.store, J, at_random(i), most=1))
+        assert c.execute(select(func.count()).select_from(votes)).scalar_one() == before
+    assert len(panel.standing()) == before + 1
+
+
 # ---------------------------------------------------------------- many at once
 
 
@@ -214,8 +223,10 @@ def test_no_vote_is_acknowledged_after_the_record_was_written(url: str, tmp_path
         thread.start()
     started.wait()
     time.sleep(0.3)
-    panel.lock()
-    (tmp_path / "votes.csv").write_text(votes_csv(panel.database))
+    other = Database(url)  # the command is another process than the page, with connections of its own
+    lock_panel(other, panel.sealed)
+    (tmp_path / "votes.csv").write_text(votes_csv(other))
+    other.close()
     for thread in threads:
         thread.join()
     panel_id = panel.store.panel().panel_id

@@ -125,8 +125,8 @@ def gather(database: Database) -> Overview:
 
 
 def _assigned_by_judge(c: Connection) -> dict[str, int]:
-    query = select(assignments.c.judge_id, func.count()).group_by(assignments.c.judge_id)
-    return {judge_id: n for judge_id, n in c.execute(query)}
+    query = select(assignments.c.judge_id, func.count().label("n")).group_by(assignments.c.judge_id)
+    return {row.judge_id: row.n for row in c.execute(query)}
 
 
 def _assigned_by_prompt(c: Connection) -> dict[tuple[int, str, str], int]:

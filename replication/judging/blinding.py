@@ -52,7 +52,7 @@ CLASSIFIERS: Final = {"everything": "logistic regression on everything", "number
 PLACEHOLDER: Final = "This text stands where a completion was."
 VOTES_PER_JUDGE: Final = 32
 REPEAT_SHARE: Final = 0.1
-PERMUTATIONS: Final = 200
+PERMUTATIONS: Final = 100
 
 
 @dataclass
@@ -237,7 +237,7 @@ def deal(one_arm: list[Completion], arms: tuple[str, str], seed: int) -> Complet
 def _server(database: Database, address: str, suite: SuiteDir, leak: str) -> Iterator[str]:
     """The product's server in its own process; with a leak, around its app in this one."""
     if leak == "none":
-        with ServerChild(address, suite.root / "server.log") as child:
+        with ServerChild(address, suite.root / "server.log", durable=False) as child:
             yield child.base
     else:
         with leaking_server(database, suite.sealed, leak) as base:

@@ -16,6 +16,11 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from replication.errors import UserError
 from replication.judging.schema import metadata
 
+CONNECT_SECONDS = 10
+
+# what `PRAGMA synchronous` says; off is a test's choice, and stays
+OFF, NORMAL, FULL = 0, 1, 2
+
 
 class Database:
     """Transactions, one writer at a time where the database is a file.
@@ -29,9 +34,10 @@ class Database:
 
     def __init__(self, url: str | Path) -> None:
         try:
-            self.engine = create_engine(
-                _parse(url), pool_size=20, max_overflow=20, pool_pre_ping=not str(url).startswith("sqlite")
-            )
+            parsed = _parse(url)
+            is_postgres = parsed.get_backend_name() == "postgresql"
+            more = {"connect_args": {"connect_timeout": CONNECT_SECONDS}} if is_postgres else {}
+            self.engine = create_engine(parsed, pool_size=20, max_overflow=20, pool_pre_ping=is_postgres, **more)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise UserError(
                 f"--database: {_without_password(str(url))} cannot be used ({error}); give a file, or a URL such as "
@@ -70,7 +76,8 @@ class Database:
             line = str(error.orig).strip().splitlines()[0]
             raise UserError(f"--database: {self.name} does not answer ({line}); start it, or name another") from None
         except (DatabaseError, sqlite3.DatabaseError) as error:
-            raise UserError(f"--database: {self.name} cannot be read ({error}); restore it, or name another") from None
+            line = str(getattr(error, "orig", error)).strip().splitlines()[0]
+            raise UserError(f"--database: {self.name} cannot be read ({line}); restore it, or name another") from None
 
     @staticmethod
     def create(connection: Connection) -> None:
@@ -79,19 +86,30 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A consistent view."""
-        with self.engine.connect() as connection, connection.begin():
+        """A consistent view: what others write meanwhile is not seen."""
+        connection = self.engine.connect()
+        if not self.is_sqlite:
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        with connection, connection.begin():
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """A transaction that is on the disk when the block ends, or has left nothing."""
+    def write(self, durable: bool = True) -> Iterator[Connection]:
+        """A transaction that is on the disk when the block ends, or has left nothing.
+
+        Args:
+            durable: whether to wait for the disk. Without that a crash of the machine (not of this process) may take it
+                back, but not if a later transaction is on the disk: they reach it in their order.
+        """
         if not self.is_sqlite:
             with self.engine.begin() as connection:
+                if not durable and self.engine.dialect.name == "postgresql":
+                    connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
                 yield connection
             return
+        options = {"immediate": True, "durable": durable}
         # threads queue here, fairly, where SQLite would have them sleep and try again
-        with self._writer, self.engine.connect().execution_options(immediate=True) as connection, connection.begin():
+        with self._writer, self.engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
 
     def close(self) -> None:
@@ -117,12 +135,18 @@ def _set_up_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _: ConnectionPoolEntry) -> None:
         connection.isolation_level = None  # transactions begin where we say so
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 10000"):
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 30000"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        immediate = connection.get_execution_options().get("immediate")
+        options = connection.get_execution_options()
+        immediate = options.get("immediate")
+        if immediate:
+            wanted = FULL if options["durable"] else NORMAL
+            found = connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
+            if found not in (wanted, OFF):
+                connection.exec_driver_sql(f"PRAGMA synchronous = {wanted}")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 

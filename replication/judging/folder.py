@@ -92,17 +92,20 @@ class PanelFolder:
         """Whether the output folder is a suite's, for which a report can be written."""
         return SuiteDir(self.root).suite.is_file()
 
-    def keep(self, database: Database, tokens: Tokens, options: PanelOptions, is_named: bool) -> None:
-        """Write what is known of a new panel: panel.json, and the two tokens, of which the database has hashes alone.
-
-        Args:
-            is_named: whether the database is another than the SQLite file here.
-        """
+    def keep_tokens(self, tokens: Tokens) -> None:
+        """Write the two tokens, of which the database has hashes alone."""
         self._write_secret(self.admin_token, tokens.admin)
         if tokens.join is None:
             self.join_token.unlink(missing_ok=True)
         else:
             self._write_secret(self.join_token, tokens.join)
+
+    def write_facts(self, database: Database, options: PanelOptions, is_named: bool) -> None:
+        """Write panel.json.
+
+        Args:
+            is_named: whether the database is another than the SQLite file here.
+        """
         about = Store(database).panel()
         named = {"database": database.address} if is_named else {}
         facts = {"panel_id": about.panel_id, "suite": about.suite, "key_sha256": about.key_sha256}

@@ -101,8 +101,8 @@ def scores(
             linear.fit(columns[train], labels[train])
             found["everything"][test] = linear.decision_function(columns[test])
             if boosting:
-                trees = HistGradientBoostingClassifier(max_iter=40, learning_rate=0.1, max_leaf_nodes=8, random_state=0)
-                with threadpool_limits(2):  # more of them wait for each other, where others use the machine too
+                trees = HistGradientBoostingClassifier(max_iter=30, learning_rate=0.1, max_leaf_nodes=8, random_state=0)
+                with threadpool_limits(1):  # several wait for each other where others use the machine too
                     trees.fit(ranks[train], labels[train])
                     found["numbers"][test] = trees.predict_proba(ranks[test])[:, 1]
     return found

@@ -128,13 +128,13 @@ def _judge(name: str, cast: list[tuple[Vote, float]], found: Unsealed) -> dict[s
 
 
 def _majorities(scores: list[tuple[Vote, str]], category: Mapping[int, str]) -> dict[str, Any]:
-    details = []
+    details, won = [], []
     for prompt, name in category.items():
         c = _count(winner for vote, winner in scores if vote.prompt_id == prompt)
         winner = "gain" if c.b > c.a else "baseline" if c.a > c.b else "tied"
-        row = {"question_id": prompt, "category": name, "a": c.a, "b": c.b, "tie": c.t}
-        details.append({**row, "winner": winner})
-    won = [row["winner"] for row in details if row["a"] + row["b"]]  # of ties alone is no majority, nor an even one
+        details.append({"question_id": prompt, "category": name, "a": c.a, "b": c.b, "tie": c.t, "winner": winner})
+        if c.a + c.b:  # of ties alone is no majority, nor an even one
+            won.append(winner)
     return {
         "gain_majority": won.count("gain"),
         "baseline_majority": won.count("baseline"),
@@ -164,11 +164,9 @@ def _filters(
         ("models only", {name for name, row in judges.items() if row["type"] == "Human"}),
         ("people only", {name for name, row in judges.items() if row["type"] == "FM"}),
     ]
-    by_rule: list[tuple[str, set[str]]] = [
-        (label, {n for n, row in judges.items() if applies(row)}) for label, applies in left_out
-    ]
-    rows += by_rule
-    rows.append(("without all of these", set.union(*(names for _, names in by_rule))))
+    by_rule = [{name for name, row in judges.items() if applies(row)} for _, applies in left_out]
+    rows += [(label, names) for (label, _), names in zip(left_out, by_rule, strict=True)]
+    rows.append(("without all of these", set.union(*by_rule)))
     result = []
     for label, names in rows:
         kept = judges.keys() - (names or set())

@@ -6,7 +6,7 @@ import hashlib
 import math
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -67,6 +67,7 @@ def create_panel(
     completions: Completions,
     arms: tuple[str, str],
     options: PanelOptions,
+    keep: Callable[[Tokens], None] | None = None,
 ) -> Tokens:
     """Make the items, seal their key, and give every planned judge a set.
 
@@ -77,6 +78,7 @@ def create_panel(
         completions: of both arms at each seed.
         arms: (baseline, treatment).
         options: see PanelOptions.
+        keep: is given the tokens before the panel is there for good: a panel whose tokens are lost is of no use.
 
     Raises:
         UserError: there is a panel already, or the completions do not match between arms and seeds.
@@ -88,6 +90,7 @@ def create_panel(
             f"{database.name}: holds a panel already; a panel is made once. Take another --database or folder"
         )
     drawn = draw_items(found, arms)
+    _check_votes(options.votes_per_judge, len(drawn))
     key = Key(
         panel_id=secrets.token_hex(8),
         secret=secrets.token_hex(32),
@@ -122,6 +125,8 @@ def create_panel(
             )
             names = [f"judge-{n:03d}" for n in range(1, options.judges + 1)]
             _add(c, key, names, "human", "", options.votes_per_judge)
+            if keep is not None:
+                keep(tokens)
         except BaseException:  # a key of no panel would stand in the way of the next one
             remove_key(sealed)
             raise
@@ -134,6 +139,11 @@ def _check(o: PanelOptions) -> None:
             raise UserError(f"--{flag}: {value} must be at least {least}")
     if not 0 <= o.repeat_share <= 0.5:
         raise UserError(f"--repeats: {o.repeat_share} must lie between 0 and 0.5 (a share of the votes)")
+
+
+def _check_votes(votes: int, n_pairs: int) -> None:
+    if votes > n_pairs:
+        raise UserError(f"--votes: {votes} is more than the {n_pairs} pairs of completions there are")
 
 
 # ---------------------------------------------------------------- judges
@@ -215,8 +225,7 @@ def _refuse_locked(c: Connection) -> None:
 
 def _add(c: Connection, key: Key, names: Sequence[str], kind: str, vendor: str, votes: int) -> None:
     design = Design(len(key.prompts), len(key.seeds), len(key.samples_baseline), len(key.samples_treatment), key.secret)
-    if votes > design.n_distinct:
-        raise UserError(f"--votes: {votes} is more than the {design.n_distinct} pairs of completions there are")
+    _check_votes(votes, design.n_distinct)
     first_vote = assignments.c.repeats.is_(None) & assignments.c.expected.is_(None)
     given = c.execute(select(func.count()).select_from(assignments).where(first_vote)).scalar_one()
     known = {_name(behind, prompt): item for item, prompt, behind in _behind(c, key)}

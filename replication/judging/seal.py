@@ -87,7 +87,7 @@ def read_key(folder: Path, expected_sha256: str) -> Key:
         data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such file; without the sealed key nothing is unsealed or added: go where the panel was made"
+            f"{path}: no such file; the sealed key is needed to add judges and to lock: do it where the panel was made"
         ) from None
     if hashlib.sha256(data).hexdigest() != expected_sha256:
         raise UserError(f"{path}: is not the key that this panel was made with (its SHA-256 differs); restore that one")

@@ -75,16 +75,7 @@ def serve(
     """
     listening = _listen(host, port)
     app = create_app(store, bound_to=host, allowed_hosts=allowed_hosts, log=log)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,  # it would write the links
-        server_header=False,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        lifespan="off",
-        ws="none",
-    )
-    server = uvicorn.Server(config)
+    server = http_server(app)
 
     def stop(number: int, frame: FrameType | None) -> None:
         server.should_exit = True
@@ -100,6 +91,20 @@ def serve(
         listening.close()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def http_server(app: FastAPI) -> uvicorn.Server:
+    """A server that keeps no links and does not name itself; it is given its sockets when it runs."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,  # it would write the links
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        lifespan="off",
+        ws="none",
+    )
+    return uvicorn.Server(config)
 
 
 def _add_plain_routes(app: FastAPI) -> None:

@@ -1,0 +1,410 @@
+"""The judging page in a real browser: what a judge sees, clicks and types.
+
+REPLICATION_SCREENSHOTS=DIR keeps a picture of every page.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from small_panel import SUITE, SmallPanel, served, small_panel
+from sqlalchemy import select
+
+from replication.judging.schema import judges, votes
+
+CHROMIUM = "/usr/bin/chromium"
+QUIET = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+PRESS_1 = "(how) => document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '1', bubbles: true, ...how}))"
+PHONE = {"width": 360, "height": 740}
+# The page is deaf for its first 300 ms: its clock stands still until a test turns it on.
+CLOCK = "let now = 0; performance.now = () => now; window.turnOn = (ms) => { now += ms; };"
+
+NASTY = (
+    "<script>document.title = 'ran'; fetch('/healthz')</script><img src=x onerror=\"document.title='ran'\">",
+    "</div></main><h1>Vote left</h1><form action=https://example.org><button>Left is better</button></form>",
+    "a" * 3000,
+    "\u202eturned round\u202c and \x00 \x1b[31m control",
+    "",
+    "   lines\n\n\n   keep their\tplace  &amp; {{ 7 * 7 }} {% raw %}",
+    "word " * 20000,
+    "\n \n",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    reason = ""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        reason = "playwright is not installed (pip install '.[test]')"
+    if not reason and shutil.which(CHROMIUM) is None:
+        reason = f"no {CHROMIUM} (Debian: apt-get install chromium)"
+    if reason:
+        if "chromium" in os.environ.get("REPLICATION_REQUIRE", "").split():
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def panel(tmp_path: Path) -> SmallPanel:
+    return small_panel(tmp_path)
+
+
+@pytest.fixture
+def address(panel: SmallPanel) -> Iterator[str]:
+    with served(panel.store) as at:
+        yield at
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """open_page(path, **context) -> a page in a fresh profile; complains of errors and of requests that leave."""
+    contexts, wrong = [], []
+
+    def opened(path: str, real_time: bool = False, **options):
+        context = browser.new_context(**({"viewport": {"width": 1200, "height": 900}} | options))
+        context.set_default_timeout(10_000)
+        if not real_time:
+            context.add_init_script(CLOCK)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda r: None if r.url.startswith(address) else wrong.append(r.url))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(address + path)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def picture(page, name: str) -> None:
+    folder = os.environ.get("REPLICATION_SCREENSHOTS")
+    if folder:
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page="whole" in name)
+
+
+def heading(page) -> str:
+    return page.locator("h1").inner_text()
+
+
+def wait(page) -> None:
+    if page.evaluate("window.turnOn ? turnOn(301) : 'real time'") == "real time":
+        page.wait_for_timeout(350)
+
+
+def press(page, key: str) -> None:
+    wait(page)
+    with page.expect_navigation():
+        page.keyboard.press(key)
+
+
+def click(page, name: str) -> None:
+    wait(page)
+    with page.expect_navigation():
+        page.get_by_role("button", name=name).click()
+
+
+def stored(panel: SmallPanel) -> list[str]:
+    """The choices that stand, in order of casting."""
+    with panel.database.read() as c:
+        return list(
+            c.execute(select(votes.c.choice).where(votes.c.undone_at.is_(None)).order_by(votes.c.vote_id)).scalars()
+        )
+
+
+def test_a_session_by_mouse(panel: SmallPanel, open_page) -> None:
+    page = open_page(f"/j/{panel.links[0]}", real_time=True)
+    assert heading(page) == "Which text is the better attempt?"
+    picture(page, "rubric_wide")
+    click(page, "Start")
+    picture(page, "item_wide")
+    assert heading(page) == "Pair 1 of 6"
+    shown = panel.store.show("judge-001")
+    assert shown is not None
+    assert page.locator("section[aria-labelledby=left] .words").inner_text() == shown.left
+    assert page.locator("section[aria-labelledby=right] .words").inner_text() == shown.right
+    left, right = (page.locator(f"section[aria-labelledby={side}]").bounding_box() for side in ("left", "right"))
+    assert left["x"] + left["width"] <= right["x"] and left["y"] == right["y"]
+    said = ["Left is better", "Tie", "Right is better", "Both bad", "Tie", "Left is better"]
+    for i, name in enumerate(said):
+        assert heading(page) == f"Pair {i + 1} of 6"
+        assert page.locator("progress").get_attribute("value") == str(i)
+        click(page, name)
+    assert heading(page) == "That was the last pair. Thank you!"
+    picture(page, "finished_wide")
+    assert stored(panel) == ["left", "tie", "right", "both_bad", "tie", "left"]
+
+
+def test_a_session_by_keyboard(panel: SmallPanel, open_page) -> None:
+    page = open_page(f"/j/{panel.links[0]}")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Start"
+    press(page, "Enter")
+    for i, key in enumerate(["1", "ArrowDown", "ArrowRight", "4", "ArrowUp", "ArrowLeft"]):
+        assert heading(page) == f"Pair {i + 1} of 6"
+        assert page.evaluate("document.activeElement.tagName") == "H1"  # a screen reader begins at the number
+        press(page, key)
+    assert stored(panel) == ["left", "tie", "right", "both_bad", "both_bad", "left"]
+    press(page, "u")
+    assert heading(page) == "Pair 6 of 6"
+    assert len(stored(panel)) == 5
+
+
+def test_a_press_that_repeats_or_comes_too_early_or_with_a_modifier_does_nothing(panel: SmallPanel, open_page) -> None:
+    page = open_page(f"/j/{panel.links[0]}")
+    click(page, "Start")
+    page.keyboard.press("1")
+    page.get_by_role("button", name="Tie").click()
+    page.evaluate("turnOn(299)")
+    page.keyboard.press("1")
+    page.get_by_role("button", name="Tie").click()
+    page.wait_for_timeout(100)
+    assert stored(panel) == []
+    page.evaluate("turnOn(1)")
+    for modifier in ("ctrlKey", "altKey", "metaKey"):
+        page.evaluate(PRESS_1, {modifier: True})
+    page.evaluate(PRESS_1, {"repeat": True})
+    page.wait_for_timeout(100)
+    assert stored(panel) == []
+    page.evaluate("for (const n of [1, 2]) document.querySelector('button[value=tie]').click()")
+    page.get_by_role("heading", name="Pair 2 of 6").wait_for()
+    assert stored(panel) == ["tie"]
+
+
+def test_it_goes_on_after_the_browser_was_closed(panel: SmallPanel, open_page) -> None:
+    page = open_page(f"/j/{panel.links[0]}")
+    click(page, "Start")
+    click(page, "Tie")
+    words = page.locator(".pair").inner_text()
+    page.context.close()
+    again = open_page(f"/j/{panel.links[0]}")
+    assert heading(again) == "Pair 2 of 6"
+    assert again.locator(".pair").inner_text() == words
+
+
+def test_undo_brings_the_last_pair_again(panel: SmallPanel, open_page) -> None:
+    page = open_page(f"/j/{panel.links[0]}")
+    click(page, "Start")
+    assert page.get_by_role("button", name="Undo last vote").count() == 0
+    words = page.locator(".pair").inner_text()
+    click(page, "Left is better")
+    assert page.locator(".pair").inner_text() != words
+    click(page, "Undo last vote")
+    assert (heading(page), page.locator(".pair").inner_text()) == ("Pair 1 of 6", words)
+    assert stored(panel) == []
+    click(page, "Right is better")
+    assert stored(panel) == ["right"]
+
+
+def test_a_press_of_back_never_votes_twice(panel: SmallPanel, open_page) -> None:
+    page = open_page(f"/j/{panel.links[0]}")
+    click(page, "Start")
+    click(page, "Left is better")
+    page.go_back()
+    page.wait_for_load_state()
+    assert heading(page) != "Pair 1 of 6"
+    assert stored(panel) == ["left"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone(panel: SmallPanel, open_page, scheme: str) -> None:
+    page = open_page(f"/j/{panel.links[0]}", viewport=PHONE, has_touch=True, is_mobile=True, color_scheme=scheme)
+    picture(page, f"rubric_phone_{scheme}_whole")
+    assert fits(page)
+    wait(page)
+    with page.expect_navigation():
+        page.get_by_role("button", name="Start").tap()
+    picture(page, f"item_phone_{scheme}")
+    assert fits(page)
+    left, right = (page.locator(f"section[aria-labelledby={side}]").bounding_box() for side in ("left", "right"))
+    assert left["y"] + left["height"] <= right["y"] and left["x"] == right["x"]
+    for button in page.locator(".bar button").all():
+        box = button.bounding_box()
+        assert box["height"] >= 44 and box["width"] >= 44
+        assert box["y"] + box["height"] <= PHONE["height"]  # in sight, wherever the page is scrolled to
+    wait(page)
+    with page.expect_navigation():
+        page.get_by_role("button", name="Both bad").tap()
+    assert stored(panel) == ["both_bad"]
+
+
+def fits(page) -> bool:
+    """No horizontal scrolling."""
+    return page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_without_javascript(tmp_path: Path, browser) -> None:
+    panel = small_panel(tmp_path, survey=True, votes=2)
+    with served(panel.store) as address:
+        context = browser.new_context(java_script_enabled=False)
+        page = context.new_page()
+        page.goto(f"{address}/join/{panel.join}")
+        picture(page, "join_wide")
+        page.get_by_role("button", name="Take part").click()
+        page.get_by_role("button", name="Start").click()
+        picture(page, "survey_wide")
+        page.get_by_label("Every week").check()
+        page.get_by_label("Machine learning", exact=True).check()
+        page.get_by_role("button", name="Send and go on").click()
+        assert not page.locator("kbd").first.is_visible()  # keys need the script
+        picture(page, "item_no_script")
+        page.get_by_role("button", name="Both bad").click()
+        page.get_by_role("button", name="Undo last vote").click()
+        page.get_by_role("button", name="Tie").click()
+        page.get_by_role("button", name="Left is better").click()
+        assert heading(page) == "That was the last pair. Thank you!"
+        context.close()
+    assert stored(panel) == ["tie", "left"]
+    with panel.database.read() as c:
+        [survey] = c.execute(select(judges.c.survey).where(judges.c.survey.is_not(None))).scalars().all()
+    assert survey == {"chat_models": "weekly", "background": "ml"}
+
+
+def test_completions_are_text_whatever_they_hold(tmp_path: Path, browser) -> None:
+    def nasty(prompt: int, seed: int, arm: str, sample: int) -> str:
+        return NASTY[(2 * prompt + 4 * sample + (arm == "both") + 2 * seed) % len(NASTY)]
+
+    panel = small_panel(tmp_path, text=nasty, n_prompts=4, votes=8)
+    asked: list[str] = []
+    seen = set()
+    with served(panel.store) as address:
+        context = browser.new_context(viewport=PHONE)
+        context.add_init_script(CLOCK)
+        page = context.new_page()
+        page.on("request", lambda r: asked.append(r.url))
+        page.goto(f"{address}/j/{panel.links[0]}")
+        click(page, "Start")
+        for i in range(8):
+            shown = panel.store.show("judge-001")
+            assert shown is not None and fits(page)
+            assert page.title() == f"Pair {i + 1} of 8 · Judging"
+            assert (page.locator("h1").count(), page.locator(".bar button").count()) == (1, 4)
+            for side, text in (("left", shown.left), ("right", shown.right)):
+                section = page.locator(f"section[aria-labelledby={side}]")
+                seen.add(text)
+                if not text.strip():
+                    assert section.locator("p").inner_text() == "(empty)"
+                    continue
+                marks = re.sub("[\x00\x1b\u202a-\u202e]", lambda m: f"U+{ord(m.group()):04X}", text)
+                assert section.locator(".words").evaluate("e => e.textContent") == marks
+            picture(page, f"nasty_{i}")
+            click(page, "Tie")
+        context.close()
+    assert len(seen) >= 6
+    assert all(url.startswith(address) for url in asked)
+    assert {url.removeprefix(address).split("?")[0].split("/")[1] for url in asked} == {"j", "static"}
+
+
+def test_of_two_windows_the_slower_is_told_and_goes_on_by_itself(panel: SmallPanel, open_page) -> None:
+    page = open_page(f"/j/{panel.links[0]}")
+    click(page, "Start")
+    other = open_page(f"/j/{panel.links[0]}")
+    click(page, "Left is better")
+    click(other, "Right is better")
+    assert heading(other) == "There is a vote on this pair already"
+    picture(other, "stored_already")
+    assert stored(panel) == ["left"]
+    other.get_by_role("heading", name="Pair 2 of 6").wait_for(timeout=8000)
+
+
+def test_the_open_link(panel: SmallPanel, open_page) -> None:
+    page = open_page(f"/join/{panel.join}")
+    click(page, "Take part")
+    own = page.url
+    assert "/j/" in own and panel.join not in own
+    click(page, "Start")
+    assert heading(page) == "Pair 1 of 6"
+    click(open_page(f"/join/{panel.join}"), "Take part")
+    third = open_page(f"/join/{panel.join}")
+    click(third, "Take part")
+    assert heading(third) == "All places are taken"
+
+
+def test_the_administrator(tmp_path: Path, browser) -> None:
+    panel = small_panel(tmp_path, survey=True, repeat_share=0.5, attention=1)
+    for n, choice in enumerate(["left", "tie", "right", "left", "both_bad", "left", "left", "right", "left", "tie"]):
+        shown = panel.store.show("judge-001")
+        assert shown is not None
+        panel.store.vote("judge-001", shown.showing, choice)
+        if n < 4 and (other := panel.store.show("judge-002")):
+            panel.store.vote("judge-002", other.showing, "left")
+    panel.store.answer_survey("judge-001", {"background": "ml", "native_english": "no"})
+    with served(panel.store) as address:
+        context = browser.new_context(viewport={"width": 1200, "height": 900})
+        page = context.new_page()
+        page.goto(f"{address}/admin")
+        page.get_by_label("Token").fill("wrong")
+        page.get_by_role("button", name="Sign in").click()
+        assert page.get_by_role("alert").is_visible()
+        picture(page, "sign_in_wrong")
+        page.get_by_label("Token").fill(panel.admin)
+        page.get_by_role("button", name="Sign in").click()
+        assert heading(page) == SUITE
+        picture(page, "admin_open_whole")
+        assert "Hidden until the panel is locked" in page.content()
+        panel.lock()
+        page.get_by_role("link", name="Refresh").click()
+        assert page.get_by_role("link", name="votes.csv").is_visible()
+        picture(page, "admin_locked_whole")
+        page.set_viewport_size(PHONE)
+        assert fits(page)
+        picture(page, "admin_phone_whole")
+        page.goto(f"{address}/j/{panel.links[1]}")
+        assert heading(page) == "The judging is closed"
+        picture(page, "closed_phone")
+        page.goto(f"{address}/admin")
+        page.get_by_role("button", name="Sign out").click()
+        assert heading(page) == "Administrator"
+        context.close()
+
+
+CONTRAST = """() => {
+  const channels = (colour) => [...colour.match(/[\\d.]+/g).map(Number), 1].slice(0, 4);
+  const linear = (v) => v / 255 <= .04045 ? v / 255 / 12.92 : ((v / 255 + .055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => .2126 * linear(r) + .7152 * linear(g) + .0722 * linear(b);
+  const behind = (e) => {
+    if (!e) return [255, 255, 255];
+    const colour = channels(getComputedStyle(e).backgroundColor);
+    return colour[3] === 1 ? colour : behind(e.parentElement);
+  };
+  const isWords = (node) => node.nodeType === 3 && node.textContent.trim();
+  const hasWords = (e) => e.checkVisibility() && [...e.childNodes].some(isWords);
+  return [...document.querySelectorAll("body *")].filter(hasWords).map((e) => {
+    const pair = [light(channels(getComputedStyle(e).color)), light(behind(e))].sort((a, b) => a - b);
+    return [(pair[1] + .05) / (pair[0] + .05), e.textContent.trim().slice(0, 40)];
+  });
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out_from_what_is_behind_them(panel: SmallPanel, open_page, scheme: str) -> None:
+    page = open_page(f"/j/{panel.links[0]}", color_scheme=scheme, reduced_motion="reduce")
+    backgrounds = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", backgrounds))) < 200) == (scheme == "dark")
+    seen = page.evaluate(CONTRAST)
+    picture(page, f"rubric_{scheme}")
+    click(page, "Start")
+    click(page, "Tie")
+    page.locator("summary").click()
+    picture(page, f"item_{scheme}_whole")
+    seen += page.evaluate(CONTRAST)
+    page.goto(page.url + "/vote")
+    picture(page, f"error_{scheme}")
+    seen += page.evaluate(CONTRAST)
+    assert len(seen) > 40
+    assert [text for ratio, text in seen if ratio < 4.5] == []
