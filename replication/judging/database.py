@@ -18,6 +18,9 @@ from replication.judging.schema import metadata
 
 CONNECT_SECONDS = 10
 
+# what `PRAGMA synchronous` says; off is a test's choice, and stays
+OFF, NORMAL, FULL = 0, 1, 2
+
 
 class Database:
     """Transactions, one writer at a time where the database is a file.
@@ -91,14 +94,22 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """A transaction that is on the disk when the block ends, or has left nothing."""
+    def write(self, durable: bool = True) -> Iterator[Connection]:
+        """A transaction that is on the disk when the block ends, or has left nothing.
+
+        Args:
+            durable: whether to wait for the disk. Without that a crash of the machine (not of this process) may take it
+                back, but not if a later transaction is on the disk: they reach it in their order.
+        """
         if not self.is_sqlite:
             with self.engine.begin() as connection:
+                if not durable and self.engine.dialect.name == "postgresql":
+                    connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
                 yield connection
             return
+        options = {"immediate": True, "durable": durable}
         # threads queue here, fairly, where SQLite would have them sleep and try again
-        with self._writer, self.engine.connect().execution_options(immediate=True) as connection, connection.begin():
+        with self._writer, self.engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
 
     def close(self) -> None:
@@ -129,7 +140,13 @@ def _set_up_sqlite(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        immediate = connection.get_execution_options().get("immediate")
+        options = connection.get_execution_options()
+        immediate = options.get("immediate")
+        if immediate:
+            wanted = FULL if options["durable"] else NORMAL
+            found = connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
+            if found not in (wanted, OFF):
+                connection.exec_driver_sql(f"PRAGMA synchronous = {wanted}")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 

@@ -163,7 +163,7 @@ class Store:
 
     def show(self, judge_id: str) -> Showing | None:
         """The first assignment without a vote, noted as shown now; None where there is none or the panel is locked."""
-        with self.database.write() as c:
+        with self.database.write(durable=False) as c:  # the vote on it brings it to the disk too
             if is_locked(c):
                 return None
             # held, so that two windows of one judge are given the same showing
