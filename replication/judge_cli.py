@@ -61,6 +61,13 @@ def judge(argv: list[str]) -> int:
             f"replicate judge: the package {error.name} is missing; launch/install.sh judge, or pip install "
             "'replication[judge]'"
         ) from None
+    except Exception as error:
+        if type(error).__module__ != "sqlalchemy.exc" or not hasattr(error, "orig"):
+            raise
+        line = str(error.orig).strip().splitlines()[0]
+        raise UserError(
+            f"--database: refused what was asked of it ({line}); mend that there, or name another"
+        ) from error
 
 
 def _act(argv: list[str]) -> int:
