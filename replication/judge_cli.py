@@ -61,6 +61,13 @@ def judge(argv: list[str]) -> int:
             f"replicate judge: the package {error.name} is missing; launch/install.sh judge, or pip install "
             "'replication[judge]'"
         ) from None
+    except Exception as error:
+        if type(error).__module__ != "sqlalchemy.exc" or not hasattr(error, "orig"):
+            raise
+        line = str(error.orig).strip().splitlines()[0]
+        raise UserError(
+            f"--database: refused what was asked of it ({line}); mend that there, or name another"
+        ) from error
 
 
 def _act(argv: list[str]) -> int:
@@ -286,8 +293,8 @@ def _lock(args: argparse.Namespace, console: Console) -> int:
         _may_be_locked(args, fill(database, *planned, rules.judge_kinds), console)
     lock_panel(database, folder.sealed, (args.early or "").strip())
     note = write_record(folder, database, rules)
-    console.print(f"votes:        {escape(str(folder.votes))}, {note['n_votes']} of {note['n_judges']} judges"
-                  f" and {note['n_repeats']} repeats")  # fmt: skip
+    counts = f"{note['n_votes']} first votes of {note['n_judges']} judges, {note['n_repeats']} repeats"
+    console.print(f"votes:        {escape(str(folder.votes))}: {counts}")
     console.print(f"SHA-256:      {note['votes_sha256']}")
     console.print(f"sealed key:   {note['key_sha256']}, as the panel has named it since it was made")
     if note["locked_early_because"]:

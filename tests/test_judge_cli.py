@@ -383,6 +383,15 @@ def test_a_panel_in_postgresql(out: Path, postgres, said) -> None:
     store.database.close()
 
 
+def test_a_user_of_postgresql_who_may_make_no_tables_is_told_so(out: Path, postgres, said) -> None:
+    url = postgres.new_database()
+    with Database(url).engine.begin() as connection:
+        connection.exec_driver_sql("CREATE ROLE reader LOGIN")
+    text = one_line(said("prepare", out, "--database", url.replace("postgres@", "reader@", 1), code=2))
+    assert "refused what was asked of it" in text and not (out / "sealed" / "key.json").exists()
+    said("prepare", out, "--database", url)
+
+
 # ---------------------------------------------------------------- mistakes
 
 
