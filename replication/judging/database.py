@@ -75,14 +75,19 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """A transaction that is on the disk when the block ends, or has left nothing."""
+    def write(self, *, lasting: bool = True) -> Iterator[Connection]:
+        """A transaction that is on the disk when the block ends, or has left nothing.
+
+        Args:
+            lasting: False: a loss of power may take it back, if no lasting one came after it. Saves waiting for a disk.
+        """
         if not self.is_sqlite:
             with self.engine.begin() as connection:
                 yield connection
             return
         # threads queue here, fairly, where SQLite would have them sleep and try again
-        with self._writer, self.engine.connect().execution_options(immediate=True) as connection, connection.begin():
+        options = {"immediate": True, "synchronous": "FULL" if lasting else "NORMAL"}
+        with self._writer, self.engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
 
     def close(self) -> None:
@@ -98,8 +103,10 @@ def _set_up_sqlite(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        immediate = connection.get_execution_options().get("immediate")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+        options = connection.get_execution_options()
+        if options.get("immediate"):
+            connection.exec_driver_sql(f"PRAGMA synchronous = {options['synchronous']}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("immediate") else "BEGIN")
 
 
 def _without_password(url: str) -> str:
