@@ -65,9 +65,7 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
                 return
             if config.generation.prompts:
                 generate(config, run, store, console)
-            manifest = read_json(run.manifest)
-            kept = ("step", "tokens", "data_chain", "final_weights_sha256", "finished_at")
-            write_json(run.complete, {"config_hash": scientific_hash(config), **{k: manifest[k] for k in kept}})
+            mark_cell_complete(config, run)
         except Preempted:
             leave_group()
             raise
@@ -75,6 +73,13 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
             if not is_lost_peer(error):  # the rank that failed first says why
                 record_failure(run, error)
             raise
+
+
+def mark_cell_complete(config: RunConfig, run: RunDir) -> None:
+    """Write the marker of a cell that is trained and has the completions that its config asks for."""
+    manifest = read_json(run.manifest)
+    kept = ("step", "tokens", "data_chain", "final_weights_sha256", "finished_at")
+    write_json(run.complete, {"config_hash": scientific_hash(config), **{k: manifest[k] for k in kept}})
 
 
 def check_is_trained(run: RunDir) -> None:

@@ -209,35 +209,17 @@ def plan(argv: list[str]) -> int:
 
 
 def generate(argv: list[str]) -> int:
-    """Sample completions of trained cells again, for example with other prompts."""
-    parser = Parser(prog="replicate generate", description=generate.__doc__)
-    parser.add_argument("out", type=Path, help="output folder of a suite")
-    parser.add_argument("--arm", help="only this arm")
-    parser.add_argument("--seed", type=int, help="only this seed")
-    args, flags = parser.parse_known_args(argv)
-    from replication.cell import data_folder
-    from replication.config import load_run
-    from replication.rundir import RunDir, SuiteDir
+    """Sample completions of a suite's trained cells, or export two arms' for blind judging elsewhere."""
+    from replication.generate_cli import generate as run_generate
 
-    suite_dir = SuiteDir(args.out)
-    pattern = f"{args.arm or '*'}/seed-{'*' if args.seed is None else args.seed}/config.yaml"
-    found = sorted(suite_dir.runs.glob(pattern))
-    if not found:
-        raise UserError(f"{suite_dir.runs}: no cell matches {pattern}; train first")
-    for flag in flags:
-        if not flag.startswith(("--generation.", "--cluster.")) and flag.startswith("--"):
-            raise UserError(f"replicate generate: {flag} does not act on generation; use --generation.* or --cluster.*")
-    from replication.data.store import TokenStore
-    from replication.preference.generate import generate as generate_cell
+    return run_generate(argv)
 
-    for path in found:
-        config = load_run([path], flags)
-        run = RunDir(path.parent)
-        if config.generation.prompts is None:
-            raise UserError(f"{path}: key generation.prompts is empty; name a prompt file")
-        with run.lock():
-            generate_cell(config, run, TokenStore.open(data_folder(config, suite_dir)), Console())
-    return 0
+
+def judge(argv: list[str]) -> int:
+    """Let people and models compare completions of two arms, blind; lock; write the votes for the report."""
+    from replication.judge_cli import judge as run_judge
+
+    return run_judge(argv)
 
 
 def report(argv: list[str]) -> int:
@@ -354,6 +336,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "plan": plan,
     "grid": grid,
     "generate": generate,
+    "judge": judge,
     "report": report,
     "power": power,
     "calibrate": calibrate,

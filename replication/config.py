@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import re
 import string
 from collections.abc import Iterable, Sequence
@@ -281,8 +282,15 @@ class GenerationConfig:
     """Sampling temperature."""
     top_k: int = 40
     """Largest logits kept in sampling."""
+    top_p: float = 1.0
+    """Of those, the likeliest that together have at least this probability (nucleus sampling); 1 keeps all."""
     max_new_tokens: int = 200
     """Longest completion, in tokens."""
+    precision: Literal["64-true", "32-true"] = "64-true"
+    """Arithmetic of sampling. In fp64 completions depend on the weights alone: not on the device, nor on what is
+    sampled beside them. In fp32, half the memory, near ties may fall the other way."""
+    rows_at_once: int = 96
+    """Completions that are sampled side by side; changes time and memory, no completion (not part of the settings)."""
 
 
 @dataclass(frozen=True)
@@ -454,6 +462,7 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         "generation.temperature": c.generation.temperature,
         "generation.top_k": c.generation.top_k,
         "generation.max_new_tokens": c.generation.max_new_tokens,
+        "generation.rows_at_once": c.generation.rows_at_once,
         "cluster.micro_batch_sequences": 1
         if c.cluster.micro_batch_sequences is None
         else c.cluster.micro_batch_sequences,
@@ -561,6 +570,11 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
             f"data.sources: source '{s.name}' of kind '{s.kind}' needs a path",
         )
         yield from _rendering_contradictions(s)
+    yield not 0 < c.generation.top_p <= 1, f"generation.top_p: {c.generation.top_p} must lie in (0, 1]; 1 keeps all"
+    yield (
+        not math.isfinite(c.generation.temperature),
+        f"generation.temperature: {c.generation.temperature} is no number",
+    )
     yield (
         _template_fields(c.generation.template) != {"question"},
         "generation.template: must contain {question} and no other field in braces (write {{ for a brace)",
@@ -965,6 +979,11 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def sampling_settings(generation: GenerationConfig) -> dict[str, Any]:
+    """The keys on which completions depend, the prompts aside: a name is not a text, so their hash stands for them."""
+    return {k: v for k, v in to_dict(generation).items() if k not in ("prompts", "rows_at_once")}
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

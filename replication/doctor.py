@@ -91,7 +91,7 @@ def examine_machine() -> Machine:
     machine = Machine()
     machine.findings += [_python(), _system(), _processor(), _memory(machine), *_torch(machine)]
     machine.findings += [_package(name) for name in ("lightning", "datasets", "deepspeed")]
-    machine.findings += [_transformers(), _zero(machine), _slurm(), _disk(machine), _hub(machine), _git()]
+    machine.findings += [_transformers(), _judging(), _zero(machine), _slurm(), _disk(machine), _hub(machine), _git()]
     return machine
 
 
@@ -165,6 +165,14 @@ def _transformers() -> Finding:
     if finding.verdict == "ok":
         return finding
     return Finding("transformers", "not installed", "warning", "only the tests need it: launch/install.sh test")
+
+
+def _judging() -> Finding:
+    """Whether the packages of the judging page are there."""
+    missing = [name for name in ("fastapi", "uvicorn", "sqlalchemy") if _package(name).verdict != "ok"]
+    if not missing:
+        return Finding("judging", "the page, SQLite and PostgreSQL")
+    return Finding("judging", f"lacks {', '.join(missing)}", "warning", "`replicate judge`: launch/install.sh judge")
 
 
 def _zero(machine: Machine) -> Finding:

@@ -60,7 +60,7 @@ def power(argv: Sequence[str]) -> int:
     parser = Parser(prog="replicate power", description=power.__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/power"), help="folder of table, figure and rows")
     parser.add_argument("--votes", type=Path, help="spreads from votes: a pilot's output folder or votes.csv (all of "
-                        "them), or the folder of the published data files (prompts and judges)")  # fmt: skip
+                        "them); published data files or a marginals.json (prompts and judges)")  # fmt: skip
     parser.add_argument("--share", type=float, help="share of decisive votes to find (default: published, 0.5995)")
     parser.add_argument("--ties", type=float, help="share of ties (default: the votes', or published, 0.336)")
     parser.add_argument("--seed-spread", type=_floats, help="swept (default 0,0.05,0.1; a pilot's own is added)")
@@ -169,13 +169,14 @@ def _fitted(path: Path | None) -> Fitted | None:
     from replication.analysis.preference import ballots
     from replication.votes import read_votes
 
-    if (path / VOTE_FILE).is_file():
-        document = read_json(path / VOTE_FILE)
+    marginals = path if path.is_file() and path.suffix == ".json" else path / VOTE_FILE
+    if marginals.is_file():
+        document = read_json(marginals)
         try:
-            return fit_marginals(document, str(path / VOTE_FILE))
+            return fit_marginals(document, str(marginals))
         except (KeyError, TypeError):
             keys = "question_majorities.details and judges"
-            raise UserError(f"{path / VOTE_FILE}: not in the published schema; it needs {keys}") from None
+            raise UserError(f"{marginals}: not in the published schema; it needs {keys}") from None
     file = path if path.is_file() else path / "votes.csv"
     if not file.is_file():
         raise UserError(f"--votes: {path} holds neither votes.csv nor {VOTE_FILE}; name such a folder or a votes.csv")

@@ -115,6 +115,8 @@ PHASE_3 = (
     Row("generation.prompts", "32 of the author", "their text is the author's; ours are as many of each kind"),
     Row("generation.samples_per_prompt generation.temperature generation.top_k generation.max_new_tokens",
         (3, 0.7, 40, 200)),
+    Row("generation.top_p", 0.93, words="0.93 in the author's code; the paper names none"),
+    Row("generation.precision", reason="fp64, so that a completion depends on weights and noise alone"),
     Row("generation.template", reason="a base model continues text"),
 )  # fmt: skip
 

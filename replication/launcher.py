@@ -14,8 +14,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import IO
 
 from replication.config import RunConfig
 from replication.data.workers import tethered
@@ -43,22 +44,37 @@ def run_ranks(command: Sequence[str], n_ranks: int, stop_signal: str = "USR2") -
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    with tethered():  # a killed launcher must not leave ranks behind that hold the cell
-        ranks = [
-            subprocess.Popen(
-                list(command),
-                env=os.environ | {k: str(v) for k, v in (shared | {"RANK": r, "LOCAL_RANK": r}).items()},
-                start_new_session=True,  # Ctrl-C reaches this process alone, which tells them all
-                preexec_fn=lambda: hold(stop_signal),  # and with one, Popen runs the hooks that tether
-            )
-            for r in range(n_ranks)
-        ]
+    places = [shared | {"RANK": r, "LOCAL_RANK": r} for r in range(n_ranks)]
+    ranks = [start(command, {k: str(v) for k, v in place.items()}, stop_signal) for place in places]
     try:
         with _passing_on(signal.Signals[f"SIG{stop_signal}"], ranks):
             return _wait(ranks)
     except BaseException:
-        _end(ranks, signal.SIGTERM)  # as an interrupt, but heard in the background too, where SIGINT is ignored
+        end(ranks, signal.SIGTERM)  # as an interrupt, but heard in the background too, where SIGINT is ignored
         raise
+
+
+def start(
+    command: Sequence[str], environment: Mapping[str, str], stop_signal: str, log: IO[bytes] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a process that a killed parent does not leave behind, and that hears the stop signal once it listens.
+
+    Args:
+        command: and its arguments.
+        environment: added to this process's own.
+        stop_signal: held back until then.
+        log: for what it says; none: where this process says it.
+    """
+    with tethered():
+        return subprocess.Popen(
+            list(command),
+            env=os.environ | dict(environment),
+            stdin=None if log is None else subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which tells them all
+            preexec_fn=lambda: hold(stop_signal),  # and with one, Popen runs the hooks that tether
+        )
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
@@ -69,7 +85,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
                 _let_end(ranks, GRACE_SECONDS)
             time.sleep(SETTLE_SECONDS)
             failed = {r: code for r, rank in enumerate(ranks) if (code := rank.poll())}
-            _end(ranks, signal.SIGTERM)
+            end(ranks, signal.SIGTERM)
             return _code_of(failed)
         if all(code == 0 for code in codes):
             return 0
@@ -83,14 +99,18 @@ def _code_of(failed: dict[int, int]) -> int:
     """
     for r, code in failed.items():
         if code < 0:
-            name = signal.Signals(-code).name
-            print(f"rank {r}: ended by {name}{' (out of memory?)' if code == -signal.SIGKILL else ''}", file=sys.stderr)
+            print(f"rank {r}: {how_it_was_ended(code)}", file=sys.stderr)
             return 128 - code
     return 2 if 2 in failed.values() else next(iter(failed.values()))
 
 
-def _end(ranks: Sequence[subprocess.Popen[bytes]], first: signal.Signals) -> None:
-    """Signal every rank that is left, and kill what has not ended in time."""
+def how_it_was_ended(code: int) -> str:
+    """What to say of a process that a signal ended, by its negative return code."""
+    return f"ended by {signal.Signals(-code).name}{' (out of memory?)' if code == -signal.SIGKILL else ''}"
+
+
+def end(ranks: Sequence[subprocess.Popen[bytes]], first: signal.Signals) -> None:
+    """Signal every process that is left, and kill what has not ended in time."""
     for rank in ranks:
         rank.send_signal(first)  # does nothing to one that has ended
     for rank in _let_end(ranks, GRACE_SECONDS):

@@ -26,6 +26,7 @@ from replication.config import (
     flatten,
     load_cell,
     load_run,
+    sampling_settings,
     scientific,
     scientific_hash,
     to_dict,
@@ -112,9 +113,12 @@ def _without_seeds(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 def _generation(config: RunConfig) -> dict[str, Any]:
     """How completions are sampled (no part of a cell's hash), with the hash of the prompts."""
-    keys = to_dict(config.generation)
     prompts = config.generation.prompts
-    return keys | {"prompts_sha256": file_sha256(find_prompts(prompts)) if prompts else None}
+    return {
+        "prompts": prompts,
+        **sampling_settings(config.generation),
+        "prompts_sha256": file_sha256(find_prompts(prompts)) if prompts else None,
+    }
 
 
 # ---------------------------------------------------------------- freezing

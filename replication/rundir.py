@@ -176,6 +176,11 @@ class RunDir:
         return self.root / "samples.jsonl"
 
     @property
+    def samples_part(self) -> Path:
+        """Folder of completions while they are being sampled; see preference.parts."""
+        return self.root / "samples.part"
+
+    @property
     def complete(self) -> Path:
         return self.root / "COMPLETE"
 

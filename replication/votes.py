@@ -52,14 +52,19 @@ COLUMNS = tuple(field.name for field in fields(Vote))
 
 
 def write_votes(path: Path, votes: Iterable[Vote]) -> None:
-    """Write the record whole; an unknown number of seconds is an empty cell."""
+    """Write the record whole."""
+    write_text(path, votes_text(votes))
+
+
+def votes_text(votes: Iterable[Vote]) -> str:
+    """The record as CSV; an unknown number of seconds is an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for vote in votes:
         row = asdict(vote)
         writer.writerow(row | {"seconds": "" if math.isnan(vote.seconds) else row["seconds"]})
-    write_text(path, text.getvalue())
+    return text.getvalue()
 
 
 def read_votes(path: Path) -> list[Vote]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
+from postgres_server import postgres  # noqa: F401  (a fixture: one server for all files of tests)
 
 MEASURED = "measured"
 
@@ -17,6 +19,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return item.get_closest_marker("slow") is not None, item.path.name not in LONGEST
 
     items.sort(key=place)  # stable: else the order of the files
+    if not os.environ.get("REPLICATION_FULL"):
+        for item in items:
+            if item.get_closest_marker("full"):
+                item.add_marker(pytest.mark.skip(reason="long form: REPLICATION_FULL=1"))
 
 
 @pytest.fixture

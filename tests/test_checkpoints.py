@@ -194,7 +194,7 @@ def test_the_weights_of_any_strategy_start_a_cell_of_any_other(second):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["single", "zero2"])
+@pytest.mark.parametrize("strategy", ["single", pytest.param("zero2", marks=pytest.mark.full)])
 def test_a_disk_that_fills_during_a_save_stops_the_run_and_harms_nothing(tmp_path, first, strategy):
     """A real file system with room for all checkpoints at the start, and for half of one when the second is due."""
     ranks, more = (1, [FP64]) if strategy == "single" else (2, [])

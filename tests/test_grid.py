@@ -301,7 +301,10 @@ def test_a_failed_cell_is_shown_and_can_be_run_again(tmp_path):
     assert not SuiteDir(out).cell("both", 1).failed.exists()
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "stop",
+    [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.full)],
+)
 def test_a_stopped_grid_stops_its_cells_and_the_same_command_goes_on(tmp_path, stop):
     suite = write_suite(tmp_path, training={"steps": 250, "batch_tokens": 64, "warmup_steps": 2})
     config = yaml.safe_load(suite.read_text())

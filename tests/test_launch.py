@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import shlex
 import shutil
 import subprocess
 import sys
@@ -88,7 +90,8 @@ class Sandbox:
         """Put the fake programs in a mood; see FAKE_PYTHON."""
         (self.root / name).write_text(text)
 
-    def run(self, script: str, *args: str) -> subprocess.CompletedProcess[str]:
+    def run(self, script: str, *args: str, terminal: bool = False) -> subprocess.CompletedProcess[str]:
+        """Call a script; on a terminal of its own, whose output is not looked at, or without one."""
         (self.root / "log").write_text("")
         env = {
             "PATH": str(self.root / "bin"),
@@ -96,14 +99,21 @@ class Sandbox:
             "FAKE": str(self.root),
             "REAL_PYTHON": sys.executable,
         }
-        return subprocess.run(
-            [str(self.checkout / script), *args],
-            env={**env, **self.extra_env},
-            cwd=self.root / "elsewhere",
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        outer, inner = pty.openpty() if terminal else (-1, -1)
+        streams = {"stdin": inner, "stdout": inner, "stderr": inner} if terminal else {"capture_output": True}
+        try:
+            return subprocess.run(
+                [str(self.checkout / script), *args],
+                env={**env, **self.extra_env},
+                cwd=self.root / "elsewhere",
+                text=True,
+                timeout=60,
+                **streams,
+            )
+        finally:
+            for end in (outer, inner):
+                if end >= 0:
+                    os.close(end)
 
     @property
     def log(self) -> list[str]:
@@ -293,7 +303,7 @@ def test_with_an_nvidia_driver_uv_is_not_asked(sandbox: Sandbox) -> None:
 def test_quickstart_help_installs_nothing(sandbox: Sandbox, flag: str) -> None:
     done = sandbox.run("launch/quickstart.sh", flag)
     assert done.returncode == 0
-    assert done.stdout.startswith("Usage: launch/quickstart.sh [--out DIR]")
+    assert done.stdout.startswith("Usage: launch/quickstart.sh [--out DIR] [--no-serve]")
     assert sandbox.log == []
 
 
@@ -309,13 +319,35 @@ def test_quickstart_refuses_other_arguments_in_one_line(sandbox: Sandbox, args: 
 @pytest.mark.parametrize(
     ("args", "out"), [([], "./out/quickstart"), (["--out", "my results"], "my results"), (["--out=a b"], "a b")]
 )
-def test_quickstart_runs_the_suite(sandbox: Sandbox, args: list[str], out: str) -> None:
+def test_quickstart_runs_the_suite_and_says_how_to_judge(sandbox: Sandbox, args: list[str], out: str) -> None:
     done = sandbox.run("launch/quickstart.sh", *args)
     assert done.returncode == 0, done.stderr
     jobs = min(2, os.cpu_count() or 1)
-    frozen, run = done.stdout.splitlines()[-2:]
+    frozen, run, prepared, how = done.stdout.splitlines()[-4:]
     assert frozen == f"replicate plan freeze ablation_2x2 --out {out}"
     assert run == f"replicate grid run ablation_2x2 --out {out} --jobs {jobs}"
+    assert prepared == f"replicate judge prepare {out}"
+    assert f"replicate judge serve {shlex.quote(out)}".replace("'", "") in how.replace("\\", "")
+    assert not sandbox.asked("judge serve")
+
+
+def test_quickstart_makes_a_panel_once_and_opens_its_page_on_a_terminal(sandbox: Sandbox) -> None:
+    database = sandbox.root / "judged" / "judging" / "judging.sqlite"
+    database.parent.mkdir(parents=True)
+    database.touch()
+    words = ["launch/quickstart.sh", "--out", str(sandbox.root / "judged")]
+    done = sandbox.run(*words, terminal=True)
+    assert done.returncode == 0
+    assert not sandbox.asked("judge prepare") and sandbox.log[-1].startswith("replicate judge serve ")
+    assert sandbox.run(*words, "--no-serve", terminal=True).returncode == 0
+    assert not sandbox.asked("judge serve")
+
+
+def test_quickstart_ends_where_the_grid_fails(sandbox: Sandbox) -> None:
+    sandbox.run("launch/quickstart.sh")
+    (sandbox.venv / "bin" / "replicate").write_text("#!/usr/bin/env bash\n[[ $1 != grid ]] || exit 3\n")
+    done = sandbox.run("launch/quickstart.sh")
+    assert done.returncode == 3 and "judging" not in done.stdout
 
 
 def test_quickstart_freezes_no_plan_in_a_folder_that_has_begun(sandbox: Sandbox) -> None:
@@ -412,7 +444,7 @@ def test_test_sh_lints_types_and_ends_with_pytest(sandbox: Sandbox) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as .ci/run does to install packages")
 def test_ci_installs_what_is_missing_and_ends_with_pytest(sandbox: Sandbox) -> None:
     sandbox.program("apt-get", '#!/usr/bin/env bash\nprintf "%s\\n" "apt-get $*" >>"$FAKE/log"\n')
-    for tool in ("g++", "git", "slurmctld", "munged"):
+    for tool in ("g++", "git", "slurmctld", "munged", "chromium", "postgres"):
         sandbox.program(tool)
     done = sandbox.run(".ci/run")
     assert done.returncode == 0, done.stderr

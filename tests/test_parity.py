@@ -56,11 +56,16 @@ def named(suffix: str, c: dict, *flags: str) -> dict:
 
 
 def rows_of(strategy: str) -> list[tuple[str, int, str, str]]:
-    """(arm, accumulation, optimizer, precision) of the table; Adam hides a scale, so its short form is of one arm."""
+    """(arm, accumulation, optimizer, precision) of the table.
+
+    The short form: on the ranks accumulation 4 alone, but for `both` with SGD; Adam hides a scale, so `both` alone.
+    """
     rows = list(itertools.product(ARMS, ACCUMULATIONS, OPTIMIZERS, PRECISIONS[strategy]))
-    if not os.environ.get("REPLICATION_FULL"):
-        rows = [row for row in rows if row[2] == "sgd" or row[0] == "both"]
-    return [*rows, *itertools.product(("both",), ACCUMULATIONS, ("muon",), PRECISIONS[strategy])]
+    rows += itertools.product(("both",), ACCUMULATIONS, ("muon",), PRECISIONS[strategy])
+    if os.environ.get("REPLICATION_FULL"):
+        return rows
+    rows = [row for row in rows if row[2] == "sgd" or row[0] == "both"]
+    return [row for row in rows if strategy == "single" or row[1] == 4 or (row[0], row[2]) == ("both", "sgd")]
 
 
 def cells_of(strategy: str) -> list[dict]:

@@ -227,7 +227,7 @@ def test_the_grid_is_submitted_with_one_command_and_equals_local_runs_bit_for_bi
 
 
 def test_a_cell_survives_signals_a_killed_rank_a_lost_node_and_the_time_limit(idle, corpus, tmp_path, publish):
-    """Told to stop by a signal to one rank, twice, and by the time limit; killed; its node lost: the same end."""
+    """Told to stop by a signal to one rank (in the long form to either), by the time limit; killed; its node lost."""
     steps = {"training": {"steps": 400}, "validation": {"every_steps": 100}, "checkpoints": {"every_steps": 5}}
     suite = Suite(idle, corpus, tmp_path, arms=["both"], seeds=[1], logging={"log_every_steps": 5}, **steps)
     suite.where(strategy="zero2", nodes=2, micro_batch_sequences=2)  # several micro-batches a step
@@ -246,10 +246,11 @@ def test_a_cell_survives_signals_a_killed_rank_a_lost_node_and_the_time_limit(id
             idle.end_waits()
             return step() >= before + 10
 
-        wait_for(is_there, f"step {before + 10}", 90, logs=suite.logs)
+        wait_for(is_there, f"step {before + 10}", 240, logs=suite.logs)
 
     reached = 0
-    for times, rank in ((1, 1), (2, 0)):
+    told_ranks = (1, 0) if FULL else (1,)
+    for times, rank in enumerate(told_ranks, 1):
         goes_on_from(reached)
         os.kill(rank_pids(idle)[rank], signal.SIGUSR2)
         took = wait_for(lambda n=times: events().count("preempted") == n, "the job to save and stop", 60)
@@ -261,7 +262,7 @@ def test_a_cell_survives_signals_a_killed_rank_a_lost_node_and_the_time_limit(id
     os.kill(rank_pids(idle)[1], signal.SIGKILL)
     took = wait_for(lambda: not any("train" in line for line in idle.queue()), "the job to end", 60)
     publish(f"SLURM: SIGKILL of rank 1, the job ended after {took:.1f} s (allowed: a minute)")
-    assert suite.states() == ["failed, requeued 2"]
+    assert suite.states() == [f"failed, requeued {len(told_ranks)}"]
     line = next(line for line in suite.grid("status").splitlines() if line.startswith("both/seed-1: "))
     assert "task 1: Killed" in line and str(run.log) in line
     assert "`replicate grid retry` submits it again" in suite.grid("submit")
@@ -292,7 +293,9 @@ def test_a_cell_survives_signals_a_killed_rank_a_lost_node_and_the_time_limit(id
     assert suite.states() == ["complete, requeued 2"], suite.logs()  # of one job; the retry was another, requeued twice
     same_end(run, reference(suite, tmp_path / "local").cell("both", 1))
     assert tensorboard_steps(run) == list(range(5, 401, 5)), "no doubled and no missing points"
-    assert len(read_json(run.manifest)["starts"]) >= 5  # the last one may have been told before it wrote its own
+    assert len(read_json(run.manifest)["starts"]) >= 3 + len(
+        told_ranks
+    )  # the last may be told before it writes its own
 
 
 # ---------------------------------------------------------------- one process: ways of a site, and clear lines
@@ -315,16 +318,18 @@ def tell_the_batch_shell(suite: Suite) -> None:
     suite.cluster.run("scancel", "--batch", "--signal=USR2", job)
 
 
+@pytest.mark.full
 def test_a_site_that_chains_and_what_waits_for_its_cells(one):
     one.site(SITE_ON_PREEMPTION="chain")
     one.grid("submit")
     tell_the_batch_shell(one)
-    one.drain(120)
+    one.drain(300)
     assert one.states() == ["complete, requeued 1"], one.logs()
     assert one.out.report_html.is_file()
     assert "goes on as job" in one.run_dir().log.read_text()
 
 
+@pytest.mark.full
 def test_a_signal_to_the_processes_and_two_ways_to_cancel(one):
     """As SLURM sends it with signal_to: ranks; then `grid cancel`, and scancel as SLURM's own preemption: SIGTERM."""
     one.where(strategy="single", signal_to="ranks")
@@ -344,8 +349,6 @@ def test_a_signal_to_the_processes_and_two_ways_to_cancel(one):
     one.grid("cancel")
     wait_for(lambda: not one.cluster.queue(), "all to end", 60)
     assert one.states() == ["cancelled, requeued 1"]
-    if not FULL:
-        return
     one.grid("retry")
     before = len(read_journal(one.run_dir().metrics))
     wait_for(lambda: len(read_journal(one.run_dir().metrics)) > before, "more steps", 60, logs=one.logs)
@@ -356,7 +359,7 @@ def test_a_signal_to_the_processes_and_two_ways_to_cancel(one):
     assert len(list(step.glob("step-*"))) >= 1
 
 
-@pytest.mark.skipif(not FULL, reason="long form: REPLICATION_FULL=1")
+@pytest.mark.full
 def test_train_sbatch_by_hand(one, corpus):
     command = ["sbatch", "--parsable", "--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=0"]
     command += [f"--output={one.folder}/by-hand.txt", "launch/train.sbatch", "--out", str(one.out.root)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from dataclasses import replace
 
@@ -221,12 +222,16 @@ def test_attention_kernels_are_given_what_they_can_take(monkeypatch, kernel):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_compiled_blocks_share_their_graphs_and_train_as_eager_ones():
+def test_compiled_blocks_share_their_graphs_and_train_as_eager_ones(monkeypatch, backend):
     """As the published suites run: experts in bf16, the chunked head; checkpointed blocks on top.
 
-    In bf16 a token may go to another expert than in fp64, compiled or not; so both are compared with fp64.
+    In bf16 a token may go to another expert than in fp64, compiled or not; so both are compared with fp64. The short
+    form traces and cuts the graphs as inductor's users get them, and runs them without generating code.
     """
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     config = replace(TINY, vocab_size=61, n_blocks=6, init_std=0.05)
 
     def gradient(compiled: bool, exact: bool) -> torch.Tensor:

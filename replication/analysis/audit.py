@@ -157,7 +157,7 @@ def _sums(what: str, entry: Any, tally: Tally) -> Iterator[Stated]:
     for key, count in (("n", tally.n), ("a", tally.baseline), ("b", tally.gain), ("t", tally.ties)):
         if isinstance(entry, dict) and key in entry:
             yield _compare(f"{what}: {key}", entry[key], count)
-    if isinstance(entry, dict) and "p_value" in entry:
+    if isinstance(entry, dict) and entry.get("p_value") is not None:  # null: no decisive vote
         yield _compare(f"{what}: p", entry["p_value"], recompute_votes.binomial_p(tally))
 
 

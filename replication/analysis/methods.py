@@ -65,9 +65,10 @@ def _measurement(r: dict[str, Any]) -> list[str]:
     for entry in r["generation"]:
         s = entry["settings"]
         if s:
+            nucleus = f"top-p {plain(s['top_p'])}, " if s.get("top_p", 1) != 1 else ""
             lines.append(
                 f"Completions: {entry['n_prompts']} prompts, {entry['n_completions']} completions a run, temperature "
-                f"{plain(s.get('temperature'))}, top-k {plain(s.get('top_k'))}, at most "
+                f"{plain(s.get('temperature'))}, top-k {plain(s.get('top_k'))}, {nucleus}at most "
                 f"{plain(s.get('max_new_tokens'))} tokens."
             )
     return lines

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from replication.errors import UserError
 from replication.judging.schema import metadata
+
+CONNECT_SECONDS = 10
+
+# what `PRAGMA synchronous` says; off is a test's choice, and stays
+OFF, NORMAL, FULL = 0, 1, 2
 
 
 class Database:
@@ -27,27 +33,34 @@ class Database:
     """
 
     def __init__(self, url: str | Path) -> None:
-        text = str(url) if "://" in str(url) else f"sqlite:///{url}"
-        text = text.replace("postgresql://", "postgresql+psycopg://", 1)
         try:
-            self.engine = create_engine(
-                text, pool_size=20, max_overflow=20, pool_pre_ping=not text.startswith("sqlite")
-            )
+            parsed = _parse(url)
+            is_postgres = parsed.get_backend_name() == "postgresql"
+            more = {"connect_args": {"connect_timeout": CONNECT_SECONDS}} if is_postgres else {}
+            self.engine = create_engine(parsed, pool_size=20, max_overflow=20, pool_pre_ping=is_postgres, **more)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise UserError(
-                f"--database: {_without_password(text)} cannot be used ({error}); give a file, or a URL such as "
+                f"--database: {_without_password(str(url))} cannot be used ({error}); give a file, or a URL such as "
                 "postgresql://user@host/name"
             ) from None
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self._writer = threading.Lock()
         if self.is_sqlite:
-            Path(self.engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
             _set_up_sqlite(self.engine)
 
     @property
     def name(self) -> str:
-        """The URL without its password."""
-        return self.engine.url.render_as_string(hide_password=True)
+        """The file, or the URL with the password masked."""
+        return str(self.engine.url.database) if self.is_sqlite else self.engine.url.render_as_string(hide_password=True)
+
+    @property
+    def address(self) -> str:
+        """The file, or the URL without its password, which the driver finds in PGPASSWORD or ~/.pgpass."""
+        if self.is_sqlite:
+            return str(Path(self.name).absolute())
+        u = self.engine.url
+        open_url = URL.create(u.drivername, u.username, None, u.host, u.port, u.database, u.query)
+        return open_url.render_as_string(hide_password=False)
 
     def exists(self) -> bool:
         """Whether a panel's tables are there. Never creates an SQLite file.
@@ -62,6 +75,9 @@ class Database:
         except OperationalError as error:
             line = str(error.orig).strip().splitlines()[0]
             raise UserError(f"--database: {self.name} does not answer ({line}); start it, or name another") from None
+        except (DatabaseError, sqlite3.DatabaseError) as error:
+            line = str(getattr(error, "orig", error)).strip().splitlines()[0]
+            raise UserError(f"--database: {self.name} cannot be read ({line}); restore it, or name another") from None
 
     @staticmethod
     def create(connection: Connection) -> None:
@@ -70,23 +86,29 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A consistent view."""
-        with self.engine.connect() as connection, connection.begin():
+        """A consistent view: what others write meanwhile is not seen."""
+        connection = self.engine.connect()
+        if not self.is_sqlite:
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        with connection, connection.begin():
             yield connection
 
     @contextmanager
-    def write(self, *, lasting: bool = True) -> Iterator[Connection]:
+    def write(self, durable: bool = True) -> Iterator[Connection]:
         """A transaction that is on the disk when the block ends, or has left nothing.
 
         Args:
-            lasting: False: a loss of power may take it back, if no lasting one came after it. Saves waiting for a disk.
+            durable: whether to wait for the disk. Without that a crash of the machine (not of this process) may take it
+                back, but not if a later transaction is on the disk: they reach it in their order.
         """
         if not self.is_sqlite:
             with self.engine.begin() as connection:
+                if not durable and self.engine.dialect.name == "postgresql":
+                    connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
                 yield connection
             return
+        options = {"immediate": True, "durable": durable}
         # threads queue here, fairly, where SQLite would have them sleep and try again
-        options = {"immediate": True, "synchronous": "FULL" if lasting else "NORMAL"}
         with self._writer, self.engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
 
@@ -94,19 +116,38 @@ class Database:
         self.engine.dispose()
 
 
+def _parse(url: str | Path) -> URL:
+    """Of a URL, or of the path of an SQLite file, whatever characters it has."""
+    text = str(url)
+    if "://" not in text:
+        return URL.create("sqlite", database=text)
+    for name in ("postgresql", "postgres"):
+        if text.startswith(f"{name}://"):
+            text = f"postgresql+psycopg{text.removeprefix(name)}"
+    return make_url(text)
+
+
 def _set_up_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "do_connect")
+    def _make_folder(*_: Any) -> None:
+        Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _: ConnectionPoolEntry) -> None:
         connection.isolation_level = None  # transactions begin where we say so
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 10000"):
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 30000"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         options = connection.get_execution_options()
-        if options.get("immediate"):
-            connection.exec_driver_sql(f"PRAGMA synchronous = {options['synchronous']}")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("immediate") else "BEGIN")
+        immediate = options.get("immediate")
+        if immediate:
+            wanted = FULL if options["durable"] else NORMAL
+            found = connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
+            if found not in (wanted, OFF):
+                connection.exec_driver_sql(f"PRAGMA synchronous = {wanted}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
 def _without_password(url: str) -> str:

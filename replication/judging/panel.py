@@ -6,27 +6,25 @@ import hashlib
 import math
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, text, update
 
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.design import Cell, Design, Place, session
+from replication.judging.pairs import Completions, draw_items, matched
 from replication.judging.schema import assignments, items, judges, panel, unsealed
 from replication.judging.seal import Behind, Key, read_key, remove_key, write_key
-from replication.judging.store import hash_token
-from replication.preference.completions import Completion
-
-Completions = Mapping[int, Mapping[str, Sequence[Completion]]]
-"""seed -> arm -> completions"""
+from replication.judging.store import hash_token, is_locked
 
 ATTENTION_QUESTION = "Nothing is to be compared here: please choose “{choice}”. It shows us that the page is read."
 ATTENTION_TEXT = "(no text)"
+LOCKED = "the panel is locked; no judge can join it any more"
 LABELS = {"left": "Left is better", "right": "Right is better"}
 
 
@@ -69,6 +67,7 @@ def create_panel(
     completions: Completions,
     arms: tuple[str, str],
     options: PanelOptions,
+    keep: Callable[[Tokens], None] | None = None,
 ) -> Tokens:
     """Make the items, seal their key, and give every planned judge a set.
 
@@ -79,15 +78,19 @@ def create_panel(
         completions: of both arms at each seed.
         arms: (baseline, treatment).
         options: see PanelOptions.
+        keep: is given the tokens before the panel is there for good: a panel whose tokens are lost is of no use.
 
     Raises:
         UserError: there is a panel already, or the completions do not match between arms and seeds.
     """
     _check(options)
-    found = _matched(completions, arms)
+    found = matched(completions, arms)
     if database.exists():
-        raise UserError(f"{database.name}: holds a panel already; it is made once. Take another --out or --database")
-    drawn = _items(found, arms)
+        raise UserError(
+            f"{database.name}: holds a panel already; a panel is made once. Take another --database or folder"
+        )
+    drawn = draw_items(found, arms)
+    _check_votes(options.votes_per_judge, len(drawn))
     key = Key(
         panel_id=secrets.token_hex(8),
         secret=secrets.token_hex(32),
@@ -122,6 +125,8 @@ def create_panel(
             )
             names = [f"judge-{n:03d}" for n in range(1, options.judges + 1)]
             _add(c, key, names, "human", "", options.votes_per_judge)
+            if keep is not None:
+                keep(tokens)
         except BaseException:  # a key of no panel would stand in the way of the next one
             remove_key(sealed)
             raise
@@ -136,66 +141,9 @@ def _check(o: PanelOptions) -> None:
         raise UserError(f"--repeats: {o.repeat_share} must lie between 0 and 0.5 (a share of the votes)")
 
 
-@dataclass(frozen=True)
-class _Found:
-    prompts: list[int]
-    seeds: list[int]
-    samples: tuple[list[int], list[int]]
-    by_name: dict[tuple[int, str, int, int], Completion]  # (seed, arm, prompt, sample)
-
-
-def _matched(completions: Completions, arms: tuple[str, str]) -> _Found:
-    """The completions by name, after a look that every seed and arm has the same prompts and samples."""
-    if not completions:
-        raise UserError(f"no seed has completions of both {arms[0]} and {arms[1]}; run `replicate generate` first")
-    by_name, shapes = {}, {}
-    for seed, of_arm in completions.items():
-        for arm in arms:
-            for one in of_arm.get(arm, ()):
-                by_name[seed, arm, one.prompt_id, one.sample] = one
-            shapes[seed, arm] = {(one.prompt_id, one.sample): one.question for one in of_arm.get(arm, ())}
-    seeds = sorted(completions)
-    for i, arm in enumerate(arms):
-        for seed in seeds:
-            if shapes[seed, arm] != shapes[seeds[0], arm] or not shapes[seed, arm]:
-                raise UserError(
-                    f"{arm}/seed-{seed}: has completions of other prompts, or other numbers of them, than "
-                    f"{arms[0]}/seed-{seeds[0]}; generate all cells with the same settings"
-                )
-        prompts = {prompt for prompt, _ in shapes[seeds[0], arm]}
-        if i and prompts != {prompt for prompt, _ in shapes[seeds[0], arms[0]]}:
-            raise UserError(
-                f"{arm}: has completions of other prompts than {arms[0]}; generate both with one prompt file"
-            )
-    samples = tuple(sorted({sample for _, sample in shapes[seeds[0], arm]}) for arm in arms)
-    for arm, numbers in zip(arms, samples, strict=True):
-        for prompt in prompts:
-            if any((prompt, sample) not in shapes[seeds[0], arm] for sample in numbers):
-                raise UserError(f"{arm}: prompt {prompt} lacks some of the samples {numbers}; generate the cells again")
-    return _Found(sorted(prompts), seeds, (samples[0], samples[1]), by_name)
-
-
-def _items(found: _Found, arms: tuple[str, str]) -> list[tuple[dict[str, Any], Behind]]:
-    """Every pair of completions of one prompt and seed: its row, in an order drawn at random, and what is behind it."""
-    drawn = []
-    for seed in found.seeds:
-        for prompt in found.prompts:
-            for a in found.samples[0]:
-                for b in found.samples[1]:
-                    both = [(arms[0], a), (arms[1], b)]
-                    if secrets.randbits(1):
-                        both.reverse()
-                    texts = [found.by_name[seed, arm, prompt, sample] for arm, sample in both]
-                    row = {
-                        "item_id": secrets.token_hex(8),
-                        "prompt_id": prompt,
-                        "category": texts[0].category,
-                        "question": texts[0].question,
-                        "first": texts[0].text,
-                        "second": texts[1].text,
-                    }
-                    drawn.append((row, Behind(seed, both[0][0], both[1][0], both[0][1], both[1][1])))
-    return drawn
+def _check_votes(votes: int, n_pairs: int) -> None:
+    if votes > n_pairs:
+        raise UserError(f"--votes: {votes} is more than the {n_pairs} pairs of completions there are")
 
 
 # ---------------------------------------------------------------- judges
@@ -215,15 +163,17 @@ def add_judges(
         UserError: a name is taken, the panel is locked, or the key is not there.
     """
     with database.read() as c:
-        row = c.execute(select(panel)).one()
-        taken = set(c.execute(select(judges.c.judge_id)).scalars())
-    if row.locked_at is not None:
-        raise UserError("the panel is locked; no judge can join it")
-    for name in names:
-        if name in taken or not name.strip() or len(name) > 200:
-            raise UserError(f"judge '{name}': is taken, empty or longer than 200 characters; choose another name")
-    key = read_key(sealed, row.key_sha256)
+        expected = c.execute(select(panel.c.key_sha256)).scalar_one()
+    key = read_key(sealed, expected)
     with database.write() as c:
+        row = c.execute(select(panel).with_for_update()).one()  # held: what is given next is nobody else's meanwhile
+        if row.locked_at is not None:
+            raise UserError(LOCKED)
+        taken = set(c.execute(select(judges.c.judge_id)).scalars())
+        for name in names:
+            if name in taken or not name.strip() or len(name) > 200:
+                raise UserError(f"judge '{name}': is taken, empty or longer than 200 characters; choose another name")
+            taken.add(name)
         _add(c, key, names, kind, vendor, votes or row.votes_per_judge)
 
 
@@ -236,20 +186,46 @@ def next_names(database: Database, n: int) -> list[str]:
 
 
 def invite(database: Database, names: Sequence[str]) -> dict[str, str]:
-    """A new link token for each judge; an earlier link of theirs stops working."""
+    """A new link token for each judge; an earlier link of theirs stops working.
+
+    Raises:
+        UserError: a name is no person's in this panel, or the panel is locked; then no link has changed.
+    """
     tokens = {name: secrets.token_urlsafe(24) for name in names}
     with database.write() as c:
+        _refuse_locked(c)
         for name, token in tokens.items():
-            this = judges.c.judge_id == name
+            this = (judges.c.judge_id == name) & (judges.c.kind == "human")
             if not c.execute(update(judges).where(this).values(token_sha256=hash_token(token))).rowcount:
-                raise UserError(f"judge '{name}': no such judge in this panel")
+                raise UserError(f"--judge-id: '{name}' is no person of this panel; `replicate judge status` names them")
     return tokens
+
+
+def invite_free(database: Database, n: int) -> dict[str, str]:
+    """Links to at most n sets that nobody has yet, first ones first.
+
+    Raises:
+        UserError: the panel is locked.
+    """
+    with database.write() as c:
+        _refuse_locked(c)
+        free = (judges.c.kind == "human") & judges.c.token_sha256.is_(None)
+        query = select(judges.c.judge_id).where(free).order_by(judges.c.created_at, judges.c.judge_id).limit(n)
+        names = c.execute(query.with_for_update(skip_locked=True)).scalars().all()
+        tokens = {name: secrets.token_urlsafe(24) for name in names}
+        for name, token in tokens.items():
+            c.execute(update(judges).where(judges.c.judge_id == name).values(token_sha256=hash_token(token)))
+    return tokens
+
+
+def _refuse_locked(c: Connection) -> None:
+    if is_locked(c):
+        raise UserError(LOCKED)
 
 
 def _add(c: Connection, key: Key, names: Sequence[str], kind: str, vendor: str, votes: int) -> None:
     design = Design(len(key.prompts), len(key.seeds), len(key.samples_baseline), len(key.samples_treatment), key.secret)
-    if votes > design.n_distinct:
-        raise UserError(f"--votes: {votes} is more than the {design.n_distinct} pairs of completions there are")
+    _check_votes(votes, design.n_distinct)
     first_vote = assignments.c.repeats.is_(None) & assignments.c.expected.is_(None)
     given = c.execute(select(func.count()).select_from(assignments).where(first_vote)).scalar_one()
     known = {_name(behind, prompt): item for item, prompt, behind in _behind(c, key)}
@@ -274,23 +250,39 @@ def _name(behind: Behind, prompt: int) -> tuple[Any, ...]:
 
 
 def _assign(c: Connection, key: Key, name: str, places: Sequence[Place], known: Mapping[tuple[Any, ...], str]) -> None:
-    ids: list[int] = []
-    for position, place in enumerate(places):
-        if place.cell is None:
-            assert place.expected is not None
-            item, first_is_left = _attention_item(c, place.expected), True
-        else:
-            item = known[_wanted(place.cell, key)]
-            first_is_left = (key.items[item].arm_first == key.treatment) == place.treatment_left
-        row = {
-            "judge_id": name,
-            "position": position,
-            "item_id": item,
-            "first_is_left": first_is_left,
-            "repeats": None if place.repeats is None else ids[place.repeats],
-            "expected": place.expected,
-        }
-        ids.append(c.execute(insert(assignments).values(row)).inserted_primary_key[0])  # type: ignore[index]
+    ids: dict[int, int] = {}  # place -> assignment
+    # first votes before repeats, which name them
+    for is_repeat in (False, True):
+        at = [i for i, place in enumerate(places) if (place.repeats is not None) == is_repeat]
+        rows = [_assignment(c, key, name, i, places[i], ids, known) for i in at]
+        if rows:
+            query = insert(assignments).returning(assignments.c.assignment_id, sort_by_parameter_order=True)
+            ids |= zip(at, c.execute(query, rows).scalars(), strict=True)
+
+
+def _assignment(
+    c: Connection,
+    key: Key,
+    name: str,
+    position: int,
+    place: Place,
+    ids: Mapping[int, int],
+    known: Mapping[tuple[Any, ...], str],
+) -> dict[str, Any]:
+    if place.cell is None:
+        assert place.expected is not None
+        item, first_is_left = _attention_item(c, place.expected), True
+    else:
+        item = known[_wanted(place.cell, key)]
+        first_is_left = (key.items[item].arm_first == key.treatment) == place.treatment_left
+    return {
+        "judge_id": name,
+        "position": position,
+        "item_id": item,
+        "first_is_left": first_is_left,
+        "repeats": None if place.repeats is None else ids[place.repeats],
+        "expected": place.expected,
+    }
 
 
 def _wanted(cell: Cell, key: Key) -> tuple[Any, ...]:
@@ -328,10 +320,14 @@ def lock_panel(database: Database, sealed: Path, note: str = "") -> None:
         expected = c.execute(select(panel.c.key_sha256)).scalar_one()
     key = read_key(sealed, expected)
     with database.write() as c:
-        # FOR UPDATE waits for the votes that are being stored; those that come later see the lock
-        row = c.execute(select(panel).with_for_update()).one()
+        if not database.is_sqlite:
+            # waits for the votes that are being stored, ahead of those that come meanwhile: these then see the lock.
+            # A lock of the row alone could wait for ever, as long as one vote overlaps the next.
+            c.execute(text("LOCK TABLE panel IN EXCLUSIVE MODE"))
+        row = c.execute(select(panel)).one()
         if row.locked_at is None:
-            c.execute(update(panel).values(locked_at=time.time(), lock_note=note))
+            arms = {"baseline": key.baseline, "treatment": key.treatment}
+            c.execute(update(panel).values(locked_at=time.time(), lock_note=note, **arms))
         if not c.execute(select(func.count()).select_from(unsealed)).scalar_one():
             rows = [{"item_id": item, **vars(behind)} for item, behind in key.items.items()]
             c.execute(insert(unsealed), rows)

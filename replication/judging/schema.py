@@ -48,6 +48,8 @@ panel = Table(
     Column("survey", Boolean, nullable=False),  # whether the page asks about the judge
     Column("locked_at", Float),  # from then on no vote is taken
     Column("lock_note", Text),  # why it was locked early
+    Column("baseline", Text),  # the two arms; null until the lock
+    Column("treatment", Text),
 )
 
 items = Table(
@@ -108,6 +110,14 @@ Index(
     unique=True,
     sqlite_where=votes.c.undone_at.is_(None),
     postgresql_where=votes.c.undone_at.is_(None),
+)
+
+# How a model judge is asked; settled before its first request, so that one judge is one model asked in one way.
+model_judges = Table(
+    "model_judges",
+    metadata,
+    Column("judge_id", ForeignKey("judges.judge_id"), primary_key=True),
+    Column("asked", JSON, nullable=False),  # model as asked for, prompt, temperature, length of an answer; or a sheet
 )
 
 # What a model said, word for word: one row for each request that was answered for good.

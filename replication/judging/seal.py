@@ -59,7 +59,10 @@ def write_key(folder: Path, key: Key) -> str:
     """
     path = folder / "key.json"
     if path.exists():
-        raise UserError(f"{path}: there already; a panel's key is written once: take another --out, or remove both")
+        raise UserError(
+            f"{path}: there already; a panel's key is written once. If its panel lies in another database, "
+            "name that; if it was never made, move the key away"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
     text = json.dumps(asdict(key), indent=1)
@@ -83,7 +86,9 @@ def read_key(folder: Path, expected_sha256: str) -> Key:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give the folder in which the panel was made") from None
+        raise UserError(
+            f"{path}: no such file; the sealed key is needed to add judges and to lock: do it where the panel was made"
+        ) from None
     if hashlib.sha256(data).hexdigest() != expected_sha256:
         raise UserError(f"{path}: is not the key that this panel was made with (its SHA-256 differs); restore that one")
     values = json.loads(data)

@@ -9,7 +9,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
@@ -27,10 +27,18 @@ class Panel:
 
     panel_id: str
     suite: str
+    key_sha256: str
     admin_sha256: str
     join_sha256: str | None
     survey: bool
-    is_locked: bool
+    votes_per_judge: int
+    planned_judges: int
+    locked_at: float | None
+    lock_note: str | None
+
+    @property
+    def is_locked(self) -> bool:
+        return self.locked_at is not None
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class Store:
     def panel(self) -> Panel:
         with self.database.read() as c:
             row = c.execute(select(panel)).one()
-        return Panel(row.panel_id, row.suite, row.admin_sha256, row.join_sha256, row.survey, row.locked_at is not None)
+        return Panel(**{field.name: getattr(row, field.name) for field in fields(Panel)})
 
     def judge_by_token(self, token: str) -> Judge | None:
         """The judge whose link holds this token."""
@@ -155,9 +163,10 @@ class Store:
 
     def show(self, judge_id: str) -> Showing | None:
         """The first assignment without a vote, noted as shown now; None where there is none or the panel is locked."""
-        with self.database.write(lasting=False) as c:  # a vote that follows takes it along to the disk
-            if _is_locked(c):
+        with self.database.write(durable=False) as c:  # the vote on it brings it to the disk too
+            if is_locked(c):
                 return None
+            # held, so that two windows of one judge are given the same showing
             row = c.execute(_CURRENT, {"judge": judge_id}).one_or_none()
             if row is None:
                 return None
@@ -175,19 +184,20 @@ class Store:
         now = time.time()
         try:
             with self.database.write() as c:
-                if _is_locked(c):
+                if is_locked(c):
                     return Cast.LOCKED
                 named = {"judge": judge_id, "named": showing}
+                row = c.execute(_SHOWN, named).one_or_none()
+                # looked for while the assignment is held: a click that comes twice finds its first vote
                 earlier = c.execute(_VOTE_ON, named).one_or_none()
                 if earlier is not None:
                     stands = earlier.undone_at is None and earlier.choice == choice
                     return Cast.REPEATED if stands else Cast.CONFLICT
-                row = c.execute(_SHOWN, named).one_or_none()
                 if row is None:
                     return Cast.UNKNOWN
                 cast = {"assignment_id": row.assignment_id, "showing": showing, "choice": choice, "cast_at": now}
                 c.execute(_CAST, {**cast, "shown_at": row.shown_at, "seconds": max(0.0, now - row.shown_at)})
-        except IntegrityError:  # another request was faster with the same showing
+        except IntegrityError:  # what the locks above do not catch, the unique index does
             return Cast.CONFLICT
         return Cast.STORED
 
@@ -199,7 +209,7 @@ class Store:
         """
         with self.database.write() as c:
             last = c.execute(_LAST_VOTE, {"judge": judge_id}).one_or_none()
-            if _is_locked(c) or last is None or last.showing != showing:
+            if is_locked(c) or last is None or last.showing != showing:
                 return False
             standing = and_(votes.c.vote_id == last.vote_id, votes.c.undone_at.is_(None))
             done = c.execute(update(votes).where(standing).values(undone_at=time.time()))
@@ -232,7 +242,7 @@ def standing_votes() -> Select[Any]:
     )
 
 
-def _is_locked(c: Connection) -> bool:
+def is_locked(c: Connection) -> bool:
     """Whether the panel is locked; holds off a lock until the transaction ends."""
     return c.execute(_LOCKED_AT).scalar_one() is not None
 
@@ -259,6 +269,7 @@ _CURRENT = (
     )
     .order_by(assignments.c.position)
     .limit(1)
+    .with_for_update(of=assignments)
 )
 _NOTE_SHOWN = update(assignments).where(assignments.c.assignment_id == bindparam("this"))
 _VOTE_ON = select(votes).join(assignments).where(_BY_JUDGE, votes.c.showing == bindparam("named"))

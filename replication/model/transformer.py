@@ -56,6 +56,11 @@ class KVCache:
         """Positions that every block has seen."""
         return self.blocks[-1].length
 
+    def keep(self, rows_R: Tensor) -> None:
+        """Forget all rows but these (int64 indices)."""
+        for block in self.blocks:
+            block.kv_2BJTC = block.kv_2BJTC.index_select(1, rows_R)
+
 
 class BlockCache:
     """The part of one block."""

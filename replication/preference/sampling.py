@@ -1,12 +1,12 @@
 """Sampling completions with a KV cache; the noise is a counter-based function, never of the row in a batch.
 
-Shapes: B rows (one prompt and sample each), V vocabulary.
+Shapes: N rows (one prompt and sample each), B of them in the batch, V vocabulary, K of them kept by top-k.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,28 +15,38 @@ from torch import Tensor
 from replication.model.transformer import KVCache, Transformer
 
 _MASK32 = 0xFFFFFFFF
+KEPT = 0.75
+"""Share of a batch's rows at which those that have ended leave it: moving the others costs about a step."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Temperature and top-k sampling by the Gumbel-max trick."""
+    """Temperature, then top-k, then nucleus sampling, by the Gumbel-max trick."""
 
     temperature: float
     top_k: int
+    top_p: float = 1.0
 
     def choose(self, logits_BV: Tensor, keys_B: Tensor, position: int | Tensor) -> Tensor:
-        """The next token of each row, int64 [B]: argmax of logits / temperature + Gumbel noise over the top k.
+        """The next token of each row, int64 [B]: argmax of logits / temperature + Gumbel noise over what is kept.
+
+        Kept are the K largest logits, and of their distribution the likeliest tokens up to and with the one that
+        brings the sum of probabilities to top_p. Noise is drawn for the K tokens alone, which changes no token's.
 
         Args:
             logits_BV: any float dtype; used in fp64, so that the draw does not depend on the logits' precision.
             keys_B: int64 key of each row (see row_key).
             position: of the new token in its completion, from 0; the same for all rows or [B].
         """
-        scaled_BV = logits_BV.double() / self.temperature
-        k = min(self.top_k, logits_BV.shape[-1])
-        lowest_B1 = scaled_BV.topk(k, dim=-1).values[:, -1:]
-        scaled_BV = scaled_BV.masked_fill(scaled_BV < lowest_B1, float("-inf"))
-        return (scaled_BV + gumbel(keys_B, position, logits_BV.shape[-1])).argmax(-1)
+        largest_BK, tokens_BK = logits_BV.topk(min(self.top_k, logits_BV.shape[-1]), dim=-1)
+        scaled_BK = largest_BK.double() / self.temperature
+        if self.top_p < 1:
+            probs_BK = scaled_BK.softmax(-1)
+            likelier_BK = probs_BK.cumsum(-1) - probs_BK  # than this one, together
+            likelier_BK[:, 0] = 0  # the likeliest is always kept
+            scaled_BK = scaled_BK.masked_fill(likelier_BK >= self.top_p, float("-inf"))
+        best_B1 = (scaled_BK + gumbel(keys_B, position, tokens_BK)).argmax(-1, keepdim=True)
+        return tokens_BK.gather(-1, best_B1).squeeze(-1)
 
 
 def row_key(*parts: object) -> int:
@@ -45,17 +55,24 @@ def row_key(*parts: object) -> int:
     return int.from_bytes(digest, "little") >> 2
 
 
-def gumbel(keys_B: Tensor, position: int | Tensor, vocab: int) -> Tensor:
-    """Standard Gumbel noise [B, V] in fp64, a pure function of (key, position, token)."""
-    device = keys_B.device
-    tokens_V = torch.arange(vocab, device=device, dtype=torch.int64)
-    position_B = torch.as_tensor(position, device=device, dtype=torch.int64).expand(keys_B.shape)
+def gumbel(keys_B: Tensor, position: int | Tensor, tokens: Tensor) -> Tensor:
+    """Standard Gumbel noise in fp64, a pure function of (key, position, token).
+
+    Args:
+        keys_B: int64.
+        position: one, or [B].
+        tokens: int64 ids, [K] for all rows or [B, K].
+
+    Returns:
+        [B, K].
+    """
+    position_B = torch.as_tensor(position, device=keys_B.device, dtype=torch.int64).expand(keys_B.shape)
     row_B = _mix(_mix((keys_B & _MASK32) ^ (position_B * 0x9E3779B1 & _MASK32)) ^ (keys_B >> 32))
-    high_BV = _mix(row_B[:, None] ^ _mix(tokens_V + 0x632BE5AB))
-    low_BV = _mix(high_BV ^ 0x5BD1E995)
+    high_BK = _mix(row_B[:, None] ^ _mix(tokens + 0x632BE5AB))
+    low_BK = _mix(high_BK ^ 0x5BD1E995)
     # 52 bits, centred in their cell so that neither 0 nor 1 occurs
-    uniform_BV = ((high_BV << 20 | low_BV >> 12).double() + 0.5) * 2.0**-52
-    return -torch.log(-torch.log(uniform_BV))
+    uniform_BK = ((high_BK << 20 | low_BK >> 12).double() + 0.5) * 2.0**-52
+    return -torch.log(-torch.log(uniform_BK))
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -74,44 +91,53 @@ def complete(
     sampler: Sampler,
     max_new_tokens: int,
     end_of_text: int,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
-    """Continue every prompt, all rows in one batch, until end-of-text or max_new_tokens.
+    """Continue every prompt, all rows side by side, until end-of-text or max_new_tokens.
 
     Rows are aligned at position 0: the common prefix length is prefilled at once, after that a row is fed its own
-    prompt until that ends and its own samples from there, so that no row needs padding or a mask.
+    prompt until that ends and its own samples from there, so that no row needs padding or a mask. Rows that have ended
+    leave the batch, some at a time.
 
     Args:
-        prompts: token ids of each row, at least one each.
+        prompts: token ids of each row, at least one each; of similar lengths it goes faster.
         keys: one key a row.
         end_of_text: stops a row; not part of its completion.
+        on_step: told after each step how many tokens it sampled, and how many rows have ended so far.
 
     Returns:
         Sampled token ids of each row.
     """
-    device = model.embedding.weight.device
+    device, n_rows = model.embedding.weight.device, len(prompts)
     lengths = [len(p) for p in prompts]
     prefill, total = min(lengths), max(lengths) + max_new_tokens
-    tokens_BT = torch.zeros((len(prompts), total + 1), dtype=torch.int64)
+    tokens_NT = torch.zeros((n_rows, total), dtype=torch.int64)
     for row, prompt in enumerate(prompts):
-        tokens_BT[row, : len(prompt)] = torch.tensor(prompt)
-    tokens_BT = tokens_BT.to(device)
+        tokens_NT[row, : len(prompt)] = torch.tensor(prompt)
+    tokens_NT = tokens_NT.to(device)
+    rows_B = torch.arange(n_rows, device=device)  # which of the N rows are in the batch
     lengths_B = torch.tensor(lengths, device=device)
     keys_B = torch.tensor(list(keys), dtype=torch.int64, device=device)
-    done_B = torch.zeros_like(lengths_B, dtype=torch.bool)
-    ends_B = lengths_B + max_new_tokens
-    cache = KVCache(model.config, len(prompts), total, device, model.embedding.weight.dtype)
+    ends_N = lengths_B + max_new_tokens
+    cache = KVCache(model.config, n_rows, total, device, model.embedding.weight.dtype)
 
-    start = 0
+    fed_BT = tokens_NT[:, :prefill]
     for end in range(prefill, total):
-        hidden_BTD = model(tokens_BT[:, start:end], cache=cache).hidden_BTD
-        choice_B = sampler.choose(model.logits(hidden_BTD[:, -1]), keys_B, end - lengths_B)
-        samples = end >= lengths_B
-        tokens_BT[:, end] = torch.where(samples, choice_B, tokens_BT[:, end])
-        stopped_B = samples & ~done_B & (choice_B == end_of_text)
-        ends_B = torch.where(stopped_B, end, ends_B)
-        done_B |= stopped_B | (end + 1 >= ends_B)
-        start = end
-        if bool(done_B.all()):
+        choice_B = sampler.choose(model.logits(model(fed_BT, cache=cache).hidden_BTD[:, -1]), keys_B, end - lengths_B)
+        live_B = (end >= lengths_B) & (end < ends_N[rows_B])
+        next_B = torch.where(live_B, choice_B, tokens_NT[rows_B, end])
+        tokens_NT[rows_B, end] = next_B
+        ends_N[rows_B] = torch.where(live_B & (choice_B == end_of_text), end, ends_N[rows_B])
+        left_B = end + 1 < ends_N[rows_B]
+        n_sampled, n_left = torch.stack((live_B.sum(), left_B.sum())).tolist()  # the one wait for the device
+        if on_step is not None:
+            on_step(n_sampled, n_rows - n_left)
+        if n_left == 0:
             break
-    rows = tokens_BT.tolist()
-    return [row[a:b] for row, a, b in zip(rows, lengths, ends_B.tolist(), strict=True)]
+        if n_left <= KEPT * len(rows_B):
+            stay_R = left_B.nonzero().squeeze(1)
+            rows_B, lengths_B, keys_B, next_B = (x[stay_R] for x in (rows_B, lengths_B, keys_B, next_B))
+            cache.keep(stay_R)
+        fed_BT = next_B[:, None]
+    rows = tokens_NT.tolist()
+    return [row[a:b] for row, a, b in zip(rows, lengths, ends_N.tolist(), strict=True)]

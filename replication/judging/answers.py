@@ -1,0 +1,278 @@
+"""What model judges are still to be asked and what they said: answers as they come, votes once both orders are in."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from replication.errors import UserError
+from replication.judging.database import Database
+from replication.judging.panel import add_judges
+from replication.judging.parsing import CUT_OFF, Parsed, agree, combine
+from replication.judging.schema import answers, assignments, items, judges, model_judges, votes
+from replication.judging.store import is_locked
+
+LOCKED = "the panel is locked; it takes no more votes"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One pair in one order."""
+
+    assignment_id: int
+    position: int
+    """Of the assignment in the judge's order, from 0."""
+    swapped: bool
+    """Whether the sides are the other way round than in the assignment."""
+    question: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said to one comparison, for good."""
+
+    comparison: Comparison
+    parsed: Parsed
+    prompt: str
+    reply: str
+    model: str
+    """As the endpoint names it; empty where it names none."""
+    endpoint: str
+    finish_reason: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    asked_at: float
+    """Seconds since 1970."""
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Tally:
+    """All that a judge has said so far.
+
+    Attributes:
+        n_pairs: assignments.
+        n_answers: of the 2 * n_pairs comparisons.
+        n_votes: pairs with a vote.
+        n_agreeing: pairs to which both orders gave the same choice.
+        n_disagreeing: pairs whose vote is a tie because they did not.
+        n_refusals, n_garbage: answers that are no choice.
+        n_a, n_b: answers for the completion that came first, and second.
+        n_truncated: answers that were cut off.
+        input_tokens, output_tokens: as far as the endpoint tells.
+    """
+
+    n_pairs: int
+    n_answers: int = 0
+    n_votes: int = 0
+    n_agreeing: int = 0
+    n_disagreeing: int = 0
+    n_refusals: int = 0
+    n_garbage: int = 0
+    n_a: int = 0
+    n_b: int = 0
+    n_truncated: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def n_missing(self) -> int:
+        """Comparisons without an answer."""
+        return 2 * self.n_pairs - self.n_answers
+
+
+def settle(database: Database, judge_id: str, asked: Mapping[str, Any]) -> None:
+    """Fix how a judge is asked, or check that it is asked as before.
+
+    Raises:
+        UserError: no such model judge, the panel is locked, or the judge's answers came in another way.
+    """
+    asked = dict(asked)
+    with database.write() as c:
+        this = select(judges.c.kind).where(judges.c.judge_id == judge_id)
+        kind = c.execute(this.with_for_update()).scalar_one_or_none()  # held: another run settles the same, or is told
+        if kind != "model":
+            has = "no such judge in this panel" if kind is None else "is a person"
+            raise UserError(f"--judge-id: '{judge_id}' {has}; name a model judge")
+        if is_locked(c):
+            raise UserError(LOCKED)
+        before = c.execute(select(model_judges.c.asked).where(model_judges.c.judge_id == judge_id)).scalar_one_or_none()
+        started = select(answers.c.answer_id).join(assignments).where(assignments.c.judge_id == judge_id).limit(1)
+        if before is None:
+            c.execute(insert(model_judges).values(judge_id=judge_id, asked=asked))
+        elif before != asked and c.execute(started).first() is None:
+            c.execute(update(model_judges).where(model_judges.c.judge_id == judge_id).values(asked=asked))
+        elif before != asked:
+            key = next(key for key in (*before, *asked) if before.get(key) != asked.get(key))
+            raise UserError(
+                f"--judge-id: '{judge_id}' has answers with {key} {before.get(key, 'not set')}, and this is "
+                f"{asked.get(key, 'not set')}; one judge is one model asked in one way: take another --judge-id"
+            )
+
+
+def how_asked(database: Database, judge_id: str) -> dict[str, Any]:
+    """What was settled for a judge; nothing for one that was never asked."""
+    with database.read() as c:
+        mine = model_judges.c.judge_id == judge_id
+        return c.execute(select(model_judges.c.asked).where(mine)).scalar_one_or_none() or {}
+
+
+def join_panel(
+    database: Database, sealed: Path, judge_id: str, vendor: str | None, n_votes: int
+) -> Callable[[], None] | None:
+    """What gives a new model judge its assignments; None where it has them.
+
+    Args:
+        sealed: folder of the panel's key.
+        vendor: who makes the model; None only where the judge is there.
+        n_votes: pairs of a new judge; 0: as many as the panel plans.
+
+    Raises:
+        UserError: the panel is locked, the vendor is missing or another, or the judge is a person.
+    """
+    with database.read() as c:
+        if is_locked(c):
+            raise UserError(LOCKED)
+        known = c.execute(select(judges).where(judges.c.judge_id == judge_id)).one_or_none()
+    if known is None:
+        if not (vendor or "").strip():
+            raise UserError(f"--vendor: '{judge_id}' is a new judge; say who makes the model")
+        if n_votes < 0:
+            raise UserError(f"--votes: is {n_votes}; must be at least 1")
+        return lambda: add_judges(database, sealed, [judge_id], "model", str(vendor).strip(), n_votes)
+    if known.kind == "model" and vendor is not None and vendor.strip() != known.vendor:
+        raise UserError(f"--vendor: '{judge_id}' is a model of {known.vendor}; take another --judge-id")
+    return None
+
+
+def comparisons(database: Database, judge_id: str) -> list[Comparison]:
+    """Every pair of a judge in both orders: in the judge's order of pairs, as assigned before swapped.
+
+    Raises:
+        UserError: the judge has none.
+    """
+    with database.read() as c:
+        mine = assignments.c.judge_id == judge_id
+        query = select(assignments, items.c.question, items.c.first, items.c.second).join(items).where(mine)
+        rows = c.execute(query.order_by(assignments.c.position)).all()
+    if not rows:
+        raise UserError(f"--judge-id: '{judge_id}' has no assignments; take another --judge-id, which gets some")
+    return [_comparison(row, swapped) for row in rows for swapped in (False, True)]
+
+
+def _comparison(row: Row[Any], swapped: bool) -> Comparison:
+    a, b = (row.first, row.second) if row.first_is_left != swapped else (row.second, row.first)
+    return Comparison(row.assignment_id, row.position, swapped, row.question, a, b)
+
+
+def answered(database: Database, judge_id: str) -> dict[tuple[int, bool], Parsed]:
+    """(assignment_id, swapped) -> what was said, of every answer there is."""
+    with database.read() as c:
+        return {(row.assignment_id, row.swapped): Parsed(row.status, row.choice) for row in _said(c, judge_id)}
+
+
+def keep(database: Database, judge_id: str, new: Sequence[Answer]) -> int:
+    """Store answers, and the votes that they complete, in one transaction. A comparison that has its answer keeps it.
+
+    Returns:
+        How many were stored.
+
+    Raises:
+        UserError: the panel was locked meanwhile, or the endpoint now names another model than in earlier answers.
+    """
+    try:
+        with database.write() as c:
+            if is_locked(c):
+                raise UserError(LOCKED)
+            ids = {answer.comparison.assignment_id for answer in new}
+            c.execute(select(assignments.c.assignment_id).where(assignments.c.assignment_id.in_(ids)).with_for_update())
+            of_these = select(answers.c.assignment_id, answers.c.swapped).where(answers.c.assignment_id.in_(ids))
+            before = {(row.assignment_id, row.swapped) for row in c.execute(of_these)}
+            stored = [a for a in new if (a.comparison.assignment_id, a.comparison.swapped) not in before]
+            for answer in stored:
+                _check_model(c, judge_id, answer.model)
+                c.execute(insert(answers).values(_row(answer)))
+            for assignment_id in {answer.comparison.assignment_id for answer in stored}:
+                _vote(c, assignment_id)
+            return len(stored)
+    except IntegrityError:  # another process asks for the same judge, and was faster
+        return 0
+
+
+def tally(database: Database, judge_id: str) -> Tally:
+    """All that a judge has said so far."""
+    with database.read() as c:
+        mine = assignments.c.judge_id == judge_id
+        n_pairs = c.execute(select(func.count()).select_from(assignments).where(mine)).scalar_one()
+        n_votes = c.execute(select(func.count()).select_from(assignments.join(votes)).where(mine)).scalar_one()
+        said = _said(c, judge_id)
+    both = [(p.choice, s.choice) for p, s in _pairs(said) if p.choice and s.choice]
+    n_agreeing = sum(agree(*pair) for pair in both)
+    return Tally(
+        n_pairs=n_pairs,
+        n_answers=len(said),
+        n_votes=n_votes,
+        n_agreeing=n_agreeing,
+        n_disagreeing=len(both) - n_agreeing,
+        n_refusals=sum(row.status == "refusal" for row in said),
+        n_garbage=sum(row.status == "garbage" for row in said),
+        n_a=sum(row.choice == "left" for row in said),
+        n_b=sum(row.choice == "right" for row in said),
+        n_truncated=sum(row.finish_reason in CUT_OFF for row in said),
+        input_tokens=sum(row.input_tokens or 0 for row in said),
+        output_tokens=sum(row.output_tokens or 0 for row in said),
+    )
+
+
+def _said(c: Connection, judge_id: str) -> Sequence[Row[Any]]:
+    names = ["assignment_id", "swapped", "status", "choice", "finish_reason", "input_tokens", "output_tokens"]
+    query = select(*(answers.c[name] for name in names)).join(assignments).where(assignments.c.judge_id == judge_id)
+    return c.execute(query.order_by(answers.c.assignment_id, answers.c.swapped)).all()
+
+
+def _pairs(said: Sequence[Row[Any]]) -> list[tuple[Row[Any], Row[Any]]]:
+    """Rows in order of assignment and swapped -> those of assignments that were answered in both orders."""
+    grouped = [list(rows) for _, rows in groupby(said, key=lambda row: row.assignment_id)]
+    return [(rows[0], rows[1]) for rows in grouped if len(rows) == 2]
+
+
+def _check_model(c: Connection, judge_id: str, model: str) -> None:
+    named = select(answers.c.model).join(assignments).where(assignments.c.judge_id == judge_id, answers.c.model != "")
+    before = c.execute(named.limit(1)).scalar_one_or_none()
+    if model and before and before != model:
+        raise UserError(
+            f"--judge-id: the answers of '{judge_id}' came from the model {before}, and the endpoint now answers as "
+            f"{model}; one judge is one model: take another --judge-id, or go back to that model"
+        )
+
+
+def _row(answer: Answer) -> dict[str, Any]:
+    said, parsed = answer.comparison, answer.parsed
+    own = {name: value for name, value in vars(answer).items() if name not in ("comparison", "parsed")}
+    ids = {"assignment_id": said.assignment_id, "swapped": said.swapped}
+    return own | ids | {"status": parsed.status, "choice": parsed.choice}
+
+
+def _vote(c: Connection, assignment_id: int) -> None:
+    """Cast the vote of a pair, once, when both orders were answered by a choice."""
+    query = select(answers).where(answers.c.assignment_id == assignment_id).order_by(answers.c.swapped)
+    said = c.execute(query).all()
+    if len(said) < 2 or not all(row.choice for row in said):
+        return
+    known = [row.seconds for row in said if row.seconds is not None]
+    shown_at = min(row.asked_at for row in said) if known else None
+    showing = secrets.token_urlsafe(16)
+    seen = {"showing": showing, "shown_at": shown_at}
+    c.execute(update(assignments).where(assignments.c.assignment_id == assignment_id).values(seen))
+    cast = {"assignment_id": assignment_id, "cast_at": max(row.asked_at + (row.seconds or 0) for row in said)}
+    choice = combine(said[0].choice, said[1].choice)
+    c.execute(insert(votes).values(**cast, **seen, choice=choice, seconds=sum(known) if known else None))

@@ -1,0 +1,140 @@
+"""Which completions a panel compares: both arms' at every seed that may be compared, and why others are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from replication.certificate import certify
+from replication.config import AnalysisConfig, SuiteConfig, load_suite
+from replication.errors import UserError
+from replication.judging.pairs import Completions
+from replication.plan import read_plan
+from replication.preference.completions import suite_completions
+from replication.preference.export import read_export
+from replication.rundir import SuiteDir, read_json
+
+IMPORTED = "imported"
+OWN_TO_A_CELL = ("samples_sha256", "weights_sha256")  # every other key of a manifest's `generation` must be alike
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a panel is made from.
+
+    Attributes:
+        suite: its name, for the vote record.
+        arms: (baseline, treatment).
+        completions: seed -> arm -> completions, of the seeds that are used.
+        left_out: a line for each seed that is not.
+        analysis: the suite's section.
+        plan: the frozen plan; None without one.
+    """
+
+    suite: str
+    arms: tuple[str, str]
+    completions: Completions
+    left_out: tuple[str, ...]
+    analysis: AnalysisConfig
+    plan: Mapping[str, Any] | None
+
+
+def from_suite(root: Path, pair: str | None) -> Chosen:
+    """Completions of an output folder.
+
+    Args:
+        root: DIR.
+        pair: "baseline,treatment"; None: the suite's own.
+
+    Raises:
+        UserError: no suite there, no such arms, or completions that were not sampled alike.
+    """
+    suite_dir = SuiteDir(root)
+    if not suite_dir.suite.is_file():
+        raise UserError(
+            f"{suite_dir.suite}: no such file; give the output folder of `replicate grid run`, or --import a file"
+        )
+    suite = load_suite(suite_dir.suite)
+    analysis = suite.analysis.resolved(suite.arms)
+    arms = _named(pair, suite) if pair else (analysis.baseline, analysis.treatment)
+    if not arms[0] or not arms[1]:
+        raise UserError(f"{suite.name}: has one arm, and judges compare two")
+    two = (arms[0], arms[1])
+    left_out = _left_out(suite_dir, suite, two)
+    found = {s: of_arm for s, of_arm in suite_completions(suite_dir, two).items() if s in suite.seeds}
+    kept = {seed: of_arm for seed, of_arm in found.items() if seed not in left_out}
+    _check_alike(suite_dir, two, sorted(kept))
+    record = read_plan(suite_dir)
+    lines = tuple(f"seed {seed} is left out: {why}" for seed, why in left_out.items())
+    return Chosen(suite.name, two, kept, lines, analysis, record["plan"] if record else None)
+
+
+def from_file(path: Path) -> Chosen:
+    """Completions of a file that the author's public tool exports; it names no seed, and they carry seed 0."""
+    completions = read_export(path)
+    baseline, treatment = completions[0]
+    return Chosen(IMPORTED, (baseline, treatment), completions, (), AnalysisConfig(), None)
+
+
+def _named(pair: str, suite: SuiteConfig) -> tuple[str, str]:
+    arms = tuple(arm.strip() for arm in pair.split(","))
+    if len(arms) != 2 or arms[0] == arms[1]:
+        raise UserError(f"--pair: '{pair}' must name two arms, such as {suite.arms[0]},{suite.arms[-1]}")
+    for arm in arms:
+        if arm not in suite.arms:
+            raise UserError(f"--pair: {arm} is no arm of the suite; its arms are {', '.join(suite.arms)}")
+    return arms[0], arms[1]
+
+
+def _left_out(suite_dir: SuiteDir, suite: SuiteConfig, arms: tuple[str, str]) -> dict[int, str]:
+    """Seed -> why its completions may not be compared."""
+    lines = {}
+    for pair in certify(suite_dir, arms, suite.seeds).pairs:
+        without = [arm for arm in arms if not suite_dir.cell(arm, pair.seed).samples.is_file()]
+        if pair.state != "holds":
+            lines[pair.seed] = "; ".join(pair.reasons)
+        elif without:
+            lines[pair.seed] = f"{' and '.join(without)} has no completions, `replicate generate` makes them"
+    return lines
+
+
+def _check_alike(suite_dir: SuiteDir, arms: tuple[str, str], seeds: list[int]) -> None:
+    """Raise UserError where cells were sampled in different ways: that would be judged as if the arms did it."""
+    first: tuple[str, dict[str, Any]] | None = None
+    for seed in seeds:
+        for arm in arms:
+            recorded = (read_json(suite_dir.cell(arm, seed).manifest) or {}).get("generation") or {}
+            settings = {k: v for k, v in recorded.items() if k not in OWN_TO_A_CELL}
+            name = f"{arm}/seed-{seed}"
+            first = first or (name, settings)
+            if settings != first[1]:
+                keys = sorted(k for k in {*settings, *first[1]} if settings.get(k) != first[1].get(k))
+                raise UserError(
+                    f"{name}: was sampled with another {', '.join(keys)} than {first[0]}; `replicate generate "
+                    f"{suite_dir.root}` makes all alike"
+                )
+
+
+def departures(chosen: Chosen, judges: int, votes: int) -> list[str]:
+    """A line for each thing that the frozen plan has otherwise."""
+    if chosen.plan is None:
+        return []
+    planned = chosen.plan["analysis"]
+    lines = []
+    if chosen.arms != (planned["baseline"], planned["treatment"]):
+        lines.append(
+            f"the plan's pair is {planned['baseline']},{planned['treatment']}: votes on another are exploratory"
+        )
+    if votes != planned["votes_per_judge"]:
+        lines.append(f"the plan has {planned['votes_per_judge']} votes a judge, the panel {votes}: a departure")
+    if judges < planned["judges"]:
+        more = planned["judges"] - judges
+        lines.append(
+            f"the plan has {planned['judges']} judges, people and models together: {more} more are to come from "
+            "`replicate judge model`, `sheet` or `invite`, or it is a departure"
+        )
+    if judges > planned["judges"]:
+        lines.append(f"the plan has {planned['judges']} judges, the panel {judges}: a departure")
+    return lines

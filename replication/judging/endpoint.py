@@ -1,0 +1,280 @@
+"""One OpenAI-compatible endpoint: paced, budgeted, retried. What is said in messages and stored holds no credential."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+
+import openai
+from openai.types.chat import ChatCompletion
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+from tenacity.wait import wait_base, wait_exponential_jitter
+
+from replication.errors import UserError
+from replication.judging.meter import Meter
+from replication.judging.model_settings import ModelSettings
+
+PASSING_STATUS = {408, 409, 425, 429, *range(500, 600)}
+LONGEST_PAUSE_SECONDS = 60.0
+LONGEST_SERVER_PAUSE_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One chat completion.
+
+    Attributes:
+        text: the answer, or the words of the refusal.
+        refused: whether the endpoint marks it as a refusal.
+        model: as the endpoint names it; empty where it names none.
+        asked_at: when the try that succeeded was sent, in seconds since 1970.
+        seconds: it took.
+    """
+
+    text: str
+    refused: bool
+    finish_reason: str | None
+    model: str
+    input_tokens: int | None
+    output_tokens: int | None
+    asked_at: float
+    seconds: float
+
+
+class GivenUp(Exception):
+    """A request had no answer after its last try. The message is one line without credentials."""
+
+
+class NotACompletion(Exception):
+    """An answer with status 200 that is no chat completion."""
+
+
+class Endpoint:
+    """Asks one prompt at a time of one model, as often as it takes."""
+
+    def __init__(self, settings: ModelSettings, notify: Callable[[str], None] = lambda line: None) -> None:
+        """
+        Args:
+            settings: checked before.
+            notify: gets one line for each failure that is tried again.
+        """
+        settings.check()
+        self.settings, self.meter = settings, Meter(settings)
+        self.n_retries = 0
+        self._notify, self._key = notify, settings.key()
+        self._length_key = "max_tokens"  # until the endpoint says that it wants max_completion_tokens
+        self._client = openai.AsyncOpenAI(
+            base_url=settings.base_url, api_key=self._key or "none", timeout=settings.timeout_seconds, max_retries=0
+        )
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def ask(self, prompt: str) -> Reply:
+        """The model's answer.
+
+        Raises:
+            BudgetSpent: before it could be sent, or sent again.
+            GivenUp: no answer after the last try.
+            UserError: what no further try would mend: the key, the model, the request.
+        """
+        s = self.settings
+        tries = AsyncRetrying(
+            stop=stop_after_attempt(1 + s.retries),
+            wait=_Pause(s.first_pause_seconds),
+            retry=retry_if_exception(_may_pass),
+            before_sleep=self._again,
+            reraise=True,
+        )
+        try:
+            return await tries(self._try, prompt)
+        except openai.APIStatusError as error:
+            if _may_pass(error):
+                raise GivenUp(self._line(error)) from None
+            raise await self._refusal(error) from None
+        except (openai.APIError, NotACompletion) as error:
+            raise GivenUp(self._line(error)) from None
+
+    async def _try(self, prompt: str) -> Reply:
+        reserved = await self.meter.admit(prompt)
+        used = reserved
+        try:
+            reply = await self._send(prompt)
+            if reply.input_tokens is not None and reply.output_tokens is not None:
+                used = reply.input_tokens + reply.output_tokens
+            return reply
+        except openai.APIStatusError as error:
+            used = 0  # refused before the model saw it
+            if (pause := _retry_after(error)) is not None:
+                self.meter.hold(pause)
+            raise
+        finally:
+            await self.meter.settle(reserved, used)
+
+    async def _send(self, prompt: str) -> Reply:
+        s = self.settings
+        asked_at, began = time.time(), time.monotonic()
+        length_key = self._length_key
+        options = {length_key: s.max_answer_tokens}
+        if s.temperature is not None:
+            options["temperature"] = s.temperature  # type: ignore[assignment]
+        try:
+            messages = [{"role": "user", "content": prompt}]
+            said = await self._client.chat.completions.create(model=s.model, messages=messages, **options)  # type: ignore
+        except openai.BadRequestError as error:
+            if length_key == "max_tokens" and "max_completion_tokens" in str(error):
+                self._length_key = "max_completion_tokens"
+                raise _OtherKey(str(error), response=error.response, body=error.body) from None
+            if error.code == "content_filter":  # some endpoints refuse with a status
+                seconds = time.monotonic() - began
+                return Reply(self._clean(_said(error)), True, "content_filter", "", None, None, asked_at, seconds)
+            raise
+        except ValueError as error:  # a body that is no JSON
+            raise NotACompletion(f"its answer is no JSON ({type(error).__name__})") from None
+        return _reply(said, asked_at, time.monotonic() - began)
+
+    def _again(self, state: RetryCallState) -> None:
+        self.n_retries += 1
+        assert state.outcome is not None and state.next_action is not None
+        error = state.outcome.exception()
+        assert error is not None
+        if not isinstance(error, _OtherKey):
+            self._notify(f"{self._line(error)}; trying again in {state.next_action.sleep:.1f} s")
+
+    def _line(self, error: BaseException) -> str:
+        """What failed, in one line without credentials."""
+        if isinstance(error, openai.APITimeoutError):
+            text = f"no answer within {self.settings.timeout_seconds:g} s"
+        elif isinstance(error, openai.APIStatusError):
+            text = f"status {error.status_code}: {_said(error)}"
+        elif isinstance(error, openai.APIConnectionError):
+            text = f"connection failed ({type(error.__cause__ or error).__name__})"
+        else:
+            text = str(error)
+        return f"{self.settings.endpoint}: {self._clean(text)}"
+
+    def _clean(self, text: str) -> str:
+        user = urlsplit(self.settings.base_url).netloc.rpartition("@")[0]
+        for secret in filter(None, (self._key, user, *user.split(":"), urlsplit(self.settings.base_url).query)):
+            text = text.replace(secret, "***")
+        return " ".join(_storable(text).split())[:300]
+
+    async def _refusal(self, error: openai.APIStatusError) -> UserError:
+        s, said = self.settings, self._clean(_said(error))
+        if error.status_code in (401, 403):
+            what = "is missing" if self._key is None else "was refused"
+            return UserError(
+                f"--api-key-env: {s.endpoint} answers with status {error.status_code}, the key in {s.api_key_env} "
+                f"{what}; put a key into it that may use {s.model}"
+            )
+        if getattr(error, "code", None) == "insufficient_quota":
+            return UserError(f"--api-key-env: the account's quota is used up ({said}); add to it, then run this again")
+        names = await self._offered()
+        if names and s.model not in names:
+            more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+            return UserError(
+                f"--model: {s.endpoint} has no {s.model} (status {error.status_code}); it offers "
+                f"{', '.join(names[:12])}{more}"
+            )
+        if error.status_code == 404:
+            return UserError(
+                f"--base-url: {s.endpoint} has no model {s.model} or no chat completions (status 404: {said}); check "
+                "--model, and that the address goes up to its /v1"
+            )
+        return UserError(
+            f"--model: {s.endpoint} refuses the request for {s.model} (status {error.status_code}: {said}); check "
+            "--model, --temperature (none: the endpoint's own) and --max-answer-tokens"
+        )
+
+    async def _offered(self) -> list[str]:
+        """The models the endpoint offers; none where it does not tell."""
+        try:
+            page = await self._client.models.list()
+            return sorted(model.id for model in page.data)
+        except (openai.OpenAIError, ValueError, AttributeError, TypeError):
+            return []
+
+
+class _OtherKey(openai.BadRequestError):
+    """The endpoint wants the length of the answer under its other name."""
+
+
+class _Pause(wait_base):
+    """What the endpoint asks for, else doubling pauses with jitter."""
+
+    def __init__(self, first_seconds: float) -> None:
+        self._own = wait_exponential_jitter(initial=first_seconds, max=LONGEST_PAUSE_SECONDS, jitter=first_seconds)
+
+    def __call__(self, retry_state: RetryCallState) -> float:
+        error = retry_state.outcome.exception() if retry_state.outcome else None
+        if isinstance(error, _OtherKey):
+            return 0.0
+        asked = _retry_after(error)
+        return self._own(retry_state) if asked is None else asked
+
+
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, openai.APIStatusError):
+        if isinstance(error, _OtherKey):
+            return True
+        return error.status_code in PASSING_STATUS and getattr(error, "code", None) != "insufficient_quota"
+    return isinstance(error, (openai.APIError, NotACompletion))
+
+
+def _retry_after(error: BaseException | None) -> float | None:
+    """Seconds that the endpoint asks to wait; it may give a number or a date."""
+    if not isinstance(error, openai.APIStatusError):
+        return None
+    text = error.response.headers.get("retry-after", "")
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, TypeError):
+            return None
+    return min(max(seconds, 0.0), LONGEST_SERVER_PAUSE_SECONDS) if math.isfinite(seconds) else None
+
+
+def _said(error: openai.APIStatusError) -> str:
+    """The endpoint's own words: `error.message` of its body, or `detail`, or the body."""
+    body = error.body
+    if isinstance(body, dict):
+        for key in ("message", "detail"):
+            if body.get(key):
+                return str(body[key])
+    return str(body or error.message)
+
+
+def _reply(said: ChatCompletion, asked_at: float, seconds: float) -> Reply:
+    try:
+        choice = said.choices[0]
+        message, refusal = choice.message, getattr(choice.message, "refusal", None)
+        text = message.content if isinstance(message.content, str) else ""
+    except (AttributeError, TypeError, IndexError):
+        raise NotACompletion("its answer is no chat completion; does --base-url go up to its /v1?") from None
+    return Reply(
+        text=_storable(text or refusal or ""),
+        refused=bool(refusal),
+        finish_reason=getattr(choice, "finish_reason", None),
+        model=_storable(getattr(said, "model", None) or ""),
+        input_tokens=_count(said, "prompt_tokens"),
+        output_tokens=_count(said, "completion_tokens"),
+        asked_at=asked_at,
+        seconds=seconds,
+    )
+
+
+def _count(said: ChatCompletion, name: str) -> int | None:
+    """One of the token counts, where the endpoint tells it."""
+    value = getattr(getattr(said, "usage", None), name, None)
+    return value if isinstance(value, int) else None
+
+
+def _storable(text: str) -> str:
+    """The text without what JSON can write and a database cannot keep: halves of surrogate pairs, and NUL."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -1,0 +1,147 @@
+"""Where a panel lies: the judging folder, the sealed key beside it, and the database that panel.json names."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from replication.errors import UserError
+from replication.judging.database import Database
+from replication.judging.panel import PanelOptions, Tokens
+from replication.judging.store import Store
+from replication.rundir import SuiteDir, read_json, write_json, write_text
+
+DATABASE_FILE = "judging.sqlite"
+
+
+@dataclass(frozen=True)
+class PanelFolder:
+    """The files of one panel.
+
+    Attributes:
+        root: the output folder; the judging folder itself where that was brought to another machine alone.
+        judging: panel.json, tokens, the SQLite file.
+    """
+
+    root: Path
+    judging: Path
+
+    @property
+    def sealed(self) -> Path:
+        return SuiteDir(self.root).sealed
+
+    @property
+    def facts_file(self) -> Path:
+        """What may be known of the panel before the lock; no arm."""
+        return self.judging / "panel.json"
+
+    @property
+    def admin_token(self) -> Path:
+        return self.judging / "admin-token"
+
+    @property
+    def join_token(self) -> Path:
+        return self.judging / "join-token"
+
+    @property
+    def database_file(self) -> Path:
+        return self.judging / DATABASE_FILE
+
+    @property
+    def marginals(self) -> Path:
+        return self.judging / "marginals.json"
+
+    @property
+    def votes(self) -> Path:
+        """The vote record, for the report."""
+        return SuiteDir(self.root).votes
+
+    @property
+    def votes_note(self) -> Path:
+        """Beside the vote record: what it is of, and why the panel was locked early."""
+        return self.root / "votes.json"
+
+    def facts(self) -> dict[str, Any]:
+        """panel.json; empty where it is not there."""
+        found = read_json(self.facts_file)
+        if found is not None and not isinstance(found, dict):
+            raise UserError(f"{self.facts_file}: must be an object; restore it")
+        return found or {}
+
+    def open(self, url: str | None = None) -> Database:
+        """The panel's database.
+
+        Args:
+            url: --database; None: what panel.json names, or else the SQLite file.
+
+        Raises:
+            UserError: it cannot be reached, or holds no panel.
+        """
+        named = url or self.facts().get("database")
+        database = Database(named or self.database_file)
+        if not database.exists():
+            hint = "" if url or named else ", or name its --database"
+            raise UserError(f"{database.name}: no panel there; `replicate judge prepare {self.root}` makes one{hint}")
+        return database
+
+    @property
+    def has_suite(self) -> bool:
+        """Whether the output folder is a suite's, for which a report can be written."""
+        return SuiteDir(self.root).suite.is_file()
+
+    def keep_tokens(self, tokens: Tokens) -> None:
+        """Write the two tokens, of which the database has hashes alone."""
+        self._write_secret(self.admin_token, tokens.admin)
+        if tokens.join is None:
+            self.join_token.unlink(missing_ok=True)
+        else:
+            self._write_secret(self.join_token, tokens.join)
+
+    def write_facts(self, database: Database, options: PanelOptions, is_named: bool) -> None:
+        """Write panel.json.
+
+        Args:
+            is_named: whether the database is another than the SQLite file here.
+        """
+        about = Store(database).panel()
+        named = {"database": database.address} if is_named else {}
+        facts = {"panel_id": about.panel_id, "suite": about.suite, "key_sha256": about.key_sha256}
+        write_json(self.facts_file, facts | asdict(options) | named)
+
+    def _write_secret(self, path: Path, token: str) -> None:
+        """A token in a file that its owner alone can read."""
+        write_text(path, "")
+        os.chmod(path, 0o600)
+        with open(path, "w", encoding="utf-8") as file:  # the file keeps its mode
+            file.write(token + "\n")
+
+    def read_secret(self, path: Path) -> str | None:
+        try:
+            return path.read_text(encoding="utf-8").strip() or None
+        except FileNotFoundError:
+            return None
+
+
+def find_panel(folder: Path) -> PanelFolder:
+    """The panel of an output folder, or of a judging folder alone.
+
+    Raises:
+        UserError: no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the output folder of `replicate grid run`")
+    judging = SuiteDir(folder).judging
+    alone = (folder / "panel.json").is_file() or (folder / DATABASE_FILE).is_file()
+    if alone and not judging.is_dir():
+        whole = folder.absolute().parent
+        is_at_home = SuiteDir(whole).judging == folder.absolute() and SuiteDir(whole).sealed.is_dir()
+        return PanelFolder(whole if is_at_home else folder, folder)
+    return PanelFolder(folder, judging)
+
+
+def utc(seconds: float) -> str:
+    """Seconds since 1970 as YYYY-MM-DD HH:MM:SS."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))

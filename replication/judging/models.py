@@ -1,0 +1,226 @@
+"""`replicate judge model`: each pair in both orders, answers kept as they come; the same command goes on."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from replication.errors import UserError
+from replication.judging.answers import Answer, Comparison, answered, comparisons, join_panel, keep, settle, tally
+from replication.judging.database import Database
+from replication.judging.endpoint import Endpoint, GivenUp
+from replication.judging.folder import find_panel
+from replication.judging.meter import BudgetSpent
+from replication.judging.model_prompt import comparison_prompt, prompt_version
+from replication.judging.model_settings import DEFAULT_KEY, ModelSettings
+from replication.judging.model_summary import Summary, print_summary
+from replication.judging.parsing import parse_reply
+
+GIVEN_UP_IN_A_ROW = 5  # then the endpoint is taken to be down
+GARBAGE_AT_FIRST = 8  # when a judge's first answers are all garbage, a person should look before more is paid for
+SECONDS_BETWEEN_LINES = 2.0  # of failures that are tried again; an endpoint that is busy says so to every request
+FIRST_CONTACT = "This only shows that you can be reached. Answer with one word: TIE"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `replicate judge model`."""
+    d = {field.name: field.default for field in fields(ModelSettings)}
+    add = parser.add_argument
+    add("dir", type=Path, metavar="DIR", help="output folder of a suite, with a panel")
+    add("--model", required=True, metavar="NAME", help="the model, as the endpoint knows it")
+    add("--base-url", required=True, metavar="URL", help="an OpenAI-compatible endpoint, up to and with its /v1")
+    add("--vendor", metavar="V", help="who makes the model; needed when the judge is new")
+    add("--judge-id", metavar="ID", help="(default: the model's name, without what stands before its last /)")
+    add("--votes", type=int, default=0, metavar="N", help="pairs of a new judge (default: as many as a person's)")
+    add("--api-key-env", default=DEFAULT_KEY, metavar="NAME", help=f"variable with the key (default {DEFAULT_KEY})")
+    add("--parallel", type=int, default=d["parallel"], metavar="N", help="requests in flight at once (default 4)")
+    add("--requests-per-minute", type=float, metavar="N", help="pace, further tries included (default: no limit)")
+    add("--max-requests", type=int, metavar="N", help="of this run, further tries included (default: no limit)")
+    add("--max-tokens", type=int, metavar="N", help="of this run, input and output together (default: no limit)")
+    add("--timeout-seconds", type=float, default=d["timeout_seconds"], metavar="S", help="of one try (default 60)")
+    add("--retries", type=int, default=d["retries"], metavar="N", help="further tries of a request (default 8)")
+    add("--max-answer-tokens", type=int, default=d["max_answer_tokens"], metavar="N", help="length of an answer; a "
+        "model that thinks first needs thousands (default 16)")  # fmt: skip
+    add("--temperature", type=_temperature, default=d["temperature"], metavar="T", help="none: the endpoint's own "
+        "(default 0)")  # fmt: skip
+    add("--database", metavar="URL", help="panel in another database (default: the panel's)")
+
+
+def _temperature(text: str) -> float | None:
+    return None if text.lower() == "none" else float(text)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """`replicate judge model`: 0 where every comparison has its answer, else 1."""
+    names = {field.name for field in fields(ModelSettings)}
+    settings = ModelSettings(**{name: value for name, value in vars(args).items() if name in names})
+    settings.check()
+    folder = find_panel(args.dir)
+    database = folder.open(args.database)
+    judge_id = args.judge_id or args.model.rstrip("/").rpartition("/")[2]
+    join = join_panel(database, folder.sealed, judge_id, args.vendor, args.votes)
+    return run_model_judge(database, judge_id, settings, console, join).exit_code
+
+
+def run_model_judge(
+    database: Database,
+    judge_id: str,
+    settings: ModelSettings,
+    console: Console,
+    join: Callable[[], None] | None = None,
+) -> Summary:
+    """Ask a model about each of a judge's pairs, in both orders, unless that was answered before.
+
+    A choice is a vote where both orders give it; where they differ the vote is a tie (parsing.combine). Refusals and
+    garbage are kept as they are, are not asked again, and give no vote.
+
+    Args:
+        database: of the panel.
+        judge_id: a model judge.
+        settings: model, endpoint, limits.
+        console: for progress, failures that are tried again, and the table at the end.
+        join: gives a new judge its assignments; called when the model has answered a first request, so that a wrong key
+            or name leaves no judge behind. None: it has them.
+
+    Raises:
+        UserError: the panel is locked, the judge was asked in another way, or no further try would help.
+    """
+    settings.check()
+    run = _Run(database, judge_id, settings, console)
+    asyncio.run(run.all(join))
+    summary = run.summary()
+    print_summary(summary, console, settings)
+    return summary
+
+
+class _Run:
+    def __init__(self, database: Database, judge_id: str, settings: ModelSettings, console: Console) -> None:
+        self._database, self._judge_id, self._settings, self._console = database, judge_id, settings, console
+        self._n_stored = self._n_sensible = self._n_given_up = self._in_a_row = 0
+        self._stopped, self._told_at, self._is_fresh = "", 0.0, False
+
+    async def all(self, join: Callable[[], None] | None) -> None:
+        self._endpoint = Endpoint(self._settings, self._tell)
+        try:
+            if join is not None:
+                await self._first_contact()
+                join()
+            await self._ask(self._missing())
+        finally:
+            await self._endpoint.close()
+
+    async def _first_contact(self) -> None:
+        try:
+            await self._endpoint.ask(FIRST_CONTACT)
+        except GivenUp as error:
+            raise UserError(f"--base-url: {error}; check the address, and that the endpoint is up") from None
+        except BudgetSpent:
+            raise UserError("--max-tokens: is less than one request may need") from None
+
+    def _missing(self) -> list[Comparison]:
+        s = self._settings
+        asked = {
+            "by": "endpoint",
+            "model": s.model,
+            "prompt": prompt_version(),
+            "temperature": s.temperature,
+            "max_answer_tokens": s.max_answer_tokens,
+        }
+        settle(self._database, self._judge_id, asked)
+        known = answered(self._database, self._judge_id)
+        self._is_fresh = not known
+        return [c for c in comparisons(self._database, self._judge_id) if (c.assignment_id, c.swapped) not in known]
+
+    async def _ask(self, todo: list[Comparison]) -> None:
+        """As many workers as requests may be in flight take comparisons until none is left, or none may be sent."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[so_far]}"),
+            TimeRemainingColumn(),
+        )
+        n_every = 2 * tally(self._database, self._judge_id).n_pairs
+        with Progress(*columns, console=self._console, transient=True) as self._progress:
+            done = n_every - len(todo)
+            self._task = self._progress.add_task(self._judge_id, total=n_every, completed=done, so_far=self._so_far())
+            each = iter(todo)
+            workers = [asyncio.create_task(self._work(each)) for _ in range(min(self._settings.parallel, len(todo)))]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:  # one failed, or Ctrl-C: what is in flight is dropped, and asked again next time
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _work(self, todo: Iterator[Comparison]) -> None:
+        for comparison in todo:
+            if self._stopped:
+                return
+            try:
+                await self._one(comparison)
+                self._in_a_row = 0
+            except BudgetSpent:
+                self._stopped = "the budget of this run is spent"
+            except GivenUp as error:
+                self._n_given_up += 1
+                self._in_a_row += 1
+                self._console.print(f"left unanswered: {error}", style="red", markup=False)
+                if self._in_a_row >= GIVEN_UP_IN_A_ROW:
+                    self._stopped = f"{self._in_a_row} requests in a row had no answer"
+
+    def _tell(self, line: str) -> None:
+        if time.monotonic() - self._told_at > SECONDS_BETWEEN_LINES:
+            self._told_at = time.monotonic()
+            self._console.print(line, style="yellow", markup=False)
+
+    async def _one(self, comparison: Comparison) -> None:
+        prompt = comparison_prompt(comparison.question, comparison.a, comparison.b)
+        reply = await self._endpoint.ask(prompt)
+        answer = Answer(
+            comparison=comparison,
+            parsed=parse_reply(reply.text, reply.finish_reason, reply.refused),
+            prompt=prompt,
+            reply=reply.text,
+            model=reply.model,
+            endpoint=self._settings.endpoint,
+            finish_reason=reply.finish_reason,
+            input_tokens=reply.input_tokens,
+            output_tokens=reply.output_tokens,
+            asked_at=reply.asked_at,
+            seconds=reply.seconds,
+        )
+        self._n_stored += keep(self._database, self._judge_id, [answer])
+        self._n_sensible += answer.parsed.status != "garbage"
+        if self._is_fresh and not self._n_sensible and self._n_stored == GARBAGE_AT_FIRST:
+            self._stopped = f"the first {GARBAGE_AT_FIRST} answers are all garbage, such as {reply.text[-60:]!r}"
+        self._progress.advance(self._task)
+        if time.monotonic() - self._counted_at > 0.5:
+            self._progress.update(self._task, so_far=self._so_far())
+
+    def _so_far(self) -> str:
+        t, self._counted_at = tally(self._database, self._judge_id), time.monotonic()
+        return (
+            f"{t.n_votes} votes, {t.n_disagreeing} ties by disagreement, {t.n_refusals} refusals, "
+            f"{t.n_garbage} garbage, {t.input_tokens + t.output_tokens:,} tokens"
+        )
+
+    def summary(self) -> Summary:
+        meter = self._endpoint.meter
+        return Summary(
+            self._judge_id,
+            tally(self._database, self._judge_id),
+            self._n_stored,
+            meter.n_requests,
+            self._endpoint.n_retries,
+            self._n_given_up,
+            meter.n_tokens,
+            self._stopped,
+        )

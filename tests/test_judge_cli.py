@@ -1,0 +1,463 @@
+"""`replicate judge ACTION`: a panel from completions to the report, on one machine or two; mistakes in one line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from judging_setup import at_random, completions, hasty, vote_all
+from synthetic_runs import build_suite, edit_manifest
+from test_report import report
+
+from replication.cli import main
+from replication.config import AnalysisConfig, load_suite, to_yaml
+from replication.judging.database import Database
+from replication.judging.store import Store, hash_token
+from replication.plan import freeze
+from replication.rundir import SuiteDir, read_json, write_text
+from replication.votes import read_votes
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A suite of two arms at six seeds, complete, whose plan asks for four judges with seven votes each."""
+    root = tmp_path_factory.mktemp("finished") / "out"
+    suite_dir, suite = build_suite(root, arms=("baseline", "both"), seeds=(1, 2, 3, 4, 5, 6))
+    analysis = AnalysisConfig(judges=4, votes_per_judge=7, bootstrap_resamples=200)
+    write_text(suite_dir.suite, to_yaml(replace(suite, analysis=analysis)))
+    return root
+
+
+@pytest.fixture
+def out(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
+def run(*words: object) -> int:
+    return main(["judge", *map(str, words)])
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]):
+    """What one action prints; its code must be the one expected."""
+
+    def act(*words: object, code: int = 0) -> str:
+        assert run(*words) == code, capsys.readouterr()
+        printed = capsys.readouterr()
+        return printed.out if code == 0 else printed.err
+
+    return act
+
+
+def one_line(text: str) -> str:
+    assert text.startswith("error: ") and text.count("\n") == 1, text
+    return text
+
+
+def store_of(out: Path) -> Store:
+    return Store(hasty(out / "judging" / "judging.sqlite"))
+
+
+def vote_everything(out: Path, judges: int = 4) -> None:
+    for n in range(1, judges + 1):
+        vote_all(store_of(out), f"judge-{n:03d}", at_random(n))
+
+
+# ---------------------------------------------------------------- from completions to the report
+
+
+def test_the_whole_way(out: Path, said, capsys: pytest.CaptureFixture[str]) -> None:
+    text = said("prepare", out)
+    assert "4 sets of 7 pairs, 6 seeds" in text and f"replicate judge serve {out}" in text
+    join = re.search(r"http://127\.0\.0\.1:8765/join/(\S+)", text)
+    assert join and (out / "judging" / "join-token").read_text().strip() == join.group(1)
+    for name in ("judging/admin-token", "judging/join-token", "sealed/key.json"):
+        assert stat.S_IMODE((out / name).stat().st_mode) == 0o600
+    admin = (out / "judging" / "admin-token").read_text().strip()
+    assert store_of(out).panel().admin_sha256 == hash_token(admin)
+    facts = (out / "judging" / "panel.json").read_text()
+    assert "baseline" not in facts and "both" not in facts
+    assert read_json(out / "judging" / "panel.json")["votes_per_judge"] == 7
+
+    links = list(csv.DictReader(io.StringIO(said("invite", out, "--judges", 5, "--csv"))))
+    assert [row["judge_id"] for row in links] == [f"judge-00{n}" for n in range(1, 6)]
+    assert all(row["link"].startswith("http://127.0.0.1:8765/j/") for row in links)
+    vote_everything(out)
+    status = said("status", out)
+    assert "judge-001" in status and "8/8" in status and "4 of 4 planned judges have given all 7 votes" in status
+    assert "% of" in status and "baseline" not in status and "both " not in status.replace("both bad", "")
+
+    one_line(said("export", out, code=2))
+    locked = said("lock", out, "--yes")
+    note = read_json(out / "votes.json")
+    assert note["votes_sha256"] in locked and note["key_sha256"] in locked and f"replicate report {out}" in locked
+    assert (note["n_votes"], note["n_repeats"], note["locked_early_because"]) == (28, 4, None)
+    results, page, _ = report(SuiteDir(out), load_suite(out / "suite.yaml"))
+    assert results["preference"]["n_votes"] == 28 and results["preference"]["n_repeats"] == 4
+    assert results["plan"]["state"] == "none" and "28" in page
+
+    record = (out / "votes.csv").read_bytes()
+    exported = said("export", out, "--out", out / "files")
+    for name in ("votes.csv", "marginals.json", "judges.csv", "answers.jsonl"):
+        assert str(out / "files" / name) in exported
+    assert (out / "files" / "votes.csv").read_bytes() == record
+    assert (out / "files" / "marginals.json").read_text() == (out / "judging" / "marginals.json").read_text()
+    assert main(["power", "--votes", str(out / "judging" / "marginals.json"), "--out", str(out / "power"),
+                 "--simulations", "2", "--seeds", "5", "--prompts", "7", "--judges", "4",
+                 "--processes", "1"]) == 0  # fmt: skip
+    assert "fitted to" in capsys.readouterr().out
+
+
+def test_the_counts_can_be_audited(out: Path, said, capsys: pytest.CaptureFixture[str]) -> None:
+    said("prepare", out)
+    vote_everything(out)
+    said("lock", out, "--yes")
+    claims = out / "claims.yaml"
+    claims.write_text(
+        "paper: ours\nfiles: {votes: marginals.json}\n"
+        "claims: [{id: n, what: votes, where: here, printed: '28', recompute: votes, args: {count: n}}]\n"
+    )
+    code = main(["audit", str(out / "judging"), "--claims", str(claims), "--out", str(out / "audit")])
+    assert code == 0, capsys.readouterr()
+    found = read_json(out / "audit" / "audit.json")
+    assert found["stated"] and all(row["verdict"] == "same" for row in (*found["stated"], *found["rows"]))
+
+
+def test_the_lock_waits_for_what_is_planned_or_for_a_reason(out: Path, said) -> None:
+    said("prepare", out)
+    vote_everything(out, judges=3)
+    for flags in (("--yes",), ("--yes", "--early", " ")):
+        text = one_line(said("lock", out, *flags, code=2))
+        assert "3 of 4 planned judges have given all 7 votes (3 have voted)" in text and "--early" in text
+    assert not store_of(out).panel().is_locked and not (out / "votes.csv").exists()
+    assert "no terminal to ask on; --yes" in said("lock", out, "--early", "one is ill", code=2)
+    assert not store_of(out).panel().is_locked
+    assert "locked early: one is ill" in said("lock", out, "--early", "one is ill", "--yes")
+    assert read_json(out / "votes.json")["locked_early_because"] == "one is ill"
+    assert "one is ill" in said("status", out)
+    assert "the panel is locked" in one_line(said("invite", out, "--judges", 1, code=2))
+
+
+def test_a_lock_that_was_interrupted_is_finished_by_the_next_call(out: Path, said) -> None:
+    said("prepare", out)
+    vote_everything(out)
+    from replication.judging.panel import lock_panel
+
+    lock_panel(store_of(out).database, out / "sealed")  # and the process ends before it has written the record
+    assert not (out / "votes.csv").exists()
+    said("lock", out)  # nothing is asked: what cannot be undone is done
+    record = (out / "votes.csv").read_bytes()
+    assert len(read_votes(out / "votes.csv")) == 32
+    said("lock", out)
+    assert (out / "votes.csv").read_bytes() == record
+
+
+def test_another_vote_record_is_not_written_over(out: Path, said) -> None:
+    said("prepare", out)
+    vote_everything(out)
+    said("lock", out, "--yes")
+    other = (out / "votes.csv").read_text().replace(store_of(out).panel().panel_id, "other")
+    for folder in ("judging", "sealed"):
+        shutil.rmtree(out / folder)
+    (out / "votes.csv").write_text(other)
+    said("prepare", out)
+    assert "holds votes of something else" in one_line(said("lock", out, "--yes", "--early", "x", code=2))
+    assert not store_of(out).panel().is_locked and (out / "votes.csv").read_text() == other
+
+
+@pytest.mark.parametrize(("answer", "is_locked"), [("y", True), ("n", False), ("", False)])
+def test_on_a_terminal_the_lock_asks(
+    out: Path, said, monkeypatch: pytest.MonkeyPatch, answer: str, is_locked: bool
+) -> None:
+    said("prepare", out)
+    vote_everything(out)
+    terminal, inside = pty.openpty()
+    os.write(terminal, f"{answer}\n".encode())
+    with open(inside, encoding="utf-8") as keyboard:
+        monkeypatch.setattr(sys, "stdin", keyboard)
+        printed = said("lock", out, code=0 if is_locked else 2)
+    os.close(terminal)
+    assert is_locked or "not locked; nothing has changed" in printed
+    assert store_of(out).panel().is_locked == is_locked == (out / "votes.csv").exists()
+
+
+# ---------------------------------------------------------------- what a panel is made from
+
+
+def test_seeds_that_may_not_be_compared_are_left_out_by_name(tmp_path: Path, said) -> None:
+    root = tmp_path / "out"
+    suite_dir, _ = build_suite(
+        root, arms=("baseline", "both"), seeds=(1, 2, 3, 4), missing=[("both", 2)], interrupted={("baseline", 3): 20}
+    )
+    edit_manifest(suite_dir.cell("both", 4), initial_weights_sha256="0" * 64)
+    text = said("prepare", root, "--judges", 2, "--votes", 7)
+    assert "1 seed," in text
+    for line in ("seed 2 is left out: both", "seed 3 is left out: baseline", "seed 4 is left out: initial weights"):
+        assert line in text
+    key = read_json(root / "sealed" / "key.json")
+    assert key["seeds"] == [1]
+
+
+def test_no_completions_at_all_is_one_line(tmp_path: Path, said, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "out"
+    build_suite(root, arms=("baseline", "both"), samples=False)
+    assert "no seed has completions of both baseline and both" in one_line(said("prepare", root, code=2))
+    assert not (root / "sealed").exists() and not (root / "judging" / "judging.sqlite").exists()
+
+
+def test_cells_that_were_sampled_otherwise_are_refused(out: Path, said) -> None:
+    generation = {"temperature": 0.7, "samples_sha256": "a"}
+    for seed in range(1, 7):
+        for arm in ("baseline", "both"):
+            edit_manifest(SuiteDir(out).cell(arm, seed), generation=generation | {"weights_sha256": f"{arm}{seed}"})
+    edit_manifest(SuiteDir(out).cell("both", 3), generation=generation | {"temperature": 0.8})
+    text = one_line(said("prepare", out, code=2))
+    assert "both/seed-3: was sampled with another temperature than baseline/seed-1" in text
+    edit_manifest(SuiteDir(out).cell("both", 3), generation=generation)
+    said("prepare", out)
+
+
+def test_a_departure_from_the_plan_is_one_line_each(out: Path, said) -> None:
+    suite_dir = SuiteDir(out)
+    freeze(suite_dir, load_suite(suite_dir.suite))
+    text = said("prepare", out, "--pair", "both,baseline", "--judges", 3, "--votes", 6)
+    assert "the plan's pair is baseline,both" in text and "has 7 votes a judge, the panel 6" in text
+    assert "the plan has 4 judges, people and models together: 1 more are to come" in text
+    assert read_json(out / "sealed" / "key.json")["treatment"] == "baseline"
+    vote_everything(out, judges=3)
+    assert "3 of 4 planned judges have given all 6 votes" in said("status", out)
+
+
+def test_a_file_of_the_published_tool_needs_no_suite(tmp_path: Path, said) -> None:
+    made = completions(5, seeds=(0,), samples=(2, 2))[0]
+    questions = [
+        {
+            "id": prompt, "category": "factual", "question": f"Question {prompt}?",
+            "responses_a": [c.text for c in made["baseline"] if c.prompt_id == prompt],
+            "responses_b": [c.text for c in made["both"] if c.prompt_id == prompt],
+        }
+        for prompt in range(5)
+    ]  # fmt: skip
+    file = tmp_path / "export.json"
+    about = {"model_a": "run-one", "model_b": "run-two", "n_generations": 2}
+    file.write_text(json.dumps({"metadata": about, "questions": questions}))
+    out = tmp_path / "new"
+    said("prepare", out, "--import", file, "--judges", 2, "--votes", 5, "--repeats", 0, "--invite-only", "--no-survey")
+    assert not (out / "judging" / "join-token").exists() and store_of(out).panel().join_sha256 is None
+    assert "--pair: does not act" in one_line(said("prepare", out, "--import", file, "--pair", "a,b", code=2))
+    vote_everything(out, judges=2)
+    assert "replicate report" not in said("lock", out, "--yes")
+    votes = read_votes(out / "votes.csv")
+    assert len(votes) == 10 and {v.suite for v in votes} == {"imported"}
+    assert {v.arm_left for v in votes} == {"run-one", "run-two"}
+    assert read_json(out / "judging" / "marginals.json")["model_b"] == "run-two"
+
+
+# ---------------------------------------------------------------- links
+
+
+def test_a_new_link_ends_the_old_one(out: Path, said) -> None:
+    said("prepare", out, "--invite-only")
+
+    def link(*flags: object) -> str:
+        rows = list(csv.DictReader(io.StringIO(said("invite", out, *flags, "--csv"))))
+        assert [row["judge_id"] for row in rows] == ["judge-001"]
+        return rows[0]["link"]
+
+    first = link("--judges", 1)
+    second = link("--judge-id", "judge-001", "--base-url", "https://judge.example.org/")
+    assert second.startswith("https://judge.example.org/j/")
+    assert store_of(out).judge_by_token(first.rpartition("/")[2]) is None
+    assert store_of(out).judge_by_token(second.rpartition("/")[2]) is not None
+    assert "judge-002" in said("invite", out, "--judges", 1)
+
+
+def test_links_past_the_planned_sets_need_the_key(out: Path, said) -> None:
+    said("prepare", out, "--judges", 1)
+    shutil.move(out / "sealed", out.parent / "away")
+    assert "judge-001" in said("invite", out, "--judges", 1)
+    assert "sealed key is needed" in one_line(said("invite", out, "--judges", 1, code=2))
+    shutil.move(out.parent / "away", out / "sealed")
+    assert "1 of them are further sets" in said("invite", out, "--judges", 1)
+
+
+# ---------------------------------------------------------------- the page
+
+
+@contextmanager
+def serving(*words: object) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """A server as a process of its own, and the lines it printed until it was open."""
+    command = [sys.executable, "-m", "replication", "judge", "serve", *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT) as p:
+        assert p.stdout is not None
+        lines: list[str] = []
+        try:
+            while not lines or not lines[-1].startswith("judges:"):
+                line = p.stdout.readline()
+                assert line, lines
+                lines.append(line.strip())
+            yield p, lines
+        finally:
+            if p.poll() is None:
+                p.send_signal(signal.SIGINT)
+                p.communicate(timeout=30)
+
+
+def address(lines: list[str]) -> str:
+    return re.search(r"(http\S+)/admin", "\n".join(lines)).group(1)  # type: ignore[union-attr]
+
+
+def test_the_judging_folder_alone_serves_and_its_votes_come_home(out: Path, tmp_path: Path, said) -> None:
+    said("prepare", out, "--judges", 1, "--votes", 2, "--repeats", 0, "--no-survey")
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(out / "judging", elsewhere)
+    join = (elsewhere / "join-token").read_text().strip()
+    with serving(elsewhere, "--port", 0) as (process, lines):
+        base = address(lines)
+        assert f"{base}/join/{join}" in "\n".join(lines)
+        with httpx.Client(base_url=base, follow_redirects=True) as browser:
+            mine = str(browser.post(f"/join/{join}").url)
+            browser.post(f"{mine}/start")
+            for _ in range(2):
+                showing = re.search(r'/vote".*?name="showing" value="([^"]+)"', browser.get(mine).text, re.DOTALL)
+                assert showing, browser.get(mine).text
+                assert browser.post(f"{mine}/vote", data={"showing": showing.group(1), "choice": "left"}).is_success
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=30)
+        assert process.returncode == 0 and "Traceback" not in rest
+    assert "1 of 1 planned judges" in said("status", elsewhere)
+    assert "sealed key is needed" in one_line(said("lock", elsewhere, "--yes", code=2))
+    shutil.move(elsewhere, out / "judging")
+    said("lock", out, "--yes", "--early", "two votes are all")
+    assert [v.choice for v in read_votes(out / "votes.csv")] == ["left", "left"]
+
+
+def test_a_page_behind_another_name(out: Path, said) -> None:
+    said("prepare", out, "--invite-only")
+    with serving(out, "--port", 0, "--base-url", "https://judge.example.org") as (_, lines):
+        text = "\n".join(lines)
+        assert "https://judge.example.org/admin" in text and "by invitation" in text
+
+
+def test_a_port_that_is_taken_is_one_line(out: Path, said) -> None:
+    said("prepare", out)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        text = one_line(said("serve", out, "--port", taken.getsockname()[1], code=2))
+    assert "cannot listen on 127.0.0.1:" in text
+
+
+# ---------------------------------------------------------------- PostgreSQL
+
+
+def test_a_panel_in_postgresql(out: Path, postgres, said) -> None:
+    url = postgres.new_database()
+    with_password = url.replace("postgres@", "postgres:not-told@", 1)
+    text = said("prepare", out, "--database", with_password)
+    facts = (out / "judging" / "panel.json").read_text()
+    assert "not-told" not in facts + text and not (out / "judging" / "judging.sqlite").exists()
+    store = Store(Database(url))
+    for n in range(1, 5):
+        vote_all(store, f"judge-{n:03d}", at_random(n))
+    assert "4 of 4 planned judges" in said("status", out)  # panel.json names the database
+    said("lock", out, "--yes")
+    assert len(read_votes(out / "votes.csv")) == 32
+    store.database.close()
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("prepare", "no/such"), "no/such: no such folder"),
+        (("status", "no/such"), "no/such: no such folder"),
+        (("status", "{out}"), "no panel there; `replicate judge prepare"),
+        (("lock", "{out}", "--yes"), "no panel there"),
+        (("serve", "{out}"), "no panel there"),
+        (("export", "{out}"), "no panel there"),
+        (("invite", "{out}", "--judges", "1"), "no panel there"),
+        (("prepare", "{out}/runs"), "suite.yaml: no such file"),
+        (("prepare", "{out}", "--pair", "baseline"), "--pair: 'baseline' must name two arms"),
+        (("prepare", "{out}", "--pair", "baseline,bth"), "--pair: bth is no arm of the suite"),
+        (("prepare", "{out}", "--judges", "-1"), "--judges: -1"),
+        (("prepare", "{out}", "--votes", "0"), "--votes: 0"),
+        (("prepare", "{out}", "--votes", "1000"), "--votes: 1000 is more than"),
+        (("prepare", "{out}", "--repeats", "2"), "--repeats: 2.0"),
+        (("prepare", "{out}", "--import", "{out}/suite.yaml"), "cannot be read as JSON"),
+        (("prepare", "{out}", "--database", "what://x"), "--database: what://x cannot be used"),
+        (("prepare", "{out}", "--database", "postgresql://a:b@127.0.0.1:1/x"), "127.0.0.1:1/x does not answer"),
+        (("status", "{out}", "--database", "postgresql://a:b@127.0.0.1:1/x"), "127.0.0.1:1/x does not answer"),
+        (("status", "{out}", "--database", "{out}/suite.yaml"), "suite.yaml cannot be read"),
+    ],
+)
+def test_mistakes_before_there_is_a_panel(finished: Path, said, words: tuple[str, ...], what: str) -> None:
+    assert what in one_line(said(*(word.format(out=finished) for word in words), code=2))
+    assert not (finished / "sealed" / "key.json").exists() and not list(finished.glob("judging/*"))
+
+
+def test_mistakes_with_a_panel(out: Path, said) -> None:
+    said("prepare", out)
+    before = (out / "sealed" / "key.json").read_bytes()
+    assert "holds a panel already" in one_line(said("prepare", out, code=2))
+    assert "written once" in one_line(said("prepare", out, "--database", out / "other.sqlite", code=2))
+    assert (out / "sealed" / "key.json").read_bytes() == before
+    for words, what in (
+        (("invite", out), "give --judges N, or --judge-id NAME"),
+        (("invite", out, "--judges", 1, "--judge-id", "x"), "give --judges N, or --judge-id NAME"),
+        (("invite", out, "--judges", 0), "--judges: 0"),
+        (("invite", out, "--judge-id", "nobody"), "'nobody' is no person of this panel"),
+        (("invite", out, "--judges", 1, "--base-url", "judge.example.org"), "is no address such as https://"),
+        (("serve", out, "--port", 70000), "--port: 70000"),
+        (("export", out), "the panel is not locked"),
+    ):
+        assert what in one_line(said(*words, code=2))
+    vote_everything(out)
+    (out / "sealed" / "key.json").write_bytes(before.replace(b'"seed": 1', b'"seed": 2', 1))
+    assert "not the key that this panel was made with" in one_line(said("lock", out, "--yes", code=2))
+    (out / "sealed" / "key.json").unlink()
+    assert "sealed key is needed" in one_line(said("lock", out, "--yes", code=2))
+    assert not store_of(out).panel().is_locked
+
+
+@pytest.mark.parametrize("package", ["sqlalchemy", "fastapi"])
+def test_a_missing_package_names_its_remedy(out: Path, said, package: str) -> None:
+    said("prepare", out)
+    code = (
+        f"import sys; sys.modules['{package}'] = None; from replication.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "judge", "serve", str(out)], capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert done.returncode == 2
+    assert f"the package {package} is missing; launch/install.sh judge" in one_line(done.stderr)
+
+
+def test_help_and_status_load_no_torch(out: Path, said) -> None:
+    said("prepare", out)
+    code = (
+        "import sys; from replication.cli import main\n"
+        f"main(['judge', 'status', {str(out)!r}])\n"
+        "print(sorted({'torch', 'lightning'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr

@@ -1,0 +1,344 @@
+"""The store while judges vote, on SQLite and on a real PostgreSQL: every outcome of a vote, undoing, many at once."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from judging_setup import MadePanel, at_once, at_random, completions, make_panel, vote_all
+from sqlalchemy import func, select
+
+from replication.errors import UserError
+from replication.judging.database import Database
+from replication.judging.export import votes_csv
+from replication.judging.panel import add_judges, invite, invite_free, lock_panel, next_names
+from replication.judging.schema import assignments, items, judges, votes
+from replication.judging.store import Cast, Store, hash_token
+from replication.judging.unsealing import unsealed_votes, vote_id
+from replication.votes import read_votes
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where an empty database is."""
+    if request.param == "sqlite":
+        return str(tmp_path / "a folder?" / "judging.sqlite")
+    return request.getfixturevalue("postgres").new_database()
+
+
+@pytest.fixture
+def panel(url: str, tmp_path: Path):
+    made = make_panel(url, tmp_path / "sealed", durable=True)
+    yield made
+    made.database.close()
+
+
+J = "judge-001"
+
+# ---------------------------------------------------------------- one judge
+
+
+def test_a_session_from_first_to_last(panel: MadePanel) -> None:
+    store = panel.store
+    before = store.judge(J)
+    assert before is not None and (before.n_voted, before.n_assigned, before.has_started) == (0, 7, False)
+    store.start(J)
+    cast = vote_all(store, J, at_random(1))
+    assert [shown.position for shown, _ in cast] == list(range(7))
+    after = store.judge(J)
+    assert after is not None and (after.n_voted, after.has_started) == (7, True)
+    standing = panel.standing()
+    assert [row.choice for row in standing] == [choice for _, choice in cast]
+    assert all(row.cast_at - row.shown_at == pytest.approx(row.seconds) and row.seconds >= 0 for row in standing)
+
+
+def test_sides_are_as_assigned(panel: MadePanel) -> None:
+    by_id = {row.item_id: row for row in panel.rows(items)}
+    by_position = {row.position: row for row in panel.rows() if row.judge_id == J}
+    for shown, _ in vote_all(panel.store, J, at_random(2)):
+        assigned = by_position[shown.position]
+        item = by_id[assigned.item_id]
+        both = (item.first, item.second) if assigned.first_is_left else (item.second, item.first)
+        assert (shown.left, shown.right) == both and shown.question == item.question
+
+
+def test_a_page_that_is_loaded_again_shows_the_same(panel: MadePanel) -> None:
+    first, second = panel.store.show(J), panel.store.show(J)
+    assert first is not None and second is not None
+    assert (first.showing, first.left, first.right) == (second.showing, second.left, second.right)
+
+
+def test_every_outcome_of_a_vote(panel: MadePanel) -> None:
+    store = panel.store
+    shown, other = store.show(J), store.show("judge-002")
+    assert shown is not None and other is not None
+    assert store.vote(J, "made up", "left") is Cast.UNKNOWN
+    assert store.vote(J, other.showing, "left") is Cast.UNKNOWN  # another judge's
+    assert store.vote("nobody", shown.showing, "left") is Cast.UNKNOWN
+    assert panel.rows(votes) == []
+    assert store.vote(J, shown.showing, "left") is Cast.STORED
+    assert store.vote(J, shown.showing, "left") is Cast.REPEATED
+    assert store.vote(J, shown.showing, "right") is Cast.CONFLICT
+    assert [row.choice for row in panel.rows(votes)] == ["left"]
+    following = store.show(J)
+    assert following is not None and following.position == 1
+    panel.lock()
+    assert store.show(J) is None
+    assert store.vote(J, following.showing, "left") is Cast.LOCKED
+    assert len(panel.rows(votes)) == 1
+
+
+def test_the_last_vote_is_undone_and_no_other(panel: MadePanel) -> None:
+    store = panel.store
+    (first, _), (second, _) = vote_all(store, J, lambda shown: "left", most=2)
+    assert store.last_vote(J) == second.showing
+    assert not store.undo(J, first.showing)
+    assert not store.undo("judge-002", second.showing)
+    assert store.undo(J, second.showing)
+    assert not store.undo(J, second.showing)
+    again = store.show(J)
+    assert again is not None and again.position == 1 and again.showing != second.showing
+    assert store.vote(J, second.showing, "left") is Cast.CONFLICT  # a window that was left open
+    assert store.vote(J, again.showing, "right") is Cast.STORED
+    kept = panel.rows(votes)
+    assert [(row.choice, row.undone_at is None) for row in kept] == [("left", True), ("left", False), ("right", True)]
+
+
+def test_a_chain_of_undoing_goes_back_to_the_start(panel: MadePanel) -> None:
+    store = panel.store
+    vote_all(store, J, lambda shown: "left", most=4)
+    for left in (3, 2, 1, 0):
+        last = store.last_vote(J)
+        assert last is not None and store.undo(J, last)
+        assert len(panel.standing()) == left
+    assert store.last_vote(J) is None
+    shown = store.show(J)
+    assert shown is not None and shown.position == 0
+    assert len(panel.rows(votes)) == 4
+
+
+def test_nothing_is_undone_after_the_lock(panel: MadePanel) -> None:
+    ((shown, _),) = vote_all(panel.store, J, lambda shown: "left", most=1)
+    panel.lock()
+    assert not panel.store.undo(J, shown.showing)
+    assert len(panel.standing()) == 1
+
+
+def test_links_and_tokens_are_kept_as_hashes(panel: MadePanel) -> None:
+    token = panel.link()
+    found = panel.store.judge_by_token(token)
+    assert found is not None and found.judge_id == J
+    assert panel.store.judge_by_token(hash_token(token)) is None
+    newer = panel.link()
+    assert panel.store.judge_by_token(token) is None and panel.store.judge_by_token(newer) is not None
+    assert panel.store.panel().admin_sha256 == hash_token(panel.admin)
+    assert panel.join is not None and panel.store.panel().join_sha256 == hash_token(panel.join)
+
+
+def test_what_is_read_is_one_view(panel: MadePanel) -> None:
+    with panel.database.read() as c:
+        before = c.execute(select(func.count()).select_from(votes)).scalar_one()
+        at_once(1, lambda i: vote_all(panel.store, J, at_random(i), most=1))
+        assert c.execute(select(func.count()).select_from(votes)).scalar_one() == before
+    assert len(panel.standing()) == before + 1
+
+
+# ---------------------------------------------------------------- many at once
+
+
+def test_two_windows_with_one_showing_store_one_vote(panel: MadePanel) -> None:
+    for _ in range(3):
+        shown = panel.store.show(J)
+        assert shown is not None
+        before = len(panel.standing())
+        same = at_once(4, lambda i, showing=shown.showing: panel.store.vote(J, showing, "left"))
+        assert Counter(same) == {Cast.STORED: 1, Cast.REPEATED: 3}
+        assert len(panel.standing()) == before + 1
+    shown = panel.store.show(J)
+    assert shown is not None
+    other = at_once(2, lambda i: panel.store.vote(J, shown.showing, ("left", "right")[i]))
+    assert sorted(outcome.name for outcome in other) == ["CONFLICT", "STORED"]
+
+
+def test_two_windows_are_shown_the_same(panel: MadePanel) -> None:
+    for _ in range(3):
+        shown = at_once(4, lambda i: panel.store.show(J))
+        assert len({one.showing for one in shown}) == 1
+        assert panel.store.vote(J, shown[0].showing, "tie") is Cast.STORED
+
+
+def test_two_windows_undo_one_vote_once(panel: MadePanel) -> None:
+    vote_all(panel.store, J, lambda shown: "left", most=3)
+    last = panel.store.last_vote(J)
+    assert last is not None
+    assert sorted(at_once(4, lambda i: panel.store.undo(J, last))) == [False, False, False, True]
+    assert len(panel.standing()) == 2
+
+
+def test_forty_judges_at_once(url: str, tmp_path: Path) -> None:
+    panel = make_panel(
+        url, tmp_path / "sealed", completions(8), durable=True, judges=40, votes_per_judge=4, repeat_share=0.25
+    )
+    cast = at_once(40, lambda i: vote_all(panel.store, f"judge-{i + 1:03d}", at_random(i)))
+    expected = {(shown.showing, choice) for by_one in cast for shown, choice in by_one}
+    assert {(row.showing, row.choice) for row in panel.standing()} == expected
+    assert len(expected) == 40 * 5
+    panel.database.close()
+
+
+def test_an_open_link_gives_each_set_once(url: str, tmp_path: Path) -> None:
+    panel = make_panel(url, tmp_path / "sealed", judges=10)
+    found = at_once(20, lambda i: panel.store.claim(f"token {i}"))
+    taken = [judge.judge_id for judge in found if judge is not None]
+    assert sorted(taken) == panel.names and len(taken) == 10
+    assert panel.store.claim("one more") is None
+    panel.database.close()
+
+
+def test_judges_who_are_added_at_once_get_other_cells(url: str, tmp_path: Path) -> None:
+    panel = make_panel(url, tmp_path / "sealed", judges=0, votes_per_judge=4, repeat_share=0.0)
+    at_once(4, lambda i: add_judges(panel.database, panel.sealed, [f"m{i}"], kind="model", vendor="v"))
+    per_item = Counter(row.item_id for row in panel.rows())
+    assert sum(per_item.values()) == 16 and set(per_item.values()) == {1}  # four rows of four prompts
+    panel.database.close()
+
+
+def test_no_vote_is_acknowledged_after_the_record_was_written(url: str, tmp_path: Path) -> None:
+    """Threads vote as fast as they can while the panel is locked; what each was told is compared with the record."""
+    panel = make_panel(url, tmp_path / "sealed", completions(16), durable=True, judges=8, votes_per_judge=64)
+    acknowledged: set[tuple[int, str]] = set()
+    started = threading.Barrier(9)
+
+    def judge(i: int) -> None:
+        started.wait()
+        for shown, choice in vote_all(panel.store, f"judge-{i + 1:03d}", at_random(i)):
+            acknowledged.add((shown.assignment_id, choice))
+
+    threads = [threading.Thread(target=judge, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    started.wait()
+    time.sleep(0.3)
+    other = Database(url)  # the command is another process than the page, with connections of its own
+    lock_panel(other, panel.sealed)
+    (tmp_path / "votes.csv").write_text(votes_csv(other))
+    other.close()
+    for thread in threads:
+        thread.join()
+    panel_id = panel.store.panel().panel_id
+    recorded = {(vote.vote_id, vote.choice) for vote in read_votes(tmp_path / "votes.csv")}
+    assert 0 < len(recorded) < 8 * 71, "the lock came before or after all voting: the test tested nothing"
+    assert recorded == {(vote_id(panel_id, assignment), choice) for assignment, choice in acknowledged}
+    panel.database.close()
+
+
+# ---------------------------------------------------------------- judges and the lock
+
+
+def test_links_for_free_sets_come_before_further_sets(panel: MadePanel) -> None:
+    assert panel.store.claim("walked in") is not None
+    assert list(invite_free(panel.database, 3)) == ["judge-002"]
+    names = next_names(panel.database, 2)
+    assert names == ["judge-003", "judge-004"]
+    add_judges(panel.database, panel.sealed, names)
+    assert list(invite_free(panel.database, 1)) == ["judge-003"]
+    for name, what in (("judge-003", "is taken"), (" ", "is taken, empty"), ("x" * 201, "longer than 200")):
+        with pytest.raises(UserError, match=what):
+            add_judges(panel.database, panel.sealed, [name])
+    with pytest.raises(UserError, match="'x': is taken"):
+        add_judges(panel.database, panel.sealed, ["x", "x"])
+    assert "x" not in panel.names
+    with pytest.raises(UserError, match="'nobody' is no person of this panel"):
+        invite(panel.database, ["judge-001", "nobody"])
+    assert panel.store.judge_by_token("walked in") is not None  # the whole call came to nothing
+
+
+def test_the_lock_is_for_good_and_may_be_repeated(panel: MadePanel) -> None:
+    vote_all(panel.store, J, at_random(3))
+    panel.lock("one is enough")
+    first = panel.store.panel()
+    record = votes_csv(panel.database)
+    panel.lock("another reason")
+    assert panel.store.panel() == first and first.lock_note == "one is enough"
+    assert votes_csv(panel.database) == record
+    for act in (
+        lambda: invite(panel.database, [J]),
+        lambda: invite_free(panel.database, 1),
+        lambda: add_judges(panel.database, panel.sealed, ["late"]),
+    ):
+        with pytest.raises(UserError, match="locked"):
+            act()
+
+
+def test_nothing_is_unsealed_before_the_lock(panel: MadePanel) -> None:
+    with pytest.raises(UserError, match="not locked"):
+        unsealed_votes(panel.database)
+
+
+def test_a_second_panel_in_one_database_is_refused(panel: MadePanel, url: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds a panel already"):
+        make_panel(url, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    assert panel.store.judge(J) is not None
+
+
+def test_a_panel_that_fails_leaves_neither_tables_nor_key(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--votes: 99 is more than the 32 pairs"):
+        make_panel(url, tmp_path / "sealed", votes_per_judge=99)
+    assert not (tmp_path / "sealed" / "key.json").exists()
+    panel = make_panel(url, tmp_path / "sealed")
+    assert len(panel.rows(judges)) == 2 and len(panel.rows(assignments)) == 14
+    panel.database.close()
+
+
+# ---------------------------------------------------------------- SQLite alone
+
+
+def test_looking_creates_no_file(tmp_path: Path) -> None:
+    assert not Database(tmp_path / "no" / "judging.sqlite").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_database_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "judging.sqlite").write_text("no database at all, and long enough to be read as a header" * 40)
+    with pytest.raises(UserError, match=r"judging\.sqlite cannot be read"):
+        Database(tmp_path / "judging.sqlite").exists()
+
+
+def test_a_vote_is_on_the_disk_when_it_is_acknowledged(tmp_path: Path) -> None:
+    panel = make_panel(tmp_path / "judging.sqlite", tmp_path / "sealed", durable=True)
+    vote_all(panel.store, J, lambda shown: "left", most=1)
+    with panel.database.read() as c:
+        assert c.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2  # FULL
+        assert c.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
+    other = sqlite3.connect(tmp_path / "judging.sqlite")  # another process's view
+    assert other.execute("SELECT choice FROM votes").fetchall() == [("left",)]
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("mysql://somebody:secret@host/name", "--database: mysql://...@host/name cannot be used"),
+        ("nonsense://x", "--database: nonsense://x cannot be used"),
+        ("postgresql://u:secret@127.0.0.1:1/x", r"--database: .*127\.0\.0\.1:1/x does not answer"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_one_line_without_its_password(url: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        Database(url).exists()
+    assert "secret" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_address_that_is_kept_has_no_password() -> None:
+    assert Database("postgres://u:secret@h/x").address == "postgresql+psycopg://u@h/x"
+
+
+def test_store_is_one_object_for_many_threads(tmp_path: Path) -> None:
+    panel = make_panel(tmp_path / "judging.sqlite", tmp_path / "sealed")
+    store = Store(panel.database)
+    assert len({judge.judge_id for judge in at_once(8, lambda i: store.judge(J))}) == 1
