@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from sqlalchemy import select
 from replication.judging.database import Database
 from replication.judging.panel import PanelOptions, create_panel, invite, lock_panel
 from replication.judging.schema import metadata
-from replication.judging.server import create_app, http_server
+from replication.judging.server import create_app, http_server, listen
 from replication.judging.store import Store
 from replication.preference.completions import Completion
 
@@ -109,7 +108,7 @@ def begin(panel: SmallPanel) -> dict[str, str]:
 @contextmanager
 def served(store: Store) -> Iterator[str]:
     """The page at an address of this machine, in a thread."""
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = listen("127.0.0.1", 0)
     server = http_server(create_app(store))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()

@@ -315,6 +315,10 @@ def test_arms_stay_hidden_until_the_lock(panel: SmallPanel, client: httpx.Client
     panel.lock()
     page = client.get("/admin", headers=headers)
     assert "baseline" in page.text and "/admin/votes.csv" in page.text
+    votes = client.get("/admin/votes.csv", headers=headers)
+    assert votes.headers["content-disposition"] == 'attachment; filename="votes.csv"'
+    assert len(votes.text.splitlines()) == 3 and ",baseline," in votes.text  # a header and two votes
+    assert client.get("/admin/marginals.json", headers=headers).json()
 
 
 # ---------------------------------------------------------------- the server

@@ -130,7 +130,7 @@ class Store:
     def last_vote(self, judge_id: str) -> str | None:
         """The showing of the judge's last vote that stands: what `undo` must name."""
         with self.database.read() as c:
-            row = c.execute(_last_vote(judge_id)).one_or_none()
+            row = c.execute(_LAST_VOTE, {"judge": judge_id}).one_or_none()
         return row.showing if row else None
 
     # ------------------------------------------------------------ a session
@@ -167,12 +167,11 @@ class Store:
             if is_locked(c):
                 return None
             # held, so that two windows of one judge are given the same showing
-            row = c.execute(_current(judge_id).with_for_update(of=assignments)).one_or_none()
+            row = c.execute(_CURRENT, {"judge": judge_id}).one_or_none()
             if row is None:
                 return None
             showing = row.showing or secrets.token_urlsafe(16)
-            seen = {"showing": showing, "shown_at": time.time()}
-            c.execute(update(assignments).where(assignments.c.assignment_id == row.assignment_id).values(seen))
+            c.execute(_NOTE_SHOWN, {"this": row.assignment_id, "showing": showing, "shown_at": time.time()})
         left, right = (row.first, row.second) if row.first_is_left else (row.second, row.first)
         return Showing(row.assignment_id, showing, row.position, row.question, left, right)
 
@@ -187,17 +186,17 @@ class Store:
             with self.database.write() as c:
                 if is_locked(c):
                     return Cast.LOCKED
-                shown = and_(assignments.c.judge_id == judge_id, assignments.c.showing == showing)
-                row = c.execute(select(assignments).where(shown).with_for_update()).one_or_none()
+                named = {"judge": judge_id, "named": showing}
+                row = c.execute(_SHOWN, named).one_or_none()
                 # looked for while the assignment is held: a click that comes twice finds its first vote
-                earlier = c.execute(_vote_on(judge_id, showing)).one_or_none()
+                earlier = c.execute(_VOTE_ON, named).one_or_none()
                 if earlier is not None:
                     stands = earlier.undone_at is None and earlier.choice == choice
                     return Cast.REPEATED if stands else Cast.CONFLICT
                 if row is None:
                     return Cast.UNKNOWN
                 cast = {"assignment_id": row.assignment_id, "showing": showing, "choice": choice, "cast_at": now}
-                c.execute(insert(votes).values(**cast, shown_at=row.shown_at, seconds=max(0.0, now - row.shown_at)))
+                c.execute(_CAST, {**cast, "shown_at": row.shown_at, "seconds": max(0.0, now - row.shown_at)})
         except IntegrityError:  # what the locks above do not catch, the unique index does
             return Cast.CONFLICT
         return Cast.STORED
@@ -209,7 +208,7 @@ class Store:
         is not the judge's last one or the panel is locked.
         """
         with self.database.write() as c:
-            last = c.execute(_last_vote(judge_id)).one_or_none()
+            last = c.execute(_LAST_VOTE, {"judge": judge_id}).one_or_none()
             if is_locked(c) or last is None or last.showing != showing:
                 return False
             standing = and_(votes.c.vote_id == last.vote_id, votes.c.undone_at.is_(None))
@@ -245,7 +244,7 @@ def standing_votes() -> Select[Any]:
 
 def is_locked(c: Connection) -> bool:
     """Whether the panel is locked; holds off a lock until the transaction ends."""
-    return c.execute(select(panel.c.locked_at).with_for_update(read=True)).scalar_one() is not None
+    return c.execute(_LOCKED_AT).scalar_one() is not None
 
 
 def _judge(c: Connection, row: Row[Any]) -> Judge:
@@ -257,40 +256,34 @@ def _judge(c: Connection, row: Row[Any]) -> Judge:
     return Judge(row.judge_id, row.kind, row.started_at is not None, row.survey, n_assigned, n_voted)
 
 
-def _current(judge_id: str) -> Select[Any]:
-    voted = select(votes.c.vote_id).where(
-        votes.c.assignment_id == assignments.c.assignment_id, votes.c.undone_at.is_(None)
+# What every request asks, built once: building a query takes longer than running it.
+_BY_JUDGE = assignments.c.judge_id == bindparam("judge")
+_STANDS = votes.c.undone_at.is_(None)
+_LOCKED_AT = select(panel.c.locked_at).with_for_update(read=True)
+_CURRENT = (
+    select(assignments, items.c.question, items.c.first, items.c.second)
+    .join(items)
+    .where(
+        _BY_JUDGE,
+        ~select(votes.c.vote_id).where(votes.c.assignment_id == assignments.c.assignment_id, _STANDS).exists(),
     )
-    return (
-        select(assignments, items.c.question, items.c.first, items.c.second)
-        .join(items)
-        .where(assignments.c.judge_id == judge_id, ~voted.exists())
-        .order_by(assignments.c.position)
-        .limit(1)
-    )
-
-
-def _vote_on(judge_id: str, showing: str) -> Select[Any]:
-    return select(votes).join(assignments).where(assignments.c.judge_id == judge_id, votes.c.showing == showing)
-
-
-def _last_vote(judge_id: str) -> Select[Any]:
-    return (
-        select(votes)
-        .join(assignments)
-        .where(assignments.c.judge_id == judge_id, votes.c.undone_at.is_(None))
-        .order_by(assignments.c.position.desc())
-        .limit(1)
-    )
+    .order_by(assignments.c.position)
+    .limit(1)
+    .with_for_update(of=assignments)
+)
+_NOTE_SHOWN = update(assignments).where(assignments.c.assignment_id == bindparam("this"))
+_VOTE_ON = select(votes).join(assignments).where(_BY_JUDGE, votes.c.showing == bindparam("named"))
+_SHOWN = select(assignments).where(_BY_JUDGE, assignments.c.showing == bindparam("named")).with_for_update()
+_CAST = insert(votes)
+_LAST_VOTE = select(votes).join(assignments).where(_BY_JUDGE, _STANDS).order_by(assignments.c.position.desc()).limit(1)
 
 
 def _visit() -> Select[Any]:
     mine = assignments.c.judge_id == judges.c.judge_id
     voted = assignments.join(votes, and_(votes.c.assignment_id == assignments.c.assignment_id, mine))
-    stands = votes.c.undone_at.is_(None)
-    last = select(votes.c.showing).select_from(voted).where(stands).order_by(assignments.c.position.desc()).limit(1)
+    last = select(votes.c.showing).select_from(voted).where(_STANDS).order_by(assignments.c.position.desc()).limit(1)
     n_assigned = select(func.count()).select_from(assignments).where(mine)
-    n_voted = select(func.count()).select_from(voted).where(stands)
+    n_voted = select(func.count()).select_from(voted).where(_STANDS)
     return (
         select(
             judges,
@@ -305,4 +298,4 @@ def _visit() -> Select[Any]:
     )
 
 
-_VISIT = _visit()  # built once: every request asks it
+_VISIT = _visit()
