@@ -38,10 +38,10 @@ TEXTS = {
     "export": "after the lock: votes, counts, judges and models' answers as files",
 }
 ELSEWHERE = {
-    "model": "replication.judging.models",
-    "sheet": "replication.judging.sheets",
-    "rehearse": "replication.judging.rehearse",
-    "blinding": "replication.judging.blinding",
+    "model": "replication.judging.models.run",
+    "sheet": "replication.judging.models.sheets",
+    "rehearse": "replication.judging.trials.rehearse",
+    "blinding": "replication.judging.trials.blinding",
 }
 """Actions whose flags and work lie in a module of their own: add_arguments(parser), run(args, console) -> int."""
 
@@ -230,7 +230,7 @@ def _serve_arguments(sub: Parser) -> None:
 
 
 def _serve(args: argparse.Namespace, console: Console) -> int:
-    from replication.judging.server import serve
+    from replication.judging.page.server import serve
     from replication.judging.store import Store
 
     base = _base_url(args.base_url) if args.base_url else None
@@ -280,8 +280,8 @@ def _lock_arguments(sub: Parser) -> None:
 
 def _lock(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.attendance import fill
-    from replication.judging.export import check_votes_file, write_record
     from replication.judging.panel import lock_panel
+    from replication.judging.record.export import check_votes_file, write_record
     from replication.judging.state import rules_of
     from replication.judging.store import Store
 
@@ -325,7 +325,7 @@ def _export_arguments(sub: Parser) -> None:
 
 
 def _export(args: argparse.Namespace, console: Console) -> int:
-    from replication.judging.export import write_export, write_record
+    from replication.judging.record.export import write_export, write_record
     from replication.judging.state import rules_of
 
     folder, database = _open(args)

@@ -24,6 +24,8 @@ LAYERS = [
     ["plan", "preference.prompts", "preference.completions", "preference.export", "doctor", "fidelity"],
     ["launcher", "training"],
     ["grid", "preference", "judging", "analysis"],
+    ["judging.page", "judging.models", "judging.record"],
+    ["judging.trials"],
     ["bench", "cell", "drill"],
     ["grid_cli", "generate_cli", "bench_cli", "evidence_cli", "tensorboard_cli", "audit_cli", "plan_cli", "judge_cli"],
     ["cli"],

@@ -11,11 +11,11 @@ from rich.console import Console
 from scipy import sparse
 
 from replication.errors import UserError
-from replication.judging import blinding
-from replication.judging.features import SIDE, cut, numbers
-from replication.judging.guessing import Blocks, auc, blocks, permuted, scores
-from replication.judging.made_up import ARMS, completions
-from replication.judging.probe import Answer, Seen, Truth
+from replication.judging.trials import blinding
+from replication.judging.trials.features import SIDE, cut, numbers
+from replication.judging.trials.guessing import Blocks, auc, blocks, permuted, scores
+from replication.judging.trials.made_up import ARMS, completions
+from replication.judging.trials.probe import Answer, Seen, Truth
 from replication.rundir import read_json
 
 ITEMS = 1512

@@ -10,7 +10,7 @@ import pytest
 from small_panel import SmallPanel, begin, served, small_panel
 from sqlalchemy import event
 
-from replication.judging.security import LONGEST_BODY_BYTES
+from replication.judging.page.security import LONGEST_BODY_BYTES
 
 
 @pytest.fixture(scope="module")

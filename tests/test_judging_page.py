@@ -18,9 +18,9 @@ from small_panel import SUITE, SmallPanel, begin, served, small_panel
 from sqlalchemy import update
 
 from replication.errors import UserError
+from replication.judging.page.security import LONGEST_BODY_BYTES
+from replication.judging.page.server import create_app, serve
 from replication.judging.schema import judges
-from replication.judging.security import LONGEST_BODY_BYTES
-from replication.judging.server import create_app, serve
 
 SHOWING = re.compile(r'/vote"[^>]*>\s*<input type="hidden" name="showing" value="([^"]+)"')
 UNDOABLE = re.compile(r'/undo"[^>]*>\s*<input type="hidden" name="showing" value="([^"]+)"')
@@ -327,7 +327,7 @@ def test_arms_stay_hidden_until_the_lock(panel: SmallPanel, client: httpx.Client
 SERVE = """
 import sys
 from replication.judging.database import Database
-from replication.judging.server import serve
+from replication.judging.page.server import serve
 from replication.judging.store import Store
 say = lambda line: print(line, flush=True)
 serve(Store(Database(sys.argv[1])), "127.0.0.1", 0, say, ready=say)

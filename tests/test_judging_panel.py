@@ -22,11 +22,11 @@ from replication.config import AnalysisConfig
 from replication.errors import UserError
 from replication.judging.attendance import attendance
 from replication.judging.design import Cell, Design, session
-from replication.judging.export import answers_jsonl, judges_csv, marginals_json, votes_csv
+from replication.judging.record.export import answers_jsonl, judges_csv, marginals_json, votes_csv
+from replication.judging.record.unsealing import unsealed_votes, vote_id
 from replication.judging.schema import answers, assignments, items, judges, metadata, votes
 from replication.judging.seal import read_key
 from replication.judging.store import Cast, Store
-from replication.judging.unsealing import unsealed_votes, vote_id
 from replication.votes import read_votes
 
 SIZES = [  # prompts, seeds, baseline and treatment completions

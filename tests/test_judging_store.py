@@ -14,11 +14,11 @@ from sqlalchemy import func, select
 
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.export import votes_csv
 from replication.judging.panel import add_judges, invite, invite_free, lock_panel, next_names
+from replication.judging.record.export import votes_csv
+from replication.judging.record.unsealing import unsealed_votes, vote_id
 from replication.judging.schema import assignments, items, judges, votes
 from replication.judging.store import Cast, Store, hash_token
-from replication.judging.unsealing import unsealed_votes, vote_id
 from replication.votes import read_votes
 
 

@@ -29,15 +29,15 @@ from tiny_judge import save_tiny_judge
 
 from replication.cli import main
 from replication.errors import UserError
-from replication.judging import model_prompt
 from replication.judging.database import Database
-from replication.judging.model_prompt import comparison_prompt, new_code, settled_code
-from replication.judging.model_settings import ModelSettings
-from replication.judging.model_summary import Summary
-from replication.judging.models import run_model_judge
-from replication.judging.parsing import combine, parse_reply
+from replication.judging.models import prompt as model_prompt
+from replication.judging.models.parsing import combine, parse_reply
+from replication.judging.models.prompt import comparison_prompt, new_code, settled_code
+from replication.judging.models.run import run_model_judge
+from replication.judging.models.settings import ModelSettings
+from replication.judging.models.sheets import read_sheet, write_sheet
+from replication.judging.models.summary import Summary
 from replication.judging.schema import answers, assignments, judges, panel, votes
-from replication.judging.sheets import read_sheet, write_sheet
 from replication.rundir import SuiteDir
 
 JUDGE = "tiny-judge"
@@ -634,9 +634,9 @@ JUDGING = """
 import sys
 from rich.console import Console
 from replication.judging.database import Database
-from replication.judging.model_settings import ModelSettings
-from replication.judging.model_summary import Summary
-from replication.judging.models import run_model_judge
+from replication.judging.models.settings import ModelSettings
+from replication.judging.models.summary import Summary
+from replication.judging.models.run import run_model_judge
 path, url, model = sys.argv[1:]
 settings = ModelSettings(model, url, timeout_seconds=3, first_pause_seconds=0.02)
 run_model_judge(Database(path), "tiny-judge", settings, Console())

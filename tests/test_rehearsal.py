@@ -14,15 +14,15 @@ from rich.console import Console
 from sqlalchemy import delete, insert, select, text, update
 
 from replication.errors import UserError
-from replication.judging import rehearse
-from replication.judging.acknowledged import Comparison, compare
-from replication.judging.browsing import PageReader
 from replication.judging.database import Database
-from replication.judging.latency import TURN, Latency, corrected, latencies, quiet
 from replication.judging.panel import invite
 from replication.judging.schema import votes
 from replication.judging.store import Store, hash_token
-from replication.judging.visitors import Request, Said
+from replication.judging.trials import rehearse
+from replication.judging.trials.acknowledged import Comparison, compare
+from replication.judging.trials.browsing import PageReader
+from replication.judging.trials.latency import TURN, Latency, corrected, latencies, quiet
+from replication.judging.trials.visitors import Request, Said
 from replication.rundir import read_json
 
 SHORT = ["--judges=20", "--think-seconds=.2", "--votes-per-judge=8", "--kills=1", "--p99-ms=60000"]
@@ -182,7 +182,7 @@ def test_kills_come_in_the_middle() -> None:
     moments = rehearse._moments(rehearse.Rehearsal(200, 3.0, 30, 5, 0, 250))
     assert len(moments) == 5
     assert np.all(np.diff(moments) > 0)
-    assert 9 <= moments[0]
+    assert moments[0] >= 9
     assert moments[-1] <= 0.85 * 90
 
 

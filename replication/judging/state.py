@@ -7,11 +7,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from replication.config import AnalysisConfig, load_suite
-from replication.judging.admin import Overview, gather
 from replication.judging.attendance import fill
 from replication.judging.database import Database
 from replication.judging.folder import PanelFolder
 from replication.judging.numbers import Share
+from replication.judging.overview import Overview, gather
 from replication.judging.store import Store
 from replication.plan import read_plan
 from replication.rundir import SuiteDir

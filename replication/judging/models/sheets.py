@@ -17,7 +17,9 @@ from pathlib import Path
 from rich.console import Console
 
 from replication.errors import UserError
-from replication.judging.answers import (
+from replication.judging.database import Database
+from replication.judging.folder import find_panel
+from replication.judging.models.answers import (
     Answer,
     Comparison,
     answered,
@@ -28,11 +30,9 @@ from replication.judging.answers import (
     settle,
     tally,
 )
-from replication.judging.database import Database
-from replication.judging.folder import find_panel
-from replication.judging.model_prompt import ANSWERS, FENCE, RUBRIC, prompt_version, settled_code
-from replication.judging.model_summary import Summary, print_summary
-from replication.judging.parsing import Parsed, parse_reply
+from replication.judging.models.parsing import Parsed, parse_reply
+from replication.judging.models.prompt import ANSWERS, FENCE, RUBRIC, prompt_version, settled_code
+from replication.judging.models.summary import Summary, print_summary
 from replication.rundir import write_text
 
 SHEET = "sheet"

@@ -16,9 +16,9 @@ from replication.errors import UserError
 from replication.judging.attendance import attendance
 from replication.judging.database import Database
 from replication.judging.folder import PanelFolder
-from replication.judging.marginals import marginals
+from replication.judging.record.marginals import marginals
+from replication.judging.record.unsealing import NOT_LOCKED, iso, unsealed_votes, vote_id
 from replication.judging.schema import answers, assignments, panel
-from replication.judging.unsealing import NOT_LOCKED, iso, unsealed_votes, vote_id
 from replication.rundir import file_sha256, write_json, write_text
 from replication.votes import read_votes, votes_text
 

@@ -27,13 +27,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from replication.errors import UserError
-from replication.judging.acknowledged import SHOWN_FAULTS, Comparison, compare
 from replication.judging.database import Database
-from replication.judging.latency import TURN, Latency, latencies, quiet
-from replication.judging.made_up import ARMS, PROMPTS, SAMPLES, completions
 from replication.judging.panel import PanelOptions, create_panel, invite
-from replication.judging.server_child import ServerChild
-from replication.judging.visitors import Crowd, Notes, Request, Said
+from replication.judging.trials.acknowledged import SHOWN_FAULTS, Comparison, compare
+from replication.judging.trials.latency import TURN, Latency, latencies, quiet
+from replication.judging.trials.made_up import ARMS, PROMPTS, SAMPLES, completions
+from replication.judging.trials.server_child import ServerChild
+from replication.judging.trials.visitors import Crowd, Notes, Request, Said
 from replication.preference.prompts import load_prompts
 from replication.rundir import SuiteDir, read_json, write_json
 
@@ -193,7 +193,7 @@ def _make_panel(asked: Rehearsal, suite: SuiteDir, database: Database, base: str
 
 def _let_in(asked: Rehearsal, folder: Path, server: ServerChild, say: Callable[[str], None]) -> list[Kill]:
     """Start the crowd, kill the server at the drawn moments, wait for the last judge."""
-    command = [sys.executable, "-m", "replication.judging.visitors", str(folder)]
+    command = [sys.executable, "-m", "replication.judging.trials.visitors", str(folder)]
     kills: list[Kill] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as crowd:
         try:

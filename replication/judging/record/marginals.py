@@ -16,7 +16,7 @@ from scipy import stats as scipy_stats
 
 from replication.config import AnalysisConfig
 from replication.judging.folder import utc
-from replication.judging.unsealing import Unsealed
+from replication.judging.record.unsealing import Unsealed
 from replication.votes import Vote
 
 SCHEMA_VERSION = 3

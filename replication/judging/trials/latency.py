@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from replication.judging.visitors import Request
+from replication.judging.trials.visitors import Request
 
 TURN = "vote and next pair"
 """The two requests of a vote together: no request of its own."""

@@ -16,7 +16,9 @@ from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, RedirectResponse
 
 STATIC_TYPES: Final = {"judge.css": "text/css; charset=utf-8", "judge.js": "text/javascript; charset=utf-8"}
-STATIC: Final = {name: (resources.files("replication.judging") / "static" / name).read_bytes() for name in STATIC_TYPES}
+STATIC: Final = {
+    name: (resources.files("replication.judging.page") / "static" / name).read_bytes() for name in STATIC_TYPES
+}
 
 # Control characters, and those that turn the direction of the text after them.
 ACTING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -48,7 +50,7 @@ def _static(name: str) -> str:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("replication.judging"),
+        loader=PackageLoader("replication.judging.page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from replication.judging.pages import problem, way_back
+from replication.judging.page.rendering import problem, way_back
 
 LONGEST_BODY_BYTES: Final = 16 * 1024
 DRAINED_BYTES: Final = 1024 * 1024  # of a body that is too long: a client that still sends would not read the answer

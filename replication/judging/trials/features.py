@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 from sklearn.feature_extraction import FeatureHasher
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from replication.judging.probe import Seen
+from replication.judging.trials.probe import Seen
 
 COLUMNS_OF_A_PART = 2**15
 SIDE = {

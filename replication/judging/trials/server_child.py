@@ -1,6 +1,6 @@
 """The page's own server as a child process: started, killed, started again on the same port.
 
-`python -m replication.judging.server_child PORT` serves the panel whose database the environment names (an address may
+`python -m replication.judging.trials.server_child PORT` serves the panel whose database the environment names (an address may
 hold a password, which has no place in a list of processes).
 """
 
@@ -116,7 +116,7 @@ def free_port() -> int:
 
 
 def main() -> None:
-    from replication.judging.server import serve  # only the child needs it
+    from replication.judging.page.server import serve  # only the child needs it
 
     database = Database(os.environ[VARIABLE])
     if NOT_DURABLE in sys.argv:

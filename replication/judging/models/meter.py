@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from replication.judging.model_settings import ModelSettings
+from replication.judging.models.settings import ModelSettings
 
 TEMPLATE_TOKENS = 256  # room for what a chat template adds to a message
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from replication.judging.answers import Tally
-from replication.judging.model_settings import ModelSettings
+from replication.judging.models.answers import Tally
+from replication.judging.models.settings import ModelSettings
 
 
 @dataclass(frozen=True)

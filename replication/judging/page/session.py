@@ -9,7 +9,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Form
 from starlette.responses import Response
 
-from replication.judging.pages import judge_path, page, problem, see_other
+from replication.judging.page.rendering import judge_path, page, problem, see_other
 from replication.judging.store import Cast, Store, Visit, hash_token
 from replication.votes import CHOICES
 

@@ -20,11 +20,11 @@ from sqlalchemy import select
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from replication.judging.database import Database
+from replication.judging.page.server import create_app
 from replication.judging.schema import assignments, panel
 from replication.judging.seal import read_key
-from replication.judging.server import create_app
-from replication.judging.server_child import START_SECONDS, answers, free_port
 from replication.judging.store import Store
+from replication.judging.trials.server_child import START_SECONDS, answers, free_port
 
 LEAKS: Final = {
     "none": "none",

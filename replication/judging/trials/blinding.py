@@ -33,13 +33,13 @@ from rich.table import Table
 
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.features import as_ranks, cut, matrix, numbers
-from replication.judging.guessing import Auc, auc, blocks, permuted, scores
-from replication.judging.leak import LEAKS, leaking_server
-from replication.judging.made_up import ARMS, completions
 from replication.judging.panel import Completions, PanelOptions, create_panel, invite
-from replication.judging.probe import Seen, fetch_all, truths
-from replication.judging.server_child import ServerChild
+from replication.judging.trials.features import as_ranks, cut, matrix, numbers
+from replication.judging.trials.guessing import Auc, auc, blocks, permuted, scores
+from replication.judging.trials.leak import LEAKS, leaking_server
+from replication.judging.trials.made_up import ARMS, completions
+from replication.judging.trials.probe import Seen, fetch_all, truths
+from replication.judging.trials.server_child import ServerChild
 from replication.preference.completions import Completion, suite_completions
 from replication.rundir import SuiteDir, write_json
 

@@ -11,7 +11,7 @@ from sqlalchemy import Row, select
 
 from replication.judging.database import Database
 from replication.judging.schema import assignments, judges, votes
-from replication.judging.visitors import Said
+from replication.judging.trials.visitors import Said
 
 SHOWN_FAULTS = 20
 

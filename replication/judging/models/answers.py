@@ -14,8 +14,8 @@ from sqlalchemy.exc import IntegrityError
 
 from replication.errors import UserError
 from replication.judging.database import Database
+from replication.judging.models.parsing import CUT_OFF, Parsed, agree, combine
 from replication.judging.panel import add_judges
-from replication.judging.parsing import CUT_OFF, Parsed, agree, combine
 from replication.judging.schema import answers, assignments, items, judges, model_judges, votes
 from replication.judging.store import is_locked
 

@@ -15,8 +15,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from tenacity.wait import wait_base, wait_exponential_jitter
 
 from replication.errors import UserError
-from replication.judging.meter import Meter
-from replication.judging.model_settings import ModelSettings
+from replication.judging.models.meter import Meter
+from replication.judging.models.settings import ModelSettings
 
 PASSING_STATUS = {408, 409, 425, 429, *range(500, 600)}
 LONGEST_PAUSE_SECONDS = 60.0

@@ -17,10 +17,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
 from replication.errors import UserError
-from replication.judging.admin import admin_routes
-from replication.judging.pages import STATIC, STATIC_TYPES, page, problem, way_back
-from replication.judging.security import HEADERS, LOOPBACK, Guard
-from replication.judging.session import judge_routes
+from replication.judging.page.admin import admin_routes
+from replication.judging.page.rendering import STATIC, STATIC_TYPES, page, problem, way_back
+from replication.judging.page.security import HEADERS, LOOPBACK, Guard
+from replication.judging.page.session import judge_routes
 from replication.judging.store import Store
 
 SHUTDOWN_SECONDS = 5  # for requests under way

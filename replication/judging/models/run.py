@@ -13,15 +13,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from replication.errors import UserError
-from replication.judging.answers import Answer, Comparison, answered, comparisons, join_panel, keep, settle, tally
 from replication.judging.database import Database
-from replication.judging.endpoint import Endpoint, GivenUp
 from replication.judging.folder import find_panel
-from replication.judging.meter import BudgetSpent
-from replication.judging.model_prompt import comparison_prompt, prompt_version
-from replication.judging.model_settings import DEFAULT_KEY, ModelSettings
-from replication.judging.model_summary import Summary, print_summary
-from replication.judging.parsing import parse_reply
+from replication.judging.models.answers import (
+    Answer,
+    Comparison,
+    answered,
+    comparisons,
+    join_panel,
+    keep,
+    settle,
+    tally,
+)
+from replication.judging.models.endpoint import Endpoint, GivenUp
+from replication.judging.models.meter import BudgetSpent
+from replication.judging.models.parsing import parse_reply
+from replication.judging.models.prompt import comparison_prompt, prompt_version
+from replication.judging.models.settings import DEFAULT_KEY, ModelSettings
+from replication.judging.models.summary import Summary, print_summary
 
 GIVEN_UP_IN_A_ROW = 5  # then the endpoint is taken to be down
 GARBAGE_AT_FIRST = 8  # when a judge's first answers are all garbage, a person should look before more is paid for

@@ -27,7 +27,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import SGDClassifier
 from threadpoolctl import threadpool_limits
 
-from replication.judging.probe import Truth
+from replication.judging.trials.probe import Truth
 
 CONFIDENCE = 0.95
 PASSES = 10

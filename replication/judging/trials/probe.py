@@ -17,10 +17,10 @@ from pathlib import Path
 import httpx
 from sqlalchemy import select
 
-from replication.judging.browsing import FormOnPage, PageReader
 from replication.judging.database import Database
 from replication.judging.schema import assignments, items, panel
 from replication.judging.seal import read_key
+from replication.judging.trials.browsing import FormOnPage, PageReader
 from replication.votes import CHOICES
 
 THREADS = 2

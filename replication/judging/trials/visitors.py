@@ -1,6 +1,6 @@
 """Many judges at once, each as a person with a browser: they look, think, press, and press again where no answer came.
 
-`python -m replication.judging.visitors FOLDER` reads FOLDER/crowd.json, goes through all sessions and writes
+`python -m replication.judging.trials.visitors FOLDER` reads FOLDER/crowd.json, goes through all sessions and writes
 FOLDER/visitors.json: every request with its times, and what the server acknowledged. It is a process of its own, so
 that it neither takes the server's time nor loses its memory when the server is killed.
 """
@@ -19,8 +19,8 @@ from typing import Any
 
 import httpx
 
-from replication.judging.browsing import FormOnPage, PageReader
 from replication.judging.store import hash_token
+from replication.judging.trials.browsing import FormOnPage, PageReader
 from replication.rundir import read_json, write_json
 from replication.votes import CHOICES
 

@@ -1,0 +1,1 @@
+"""The page on which people vote, and the administrator's: FastAPI over the store."""

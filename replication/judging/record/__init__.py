@@ -1,0 +1,1 @@
+"""After the lock: votes with their arms, counts, and the files of both."""
