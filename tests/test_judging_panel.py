@@ -15,6 +15,7 @@ import pytest
 from judging_setup import ARMS, at_random, completions, make_panel, vote_all
 from scipy import stats as scipy_stats
 from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
 
 from replication.analysis.power import fit_marginals
 from replication.analysis.published import load_published
@@ -80,13 +81,23 @@ def test_every_completion_is_used_before_any_comes_again(size: tuple[int, int, i
         assert set(used.values()) == {1} and len(used) == n_prompts * n_seeds * n
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_any_run_within_a_row_is_even_in_sides(size: tuple[int, int, int, int]) -> None:
-    for row in rows_of(Design(*size, secret="y"), 6):
-        for start in range(len(row)):
-            for end in range(start + 1, len(row) + 1):
-                left = sum(c.treatment_left for c in row[start:end])
-                assert abs(2 * left - (end - start)) <= 1
+@pytest.mark.parametrize(
+    ("size", "votes"),
+    [((32, 1, 1, 1), 20), ((32, 1, 1, 1), 32), ((8, 1, 3, 3), 72), ((8, 5, 1, 1), 39), ((7, 2, 1, 3), 41), ((5, 1, 2, 2), 3)],
+    ids=str,
+)  # fmt: skip
+def test_no_judge_gets_a_pair_twice_and_none_is_left_out(size: tuple[int, int, int, int], votes: int) -> None:
+    design = Design(*size, secret="s")
+    sizes = [3, *[votes] * 12, 1, 2]  # the first one shifts the others off the rows
+    hands = list(design.deal(sizes))
+    assert [len({cell.pair for cell in hand}) for hand in hands] == [len(hand) for hand in hands] == sizes
+    dealt = [cell for hand in hands for cell in hand]
+    order = design.cells(0, sum(sizes) + design.n_distinct)
+    assert Counter(dealt) <= Counter(order)
+    met = Counter(cell.pair for cell in dealt)
+    assert max(met.values()) - min(met[cell.pair] for cell in order) <= 2  # of one that waits, the next judge takes one
+    if votes <= design.n_distinct - design.n_prompts:
+        assert dealt == order[: sum(sizes)]
 
 
 def test_judges_with_parts_of_rows_go_on_where_the_last_ended() -> None:
@@ -255,6 +266,35 @@ def test_a_model_gets_neither_repeats_nor_attention_items(tmp_path: Path) -> Non
     add_judges(panel.database, panel.sealed, ["m"], kind="model", vendor="v", votes=5)
     mine = [row for row in panel.rows() if row.judge_id == "m"]
     assert len(mine) == 5 and all(row.repeats is None and row.expected is None for row in mine)
+
+
+@pytest.mark.parametrize(("votes", "first"), [(20, 0), (32, 10)])
+def test_a_set_that_is_near_all_pairs_holds_none_twice(tmp_path: Path, votes: int, first: int) -> None:
+    """More votes than are left of the round, from the middle of a row: the record must be one that is read."""
+    from replication.judging.panel import add_judges
+
+    made_of = completions(32, (0,), (1, 1))
+    panel = make_panel(tmp_path / "x.sqlite", tmp_path / "sealed", made_of, judges=0, votes_per_judge=votes)
+    if first:
+        add_judges(panel.database, panel.sealed, ["m"], kind="model", vendor="v", votes=first)
+    for name in ("a", "b", "c"):  # each command goes on where the last one ended
+        add_judges(panel.database, panel.sealed, [name])
+        mine = [row.item_id for row in panel.rows() if row.judge_id == name and row.repeats is None]
+        assert len(set(mine)) == len(mine) == votes
+        vote_all(panel.store, name, at_random(1))
+    panel.lock()
+    (tmp_path / "votes.csv").write_text(votes_csv(panel.database))
+    assert sum(not vote.repeat_of for vote in read_votes(tmp_path / "votes.csv")) == 3 * votes
+
+
+def test_the_database_refuses_a_second_first_vote_on_a_pair(tmp_path: Path) -> None:
+    panel = make_panel(tmp_path / "x.sqlite", tmp_path / "sealed")
+    one = panel.rows()[0]
+    row = {"judge_id": one.judge_id, "item_id": one.item_id, "first_is_left": True, "position": 99}
+    with pytest.raises(IntegrityError), panel.database.write() as c:
+        c.execute(assignments.insert().values(row))
+    with panel.database.write() as c:
+        c.execute(assignments.insert().values(row | {"repeats": one.assignment_id}))
 
 
 @pytest.mark.parametrize(

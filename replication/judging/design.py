@@ -1,21 +1,29 @@
 """Which judge compares which completions, on which sides: a balanced design drawn from one secret. Pure.
 
-Rows are numbered from 0; a row holds every prompt once, and judges take consecutive cells of consecutive rows. Counted
+Rows are numbered from 0; a row holds every prompt once, and judges are dealt the cells in the order of the rows. Counted
 over rows, with P prompts, S seeds, and A x B pairs of completions of a prompt and seed:
 
 - every S rows each prompt meets each seed once, and within a row the seeds differ in number by at most one;
 - every S * max(A, B) rows (A = B) each completion of each cell is used once;
-- in each row the treatment is on the left for half of the prompts (P odd: one more or fewer), and for each prompt and
-  seed it changes sides from one S rows to the next;
-- any run of consecutive cells within a row holds as many left as right, to one.
+- in each row the treatment is on the left for half of the prompts (P odd: one more or fewer);
+- from one S rows to the next each prompt and seed changes sides, until all A x B pairs have been used; when these come
+  round, each comes with its sides swapped (which, for an even A x B, leaves out one change).
+
+So a set that is a whole row is half left, to one. A part of a row is so on average alone, and must be: which cells lie
+in a part, and in which order, is drawn without a look at the sides. Were every part half left, each judge's set would
+be one linear equation in the unknown "which arm is first" of its items, and enough judges' sets would solve for the
+sealed key from the assignments alone. A row is one such equation, but its items are in no other row until all pairs
+have been used, and then the same items, sides swapped, give the same equation. A repeat within a session gives none: an
+item's two sides cancel. That a prompt and seed changes sides ties its items to each other; so do their texts, of which
+each completion is in several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import islice, zip_longest
+from itertools import count, islice
 from random import Random
 
 
@@ -28,6 +36,11 @@ class Cell:
     sample_baseline: int
     sample_treatment: int
     treatment_left: bool
+
+    @property
+    def pair(self) -> tuple[int, int, int, int]:
+        """What is compared, whatever the sides."""
+        return self.prompt, self.seed, self.sample_baseline, self.sample_treatment
 
 
 @dataclass(frozen=True)
@@ -65,23 +78,41 @@ class Design:
 
     def cells(self, start: int, n: int) -> list[Cell]:
         """n cells of the endless sequence, from number `start` on."""
-        return list(islice(self._from(start), n))
-
-    def _from(self, start: int) -> Iterator[Cell]:
         row, skip = divmod(start, self.n_prompts)
-        while True:
-            yield from self._row(row)[skip:]
-            row, skip = row + 1, 0
+        return list(islice(self._rows(row), skip, skip + n))
+
+    def deal(self, sizes: Iterable[int]) -> Iterator[list[Cell]]:
+        """The cells of one judge after another, from the start of the sequence; no judge gets a pair twice.
+
+        Where a pair comes round while a judge still draws, it waits for the next judge, so that none is left out.
+
+        Args:
+            sizes: cells of each judge, at most n_distinct.
+        """
+        waiting: list[Cell] = []
+        rest = self._rows(0)
+        for size in sizes:
+            assert size <= self.n_distinct
+            hand: dict[tuple[int, int, int, int], Cell] = {}
+            passed: list[Cell] = []
+            while len(hand) < size:
+                cell = waiting.pop(0) if waiting else next(rest)
+                if cell.pair in hand:
+                    passed.append(cell)
+                else:
+                    hand[cell.pair] = cell
+            waiting = passed + waiting
+            yield list(hand.values())
+
+    def _rows(self, first: int) -> Iterator[Cell]:
+        for row in count(first):
+            yield from self._row(row)
 
     def _row(self, row: int) -> list[Cell]:
-        """A row, left and right taking turns, at random otherwise."""
+        """A row, in an order that knows nothing of the sides."""
         cells = [self._cell(row, prompt) for prompt in range(self.n_prompts)]
-        rng = self._rng("row", row)
-        rng.shuffle(cells)
-        left = [c for c in cells if c.treatment_left]
-        right = [c for c in cells if not c.treatment_left]
-        more, fewer = (left, right) if (len(left), rng.random()) > (len(right), 0.5) else (right, left)
-        return [c for both in zip_longest(more, fewer) for c in both if c is not None]
+        self._rng("row", row).shuffle(cells)
+        return cells
 
     def _cell(self, row: int, prompt: int) -> Cell:
         turn, residue = divmod(row, self.n_seeds)

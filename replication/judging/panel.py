@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,7 +19,7 @@ from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.design import Cell, Design, Place, session
 from replication.judging.pairs import Completions, draw_items, matched
-from replication.judging.schema import assignments, items, judges, panel, unsealed
+from replication.judging.schema import IS_FIRST, assignments, items, judges, panel, unsealed
 from replication.judging.seal import Behind, Key, read_key, remove_key, write_key
 from replication.judging.store import hash_token, is_locked
 
@@ -226,16 +227,21 @@ def _refuse_locked(c: Connection) -> None:
 def _add(c: Connection, key: Key, names: Sequence[str], kind: str, vendor: str, votes: int) -> None:
     design = Design(len(key.prompts), len(key.seeds), len(key.samples_baseline), len(key.samples_treatment), key.secret)
     _check_votes(votes, design.n_distinct)
-    first_vote = assignments.c.repeats.is_(None) & assignments.c.expected.is_(None)
-    given = c.execute(select(func.count()).select_from(assignments).where(first_vote)).scalar_one()
+    given = _given(c)
+    hands = islice(design.deal([*given, *[votes] * len(names)]), len(given), None)
     known = {_name(behind, prompt): item for item, prompt, behind in _behind(c, key)}
-    for number, name in enumerate(names):
+    for name, cells in zip(names, hands, strict=True):
         c.execute(insert(judges).values(judge_id=name, kind=kind, vendor=vendor, created_at=time.time()))
-        cells = design.cells(given + number * votes, votes)
         rng = Random(f"{key.secret}/session/{name}")
         n_attention = key.n_attention if kind == "human" else 0
         n_repeats = math.ceil(key.repeat_share * votes) if kind == "human" else 0  # a model sees both orders anyway
         _assign(c, key, name, session(cells, n_repeats, n_attention, rng), known)
+
+
+def _given(c: Connection) -> Sequence[int]:
+    """How many first votes each judge has been dealt, in the order of dealing."""
+    query = select(func.count()).where(IS_FIRST).group_by(assignments.c.judge_id)
+    return c.execute(query.order_by(func.min(assignments.c.assignment_id))).scalars().all()
 
 
 def _behind(c: Connection, key: Key) -> list[tuple[str, int, Behind]]:

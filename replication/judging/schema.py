@@ -91,6 +91,17 @@ assignments = Table(
     UniqueConstraint("judge_id", "position"),
 )
 
+IS_FIRST = assignments.c.repeats.is_(None) & assignments.c.expected.is_(None)
+"""Of an assignment: neither a repeat nor an attention item."""
+Index(
+    "one_first_vote_an_item",
+    assignments.c.judge_id,
+    assignments.c.item_id,
+    unique=True,
+    sqlite_where=IS_FIRST,
+    postgresql_where=IS_FIRST,
+)
+
 votes = Table(
     "votes",
     metadata,
