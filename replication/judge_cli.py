@@ -179,7 +179,7 @@ def _invite_arguments(sub: Parser) -> None:
 
 
 def _invite(args: argparse.Namespace, console: Console) -> int:
-    from replication.judging.panel import add_judges, invite, invite_free, next_names
+    from replication.judging.panel import invite, invite_people
 
     base = _base_url(args.base_url)
     if (args.judges is None) == (args.judge_id is None):
@@ -187,16 +187,10 @@ def _invite(args: argparse.Namespace, console: Console) -> int:
     if args.judges is not None and args.judges < 1:
         raise UserError(f"--judges: {args.judges} must be at least 1")
     folder, database = _open(args)
-    further = 0
     if args.judge_id:
-        tokens = invite(database, args.judge_id)
+        tokens, further = invite(database, args.judge_id), 0
     else:
-        tokens = invite_free(database, args.judges)
-        further = args.judges - len(tokens)
-        if further:
-            names = next_names(database, further)
-            add_judges(database, folder.sealed, names)
-            tokens |= invite(database, names)
+        tokens, further = invite_people(database, folder.sealed, args.judges)
     links = [(name, f"{base}/j/{token}") for name, token in tokens.items()]
     if args.csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -281,7 +275,7 @@ def _lock_arguments(sub: Parser) -> None:
 def _lock(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.attendance import fill
     from replication.judging.panel import lock_panel
-    from replication.judging.record.export import check_votes_file, write_record
+    from replication.judging.record.export import check_record, check_votes_file, write_record
     from replication.judging.state import rules_of
     from replication.judging.store import Store
 
@@ -291,7 +285,7 @@ def _lock(args: argparse.Namespace, console: Console) -> int:
     check_votes_file(folder, panel.panel_id)
     if not panel.is_locked:
         _may_be_locked(args, fill(database, *planned, rules.judge_kinds), console)
-    lock_panel(database, folder.sealed, (args.early or "").strip())
+    lock_panel(database, folder.sealed, (args.early or "").strip(), check_record)
     note = write_record(folder, database, rules)
     counts = f"{note['n_votes']} first votes of {note['n_judges']} judges, {note['n_repeats']} repeats"
     console.print(f"votes:        {escape(str(folder.votes))}: {counts}")

@@ -79,6 +79,11 @@ def read_votes(path: Path) -> list[Vote]:
         return []
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); export the votes again") from None
+    return parse_votes(text, str(path))
+
+
+def parse_votes(text: str, path: str) -> list[Vote]:
+    """What read_votes gives, of a text; `path` is its name in messages."""
     csv.field_size_limit(LONGEST_CELL)
     reader = csv.DictReader(io.StringIO(text))
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
@@ -126,7 +131,7 @@ def _seconds(text: str, place: str) -> float:
     return value
 
 
-def _check_ids(votes: list[Vote], path: Path) -> None:
+def _check_ids(votes: list[Vote], path: str) -> None:
     """Ids are unique, a repeat is of a first vote on the same pair by the same judge, and no first vote comes twice."""
     by_id: dict[str, Vote] = {}
     first: dict[tuple[Any, ...], str] = {}

@@ -57,9 +57,10 @@ def attack(panel: MadePanel) -> tuple[float, float, float]:
     at = {name: i for names in (items, judges) for i, name in enumerate(names)}
     where = [at[row.judge_id] for row in rows], [at[row.item_id] for row in rows]
     shape = len(judges), len(items)
-    equations = coo_array(([1.0 if row.first_is_left else -1.0 for row in rows if row.repeats is None],
-                           tuple(np.array(w)[[row.repeats is None for row in rows]] for w in where)), shape).toarray()  # fmt: skip
-    with_repeats = coo_array(([1.0 if row.first_is_left else -1.0 for row in rows], where), shape).toarray()
+    sign = np.array([1.0 if row.first_is_left else -1.0 for row in rows])
+    is_first = np.array([row.repeats is None for row in rows])
+    equations = coo_array((sign * is_first, where), shape).toarray()
+    with_repeats = coo_array((sign, where), shape).toarray()
     # a repeat takes its first vote's term out of the equation, and brings no other
     assert set(np.unique(with_repeats - equations)) <= {-1.0, 0.0, 1.0}
     assert not with_repeats[(with_repeats - equations) != 0].any()

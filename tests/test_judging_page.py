@@ -158,7 +158,7 @@ def test_sql_in_names_stays_data(panel: SmallPanel) -> None:
     name = "o'brien\"; DROP TABLE votes; -- <b>"
     with panel.database.write() as c:
         c.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
-        c.exec_driver_sql("UPDATE assignments SET judge_id = ? WHERE judge_id = 'judge-001'", (name,))
+        c.exec_driver_sql("UPDATE judging_assignments SET judge_id = ? WHERE judge_id = 'judge-001'", (name,))
         c.execute(
             update(judges).where(judges.c.judge_id == "judge-001").values(judge_id=name, survey={"background": name})
         )

@@ -83,7 +83,8 @@ def test_every_completion_is_used_before_any_comes_again(size: tuple[int, int, i
 
 @pytest.mark.parametrize(
     ("size", "votes"),
-    [((32, 1, 1, 1), 20), ((32, 1, 1, 1), 32), ((8, 1, 3, 3), 72), ((8, 5, 1, 1), 39), ((7, 2, 1, 3), 41), ((5, 1, 2, 2), 3)],
+    [((32, 1, 1, 1), 20), ((32, 1, 1, 1), 32),
+     ((8, 1, 3, 3), 72), ((8, 5, 1, 1), 39), ((7, 2, 1, 3), 41), ((5, 1, 2, 2), 3)],
     ids=str,
 )  # fmt: skip
 def test_no_judge_gets_a_pair_twice_and_none_is_left_out(size: tuple[int, int, int, int], votes: int) -> None:
@@ -223,7 +224,7 @@ def test_nothing_that_can_be_seen_goes_with_the_arm(tmp_path: Path) -> None:
     assert len(first) == 16 * 6 * 9
     assert scipy_stats.binomtest(sum(first), len(first)).pvalue > 1e-4
     with panel.database.read() as c:
-        in_rowid_order = c.exec_driver_sql("SELECT item_id FROM items ORDER BY rowid").scalars().all()
+        in_rowid_order = c.exec_driver_sql("SELECT item_id FROM judging_items ORDER BY rowid").scalars().all()
     by_rowid = [key.items[item].arm_first == "both" for item in in_rowid_order]
     for order in (first, by_rowid):
         quarters = [order[i::4] for i in range(4)] + [order[i * 216 : (i + 1) * 216] for i in range(4)]
@@ -506,10 +507,11 @@ def test_attendance_knows_no_arm(tmp_path: Path) -> None:
 
 def test_every_table_is_of_this_panel_alone(tmp_path: Path) -> None:
     """The tables that a dump of the database holds, so that a new one is looked at for what it tells."""
-    assert set(metadata.tables) >= {"panel", "items", "judges", "assignments", "votes", "answers", "unsealed"}
+    names = ("panel", "items", "judges", "assignments", "votes", "model_judges", "answers", "unsealed")
+    assert set(metadata.tables) == {f"judging_{name}" for name in names}
     panel = make_panel(tmp_path / "x.sqlite", tmp_path / "sealed")
     with panel.database.read() as c:
-        assert c.execute(select(metadata.tables["unsealed"])).all() == []
-        assert {row.baseline for row in c.execute(select(metadata.tables["panel"]))} == {None}
+        assert c.execute(select(metadata.tables["judging_unsealed"])).all() == []
+        assert {row.baseline for row in c.execute(select(metadata.tables["judging_panel"]))} == {None}
     assert Store(panel.database).vote("judge-001", "x", "left") is Cast.UNKNOWN
     assert {row.kind for row in panel.rows(judges)} == {"human"}

@@ -6,18 +6,20 @@ import sqlite3
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from judging_setup import MadePanel, at_once, at_random, completions, make_panel, vote_all
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select, update
+from sqlalchemy.exc import IntegrityError
 
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.panel import add_judges, invite, invite_free, lock_panel, next_names
-from replication.judging.record.export import votes_csv
+from replication.judging.panel import add_judges, invite, invite_people, lock_panel
+from replication.judging.record.export import check_record, votes_csv
 from replication.judging.record.unsealing import unsealed_votes, vote_id
-from replication.judging.schema import assignments, items, judges, votes
+from replication.judging.schema import assignments, items, judges, unsealed, votes
 from replication.judging.store import Cast, Store, hash_token
 from replication.votes import read_votes
 
@@ -171,6 +173,27 @@ def test_two_windows_are_shown_the_same(panel: MadePanel) -> None:
         assert panel.store.vote(J, shown[0].showing, "tie") is Cast.STORED
 
 
+def test_an_undo_that_comes_second_leaves_what_is_shown_since(postgres, tmp_path: Path) -> None:
+    """PostgreSQL lets two windows look at once; the other one undoes, and goes on, between our look and our undoing."""
+    panel = make_panel(postgres.new_database(), tmp_path / "sealed")
+    vote_all(panel.store, J, lambda shown: "left", most=2)
+    last, store, fresh = panel.store.last_vote(J), Store(panel.database), []
+    assert last is not None
+
+    @event.listens_for(panel.database.engine, "before_cursor_execute")
+    def other_window(connection, cursor, statement: str, *_) -> None:
+        if statement.startswith("UPDATE judging_votes") and not fresh:
+            fresh.append(None)
+            assert store.undo(J, last)
+            fresh[0] = store.show(J)
+
+    assert not panel.store.undo(J, last)
+    (shown,) = fresh
+    assert panel.store.show(J).showing == shown.showing
+    assert panel.store.vote(J, shown.showing, "right") is Cast.STORED
+    panel.database.close()
+
+
 def test_two_windows_undo_one_vote_once(panel: MadePanel) -> None:
     vote_all(panel.store, J, lambda shown: "left", most=3)
     last = panel.store.last_vote(J)
@@ -197,6 +220,44 @@ def test_an_open_link_gives_each_set_once(url: str, tmp_path: Path) -> None:
     assert sorted(taken) == panel.names and len(taken) == 10
     assert panel.store.claim("one more") is None
     panel.database.close()
+
+
+def test_a_further_set_has_its_judge_from_the_start(url: str, tmp_path: Path) -> None:
+    """Those who press the open link while further people are invited: nobody shares a set."""
+    panel = make_panel(url, tmp_path / "sealed", judges=1, votes_per_judge=4)
+
+    def act(i: int) -> str | None:
+        if i % 2:
+            found = panel.store.claim(f"token {i}")
+            return found and found.judge_id
+        (name,), _ = invite_people(panel.database, panel.sealed, 1)
+        return name
+
+    for _ in range(3):
+        names = [name for name in at_once(8, act) if name is not None]
+        assert len(set(names)) == len(names) >= 4
+    panel.database.close()
+
+
+def test_nobody_comes_between_a_further_set_and_its_link(panel: MadePanel) -> None:
+    """Whatever is committed on the way to the links, there is no set to claim."""
+    seen = []
+
+    @event.listens_for(panel.database.engine, "commit")
+    def look(connection) -> None:
+        free = select(func.count()).where(judges.c.kind == "human", judges.c.token_sha256.is_(None))
+        seen.append(connection.execute(free).scalar_one())
+
+    _, further = invite_people(panel.database, panel.sealed, 4)
+    assert further == 2 and set(seen) == {0}
+
+
+def test_without_the_key_no_link_is_given_at_all(panel: MadePanel, tmp_path: Path) -> None:
+    (tmp_path / "sealed" / "key.json").rename(tmp_path / "away")
+    with pytest.raises(UserError, match="sealed key is needed"):
+        invite_people(panel.database, panel.sealed, 3)
+    assert all(row.token_sha256 is None for row in panel.rows(judges))
+    assert len(invite_people(panel.database, panel.sealed, 2)[0]) == 2
 
 
 def test_judges_who_are_added_at_once_get_other_cells(url: str, tmp_path: Path) -> None:
@@ -241,11 +302,15 @@ def test_no_vote_is_acknowledged_after_the_record_was_written(url: str, tmp_path
 
 def test_links_for_free_sets_come_before_further_sets(panel: MadePanel) -> None:
     assert panel.store.claim("walked in") is not None
-    assert list(invite_free(panel.database, 3)) == ["judge-002"]
-    names = next_names(panel.database, 2)
-    assert names == ["judge-003", "judge-004"]
-    add_judges(panel.database, panel.sealed, names)
-    assert list(invite_free(panel.database, 1)) == ["judge-003"]
+    links, further = invite_people(panel.database, panel.sealed, 3)
+    assert list(links) == ["judge-002", "judge-003", "judge-004"] and further == 2
+    for name, token in links.items():
+        found = panel.store.judge_by_token(token)
+        assert found is not None and found.judge_id == name
+    assert len({row.item_id for row in panel.rows() if row.judge_id == "judge-004"}) == 6
+    assert panel.store.claim("another") is None
+    add_judges(panel.database, panel.sealed, ["judge-005"])
+    assert list(invite_people(panel.database, panel.sealed, 1)[0]) == ["judge-005"]
     for name, what in (("judge-003", "is taken"), (" ", "is taken, empty"), ("x" * 201, "longer than 200")):
         with pytest.raises(UserError, match=what):
             add_judges(panel.database, panel.sealed, [name])
@@ -267,11 +332,98 @@ def test_the_lock_is_for_good_and_may_be_repeated(panel: MadePanel) -> None:
     assert votes_csv(panel.database) == record
     for act in (
         lambda: invite(panel.database, [J]),
-        lambda: invite_free(panel.database, 1),
+        lambda: invite_people(panel.database, panel.sealed, 1),
         lambda: add_judges(panel.database, panel.sealed, ["late"]),
     ):
         with pytest.raises(UserError, match="locked"):
             act()
+
+
+def test_a_record_that_could_not_be_read_keeps_the_panel_open(panel: MadePanel) -> None:
+    vote_all(panel.store, J, lambda shown: "left")
+    one, other = (row for row in panel.rows() if row.judge_id == J and row.position in (0, 1))
+    index = next(i for i in assignments.indexes if i.name == "judging_one_first_vote_an_item")
+    with panel.database.write() as c:
+        index.drop(c)
+        both = update(assignments).where(assignments.c.assignment_id == other.assignment_id)
+        c.execute(both.values(item_id=one.item_id))
+    with pytest.raises(UserError, match=r"the panel's votes: vote .* is on the same completions by the same judge"):
+        lock_panel(panel.database, panel.sealed, "why", check_record)
+    about = panel.store.panel()
+    assert not about.is_locked and about.lock_note is None and panel.rows(unsealed) == []
+    with panel.database.write() as c:
+        c.execute(both.values(item_id=other.item_id))
+    lock_panel(panel.database, panel.sealed, "why", check_record)
+    assert panel.store.panel().is_locked
+
+
+def test_numbers_of_64_bits(url: str, tmp_path: Path) -> None:
+    """Seeds, prompts and samples as large as the vote record takes them."""
+    made_of = {
+        seed + 2**40: {
+            arm: [
+                replace(one, seed=seed + 2**40, prompt_id=one.prompt_id + 2**40, sample=one.sample + 2**40)
+                for one in of
+            ]
+            for arm, of in by_arm.items()
+        }
+        for seed, by_arm in completions().items()
+    }
+    panel = make_panel(url, tmp_path / "sealed", made_of)
+    vote_all(panel.store, J, lambda shown: "left")
+    lock_panel(panel.database, panel.sealed, "", check_record)
+    found = unsealed_votes(panel.database).votes
+    assert {vote.seed for vote in found} <= {2**40 + 1, 2**40 + 2} and len(found) == 7
+    assert all(min(vote.prompt_id, vote.sample_left, vote.sample_right) >= 2**40 for vote in found)
+    panel.database.close()
+
+
+@pytest.mark.parametrize("odd", ["\0", "\ud83d", "\udfff"], ids=ascii)
+def test_characters_that_no_database_keeps_are_replaced(url: str, tmp_path: Path, odd: str) -> None:
+    made_of = {
+        seed: {
+            arm: [
+                replace(one, question=f"Why{odd}?", category=f"c{odd}", text=f"{odd}{one.text}😀\n{odd}") for one in of
+            ]
+            for arm, of in by_arm.items()
+        }
+        for seed, by_arm in completions().items()
+    }
+    panel = make_panel(url, tmp_path / "sealed", made_of)
+    shown = panel.store.show(J)
+    assert shown is not None and shown.question == "Why\ufffd?"
+    for text in (shown.left, shown.right):
+        assert text.startswith("\ufffd") and text.endswith("😀\n\ufffd") and len(text) == 64 + 4
+    assert {row.category for row in panel.rows(items)} == {"c\ufffd"}
+    panel.database.close()
+
+
+def test_a_vote_waits_for_the_disk_whatever_the_default(postgres, tmp_path: Path) -> None:
+    database = Database(f"{postgres.new_database()}%20-csynchronous_commit%3Doff")
+    with database.read() as c:
+        assert c.exec_driver_sql("SHOW synchronous_commit").scalar_one() == "off"
+    for durable, said in ((True, "on"), (False, "off")):
+        with database.write(durable) as c:
+            assert c.exec_driver_sql("SHOW synchronous_commit").scalar_one() == said
+    database.close()
+
+
+def test_other_tables_in_the_database_are_in_nobodys_way(url: str, tmp_path: Path) -> None:
+    database = Database(url)
+    with database.write() as c:
+        for name in ("panel", "items", "votes", "judges"):
+            c.exec_driver_sql(f"CREATE TABLE {name} (x INTEGER)")
+    database.close()
+    panel = make_panel(url, tmp_path / "sealed")
+    assert len(vote_all(panel.store, J, lambda shown: "left")) == 7
+    panel.database.close()
+
+
+def test_an_error_shows_nothing_that_was_to_be_stored(panel: MadePanel) -> None:
+    row = panel.rows(items)[0]
+    with pytest.raises(IntegrityError) as error, panel.database.write() as c:
+        c.execute(items.insert().values(dict(row._mapping) | {"question": "to be kept from logs"}))
+    assert "to be kept from logs" not in str(error.value)
 
 
 def test_nothing_is_unsealed_before_the_lock(panel: MadePanel) -> None:
@@ -316,7 +468,7 @@ def test_a_vote_is_on_the_disk_when_it_is_acknowledged(tmp_path: Path) -> None:
         assert c.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2  # FULL
         assert c.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
     other = sqlite3.connect(tmp_path / "judging.sqlite")  # another process's view
-    assert other.execute("SELECT choice FROM votes").fetchall() == [("left",)]
+    assert other.execute("SELECT choice FROM judging_votes").fetchall() == [("left",)]
     other.close()
 
 
@@ -336,6 +488,17 @@ def test_a_database_that_cannot_be_used_is_one_line_without_its_password(url: st
 
 def test_the_address_that_is_kept_has_no_password() -> None:
     assert Database("postgres://u:secret@h/x").address == "postgresql+psycopg://u@h/x"
+
+
+@pytest.mark.parametrize("key", ["password", "sslpassword"])
+def test_a_password_in_the_query_is_shown_nowhere(key: str) -> None:
+    database = Database(f"postgresql://u@h/db?{key}=secret&sslmode=require")
+    assert database.address == "postgresql+psycopg://u@h/db?sslmode=require"
+    assert "secret" not in database.name and f"{key}=..." in database.name and "sslmode=require" in database.name
+    assert database.engine.url.query[key] == "secret"  # the driver needs it
+    with pytest.raises(UserError, match=rf"mysql://\.\.\.@h/db\?{key}=\.\.\.&x=1 cannot be used") as error:
+        Database(f"mysql://u@h/db?{key}=secret&x=1")
+    assert "secret" not in str(error.value)
 
 
 def test_store_is_one_object_for_many_threads(tmp_path: Path) -> None:

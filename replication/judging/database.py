@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, Oper
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from replication.errors import UserError
-from replication.judging.schema import metadata
+from replication.judging.schema import metadata, panel
 
 CONNECT_SECONDS = 10
 
@@ -37,7 +38,10 @@ class Database:
             parsed = _parse(url)
             is_postgres = parsed.get_backend_name() == "postgresql"
             more = {"connect_args": {"connect_timeout": CONNECT_SECONDS}} if is_postgres else {}
-            self.engine = create_engine(parsed, pool_size=20, max_overflow=20, pool_pre_ping=is_postgres, **more)
+            # an error never shows what was to be stored: a completion, the hash of a link
+            self.engine = create_engine(
+                parsed, pool_size=20, max_overflow=20, pool_pre_ping=is_postgres, hide_parameters=True, **more
+            )
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise UserError(
                 f"--database: {_without_password(str(url))} cannot be used ({error}); give a file, or a URL such as "
@@ -50,16 +54,21 @@ class Database:
 
     @property
     def name(self) -> str:
-        """The file, or the URL with the password masked."""
-        return str(self.engine.url.database) if self.is_sqlite else self.engine.url.render_as_string(hide_password=True)
+        """The file, or the URL with its passwords masked."""
+        if self.is_sqlite:
+            return str(self.engine.url.database)
+        u = self.engine.url
+        masked = {key: "..." for key in u.query if _is_secret(key)}
+        return u.update_query_dict(masked).render_as_string(hide_password=True)
 
     @property
     def address(self) -> str:
-        """The file, or the URL without its password, which the driver finds in PGPASSWORD or ~/.pgpass."""
+        """The file, or the URL without passwords; the driver finds the user's in PGPASSWORD or ~/.pgpass."""
         if self.is_sqlite:
             return str(Path(self.name).absolute())
         u = self.engine.url
-        open_url = URL.create(u.drivername, u.username, None, u.host, u.port, u.database, u.query)
+        query = {key: value for key, value in u.query.items() if not _is_secret(key)}
+        open_url = URL.create(u.drivername, u.username, None, u.host, u.port, u.database, query)
         return open_url.render_as_string(hide_password=False)
 
     def exists(self) -> bool:
@@ -71,7 +80,7 @@ class Database:
         if self.is_sqlite and not Path(self.engine.url.database or "").is_file():
             return False
         try:
-            return inspect(self.engine).has_table("panel")
+            return inspect(self.engine).has_table(panel.name)
         except OperationalError as error:
             line = str(error.orig).strip().splitlines()[0]
             raise UserError(f"--database: {self.name} does not answer ({line}); start it, or name another") from None
@@ -103,8 +112,8 @@ class Database:
         """
         if not self.is_sqlite:
             with self.engine.begin() as connection:
-                if not durable and self.engine.dialect.name == "postgresql":
-                    connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+                if self.engine.dialect.name == "postgresql":  # whatever the server or the role has as its default
+                    connection.exec_driver_sql(f"SET LOCAL synchronous_commit = {'on' if durable else 'off'}")
                 yield connection
             return
         options = {"immediate": True, "durable": durable}
@@ -150,6 +159,12 @@ def _set_up_sqlite(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
+def _is_secret(key: str) -> bool:
+    """Of a part of a URL's query: password, sslpassword."""
+    return "password" in key.lower()
+
+
 def _without_password(url: str) -> str:
+    url = re.sub(r"(?i)([?&]\w*password=)[^&]*", r"\1...", url)
     head, at, tail = url.rpartition("@")
     return f"{head.split('://')[0]}://...@{tail}" if at else url

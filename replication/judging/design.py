@@ -1,7 +1,7 @@
 """Which judge compares which completions, on which sides: a balanced design drawn from one secret. Pure.
 
-Rows are numbered from 0; a row holds every prompt once, and judges are dealt the cells in the order of the rows. Counted
-over rows, with P prompts, S seeds, and A x B pairs of completions of a prompt and seed:
+Rows are numbered from 0; a row holds every prompt once, and judges are dealt the cells row by row. Counted over rows,
+ with P prompts, S seeds, and A x B pairs of completions of a prompt and seed:
 
 - every S rows each prompt meets each seed once, and within a row the seeds differ in number by at most one;
 - every S * max(A, B) rows (A = B) each completion of each cell is used once;

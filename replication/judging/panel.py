@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
+from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy import Connection, Row, func, insert, select, text, update
 
 from replication.errors import UserError
 from replication.judging.database import Database
@@ -163,13 +164,9 @@ def add_judges(
     Raises:
         UserError: a name is taken, the panel is locked, or the key is not there.
     """
-    with database.read() as c:
-        expected = c.execute(select(panel.c.key_sha256)).scalar_one()
-    key = read_key(sealed, expected)
     with database.write() as c:
-        row = c.execute(select(panel).with_for_update()).one()  # held: what is given next is nobody else's meanwhile
-        if row.locked_at is not None:
-            raise UserError(LOCKED)
+        row = _hold_panel(c)
+        key = read_key(sealed, row.key_sha256)
         taken = set(c.execute(select(judges.c.judge_id)).scalars())
         for name in names:
             if name in taken or not name.strip() or len(name) > 200:
@@ -178,12 +175,12 @@ def add_judges(
         _add(c, key, names, kind, vendor, votes or row.votes_per_judge)
 
 
-def next_names(database: Database, n: int) -> list[str]:
-    """n names of the form judge-007 that are not taken."""
-    with database.read() as c:
-        taken = set(c.execute(select(judges.c.judge_id)).scalars())
-    free = (f"judge-{i:03d}" for i in range(1, len(taken) + n + 1))
-    return [name for name in free if name not in taken][:n]
+def _hold_panel(c: Connection) -> Row[Any]:
+    """The panel, held until the transaction ends: what is given to a judge is nobody else's meanwhile."""
+    row = c.execute(select(panel).with_for_update()).one()
+    if row.locked_at is not None:
+        raise UserError(LOCKED)
+    return row
 
 
 def invite(database: Database, names: Sequence[str]) -> dict[str, str]:
@@ -202,21 +199,36 @@ def invite(database: Database, names: Sequence[str]) -> dict[str, str]:
     return tokens
 
 
-def invite_free(database: Database, n: int) -> dict[str, str]:
-    """Links to at most n sets that nobody has yet, first ones first.
+def invite_people(database: Database, sealed: Path, n: int) -> tuple[dict[str, str], int]:
+    """Links to n sets: those that nobody has yet, first ones first, then further ones, which need the sealed key.
+
+    One transaction: a further set has its judge from the start, so that nobody comes to it by the open link.
+
+    Returns:
+        Judge id -> token, and how many of them are further sets.
 
     Raises:
-        UserError: the panel is locked.
+        UserError: the panel is locked, or a further set is needed and the key is not there; then no link was given.
     """
     with database.write() as c:
-        _refuse_locked(c)
+        row = _hold_panel(c)
         free = (judges.c.kind == "human") & judges.c.token_sha256.is_(None)
         query = select(judges.c.judge_id).where(free).order_by(judges.c.created_at, judges.c.judge_id).limit(n)
         names = c.execute(query.with_for_update(skip_locked=True)).scalars().all()
-        tokens = {name: secrets.token_urlsafe(24) for name in names}
-        for name, token in tokens.items():
-            c.execute(update(judges).where(judges.c.judge_id == name).values(token_sha256=hash_token(token)))
-    return tokens
+        further = _next_names(c, n - len(names))
+        tokens = {name: secrets.token_urlsafe(24) for name in (*names, *further)}
+        for name in names:
+            c.execute(update(judges).where(judges.c.judge_id == name).values(token_sha256=hash_token(tokens[name])))
+        if further:
+            _add(c, read_key(sealed, row.key_sha256), further, "human", "", row.votes_per_judge, tokens)
+    return tokens, len(further)
+
+
+def _next_names(c: Connection, n: int) -> list[str]:
+    """n names of the form judge-007 that are not taken."""
+    taken = set(c.execute(select(judges.c.judge_id)).scalars())
+    free = (f"judge-{i:03d}" for i in range(1, len(taken) + n + 1))
+    return [name for name in free if name not in taken][:n]
 
 
 def _refuse_locked(c: Connection) -> None:
@@ -224,14 +236,24 @@ def _refuse_locked(c: Connection) -> None:
         raise UserError(LOCKED)
 
 
-def _add(c: Connection, key: Key, names: Sequence[str], kind: str, vendor: str, votes: int) -> None:
+def _add(
+    c: Connection,
+    key: Key,
+    names: Sequence[str],
+    kind: str,
+    vendor: str,
+    votes: int,
+    tokens: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     design = Design(len(key.prompts), len(key.seeds), len(key.samples_baseline), len(key.samples_treatment), key.secret)
     _check_votes(votes, design.n_distinct)
     given = _given(c)
     hands = islice(design.deal([*given, *[votes] * len(names)]), len(given), None)
     known = {_name(behind, prompt): item for item, prompt, behind in _behind(c, key)}
     for name, cells in zip(names, hands, strict=True):
-        c.execute(insert(judges).values(judge_id=name, kind=kind, vendor=vendor, created_at=time.time()))
+        hashed = hash_token(tokens[name]) if name in tokens else None
+        person = {"judge_id": name, "kind": kind, "vendor": vendor, "token_sha256": hashed}
+        c.execute(insert(judges).values(**person, created_at=time.time()))
         rng = Random(f"{key.secret}/session/{name}")
         n_attention = key.n_attention if kind == "human" else 0
         n_repeats = math.ceil(key.repeat_share * votes) if kind == "human" else 0  # a model sees both orders anyway
@@ -314,10 +336,16 @@ def _attention_item(c: Connection, expected: str) -> str:
 # ---------------------------------------------------------------- the lock
 
 
-def lock_panel(database: Database, sealed: Path, note: str = "") -> None:
+def lock_panel(
+    database: Database, sealed: Path, note: str = "", check: Callable[[Connection], object] | None = None
+) -> None:
     """Close the panel for good and put what stands behind its items into the database.
 
     Locking again changes nothing, and puts in what an interrupted lock had not come to.
+
+    Args:
+        check: looks at the panel as it is about to be locked, and raises where its record could not be read: the panel
+            then stays open, as it was.
 
     Raises:
         UserError: the key is not there, or is another one.
@@ -329,7 +357,7 @@ def lock_panel(database: Database, sealed: Path, note: str = "") -> None:
         if not database.is_sqlite:
             # waits for the votes that are being stored, ahead of those that come meanwhile: these then see the lock.
             # A lock of the row alone could wait for ever, as long as one vote overlaps the next.
-            c.execute(text("LOCK TABLE panel IN EXCLUSIVE MODE"))
+            c.execute(text(f"LOCK TABLE {panel.name} IN EXCLUSIVE MODE"))
         row = c.execute(select(panel)).one()
         if row.locked_at is None:
             arms = {"baseline": key.baseline, "treatment": key.treatment}
@@ -337,3 +365,5 @@ def lock_panel(database: Database, sealed: Path, note: str = "") -> None:
         if not c.execute(select(func.count()).select_from(unsealed)).scalar_one():
             rows = [{"item_id": item, **vars(behind)} for item, behind in key.items.items()]
             c.execute(insert(unsealed), rows)
+        if row.locked_at is None and check is not None:
+            check(c)

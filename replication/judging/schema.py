@@ -2,13 +2,18 @@
 
 An item is two completions of one prompt in an order drawn at random, called first and second. Which arm is first stands
 in the sealed key alone (seal.py). An assignment gives one item to one judge, on stated sides, at a stated place.
-Times are seconds since 1970 (UTC).
+Times are seconds since 1970 (UTC). The tables' names begin with judging_, since a database may hold others too. Seeds,
+prompts and samples are numbers of 64 bits, as in the vote record.
 """
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     CheckConstraint,
     Column,
@@ -20,12 +25,24 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     UniqueConstraint,
 )
 
 from replication.votes import CHOICES, JUDGE_KINDS
 
 metadata = MetaData()
+NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+class Words(TypeDecorator[str]):
+    """Text of any length, with U+FFFD for what a database may refuse: NUL, and halves of surrogate pairs."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        return None if value is None else NOT_STORABLE.sub("\ufffd", value)
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
@@ -33,10 +50,10 @@ def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
 
 
 panel = Table(
-    "panel",
+    "judging_panel",
     metadata,
     Column("panel_id", String(32), primary_key=True),  # one row
-    Column("suite", Text, nullable=False),
+    Column("suite", Words, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("key_sha256", String(64), nullable=False),  # commitment: hash of the sealed key, from before any vote
     Column("admin_sha256", String(64), nullable=False),  # of the administrator's token
@@ -47,28 +64,28 @@ panel = Table(
     Column("planned_judges", Integer, nullable=False),
     Column("survey", Boolean, nullable=False),  # whether the page asks about the judge
     Column("locked_at", Float),  # from then on no vote is taken
-    Column("lock_note", Text),  # why it was locked early
-    Column("baseline", Text),  # the two arms; null until the lock
-    Column("treatment", Text),
+    Column("lock_note", Words),  # why it was locked early
+    Column("baseline", Words),  # the two arms; null until the lock
+    Column("treatment", Words),
 )
 
 items = Table(
-    "items",
+    "judging_items",
     metadata,
     Column("item_id", String(32), primary_key=True),  # random
-    Column("prompt_id", Integer),  # null: an attention item
-    Column("category", Text, nullable=False),
-    Column("question", Text, nullable=False),
-    Column("first", Text, nullable=False),
-    Column("second", Text, nullable=False),
+    Column("prompt_id", BigInteger),  # null: an attention item
+    Column("category", Words, nullable=False),
+    Column("question", Words, nullable=False),
+    Column("first", Words, nullable=False),
+    Column("second", Words, nullable=False),
 )
 
 judges = Table(
-    "judges",
+    "judging_judges",
     metadata,
     Column("judge_id", String(200), primary_key=True),
     Column("kind", String(8), nullable=False),
-    Column("vendor", Text, nullable=False),  # of a model judge, else empty
+    Column("vendor", Words, nullable=False),  # of a model judge, else empty
     Column("token_sha256", String(64), unique=True),  # of the invitation link; null: a model judge, or not claimed yet
     Column("created_at", Float, nullable=False),
     Column("started_at", Float),  # read the rubric
@@ -77,14 +94,14 @@ judges = Table(
 )
 
 assignments = Table(
-    "assignments",
+    "judging_assignments",
     metadata,
     Column("assignment_id", Integer, primary_key=True),
-    Column("judge_id", ForeignKey("judges.judge_id"), nullable=False),
+    Column("judge_id", ForeignKey("judging_judges.judge_id"), nullable=False),
     Column("position", Integer, nullable=False),  # from 0, in the judge's order
-    Column("item_id", ForeignKey("items.item_id"), nullable=False, index=True),
+    Column("item_id", ForeignKey("judging_items.item_id"), nullable=False, index=True),
     Column("first_is_left", Boolean, nullable=False),
-    Column("repeats", ForeignKey("assignments.assignment_id")),  # the same item before, sides swapped
+    Column("repeats", ForeignKey("judging_assignments.assignment_id")),  # the same item before, sides swapped
     Column("expected", String(8)),  # of an attention item
     Column("showing", String(32), unique=True),  # random; what a vote must name; null: never shown, or undone since
     Column("shown_at", Float),  # the latest time
@@ -94,7 +111,7 @@ assignments = Table(
 IS_FIRST = assignments.c.repeats.is_(None) & assignments.c.expected.is_(None)
 """Of an assignment: neither a repeat nor an attention item."""
 Index(
-    "one_first_vote_an_item",
+    "judging_one_first_vote_an_item",
     assignments.c.judge_id,
     assignments.c.item_id,
     unique=True,
@@ -103,10 +120,10 @@ Index(
 )
 
 votes = Table(
-    "votes",
+    "judging_votes",
     metadata,
     Column("vote_id", Integer, primary_key=True),
-    Column("assignment_id", ForeignKey("assignments.assignment_id"), nullable=False),
+    Column("assignment_id", ForeignKey("judging_assignments.assignment_id"), nullable=False),
     Column("showing", String(32), nullable=False, unique=True),  # of the assignment then: a showing is voted on once
     Column("choice", String(8), nullable=False),
     Column("shown_at", Float),  # null: unknown (a sheet)
@@ -116,7 +133,7 @@ votes = Table(
     _one_of("choice", CHOICES),
 )
 Index(
-    "one_vote_an_assignment",
+    "judging_one_vote_an_assignment",
     votes.c.assignment_id,
     unique=True,
     sqlite_where=votes.c.undone_at.is_(None),
@@ -125,26 +142,26 @@ Index(
 
 # How a model judge is asked; settled before its first request, so that one judge is one model asked in one way.
 model_judges = Table(
-    "model_judges",
+    "judging_model_judges",
     metadata,
-    Column("judge_id", ForeignKey("judges.judge_id"), primary_key=True),
+    Column("judge_id", ForeignKey("judging_judges.judge_id"), primary_key=True),
     Column("asked", JSON, nullable=False),  # model as asked for, prompt, temperature, length of an answer; or a sheet
 )
 
 # What a model said, word for word: one row for each request that was answered for good.
 answers = Table(
-    "answers",
+    "judging_answers",
     metadata,
     Column("answer_id", Integer, primary_key=True),
-    Column("assignment_id", ForeignKey("assignments.assignment_id"), nullable=False),
+    Column("assignment_id", ForeignKey("judging_assignments.assignment_id"), nullable=False),
     Column("swapped", Boolean, nullable=False),  # whether the sides were the other way round than in the assignment
     Column("status", String(8), nullable=False),  # choice, refusal or garbage
     Column("choice", String(8)),  # as the model saw the sides; null unless status is choice
-    Column("prompt", Text, nullable=False),
-    Column("reply", Text, nullable=False),
-    Column("model", Text, nullable=False),  # as the endpoint names it in its answer
-    Column("endpoint", Text, nullable=False),  # without credentials; "sheet" where it was pasted by hand
-    Column("finish_reason", Text),
+    Column("prompt", Words, nullable=False),
+    Column("reply", Words, nullable=False),
+    Column("model", Words, nullable=False),  # as the endpoint names it in its answer
+    Column("endpoint", Words, nullable=False),  # without credentials; "sheet" where it was pasted by hand
+    Column("finish_reason", Words),
     Column("input_tokens", Integer),
     Column("output_tokens", Integer),
     Column("asked_at", Float, nullable=False),
@@ -155,12 +172,12 @@ answers = Table(
 
 # Filled by the lock from the sealed key; empty until then.
 unsealed = Table(
-    "unsealed",
+    "judging_unsealed",
     metadata,
-    Column("item_id", ForeignKey("items.item_id"), primary_key=True),
-    Column("seed", Integer, nullable=False),
-    Column("arm_first", Text, nullable=False),
-    Column("arm_second", Text, nullable=False),
-    Column("sample_first", Integer, nullable=False),
-    Column("sample_second", Integer, nullable=False),
+    Column("item_id", ForeignKey("judging_items.item_id"), primary_key=True),
+    Column("seed", BigInteger, nullable=False),
+    Column("arm_first", Words, nullable=False),
+    Column("arm_second", Words, nullable=False),
+    Column("sample_first", BigInteger, nullable=False),
+    Column("sample_second", BigInteger, nullable=False),
 )

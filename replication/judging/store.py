@@ -212,10 +212,11 @@ class Store:
             if is_locked(c) or last is None or last.showing != showing:
                 return False
             standing = and_(votes.c.vote_id == last.vote_id, votes.c.undone_at.is_(None))
-            done = c.execute(update(votes).where(standing).values(undone_at=time.time()))
+            if c.execute(update(votes).where(standing).values(undone_at=time.time())).rowcount != 1:
+                return False  # another window was faster, and may have been shown the item already
             again = update(assignments).where(assignments.c.assignment_id == last.assignment_id)
             c.execute(again.values(showing=None, shown_at=None))
-            return done.rowcount == 1
+            return True
 
 
 def standing_votes() -> Select[Any]:

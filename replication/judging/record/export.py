@@ -17,10 +17,10 @@ from replication.judging.attendance import attendance
 from replication.judging.database import Database
 from replication.judging.folder import PanelFolder
 from replication.judging.record.marginals import marginals
-from replication.judging.record.unsealing import NOT_LOCKED, iso, unsealed_votes, vote_id
+from replication.judging.record.unsealing import NOT_LOCKED, iso, unsealed_votes, unsealed_within, vote_id
 from replication.judging.schema import answers, assignments, panel
 from replication.rundir import file_sha256, write_json, write_text
-from replication.votes import read_votes, votes_text
+from replication.votes import parse_votes, read_votes, votes_text
 
 
 def votes_csv(database: Database) -> str:
@@ -30,6 +30,15 @@ def votes_csv(database: Database) -> str:
         UserError: the panel is not locked.
     """
     return votes_text(unsealed_votes(database).votes)
+
+
+def check_record(c: Connection) -> None:
+    """Read the vote record as it would be written now, within the transaction that locks the panel.
+
+    Raises:
+        UserError: it holds what no vote record may, so that nothing could be made of it after the lock.
+    """
+    parse_votes(votes_text(unsealed_within(c).votes), "the panel's votes")
 
 
 def marginals_json(database: Database, rules: AnalysisConfig | None = None) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Connection, Row, select
 
 from replication.errors import UserError
 from replication.judging.database import Database
@@ -58,16 +58,21 @@ def unsealed_votes(database: Database) -> Unsealed:
         UserError: the panel is not locked, or its lock was interrupted.
     """
     with database.read() as c:
-        about = c.execute(select(panel)).one()
-        behind = {row.item_id: row for row in c.execute(select(unsealed))}
-        if about.locked_at is None:
-            raise UserError(NOT_LOCKED)
-        if not behind:
-            raise UserError("the lock was interrupted before the key was opened; call `replicate judge lock` again")
-        rows = [row for row in c.execute(standing_votes()).all() if row.item_id in behind]
-        surveys = c.execute(select(judges.c.judge_id, judges.c.survey)).all()
-        prompts = c.execute(select(items.c.prompt_id, items.c.category).where(items.c.prompt_id.is_not(None)))
-        category = dict(sorted((row.prompt_id, row.category) for row in prompts))
+        return unsealed_within(c)
+
+
+def unsealed_within(c: Connection) -> Unsealed:
+    """What unsealed_votes gives, as one transaction sees it: also of a panel that is about to be locked."""
+    about = c.execute(select(panel)).one()
+    behind = {row.item_id: row for row in c.execute(select(unsealed))}
+    if about.locked_at is None:
+        raise UserError(NOT_LOCKED)
+    if not behind:
+        raise UserError("the lock was interrupted before the key was opened; call `replicate judge lock` again")
+    rows = [row for row in c.execute(standing_votes()).all() if row.item_id in behind]
+    surveys = c.execute(select(judges.c.judge_id, judges.c.survey)).all()
+    prompts = c.execute(select(items.c.prompt_id, items.c.category).where(items.c.prompt_id.is_not(None)))
+    category = dict(sorted((row.prompt_id, row.category) for row in prompts))
     voted = {row.assignment_id for row in rows}
     kept = [row for row in rows if row.repeats is None or row.repeats in voted]
     return Unsealed(
