@@ -36,7 +36,7 @@ class ServerChild:
     Args:
         database: as `Database` takes it, password included.
         log: what it prints goes there.
-        durable: whether an SQLite file's votes wait for the disk, as they do for judges. Without it, times are less noisy.
+        durable: whether an SQLite file's votes wait for the disk, as they do for judges; times are less noisy without.
     """
 
     def __init__(self, database: str, log: Path, durable: bool = True) -> None:

@@ -15,7 +15,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import httpx
 
@@ -217,15 +216,19 @@ class Visitor:
         answer = await self._press(kind, "GET", path, None, time.monotonic() if meant is None else meant)
         return PageReader(answer.text if kind != "static" else "")
 
-    async def _press(self, kind: str, method: str, path: str, data: dict[str, str] | None, meant: float) -> Any:
+    async def _press(
+        self, kind: str, method: str, path: str, data: dict[str, str] | None, meant: float
+    ) -> httpx.Response:
         """A request, again and again until the server answers; one entry in the notes."""
         tries = 0
+        answer: httpx.Response | None
         while True:
             tries += 1
             try:
                 answer = await self.client.request(method, path, data=data)
                 if answer.status_code < 500:
-                    break
+                    self.notes.requests.append(Request(kind, meant, time.monotonic(), answer.status_code, tries))
+                    return answer
             except httpx.TransportError:
                 answer = None
             if time.monotonic() - meant > PATIENCE_SECONDS:
@@ -234,8 +237,6 @@ class Visitor:
             if answer is not None:
                 self.notes.faults.append(f"{self.name}: {kind}: status {answer.status_code}")
             await asyncio.sleep(SECONDS_TO_PRESS_AGAIN * self.rng.uniform(0.5, 1.5))
-        self.notes.requests.append(Request(kind, meant, time.monotonic(), answer.status_code, tries))
-        return answer
 
     def _open(self) -> httpx.AsyncClient:
         """A browser's connections, closed after five idle seconds as it would have them closed."""
@@ -243,7 +244,7 @@ class Visitor:
         return httpx.AsyncClient(base_url=self.crowd.base, timeout=30, trust_env=False, verify=False, limits=limits)
 
 
-def _told(answer: Any) -> str:
+def _told(answer: httpx.Response) -> str:
     if answer.status_code == 303:
         return "stored"
     return "stored already" if answer.status_code == 409 and ASKED in answer.text else "refused"
