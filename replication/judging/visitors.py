@@ -26,6 +26,8 @@ from replication.votes import CHOICES
 SECONDS_TO_PRESS_AGAIN = 0.5
 PATIENCE_SECONDS = 90.0
 """How long a person goes on pressing before the rehearsal calls the server lost."""
+ARRIVAL = 5
+"""Mean times of thought over which the judges' first visits are spread, evenly."""
 ASKED = "stored already"
 """In the page that answers a vote which came twice."""
 
@@ -110,7 +112,7 @@ class Visitor:
     async def session(self) -> None:
         """From the link to the last page."""
         try:
-            await asyncio.sleep(self.rng.uniform(0, self.crowd.think_seconds))
+            await asyncio.sleep(self.rng.uniform(0, ARRIVAL * self.crowd.think_seconds))
             page = await self._arrive()
             await asyncio.gather(*(self._get("static", file) for file in page.files))
             while True:
