@@ -21,6 +21,7 @@ from replication.judging.browsing import PageReader
 from replication.judging.database import Database
 from replication.judging.latency import TURN, Latency, corrected, latencies, quiet
 from replication.judging.panel import invite
+from replication.judging.rehearsed import Outcome, Rehearsal
 from replication.judging.schema import votes
 from replication.judging.server import create_app
 from replication.judging.store import Store, hash_token
@@ -185,9 +186,9 @@ def test_what_a_kill_touches_is_not_quiet() -> None:
 
 
 def test_a_slow_page_fails() -> None:
-    asked = rehearse.Rehearsal(1, 1.0, 1, 0, 0, p99_ms=250)
+    asked = Rehearsal(1, 1.0, 1, 0, 0, p99_ms=250)
     fast, slow = (Latency(kind, 9, 1, 1, p99, 1) for kind, p99 in (("all requests", 9.0), (TURN, 251.0)))
-    outcome = rehearse.Outcome(asked, "sqlite", 1, [], [fast, slow], [], 1, 1, 1, 1, 1, 1, Comparison(), [])
+    outcome = Outcome(asked, "sqlite", 1, [], [fast, slow], [], 1, 1, 1, 1, 1, 1, Comparison(), [])
     assert outcome.holds
     assert not outcome.is_fast
     assert not replace(outcome, finished=0).holds
@@ -195,7 +196,7 @@ def test_a_slow_page_fails() -> None:
 
 
 def test_kills_come_in_the_middle() -> None:
-    moments = rehearse._moments(rehearse.Rehearsal(200, 3.0, 30, 5, 0, 250))
+    moments = rehearse._moments(Rehearsal(200, 3.0, 30, 5, 0, 250))
     assert len(moments) == 5
     assert np.all(np.diff(moments) > 0)
     assert moments[0] >= 9
