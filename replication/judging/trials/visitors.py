@@ -15,7 +15,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import httpx
 
@@ -27,6 +26,8 @@ from replication.votes import CHOICES
 SECONDS_TO_PRESS_AGAIN = 0.5
 PATIENCE_SECONDS = 90.0
 """How long a person goes on pressing before the rehearsal calls the server lost."""
+ARRIVAL = 5
+"""Mean times of thought over which the judges' first visits are spread, evenly."""
 ASKED = "stored already"
 """In the page that answers a vote which came twice."""
 
@@ -111,7 +112,7 @@ class Visitor:
     async def session(self) -> None:
         """From the link to the last page."""
         try:
-            await asyncio.sleep(self.rng.uniform(0, self.crowd.think_seconds))
+            await asyncio.sleep(self.rng.uniform(0, ARRIVAL * self.crowd.think_seconds))
             page = await self._arrive()
             await asyncio.gather(*(self._get("static", file) for file in page.files))
             while True:
@@ -217,15 +218,19 @@ class Visitor:
         answer = await self._press(kind, "GET", path, None, time.monotonic() if meant is None else meant)
         return PageReader(answer.text if kind != "static" else "")
 
-    async def _press(self, kind: str, method: str, path: str, data: dict[str, str] | None, meant: float) -> Any:
+    async def _press(
+        self, kind: str, method: str, path: str, data: dict[str, str] | None, meant: float
+    ) -> httpx.Response:
         """A request, again and again until the server answers; one entry in the notes."""
         tries = 0
+        answer: httpx.Response | None
         while True:
             tries += 1
             try:
                 answer = await self.client.request(method, path, data=data)
                 if answer.status_code < 500:
-                    break
+                    self.notes.requests.append(Request(kind, meant, time.monotonic(), answer.status_code, tries))
+                    return answer
             except httpx.TransportError:
                 answer = None
             if time.monotonic() - meant > PATIENCE_SECONDS:
@@ -234,8 +239,6 @@ class Visitor:
             if answer is not None:
                 self.notes.faults.append(f"{self.name}: {kind}: status {answer.status_code}")
             await asyncio.sleep(SECONDS_TO_PRESS_AGAIN * self.rng.uniform(0.5, 1.5))
-        self.notes.requests.append(Request(kind, meant, time.monotonic(), answer.status_code, tries))
-        return answer
 
     def _open(self) -> httpx.AsyncClient:
         """A browser's connections, closed after five idle seconds as it would have them closed."""
@@ -243,7 +246,7 @@ class Visitor:
         return httpx.AsyncClient(base_url=self.crowd.base, timeout=30, trust_env=False, verify=False, limits=limits)
 
 
-def _told(answer: Any) -> str:
+def _told(answer: httpx.Response) -> str:
     if answer.status_code == 303:
         return "stored"
     return "stored already" if answer.status_code == 409 and ASKED in answer.text else "refused"
