@@ -259,7 +259,13 @@ def test_a_cell_told_to_stop_while_it_generates_goes_on_later(suite_dir, whole, 
 # ---------------------------------------------------------------- several processes
 
 
-@pytest.mark.parametrize("only", [[], ["--arm=both", "--seed=1"]], ids=["cells dealt out", "one cell in shares"])
+@pytest.mark.parametrize(
+    "only",
+    [
+        pytest.param([], id="cells dealt out", marks=pytest.mark.full),
+        pytest.param(["--arm=both", "--seed=1"], id="one cell in shares"),
+    ],
+)
 def test_any_number_of_processes_gives_the_same_files(suite_dir, whole, only):
     process = start("generate", suite_dir.root, "--jobs", 2, *only)
     out, err = process.communicate(timeout=240)

@@ -76,7 +76,7 @@ def open_page(browser, address):
 
     def opened(path: str, real_time: bool = False, **options):
         context = browser.new_context(**({"viewport": {"width": 1200, "height": 900}} | options))
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(60_000)
         if not real_time:
             context.add_init_script(CLOCK)
         contexts.append(context)
@@ -319,7 +319,7 @@ def test_of_two_windows_the_slower_is_told_and_goes_on_by_itself(panel: SmallPan
     assert heading(other) == "There is a vote on this pair already"
     picture(other, "stored_already")
     assert stored(panel) == ["left"]
-    other.get_by_role("heading", name="Pair 2 of 6").wait_for(timeout=8000)
+    other.get_by_role("heading", name="Pair 2 of 6").wait_for(timeout=60_000)
 
 
 def test_the_open_link(panel: SmallPanel, open_page) -> None:

@@ -30,9 +30,9 @@ from tiny_judge import save_tiny_judge
 from replication.cli import main
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.models import prompt as model_prompt
 from replication.judging.models.parsing import combine, parse_reply
 from replication.judging.models.prompt import comparison_prompt, new_code, settled_code
+from replication.judging.models.run import prompt as model_prompt
 from replication.judging.models.run import run_model_judge
 from replication.judging.models.settings import ModelSettings
 from replication.judging.models.sheets import read_sheet, write_sheet

@@ -12,9 +12,11 @@ from judging_setup import make_panel
 from postgres_server import PostgresServer
 from rich.console import Console
 from sqlalchemy import delete, insert, select, text, update
+from starlette.testclient import TestClient
 
 from replication.errors import UserError
 from replication.judging.database import Database
+from replication.judging.page.server import create_app
 from replication.judging.panel import invite
 from replication.judging.schema import votes
 from replication.judging.store import Store, hash_token
@@ -22,7 +24,8 @@ from replication.judging.trials import rehearse
 from replication.judging.trials.acknowledged import Comparison, compare
 from replication.judging.trials.browsing import PageReader
 from replication.judging.trials.latency import TURN, Latency, corrected, latencies, quiet
-from replication.judging.trials.visitors import Request, Said
+from replication.judging.trials.rehearsed import Outcome, Rehearsal
+from replication.judging.trials.visitors import Request, Said, _told
 from replication.rundir import read_json
 
 SHORT = ["--judges=20", "--think-seconds=.2", "--votes-per-judge=8", "--kills=1", "--p99-ms=60000"]
@@ -151,6 +154,20 @@ def test_a_refused_vote_must_not_be_there(voted: tuple[Database, list[Said]]) ->
     assert faults(voted).endswith("though it was refused")
 
 
+def test_an_answer_that_was_lost_is_understood_when_it_comes_again(tmp_path: Path) -> None:
+    made = make_panel(tmp_path / "panel.sqlite", tmp_path / "sealed", survey=False)
+    token = made.link()
+    made.store.start("judge-001")
+    shown = made.store.show("judge-001")
+    assert shown is not None
+    with TestClient(create_app(made.store), "http://127.0.0.1", follow_redirects=False) as browser:
+        told = [
+            _told(browser.post(f"/j/{token}/vote", data={"showing": shown.showing, "choice": choice}))
+            for choice in ("tie", "tie", "left")
+        ]
+    assert told == ["stored", "stored already", "refused"]
+
+
 # ---------------------------------------------------------------- latency
 
 
@@ -169,9 +186,9 @@ def test_what_a_kill_touches_is_not_quiet() -> None:
 
 
 def test_a_slow_page_fails() -> None:
-    asked = rehearse.Rehearsal(1, 1.0, 1, 0, 0, p99_ms=250)
+    asked = Rehearsal(1, 1.0, 1, 0, 0, p99_ms=250)
     fast, slow = (Latency(kind, 9, 1, 1, p99, 1) for kind, p99 in (("all requests", 9.0), (TURN, 251.0)))
-    outcome = rehearse.Outcome(asked, "sqlite", 1, [], [fast, slow], [], 1, 1, 1, 1, 1, 1, Comparison(), [])
+    outcome = Outcome(asked, "sqlite", 1, [], [fast, slow], [], 1, 1, 1, 1, 1, 1, Comparison(), [])
     assert outcome.holds
     assert not outcome.is_fast
     assert not replace(outcome, finished=0).holds
@@ -179,11 +196,18 @@ def test_a_slow_page_fails() -> None:
 
 
 def test_kills_come_in_the_middle() -> None:
-    moments = rehearse._moments(rehearse.Rehearsal(200, 3.0, 30, 5, 0, 250))
+    moments = rehearse._moments(Rehearsal(200, 3.0, 30, 5, 0, 250))
     assert len(moments) == 5
     assert np.all(np.diff(moments) > 0)
     assert moments[0] >= 9
     assert moments[-1] <= 0.85 * 90
+
+
+def test_a_showing_does_not_wait_for_the_disk_and_a_vote_does(tmp_path: Path) -> None:
+    made = make_panel(tmp_path / "panel.sqlite", tmp_path / "sealed", durable=True)
+    for durable, level in ((True, 2), (False, 1), (True, 2)):
+        with made.database.write(durable=durable) as c:
+            assert c.execute(text("PRAGMA synchronous")).scalar_one() == level
 
 
 # ---------------------------------------------------------------- the browser

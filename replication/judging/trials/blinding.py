@@ -2,9 +2,9 @@
 
 Two experiments. In the first both arms' texts come from one model, so that whatever tells the sides apart is not in the
 texts. In the second the arms write differently, but each completion is replaced by one placeholder when the panel is
-made. A panel is built through the real design, every item is fetched through the real server over HTTP, and a classifier
-is taught the treatment's side from everything that came (features.py), on some prompts and judges, and asked about
-others (guessing.py). The blinding holds where the interval of its AUC contains one half.
+made. A panel is built through the real design, every item is fetched through the real server over HTTP, and a
+classifier is taught the treatment's side from everything that came (features.py), on some prompts and judges, and asked
+about others (guessing.py). The blinding holds where the interval of its AUC contains one half.
 
 Decided beforehand, for both experiments: the logistic regression on everything decides; gradient boosting on the
 numbers alone stands beside it, for what is not linear. One experiment in twenty misses one half by chance; how often
@@ -23,12 +23,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
 import numpy as np
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from replication.errors import UserError
@@ -89,7 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", type=int, default=5, help="of prompts, and of judges (default 5)")
     parser.add_argument("--completions", type=Path, metavar="DIR", help="a suite's folder (default: made-up texts)")
     parser.add_argument("--arms", nargs=2, default=ARMS, metavar=("BASELINE", "TREATMENT"), help="of that suite; the "
-                        f"first one's completions serve both sides of the first experiment (default: {' '.join(ARMS)})")  # fmt: skip
+                        "first one's completions serve both sides of the first experiment "
+                        f"(default: {' '.join(ARMS)})")  # fmt: skip
     parser.add_argument("--experiment", choices=("both", *EXPERIMENTS), default="both", help="default both")
     parser.add_argument("--leak", choices=tuple(LEAKS), default="none", help="plant a leak, which must be found: "
                         + "; ".join(f"{name}: {text}" for name, text in LEAKS.items() if name != "none"))  # fmt: skip
@@ -108,7 +111,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     results = []
     with _folder(args.out) as folder, console.status("") as status:
         for name in names:
-            results.append(_experiment(name, args, folder / name, lambda text, n=name: status.update(f"{n}: {text}")))
+            say = partial(_say, status, name)
+            results.append(_experiment(name, args, folder / name, say))
         if args.out:
             write_json(folder / "blinding.json", [_as_json(result) for result in results])
     print_results(results, console)
@@ -116,6 +120,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.print(f"every figure: {args.out / 'blinding.json'}", soft_wrap=True)
     good = [result.holds if args.leak == "none" else result.is_found for result in results]
     return 0 if all(good) else 1
+
+
+def _say(status: Status, name: str, text: str) -> None:
+    status.update(f"{name}: {text}")
 
 
 def _experiment(name: str, args: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> Result:

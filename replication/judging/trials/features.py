@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy import sparse
@@ -109,7 +110,7 @@ def _order(pages: Sequence[str]) -> sparse.csr_matrix:
     pairs = []
     for page in pages:
         lines = page.split("\n")
-        pairs.append(Counter(zip(lines, lines[1:], strict=False)))
+        pairs.append(Counter(pairwise(lines)))
     n_pages = Counter(pair for page in pairs for pair in page)
     telling = {pair for pair, n in n_pages.items() if 1 < n < len(pages)}
     hasher = FeatureHasher(n_features=COLUMNS_OF_A_PART, input_type="pair", alternate_sign=False)

@@ -3,10 +3,11 @@
 Train and test share no prompt: a completion, or its prompt, seen in training would tell which arm writes so. They share
 no judge either, because sides are balanced within a judge (and within a prompt): they are drawn without replacement, so
 that whoever knows the other labels of a judge knows something about the one that is left. A classifier that can tell
-judges apart (the link stands on the page) would then look better than chance, or, having learned each judge's majority,
-worse, and neither is a leak. So prompts and judges are both cut into folds, and the items of (prompt fold, judge fold)
-are guessed by a model that has seen neither. For the same reason items are compared only within such a block: the models
-of two blocks have different intercepts, which the labels that they were taught, short of the others, move the wrong way.
+judges apart (the link stands on the page) would then look better than chance, or, having learned each judge's
+majority, worse, and neither is a leak. So prompts and judges are both cut into folds, and the items of (prompt fold,
+judge fold) are guessed by a model that has seen neither. For the same reason items are compared only within such a
+block: the models of two blocks have different intercepts, which the labels that they were taught, short of the others,
+move the wrong way.
 
 The interval is Obuchowski's (1997) for clustered data: the AUC is a mean of placements, and those of a cluster are
 added up before they are squared. Clusters are the prompts. All completions of a prompt are alike, and a completion is

@@ -1,7 +1,7 @@
 """The page's own server as a child process: started, killed, started again on the same port.
 
-`python -m replication.judging.trials.server_child PORT` serves the panel whose database the environment names (an address may
-hold a password, which has no place in a list of processes).
+`python -m replication.judging.trials.server_child PORT` serves the panel whose database the environment
+names (an address may hold a password, which has no place in a list of processes).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ServerChild:
     Args:
         database: as `Database` takes it, password included.
         log: what it prints goes there.
-        durable: whether an SQLite file's votes wait for the disk, as they do for judges. Without it, times are less noisy.
+        durable: whether an SQLite file's votes wait for the disk, as they do for judges; times are less noisy without.
     """
 
     def __init__(self, database: str, log: Path, durable: bool = True) -> None:

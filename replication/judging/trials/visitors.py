@@ -12,12 +12,12 @@ import gc
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
-import httpx
+import aiohttp
 
 from replication.judging.store import hash_token
 from replication.judging.trials.browsing import FormOnPage, PageReader
@@ -27,6 +27,8 @@ from replication.votes import CHOICES
 SECONDS_TO_PRESS_AGAIN = 0.5
 PATIENCE_SECONDS = 90.0
 """How long a person goes on pressing before the rehearsal calls the server lost."""
+ARRIVAL = 5
+"""Mean times of thought over which the judges' first visits are spread, evenly."""
 ASKED = "stored already"
 """In the page that answers a vote which came twice."""
 
@@ -96,6 +98,15 @@ class Notes:
     """By how many seconds this process's own loop was late: not the server's."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What came back for one request."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    text: str
+
+
 class Lost(Exception):
     """The server did not answer for longer than a person waits."""
 
@@ -111,7 +122,7 @@ class Visitor:
     async def session(self) -> None:
         """From the link to the last page."""
         try:
-            await asyncio.sleep(self.rng.uniform(0, self.crowd.think_seconds))
+            await asyncio.sleep(self.rng.uniform(0, ARRIVAL * self.crowd.think_seconds))
             page = await self._arrive()
             await asyncio.gather(*(self._get("static", file) for file in page.files))
             while True:
@@ -126,7 +137,7 @@ class Visitor:
         except Lost as error:
             self.notes.faults.append(f"{self.name}: {error}")
         finally:
-            await self.client.aclose()
+            await self.client.close()
 
     async def _arrive(self) -> PageReader:
         if self.token is not None:
@@ -154,7 +165,7 @@ class Visitor:
         act -= self.crowd.undo
         if act < self.crowd.reload + self.crowd.leave:
             if act < self.crowd.leave:
-                await self.client.aclose()
+                await self.client.close()
                 self.client = self._open()
             again = await self._get("page", f"/j/{self.token}", meant)
             same = again.form("/vote")
@@ -217,16 +228,19 @@ class Visitor:
         answer = await self._press(kind, "GET", path, None, time.monotonic() if meant is None else meant)
         return PageReader(answer.text if kind != "static" else "")
 
-    async def _press(self, kind: str, method: str, path: str, data: dict[str, str] | None, meant: float) -> Any:
+    async def _press(self, kind: str, method: str, path: str, data: dict[str, str] | None, meant: float) -> Answer:
         """A request, again and again until the server answers; one entry in the notes."""
         tries = 0
+        answer: Answer | None
         while True:
             tries += 1
             try:
-                answer = await self.client.request(method, path, data=data)
+                async with self.client.request(method, path, data=data, allow_redirects=False) as response:
+                    answer = Answer(response.status, response.headers, await response.text())
                 if answer.status_code < 500:
-                    break
-            except httpx.TransportError:
+                    self.notes.requests.append(Request(kind, meant, time.monotonic(), answer.status_code, tries))
+                    return answer
+            except (aiohttp.ClientError, TimeoutError):
                 answer = None
             if time.monotonic() - meant > PATIENCE_SECONDS:
                 status = "no answer" if answer is None else f"status {answer.status_code}"
@@ -234,16 +248,15 @@ class Visitor:
             if answer is not None:
                 self.notes.faults.append(f"{self.name}: {kind}: status {answer.status_code}")
             await asyncio.sleep(SECONDS_TO_PRESS_AGAIN * self.rng.uniform(0.5, 1.5))
-        self.notes.requests.append(Request(kind, meant, time.monotonic(), answer.status_code, tries))
-        return answer
 
-    def _open(self) -> httpx.AsyncClient:
+    def _open(self) -> aiohttp.ClientSession:
         """A browser's connections, closed after five idle seconds as it would have them closed."""
-        limits = httpx.Limits(max_connections=6, keepalive_expiry=4.0)
-        return httpx.AsyncClient(base_url=self.crowd.base, timeout=30, trust_env=False, verify=False, limits=limits)
+        connections = aiohttp.TCPConnector(limit=6, keepalive_timeout=4.0)
+        patience = aiohttp.ClientTimeout(total=30)
+        return aiohttp.ClientSession(self.crowd.base, connector=connections, timeout=patience)
 
 
-def _told(answer: Any) -> str:
+def _told(answer: Answer) -> str:
     if answer.status_code == 303:
         return "stored"
     return "stored already" if answer.status_code == 409 and ASKED in answer.text else "refused"
