@@ -171,6 +171,16 @@ def test_a_lock_that_was_interrupted_is_finished_by_the_next_call(out: Path, sai
     assert (out / "votes.csv").read_bytes() == record
 
 
+def test_a_record_that_could_not_be_read_is_found_before_the_lock(out: Path, said) -> None:
+    said("prepare", out)
+    vote_everything(out)
+    with store_of(out).database.write() as c:
+        c.exec_driver_sql("DROP INDEX judging_one_first_vote_an_item")
+        c.exec_driver_sql("UPDATE judging_assignments SET item_id = (SELECT min(item_id) FROM judging_items)")
+    assert "on the same completions by the same judge" in one_line(said("lock", out, "--yes", code=2))
+    assert not store_of(out).panel().is_locked and not (out / "votes.csv").exists()
+
+
 def test_another_vote_record_is_not_written_over(out: Path, said) -> None:
     said("prepare", out)
     vote_everything(out)
@@ -381,6 +391,13 @@ def test_a_panel_in_postgresql(out: Path, postgres, said) -> None:
     said("lock", out, "--yes")
     assert len(read_votes(out / "votes.csv")) == 32
     store.database.close()
+
+
+def test_a_password_in_a_url_s_query_is_neither_kept_nor_printed(out: Path, postgres, said) -> None:
+    text = said("prepare", out, "--database", f"{postgres.new_database()}&password=not-told")
+    assert "not-told" not in text + (out / "judging" / "panel.json").read_text()
+    assert "not-told" not in one_line(said("prepare", out, "--database", "mysql://u@h/x?password=not-told", code=2))
+    assert "0 of 4 planned judges" in said("status", out)
 
 
 def test_a_user_of_postgresql_who_may_make_no_tables_is_told_so(out: Path, postgres, said) -> None:
