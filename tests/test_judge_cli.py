@@ -30,7 +30,7 @@ from replication.config import AnalysisConfig, load_suite, to_yaml
 from replication.judging.database import Database
 from replication.judging.store import Store, hash_token
 from replication.plan import freeze
-from replication.rundir import SuiteDir, read_json, write_text
+from replication.rundir import SuiteDir, file_sha256, read_json, write_text
 from replication.votes import read_votes
 
 ROOT = Path(__file__).parents[1]
@@ -225,14 +225,22 @@ def test_no_completions_at_all_is_one_line(tmp_path: Path, said, capsys: pytest.
 
 
 def test_cells_that_were_sampled_otherwise_are_refused(out: Path, said) -> None:
-    generation = {"temperature": 0.7, "samples_sha256": "a"}
-    for seed in range(1, 7):
-        for arm in ("baseline", "both"):
-            edit_manifest(SuiteDir(out).cell(arm, seed), generation=generation | {"weights_sha256": f"{arm}{seed}"})
-    edit_manifest(SuiteDir(out).cell("both", 3), generation=generation | {"temperature": 0.8})
+    cells = [SuiteDir(out).cell(arm, seed) for arm in ("baseline", "both") for seed in range(1, 7)]
+    odd = SuiteDir(out).cell("both", 3)
+    hashes = {cell.root: file_sha256(cell.samples) for cell in cells}
+    for cell in cells:
+        generation = {"temperature": 0.7, "samples_sha256": hashes[cell.root], "weights_sha256": str(cell.root)}
+        edit_manifest(cell, generation=generation)
+    edit_manifest(odd, generation={"temperature": 0.8, "samples_sha256": hashes[odd.root]})
     text = one_line(said("prepare", out, code=2))
     assert "both/seed-3: was sampled with another temperature than baseline/seed-1" in text
-    edit_manifest(SuiteDir(out).cell("both", 3), generation=generation)
+    edit_manifest(odd, generation={"temperature": 0.7, "samples_sha256": hashes[odd.root]})
+    texts = odd.samples.read_text()
+    odd.samples.write_text(texts.replace('"completion": "', '"completion": "sampled otherwise: '))
+    text = one_line(said("prepare", out, code=2))
+    assert f"{odd.samples}: is not the file" in text and "`replicate generate`" in text
+    assert not (out / "sealed").exists()
+    odd.samples.write_text(texts)
     said("prepare", out)
 
 
