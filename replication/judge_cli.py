@@ -289,9 +289,15 @@ def _lock(args: argparse.Namespace, console: Console) -> int:
     rules, planned = rules_of(folder, database)
     panel = Store(database).panel()
     check_votes_file(folder, panel.panel_id)
+    early = (args.early or "").strip()
     if not panel.is_locked:
-        _may_be_locked(args, fill(database, *planned, rules.judge_kinds), console)
-    lock_panel(database, folder.sealed, (args.early or "").strip())
+        filled = fill(database, *planned, rules.judge_kinds)
+        if filled.n_short:
+            console.print(f"[yellow]{filled.n_short} judges gave fewer than the {filled.votes} planned votes: where a "
+                          "plan was frozen, the report names that as a departure from it[/yellow]")  # fmt: skip
+        _may_be_locked(args, filled, console)
+        early = "" if filled.is_full else early  # it would be read as if votes had been missing
+    lock_panel(database, folder.sealed, early)
     note = write_record(folder, database, rules)
     counts = f"{note['n_votes']} first votes of {note['n_judges']} judges, {note['n_repeats']} repeats"
     console.print(f"votes:        {escape(str(folder.votes))}: {counts}")

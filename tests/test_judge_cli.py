@@ -114,6 +114,8 @@ def test_the_whole_way(out: Path, said, capsys: pytest.CaptureFixture[str]) -> N
     results, page, _ = report(SuiteDir(out), load_suite(out / "suite.yaml"))
     assert results["preference"]["n_votes"] == 28 and results["preference"]["n_repeats"] == 4
     assert results["plan"]["state"] == "none" and "28" in page
+    assert f"The sealed key that says which arm stood where has the SHA-256 {note['key_sha256']}" in page
+    assert results["votes_note"]["changed"] is False and "when nothing planned was missing" in page
 
     record = (out / "votes.csv").read_bytes()
     exported = said("export", out, "--out", out / "files")
@@ -154,6 +156,13 @@ def test_the_lock_waits_for_what_is_planned_or_for_a_reason(out: Path, said) -> 
     assert "locked early: one is ill" in said("lock", out, "--early", "one is ill", "--yes")
     assert read_json(out / "votes.json")["locked_early_because"] == "one is ill"
     assert "one is ill" in said("status", out)
+    results, page, markdown = report(SuiteDir(out), load_suite(out / "suite.yaml"))
+    assert "The reason given: one is ill" in page and "The reason given: one is ill" in markdown
+    (out / "votes.csv").write_text((out / "votes.csv").read_text().replace(",left,", ",right,"))
+    _, page, _ = report(SuiteDir(out), load_suite(out / "suite.yaml"))
+    assert "votes.csv is not the file that was written when the panel was locked" in page
+    said("export", out)
+    assert report(SuiteDir(out), load_suite(out / "suite.yaml"))[0]["votes_note"]["changed"] is False
     assert "the panel is locked" in one_line(said("invite", out, "--judges", 1, code=2))
 
 
