@@ -18,7 +18,7 @@ from replication.judging.panel import add_judges, invite, invite_free, lock_pane
 from replication.judging.record.export import votes_csv
 from replication.judging.record.unsealing import unsealed_votes, vote_id
 from replication.judging.schema import assignments, items, judges, votes
-from replication.judging.store import Cast, Store, hash_token
+from replication.judging.store import Cast, Store, claim_once, hash_token
 from replication.votes import read_votes
 
 
@@ -197,6 +197,16 @@ def test_an_open_link_gives_each_set_once(url: str, tmp_path: Path) -> None:
     assert sorted(taken) == panel.names and len(taken) == 10
     assert panel.store.claim("one more") is None
     panel.database.close()
+
+
+def test_one_form_that_is_sent_at_once_gives_one_set(url: str, tmp_path: Path) -> None:
+    made = make_panel(url, tmp_path / "sealed", judges=6)
+    for form in ("a form", "another"):
+        given = at_once(4, lambda i, form=form: claim_once(Store(made.database), form))
+        assert len({judge.judge_id for judge in given}) == 1
+    with made.database.read() as c:
+        taken = select(func.count()).select_from(judges).where(judges.c.token_sha256.is_not(None))
+        assert c.execute(taken).scalar_one() == 2
 
 
 def test_judges_who_are_added_at_once_get_other_cells(url: str, tmp_path: Path) -> None:
