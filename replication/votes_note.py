@@ -39,8 +39,9 @@ class VotesNote:
         if not self.changed:
             return ""
         return (
-            f"{self.votes} is not the file that was written when the panel was locked (votes.json has another SHA-256): "
-            "votes were changed, added or removed since. `replicate judge export` writes it again from the panel."
+            f"{self.votes} is not the file that was written when the panel was locked (votes.json has another "
+            "SHA-256): votes were changed, added or removed since. `replicate judge export` writes it again from the "
+            "panel."
         )
 
     @property
@@ -63,8 +64,8 @@ class VotesNote:
             n = refusals + garbage
             were = "answer of a model was" if n == 1 else "answers of models were"
             lines.append(
-                f"{n} {were} no choice (refusals: {refusals}; not readable: {garbage}): on such a pair there is no vote "
-                "of the model."
+                f"{n} {were} no choice (refusals: {refusals}; not readable: {garbage}): on such a pair there is no "
+                "vote of the model."
             )
         if f.get("n_repeats_without_first_vote"):
             n = f["n_repeats_without_first_vote"]

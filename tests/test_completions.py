@@ -120,7 +120,7 @@ def test_a_file_that_the_manifest_does_not_record_is_read_by_nobody(tmp_path):
         lambda: suite_completions(suite_dir, ["baseline", "both"]),
         lambda: write_export(tmp_path / "ab.json", suite_dir, 1, ("baseline", "both")),
     ):
-        with pytest.raises(UserError, match="is not the file whose settings manifest.json records") as caught:
+        with pytest.raises(UserError, match="is not the file whose settings") as caught:
             read()
         assert str(run.samples) in one_line(caught) and "`replicate generate` makes it again" in str(caught.value)
     assert not (tmp_path / "ab.json").exists()

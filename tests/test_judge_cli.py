@@ -156,7 +156,7 @@ def test_the_lock_waits_for_what_is_planned_or_for_a_reason(out: Path, said) -> 
     assert "locked early: one is ill" in said("lock", out, "--early", "one is ill", "--yes")
     assert read_json(out / "votes.json")["locked_early_because"] == "one is ill"
     assert "one is ill" in said("status", out)
-    results, page, markdown = report(SuiteDir(out), load_suite(out / "suite.yaml"))
+    _, page, markdown = report(SuiteDir(out), load_suite(out / "suite.yaml"))
     assert "The reason given: one is ill" in page and "The reason given: one is ill" in markdown
     (out / "votes.csv").write_text((out / "votes.csv").read_text().replace(",left,", ",right,"))
     _, page, _ = report(SuiteDir(out), load_suite(out / "suite.yaml"))

@@ -31,8 +31,8 @@ from tiny_judge import save_tiny_judge
 
 from replication.cli import main
 from replication.errors import UserError
-from replication.judging.database import Database
 from replication.judging.attendance import Fill, attendance, fill
+from replication.judging.database import Database
 from replication.judging.models import prompt as model_prompt
 from replication.judging.models.endpoint import Endpoint, GivenUp
 from replication.judging.models.parsing import combine, parse_reply

@@ -52,7 +52,7 @@ def test_the_note_beside_a_record_says_how_it_was_locked_and_whether_it_is_still
 @pytest.mark.parametrize("damaged", ["[]", '{"n_refusals": "2"}', '{"votes_sha256": 3}', "{"])
 def test_a_note_that_is_damaged_is_one_line(tmp_path, damaged):
     (tmp_path / "votes.json").write_text(damaged)
-    with pytest.raises(UserError, match="votes.json") as caught:
+    with pytest.raises(UserError, match=r"votes\.json") as caught:
         read_note(tmp_path / "votes.json", tmp_path / "votes.csv")
     assert "\n" not in str(caught.value)
 

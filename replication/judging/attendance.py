@@ -39,7 +39,7 @@ class Attendance:
     @property
     def is_done(self) -> bool:
         """Whether no vote is to come any more, and some came."""
-        return 0 < self.n_first and self.n_first + self.n_no_choice >= self.n_assigned
+        return self.n_first > 0 and self.n_first + self.n_no_choice >= self.n_assigned
 
 
 def attendance(database: Database) -> list[Attendance]:

@@ -69,7 +69,7 @@ def read_samples(run: RunDir) -> list[Completion]:
 def _refuse_changed(run: RunDir) -> None:
     """Raise UserError where samples.jsonl is not what the manifest says how it was sampled.
 
-    It was edited, or sampled anew and killed before the manifest was written: its settings would be those of other texts.
+    It was edited, or sampled anew and killed before the manifest was written: then the settings are of other texts.
     """
     recorded = ((read_json(run.manifest) or {}).get("generation") or {}).get("samples_sha256")
     if recorded is not None and file_sha256(run.samples) != recorded:

@@ -21,7 +21,7 @@ from replication.judging.models.settings import ModelSettings
 UNSEEN_STATUS = {*range(400, 500)} - {
     408,
     409,
-}  # refused before the model saw it; of others nobody knows what they cost
+}  # the model never saw it; what others cost nobody knows
 PASSING_STATUS = {408, 409, 425, 429, *range(500, 600)}
 LONGEST_PAUSE_SECONDS = 60.0
 LONGEST_SERVER_PAUSE_SECONDS = 3600.0
