@@ -280,6 +280,7 @@ def _lock_arguments(sub: Parser) -> None:
 
 def _lock(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.attendance import fill
+    from replication.judging.chosen import IMPORTED
     from replication.judging.panel import lock_panel
     from replication.judging.record.export import check_votes_file, write_record
     from replication.judging.state import rules_of
@@ -308,7 +309,7 @@ def _lock(args: argparse.Namespace, console: Console) -> int:
     if note["n_repeats_without_first_vote"]:
         console.print(f"left out:     {note['n_repeats_without_first_vote']} repeats of pairs without a first vote")
     console.print(f"counts:       {escape(str(folder.marginals))}")
-    if folder.has_suite:
+    if folder.has_suite or note["suite"] == IMPORTED:
         console.print(f"next:         {escape(shlex.join(['replicate', 'report', str(folder.root)]))}")
     return 0
 

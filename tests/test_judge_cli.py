@@ -282,11 +282,26 @@ def test_a_file_of_the_published_tool_needs_no_suite(tmp_path: Path, said) -> No
     assert not (out / "judging" / "join-token").exists() and store_of(out).panel().join_sha256 is None
     assert "--pair: does not act" in one_line(said("prepare", out, "--import", file, "--pair", "a,b", code=2))
     vote_everything(out, judges=2)
-    assert "replicate report" not in said("lock", out, "--yes")
+    assert f"replicate report {out}" in said("lock", out, "--yes")
     votes = read_votes(out / "votes.csv")
     assert len(votes) == 10 and {v.suite for v in votes} == {"imported"}
     assert {v.arm_left for v in votes} == {"run-one", "run-two"}
-    assert read_json(out / "judging" / "marginals.json")["model_b"] == "run-two"
+    counts = read_json(out / "judging" / "marginals.json")
+    assert counts["model_b"] == "run-two"
+
+    assert main(["report", str(out)]) == 0
+    results, text = read_json(out / "results.json"), (out / "report.md").read_text()
+    found = results["preference"]
+    assert (found["baseline"], found["treatment"], found["seeds"]) == ("run-one", "run-two", [0])
+    head = counts["headline"]
+    assert [found[key] for key in ("n_votes", "n_baseline", "n_treatment")] == [head["n"], head["a"], head["b"]]
+    assert results["lines"][0].startswith("Preference: not decided: an estimate, no verdict, as the runs are not here")
+    assert "an estimate, no verdict" in text and "conditional on the one seed" in text and "None" not in text
+    assert (out / "figures" / "preference.png").stat().st_size > 10_000
+    assert {row["name"] for row in found["categories"]} == {"factual"} and "SHA-256" in text
+    (out / "votes.csv").write_text((out / "votes.csv").read_text().replace("run-two", "run-six", 1))
+    assert main(["report", str(out)]) == 2, "several pairs of arms"
+    assert main(["report", str(tmp_path)]) == 2, "neither a suite nor votes"
 
 
 # ---------------------------------------------------------------- links
@@ -352,7 +367,9 @@ def test_the_judging_folder_alone_serves_and_its_votes_come_home(out: Path, tmp_
         base = address(lines)
         assert f"{base}/join/{join}" in "\n".join(lines)
         with httpx.Client(base_url=base, follow_redirects=True) as browser:
-            mine = str(browser.post(f"/join/{join}").url)
+            form = re.search(r'name="nonce" value="([^"]+)"', browser.get(f"/join/{join}").text)
+            assert form
+            mine = str(browser.post(f"/join/{join}", data={"nonce": form.group(1)}).url)
             browser.post(f"{mine}/start")
             for _ in range(2):
                 showing = re.search(r'/vote".*?name="showing" value="([^"]+)"', browser.get(mine).text, re.DOTALL)
@@ -478,12 +495,14 @@ def test_a_missing_package_names_its_remedy(out: Path, said, package: str) -> No
     assert f"the package {package} is missing; launch/install.sh judge" in one_line(done.stderr)
 
 
-def test_help_and_status_load_no_torch(out: Path, said) -> None:
+def test_status_answers_at_once(out: Path, said) -> None:
+    """It loads neither torch nor what serves the page, asks models or does statistics."""
     said("prepare", out)
+    slow = {"torch", "lightning", "fastapi", "starlette", "uvicorn", "jinja2", "openai", "numpy", "scipy"}
     code = (
         "import sys; from replication.cli import main\n"
-        f"main(['judge', 'status', {str(out)!r}])\n"
-        "print(sorted({'torch', 'lightning'} & set(sys.modules)))"
+        f"assert main(['judge', 'status', {str(out)!r}]) == 0\n"
+        f"print(sorted({slow} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr

@@ -89,12 +89,12 @@ def render(suite_dir: SuiteDir) -> Path:
         raise UserError(f"{suite_dir.results}: no such file; run `replicate report` on the folder")
     images = {figure["file"]: _data_uri(suite_dir.figures / figure["file"]) for figure in results["figures"]}
     colours = {name: style.colour for name, style in arm_styles(results["suite"]["arms"]).items()}
-    write_text(suite_dir.report_md, _template("report.md.j2").render(r=results))
-    write_text(suite_dir.report_html, _template("report.html.j2").render(r=results, images=images, colours=colours))
+    write_text(suite_dir.report_md, template("report.md.j2").render(r=results))
+    write_text(suite_dir.report_html, template("report.html.j2").render(r=results, images=images, colours=colours))
     return suite_dir.report_html
 
 
-def _template(name: str) -> Any:
+def template(name: str) -> Any:
     """A template; the HTML one escapes everything, the Markdown one only what passes its filters `cell` and `fence`."""
     environment = Environment(
         loader=PackageLoader("replication.analysis"),
