@@ -296,6 +296,8 @@ def test_a_file_of_the_published_tool_needs_no_suite(tmp_path: Path, said) -> No
     head = counts["headline"]
     assert [found[key] for key in ("n_votes", "n_baseline", "n_treatment")] == [head["n"], head["a"], head["b"]]
     assert results["lines"][0].startswith("Preference: not decided: an estimate, no verdict, as the runs are not here")
+    full = next(row for row in found["filters"] if row["name"] == "without judges of fewer than 5 votes")
+    assert full["n_votes"] == 10
     assert "an estimate, no verdict" in text and "conditional on the one seed" in text and "None" not in text
     assert (out / "figures" / "preference.png").stat().st_size > 10_000
     assert {row["name"] for row in found["categories"]} == {"factual"} and "SHA-256" in text

@@ -42,7 +42,7 @@ def write_votes_report(suite_dir: SuiteDir) -> Path:
     results = {
         "format": 1,
         "suite": {"name": votes[0].suite, "arms": list(arms)},
-        "preference": _preference(votes, arms, counts),
+        "preference": _preference(votes, arms, counts, _full_set(suite_dir)),
         "votes_note": note.to_dict() if note else None,
         "warnings": [note.warning] if note and note.warning else [],
     }
@@ -65,8 +65,16 @@ def _arms(suite_dir: SuiteDir, votes: list[Vote], counts: dict[str, Any]) -> tup
     return (second, first) if (counts.get("model_a"), counts.get("model_b")) == (second, first) else (first, second)
 
 
-def _preference(votes: list[Vote], arms: tuple[str, str], counts: dict[str, Any]) -> dict[str, Any]:
-    analysis = replace(AnalysisConfig(), baseline=arms[0], treatment=arms[1])
+def _full_set(suite_dir: SuiteDir) -> int:
+    """Votes of a full set: the panel's, where it is here."""
+    panel = read_json(suite_dir.judging / "panel.json") or {}
+    return int(panel.get("votes_per_judge", AnalysisConfig().votes_per_judge))
+
+
+def _preference(
+    votes: list[Vote], arms: tuple[str, str], counts: dict[str, Any], votes_per_judge: int
+) -> dict[str, Any]:
+    analysis = replace(AnalysisConfig(), baseline=arms[0], treatment=arms[1], votes_per_judge=votes_per_judge)
     details = counts.get("question_majorities", {}).get("details", [])
     categories = {row["question_id"]: row["category"] for row in details}
     seeds = {vote.seed for vote in votes}
