@@ -225,14 +225,20 @@ def judge(argv: list[str]) -> int:
 def report(argv: list[str]) -> int:
     """Write report.html, report.md, results.json and figures from the run folders."""
     parser = Parser(prog="replicate report", description=report.__doc__)
-    parser.add_argument("out", type=Path, help="output folder of a suite")
+    parser.add_argument("out", type=Path, help="output folder of a suite; or one with votes.csv alone")
     args = parser.parse_args(argv)
     from replication.config import load_suite
     from replication.rundir import SuiteDir
 
     suite_dir = SuiteDir(args.out)
     if not suite_dir.suite.is_file():
-        raise UserError(f"{suite_dir.suite}: no such file; give the output folder of `replicate grid run`")
+        if not suite_dir.votes.is_file():
+            raise UserError(f"{suite_dir.suite}: no such file; give the output folder of `replicate grid run`")
+        from replication.analysis.votes_report import write_votes_report
+
+        Console().print(f"no suite.yaml: a report of the votes alone; wrote {write_votes_report(suite_dir)}",
+                        soft_wrap=True)  # fmt: skip
+        return 0
     from replication.analysis.report import write_report
 
     Console().print(f"wrote {write_report(suite_dir, load_suite(suite_dir.suite))}", soft_wrap=True)

@@ -274,6 +274,7 @@ def _lock_arguments(sub: Parser) -> None:
 
 def _lock(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.attendance import fill
+    from replication.judging.chosen import IMPORTED
     from replication.judging.panel import lock_panel
     from replication.judging.record.export import check_record, check_votes_file, write_record
     from replication.judging.state import rules_of
@@ -283,9 +284,15 @@ def _lock(args: argparse.Namespace, console: Console) -> int:
     rules, planned = rules_of(folder, database)
     panel = Store(database).panel()
     check_votes_file(folder, panel.panel_id)
+    early = (args.early or "").strip()
     if not panel.is_locked:
-        _may_be_locked(args, fill(database, *planned, rules.judge_kinds), console)
-    lock_panel(database, folder.sealed, (args.early or "").strip(), check_record)
+        filled = fill(database, *planned, rules.judge_kinds)
+        if filled.n_short:
+            console.print(f"[yellow]{filled.n_short} judges gave fewer than the {filled.votes} planned votes: where a "
+                          "plan was frozen, the report names that as a departure from it[/yellow]")  # fmt: skip
+        _may_be_locked(args, filled, console)
+        early = "" if filled.is_full else early  # it would be read as if votes had been missing
+    lock_panel(database, folder.sealed, early, check_record)
     note = write_record(folder, database, rules)
     counts = f"{note['n_votes']} first votes of {note['n_judges']} judges, {note['n_repeats']} repeats"
     console.print(f"votes:        {escape(str(folder.votes))}: {counts}")
@@ -296,7 +303,7 @@ def _lock(args: argparse.Namespace, console: Console) -> int:
     if note["n_repeats_without_first_vote"]:
         console.print(f"left out:     {note['n_repeats_without_first_vote']} repeats of pairs without a first vote")
     console.print(f"counts:       {escape(str(folder.marginals))}")
-    if folder.has_suite:
+    if folder.has_suite or note["suite"] == IMPORTED:
         console.print(f"next:         {escape(shlex.join(['replicate', 'report', str(folder.root)]))}")
     return 0
 

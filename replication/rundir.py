@@ -274,6 +274,11 @@ class SuiteDir:
         return self.root / "votes.csv"
 
     @property
+    def votes_note(self) -> Path:
+        """What the lock of the panel says of the vote record; see votes_note.py."""
+        return self.root / "votes.json"
+
+    @property
     def judging(self) -> Path:
         """The panel's database, and what is handed to judges."""
         return self.root / "judging"

@@ -19,7 +19,7 @@ import pytest
 LAYERS = [
     ["errors", "preemption"],
     ["arguments", "config", "rundir", "provenance"],
-    ["certificate", "diverged", "plan_text", "votes", "model", "needs", "data", "objectives"],
+    ["certificate", "diverged", "plan_text", "votes", "votes_note", "model", "needs", "data", "objectives"],
     ["analysis.published", "analysis.recompute", "analysis.claims"],
     ["plan", "preference.prompts", "preference.completions", "preference.export", "doctor", "fidelity"],
     ["launcher", "training"],
@@ -89,6 +89,7 @@ TORCH_FREE = [
     "bench_cli",
     "evidence_cli",
     "votes",
+    "votes_note",
     "tensorboard_cli",
     "audit_cli",
     "judge_cli",

@@ -10,7 +10,7 @@ import pytest
 from replication.errors import UserError
 from replication.preference.completions import Completion, read_samples, suite_completions
 from replication.preference.export import read_export, write_export
-from replication.rundir import RunDir, SuiteDir, write_json, write_text
+from replication.rundir import RunDir, SuiteDir, file_sha256, read_json, write_json, write_text
 
 TEXTS = ["plain", 'a "quoted" one', "two\nlines", "a separator\u2028inside", ""]
 SETTINGS = {"temperature": 0.7, "top_k": 40, "top_p": 1.0, "max_new_tokens": 8, "prompts_sha256": "x"}
@@ -22,14 +22,19 @@ def line(arm: str = "both", seed: int = 1, prompt: int = 1, sample: int = 0, tex
 
 
 def write_lines(run: RunDir, lines: list[dict]) -> None:
+    """samples.jsonl, and its hash in the manifest where there is one."""
     write_text(run.samples, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
+    if run.manifest.is_file():
+        generation = read_json(run.manifest)["generation"]
+        write_json(run.manifest, {"generation": generation | {"samples_sha256": file_sha256(run.samples)}})
 
 
 def write_cell(suite_dir: SuiteDir, arm: str, seed: int, *, complete: bool = True, **settings: object) -> RunDir:
     run = suite_dir.cell(arm, seed)
     lines = [line(arm, seed, p, s, f"{arm} {TEXTS[p]} {s}") for p in range(len(TEXTS)) for s in range(2)]
     write_lines(run, lines)
-    write_json(run.manifest, {"generation": SETTINGS | settings | {"samples_sha256": arm, "weights_sha256": arm}})
+    own = {"samples_sha256": file_sha256(run.samples), "weights_sha256": arm}
+    write_json(run.manifest, {"generation": SETTINGS | settings | own})
     if complete:
         write_json(run.complete, {})
     return run
@@ -101,6 +106,24 @@ def test_a_suites_completions_are_those_of_seeds_with_every_arm(tmp_path):
     write_lines(suite_dir.cell("both", 2), [line("both", 1)])
     with pytest.raises(UserError, match="holds completions of both/seed-1"):
         suite_completions(suite_dir, ["baseline", "both"])
+
+
+def test_a_file_that_the_manifest_does_not_record_is_read_by_nobody(tmp_path):
+    """Edited by hand, or sampled anew and killed before the manifest was written."""
+    suite_dir = SuiteDir(tmp_path / "out")
+    for arm in ("baseline", "both"):
+        write_cell(suite_dir, arm, 1)
+    run = suite_dir.cell("both", 1)
+    run.samples.write_text(run.samples.read_text().replace("plain", "other"))
+    for read in (
+        lambda: read_samples(run),
+        lambda: suite_completions(suite_dir, ["baseline", "both"]),
+        lambda: write_export(tmp_path / "ab.json", suite_dir, 1, ("baseline", "both")),
+    ):
+        with pytest.raises(UserError, match="is not the file whose settings") as caught:
+            read()
+        assert str(run.samples) in one_line(caught) and "`replicate generate` makes it again" in str(caught.value)
+    assert not (tmp_path / "ab.json").exists()
 
 
 # ---------------------------------------------------------------- the A/B tool's file

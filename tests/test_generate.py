@@ -26,7 +26,7 @@ from replication.errors import UserError
 from replication.preemption import Preempted
 from replication.preference import generate as generate_module
 from replication.preference import workers
-from replication.preference.completions import suite_completions
+from replication.preference.completions import read_samples, suite_completions
 from replication.preference.export import read_export
 from replication.preference.generate import generate, sample_share
 from replication.preference.parts import Samples, Share
@@ -241,6 +241,26 @@ def test_a_kill_between_the_file_and_the_manifest_is_mended(suite_dir, whole, mo
     monkeypatch.setattr(generate_module, "complete", fail)  # nothing is left to sample
     assert main(["generate", str(suite_dir.root), "--arm=both", "--seed=1"]) == 0
     assert run.samples.read_bytes() == texts(whole)["both/seed-1"] and run.complete.is_file()
+
+
+def test_texts_sampled_anew_and_killed_before_the_manifest_are_read_by_nobody(finished, monkeypatch):
+    """They would pass for texts of the settings that the manifest still has."""
+    from replication.preference import parts
+
+    run, words = cell(finished, "both/seed-1"), ("--arm=both", "--seed=1", "--generation.temperature=0.2")
+    before = run.samples.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parts, "write_json", fail)
+    assert main(["generate", str(finished.root), *words]) == 130
+    monkeypatch.undo()
+    assert run.samples.read_bytes() != before and run.complete.is_file()
+    with pytest.raises(UserError, match="sampling it again was cut off: `replicate generate` makes it again"):
+        read_samples(run)
+    assert main(["generate", str(finished.root), *words]) == 0
+    assert len(read_samples(run)) == N
 
 
 def test_a_cell_told_to_stop_while_it_generates_goes_on_later(suite_dir, whole, monkeypatch):

@@ -30,7 +30,7 @@ from replication.config import AnalysisConfig, load_suite, to_yaml
 from replication.judging.database import Database
 from replication.judging.store import Store, hash_token
 from replication.plan import freeze
-from replication.rundir import SuiteDir, read_json, write_text
+from replication.rundir import SuiteDir, file_sha256, read_json, write_text
 from replication.votes import read_votes
 
 ROOT = Path(__file__).parents[1]
@@ -114,6 +114,8 @@ def test_the_whole_way(out: Path, said, capsys: pytest.CaptureFixture[str]) -> N
     results, page, _ = report(SuiteDir(out), load_suite(out / "suite.yaml"))
     assert results["preference"]["n_votes"] == 28 and results["preference"]["n_repeats"] == 4
     assert results["plan"]["state"] == "none" and "28" in page
+    assert f"The sealed key that says which arm stood where has the SHA-256 {note['key_sha256']}" in page
+    assert results["votes_note"]["changed"] is False and "when nothing planned was missing" in page
 
     record = (out / "votes.csv").read_bytes()
     exported = said("export", out, "--out", out / "files")
@@ -154,6 +156,13 @@ def test_the_lock_waits_for_what_is_planned_or_for_a_reason(out: Path, said) -> 
     assert "locked early: one is ill" in said("lock", out, "--early", "one is ill", "--yes")
     assert read_json(out / "votes.json")["locked_early_because"] == "one is ill"
     assert "one is ill" in said("status", out)
+    _, page, markdown = report(SuiteDir(out), load_suite(out / "suite.yaml"))
+    assert "The reason given: one is ill" in page and "The reason given: one is ill" in markdown
+    (out / "votes.csv").write_text((out / "votes.csv").read_text().replace(",left,", ",right,"))
+    _, page, _ = report(SuiteDir(out), load_suite(out / "suite.yaml"))
+    assert "votes.csv is not the file that was written when the panel was locked" in page
+    said("export", out)
+    assert report(SuiteDir(out), load_suite(out / "suite.yaml"))[0]["votes_note"]["changed"] is False
     assert "the panel is locked" in one_line(said("invite", out, "--judges", 1, code=2))
 
 
@@ -235,14 +244,22 @@ def test_no_completions_at_all_is_one_line(tmp_path: Path, said, capsys: pytest.
 
 
 def test_cells_that_were_sampled_otherwise_are_refused(out: Path, said) -> None:
-    generation = {"temperature": 0.7, "samples_sha256": "a"}
-    for seed in range(1, 7):
-        for arm in ("baseline", "both"):
-            edit_manifest(SuiteDir(out).cell(arm, seed), generation=generation | {"weights_sha256": f"{arm}{seed}"})
-    edit_manifest(SuiteDir(out).cell("both", 3), generation=generation | {"temperature": 0.8})
+    cells = [SuiteDir(out).cell(arm, seed) for arm in ("baseline", "both") for seed in range(1, 7)]
+    odd = SuiteDir(out).cell("both", 3)
+    hashes = {cell.root: file_sha256(cell.samples) for cell in cells}
+    for cell in cells:
+        generation = {"temperature": 0.7, "samples_sha256": hashes[cell.root], "weights_sha256": str(cell.root)}
+        edit_manifest(cell, generation=generation)
+    edit_manifest(odd, generation={"temperature": 0.8, "samples_sha256": hashes[odd.root]})
     text = one_line(said("prepare", out, code=2))
     assert "both/seed-3: was sampled with another temperature than baseline/seed-1" in text
-    edit_manifest(SuiteDir(out).cell("both", 3), generation=generation)
+    edit_manifest(odd, generation={"temperature": 0.7, "samples_sha256": hashes[odd.root]})
+    texts = odd.samples.read_text()
+    odd.samples.write_text(texts.replace('"completion": "', '"completion": "sampled otherwise: '))
+    text = one_line(said("prepare", out, code=2))
+    assert f"{odd.samples}: is not the file" in text and "`replicate generate`" in text
+    assert not (out / "sealed").exists()
+    odd.samples.write_text(texts)
     said("prepare", out)
 
 
@@ -275,11 +292,28 @@ def test_a_file_of_the_published_tool_needs_no_suite(tmp_path: Path, said) -> No
     assert not (out / "judging" / "join-token").exists() and store_of(out).panel().join_sha256 is None
     assert "--pair: does not act" in one_line(said("prepare", out, "--import", file, "--pair", "a,b", code=2))
     vote_everything(out, judges=2)
-    assert "replicate report" not in said("lock", out, "--yes")
+    assert f"replicate report {out}" in said("lock", out, "--yes")
     votes = read_votes(out / "votes.csv")
     assert len(votes) == 10 and {v.suite for v in votes} == {"imported"}
     assert {v.arm_left for v in votes} == {"run-one", "run-two"}
-    assert read_json(out / "judging" / "marginals.json")["model_b"] == "run-two"
+    counts = read_json(out / "judging" / "marginals.json")
+    assert counts["model_b"] == "run-two"
+
+    assert main(["report", str(out)]) == 0
+    results, text = read_json(out / "results.json"), (out / "report.md").read_text()
+    found = results["preference"]
+    assert (found["baseline"], found["treatment"], found["seeds"]) == ("run-one", "run-two", [0])
+    head = counts["headline"]
+    assert [found[key] for key in ("n_votes", "n_baseline", "n_treatment")] == [head["n"], head["a"], head["b"]]
+    assert results["lines"][0].startswith("Preference: not decided: an estimate, no verdict, as the runs are not here")
+    full = next(row for row in found["filters"] if row["name"] == "without judges of fewer than 5 votes")
+    assert full["n_votes"] == 10
+    assert "an estimate, no verdict" in text and "conditional on the one seed" in text and "None" not in text
+    assert (out / "figures" / "preference.png").stat().st_size > 10_000
+    assert {row["name"] for row in found["categories"]} == {"factual"} and "SHA-256" in text
+    (out / "votes.csv").write_text((out / "votes.csv").read_text().replace("run-two", "run-six", 1))
+    assert main(["report", str(out)]) == 2, "several pairs of arms"
+    assert main(["report", str(tmp_path)]) == 2, "neither a suite nor votes"
 
 
 # ---------------------------------------------------------------- links
@@ -345,7 +379,9 @@ def test_the_judging_folder_alone_serves_and_its_votes_come_home(out: Path, tmp_
         base = address(lines)
         assert f"{base}/join/{join}" in "\n".join(lines)
         with httpx.Client(base_url=base, follow_redirects=True) as browser:
-            mine = str(browser.post(f"/join/{join}").url)
+            form = re.search(r'name="nonce" value="([^"]+)"', browser.get(f"/join/{join}").text)
+            assert form
+            mine = str(browser.post(f"/join/{join}", data={"nonce": form.group(1)}).url)
             browser.post(f"{mine}/start")
             for _ in range(2):
                 showing = re.search(r'/vote".*?name="showing" value="([^"]+)"', browser.get(mine).text, re.DOTALL)
@@ -478,12 +514,14 @@ def test_a_missing_package_names_its_remedy(out: Path, said, package: str) -> No
     assert f"the package {package} is missing; launch/install.sh judge" in one_line(done.stderr)
 
 
-def test_help_and_status_load_no_torch(out: Path, said) -> None:
+def test_status_answers_at_once(out: Path, said) -> None:
+    """It loads neither torch nor what serves the page, asks models or does statistics."""
     said("prepare", out)
+    slow = {"torch", "lightning", "fastapi", "starlette", "uvicorn", "jinja2", "openai", "numpy", "scipy"}
     code = (
         "import sys; from replication.cli import main\n"
-        f"main(['judge', 'status', {str(out)!r}])\n"
-        "print(sorted({'torch', 'lightning'} & set(sys.modules)))"
+        f"assert main(['judge', 'status', {str(out)!r}]) == 0\n"
+        f"print(sorted({slow} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr

@@ -112,14 +112,55 @@ def test_the_survey_can_be_skipped_and_is_asked_once(
 def test_the_open_link_gives_each_visitor_a_set(panel: SmallPanel, client: httpx.Client) -> None:
     paths = []
     for _ in range(2):
-        answer = client.post(f"/join/{panel.join}")
+        form = nonce_of(client.get(f"/join/{panel.join}"))
+        answer = client.post(f"/join/{panel.join}", data=form)
         assert answer.status_code == 303
         paths.append(answer.headers["location"])
+        client.cookies.clear()  # another visitor
     assert len(set(paths)) == 2 and all(client.get(path).status_code == 200 for path in paths)
     before = panel.contents()
-    full = client.post(f"/join/{panel.join}")
+    full = client.post(f"/join/{panel.join}", data=nonce_of(client.get(f"/join/{panel.join}")))
     assert full.status_code == 409 and "All places are taken" in full.text
+    assert client.post(f"/join/{panel.join}").status_code == 422, "a form of ours has its number"
     assert panel.contents() == before
+
+
+def nonce_of(page: httpx.Response) -> dict[str, str]:
+    match = re.search(r'name="nonce" value="([\w-]+)"', page.text)
+    assert match, page.text
+    return {"nonce": match.group(1)}
+
+
+def test_the_open_link_gives_one_browser_one_set(panel: SmallPanel, client: httpx.Client) -> None:
+    """A second press, the way back and a press again, a visit on another day: one place, not several judges."""
+    link = f"/join/{panel.join}"
+    first = client.get(link)
+    assert "One set of pairs is for one person" in first.text
+    answer = client.post(link, data=nonce_of(first))
+    own = answer.headers["location"]
+    cookie = answer.headers["set-cookie"]
+    assert all(part in cookie for part in ("HttpOnly", "SameSite=lax", "Path=/join", "Max-Age="))
+    before = panel.contents()
+    again = client.get(link)
+    assert (again.status_code, again.headers["location"]) == (303, own)
+    for form in (nonce_of(first), {"nonce": "x" * 32}):
+        assert client.post(link, data=form).headers["location"] == own
+    client.cookies.clear()  # a browser that keeps none sends its form again: the answer was lost
+    assert client.post(link, data=nonce_of(first)).headers["location"] == own
+    assert panel.contents() == before
+    client.cookies.set(cookie.split("=")[0], "of-another-panel", path="/join")
+    assert client.get(link).status_code == 200
+    client.cookies.clear()
+    other = client.post(link, data=nonce_of(client.get(link))).headers["location"]
+    assert other != own
+
+
+def test_after_the_lock_the_open_link_still_leads_home(panel: SmallPanel, client: httpx.Client) -> None:
+    link = f"/join/{panel.join}"
+    own = client.post(link, data=nonce_of(client.get(link))).headers["location"]
+    panel.lock()
+    assert client.get(link).headers["location"] == own
+    assert client.get(own).status_code == 200
 
 
 def test_an_undo_works_once_and_for_the_last_vote(
@@ -148,7 +189,7 @@ def test_after_the_lock_nothing_is_taken(panel: SmallPanel, client: httpx.Client
     ):
         answer = client.post(f"/j/{token}/{verb}", data=data)
         assert answer.status_code == 409 and "closed" in answer.text
-    assert client.post(f"/join/{panel.join}").status_code == 409
+    assert client.post(f"/join/{panel.join}", data={"nonce": "x" * 32}).status_code == 409
     page = client.get(f"/j/{token}")
     assert page.status_code == 200 and "Your 1 vote is stored" in page.text
     assert panel.contents() == before

@@ -20,7 +20,7 @@ from replication.judging.panel import add_judges, invite, invite_people, lock_pa
 from replication.judging.record.export import check_record, votes_csv
 from replication.judging.record.unsealing import unsealed_votes, vote_id
 from replication.judging.schema import assignments, items, judges, unsealed, votes
-from replication.judging.store import Cast, Store, hash_token
+from replication.judging.store import Cast, Store, claim_once, hash_token
 from replication.votes import read_votes
 
 
@@ -258,6 +258,16 @@ def test_without_the_key_no_link_is_given_at_all(panel: MadePanel, tmp_path: Pat
         invite_people(panel.database, panel.sealed, 3)
     assert all(row.token_sha256 is None for row in panel.rows(judges))
     assert len(invite_people(panel.database, panel.sealed, 2)[0]) == 2
+
+
+def test_one_form_that_is_sent_at_once_gives_one_set(url: str, tmp_path: Path) -> None:
+    made = make_panel(url, tmp_path / "sealed", judges=6)
+    for form in ("a form", "another"):
+        given = at_once(4, lambda i, form=form: claim_once(Store(made.database), form))
+        assert len({judge.judge_id for judge in given}) == 1
+    with made.database.read() as c:
+        taken = select(func.count()).select_from(judges).where(judges.c.token_sha256.is_not(None))
+        assert c.execute(taken).scalar_one() == 2
 
 
 def test_judges_who_are_added_at_once_get_other_cells(url: str, tmp_path: Path) -> None:

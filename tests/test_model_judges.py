@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,16 +31,18 @@ from tiny_judge import save_tiny_judge
 
 from replication.cli import main
 from replication.errors import UserError
+from replication.judging.attendance import Fill, attendance, fill
 from replication.judging.database import Database
+from replication.judging.models import prompt as model_prompt
+from replication.judging.models.endpoint import Endpoint, GivenUp
 from replication.judging.models.parsing import combine, parse_reply
 from replication.judging.models.prompt import comparison_prompt, new_code, settled_code
-from replication.judging.models.run import prompt as model_prompt
 from replication.judging.models.run import run_model_judge
 from replication.judging.models.settings import ModelSettings
 from replication.judging.models.sheets import read_sheet, write_sheet
 from replication.judging.models.summary import Summary
 from replication.judging.schema import answers, assignments, judges, panel, votes
-from replication.rundir import SuiteDir
+from replication.rundir import SuiteDir, read_json
 
 JUDGE = "tiny-judge"
 KEY = "sk-verysecret-0123456789"
@@ -366,10 +370,26 @@ def test_budgets_are_kept(tmp_path: Path) -> None:
         assert (len(endpoint.seen), first.n_requests, first.exit_code) == (7, 7, 1)
         assert first.stopped == "the budget of this run is spent"
         endpoint.seen.clear()
-        endpoint.answer = lambda body, n: costly if n > 3 else JSONResponse({}, 500)  # a refused request costs nothing
+        endpoint.answer = lambda body, n: costly if n > 3 else JSONResponse({}, 429)  # a refused request costs nothing
         second = run(database, url, max_tokens=4_500, parallel=8)
     assert second.n_tokens == 1_402 * second.n_stored
     assert (second.n_stored in (2, 3), second.exit_code) == (True, 1)
+
+
+@pytest.mark.parametrize(("status", "cost"), [(429, 0), (400, 0), (500, 1), (503, 1), (408, 1), (409, 1)])
+def test_what_an_error_cost_is_not_known_unless_the_model_never_saw_it(tmp_path: Path, status: int, cost: int) -> None:
+    settings = ModelSettings("m", "http://127.0.0.1:9/v1", retries=0, max_tokens=100_000)
+
+    async def spent(url: str) -> int:
+        endpoint = Endpoint(replace(settings, base_url=url))
+        with pytest.raises((GivenUp, UserError)):
+            await endpoint.ask("Which is better?")
+        await endpoint.close()
+        return endpoint.meter.n_tokens
+
+    with serving(Scripted(lambda body, n: JSONResponse({"error": {"message": "no"}}, status))) as url:
+        found = asyncio.run(spent(url))
+    assert (found > 256) == bool(cost) and (found == 0) == (not cost)
 
 
 def test_the_pace_is_kept(tmp_path: Path) -> None:
@@ -572,6 +592,33 @@ def test_the_verb_adds_a_judge_when_the_model_has_answered(
     assert (new.judge_id, new.vendor) == ("tiny", "Lab")
     assert Counter(row.choice for row in rows(database, votes)) == {"tie": 4}
     assert len(endpoint.seen) == 2 + 8  # a first contact each for the typo and the model, then each comparison once
+
+
+def test_a_panel_of_models_is_full_when_they_have_nothing_more_to_say(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A refusal, garbage or a smaller set leaves no vote to wait for: the lock asks for no reason."""
+    database = Database(SuiteDir(out).judging / "judging.sqlite")
+    odd = {4: completion(None, message={"refusal": "No."}), 9: "Perhaps"}
+
+    def ask(name: str, answer: Any, *flags: object) -> None:
+        with serving(Scripted(answer)) as url:
+            judge("model", out, "--model", name, "--base-url", url, "--vendor", "Lab", "--parallel", 1, *flags)
+
+    ask("brief", lambda body, n: "TIE", "--votes", 4)
+    ask("shy", lambda body, n: odd.get(n, "TIE"), "--max-requests", 9)
+    assert fill(database, 2, 6, ("human", "model")) == Fill(2, 6, n_voted=2, n_full=1, n_short=1)
+    assert judge("lock", out, "--yes") == 2
+    ask("shy", lambda body, n: "Perhaps" if n == 1 else "TIE")
+    (shy,) = [row for row in attendance(database) if row.judge_id == "shy"]
+    assert (shy.n_assigned, shy.n_first, shy.n_no_choice) == (6, 4, 2)
+    assert fill(database, 2, 6, ("human", "model")) == Fill(2, 6, n_voted=2, n_full=2, n_short=2)
+    capsys.readouterr()
+    assert judge("lock", out, "--yes") == 0
+    assert "2 judges gave fewer than the 6 planned votes" in " ".join(capsys.readouterr().out.split())
+    note = read_json(out / "votes.json")
+    assert (note["locked_early_because"], note["n_refusals"], note["n_garbage"]) == (None, 1, 1)
+    assert note["n_judges_short"] == 2
 
 
 def test_the_verb_writes_and_reads_a_sheet(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

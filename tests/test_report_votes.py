@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from test_preference import record, vote
 from test_report import report
 
 from replication.errors import UserError
-from replication.rundir import SuiteDir
+from replication.rundir import SuiteDir, file_sha256, write_json
 from replication.votes import write_votes
 
 SEEDS = (1, 2, 3, 4, 5, 6)
@@ -63,6 +64,25 @@ def test_a_record_that_is_short_says_so(folder, votes, said):
     results, text, markdown = with_votes(folder, votes)
     assert said in results["verdict"]["headline"]
     assert said in text and "nan" not in text.lower().split() and "None" not in markdown
+
+
+def test_the_report_says_how_the_panel_was_locked_and_whether_its_votes_were_changed(tmp_path: Path):
+    suite_dir, suite = build_suite(tmp_path / "out", arms=("baseline", "both"), seeds=SEEDS)
+    results, text, markdown = with_votes((suite_dir, suite), record())
+    assert results["votes_note"] is None and "locked" not in text + markdown
+    why = "two judges fell ill | & left"
+    note = {"locked_at": "2030-01-02T03:04:05+00:00", "locked_early_because": why, "n_refusals": 1, "n_garbage": 0}
+    write_json(suite_dir.votes_note, note | {"votes_sha256": file_sha256(suite_dir.votes), "key_sha256": "ab" * 32})
+    results, text, markdown = report(suite_dir, suite)
+    assert results["votes_note"]["locked_early_because"] == why and results["votes_note"]["changed"] is False
+    for page in (text, unescape(markdown.replace("\\", ""))):
+        assert f"before all planned votes were in. The reason given: {why}" in page and "ab" * 32 in page
+        assert "1 answer of a model was no choice" in page and "was locked (votes.json" not in page
+    with open(suite_dir.votes, "a") as file:
+        file.write("\n")
+    results, text, markdown = report(suite_dir, suite)
+    assert results["votes_note"]["changed"] is True
+    assert all("votes.csv is not the file that was written when the panel was locked" in x for x in (text, markdown))
 
 
 def test_votes_of_a_pair_that_the_certificate_refuses_are_not_used(tmp_path: Path):

@@ -6,7 +6,9 @@ import math
 import pytest
 
 from replication.errors import UserError
+from replication.rundir import file_sha256, write_json
 from replication.votes import COLUMNS, Vote, read_votes, write_votes
+from replication.votes_note import read_note
 
 VOTE = Vote(
     "v1", "s", 1, "baseline", "both", 7, 0, 2, "judge-a", "human", "", "left", "2026-11-24T10:00:00+0000", 21.5, ""
@@ -24,6 +26,35 @@ def test_a_record_survives_writing_and_reading(tmp_path):
     assert math.isnan(second.seconds) and dataclasses.replace(second, seconds=0.0) == dataclasses.replace(
         model, seconds=0.0
     )
+
+
+def test_the_note_beside_a_record_says_how_it_was_locked_and_whether_it_is_still_that(tmp_path):
+    votes, note = tmp_path / "votes.csv", tmp_path / "votes.json"
+    write_votes(votes, [VOTE])
+    assert read_note(note, votes) is None, "votes from elsewhere"
+    facts = {"locked_at": "2030-01-02T03:04:05+00:00", "votes_sha256": file_sha256(votes), "n_refusals": 2,
+             "n_garbage": 1, "n_repeats_without_first_vote": 4, "of_no_concern": []}  # fmt: skip
+    write_json(note, facts | {"locked_early_because": None})
+    found = read_note(note, votes)
+    assert found and found.changed is False and found.warning == ""
+    assert "when nothing planned was missing" in found.lines[0] and "before" not in found.lines[0]
+    assert "3 answers of models were no choice (refusals: 2; not readable: 1)" in found.lines[1]
+    assert found.lines[2].endswith("was never cast: 4.") and len(found.lines) == 3
+    write_json(note, facts | {"locked_early_because": "the lab closed"})
+    votes.write_text(votes.read_text().replace(",left,", ",right,"))
+    found = read_note(note, votes)
+    assert found and found.changed and "votes.csv is not the file that was written" in found.warning
+    assert "before all planned votes were in. The reason given: the lab closed" in found.lines[0]
+    votes.unlink()
+    assert read_note(note, votes).changed, "votes that are gone are changed"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("damaged", ["[]", '{"n_refusals": "2"}', '{"votes_sha256": 3}', "{"])
+def test_a_note_that_is_damaged_is_one_line(tmp_path, damaged):
+    (tmp_path / "votes.json").write_text(damaged)
+    with pytest.raises(UserError, match=r"votes\.json") as caught:
+        read_note(tmp_path / "votes.json", tmp_path / "votes.csv")
+    assert "\n" not in str(caught.value)
 
 
 def test_no_file_is_no_votes(tmp_path):

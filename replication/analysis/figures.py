@@ -44,7 +44,6 @@ def draw_figures(cells: Sequence[Cell], results: dict[str, Any], folder: Path) -
     Returns:
         What was drawn, in the order of the report. Figures without anything to show say so in the picture.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     styles = arm_styles(results["suite"]["arms"])
     drawings = [
         _validation_loss(cells, styles, results),
@@ -59,9 +58,14 @@ def draw_figures(cells: Sequence[Cell], results: dict[str, Any], folder: Path) -
         _gradient_norm(cells, styles),
         _entropies(cells, styles),
     ]
-    for figure, drawn in drawings:
-        FigureCanvasAgg(figure).print_png(str(folder / drawn.file), metadata={"Software": None})
-    return [drawn for _, drawn in drawings]
+    return [save_figure(figure, drawn, folder) for figure, drawn in drawings]
+
+
+def save_figure(figure: Figure, drawn: Drawn, folder: Path) -> Drawn:
+    """Write one figure into folder, which is made where it does not exist; returns what was drawn."""
+    folder.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(str(folder / drawn.file), metadata={"Software": None})
+    return drawn
 
 
 # ---------------------------------------------------------------- curves

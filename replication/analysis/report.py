@@ -26,6 +26,7 @@ from replication.config import SuiteConfig
 from replication.errors import UserError
 from replication.rundir import SuiteDir, read_json, write_json, write_text
 from replication.votes import read_votes
+from replication.votes_note import read_note
 
 
 def write_report(suite_dir: SuiteDir, suite: SuiteConfig) -> Path:
@@ -60,13 +61,17 @@ def collect(suite_dir: SuiteDir, suite: SuiteConfig) -> tuple[list[Cell], dict[s
         (cells, results but for the list of figures).
 
     Raises:
-        UserError: votes.csv holds what no vote can.
+        UserError: votes.csv holds what no vote can, or votes.json is damaged.
     """
     cells = load_cells(suite_dir, suite.arms, suite.seeds)
     logged = {(cell.arm, cell.seed): cell.logged for cell in cells}
     certificate = certify(suite_dir, suite.arms, suite.seeds, logged)
     write_json(suite_dir.certificate, certificate.to_dict())
     results = compute_results(suite_dir, suite, cells, certificate, read_votes(suite_dir.votes))
+    note = read_note(suite_dir.votes_note, suite_dir.votes)
+    results["votes_note"] = note.to_dict() if note else None
+    if note and note.warning:
+        results["warnings"].append(note.warning)
     results["verdict"] = verdict(results)
     results["methods"] = methods(results)
     results["figures"] = []
@@ -84,12 +89,12 @@ def render(suite_dir: SuiteDir) -> Path:
         raise UserError(f"{suite_dir.results}: no such file; run `replicate report` on the folder")
     images = {figure["file"]: _data_uri(suite_dir.figures / figure["file"]) for figure in results["figures"]}
     colours = {name: style.colour for name, style in arm_styles(results["suite"]["arms"]).items()}
-    write_text(suite_dir.report_md, _template("report.md.j2").render(r=results))
-    write_text(suite_dir.report_html, _template("report.html.j2").render(r=results, images=images, colours=colours))
+    write_text(suite_dir.report_md, template("report.md.j2").render(r=results))
+    write_text(suite_dir.report_html, template("report.html.j2").render(r=results, images=images, colours=colours))
     return suite_dir.report_html
 
 
-def _template(name: str) -> Any:
+def template(name: str) -> Any:
     """A template; the HTML one escapes everything, the Markdown one only what passes its filters `cell` and `fence`."""
     environment = Environment(
         loader=PackageLoader("replication.analysis"),

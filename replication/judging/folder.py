@@ -62,7 +62,7 @@ class PanelFolder:
     @property
     def votes_note(self) -> Path:
         """Beside the vote record: what it is of, and why the panel was locked early."""
-        return self.root / "votes.json"
+        return SuiteDir(self.root).votes_note
 
     def facts(self) -> dict[str, Any]:
         """panel.json; empty where it is not there."""

@@ -300,3 +300,11 @@ def _visit() -> Select[Any]:
 
 
 _VISIT = _visit()
+
+
+def claim_once(store: Store, token: str) -> Judge | None:
+    """`Store.claim`; a token that has its set already gets the same one, also where both ask at the same moment."""
+    try:
+        return store.judge_by_token(token) or store.claim(token)
+    except IntegrityError:  # on PostgreSQL each had taken another set, and the later one has given its own back
+        return store.judge_by_token(token)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from replication.errors import UserError
-from replication.rundir import RunDir, SuiteDir
+from replication.rundir import RunDir, SuiteDir, file_sha256, read_json
 
 KEYS = {
     "arm": str, "seed": int, "prompt_id": int, "category": str, "question": str, "sample": int, "completion": str,
@@ -48,7 +48,7 @@ def read_samples(run: RunDir) -> list[Completion]:
 
     Raises:
         UserError: no samples.jsonl, an empty or torn one, a line that is no completion, completions of several cells,
-            or two of one prompt and sample.
+            two of one prompt and sample, or another file than the manifest recorded.
     """
     path, found = run.samples, []
     again = "`replicate generate` makes it again"
@@ -62,7 +62,21 @@ def read_samples(run: RunDir) -> list[Completion]:
         if (c.prompt_id, c.sample) in seen:
             raise UserError(f"{path}: has sample {c.sample} of prompt {c.prompt_id} twice; {again}")
         seen.add((c.prompt_id, c.sample))
+    _refuse_changed(run)
     return found
+
+
+def _refuse_changed(run: RunDir) -> None:
+    """Raise UserError where samples.jsonl is not what the manifest says how it was sampled.
+
+    It was edited, or sampled anew and killed before the manifest was written: then the settings are of other texts.
+    """
+    recorded = ((read_json(run.manifest) or {}).get("generation") or {}).get("samples_sha256")
+    if recorded is not None and file_sha256(run.samples) != recorded:
+        raise UserError(
+            f"{run.samples}: is not the file whose settings {run.manifest.name} records; it was edited, or sampling it "
+            "again was cut off: `replicate generate` makes it again"
+        )
 
 
 def suite_completions(suite_dir: SuiteDir, arms: Sequence[str]) -> dict[int, dict[str, list[Completion]]]:

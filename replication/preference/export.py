@@ -117,7 +117,7 @@ def write_export(
         questions_file: the prompt file's name; null in the file where the completions are of other prompts.
 
     Raises:
-        UserError: completions are missing or damaged, were sampled in different ways, or of other prompts.
+        UserError: completions are missing, damaged or changed, were sampled in different ways, or of other prompts.
     """
     runs = [suite_dir.cell(arm, seed) for arm in arms]
     first, second = (read_samples(run) for run in runs)

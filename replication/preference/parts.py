@@ -129,7 +129,8 @@ class Samples:
     def finish(self) -> int:
         """Put the parts together: samples.jsonl, then the manifest; then they are removed. Returns how many there are.
 
-        A kill on the way leaves what the next start puts together again.
+        A kill on the way leaves what the next start puts together again; between the two, texts whose hash the manifest
+        does not have, which nobody reads (`read_samples`).
         """
         parts = self.parts()
         lines = [parts[prompt.id, sample] for prompt, sample in self.rows]

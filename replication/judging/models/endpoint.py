@@ -18,6 +18,10 @@ from replication.errors import UserError
 from replication.judging.models.meter import Meter
 from replication.judging.models.settings import ModelSettings
 
+UNSEEN_STATUS = {*range(400, 500)} - {
+    408,
+    409,
+}  # the model never saw it; what others cost nobody knows
 PASSING_STATUS = {408, 409, 425, 429, *range(500, 600)}
 LONGEST_PAUSE_SECONDS = 60.0
 LONGEST_SERVER_PAUSE_SECONDS = 3600.0
@@ -108,7 +112,7 @@ class Endpoint:
                 used = reply.input_tokens + reply.output_tokens
             return reply
         except openai.APIStatusError as error:
-            used = 0  # refused before the model saw it
+            used = 0 if error.status_code in UNSEEN_STATUS else reserved
             if (pause := _retry_after(error)) is not None:
                 self.meter.hold(pause)
             raise

@@ -19,7 +19,7 @@ class Meter:
 
     A request reserves the most it can cost before it is sent: its bytes and the template's room for the input (no
     tokenizer makes more tokens than bytes), and the longest answer. What it did cost replaces that; where this is not
-    known (a time-out, a broken connection, no usage in the answer) the reservation stands as spent.
+    known (a time-out, a server's error, a broken connection, no usage in the answer) the reservation stands as spent.
     """
 
     def __init__(self, settings: ModelSettings) -> None:

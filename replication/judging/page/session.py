@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 import secrets
 from hmac import compare_digest
 from typing import Annotated, Final
+from urllib.parse import quote
 
-from fastapi import APIRouter, Form
+from fastapi import APIRouter, Form, Request
 from starlette.responses import Response
 
 from replication.judging.page.rendering import judge_path, page, problem, see_other
-from replication.judging.store import Cast, Store, Visit, hash_token
+from replication.judging.store import Cast, Store, Visit, claim_once, hash_token
 from replication.votes import CHOICES
 
 SURVEY: Final = {
@@ -20,6 +24,9 @@ SURVEY: Final = {
     "took_part_before": ("yes", "no"),
 }
 """Questions about the judge and the answers they may have; the words are in the template."""
+
+NONCE: Final = re.compile(r"[A-Za-z0-9_-]{16,64}")
+COOKIE_SECONDS: Final = 60 * 24 * 3600  # longer than a panel is open
 
 ShowingField = Annotated[str, Form(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 SurveyField = Annotated[str | None, Form(max_length=32)]
@@ -89,25 +96,36 @@ def judge_routes(store: Store) -> APIRouter:
         return see_other(judge_path(token))
 
     @routes.get("/join/{token}")
-    def invite(token: str) -> Response:
+    def invite(request: Request, token: str) -> Response:
         panel = store.panel()
         if not _opens(token, panel.join_sha256):
             return problem(404)
-        return page("closed", n_voted=None) if panel.is_locked else page("join")
+        if (own := _own(request, token, store)) is not None:
+            return see_other(judge_path(own))
+        return page("closed", n_voted=None) if panel.is_locked else page("join", nonce=secrets.token_urlsafe(24))
 
     @routes.post("/join/{token}")
-    def join(token: str) -> Response:
+    def join(request: Request, token: str, nonce: Annotated[str, Form()] = "") -> Response:
         panel = store.panel()
         if not _opens(token, panel.join_sha256):
             return problem(404)
-        if panel.is_locked:
+        own = _own(request, token, store)
+        if own is None and panel.is_locked:
             return page("closed", 409, n_voted=None)
-        own = secrets.token_urlsafe(24)
-        if store.claim(own) is None:
-            return problem(
-                409, title="All places are taken", text="Thank you for coming. Enough people take part already."
-            )
-        return see_other(judge_path(own))
+        if own is None:
+            if not NONCE.fullmatch(nonce):
+                return problem(422, back=f"/join/{quote(token, safe='')}")
+            own = _derived(token, nonce)
+            if claim_once(store, own) is None:
+                return problem(
+                    409, title="All places are taken", text="Thank you for coming. Enough people take part already."
+                )
+        answer = see_other(judge_path(own))
+        is_https = request.url.scheme == "https"
+        # lax, not strict: whoever follows the link in a letter again is to come back to their own page
+        answer.set_cookie(_cookie(token), own, COOKIE_SECONDS, path="/join", httponly=True, samesite="lax",
+                          secure=is_https)  # fmt: skip
+        return answer
 
     return routes
 
@@ -148,6 +166,25 @@ def _after_vote(token: str, visit: Visit, cast: Cast) -> Response:
 def _refused(token: str, visit: Visit | None) -> Response:
     """For a link that nobody has, or a panel that is locked."""
     return problem(404) if visit is None else page("closed", 409, n_voted=visit.judge.n_voted)
+
+
+def _derived(join: str, nonce: str) -> str:
+    """The link that one form of the open link gives: the same form gives the same, however often it is sent.
+
+    As secret as the form's nonce, which stands on one page that nobody else was sent, and is never kept.
+    """
+    return base64.urlsafe_b64encode(hashlib.sha256(f"{join}/{nonce}".encode()).digest()[:24]).decode()
+
+
+def _cookie(join: str) -> str:
+    """Its name: one for each panel, as panels of one host share their cookies."""
+    return f"judging_{hash_token(join)[:12]}"
+
+
+def _own(request: Request, join: str, store: Store) -> str | None:
+    """The link that this browser was given before; None where it was given none, or the link works no more."""
+    own = request.cookies.get(_cookie(join), "")
+    return own if own and store.judge_by_token(own) is not None else None
 
 
 def _opens(token: str, hashed: str | None) -> bool:

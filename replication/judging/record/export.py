@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -134,10 +135,20 @@ def write_record(folder: PanelFolder, database: Database, rules: AnalysisConfig)
         "n_repeats": len(found.votes) - len(first),
         "n_repeats_without_first_vote": found.lone_repeats,
         "n_judges": len({vote.judge_id for vote in first}),
+        "n_judges_short": sum(n < found.votes_per_judge for n in Counter(vote.judge_id for vote in first).values()),
+        **_no_choice(database),
     }
     write_json(folder.votes_note, note)
     write_text(folder.marginals, marginals_json(database, rules))
     return note
+
+
+def _no_choice(database: Database) -> dict[str, int]:
+    """Answers of models that are no choice."""
+    with database.read() as c:
+        query = select(answers.c.status, func.count().label("n")).group_by(answers.c.status)
+        counts = {row.status: row.n for row in c.execute(query)}
+    return {"n_refusals": counts.get("refusal", 0), "n_garbage": counts.get("garbage", 0)}
 
 
 def write_export(folder: PanelFolder, database: Database) -> list[Path]:
