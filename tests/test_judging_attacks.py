@@ -95,7 +95,7 @@ def test_a_vote_must_be_on_what_is_shown(
         "never shown": {"showing": "A" * 22, "choice": "left"},
         "of another judge": {"showing": begun[other], "choice": "left"},
         "voted on before": {"showing": panel.store.last_vote("judge-001"), "choice": "left"},
-        "not a showing": {"showing": "'; DROP TABLE votes; --", "choice": "left"},
+        "not a showing": {"showing": "'; DROP TABLE judging_votes; --", "choice": "left"},
         "no showing": {"choice": "left"},
         "unknown choice": {"showing": begun[mine], "choice": "first"},
         "no choice": {"showing": begun[mine]},

@@ -196,7 +196,7 @@ def test_after_the_lock_nothing_is_taken(panel: SmallPanel, client: httpx.Client
 
 
 def test_sql_in_names_stays_data(panel: SmallPanel) -> None:
-    name = "o'brien\"; DROP TABLE votes; -- <b>"
+    name = "o'brien\"; DROP TABLE judging_votes; -- <b>"
     with panel.database.write() as c:
         c.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
         c.exec_driver_sql("UPDATE judging_assignments SET judge_id = ? WHERE judge_id = 'judge-001'", (name,))
@@ -207,10 +207,11 @@ def test_sql_in_names_stays_data(panel: SmallPanel) -> None:
         path = f"/j/{panel.links[0]}"
         page = client.post(f"{path}/start")
         client.post(f"{path}/vote", data={"showing": showing(page), "choice": "left"})
-        assert client.post(f"{path}/survey", data={"background": "'; DROP TABLE votes; --"}).status_code == 422
+        assert client.post(f"{path}/survey", data={"background": "'; DROP TABLE judging_votes; --"}).status_code == 422
         overview = client.get("/admin", headers={"authorization": f"Bearer {panel.admin}"}).text
-    assert "<b>" not in overview.split("<main")[1] and "o&#39;brien&#34;; DROP TABLE votes; -- &lt;b&gt;" in overview
-    assert len(panel.contents()["votes"]) == 1
+    assert "<b>" not in overview.split("<main")[1]
+    assert "o&#39;brien&#34;; DROP TABLE judging_votes; -- &lt;b&gt;" in overview
+    assert len(panel.contents()["judging_votes"]) == 1
 
 
 # ---------------------------------------------------------------- what answers carry
@@ -219,7 +220,7 @@ def test_sql_in_names_stays_data(panel: SmallPanel) -> None:
 def test_pages_and_headers_name_nothing_but_the_showing(tmp_path: Path) -> None:
     panel = small_panel(tmp_path, attention=1, repeat_share=0.5, text=lambda *_: "the same words")
     contents = panel.contents()
-    secret = {str(row.item_id) for row in contents["items"]} | {"judge-001", "baseline", SUITE, "seed", "plain"}
+    secret = {str(row.item_id) for row in contents["judging_items"]} | {"judge-001", "baseline", SUITE, "seed", "plain"}
     pages = []
     with served(panel.store) as address, httpx.Client(base_url=address) as client:
         path = f"/j/{panel.links[0]}"

@@ -122,7 +122,7 @@ def test_a_changed_vote_is_found(voted: tuple[Database, list[Said]]) -> None:
 
 def test_a_doubled_vote_is_found(voted: tuple[Database, list[Said]]) -> None:
     with voted[0].write() as c:
-        c.execute(text("DROP INDEX one_vote_an_assignment"))  # else the database refuses it
+        c.execute(text("DROP INDEX judging_one_vote_an_assignment"))  # else the database refuses it
         row = c.execute(select(votes).where(votes.c.showing == voted[1][0].showing)).one()
         again = {**row._mapping, "vote_id": 99, "showing": "another"}
         c.execute(insert(votes).values(again))
