@@ -155,11 +155,14 @@ def test_a_session_by_keyboard(panel: SmallPanel, open_page) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Start"
     press(page, "Enter")
-    for i, key in enumerate(["1", "ArrowDown", "ArrowRight", "4", "ArrowUp", "ArrowLeft"]):
+    for i, key in enumerate(["1", "2", "ArrowRight", "4", "3", "ArrowLeft"]):
         assert heading(page) == f"Pair {i + 1} of 6"
         assert page.evaluate("document.activeElement.tagName") == "H1"  # a screen reader begins at the number
+        for scrolls in ("ArrowUp", "ArrowDown"):
+            wait(page)
+            page.keyboard.press(scrolls)
         press(page, key)
-    assert stored(panel) == ["left", "tie", "right", "both_bad", "both_bad", "left"]
+    assert stored(panel) == ["left", "tie", "right", "both_bad", "right", "left"]
     press(page, "u")
     assert heading(page) == "Pair 6 of 6"
     assert len(stored(panel)) == 5
@@ -241,6 +244,33 @@ def test_on_a_phone(panel: SmallPanel, open_page, scheme: str) -> None:
     with page.expect_navigation():
         page.get_by_role("button", name="Both bad").tap()
     assert stored(panel) == ["both_bad"]
+
+
+@pytest.mark.parametrize("options", [{}, {"viewport": PHONE, "has_touch": True, "is_mobile": True}])
+def test_beside_long_texts_the_rubric_unfolds_in_view_and_the_right_text_is_pointed_to(
+    tmp_path: Path, browser, options
+) -> None:
+    panel = small_panel(tmp_path, text=lambda *_: "A sentence of a long text. " * 200)
+    with served(panel.store) as address:
+        context = browser.new_context(**({"viewport": {"width": 1200, "height": 900}} | options))
+        page = context.new_page()
+        page.goto(f"{address}/j/{panel.links[0]}")
+        click(page, "Start")
+        name = "phone" if options else "wide"
+        picture(page, f"item_long_{name}")
+        jump = page.get_by_role("link", name="Right text")
+        assert jump.is_visible() == bool(options)
+        page.locator("summary").click()
+        rubric, bar = page.locator("details p").first.bounding_box(), page.locator(".bar").bounding_box()
+        assert rubric["y"] > 0 and rubric["y"] + rubric["height"] <= bar["y"]
+        picture(page, f"item_rubric_{name}")
+        page.locator("summary").click()
+        if options:
+            jump.tap()
+            heading_ = page.locator("h2#right").bounding_box()
+            assert 0 <= heading_["y"] < PHONE["height"] / 2
+            picture(page, "item_jumped_phone")
+        context.close()
 
 
 def fits(page) -> bool:

@@ -5,12 +5,10 @@ const DEAF_MS = 300; // after loading: a second press or click was meant for the
 const STUCK_MS = 5000; // after sending: the visitor may have stopped it
 
 const loaded = performance.now();
-const bar = document.querySelector("form.bar");
 const announced = document.querySelector("[role=status]");
 let isSent = false;
 
 const isEarly = () => performance.now() - loaded < DEAF_MS;
-const pageScrolls = () => document.documentElement.scrollHeight > window.innerHeight + 1;
 
 document.addEventListener("submit", (event) => {
   if (isSent || (isEarly() && document.querySelector("[data-key]"))) {
@@ -25,8 +23,6 @@ document.addEventListener("submit", (event) => {
 document.addEventListener("keydown", (event) => {
   if (event.repeat || event.isComposing || event.ctrlKey || event.altKey || event.metaKey || isEarly()) return;
   if (event.target.closest("input, textarea, select, [contenteditable]")) return;
-  const scrollsInstead = (event.key === "ArrowUp" || event.key === "ArrowDown") && pageScrolls();
-  if (scrollsInstead) return;
   // on some keyboards a digit needs Shift: then its place counts
   const key = /^Digit[1-4]$/.test(event.code) ? event.code.at(-1) : event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const button = [...document.querySelectorAll("[data-key]")].find((b) => b.dataset.key.split(" ").includes(key));
@@ -37,10 +33,3 @@ document.addEventListener("keydown", (event) => {
 
 // a page that the browser kept is older than the votes
 window.addEventListener("pageshow", (event) => { if (event.persisted) window.location.reload(); });
-
-if (bar) {
-  const mark = () => bar.classList.toggle("scrolling", pageScrolls());
-  mark();
-  window.addEventListener("resize", mark);
-  document.addEventListener("toggle", mark, true); // the rubric was opened or closed
-}
