@@ -128,9 +128,13 @@ def stored(panel: SmallPanel) -> list[str]:
 
 
 def test_a_session_by_mouse(panel: SmallPanel, open_page) -> None:
-    page = open_page(f"/j/{panel.links[0]}", real_time=True)
+    page = open_page(f"/j/{panel.links[0]}", real_time=True, permissions=["clipboard-read", "clipboard-write"])
     assert heading(page) == "Which text is the better attempt?"
-    picture(page, "rubric_wide")
+    assert page.get_by_label("Keep this link").input_value() == page.url
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == page.url
+    picture(page, "rubric_wide_whole")
     click(page, "Start")
     picture(page, "item_wide")
     assert heading(page) == "Pair 1 of 6"
@@ -146,6 +150,7 @@ def test_a_session_by_mouse(panel: SmallPanel, open_page) -> None:
         assert page.locator("progress").get_attribute("value") == str(i)
         click(page, name)
     assert heading(page) == "That was the last pair. Thank you!"
+    assert page.get_by_label("Keep this link").input_value() == page.url
     picture(page, "finished_wide")
     assert stored(panel) == ["left", "tie", "right", "both_bad", "tie", "left"]
 
@@ -286,6 +291,8 @@ def test_without_javascript(tmp_path: Path, browser) -> None:
         page.goto(f"{address}/join/{panel.join}")
         picture(page, "join_wide")
         page.get_by_role("button", name="Take part").click()
+        assert page.get_by_label("Keep this link").input_value() == page.url
+        assert page.get_by_role("button", name="Copy").count() == 0
         page.get_by_role("button", name="Start").click()
         picture(page, "survey_wide")
         page.get_by_label("Every week").check()
@@ -362,7 +369,8 @@ def test_the_open_link(panel: SmallPanel, open_page) -> None:
     click(open_page(f"/join/{panel.join}"), "Take part")
     third = open_page(f"/join/{panel.join}")
     click(third, "Take part")
-    assert heading(third) == "All places are taken"
+    assert heading(third) == "All places are taken" and third.get_by_role("link").count() == 0
+    picture(third, "taken_wide")
 
 
 def test_the_administrator(tmp_path: Path, browser) -> None:

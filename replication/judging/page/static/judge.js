@@ -1,4 +1,4 @@
-// Keys, and a guard against voting twice. The page works without it.
+// Keys, a guard against voting twice, and a button that copies the judge's link. The page works without it.
 "use strict";
 
 const DEAF_MS = 300; // after loading: a second press or click was meant for the page before
@@ -30,6 +30,22 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   button.form.requestSubmit(button);
 });
+
+for (const button of document.querySelectorAll("[data-copies]")) {
+  const field = document.getElementById(button.dataset.copies);
+  field.value = location.origin + location.pathname; // a server behind a proxy may not know its own name
+  button.hidden = false;
+  field.addEventListener("focus", () => field.select());
+  button.addEventListener("click", async () => {
+    field.select();
+    try {
+      await navigator.clipboard.writeText(field.value);
+      button.textContent = "Copied";
+    } catch { // not there without https, or not allowed
+      button.textContent = document.execCommand("copy") ? "Copied" : "Selected";
+    }
+  });
+}
 
 // a page that the browser kept is older than the votes
 window.addEventListener("pageshow", (event) => { if (event.persisted) window.location.reload(); });
