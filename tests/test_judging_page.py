@@ -20,7 +20,7 @@ from sqlalchemy import update
 from replication.errors import UserError
 from replication.judging.page.security import LONGEST_BODY_BYTES
 from replication.judging.page.server import create_app, serve
-from replication.judging.schema import judges
+from replication.judging.schema import items, judges
 
 SHOWING = re.compile(r'/vote"[^>]*>\s*<input type="hidden" name="showing" value="([^"]+)"')
 UNDOABLE = re.compile(r'/undo"[^>]*>\s*<input type="hidden" name="showing" value="([^"]+)"')
@@ -365,6 +365,36 @@ def test_arms_stay_hidden_until_the_lock(panel: SmallPanel, client: httpx.Client
     assert votes.headers["content-disposition"] == 'attachment; filename="votes.csv"'
     assert len(votes.text.splitlines()) == 3 and ",baseline," in votes.text  # a header and two votes
     assert client.get("/admin/marginals.json", headers=headers).json()
+
+
+def overview_of(panel: SmallPanel) -> str:
+    with served(panel.store) as address:
+        return httpx.get(f"{address}/admin", headers={"authorization": f"Bearer {panel.admin}"}).text
+
+
+def test_the_administrator_reads_words_and_every_prompt(tmp_path: Path) -> None:
+    panel = small_panel(tmp_path, n_prompts=8, votes=1, survey=True)  # four sets of one pair
+    with panel.database.write() as c:
+        c.execute(update(items).values(category="structured_output"))
+    panel.store.answer_survey("judge-001", {"chat_models": "sometimes", "background": "ml"})
+    text = overview_of(panel)
+    assert "planned: 4 judges, people and models together" in text
+    assert "How often do you use chat models" in text and "Now and then: 1" in text and "chat_models" not in text
+    assert text.count("<td>structured output</td>") == 8 and text.count("in no set") == 4
+
+
+@pytest.mark.parametrize(("n_left", "is_outside"), [(6, False), (12, True), (0, True)])
+def test_a_share_of_left_that_chance_hardly_gives_is_marked(tmp_path: Path, n_left: int, is_outside: bool) -> None:
+    panel = small_panel(tmp_path)
+    for n in range(12):
+        name = ("judge-001", "judge-002")[n % 2]
+        shown = panel.store.show(name)
+        assert shown is not None
+        panel.store.vote(name, shown.showing, "left" if n < n_left else "right")
+    text = overview_of(panel)
+    plain = " ".join(re.sub("<[^>]+>", "", text).split())
+    assert "between 21.7 and 78.3 % in 95 of 100 panels by chance" in plain
+    assert ("Outside of that range" in plain) == is_outside
 
 
 # ---------------------------------------------------------------- the server
