@@ -128,9 +128,13 @@ def stored(panel: SmallPanel) -> list[str]:
 
 
 def test_a_session_by_mouse(panel: SmallPanel, open_page) -> None:
-    page = open_page(f"/j/{panel.links[0]}", real_time=True)
+    page = open_page(f"/j/{panel.links[0]}", real_time=True, permissions=["clipboard-read", "clipboard-write"])
     assert heading(page) == "Which text is the better attempt?"
-    picture(page, "rubric_wide")
+    assert page.get_by_label("Keep this link").input_value() == page.url
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == page.url
+    picture(page, "rubric_wide_whole")
     click(page, "Start")
     picture(page, "item_wide")
     assert heading(page) == "Pair 1 of 6"
@@ -146,20 +150,25 @@ def test_a_session_by_mouse(panel: SmallPanel, open_page) -> None:
         assert page.locator("progress").get_attribute("value") == str(i)
         click(page, name)
     assert heading(page) == "That was the last pair. Thank you!"
+    assert page.get_by_label("Keep this link").input_value() == page.url
     picture(page, "finished_wide")
     assert stored(panel) == ["left", "tie", "right", "both_bad", "tie", "left"]
 
 
 def test_a_session_by_keyboard(panel: SmallPanel, open_page) -> None:
     page = open_page(f"/j/{panel.links[0]}")
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Start"
+    for said in ("", "Copy", "Start"):  # the field with the link has no words
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == said
     press(page, "Enter")
-    for i, key in enumerate(["1", "ArrowDown", "ArrowRight", "4", "ArrowUp", "ArrowLeft"]):
+    for i, key in enumerate(["1", "2", "ArrowRight", "4", "3", "ArrowLeft"]):
         assert heading(page) == f"Pair {i + 1} of 6"
         assert page.evaluate("document.activeElement.tagName") == "H1"  # a screen reader begins at the number
+        for scrolls in ("ArrowUp", "ArrowDown"):
+            wait(page)
+            page.keyboard.press(scrolls)
         press(page, key)
-    assert stored(panel) == ["left", "tie", "right", "both_bad", "both_bad", "left"]
+    assert stored(panel) == ["left", "tie", "right", "both_bad", "right", "left"]
     press(page, "u")
     assert heading(page) == "Pair 6 of 6"
     assert len(stored(panel)) == 5
@@ -243,6 +252,33 @@ def test_on_a_phone(panel: SmallPanel, open_page, scheme: str) -> None:
     assert stored(panel) == ["both_bad"]
 
 
+@pytest.mark.parametrize("options", [{}, {"viewport": PHONE, "has_touch": True, "is_mobile": True}])
+def test_beside_long_texts_the_rubric_unfolds_in_view_and_the_right_text_is_pointed_to(
+    tmp_path: Path, browser, options
+) -> None:
+    panel = small_panel(tmp_path, text=lambda *_: "A sentence of a long text. " * 200)
+    with served(panel.store) as address:
+        context = browser.new_context(**({"viewport": {"width": 1200, "height": 900}} | options))
+        page = context.new_page()
+        page.goto(f"{address}/j/{panel.links[0]}")
+        click(page, "Start")
+        name = "phone" if options else "wide"
+        picture(page, f"item_long_{name}")
+        jump = page.get_by_role("link", name="Right text")
+        assert jump.is_visible() == bool(options)
+        page.locator("summary").click()
+        rubric, bar = page.locator("details p").first.bounding_box(), page.locator(".bar").bounding_box()
+        assert rubric["y"] > 0 and rubric["y"] + rubric["height"] <= bar["y"]
+        picture(page, f"item_rubric_{name}")
+        page.locator("summary").click()
+        if options:
+            jump.tap()
+            heading_ = page.locator("h2#right").bounding_box()
+            assert 0 <= heading_["y"] < PHONE["height"] / 2
+            picture(page, "item_jumped_phone")
+        context.close()
+
+
 def fits(page) -> bool:
     """No horizontal scrolling."""
     return page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
@@ -256,6 +292,8 @@ def test_without_javascript(tmp_path: Path, browser) -> None:
         page.goto(f"{address}/join/{panel.join}")
         picture(page, "join_wide")
         page.get_by_role("button", name="Take part").click()
+        assert page.get_by_label("Keep this link").input_value() == page.url
+        assert page.get_by_role("button", name="Copy").count() == 0
         page.get_by_role("button", name="Start").click()
         picture(page, "survey_wide")
         page.get_by_label("Every week").check()
@@ -332,7 +370,8 @@ def test_the_open_link(panel: SmallPanel, open_page) -> None:
     click(open_page(f"/join/{panel.join}"), "Take part")
     third = open_page(f"/join/{panel.join}")
     click(third, "Take part")
-    assert heading(third) == "All places are taken"
+    assert heading(third) == "All places are taken" and third.get_by_role("link").count() == 0
+    picture(third, "taken_wide")
 
 
 def test_the_administrator(tmp_path: Path, browser) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy import update
 from replication.errors import UserError
 from replication.judging.page.security import LONGEST_BODY_BYTES
 from replication.judging.page.server import create_app, serve
-from replication.judging.schema import judges
+from replication.judging.schema import items, judges
 
 SHOWING = re.compile(r'/vote"[^>]*>\s*<input type="hidden" name="showing" value="([^"]+)"')
 UNDOABLE = re.compile(r'/undo"[^>]*>\s*<input type="hidden" name="showing" value="([^"]+)"')
@@ -57,13 +57,15 @@ def test_a_session_from_the_link_to_the_end(tmp_path: Path) -> None:
     panel = small_panel(tmp_path, survey=True)
     with served(panel.store) as address, httpx.Client(base_url=address, follow_redirects=True) as client:
         path = f"/j/{panel.links[0]}"
-        assert "Start</button>" in client.get(path).text
+        kept = f'value="{address}{path}" readonly'
+        page = client.get(path)
+        assert "Start</button>" in page.text and kept in page.text
         assert "About you" in client.post(f"{path}/start").text
         page = client.post(f"{path}/survey", data={"background": "technical", "native_english": "yes"})
         for n in range(1, 7):
             assert f"Pair {n} of 6" in page.text and "How to judge" in page.text
             page = client.post(f"{path}/vote", data={"showing": showing(page), "choice": "left"})
-        assert "Thank you" in page.text and client.get(path).text == page.text
+        assert "Thank you" in page.text and kept in page.text and client.get(path).text == page.text
         undoable = UNDOABLE.search(page.text)
         assert undoable
         page = client.post(f"{path}/undo", data={"showing": undoable.group(1)})
@@ -121,6 +123,7 @@ def test_the_open_link_gives_each_visitor_a_set(panel: SmallPanel, client: httpx
     before = panel.contents()
     full = client.post(f"/join/{panel.join}", data=nonce_of(client.get(f"/join/{panel.join}")))
     assert full.status_code == 409 and "All places are taken" in full.text
+    assert "Go on" not in full.text
     assert client.post(f"/join/{panel.join}").status_code == 422, "a form of ours has its number"
     assert panel.contents() == before
 
@@ -269,7 +272,8 @@ def test_every_answer_carries_the_headers(panel: SmallPanel, client: httpx.Clien
         assert {name: answer.headers[name] for name in HEADERS} == HEADERS
         assert not {"etag", "last-modified", "server", "set-cookie"} & set(answer.headers)
     assert all("<h1" in a.text for a in answers if a.status_code >= 400)
-    assert all("href" in a.text for a in answers if a.status_code >= 400)
+    ways = {a.status_code: '<a class="button"' in a.text for a in answers if a.status_code >= 400}
+    assert {status for status, leads_on in ways.items() if not leads_on} == {400, 401, 404}  # 401 is a form
 
 
 def test_a_failure_of_ours_is_a_page_too(panel: SmallPanel, caplog: pytest.LogCaptureFixture) -> None:
@@ -361,6 +365,36 @@ def test_arms_stay_hidden_until_the_lock(panel: SmallPanel, client: httpx.Client
     assert votes.headers["content-disposition"] == 'attachment; filename="votes.csv"'
     assert len(votes.text.splitlines()) == 3 and ",baseline," in votes.text  # a header and two votes
     assert client.get("/admin/marginals.json", headers=headers).json()
+
+
+def overview_of(panel: SmallPanel) -> str:
+    with served(panel.store) as address:
+        return httpx.get(f"{address}/admin", headers={"authorization": f"Bearer {panel.admin}"}).text
+
+
+def test_the_administrator_reads_words_and_every_prompt(tmp_path: Path) -> None:
+    panel = small_panel(tmp_path, n_prompts=8, votes=1, survey=True)  # four sets of one pair
+    with panel.database.write() as c:
+        c.execute(update(items).values(category="structured_output"))
+    panel.store.answer_survey("judge-001", {"chat_models": "sometimes", "background": "ml"})
+    text = overview_of(panel)
+    assert "planned: 4 judges, people and models together" in text
+    assert "How often do you use chat models" in text and "Now and then: 1" in text and "chat_models" not in text
+    assert text.count("<td>structured output</td>") == 8 and text.count("in no set") == 4
+
+
+@pytest.mark.parametrize(("n_left", "is_outside"), [(6, False), (12, True), (0, True)])
+def test_a_share_of_left_that_chance_hardly_gives_is_marked(tmp_path: Path, n_left: int, is_outside: bool) -> None:
+    panel = small_panel(tmp_path)
+    for n in range(12):
+        name = ("judge-001", "judge-002")[n % 2]
+        shown = panel.store.show(name)
+        assert shown is not None
+        panel.store.vote(name, shown.showing, "left" if n < n_left else "right")
+    text = overview_of(panel)
+    plain = " ".join(re.sub("<[^>]+>", "", text).split())
+    assert "between 21.7 and 78.3 % in 95 of 100 panels by chance" in plain
+    assert ("Outside of that range" in plain) == is_outside
 
 
 # ---------------------------------------------------------------- the server

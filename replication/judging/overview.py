@@ -38,6 +38,7 @@ class Overview:
     judges: list[JudgeState]
     n_unclaimed: int
     coverage: list[numbers.PromptNumbers]
+    """Every prompt that has an item, whether or not any is in a set."""
     agreement: dict[str, numbers.Share]
     answers: list[tuple[str, dict[str, int]]]
     """Model judge -> status -> requests."""
@@ -90,7 +91,9 @@ def _assigned_by_prompt(c: Connection) -> dict[tuple[int, str, str], int]:
     by = (items.c.prompt_id, items.c.category, judges.c.kind)
     query = select(*by, func.count()).join_from(assignments, items).join(judges)
     first = query.where(items.c.prompt_id.is_not(None), assignments.c.repeats.is_(None)).group_by(*by)
-    return {(prompt_id, category, kind): n for prompt_id, category, kind, n in c.execute(first)}
+    everything = select(items.c.prompt_id, items.c.category).where(items.c.prompt_id.is_not(None)).distinct()
+    none = {(prompt_id, category, "human"): 0 for prompt_id, category in c.execute(everything)}
+    return none | {(prompt_id, category, kind): n for prompt_id, category, kind, n in c.execute(first)}
 
 
 def _replies(c: Connection) -> list[tuple[str, dict[str, int]]]:

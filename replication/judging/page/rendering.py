@@ -72,15 +72,15 @@ def page(name: str, status: int = 200, /, **values: Any) -> HTMLResponse:
 
 
 def problem(
-    status: int, *, title: str = "", text: str = "", back: str = "/", goes_on: bool = False, word: str = "Go on"
+    status: int, *, title: str = "", text: str = "", back: str = "", goes_on: bool = False, word: str = "Go on"
 ) -> HTMLResponse:
-    """A short page that says what went wrong and leads back.
+    """A short page that says what went wrong, and leads back where there is a way.
 
     Args:
         status: of the answer; its usual words stand where title or text are not given.
         title: what happened.
         text: what it means, and what to do.
-        back: where the link leads.
+        back: where the link leads; empty: no link, as where none would help.
         goes_on: whether the page goes there by itself after a few seconds.
         word: what the link says.
     """
@@ -98,8 +98,8 @@ def judge_path(token: str) -> str:
 
 
 def way_back(path: str) -> str:
-    """Where a visitor of this path came from, whether or not the link in it is good."""
+    """Where a visitor of this path came from, whether or not the link in it is good; empty: not known."""
     parts = path.split("/")
     if len(parts) > 3 and parts[1] in ("j", "join"):
         return f"/{parts[1]}/{quote(parts[2], safe='')}"
-    return "/admin" if len(parts) > 2 and parts[1] == "admin" else "/"
+    return "/admin" if len(parts) > 2 and parts[1] == "admin" else ""

@@ -94,7 +94,7 @@ class Guard:
         headers = Headers(scope=scope)
         back = way_back(scope["path"])
         if not self._is_our_host(headers.getlist("host")):
-            await problem(400, back="/")(scope, receive, send)
+            await problem(400)(scope, receive, send)
             return
         if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             if not self._is_our_form(headers):

@@ -132,7 +132,7 @@ def _add_plain_routes(app: FastAPI) -> None:
 def _add_problems(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
-        back = "/" if error.status_code == 404 else way_back(request.url.path)
+        back = "" if error.status_code == 404 else way_back(request.url.path)
         answer = problem(error.status_code, back=back)
         answer.headers.update(error.headers or {})
         return answer

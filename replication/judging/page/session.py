@@ -39,9 +39,9 @@ def judge_routes(store: Store) -> APIRouter:
     # Written as plain functions: the server runs them in its threads.
 
     @routes.get("/j/{token}")
-    def look(token: str) -> Response:
+    def look(request: Request, token: str) -> Response:
         visit = store.visit(token)
-        return problem(404) if visit is None else _page_of(store, token, visit)
+        return problem(404) if visit is None else _page_of(store, token, visit, _whole(request, token))
 
     @routes.post("/j/{token}/start")
     def start(token: str) -> Response:
@@ -130,12 +130,12 @@ def judge_routes(store: Store) -> APIRouter:
     return routes
 
 
-def _page_of(store: Store, token: str, visit: Visit) -> Response:
+def _page_of(store: Store, token: str, visit: Visit, link: str) -> Response:
     judge, path = visit.judge, judge_path(token)
     if visit.is_locked:
         return page("closed", n_voted=judge.n_voted)
     if not judge.has_started:
-        return page("start", path=path, n_assigned=judge.n_assigned)
+        return page("start", path=path, link=link, n_assigned=judge.n_assigned)
     if visit.asks_survey and judge.survey is None:
         return page("survey", path=path, survey=SURVEY)
     shown = store.show(judge.judge_id)
@@ -144,7 +144,7 @@ def _page_of(store: Store, token: str, visit: Visit) -> Response:
     after = store.visit(token)  # another window may have voted, or the panel may have been locked, since `visit`
     if after is None or after.is_locked:
         return page("closed", n_voted=judge.n_voted)
-    return page("finished", path=path, n_voted=after.judge.n_voted, last_vote=after.last_vote)
+    return page("finished", path=path, link=link, n_voted=after.judge.n_voted, last_vote=after.last_vote)
 
 
 def _after_vote(token: str, visit: Visit, cast: Cast) -> Response:
@@ -161,6 +161,11 @@ def _after_vote(token: str, visit: Visit, cast: Cast) -> Response:
         title = "There is a vote on this pair already"
         text = "The first one counts. To change it, go on and undo your last vote."
     return problem(409, title=title, text=text, back=path, goes_on=True)
+
+
+def _whole(request: Request, token: str) -> str:
+    """A judge's link with the name under which the page was asked for; the script puts the browser's own there."""
+    return str(request.base_url).rstrip("/") + judge_path(token)
 
 
 def _refused(token: str, visit: Visit | None) -> Response:

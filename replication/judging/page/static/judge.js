@@ -1,16 +1,14 @@
-// Keys, and a guard against voting twice. The page works without it.
+// Keys, a guard against voting twice, and a button that copies the judge's link. The page works without it.
 "use strict";
 
 const DEAF_MS = 300; // after loading: a second press or click was meant for the page before
 const STUCK_MS = 5000; // after sending: the visitor may have stopped it
 
 const loaded = performance.now();
-const bar = document.querySelector("form.bar");
 const announced = document.querySelector("[role=status]");
 let isSent = false;
 
 const isEarly = () => performance.now() - loaded < DEAF_MS;
-const pageScrolls = () => document.documentElement.scrollHeight > window.innerHeight + 1;
 
 document.addEventListener("submit", (event) => {
   if (isSent || (isEarly() && document.querySelector("[data-key]"))) {
@@ -25,8 +23,6 @@ document.addEventListener("submit", (event) => {
 document.addEventListener("keydown", (event) => {
   if (event.repeat || event.isComposing || event.ctrlKey || event.altKey || event.metaKey || isEarly()) return;
   if (event.target.closest("input, textarea, select, [contenteditable]")) return;
-  const scrollsInstead = (event.key === "ArrowUp" || event.key === "ArrowDown") && pageScrolls();
-  if (scrollsInstead) return;
   // on some keyboards a digit needs Shift: then its place counts
   const key = /^Digit[1-4]$/.test(event.code) ? event.code.at(-1) : event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const button = [...document.querySelectorAll("[data-key]")].find((b) => b.dataset.key.split(" ").includes(key));
@@ -35,12 +31,21 @@ document.addEventListener("keydown", (event) => {
   button.form.requestSubmit(button);
 });
 
+for (const button of document.querySelectorAll("[data-copies]")) {
+  const field = document.getElementById(button.dataset.copies);
+  field.value = location.origin + location.pathname; // a server behind a proxy may not know its own name
+  button.hidden = false;
+  field.addEventListener("focus", () => field.select());
+  button.addEventListener("click", async () => {
+    field.select();
+    try {
+      await navigator.clipboard.writeText(field.value);
+      button.textContent = "Copied";
+    } catch { // not there without https, or not allowed
+      button.textContent = document.execCommand("copy") ? "Copied" : "Selected";
+    }
+  });
+}
+
 // a page that the browser kept is older than the votes
 window.addEventListener("pageshow", (event) => { if (event.persisted) window.location.reload(); });
-
-if (bar) {
-  const mark = () => bar.classList.toggle("scrolling", pageScrolls());
-  mark();
-  window.addEventListener("resize", mark);
-  document.addEventListener("toggle", mark, true); // the rubric was opened or closed
-}
