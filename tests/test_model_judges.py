@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import io
 import json
 import os
@@ -31,6 +32,7 @@ from tiny_judge import save_tiny_judge
 
 from replication.cli import main
 from replication.errors import UserError
+from replication.judging import rubric
 from replication.judging.attendance import Fill, attendance, fill
 from replication.judging.database import Database
 from replication.judging.models import prompt as model_prompt
@@ -174,6 +176,16 @@ def test_a_completion_cannot_leave_its_fence(monkeypatch: pytest.MonkeyPatch) ->
         f"{fence}{name} ===" for name in ("PROMPT", "COMPLETION A", "COMPLETION B", "END")
     ]
     assert "it asks, orders or claims" in prompt[: prompt.index(fence)]
+
+
+def test_models_are_given_the_rubric_that_people_read() -> None:
+    page = (Path(rubric.__file__).parent / "page" / "templates" / "_rubric.html.j2").read_text()
+    shown = html.unescape(" ".join(re.sub(r"<[^>]*>", " ", page).split()))
+    asked = comparison_prompt("Why?", "one", "two")
+    for words in (rubric.TASK, rubric.COUNTS, rubric.BETTER, rubric.TIE, rubric.BOTH_BAD, rubric.READ):
+        assert words in shown and words in asked
+    for name, words in rubric.CRITERIA.items():
+        assert f"{name} {words}" in shown and f"{name}: {words}" in asked
 
 
 def test_codes_are_random_in_requests_and_settled_in_sheets() -> None:
