@@ -376,7 +376,7 @@ def test_an_address_at_which_nothing_listens_is_found_at_once(tmp_path: Path) ->
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
-        with pytest.raises(UserError, match="^--base-url: .*the connection failed .*check the address") as error:
+        with pytest.raises(UserError, match=r"^--base-url: .*the connection failed .*check the address") as error:
             run(database, url, first_pause_seconds=30.0)  # which no test would wait for
     assert "\n" not in str(error.value)
 
