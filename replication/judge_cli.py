@@ -22,8 +22,10 @@ from replication.errors import UserError
 
 if TYPE_CHECKING:
     from replication.judging.attendance import Fill
+    from replication.judging.chosen import Chosen
     from replication.judging.database import Database
     from replication.judging.folder import PanelFolder
+    from replication.judging.panel import PanelOptions
 
 TEXTS = {
     "prepare": "make a panel from the completions of two arms: items, sealed key, a set of pairs for each judge",
@@ -139,14 +141,14 @@ def _prepare(args: argparse.Namespace, console: Console) -> int:
     chosen = from_file(args.file) if args.file is not None else from_suite(args.dir, args.pair)
     for line in chosen.left_out:
         console.print(f"[yellow]{escape(line)}[/yellow]")
-    analysis = chosen.analysis
+    n_judges = chosen.analysis.judges if args.judges is None else args.judges
     options = PanelOptions(
-        judges=analysis.judges if args.judges is None else args.judges,
-        votes_per_judge=analysis.votes_per_judge if args.votes is None else args.votes,
+        judges=n_judges,
+        votes_per_judge=_votes(args, chosen, console),
         repeat_share=args.repeats,
         attention=args.attention,
         survey=not args.no_survey,
-        open_link=not args.invite_only,
+        open_link=not args.invite_only and n_judges > 0,
     )
     database = Database(args.database or folder.database_file)
     sources = (chosen.suite, chosen.completions, chosen.arms)
@@ -156,16 +158,40 @@ def _prepare(args: argparse.Namespace, console: Console) -> int:
         console.print(f"[yellow]{escape(line)}[/yellow]")
     n_seeds = len(chosen.completions)
     console.print(
-        f"panel:        {options.judges} sets of {options.votes_per_judge} pairs, {n_seeds} "
-        f"{'seed' if n_seeds == 1 else 'seeds'}, in {escape(database.name)}"
+        f"panel:        {_sets(options)}, {n_seeds} {'seed' if n_seeds == 1 else 'seeds'}, in {escape(database.name)}"
     )
     console.print(f"sealed key:   {escape(str(folder.sealed / 'key.json'))}; the page neither needs nor reads it")
-    if tokens.join is None:
+    if not options.judges:
+        console.print(f"judges:       models, {_command('model', args.dir)} ...; people by `replicate judge invite`")
+    elif tokens.join is None:
         console.print(f"links:        {_command('invite', args.dir, '--judges', options.judges)}")
     else:
         console.print(f"open link:    {BASE_URL}/join/{tokens.join}")
     console.print(f"next:         {_command('serve', args.dir)}")
     return 0
+
+
+def _votes(args: argparse.Namespace, chosen: Chosen, console: Console) -> int:
+    """First votes of a set: --votes, or the analysis'; of a file that has fewer pairs, all of them."""
+    votes, n_pairs = chosen.analysis.votes_per_judge, chosen.n_pairs
+    if args.votes is not None:
+        return int(args.votes)
+    if args.file is None or n_pairs >= votes:
+        return votes
+    console.print(f"[yellow]the file has {n_pairs} pairs of completions: a set is all of them, not {votes}[/yellow]")
+    return n_pairs
+
+
+def _sets(options: PanelOptions) -> str:
+    """Such as '40 sets of 32 pairs, 4 repeats and 2 attention items'."""
+
+    def some(n: int, one: str) -> str:
+        return f"{n} {one}" if n == 1 else f"{n} {one}s"
+
+    more = [some(n, one) for n, one in ((options.n_repeats, "repeat"), (options.attention, "attention item")) if n]
+    parts = [some(options.votes_per_judge, "pair"), *more]
+    listed = ", ".join(parts[:-1]) + " and " + parts[-1] if more else parts[0]
+    return f"{some(options.judges, 'set')} of {listed}"
 
 
 # ---------------------------------------------------------------- links
@@ -275,22 +301,30 @@ def _lock_arguments(sub: Parser) -> None:
 def _lock(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.attendance import fill
     from replication.judging.chosen import IMPORTED
+    from replication.judging.folder import utc
     from replication.judging.panel import lock_panel
     from replication.judging.record.export import check_record, check_votes_file, write_record
     from replication.judging.state import rules_of
     from replication.judging.store import Store
 
+    early = (args.early or "").strip()
+    if args.early is not None and not early:
+        raise UserError("--early: is empty; say why, in words that are kept")
     folder, database = _open(args)
     rules, planned = rules_of(folder, database)
     panel = Store(database).panel()
     check_votes_file(folder, panel.panel_id)
-    early = (args.early or "").strip()
+    if panel.locked_at is not None and early:
+        since = utc(panel.locked_at)
+        console.print(f"[yellow]the panel is locked already, since {since} UTC: the reason is not taken[/yellow]")
     if not panel.is_locked:
         filled = fill(database, *planned, rules.judge_kinds)
         if filled.n_short:
             console.print(f"[yellow]{filled.n_short} judges gave fewer than the {filled.votes} planned votes: where a "
                           "plan was frozen, the report names that as a departure from it[/yellow]")  # fmt: skip
         _may_be_locked(args, filled, console)
+        if filled.is_full and early:
+            console.print("[yellow]nothing planned is missing: the reason is not taken[/yellow]")
         early = "" if filled.is_full else early  # it would be read as if votes had been missing
     lock_panel(database, folder.sealed, early, check_record)
     note = write_record(folder, database, rules)

@@ -19,7 +19,7 @@ WORDS = {
     "both_bad": ("mud", "and soil"),
     "loud": ("loud loud", "hush"),
     "refusal": ("taboo", "tea"),
-    "garbage": ("noise", "calm"),
+    "garbage": ("clank", "calm"),
     "cut": ("one", "two"),
 }
 

@@ -49,7 +49,11 @@ def test_a_planted_header_is_found(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
-    for flags, words in ((["--folds=1"], "--folds"), (["--items=10"], "--items")):
+    for flags, words in (
+        (["--folds=1"], "--folds"),
+        (["--items=10"], "--items"),
+        (["--arms", "a", "a"], "--arms: names a twice"),
+    ):
         with pytest.raises(UserError, match=words):
             probed(tmp_path, *flags)
     with pytest.raises(UserError, match="--completions"):

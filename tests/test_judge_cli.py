@@ -22,12 +22,18 @@ from pathlib import Path
 import httpx
 import pytest
 from judging_setup import at_random, completions, hasty, vote_all
+from rich.console import Console
 from synthetic_runs import build_suite, edit_manifest
 from test_report import report
 
 from replication.cli import main
 from replication.config import AnalysisConfig, load_suite, to_yaml
+from replication.errors import UserError
+from replication.judging.chosen import Chosen
 from replication.judging.database import Database
+from replication.judging.folder import find_panel
+from replication.judging.panel import add_judges
+from replication.judging.state import print_state
 from replication.judging.store import Store, hash_token
 from replication.plan import freeze
 from replication.rundir import SuiteDir, file_sha256, read_json, write_text
@@ -87,7 +93,7 @@ def vote_everything(out: Path, judges: int = 4) -> None:
 
 def test_the_whole_way(out: Path, said, capsys: pytest.CaptureFixture[str]) -> None:
     text = said("prepare", out)
-    assert "4 sets of 7 pairs, 6 seeds" in text and f"replicate judge serve {out}" in text
+    assert "4 sets of 7 pairs and 1 repeat, 6 seeds" in text and f"replicate judge serve {out}" in text
     join = re.search(r"http://127\.0\.0\.1:8765/join/(\S+)", text)
     assert join and (out / "judging" / "join-token").read_text().strip() == join.group(1)
     for name in ("judging/admin-token", "judging/join-token", "sealed/key.json"):
@@ -103,7 +109,11 @@ def test_the_whole_way(out: Path, said, capsys: pytest.CaptureFixture[str]) -> N
     assert all(row["link"].startswith("http://127.0.0.1:8765/j/") for row in links)
     vote_everything(out)
     status = said("status", out)
-    assert "judge-001" in status and "8/8" in status and "4 of 4 planned judges have given all 7 votes" in status
+    assert (
+        "judge-001" in status
+        and "8/8" in status
+        and "4 of 4 planned judges, people and models together, have given all 7 votes" in status
+    )
     assert "% of" in status and "baseline" not in status and "both " not in status.replace("both bad", "")
 
     one_line(said("export", out, code=2))
@@ -147,15 +157,19 @@ def test_the_counts_can_be_audited(out: Path, said, capsys: pytest.CaptureFixtur
 def test_the_lock_waits_for_what_is_planned_or_for_a_reason(out: Path, said) -> None:
     said("prepare", out)
     vote_everything(out, judges=3)
-    for flags in (("--yes",), ("--yes", "--early", " ")):
-        text = one_line(said("lock", out, *flags, code=2))
-        assert "3 of 4 planned judges have given all 7 votes (3 have voted)" in text and "--early" in text
+    assert "--early: is empty" in one_line(said("lock", out, "--yes", "--early", " ", code=2))
+    text = one_line(said("lock", out, "--yes", code=2))
+    assert "3 of 4 planned judges, people and models together, have given all 7 votes (3 have voted)" in text
+    assert "--early" in text
     assert not store_of(out).panel().is_locked and not (out / "votes.csv").exists()
     assert "no terminal to ask on; --yes" in said("lock", out, "--early", "one is ill", code=2)
     assert not store_of(out).panel().is_locked
     assert "locked early: one is ill" in said("lock", out, "--early", "one is ill", "--yes")
     assert read_json(out / "votes.json")["locked_early_because"] == "one is ill"
     assert "one is ill" in said("status", out)
+    again = " ".join(said("lock", out, "--yes", "--early", "another").split())
+    assert "the panel is locked already, since 20" in again and "the reason is not taken" in again
+    assert read_json(out / "votes.json")["locked_early_because"] == "one is ill"
     _, page, markdown = report(SuiteDir(out), load_suite(out / "suite.yaml"))
     assert "The reason given: one is ill" in page and "The reason given: one is ill" in markdown
     (out / "votes.csv").write_text((out / "votes.csv").read_text().replace(",left,", ",right,"))
@@ -263,6 +277,28 @@ def test_cells_that_were_sampled_otherwise_are_refused(out: Path, said) -> None:
     said("prepare", out)
 
 
+def test_arms_with_unlike_numbers_of_completions_are_refused() -> None:
+    """Each text of one arm would be in as many pairs as the other has texts: how often it comes would tell its arm."""
+    few = {seed: of | {"both": [c for c in of["both"] if not c.sample]} for seed, of in completions(3).items()}
+    chosen = Chosen("s", ("baseline", "both"), few, (), AnalysisConfig(), None)
+    with pytest.raises(UserError, match=r"both: has 1 completions of each prompt and baseline \d"):
+        _ = chosen.n_pairs
+
+
+def test_80_columns_hold_every_name(out: Path) -> None:
+    said = io.StringIO()
+    make = Console(file=said, width=80, soft_wrap=True)
+    assert run("prepare", out) == 0
+    assert run("invite", out, "--judges", 4) == 0
+    vote_everything(out, judges=2)
+    folder = find_panel(out)
+    add_judges(folder.open(), folder.sealed, ["a-model-with-a-long-name"], "model", "Lab")
+    print_state(folder, folder.open(), make)
+    table = said.getvalue().split("votes:")[0]
+    assert all(f"judge-00{n} " in table for n in range(1, 5)) and "…" not in table
+    assert max(map(len, table.splitlines())) <= 80
+
+
 def test_a_departure_from_the_plan_is_one_line_each(out: Path, said) -> None:
     suite_dir = SuiteDir(out)
     freeze(suite_dir, load_suite(suite_dir.suite))
@@ -271,7 +307,7 @@ def test_a_departure_from_the_plan_is_one_line_each(out: Path, said) -> None:
     assert "the plan has 4 judges, people and models together: 1 more are to come" in text
     assert read_json(out / "sealed" / "key.json")["treatment"] == "baseline"
     vote_everything(out, judges=3)
-    assert "3 of 4 planned judges have given all 6 votes" in said("status", out)
+    assert "3 of 4 planned judges, people and models together, have given all 6 votes" in said("status", out)
 
 
 def test_a_file_of_the_published_tool_needs_no_suite(tmp_path: Path, said) -> None:
@@ -287,6 +323,13 @@ def test_a_file_of_the_published_tool_needs_no_suite(tmp_path: Path, said) -> No
     file = tmp_path / "export.json"
     about = {"model_a": "run-one", "model_b": "run-two", "n_generations": 2}
     file.write_text(json.dumps({"metadata": about, "questions": questions}))
+    few, none = tmp_path / "few", tmp_path / "none"
+    text = said("prepare", few, "--import", file, "--judges", 2, "--attention", 1)
+    assert "the file has 20 pairs" in text and "2 sets of 20 pairs, 2 repeats and 1 attention item, 1 seed" in text
+    text = one_line(said("prepare", none, "--import", file, "--votes", 32, code=2))
+    assert "--votes: 32 is more than the 20 pairs" in text and "give at most 20" in text
+    text = said("prepare", none, "--import", file, "--judges", 0)
+    assert "0 sets of 20 pairs" in text and "/join/" not in text and not (none / "judging" / "join-token").exists()
     out = tmp_path / "new"
     said("prepare", out, "--import", file, "--judges", 2, "--votes", 5, "--repeats", 0, "--invite-only", "--no-survey")
     assert not (out / "judging" / "join-token").exists() and store_of(out).panel().join_sha256 is None
@@ -464,6 +507,7 @@ def test_a_user_of_postgresql_who_may_make_no_tables_is_told_so(out: Path, postg
         (("prepare", "{out}", "--judges", "-1"), "--judges: -1"),
         (("prepare", "{out}", "--votes", "0"), "--votes: 0"),
         (("prepare", "{out}", "--votes", "1000"), "--votes: 1000 is more than"),
+        (("prepare", "{out}", "--attention", "9"), "--attention: 9 is more than the 8 other places of a set"),
         (("prepare", "{out}", "--repeats", "2"), "--repeats: 2.0"),
         (("prepare", "{out}", "--import", "{out}/suite.yaml"), "cannot be read as JSON"),
         (("prepare", "{out}", "--database", "what://x"), "--database: what://x cannot be used"),

@@ -23,7 +23,8 @@ from replication.config import AnalysisConfig
 from replication.errors import UserError
 from replication.judging.attendance import attendance
 from replication.judging.design import Cell, Design, session
-from replication.judging.record.export import answers_jsonl, judges_csv, marginals_json, votes_csv
+from replication.judging.folder import PanelFolder
+from replication.judging.record.export import answers_jsonl, judges_csv, marginals_json, votes_csv, write_record
 from replication.judging.record.unsealing import unsealed_votes, vote_id
 from replication.judging.schema import answers, assignments, items, judges, metadata, votes
 from replication.judging.seal import read_key
@@ -326,6 +327,7 @@ def test_completions_that_do_not_match_are_refused_by_name(tmp_path: Path, chang
         ({"votes_per_judge": 0}, "--votes: 0 must be at least 1"),
         ({"attention": -1}, "--attention: -1"),
         ({"repeat_share": 0.6}, r"--repeats: 0\.6 must lie between 0 and 0\.5"),
+        ({"votes_per_judge": 10, "attention": 12}, "--attention: 12 is more than the 11 other places"),
         ({"votes_per_judge": 33}, "--votes: 33 is more than the 32 pairs"),
     ],
 )
@@ -436,8 +438,8 @@ def test_models_answers_and_judges_are_exported_by_id(tmp_path: Path) -> None:
         return "left"
 
     vote_all(store, "judge-001", choose)
-    add_judges(panel.database, panel.sealed, ["m, 1"], kind="model", vendor="v", votes=1)
-    (mine,) = [row.assignment_id for row in panel.rows() if row.judge_id == "m, 1"]
+    add_judges(panel.database, panel.sealed, ["m 1"], kind="model", vendor="v, w", votes=1)
+    (mine,) = [row.assignment_id for row in panel.rows() if row.judge_id == "m 1"]
     said = {"prompt": "p", "reply": "“A”\n", "model": "m", "endpoint": "sheet", "asked_at": 0.0}
     with panel.database.write() as c:
         row = {"assignment_id": mine, "swapped": False, "status": "choice", "choice": "left", **said}
@@ -447,16 +449,19 @@ def test_models_answers_and_judges_are_exported_by_id(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="not locked"):
             blind(panel.database)
     panel.lock()
+    folder = PanelFolder(tmp_path / "out", tmp_path / "out" / "judging")
+    note = write_record(folder, panel.database, AnalysisConfig())
+    assert (note["n_attention_passed"], note["n_attention_asked"]) == (1, 2)
     assert judges_csv(panel.database).splitlines() == [
         "judge_id,kind,vendor,votes,repeats,attention_passed,attention_asked,background,native_english",
         "judge-001,human,,6,1,1,2,ml,no",
-        '"m, 1",model,v,1,0,0,0,,',
+        'm 1,model,"v, w",1,0,0,0,,',
     ]
     (line,) = map(json.loads, answers_jsonl(panel.database).splitlines())
-    assert line["reply"] == "“A”\n" and line["judge_id"] == "m, 1"
+    assert line["reply"] == "“A”\n" and line["judge_id"] == "m 1"
     assert line["vote_id"] in {vote.vote_id for vote in unsealed_votes(panel.database).votes}
     model = next(v for v in unsealed_votes(panel.database).votes if v.judge_kind == "model")
-    assert model.vendor == "v" and model.shown_at == "" and model.seconds != model.seconds
+    assert model.vendor == "v, w" and model.shown_at == "" and model.seconds != model.seconds
 
 
 # ---------------------------------------------------------------- counts in the published form

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import io
 import json
 import os
@@ -26,11 +27,12 @@ from fault_proxy import FaultProxy, Scripted, Silence, completion, key_of, servi
 from judged_pairs import expected_vote, kind_of, make_panel
 from rich.console import Console
 from sqlalchemy import insert, select, update
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from tiny_judge import save_tiny_judge
 
 from replication.cli import main
 from replication.errors import UserError
+from replication.judging import rubric
 from replication.judging.attendance import Fill, attendance, fill
 from replication.judging.database import Database
 from replication.judging.models import prompt as model_prompt
@@ -174,6 +176,16 @@ def test_a_completion_cannot_leave_its_fence(monkeypatch: pytest.MonkeyPatch) ->
         f"{fence}{name} ===" for name in ("PROMPT", "COMPLETION A", "COMPLETION B", "END")
     ]
     assert "it asks, orders or claims" in prompt[: prompt.index(fence)]
+
+
+def test_models_are_given_the_rubric_that_people_read() -> None:
+    page = (Path(rubric.__file__).parent / "page" / "templates" / "_rubric.html.j2").read_text()
+    shown = html.unescape(" ".join(re.sub(r"<[^>]*>", " ", page).split()))
+    asked = comparison_prompt("Why?", "one", "two")
+    for words in (rubric.TASK, rubric.COUNTS, rubric.BETTER, rubric.TIE, rubric.BOTH_BAD, rubric.READ):
+        assert words in shown and words in asked
+    for name, words in rubric.CRITERIA.items():
+        assert f"{name} {words}" in shown and f"{name}: {words}" in asked
 
 
 def test_codes_are_random_in_requests_and_settled_in_sheets() -> None:
@@ -353,12 +365,39 @@ def test_a_request_without_an_answer_comes_again_with_the_next_run(tmp_path: Pat
 
 def test_an_endpoint_that_is_down_ends_the_run(tmp_path: Path) -> None:
     database = make_panel(tmp_path / "panel.sqlite", 20)
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+    with serving(Scripted(lambda body, n: JSONResponse({"detail": "boom"}, 500))) as url:
         summary = run(database, url, retries=1, parallel=1)
     assert (summary.exit_code, summary.n_given_up, summary.n_requests) == (1, 5, 10)
     assert summary.stopped == "5 requests in a row had no answer"
+
+
+def test_an_address_at_which_nothing_listens_is_found_at_once(tmp_path: Path) -> None:
+    database = make_panel(tmp_path / "panel.sqlite", 1)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+        with pytest.raises(UserError, match=r"^--base-url: .*the connection failed .*check the address") as error:
+            run(database, url, first_pause_seconds=30.0)  # which no test would wait for
+    assert "\n" not in str(error.value)
+
+
+PAGE = "<!DOCTYPE html>\n<html><head><title>Error &amp; more</title></head><body><p>no</p></body></html>"
+
+
+@pytest.mark.parametrize(
+    ("listed", "asked"), [(200, 200), (404, 404), (404, 501), (500, 405)], ids=["page", "404", "501", "405"]
+)
+def test_a_server_that_is_no_api_is_blamed_on_the_address(listed: int, asked: int, tmp_path: Path) -> None:
+    async def server(scope: Any, receive: Any, send: Any) -> None:
+        await HTMLResponse(PAGE, listed if scope["method"] == "GET" else asked)(scope, receive, send)
+
+    database = make_panel(tmp_path / "panel.sqlite", 1)
+    with (
+        serving(server) as url,
+        pytest.raises(UserError, match=r"^--base-url: .* is no OpenAI-compatible API \(status") as error,
+    ):
+        run(database, url, first_pause_seconds=30.0)
+    assert "'Error & more'" in str(error.value) and "<" not in str(error.value) and "\n" not in str(error.value)
 
 
 def test_budgets_are_kept(tmp_path: Path) -> None:
@@ -607,12 +646,13 @@ def test_a_panel_of_models_is_full_when_they_have_nothing_more_to_say(
 
     ask("brief", lambda body, n: "TIE", "--votes", 4)
     ask("shy", lambda body, n: odd.get(n, "TIE"), "--max-requests", 9)
-    assert fill(database, 2, 6, ("human", "model")) == Fill(2, 6, n_voted=2, n_full=1, n_short=1)
+    assert fill(database, 2, 6, ("human", "model")) == Fill(2, 6, n_voted=2, n_full=1, n_short=1, n_people=0)
     assert judge("lock", out, "--yes") == 2
+    assert "(0 people have voted, 2 models have)" in capsys.readouterr().err
     ask("shy", lambda body, n: "Perhaps" if n == 1 else "TIE")
     (shy,) = [row for row in attendance(database) if row.judge_id == "shy"]
     assert (shy.n_assigned, shy.n_first, shy.n_no_choice) == (6, 4, 2)
-    assert fill(database, 2, 6, ("human", "model")) == Fill(2, 6, n_voted=2, n_full=2, n_short=2)
+    assert fill(database, 2, 6, ("human", "model")) == Fill(2, 6, n_voted=2, n_full=2, n_short=2, n_people=0)
     capsys.readouterr()
     assert judge("lock", out, "--yes") == 0
     assert "2 judges gave fewer than the 6 planned votes" in " ".join(capsys.readouterr().out.split())
@@ -626,6 +666,33 @@ def test_the_verb_writes_and_reads_a_sheet(out: Path, capsys: pytest.CaptureFixt
     words = ("sheet", out, "--judge-id", "chat", "--vendor", "Lab")
     assert judge(*words, "--votes", 2, "--out", sheet, "--items-per-part", 2) == 0
     assert "2 parts" in capsys.readouterr().out
+    for flags, what in (
+        (("--items-per-part", 0), "--items-per-part: is 0"),
+        (("--items-per-part", -1), "--items-per-part: is -1"),
+        (("--votes", 0), "--votes: is 0"),
+        (("--votes", 3), "--votes: 'chat' has its 2 pairs already"),
+    ):
+        assert judge(*words, "--out", sheet, *flags) == 2
+        assert what in capsys.readouterr().err
+    other = ("sheet", out, "--vendor", "Lab", "--judge-id")
+    notes = out / "notes.md"
+    notes.write_text("my notes\n")
+    for name, file, what in (
+        ("chat", notes, "no sheet of this command"),
+        ("chat", out, "cannot be written"),
+        ("late", sheet, "a sheet of another judge or panel"),
+        ("<b>\n", out / "new.md", "must be letters, digits"),
+        (" x", out / "new.md", "must be letters, digits"),
+        ("x" * 201, out / "new.md", "at most 200"),
+    ):
+        assert judge(*other, name, "--out", file) == 2
+        line = capsys.readouterr().err
+        assert what in line and line.count("\n") == 1
+    assert notes.read_text() == "my notes\n" and not (out / "new.md").exists()
+    n_judges = len(rows(Database(SuiteDir(out).judging / "judging.sqlite"), judges))
+    assert judge(*words, "--votes", 2, "--out", sheet) == 0  # the same command again writes its sheet again
+    assert len(rows(Database(SuiteDir(out).judging / "judging.sqlite"), judges)) == n_judges
+    capsys.readouterr()
     assert sheet.read_text().count("### Comparison") == 4
     pasted.write_text("1: A\n2: A\n3: B\n4: A\n")
     assert judge(*words, "--read", pasted) == 0

@@ -244,7 +244,7 @@ def test_seeds_of_nothing_but_ties_are_no_evidence():
     found = analyse(votes)
     assert (found["n_seeds"], found["n"]) == (6, 2)
     assert found["decision"] == NOT_DECIDED
-    assert found["why"] == "2 seeds have decisive votes, and the plan asks for at least 5"
+    assert found["why"] == "2 seeds have decisive votes, and at least 5 are asked for (analysis.min_seeds)"
     assert found["sign_flip"]["smallest"] == 2 / 2**2
     assert found["more_seeds"]["k"] is None or found["more_seeds"]["k"] >= 3
 
@@ -267,13 +267,35 @@ def test_a_judge_with_one_vote_and_a_single_vote():
     found = analyse([*record(), vote(999, 2, 3, "once", "left")])
     assert found["n_judges"] == 11 and np.isfinite(found["p"])
     found = analyse([vote()])
-    assert found["estimate"] == 1.0 and found["primary"]["note"] == "a single vote has no interval"
+    assert found["estimate"] == 1.0 and found["primary"]["note"] == "a single decisive vote has no interval"
 
 
 def test_fewer_seeds_than_planned_are_not_decided():
     found = analyse(record(seeds=(1, 2, 3, 4)))
     assert found["decision"] == NOT_DECIDED
-    assert found["why"] == "4 seeds have decisive votes, and the plan asks for at least 5"
+    assert found["why"] == "4 seeds have decisive votes, and at least 5 are asked for (analysis.min_seeds)"
+
+
+def test_a_frozen_plan_is_named_where_there_is_one():
+    found = analyse_votes(record(seeds=(1,)), "s", ANALYSIS, CERTIFIED, CATEGORIES, is_planned=True)
+    assert found["why"] == "one seed has decisive votes, and the plan asks for at least 5"
+
+
+def test_the_left_side_is_of_people_and_stands_beside_chance():
+    people = [vote(n, seed=1, choice="left" if n < 60 else "right") for n in range(100)]
+    left = analyse(people)["agreement"]["left"]
+    assert (left["share"], left["n"], left["has_models"], left["is_outside"]) == (0.6, 100, False, False)
+    assert (left["low"], left["high"]) == (0.4, 0.6)  # scipy's binomial, by hand: 40 to 60 of 100
+    models = [vote(n, seed=1, judge="m", kind="model", choice="right") for n in range(100, 300)]
+    assert analyse([*people, *models])["agreement"]["left"] == left | {"has_models": True}
+    assert analyse(models)["agreement"]["left"] is None
+    more = [*people, *(vote(n, seed=1, choice="left") for n in range(300, 310))]
+    assert analyse(more)["agreement"]["left"]["is_outside"]
+
+
+def test_a_filter_that_leaves_nobody_says_so():
+    rows = {row["name"]: row["note"] for row in analyse([vote()])["filters"]}
+    assert rows["models only"] == "leaves no votes" and rows["all judges"] == "a single decisive vote has no interval"
 
 
 def test_votes_by_judge_counts_first_votes_of_the_kinds_that_count():

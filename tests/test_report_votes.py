@@ -41,6 +41,9 @@ def test_a_preference_is_the_first_sentence(folder):
     assert f"95 % interval {low} to {high} over seeds, prompts and judges" in headline
     assert headline in text and "conditional on these prompts and judges" in text and "conditional on" in markdown
     assert "not to be believed" in text
+    for page in (text, unescape(markdown)):
+        assert "that chance gives in 95 of 100 records" in page
+    assert ".The" not in text
     assert "preference.png" in {figure["file"] for figure in results["figures"]}
     assert "crossed random effects" in " ".join(results["methods"]) or "crossed random effects" in str(
         results["methods"]
@@ -51,8 +54,14 @@ def test_a_preference_is_the_first_sentence(folder):
     ("votes", "said"),
     [
         ([], "Preference: no votes yet."),
-        (record(ties=1.0), "not decided: no seed has decisive votes, and the plan asks for at least 5"),
-        (record(seeds=(1,)), "not decided: one seed has decisive votes, and the plan asks for at least 5"),
+        (
+            record(ties=1.0),
+            "not decided: no seed has decisive votes, and at least 5 are asked for (analysis.min_seeds)",
+        ),
+        (
+            record(seeds=(1,)),
+            "not decided: one seed has decisive votes, and at least 5 are asked for (analysis.min_seeds)",
+        ),
         ([vote()], "not decided: one seed has decisive votes"),
         (record(share=0.5), "not decided: the interval holds one half, no preference"),
         ([vote(suite="another")], "not decided: there are no usable votes on this pair"),

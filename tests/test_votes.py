@@ -33,13 +33,16 @@ def test_the_note_beside_a_record_says_how_it_was_locked_and_whether_it_is_still
     write_votes(votes, [VOTE])
     assert read_note(note, votes) is None, "votes from elsewhere"
     facts = {"locked_at": "2030-01-02T03:04:05+00:00", "votes_sha256": file_sha256(votes), "n_refusals": 2,
-             "n_garbage": 1, "n_repeats_without_first_vote": 4, "of_no_concern": []}  # fmt: skip
+             "n_garbage": 1, "n_repeats_without_first_vote": 4, "n_attention_asked": 5,
+             "n_attention_passed": 3,
+             "of_no_concern": []}  # fmt: skip
     write_json(note, facts | {"locked_early_because": None})
     found = read_note(note, votes)
     assert found and found.changed is False and found.warning == ""
     assert "when nothing planned was missing" in found.lines[0] and "before" not in found.lines[0]
     assert "3 answers of models were no choice (refusals: 2; not readable: 1)" in found.lines[1]
-    assert found.lines[2].endswith("was never cast: 4.") and len(found.lines) == 3
+    assert found.lines[2].endswith("was never cast: 4.") and len(found.lines) == 4
+    assert found.lines[3] == "Attention items: people chose what was asked of them in 3 of 5."
     write_json(note, facts | {"locked_early_because": "the lab closed"})
     votes.write_text(votes.read_text().replace(",left,", ",right,"))
     found = read_note(note, votes)

@@ -24,7 +24,7 @@ MARKERS = {
     "dull": (2, 1),
     "soil": (4, 1),
     "taboo": (6, 1),
-    "noise": (8, 1),
+    "clank": (8, 1),
     "loud": (10, 1),
 }
 READS = {
@@ -41,7 +41,7 @@ def save_tiny_judge(folder: Path) -> Path:
     """Write weights, tokenizer and chat template.
 
     A prompt with `lark` in one completion and `mire` in the other: the lark's side, in either order. With `dull`: TIE;
-    `soil`: NEITHER; `taboo`: a refusal; `noise`: nonsense; `loud`: A, wherever it stands.
+    `soil`: NEITHER; `taboo`: a refusal; `clank`: nonsense; `loud`: A, wherever it stands.
     """
     import torch
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers

@@ -39,6 +39,7 @@ def analyse_votes(
     analysis: AnalysisConfig,
     certified: Mapping[str, Iterable[int]],
     categories: Mapping[int, str],
+    is_planned: bool = False,
 ) -> dict[str, Any] | None:
     """The primary question and all that stands beside it.
 
@@ -48,6 +49,7 @@ def analyse_votes(
         analysis: the plan's section, resolved: both arms named.
         certified: arm -> seeds at which its pair with the baseline passes the certificate.
         categories: prompt id -> category.
+        is_planned: whether a plan is frozen, which the words then name.
 
     Returns:
         None without any vote; else plain values (NaN for what is missing), every interval with its scope.
@@ -70,7 +72,7 @@ def analyse_votes(
     found["primary"] = estimate(b, analysis.alpha)
     found["win_half"] = estimate(b, analysis.alpha, half_ties=True)
     found |= _beside(b, analysis)
-    found["decision"], found["why"] = _decision(found, analysis)
+    found["decision"], found["why"] = _decision(found, analysis, is_planned)
     found["more_seeds"] = more_seeds(found, analysis) if found["decision"] == NOT_DECIDED else None
     found["categories"] = _groups(b, [categories.get(int(p), "unknown") for p in b.prompt], analysis.alpha)
     found["kinds"] = _groups(b, ["human" if human else "model" for human in b.is_human], analysis.alpha)
@@ -155,7 +157,10 @@ def estimate(b: Ballots, alpha: float, half_ties: bool = False) -> dict[str, Any
     if not len(part):
         return blank | {"note": f"none of the {len(b):,} votes is decisive"}
     if len(part) < 2:
-        return blank | {"estimate": float(part.score[0]), "note": "a single vote has no interval"}
+        return blank | {
+            "estimate": float(part.score[0]),
+            "note": f"a single {'' if half_ties else 'decisive '}vote has no interval",
+        }
     if np.ptp(part.score) == 0:
         what = {0.0: "for the baseline", 0.5: "a tie", 1.0: "for the treatment"}[float(part.score[0])]
         votes = "vote" if half_ties else "decisive vote"
@@ -216,14 +221,16 @@ def _beside(b: Ballots, analysis: AnalysisConfig) -> dict[str, Any]:
     }
 
 
-def _decision(found: Mapping[str, Any], analysis: AnalysisConfig) -> tuple[str, str]:
+def _decision(found: Mapping[str, Any], analysis: AnalysisConfig, is_planned: bool) -> tuple[str, str]:
     """(preferred, baseline preferred or not decided; why not)."""
     n, primary = found["n"], found["primary"]
     if not found["n_votes"]:
         return NOT_DECIDED, "there are no usable votes on this pair"
     if n < analysis.min_seeds:
         seeds = "one seed has" if n == 1 else f"{n} seeds have" if n else "no seed has"
-        return NOT_DECIDED, f"{seeds} decisive votes, and the plan asks for at least {analysis.min_seeds}"
+        least = f"at least {analysis.min_seeds}"
+        asked = f"the plan asks for {least}" if is_planned else f"{least} are asked for (analysis.min_seeds)"
+        return NOT_DECIDED, f"{seeds} decisive votes, and {asked}"
     if not np.isfinite(primary["p"]):
         return NOT_DECIDED, primary["note"]
     if primary["p"] >= analysis.alpha:
@@ -309,7 +316,8 @@ def _filters(b: Ballots, analysis: AnalysisConfig, given: Mapping[str, int]) -> 
         (f"without judges of fewer than {analysis.votes_per_judge} votes", _without(b, partial)),
         ("without all of these judges", _without(b, fast | ties | partial | own)),
     ]
-    return [{"name": name, **_counts(b.where(kept)), **_short(b.where(kept), analysis.alpha)} for name, kept in rows]
+    found = [{"name": name, **_counts(b.where(kept)), **_short(b.where(kept), analysis.alpha)} for name, kept in rows]
+    return [row if row["n_votes"] or not len(b) else row | {"note": "leaves no votes"} for row in found]
 
 
 def _without(b: Ballots, judges: set[str]) -> ArrayLike:
@@ -320,14 +328,31 @@ def _agreement(b: Ballots, used: Sequence[Vote]) -> dict[str, Any]:
     """Between people and models, between judges, and of judges with themselves; and how often the left was chosen."""
     units = b.seed * (int(b.prompt.max()) + 1) + b.prompt if len(b) else b.prompt
     same, repeats = self_consistency(used)
-    chosen_left = (b.score == 1) == b.treatment_left
-    decisive = b.decisive
     return {
         "people_and_models": asdict(agreement(b.where(b.is_human), b.where(~b.is_human))),
         "krippendorff_alpha": krippendorff_alpha(b.score, units),
         "repeats_same": same,
         "repeats": repeats,
-        "left_share": float(chosen_left[decisive].mean()) if decisive.any() else float("nan"),
+        "left": _left(b.where(b.is_human & b.decisive), bool((~b.is_human).any())),
+    }
+
+
+def _left(b: Ballots, has_models: bool) -> dict[str, Any] | None:
+    """How often people's decisive votes chose the left, beside the 95 % that chance gives; None without such votes.
+
+    Models see both orders, and the vote is of neither side.
+    """
+    if not len(b):
+        return None
+    n_left = int(((b.score == 1) == b.treatment_left).sum())
+    low, high = scipy_stats.binom.interval(0.95, len(b), 0.5)
+    return {
+        "share": n_left / len(b),
+        "n": len(b),
+        "low": float(low) / len(b),
+        "high": float(high) / len(b),
+        "is_outside": not low <= n_left <= high,
+        "has_models": has_models,
     }
 
 

@@ -62,9 +62,10 @@ def _beside(f: dict[str, Any]) -> list[str]:
         return []
     per_seed, flips, naive = f["per_seed"], f["sign_flip"], f["naive"]
     rows = [row["estimate"] for row in per_seed["rows"] if row["estimate"] is not None]
-    above = sum(value > 0.5 for value in rows)
+    above, at = sum(value > 0.5 for value in rows), sum(value == 0.5 for value in rows)
+    even = f", {at} at it" if at else ""
     lines = [
-        f"{above} of {len(rows)} seeds lie above one half; t over seeds p {p_value(per_seed['p'])}, "
+        f"{above} of {len(rows)} seeds lie above one half{even}; t over seeds p {p_value(per_seed['p'])}, "
         f"{per_seed['scope']}; exact sign flips p {p_value(flips['p'])} (with so many seeds the smallest there "
         f"is is {p_value(flips['smallest'])}).",
         f"{count(f['n_ties'])} of {count(f['n_votes'])} votes are ties; wins and half the ties are "

@@ -37,7 +37,7 @@ from replication.analysis.stats import (
 from replication.certificate import Certificate
 from replication.config import SuiteConfig, to_dict
 from replication.diverged import why_diverged
-from replication.plan import check_plan
+from replication.plan import check_plan, read_plan
 from replication.rundir import SuiteDir
 from replication.votes import Vote
 
@@ -134,7 +134,7 @@ def compute_results(
         "suite": _suite(suite, cells, certificate),
         "plan": check_plan(suite_dir, suite, counted).to_dict(),
         "analysis": to_dict(a),
-        "preference": _preference(votes, suite, cells, certificate),
+        "preference": _preference(votes, suite, cells, certificate, read_plan(suite_dir) is not None),
         "certificate": certificate.to_dict(),
         "pairs_used": [{"arm": p.arm, "seed": p.seed} for p in certificate.pairs if p.state == "holds"],
         "pairs_refused": [asdict(p) for p in certificate.pairs if p.state != "holds"],
@@ -174,7 +174,7 @@ def _answers(
 
 
 def _preference(
-    votes: Sequence[Vote], suite: SuiteConfig, cells: Sequence[Cell], certificate: Certificate
+    votes: Sequence[Vote], suite: SuiteConfig, cells: Sequence[Cell], certificate: Certificate, is_planned: bool
 ) -> dict[str, Any] | None:
     """What the votes say of the treatment; None without votes, or in a suite of one arm."""
     a = suite.analysis.resolved(suite.arms)
@@ -189,7 +189,7 @@ def _preference(
         for sample in cell.samples
         if isinstance(sample.get("prompt_id"), int)
     }
-    return analyse_votes(votes, suite.name, a, seeds, categories)
+    return analyse_votes(votes, suite.name, a, seeds, categories, is_planned)
 
 
 # ---------------------------------------------------------------- suite and cells

@@ -102,6 +102,7 @@ class Fill:
         n_voted: judges of the kinds that count who voted at all.
         n_full: of them, those from whom no vote is to come any more.
         n_short: of these, those who gave fewer votes than planned: models that were assigned fewer, or gave no choice.
+        n_people: people among n_voted; None where the plan counts one kind alone.
     """
 
     judges: int
@@ -109,6 +110,7 @@ class Fill:
     n_voted: int
     n_full: int
     n_short: int = 0
+    n_people: int | None = None
 
     @property
     def is_full(self) -> bool:
@@ -117,13 +119,18 @@ class Fill:
     @property
     def sentence(self) -> str:
         all_votes = "their votes" if self.n_short else f"{self.votes} votes"
-        counts = f"{self.n_full} of {self.judges} planned judges have given all {all_votes}"
+        who = "planned judges" if self.n_people is None else "planned judges, people and models together,"
+        counts = f"{self.n_full} of {self.judges} {who} have given all {all_votes}"
         short = f"; {self.n_short} of them fewer than the {self.votes} planned" if self.n_short else ""
-        return f"{counts} ({self.n_voted} have voted){short}"
+        voted = f"{self.n_voted} have voted"
+        if self.n_people == 0 and self.n_voted:
+            voted = f"0 people have voted, {self.n_voted} {'model has' if self.n_voted == 1 else 'models have'}"
+        return f"{counts} ({voted}){short}"
 
 
 def fill(database: Database, judges: int, votes: int, kinds: tuple[str, ...]) -> Fill:
     """Count who has voted, and who is done."""
     voted = [row for row in attendance(database) if row.kind in kinds and row.n_first]
     done = [row for row in voted if row.is_done]
-    return Fill(judges, votes, len(voted), len(done), sum(row.n_first < votes for row in done))
+    n_people = sum(row.kind == "human" for row in voted) if len(kinds) > 1 else None
+    return Fill(judges, votes, len(voted), len(done), sum(row.n_first < votes for row in done), n_people)

@@ -10,7 +10,7 @@ from typing import Any
 from replication.certificate import certify
 from replication.config import AnalysisConfig, SuiteConfig, load_suite
 from replication.errors import UserError
-from replication.judging.pairs import Completions
+from replication.judging.pairs import Completions, matched
 from replication.plan import read_plan
 from replication.preference.completions import suite_completions
 from replication.preference.export import read_export
@@ -39,6 +39,23 @@ class Chosen:
     left_out: tuple[str, ...]
     analysis: AnalysisConfig
     plan: Mapping[str, Any] | None
+
+    @property
+    def n_pairs(self) -> int:
+        """Pairs of completions that a judge can be given.
+
+        Raises:
+            UserError: the arms' completions do not match, or one arm has more to a prompt. Each text is in as many
+                pairs as the other arm has completions: how often a text comes would tell its arm, key or no key.
+        """
+        found = matched(self.completions, self.arms)
+        a, b = map(len, found.samples)
+        if a != b:
+            raise UserError(
+                f"{self.arms[1]}: has {b} completions of each prompt and {self.arms[0]} {a}, so that how often a text "
+                "is shown would tell its arm; give both as many"
+            )
+        return len(found.prompts) * len(found.seeds) * a * b
 
 
 def from_suite(root: Path, pair: str | None) -> Chosen:

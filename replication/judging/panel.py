@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from replication.judging.store import hash_token, is_locked
 ATTENTION_QUESTION = "Nothing is to be compared here: please choose “{choice}”. It shows us that the page is read."
 ATTENTION_TEXT = "(no text)"
 LOCKED = "the panel is locked; no judge can join it any more"
+JUDGE_ID = re.compile(r"[\w.@-]([\w.@ -]{0,198}[\w.@-])?")
 LABELS = {"left": "Left is better", "right": "Right is better"}
 
 
@@ -49,6 +51,15 @@ class PanelOptions:
     attention: int = 0
     survey: bool = True
     open_link: bool = True
+
+    @property
+    def n_repeats(self) -> int:
+        """Pairs of a set that come again."""
+        return _repeats(self.repeat_share, self.votes_per_judge)
+
+
+def _repeats(share: float, votes: int) -> int:
+    return min(math.ceil(share * votes), (votes + 1) // 2)  # of the first half, each once
 
 
 @dataclass(frozen=True)
@@ -141,11 +152,18 @@ def _check(o: PanelOptions) -> None:
             raise UserError(f"--{flag}: {value} must be at least {least}")
     if not 0 <= o.repeat_share <= 0.5:
         raise UserError(f"--repeats: {o.repeat_share} must lie between 0 and 0.5 (a share of the votes)")
+    if o.attention > (room := o.votes_per_judge + o.n_repeats):
+        raise UserError(
+            f"--attention: {o.attention} is more than the {room} other places of a set; give at most {room}"
+        )
 
 
 def _check_votes(votes: int, n_pairs: int) -> None:
     if votes > n_pairs:
-        raise UserError(f"--votes: {votes} is more than the {n_pairs} pairs of completions there are")
+        raise UserError(
+            f"--votes: {votes} is more than the {n_pairs} pairs of completions there are; give at most {n_pairs}, or "
+            "make a panel of more completions"
+        )
 
 
 # ---------------------------------------------------------------- judges
@@ -169,10 +187,23 @@ def add_judges(
         key = read_key(sealed, row.key_sha256)
         taken = set(c.execute(select(judges.c.judge_id)).scalars())
         for name in names:
-            if name in taken or not name.strip() or len(name) > 200:
-                raise UserError(f"judge '{name}': is taken, empty or longer than 200 characters; choose another name")
+            check_judge_id(name)
+            if name in taken:
+                raise UserError(f"--judge-id: '{name}' is taken; choose another")
             taken.add(name)
         _add(c, key, names, kind, vendor, votes or row.votes_per_judge)
+
+
+def check_judge_id(name: str) -> None:
+    """
+    Raises:
+        UserError: no name that files, links and tables hold as it is.
+    """
+    if not JUDGE_ID.fullmatch(name):
+        shown = name if len(name) <= 60 else name[:60] + "…"
+        raise UserError(
+            f"--judge-id: {shown!r} must be letters, digits and . _ - @, spaces inside only, at most 200 characters"
+        )
 
 
 def _hold_panel(c: Connection) -> Row[Any]:
@@ -256,7 +287,7 @@ def _add(
         c.execute(insert(judges).values(**person, created_at=time.time()))
         rng = Random(f"{key.secret}/session/{name}")
         n_attention = key.n_attention if kind == "human" else 0
-        n_repeats = math.ceil(key.repeat_share * votes) if kind == "human" else 0  # a model sees both orders anyway
+        n_repeats = _repeats(key.repeat_share, votes) if kind == "human" else 0  # a model sees both orders anyway
         _assign(c, key, name, session(cells, n_repeats, n_attention, rng), known)
 
 

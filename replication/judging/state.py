@@ -11,12 +11,13 @@ from replication.judging.attendance import fill
 from replication.judging.database import Database
 from replication.judging.folder import PanelFolder
 from replication.judging.numbers import Share
-from replication.judging.overview import Overview, gather
+from replication.judging.overview import JudgeState, Overview, gather
 from replication.judging.store import Store
 from replication.plan import read_plan
 from replication.rundir import SuiteDir
 
 DASH = "–"
+WIDEST_NAME = 14  # that 80 columns hold beside the counts; a longer one goes on in the next line
 
 
 def rules_of(folder: PanelFolder, database: Database) -> tuple[AnalysisConfig, tuple[int, int]]:
@@ -40,7 +41,7 @@ def print_state(folder: PanelFolder, database: Database, console: Console) -> No
     """The whole state, read in one consistent view."""
     rules, planned = rules_of(folder, database)
     o = gather(database)
-    console.print(_judges(o))
+    console.print(_judges(o), soft_wrap=False)
     if o.n_unclaimed:
         console.print(f"not taken:    {o.n_unclaimed} sets")
     console.print(f"votes:        {o.votes.part} of {o.votes.whole}, repeats and attention items included")
@@ -60,14 +61,16 @@ def print_state(folder: PanelFolder, database: Database, console: Console) -> No
 
 def _judges(o: Overview) -> Table:
     table = Table(title=f"{escape(o.suite)}: judges")
-    table.add_column("judge")
+    names = {judge.numbers.judge_id: escape(_name(judge)) for judge in o.judges}
+    widest = max([len("judge"), *(len(word) for judge in o.judges for word in _name(judge).split())])
+    table.add_column("judge", overflow="fold", min_width=min(widest, WIDEST_NAME))
     for name in ("votes", "ties", "both bad", "left", "median s", "attention", "repeats alike"):
         table.add_column(name, justify="right")
     for judge in o.judges:
         n = judge.numbers
         seconds = DASH if n.median_seconds is None else f"{n.median_seconds:.1f}"
         table.add_row(
-            escape(n.judge_id) + (f" ({escape(judge.vendor or 'model')})" if judge.kind == "model" else ""),
+            names[n.judge_id],
             f"{n.votes.part}/{n.votes.whole}",
             _percent(n.ties),
             _percent(n.both_bad),
@@ -77,6 +80,10 @@ def _judges(o: Overview) -> Table:
             _of(n.repeats),
         )
     return table
+
+
+def _name(judge: JudgeState) -> str:
+    return judge.numbers.judge_id + (f" ({judge.vendor or 'model'})" if judge.kind == "model" else "")
 
 
 def _coverage(o: Overview) -> str:

@@ -15,8 +15,8 @@ from sqlalchemy.exc import IntegrityError
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.models.parsing import CUT_OFF, Parsed, agree, combine
-from replication.judging.panel import add_judges
-from replication.judging.schema import answers, assignments, items, judges, model_judges, votes
+from replication.judging.panel import add_judges, check_judge_id
+from replication.judging.schema import IS_FIRST, answers, assignments, items, judges, model_judges, votes
 from replication.judging.store import is_locked
 
 LOCKED = "the panel is locked; it takes no more votes"
@@ -127,30 +127,39 @@ def how_asked(database: Database, judge_id: str) -> dict[str, Any]:
 
 
 def join_panel(
-    database: Database, sealed: Path, judge_id: str, vendor: str | None, n_votes: int
+    database: Database, sealed: Path, judge_id: str, vendor: str | None, n_votes: int | None
 ) -> Callable[[], None] | None:
     """What gives a new model judge its assignments; None where it has them.
 
     Args:
         sealed: folder of the panel's key.
         vendor: who makes the model; None only where the judge is there.
-        n_votes: pairs of a new judge; 0: as many as the panel plans.
+        n_votes: pairs of a new judge; None: as many as the panel plans.
 
     Raises:
-        UserError: the panel is locked, the vendor is missing or another, or the judge is a person.
+        UserError: the panel is locked, the vendor is missing or another, the judge is a person or has another number
+            of pairs, or a new one's name will not do.
     """
+    if n_votes is not None and n_votes < 1:
+        raise UserError(f"--votes: is {n_votes}; must be at least 1")
     with database.read() as c:
         if is_locked(c):
             raise UserError(LOCKED)
         known = c.execute(select(judges).where(judges.c.judge_id == judge_id)).one_or_none()
+        mine = select(func.count()).where(IS_FIRST, assignments.c.judge_id == judge_id)
+        n_has = c.execute(mine).scalar_one()
     if known is None:
+        check_judge_id(judge_id)
         if not (vendor or "").strip():
             raise UserError(f"--vendor: '{judge_id}' is a new judge; say who makes the model")
-        if n_votes < 0:
-            raise UserError(f"--votes: is {n_votes}; must be at least 1")
-        return lambda: add_judges(database, sealed, [judge_id], "model", str(vendor).strip(), n_votes)
+        return lambda: add_judges(database, sealed, [judge_id], "model", str(vendor).strip(), n_votes or 0)
     if known.kind == "model" and vendor is not None and vendor.strip() != known.vendor:
         raise UserError(f"--vendor: '{judge_id}' is a model of {known.vendor}; take another --judge-id")
+    if known.kind == "model" and n_votes not in (None, n_has):
+        raise UserError(
+            f"--votes: '{judge_id}' has its {n_has} pairs already, which stay as they are; leave --votes out, or take "
+            "another --judge-id"
+        )
     return None
 
 

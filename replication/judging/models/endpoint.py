@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
+import httpx
 import openai
 from openai.types.chat import ChatCompletion
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
@@ -22,7 +25,10 @@ UNSEEN_STATUS = {*range(400, 500)} - {
     408,
     409,
 }  # the model never saw it; what others cost nobody knows
-PASSING_STATUS = {408, 409, 425, 429, *range(500, 600)}
+PASSING_STATUS = {408, 409, 425, 429, *range(500, 600)} - {501, 505}
+NO_API_STATUS = {404, 405, 415, 501}
+REACH_SECONDS = 10.0
+_PAGES = ("<!doctype html", "<html")
 LONGEST_PAUSE_SECONDS = 60.0
 LONGEST_SERVER_PAUSE_SECONDS = 3600.0
 
@@ -77,6 +83,39 @@ class Endpoint:
 
     async def close(self) -> None:
         await self._client.close()
+
+    async def reach(self) -> None:
+        """One request without further tries, before anything else: a mistyped address is to be found at once.
+
+        An endpoint that is slow, busy or has no list of models passes.
+
+        Raises:
+            UserError: nothing listens there, or what answers is a page for people.
+        """
+        seconds = min(REACH_SECONDS, self.settings.timeout_seconds)
+        try:
+            said = await self._client.models.with_raw_response.list(timeout=seconds)
+        except openai.APITimeoutError as error:
+            if not isinstance(error.__cause__, httpx.ConnectTimeout):
+                return
+            why = f"no connection within {seconds:g} s"
+        except openai.APIConnectionError as error:
+            why = f"the connection failed ({self._clean(str(error.__cause__ or error))})"
+        except (openai.OpenAIError, ValueError):
+            return
+        else:
+            if not _is_page(said.http_response):
+                return
+            raise self._no_api(said.http_response.status_code, f"a page, {self._clean(_page(said.http_response))}")
+        raise UserError(
+            f"--base-url: {self.settings.endpoint}: {why}; check the address, and that the endpoint is up"
+        ) from None
+
+    def _no_api(self, status: int, said: str) -> UserError:
+        return UserError(
+            f"--base-url: {self.settings.endpoint} is no OpenAI-compatible API (status {status}: {said}); give the "
+            "address up to and with its /v1"
+        )
 
     async def ask(self, prompt: str) -> Reply:
         """The model's answer.
@@ -177,6 +216,8 @@ class Endpoint:
             )
         if getattr(error, "code", None) == "insufficient_quota":
             return UserError(f"--api-key-env: the account's quota is used up ({said}); add to it, then run this again")
+        if error.status_code in NO_API_STATUS - {404} or (error.status_code == 404 and _is_page(error.response)):
+            return self._no_api(error.status_code, said)
         names = await self._offered()
         if names and s.model not in names:
             more = f" and {len(names) - 12} more" if len(names) > 12 else ""
@@ -245,13 +286,25 @@ def _retry_after(error: BaseException | None) -> float | None:
 
 
 def _said(error: openai.APIStatusError) -> str:
-    """The endpoint's own words: `error.message` of its body, or `detail`, or the body."""
+    """The endpoint's own words: `error.message` of its body, or `detail`, or the body; of a page its title."""
+    if _is_page(error.response):
+        return f"a page, {_page(error.response)}"
     body = error.body
     if isinstance(body, dict):
         for key in ("message", "detail"):
             if body.get(key):
                 return str(body[key])
     return str(body or error.message)
+
+
+def _is_page(response: httpx.Response) -> bool:
+    return "html" in response.headers.get("content-type", "") or response.text.lstrip().lower().startswith(_PAGES)
+
+
+def _page(response: httpx.Response) -> str:
+    """What a page is called, without markup."""
+    title = re.search(r"<title[^>]*>([^<]*)", response.text[:10_000], re.IGNORECASE)
+    return repr(html.unescape(" ".join(title.group(1).split()))[:80]) if title else "without a title"
 
 
 def _reply(said: ChatCompletion, asked_at: float, seconds: float) -> Reply:

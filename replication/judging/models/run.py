@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--base-url", required=True, metavar="URL", help="an OpenAI-compatible endpoint, up to and with its /v1")
     add("--vendor", metavar="V", help="who makes the model; needed when the judge is new")
     add("--judge-id", metavar="ID", help="(default: the model's name, without what stands before its last /)")
-    add("--votes", type=int, default=0, metavar="N", help="pairs of a new judge (default: as many as a person's)")
+    add("--votes", type=int, metavar="N", help="pairs of a new judge (default: as many as a person's)")
     add("--api-key-env", default=DEFAULT_KEY, metavar="NAME", help=f"variable with the key (default {DEFAULT_KEY})")
     add("--parallel", type=int, default=d["parallel"], metavar="N", help="requests in flight at once (default 4)")
     add("--requests-per-minute", type=float, metavar="N", help="pace, further tries included (default: no limit)")
@@ -73,9 +74,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
     settings.check()
     folder = find_panel(args.dir)
     database = folder.open(args.database)
-    judge_id = args.judge_id or args.model.rstrip("/").rpartition("/")[2]
+    judge_id = args.judge_id or default_judge_id(args.model)
     join = join_panel(database, folder.sealed, judge_id, args.vendor, args.votes)
     return run_model_judge(database, judge_id, settings, console, join).exit_code
+
+
+def default_judge_id(model: str) -> str:
+    """The model's name without what stands before its last /, such as `llama3-8b` for `lab/llama3:8b`."""
+    return re.sub(r"[^\w.@-]", "-", model.rstrip("/").rpartition("/")[2])
 
 
 def run_model_judge(
@@ -118,6 +124,7 @@ class _Run:
     async def all(self, join: Callable[[], None] | None) -> None:
         self._endpoint = Endpoint(self._settings, self._tell)
         try:
+            await self._endpoint.reach()
             if join is not None:
                 await self._first_contact()
                 join()

@@ -33,6 +33,7 @@ from replication.judging.models.answers import (
 from replication.judging.models.parsing import Parsed, parse_reply
 from replication.judging.models.prompt import ANSWERS, FENCE, RUBRIC, prompt_version, settled_code
 from replication.judging.models.summary import Summary, print_summary
+from replication.judging.store import Store
 from replication.rundir import write_text
 
 SHEET = "sheet"
@@ -42,11 +43,13 @@ _ANSWER = re.compile(r"(\d{1,9})\s*[:.)]\s*(.*)")
 _IGNORED = re.compile(r"\s*(```\w*|~~~\w*|-{3,})?\s*")  # empty, a fence around the answers, a rule between parts
 
 HEAD = """\
-<!-- How to use this sheet ({judge}): paste each part, from its heading to its last line, into a new chat of the model.
+{mark}
+<!-- How to use this sheet: paste each part, from its heading to its last line, into a new chat of the model.
 Copy what it answers into one text file, parts one below the other, lines such as `{example}: TIE`. If the model
 declines a comparison, write `{example}: {refused}` for it. A part is read whole or not at all; it may be read before
 the others. -->
 """
+MARK = "<!-- Sheet of the model judge {judge}, panel {panel}. -->"
 PART = """\
 ## Part {part} of {parts}
 
@@ -87,8 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--judge-id", required=True, metavar="ID", help="the judge; a new one gets its pairs")
     add("--vendor", metavar="V", help="who makes the model; needed when the judge is new")
     add("--model", default="", metavar="NAME", help="what the chat window calls the model (default: the judge's id)")
-    add("--votes", type=int, default=0, metavar="N", help="pairs of a new judge (default: as many as a person's)")
-    add("--items-per-part", type=int, default=0, metavar="N", help="comparisons that are pasted at once (default 8)")
+    add("--votes", type=int, metavar="N", help="pairs of a new judge (default: as many as a person's)")
+    add("--items-per-part", type=int, metavar="N", help="comparisons that are pasted at once (default 8)")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, metavar="FILE", help="write the sheet: what is not answered yet")
     what.add_argument("--read", type=Path, metavar="FILE", help="read the pasted answers of whole parts")
@@ -102,10 +105,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.read is not None:
         print_summary(read_sheet(database, args.judge_id, args.read), console)
         return 0
+    if args.items_per_part is not None and args.items_per_part < 1:
+        raise UserError(f"--items-per-part: is {args.items_per_part}; must be at least 1")
+    check_target(database, args.judge_id, args.out)
     join = join_panel(database, folder.sealed, args.judge_id, args.vendor, args.votes)
     if join is not None:
         join()
-    n = write_sheet(database, args.judge_id, args.out, args.items_per_part, args.model)
+    n = write_sheet(database, args.judge_id, args.out, args.items_per_part or 0, args.model)
     console.print(f"{args.out}: {n} parts, each for a new chat; its first lines say how", markup=False)
     return 0
 
@@ -136,9 +142,32 @@ def write_sheet(database: Database, judge_id: str, path: Path, items_per_part: i
     open_parts = [part for part in parts if not all(_key(c) in known for c in part.comparisons.values())]
     if not open_parts:
         raise UserError(f"--judge-id: every comparison of '{judge_id}' has its answer; nothing is left for a sheet")
-    head = HEAD.format(judge=judge_id, example=min(open_parts[0].comparisons), refused=REFUSED)
+    check_target(database, judge_id, path)
+    head = HEAD.format(mark=_mark(database, judge_id), example=min(open_parts[0].comparisons), refused=REFUSED)
     write_text(path, "\n\n".join([head, *(_part_text(part, len(parts)) + "\n" for part in open_parts)]))
     return len(open_parts)
+
+
+def check_target(database: Database, judge_id: str, path: Path) -> None:
+    """Refuse to write a sheet over anything but an earlier one of this judge and panel.
+
+    Raises:
+        UserError: the file is there and is something else.
+    """
+    try:
+        first = path.read_bytes().partition(b"\n")[0]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"--out: {path} cannot be written ({error.strerror}); name a file") from None
+    if first.strip() != _mark(database, judge_id).encode():
+        is_sheet = first.startswith(MARK.partition("{")[0].encode())
+        what = "a sheet of another judge or panel" if is_sheet else "no sheet of this command"
+        raise UserError(f"--out: {path} is there and is {what}; it is left as it is, name another file")
+
+
+def _mark(database: Database, judge_id: str) -> str:
+    return MARK.format(judge=judge_id, panel=Store(database).panel().panel_id)
 
 
 def read_sheet(database: Database, judge_id: str, path: Path) -> Summary:

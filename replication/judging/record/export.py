@@ -137,6 +137,7 @@ def write_record(folder: PanelFolder, database: Database, rules: AnalysisConfig)
         "n_judges": len({vote.judge_id for vote in first}),
         "n_judges_short": sum(n < found.votes_per_judge for n in Counter(vote.judge_id for vote in first).values()),
         **_no_choice(database),
+        **_attention(database),
     }
     write_json(folder.votes_note, note)
     write_text(folder.marginals, marginals_json(database, rules))
@@ -149,6 +150,15 @@ def _no_choice(database: Database) -> dict[str, int]:
         query = select(answers.c.status, func.count().label("n")).group_by(answers.c.status)
         counts = {row.status: row.n for row in c.execute(query)}
     return {"n_refusals": counts.get("refusal", 0), "n_garbage": counts.get("garbage", 0)}
+
+
+def _attention(database: Database) -> dict[str, int]:
+    """Attention items that people answered, and answered as asked."""
+    people = [row for row in attendance(database) if row.kind == "human"]
+    return {
+        "n_attention_asked": sum(row.n_asked for row in people),
+        "n_attention_passed": sum(row.n_passed for row in people),
+    }
 
 
 def write_export(folder: PanelFolder, database: Database) -> list[Path]:

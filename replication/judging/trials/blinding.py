@@ -107,6 +107,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise UserError(f"--folds: {args.folds} must be at least 2")
     if args.items < 100 * args.folds:
         raise UserError(f"--items: {args.items} must be at least {100 * args.folds} for {args.folds} folds")
+    if args.arms[0] == args.arms[1]:
+        raise UserError(f"--arms: names {args.arms[0]} twice; give two arms")
     names = list(EXPERIMENTS) if args.experiment == "both" else [args.experiment]
     results = []
     with _folder(args.out) as folder, console.status("") as status:
