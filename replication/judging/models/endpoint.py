@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
 import openai
 from openai.types.chat import ChatCompletion
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
@@ -96,7 +96,7 @@ class Endpoint:
         try:
             said = await self._client.models.with_raw_response.list(timeout=seconds)
         except openai.APITimeoutError as error:
-            if not isinstance(error.__cause__, httpx.ConnectTimeout):
+            if type(error.__cause__).__name__ != "ConnectTimeout":
                 return
             why = f"no connection within {seconds:g} s"
         except openai.APIConnectionError as error:
@@ -297,11 +297,11 @@ def _said(error: openai.APIStatusError) -> str:
     return str(body or error.message)
 
 
-def _is_page(response: httpx.Response) -> bool:
+def _is_page(response: Any) -> bool:
     return "html" in response.headers.get("content-type", "") or response.text.lstrip().lower().startswith(_PAGES)
 
 
-def _page(response: httpx.Response) -> str:
+def _page(response: Any) -> str:
     """What a page is called, without markup."""
     title = re.search(r"<title[^>]*>([^<]*)", response.text[:10_000], re.IGNORECASE)
     return repr(html.unescape(" ".join(title.group(1).split()))[:80]) if title else "without a title"
