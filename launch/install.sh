@@ -109,7 +109,7 @@ install_environment() {
   if has_nvidia_driver; then
     say "downloading about 3 GB (with the CUDA build of torch), once"
   else
-    say "downloading about 450 MB (with the CPU build of torch; 2 GB on disk), once;" \
+    say "downloading about 480 MB (with the CPU build of torch; 2 GB on disk), once;" \
       "about 3 GB if only the CUDA build can be had"
     if [[ $(uname -s) == Linux ]] && ! has_torch && ! install_cpu_torch; then
       say "could not get torch's CPU build through uv; going on with plain pip, which takes what its index offers"
