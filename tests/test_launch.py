@@ -222,7 +222,7 @@ def test_a_folder_of_other_files_is_left_alone(sandbox: Sandbox, tmp_path: Path)
 def test_the_download_is_announced_before_it_starts(sandbox: Sandbox) -> None:
     done = sandbox.run("launch/install.sh", "test", "judge")
     assert done.returncode == 0, done.stderr
-    assert 0 <= done.stderr.index("downloading about 450 MB") < done.stderr.index("pip is downloading")
+    assert 0 <= done.stderr.index("downloading about 480 MB") < done.stderr.index("pip is downloading")
     assert sandbox.asked("--editable")[0].endswith(f"--editable {sandbox.checkout}[test,judge]")
 
 
