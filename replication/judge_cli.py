@@ -48,7 +48,7 @@ ELSEWHERE = {
 """Actions whose flags and work lie in a module of their own: add_arguments(parser), run(args, console) -> int."""
 
 BASE_URL = "http://127.0.0.1:8765"
-PACKAGES = "sqlalchemy psycopg fastapi starlette uvicorn multipart python_multipart openai httpx tenacity sklearn"
+PACKAGES = "sqlalchemy psycopg fastapi starlette uvicorn python_multipart openai httpx tenacity aiohttp sklearn"
 """Of the extra `judge`."""
 
 
