@@ -275,6 +275,7 @@ def test_report_and_generate_again(finished):
 # ---------------------------------------------------------------- failure, interruption
 
 
+@pytest.mark.full
 def test_a_failed_cell_is_shown_and_can_be_run_again(tmp_path):
     suite = write_suite(tmp_path)
     config = yaml.safe_load(suite.read_text())
@@ -372,7 +373,7 @@ def test_mistakes_are_one_line_with_the_remedy(tmp_path):
     assert "replicate prepare" in refused("train", "--config", "arms/both.yaml", "--out", tmp_path / "x")
     assert "does not exist" in refused("train", "--data.dir", tmp_path / "nodata", "--out", tmp_path / "x")
     assert "replicate grid run" in refused("report", tmp_path / "nothing")
-    assert "train first" in refused("generate", tmp_path / "nothing")
+    assert "neither a folder nor a suite" in refused("generate", tmp_path / "nothing")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     assert "is not empty" in refused("grid", "run", suite, "--out", tmp_path / "full")
@@ -414,7 +415,9 @@ def test_a_busy_cell_is_not_run_twice(finished):
     cell = SuiteDir(out).cell("both", 1)
     with cell.lock():
         assert cell.is_locked()
-        assert "another process is running this cell" in refused("generate", out, "--arm", "both", "--seed", 1)
+        assert "another process is running this cell" in refused(
+            "generate", out, "--arm", "both", "--seed", 1, "--again"
+        )
     assert not cell.is_locked()
 
 

@@ -37,7 +37,7 @@ from replication.analysis.stats import (
 from replication.certificate import Certificate
 from replication.config import SuiteConfig, to_dict
 from replication.diverged import why_diverged
-from replication.plan import check_plan, read_plan
+from replication.plan import check_plan
 from replication.rundir import SuiteDir
 from replication.votes import Vote
 
@@ -134,7 +134,7 @@ def compute_results(
         "suite": _suite(suite, cells, certificate),
         "plan": check_plan(suite_dir, suite, counted).to_dict(),
         "analysis": to_dict(a),
-        "preference": _preference(votes, suite, cells, certificate, read_plan(suite_dir) is not None),
+        "preference": _preference(votes, suite, cells, certificate, suite_dir.plan.is_file()),
         "certificate": certificate.to_dict(),
         "pairs_used": [{"arm": p.arm, "seed": p.seed} for p in certificate.pairs if p.state == "holds"],
         "pairs_refused": [asdict(p) for p in certificate.pairs if p.state != "holds"],

@@ -124,11 +124,13 @@ class _Run:
     async def all(self, join: Callable[[], None] | None) -> None:
         self._endpoint = Endpoint(self._settings, self._tell)
         try:
+            missing = self._missing() if join is None else []  # what is wrong here is said before anybody is asked
             await self._endpoint.reach()
             if join is not None:
                 await self._first_contact()
                 join()
-            await self._ask(self._missing())
+                missing = self._missing()
+            await self._ask(missing)
         finally:
             await self._endpoint.close()
 
