@@ -185,12 +185,16 @@ def test_what_a_kill_touches_is_not_quiet() -> None:
     assert [r.meant for r in quiet(requests, [(5.0, 10.0)])] == [0.0, 12.0]
 
 
-def test_a_slow_page_fails() -> None:
+@pytest.mark.parametrize("kind", ["page", "vote", "all requests"])
+def test_a_slow_page_fails(kind: str) -> None:
     asked = Rehearsal(1, 1.0, 1, 0, 0, p99_ms=250)
-    fast, slow = (Latency(kind, 9, 1, 1, p99, 1) for kind, p99 in (("all requests", 9.0), (TURN, 251.0)))
-    outcome = Outcome(asked, "sqlite", 1, [], [fast, slow], [], 1, 1, 1, 1, 1, 1, Comparison(), [])
+    rows = [Latency(name, 9, 1, 1, 251.0 if name == kind else 9.0, 1) for name in ("all requests", "page", "vote")]
+    turn = Latency(TURN, 9, 1, 1, 251.0, 1)  # two requests
+    outcome = Outcome(asked, "sqlite", 1, [], [*rows, turn], [], 1, 1, 1, 1, 1, 1, Comparison(), [])
     assert outcome.holds
     assert not outcome.is_fast
+    quick = [replace(row, p99=9.0) for row in rows]
+    assert replace(outcome, quiet=[*quick, turn]).is_fast
     assert not replace(outcome, finished=0).holds
     assert not replace(outcome, votes=Comparison(faults=["lost"])).holds
 

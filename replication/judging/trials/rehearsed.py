@@ -10,7 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from replication.judging.trials.acknowledged import SHOWN_FAULTS, Comparison
-from replication.judging.trials.latency import TURN, Latency
+from replication.judging.trials.latency import Latency
+
+JUDGED = ("all requests", "page", "vote")
+"""Rows of the table whose p99 the verdict is about; a turn, which is two requests, stands beside them."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class Outcome:
 
     @property
     def p99_ms(self) -> float:
-        """The worse of all requests and of what a judge waits for after a press, outside of kills."""
-        return max(row.p99 for row in self.quiet if row.kind in ("all requests", TURN))
+        """Of single requests, the worst of all together, pages and votes, outside of the seconds around a kill."""
+        return max(row.p99 for row in self.quiet if row.kind in JUDGED)
 
     @property
     def is_fast(self) -> bool:
@@ -103,5 +106,5 @@ def print_outcome(o: Outcome, console: Console) -> None:
     for fault in [*v.faults, *o.faults][:SHOWN_FAULTS]:
         console.print(f"[red]{escape(fault)}[/red]")
     lost = "nothing lost, nothing twice, nothing from nowhere" if o.holds else "DOES NOT HOLD"
-    speed = f"p99 {o.p99_ms:,.0f} ms {'<' if o.is_fast else 'is NOT under'} {o.asked.p99_ms:,.0f} ms"
+    speed = f"p99 of requests {o.p99_ms:,.0f} ms {'<' if o.is_fast else 'is NOT under'} {o.asked.p99_ms:,.0f} ms"
     console.print(f"[bold]{lost}; {speed}[/bold]")
