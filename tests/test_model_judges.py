@@ -43,6 +43,7 @@ from replication.judging.models.run import run_model_judge
 from replication.judging.models.settings import ModelSettings
 from replication.judging.models.sheets import read_sheet, write_sheet
 from replication.judging.models.summary import Summary
+from replication.judging.page import rendering
 from replication.judging.schema import answers, assignments, judges, panel, votes
 from replication.rundir import SuiteDir, read_json
 
@@ -179,7 +180,7 @@ def test_a_completion_cannot_leave_its_fence(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_models_are_given_the_rubric_that_people_read() -> None:
-    page = (Path(rubric.__file__).parent / "page" / "templates" / "_rubric.html.j2").read_text()
+    page = rendering._TEMPLATES.get_template("_rubric.html.j2").render()
     shown = html.unescape(" ".join(re.sub(r"<[^>]*>", " ", page).split()))
     asked = comparison_prompt("Why?", "one", "two")
     for words in (rubric.TASK, rubric.COUNTS, rubric.BETTER, rubric.TIE, rubric.BOTH_BAD, rubric.READ):

@@ -1,7 +1,4 @@
-"""The rubric in words, as people read it on the page and models in their prompt: both are to judge by the same.
-
-The page's template says these sentences too; a test holds the two together.
-"""
+"""The rubric in words: the page's template and the models' prompt are made from it, so that both judge by the same."""
 
 from __future__ import annotations
 

@@ -15,6 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, RedirectResponse
 
+from replication.judging import rubric
+
 STATIC_TYPES: Final = {"judge.css": "text/css; charset=utf-8", "judge.js": "text/javascript; charset=utf-8"}
 STATIC: Final = {
     name: (resources.files("replication.judging.page") / "static" / name).read_bytes() for name in STATIC_TYPES
@@ -59,7 +61,7 @@ def _environment() -> Environment:
     )
     environment.filters["readable"] = _readable
     environment.filters["percent"] = lambda share: "" if share is None else f"{100 * share:.1f} %"
-    environment.globals.update(css=_static("judge.css"), js=_static("judge.js"))
+    environment.globals.update(css=_static("judge.css"), js=_static("judge.js"), rubric=rubric)
     return environment
 
 
