@@ -98,7 +98,7 @@ run_step() {
   note started 0
   if [[ -z $told ]]; then
     code=0
-    srun --kill-on-bad-exit=0 --wait=30 "${options[@]}" "${container[@]}" "$REPLICATION_PYTHON" -m replication "$@" </dev/null &
+    srun --kill-on-bad-exit=0 --wait=30 "${options[@]}" "${container[@]}" "$REPLICATION_PYTHON" -P -m replication "$@" </dev/null &
     step=$!
     if [[ -n $told ]]; then # between the two lines above
       stop

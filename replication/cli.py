@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 2 with one line for a user's mistake, 75 where a run was told to stop and did, 130 after Ctrl-C,
         1 otherwise.
     """
+    if argv is None:  # the door itself: no Python that starts from here on looks into the current folder for modules
+        os.environ["PYTHONSAFEPATH"] = "1"
     args = list(sys.argv[1:] if argv is None else argv)
     launched = "RANK" in os.environ or "SLURM_STEP_ID" in os.environ  # by what speaks for all ranks
     debug = "--debug" in args
@@ -190,7 +192,7 @@ def _start_ranks(config: RunConfig, argv: list[str]) -> int:
             f"{config.cluster.devices} --rdzv-backend=c10d --rdzv-id=RUN --rdzv-endpoint=FIRST_NODE:PORT "
             "-m replication train ...`"
         )
-    command = [sys.executable, "-m", "replication", "train", *argv]
+    command = [sys.executable, "-P", "-m", "replication", "train", *argv]
     return run_ranks(command, config.world_size, config.cluster.stop_signal)
 
 

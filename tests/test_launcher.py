@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from shadows import shadowed
 
 from replication import launcher
 from replication.launcher import run_ranks
@@ -57,3 +60,26 @@ def test_no_rank_outlives_the_launcher(tmp_path, how):
     process.wait(timeout=20)
     _, alive = psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], timeout=10)
     assert alive == []
+
+
+POOL = """
+from multiprocessing import get_context
+from concurrent.futures import ProcessPoolExecutor
+import sys
+from replication.cli import main
+if __name__ == "__main__":
+    sys.argv = ["replicate", "--version"]
+    main()
+    with ProcessPoolExecutor(1, get_context("forkserver")) as pool:
+        print(pool.submit(abs, -5).result())
+"""
+
+
+def test_the_current_folder_holds_no_module_of_ours(tmp_path):
+    """Typed by hand, and in processes that a library starts."""
+    here, script = shadowed(tmp_path / "here"), tmp_path / "pool.py"
+    script.write_text(POOL)
+    for command, says in ((["-m", "replication", "--version"], "replicate 0"), (["-P", str(script)], "5")):
+        shutil.rmtree(here / "replication", ignore_errors=True)  # before -P Python itself would have taken it
+        done = subprocess.run([sys.executable, *command], cwd=here, capture_output=True, text=True, timeout=60)
+        assert says in done.stdout, done.stderr

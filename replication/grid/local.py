@@ -77,7 +77,7 @@ def run_cells(cells: Sequence[Cell], suite_dir: SuiteDir, jobs: int, console: Co
 
 
 def _start(cell: Cell, suite_dir: SuiteDir, progress: Progress) -> _Running:
-    command = [sys.executable, "-m", "replication", "train", "--config", str(cell.run.config)]
+    command = [sys.executable, "-P", "-m", "replication", "train", "--config", str(cell.run.config)]
     command += ["--out", str(suite_dir.root)]
     cell.run.failed.unlink(missing_ok=True)
     environment = os.environ | (
