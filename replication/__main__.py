@@ -1,4 +1,4 @@
-"""`python -m replication VERB` is the same door as the `replicate` command, and imports as little from the current folder."""
+"""`python -m replication VERB` is the same door as `replicate`, and takes nothing from the current folder either."""
 
 import os
 import sys

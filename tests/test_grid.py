@@ -331,6 +331,7 @@ def test_a_stopped_grid_stops_its_cells_and_the_same_command_goes_on(tmp_path, s
         "2",
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as with & in a script
                                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})  # fmt: skip
     cell = SuiteDir(out).cell("baseline", 1)
     deadline = time.monotonic() + 120

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from shadows import shadowed
 
 from replication import launcher
@@ -83,3 +82,40 @@ def test_the_current_folder_holds_no_module_of_ours(tmp_path):
         shutil.rmtree(here / "replication", ignore_errors=True)  # before -P Python itself would have taken it
         done = subprocess.run([sys.executable, *command], cwd=here, capture_output=True, text=True, timeout=60)
         assert says in done.stdout, done.stderr
+
+
+BACKGROUND = """
+import sys, time
+from replication import cli
+def wait(args):
+    print("ready", flush=True)
+    time.sleep(60)
+cli.VERBS["train"] = wait
+sys.argv = ["replicate", "train"]
+sys.exit(cli.main())
+"""
+
+
+def ended_by(stop: signal.Signals, environment: dict[str, str]) -> int:
+    """Code of a verb that was started in the background, with SIGINT and SIGHUP ignored, and then told to stop."""
+
+    def ignore() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", BACKGROUND], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env=os.environ | environment, preexec_fn=ignore,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGHUP)  # nohup means it
+        process.send_signal(stop)
+        return process.wait(timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("stop", "environment", "code"),
+    [("SIGINT", {}, 130), ("SIGTERM", {}, 130), ("SIGUSR2", {}, 75), ("SIGTERM", {"SLURM_STEP_ID": "0"}, 75)],
+)
+def test_what_was_started_in_the_background_hears_a_signal_that_is_sent_to_it(stop, environment, code):
+    assert ended_by(signal.Signals[stop], environment) == code

@@ -110,7 +110,7 @@ def _finish(r: _Running, outcome: Outcome, progress: Progress) -> None:
     if r.process.returncode == PREEMPTED:
         outcome.stopped.append(r.cell)
         progress.update(r.task, visible=False)
-        progress.console.print(f"[yellow]told to stop[/] {r.cell.name}: saved; the same command goes on from there")
+        progress.console.print(f"[yellow]told to stop[/] {r.cell.name}: the same command goes on with it")
         return
     if read_json(r.cell.run.failed) is None:  # killed before it could say why
         error = last_line(r.cell.run.log) or f"the process ended with code {r.process.returncode}"
