@@ -32,7 +32,7 @@ WORK_SECONDS = 3600.0
 """How long it waits for what another one reads or builds; a line says so every MEET_SECONDS."""
 CONNECT_SECONDS = 5.0
 _starts = itertools.count()
-_kept: list[TCPStore] = []  # the latest; the process group's own store is a client of it
+_kept: list[TCPStore] = []  # to the end: a process group may be a client of it
 
 
 class Meeting:
@@ -53,7 +53,7 @@ class Meeting:
         self.name = f"{self.cell}, {start_name()}, training {next(_starts)}"
         self._store: TCPStore | None = None
         self._store = self._open() if self.rank == 0 else self._join()
-        _kept[:] = [self._store]
+        _kept.append(self._store)
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = self._store.host, str(self._store.port)
         self.wait_for_all("come", MEET_SECONDS)
 
