@@ -15,7 +15,8 @@ from rich.console import Console
 from replication import __version__
 from replication.arguments import Parser
 from replication.errors import UserError, is_lost_peer
-from replication.preemption import PREEMPTED, Preempted
+from replication.launcher import forget_place_of_the_shell
+from replication.preemption import PREEMPTED, Preempted, ToldEarly
 
 if TYPE_CHECKING:
     from replication.config import RunConfig
@@ -31,12 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 2 with one line for a user's mistake, 75 where a run was told to stop and did, 130 after Ctrl-C,
         1 otherwise.
     """
+    if argv is None:  # the door itself
+        _clean_environment()
     args = list(sys.argv[1:] if argv is None else argv)
     launched = "RANK" in os.environ or "SLURM_STEP_ID" in os.environ  # by what speaks for all ranks
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
-    for name in ("SIGTERM", "SIGHUP"):  # a closed terminal ends a run as Ctrl-C does, its cells included
-        signal.signal(getattr(signal, name), _interrupt)
+    _listen()
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         return _verb(args)
@@ -49,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             errors.print(f"[yellow]{_escape(str(told))}[/yellow]; the same command goes on from there")
         return PREEMPTED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as told:
         if launched:
-            return INTERRUPTED
+            return PREEMPTED if isinstance(told, ToldEarly) else INTERRUPTED
         errors.print("interrupted; the same command goes on where this one stopped")
-        return INTERRUPTED
+        return PREEMPTED if isinstance(told, ToldEarly) else INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `replicate ... | head` is no error
         return 0
@@ -71,8 +73,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _clean_environment() -> None:
+    """Let nothing of the current folder or of a login shell pass for the run's own, here and in what this starts."""
+    os.environ["PYTHONSAFEPATH"] = "1"
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, entries))  # an empty one is the current folder
+    forget_place_of_the_shell()
+
+
+def _listen() -> None:
+    """End as at Ctrl-C when told to by a signal, until a verb listens in its own way.
+
+    SIGINT also where it was ignored (what a script starts with &, many CI runners): it is sent on purpose. SIGHUP, a
+    closed terminal, does not under nohup. The stop signals, and SIGTERM from a scheduler, end with PREEMPTED.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if name != "SIGHUP" or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(getattr(signal, name), _interrupt)
+
+
 def _interrupt(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    early = signum in (signal.SIGUSR1, signal.SIGUSR2) or (signum == signal.SIGTERM and "SLURM_STEP_ID" in os.environ)
+    raise ToldEarly if early else KeyboardInterrupt
 
 
 def _escape(text: str) -> str:
@@ -190,7 +212,7 @@ def _start_ranks(config: RunConfig, argv: list[str]) -> int:
             f"{config.cluster.devices} --rdzv-backend=c10d --rdzv-id=RUN --rdzv-endpoint=FIRST_NODE:PORT "
             "-m replication train ...`"
         )
-    command = [sys.executable, "-m", "replication", "train", *argv]
+    command = [sys.executable, "-P", "-m", "replication", "train", *argv]
     return run_ranks(command, config.world_size, config.cluster.stop_signal)
 
 

@@ -11,7 +11,10 @@ TORCH_ARCHIVE = ("PytorchStreamWriter failed writing", "inline_container.cc", "u
 FULL_TEXT = re.compile(
     "|".join(re.escape(text) for text in (*(os.strerror(code) for code in sorted(FULL)), *TORCH_ARCHIVE)), re.IGNORECASE
 )
-LOST_PEER = re.compile(r"Connection (closed|reset) by peer|remote process exited|peer .*closed", re.IGNORECASE)
+LOST_PEER = re.compile(
+    r"Connection (closed|reset) by peer|remote process exited|peer .*closed|Broken pipe|Connection was likely closed",
+    re.IGNORECASE,
+)
 
 
 class UserError(ValueError):

@@ -164,7 +164,7 @@ def _sample(
 
     def command(samples: Samples, share: Share) -> list[str]:
         of_cell = ["--arm", samples.config.arm, f"--seed={samples.config.seed}", f"--share={share.i}/{share.n}"]
-        return [sys.executable, "-m", "replication", "generate", str(suite_dir.root), *of_cell, *flags]
+        return [sys.executable, "-P", "-m", "replication", "generate", str(suite_dir.root), *of_cell, *flags]
 
     with display.shown():
         if len(slots) > 1:

@@ -168,7 +168,7 @@ class RunDir:
 
     @property
     def start(self) -> Path:
-        """Which checkpoint the latest start on several ranks goes on from; see training.start."""
+        """Where the processes of the latest start on several ranks meet; see training.start."""
         return self.root / "start.json"
 
     @property

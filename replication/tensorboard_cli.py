@@ -74,7 +74,18 @@ def _server(logdir: Path, host: str, port: int) -> Iterator[tuple[subprocess.Pop
     """TensorBoard and its address: a process of ours, which ends with the block, and with us however we end."""
     from replication.data.workers import tethered
 
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", host, "--port", str(port)]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(logdir),
+        "--host",
+        host,
+        "--port",
+        str(port),
+    ]
     with tethered():
         server = subprocess.Popen(
             [*command, "--reload_interval", "5"],

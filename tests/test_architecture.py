@@ -265,3 +265,10 @@ def test_text_is_plain_utf_8() -> None:
         if invisible or b"\r\n" in data:
             wrong.append(f"{path.relative_to(CHECKOUT)}: {', '.join(sorted(invisible)) or 'carriage returns'}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_python_is_started_that_looks_into_the_current_folder_for_modules() -> None:
+    """A yaml.py there, or another clone's replication/, would be imported instead of what is installed."""
+    sources = [*(CHECKOUT / "replication").rglob("*.py"), *(CHECKOUT / "launch").glob("*.s*")]
+    starts = re.compile(r'(sys\.executable,|PYTHON\}?")\s+(?!"?-P)"?-')
+    assert [f"{p.name}: {line}" for p in sources for line in p.read_text().splitlines() if starts.search(line)] == []

@@ -394,7 +394,10 @@ def test_links_past_the_planned_sets_need_the_key(out: Path, said) -> None:
 def serving(*words: object) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """A server as a process of its own, and the lines it printed until it was open."""
     command = [sys.executable, "-m", "replication", "judge", "serve", *map(str, words)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT) as p:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as with & in a script
+    ) as p:  # fmt: skip
         assert p.stdout is not None
         lines: list[str] = []
         try:

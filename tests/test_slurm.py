@@ -152,7 +152,7 @@ def rank_pids(cluster: SlurmCluster) -> dict[int, int]:
     found = {}
     for process in psutil.process_iter():
         try:
-            if process.cmdline()[1:4] != ["-m", "replication", "train"]:
+            if process.cmdline()[1:5] != ["-P", "-m", "replication", "train"]:
                 continue
             environment = process.environ()
         except (psutil.NoSuchProcess, psutil.AccessDenied):

@@ -62,7 +62,7 @@ def test_a_run_stops_at_the_next_boundary_and_ends_as_if_it_had_not(
     undisturbed = fit(config, tmp_path / "undisturbed")
     with monkeypatch.context() as patch:
         stop_at(patch, step, micro_batch)
-        with pytest.raises(Preempted, match=f"both/seed-1: told to stop; saved at step {saved}"):
+        with pytest.raises(Preempted, match=f"both/seed-1: told to stop and saved at step {saved}"):
             fit(config, tmp_path / "stopped")
     run = RunDir(tmp_path / "stopped")
     assert not run.failed.exists()
@@ -78,7 +78,7 @@ def test_a_run_stops_at_the_next_boundary_and_ends_as_if_it_had_not(
 
 def test_told_before_the_first_step_nothing_is_saved(tmp_path, monkeypatch, listening):
     monkeypatch.setattr(preemption, "_told", True)
-    with pytest.raises(Preempted, match="saved at step 0"):
+    with pytest.raises(Preempted, match="told to stop before its first step; nothing was to be saved"):
         fit(small_config(), tmp_path)
     assert not list((tmp_path / "checkpoints").glob("step-*"))
 

@@ -199,7 +199,7 @@ def test_the_example_of_a_site_file_is_read(tmp_path, monkeypatch):
     path.write_text("SITE_ACCOUNT=lab\nSITE_MODULES='cuda/12.6 gcc/13'\nNCCL_DEBUG=WARN\nSITE_SCRATCH=/local/$USER\n")
     monkeypatch.setenv("USER", "me")
     with open(path, "a") as file:  # what is set only inside a job is empty here
-        file.write("SITE_CONTAINER=apptainer\nMASTER_ADDR=$SLURM_JOB_NODELIST\n")
+        file.write("SITE_CONTAINER=apptainer\nSITE_MASTER_ADDR=$SLURM_JOB_NODELIST\n")
     site = load_site(path)
     assert (site.account, site.modules, site.scratch) == ("lab", "cuda/12.6 gcc/13", "/local/me")
     assert "NCCL_DEBUG" not in os.environ

@@ -77,7 +77,7 @@ def run_cells(cells: Sequence[Cell], suite_dir: SuiteDir, jobs: int, console: Co
 
 
 def _start(cell: Cell, suite_dir: SuiteDir, progress: Progress) -> _Running:
-    command = [sys.executable, "-m", "replication", "train", "--config", str(cell.run.config)]
+    command = [sys.executable, "-P", "-m", "replication", "train", "--config", str(cell.run.config)]
     command += ["--out", str(suite_dir.root)]
     cell.run.failed.unlink(missing_ok=True)
     environment = os.environ | (
@@ -110,7 +110,7 @@ def _finish(r: _Running, outcome: Outcome, progress: Progress) -> None:
     if r.process.returncode == PREEMPTED:
         outcome.stopped.append(r.cell)
         progress.update(r.task, visible=False)
-        progress.console.print(f"[yellow]told to stop[/] {r.cell.name}: saved; the same command goes on from there")
+        progress.console.print(f"[yellow]told to stop[/] {r.cell.name}: the same command goes on with it")
         return
     if read_json(r.cell.run.failed) is None:  # killed before it could say why
         error = last_line(r.cell.run.log) or f"the process ended with code {r.process.returncode}"

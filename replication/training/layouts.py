@@ -84,7 +84,7 @@ def recut(folder: Path) -> None:
     for leftover in (target, partial):
         remove_tree(leftover)
     source = folder / "trainer.ckpt"
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command = [sys.executable, "-P", "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += ["--input_folder", str(source / "checkpoint"), "--output_folder", str(partial / "checkpoint")]
     command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
     with tethered():  # a killed start must not leave a converter behind that writes into the next one's folder

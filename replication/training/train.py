@@ -30,7 +30,7 @@ from replication.training.phases import is_watched
 from replication.training.preflight import data_sample
 from replication.training.progress import PhaseMarks, Progress
 from replication.training.ranks import launched_rank
-from replication.training.start import checkpoint_to_resume
+from replication.training.start import Meeting, checkpoint_to_resume
 from replication.training.stopping import StopWhenTold
 from replication.training.strategies import build_strategy, gradient_multiplier
 
@@ -49,7 +49,8 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     first = launched_rank() == 0
     if first:  # whether the others have the same config, the preflight asks
         refuse_other_config(config, run.config)
-    checkpoint, notes = checkpoint_to_resume(run, config, store.hash)
+    meeting = Meeting(run, config.world_size) if config.world_size > 1 else None
+    checkpoint, notes = checkpoint_to_resume(run, config, store.hash, meeting)
     for note in notes if first else ():
         console.print(f"[yellow]{note}[/yellow]")
     step = step_of(checkpoint) if checkpoint else 0
@@ -78,6 +79,8 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
         write_text(run.config, to_yaml(config))
         start_manifest(config, run, store, module, start["weights at start"])
     trainer = build_trainer(config, run, start, checkpoint, console)
+    if meeting is not None:
+        meeting.wait_for_all("built")  # what follows waits for the slowest without hearing anything
     try:
         trainer.fit(
             module,

@@ -135,7 +135,7 @@ def _make_panel(asked: Rehearsal, suite: SuiteDir, database: Database, base: str
 
 def _let_in(asked: Rehearsal, folder: Path, server: ServerChild, say: Callable[[str], None]) -> list[Kill]:
     """Start the crowd, kill the server at the drawn moments, wait for the last judge."""
-    command = [sys.executable, "-m", "replication.judging.trials.visitors", str(folder)]
+    command = [sys.executable, "-P", "-m", "replication.judging.trials.visitors", str(folder)]
     kills: list[Kill] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as crowd:
         try:
