@@ -417,7 +417,7 @@ def _check_facts(
 
 
 def _strays(of_seed: Mapping[int, Sequence[_Evidence]]) -> dict[int, str]:
-    """For each seed in what it is not as most seeds (or the first ones) are, in words; "" where it is; of one seed none.
+    """For each seed, if there are several, in what it is not as most (or the first) are, in words; "" where it is.
 
     A suite has one corpus, so one validation set, and one config an arm: a mean over seeds that differ in these is a
     mean over different experiments. The seeds themselves may differ, that of weights and that of data apart.

@@ -17,9 +17,6 @@ from replication.rundir import RunDir, read_json, read_tail
 Facts = dict[str, Any]
 """Of one start: name -> value."""
 NOT_RECORDED = "not recorded"
-MACHINE_WORDS = (
-    "in fp32 another cut is another rounding, which grows over the steps; `replicate bench noise` measures it"
-)
 
 
 def read_manifest(run: RunDir) -> dict[str, Any] | None:
@@ -70,7 +67,7 @@ def refuse_other_data(runs: Path, corpus: Path | str, hash: str, but: RunDir | N
     if others:
         said = "; ".join(f"{there} of seeds {', '.join(sorted(seeds))}" for there, seeds in others.items())
         raise UserError(
-            f"data.dir: {corpus} holds the data {hash[:16]}, and {runs} has cells trained on others ({said}); all cells "
+            f"data.dir: {corpus} holds the data {hash[:16]}, and {runs} has cells of others ({said}); all cells "
             "of a suite share one corpus and validation set: name the folder of theirs, or choose another --out"
         )
 
@@ -111,7 +108,7 @@ def lasting_starts(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
     A start that a later one fell back behind, because it died before its first checkpoint, says nothing of the cell.
     """
-    starts = _objects(manifest.get("starts")) or [manifest]
+    starts: Sequence[Mapping[str, Any]] = _objects(manifest.get("starts")) or [manifest]
     kept: list[Mapping[str, Any]] = []
     behind = float("inf")
     for start in reversed(starts):

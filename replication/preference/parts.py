@@ -4,8 +4,8 @@ samples.part/<i>-of-<n>.jsonl   completions of share i of n, in any order; the f
                                 of settings, prompts and weights: what was sampled otherwise is never gone on from
 samples.part/<i>-of-<n>.log     what a worker said
 samples.jsonl                   all completions, in the order of prompts and samples, however they came about
-manifest.json                   its `generation`: settings, and the hashes of prompts, weights and samples.jsonl; and the
-                                code that put them together, `generated_by`
+manifest.json                   its `generation`: settings, and the hashes of prompts, weights and samples.jsonl; and
+                                `generated_by`: the code that put them together
 
 A share is every n-th completion of the cell. Any number of shares goes on with what any other number left behind.
 """

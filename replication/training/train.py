@@ -73,7 +73,7 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     else:
         start["weights at start"] = weights_sha256(dict(module.model.named_parameters()))
     if first:
-        refuse_other_data(run.root.parent.parent, store.dir, store.hash, but=run)
+        refuse_other_data(run.root.parent.parent, config.data.dir or "data", store.hash, but=run)
         check_neighbours(config, run, start["weights at start"])
         if checkpoint is not None and needs_recut(checkpoint, config):
             console.print(f"re-cutting {checkpoint.name} for {config.world_size} process(es)")
