@@ -108,7 +108,7 @@ def lasting_starts(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
     A start that a later one fell back behind, because it died before its first checkpoint, says nothing of the cell.
     """
-    starts: Sequence[Mapping[str, Any]] = _objects(manifest.get("starts")) or [manifest]
+    starts: list[Mapping[str, Any]] = [*_objects(manifest.get("starts"))] or [manifest]
     kept: list[Mapping[str, Any]] = []
     behind = float("inf")
     for start in reversed(starts):

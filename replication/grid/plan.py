@@ -156,7 +156,7 @@ def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> None:
 
 def _is_foreign(path: Path, suite_dir: SuiteDir) -> bool:
     """Whether something in an output folder without a suite belongs to somebody else; a frozen plan does not."""
-    ours = path.name in ("data", "data.partial") or path.name.startswith(".")
+    ours = path.name in ("data", "data.partial", "noise", "noise.json") or path.name.startswith(".")
     return not ours and not (suite_dir.plan.is_file() and re.fullmatch(r"plan(-\d+)?\.(json|md)", path.name))
 
 
