@@ -24,7 +24,9 @@ from replication.grid.plan import Cell, Place, claim_folder, places, plan, write
 from replication.grid.site import default_site
 from replication.grid.status import RETRIED, CellStatus, Left, cell_status, print_status
 from replication.plan import read_plan, unplanned_cells
+from replication.provenance import code_identity
 from replication.rundir import SuiteDir, is_trained
+from replication.starts import code_facts, code_of, logged_cells, read_manifest, refuse_other_data, unlike
 
 TEXTS = {
     "plan": "list the cells",
@@ -205,14 +207,21 @@ def _make_ready(cells: Sequence[Cell], suite_dir: SuiteDir, console: Console) ->
 
         prepare_corpus(cells[0].config.data, suite_dir.data, console)
     store = TokenStore.open(data_folder(cells[0].config, suite_dir))
+    refuse_other_data(suite_dir.runs, store.dir, store.hash)
     for cell in cells:
         check_before_training(cell.config, store)
 
 
 def _say_plan(suite_dir: SuiteDir, cells: Sequence[Cell], console: Console) -> None:
-    """One line: whether an analysis plan is frozen, and whether it has the cells that are about to run."""
+    """A line each: whether the folder's cells ran other code than this; whether an analysis plan is frozen, and whether
+    it has the cells that are about to run."""
     if not cells:
         return
+    ran = {name: code_of(read_manifest(run) or {}) for name, run in logged_cells(suite_dir.runs).items()}
+    changed = unlike({**ran, "now": [code_facts(code_identity())]})
+    if changed:
+        line = f"[yellow]cells of this folder ran other code:[/yellow] {escape(changed)}; the report will say so"
+        console.print(line, soft_wrap=True, highlight=False)
     record = read_plan(suite_dir)
     if record is None:
         line = "no analysis plan is frozen; `replicate plan freeze` before the first cell makes the result confirmatory"

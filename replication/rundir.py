@@ -9,6 +9,7 @@ DIR/tensorboard/over-seeds difference   means, bands and paired differences, whe
 DIR/launch/<n>-<what>/               what was submitted to SLURM
 DIR/judging/ sealed/                the panel of judges: judging.sqlite, and apart from it the key of sides and arms
 DIR/certificate.json                the pair certificate of every seed
+DIR/noise.json noise/               how far rounding alone moves the loss, and the runs of `replicate bench noise`
 DIR/report.html report.md results.json figures/*.png
 """
 
@@ -287,6 +288,11 @@ class SuiteDir:
     def sealed(self) -> Path:
         """The key of sides and arms, which the server neither needs nor reads."""
         return self.root / "sealed"
+
+    @property
+    def noise(self) -> Path:
+        """How far rounding alone moves the loss, where `replicate bench noise` measured it in DIR/noise."""
+        return self.root / "noise.json"
 
     @property
     def certificate(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,14 @@ import pytest
 from memory_store import MemoryStore
 from training_setup import small_config
 
+from replication import provenance
 from replication.config import load_run
 from replication.errors import UserError
 from replication.launcher import PLACE, adopt_place
 from replication.needs import GIB, checkpoint_gib, checkpoints_kept, state_needs
 from replication.rundir import RunDir
 from replication.training import preflight as module
-from replication.training.preflight import check_room, code_identity, data_sample
+from replication.training.preflight import check_room, data_sample
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,14 +74,19 @@ def test_the_sample_of_the_data_sees_another_token_behind_the_same_manifest():
     assert data_sample(MemoryStore()) != data_sample(Damaged())  # type: ignore[arg-type]
 
 
-def test_code_identity_covers_every_module(tmp_path, monkeypatch):
-    before = code_identity()
-    assert "torch" in before["package versions"]
-    copy = tmp_path / "replication" / "training" / "preflight.py"
-    copy.parent.mkdir(parents=True)
-    copy.write_text("# another one\n")
-    monkeypatch.setattr(module, "__file__", str(copy))
-    assert code_identity()["code hash"] != before["code hash"]
+@pytest.mark.parametrize(
+    ("file", "counts"), [("training/muon.py", 1), ("config.py", 1), ("data/order.py", 1), ("judging/state.py", 0)]
+)
+def test_the_code_hash_covers_what_computes_and_not_the_judging_page(tmp_path, monkeypatch, file, counts):
+    package = Path(provenance.__file__).parent
+    for part in (*provenance.COMPUTES, "judging"):
+        (shutil.copytree if (package / part).is_dir() else shutil.copy)(package / part, tmp_path / part)
+    before = provenance.code_hash()
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+    assert provenance.code_hash() == before
+    with open(tmp_path / file, "a") as source:
+        source.write("\n")
+    assert (provenance.code_hash() != before) == counts
 
 
 def test_ranks_that_add_up_wrongly_are_named(tmp_path):

@@ -18,7 +18,7 @@ from replication.analysis import format as shown
 from replication.analysis.drawing import arm_styles
 from replication.analysis.figures import draw_figures
 from replication.analysis.load import Cell, load_cells
-from replication.analysis.methods import methods
+from replication.analysis.methods import data_words, methods
 from replication.analysis.results import compute_results
 from replication.analysis.verdict import verdict
 from replication.certificate import certify
@@ -65,7 +65,7 @@ def collect(suite_dir: SuiteDir, suite: SuiteConfig) -> tuple[list[Cell], dict[s
     """
     cells = load_cells(suite_dir, suite.arms, suite.seeds)
     logged = {(cell.arm, cell.seed): cell.logged for cell in cells}
-    certificate = certify(suite_dir, suite.arms, suite.seeds, logged)
+    certificate = certify(suite_dir, suite.arms, suite.seeds, logged, suite.analysis.strict_pairs)
     write_json(suite_dir.certificate, certificate.to_dict())
     results = compute_results(suite_dir, suite, cells, certificate, read_votes(suite_dir.votes))
     note = read_note(suite_dir.votes_note, suite_dir.votes)
@@ -112,6 +112,7 @@ def template(name: str) -> Any:
         "duration": shown.duration,
         "plain": shown.plain,
         "p": shown.p_value,
+        "data_words": data_words,
         "cell": shown.markdown_cell,
         "fence": shown.markdown_fence,
     }

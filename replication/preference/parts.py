@@ -4,7 +4,8 @@ samples.part/<i>-of-<n>.jsonl   completions of share i of n, in any order; the f
                                 of settings, prompts and weights: what was sampled otherwise is never gone on from
 samples.part/<i>-of-<n>.log     what a worker said
 samples.jsonl                   all completions, in the order of prompts and samples, however they came about
-manifest.json                   its `generation`: settings, and the hashes of prompts, weights and samples.jsonl
+manifest.json                   its `generation`: settings, and the hashes of prompts, weights and samples.jsonl; and
+                                `generated_by`: the code that put them together
 
 A share is every n-th completion of the cell. Any number of shares goes on with what any other number left behind.
 """
@@ -22,6 +23,7 @@ from typing import IO, Any
 from replication.config import RunConfig, sampling_settings
 from replication.errors import UserError
 from replication.preference.prompts import Prompt, find_prompts, load_prompts
+from replication.provenance import code_identity
 from replication.rundir import RunDir, file_sha256, is_trained, read_json, remove_tree, sync, write_json, write_text
 
 Key = tuple[int, int]
@@ -136,7 +138,8 @@ class Samples:
         lines = [parts[prompt.id, sample] for prompt, sample in self.rows]
         write_text(self.run.samples, "".join(_dump(line) for line in lines))
         record = self.record | {"samples_sha256": file_sha256(self.run.samples)}
-        write_json(self.run.manifest, read_json(self.run.manifest) | {"generation": record})
+        made = {"generation": record, "generated_by": code_identity()}
+        write_json(self.run.manifest, read_json(self.run.manifest) | made)
         remove_tree(self.run.samples_part)
         return len(lines)
 

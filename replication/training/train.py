@@ -9,6 +9,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from rich.console import Console
+from rich.markup import escape
 from torch import Tensor
 
 from replication.config import RunConfig, arm_keys, refuse_other_config, scientific_hash, to_yaml
@@ -20,9 +21,10 @@ from replication.objectives.callbacks import LayerGain, TokenGain
 from replication.plan import first_stamp, plan_stamp
 from replication.provenance import timestamp
 from replication.rundir import RunDir, read_json, write_json, write_text
+from replication.starts import changes, code_facts, code_of, machine_of, refuse_other_data
 from replication.training.checkpoints import Checkpoints, checkpoint_folder, load_weights, step_of
 from replication.training.checks import Checks, check_neighbours
-from replication.training.environment import describe_machine, prepare_torch
+from replication.training.environment import arithmetic, describe_machine, prepare_torch
 from replication.training.layouts import layout, needs_recut, recut, state_to_load
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
@@ -72,12 +74,13 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     else:
         start["weights at start"] = weights_sha256(dict(module.model.named_parameters()))
     if first:
+        refuse_other_data(run.root.parent.parent, config.data.dir or "data", store.hash, but=run)
         check_neighbours(config, run, start["weights at start"])
         if checkpoint is not None and needs_recut(checkpoint, config):
             console.print(f"re-cutting {checkpoint.name} for {config.world_size} process(es)")
             recut(checkpoint)
         write_text(run.config, to_yaml(config))
-        start_manifest(config, run, store, module, start["weights at start"])
+        start_manifest(config, run, store, module, start["weights at start"], step, console)
     trainer = build_trainer(config, run, start, checkpoint, console)
     if meeting is not None:
         meeting.wait_for_all("built")  # what follows waits for the slowest without hearing anything
@@ -181,8 +184,18 @@ def leave_signals_alone(trainer: Trainer) -> None:
 # ---------------------------------------------------------------- the manifest
 
 
-def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: LanguageModel, initial: str) -> None:
+def start_manifest(
+    config: RunConfig,
+    run: RunDir,
+    store: TokenStore,
+    module: LanguageModel,
+    initial: str,
+    step: int,
+    console: Console,
+) -> None:
     """Write the manifest before the first step of a start; what earlier starts said is kept, the weights are compared.
+
+    One line says what of code and machine is not as at the start before; the run goes on.
 
     Args:
         config: the run's.
@@ -190,6 +203,8 @@ def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: La
         store: the corpus.
         module: before the strategy shards it.
         initial: SHA-256 of its weights.
+        step: of the checkpoint that this start goes on from; 0: none.
+        console: for that line.
 
     Raises:
         UserError: the initial weights differ from those of the first start.
@@ -204,7 +219,12 @@ def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: La
         keys = sorted(arm_keys(config.arm))
     except UserError:
         keys = []  # an arm without a file declares nothing, and the certificate will say so
-    machine, plan = describe_machine(), plan_stamp(run)
+    machine, plan, cut = describe_machine(), plan_stamp(run), arithmetic(config)
+    here = {"at": timestamp(), "step": step, "plan": plan, **machine, "strategy": layout(config), "machine": cut}
+    changed = [changes(code_of(earlier), code_facts(here)), changes(machine_of(earlier, None), cut)]
+    if step and any(changed):
+        said = ", ".join(filter(None, changed))
+        console.print(f"[yellow]goes on otherwise than it began:[/yellow] {escape(said)}; the report will say so")
     manifest = {
         "arm": config.arm,
         "seed": config.seed,
@@ -219,10 +239,7 @@ def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: La
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "initial_weights_sha256": initial,
         "started_at": earlier.get("started_at", timestamp()),
-        "starts": [
-            *earlier.get("starts", []),
-            {"at": timestamp(), "plan": plan, **machine, "strategy": layout(config)},
-        ],
+        "starts": [*earlier.get("starts", []), here],
     }
     write_json(run.manifest, manifest)
 
