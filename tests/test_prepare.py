@@ -5,6 +5,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,12 +18,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 from small_corpus import END_OF_TEXT, texts, two_sources, write_folder, write_jsonl
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from replication.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig, TrainingConfig
 from replication.data.blocks import PAD, Cutter, block_count, uncut
 from replication.data.order import MixtureOrder
 from replication.data.prepare import prepare, show_batch
 from replication.data.request import request_differences, request_of
+from replication.data.spool import text_key
 from replication.data.store import TokenStore
 from replication.errors import UserError, is_disk_full
 
@@ -179,6 +182,40 @@ def test_the_tokenizer_sees_each_source_in_proportion_and_a_bounded_text(prepare
     assert 0.8 * 60_000 < sum(map(len, seen)) <= 60_000
     of_files = sum(len(text) for text in seen if any(text in whole for whole in texts(40, seed=1)))
     assert 0.35 < of_files / sum(map(len, seen)) < 0.65
+
+
+@pytest.mark.parametrize("budget", [None, 3200])
+def test_shares_far_from_what_was_asked_and_unknown_text_are_told(prepared, tmp_path, budget):
+    """The 40 words of a tokenizer against texts of others, a long document that falls to validation, a heavy source."""
+    words = {token: i for i, token in enumerate(["<eos>", "<unk>", *(f"w{i}" for i in range(40))])}
+    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.save(str(tmp_path / "words.json"))
+    known = [" ".join(f"w{(i * j) % 40}" for j in range(30)) for i in range(1, 80)]
+    first = min(text_key(text.encode()) for text in known)
+    long = next(text for i in range(10**6) if text_key((text := f"w1 u{i} " * 2000).encode()) < first)
+    sources = (
+        SourceConfig(name="long", path=str(write_folder(tmp_path / "long", [*known, long])), weight=50),
+        SourceConfig(name="plain", path=str(write_folder(tmp_path / "plain", known * 2))),
+    )
+    data = DataConfig(
+        block_size_tokens=16,
+        sources=sources,
+        tokenizer=TokenizerConfig(path=str(tmp_path / "words.json"), end_of_text="<eos>"),
+        num_proc=1,
+        token_budget=budget,
+        validation_fraction=0.02,
+    )
+    console = Console(record=True, width=300, file=StringIO())
+    manifest = prepare(data, tmp_path / "out", console)
+    printed = console.export_text()
+    entry = manifest["sources"]["long"]
+    assert (entry["train"]["unknown"], entry["validation"]["unknown"]) == (0, 2000)
+    assert "; 31.01% of it unknown to the tokenizer" in printed
+    assert "long: warning: 31.0% of it is unknown to the tokenizer; take one that knows this text" in printed
+    assert re.search(r"long: warning: validation holds 6\d\.\d% of its tokens, .*_fraction asks for 2\.0%: whole", printed)
+    assert ("long: warning: by the weights training reads it " in printed) == (budget is None)
+    assert "plain: warning: " not in printed
 
 
 # ---------------------------------------------------------------- an OUT that exists

@@ -50,6 +50,13 @@ __all__ = ["prepare", "show_batch"]
 
 TOKENIZER_BYTES = 8_000_000  # text that a tokenizer is trained on, shared among sources by training bytes or weight
 
+# What is told as a warning: it is rarely meant.
+UNKNOWN_SHARE = 0.01  # of a source's tokens, that the tokenizer does not know
+TOKEN_BYTES = 1.25  # of text a token, of a tokenizer with WORDS entries: it spells the text out
+WORDS = 1000
+TIMES_VALIDATION = 3  # times data.validation_fraction
+TIMES_READ = 10  # a source, while another is read once
+
 Corpus = SpooledCorpus | StreamedCorpus
 
 
@@ -154,6 +161,10 @@ def _write(data: DataConfig, folder: Path, reporter: Reporter) -> dict[str, Any]
     with Pool.started(tokenizer, data.num_proc) as pool:
         sources = {s.name: _write_source(corpus, i, pool, reporter) for i, s in enumerate(data.sources)}
     corpus.close()
+    for name, entry in sources.items():
+        for warning in _warnings(entry, tokenizer, data.validation_fraction):
+            reporter.line(f"{name}: warning: {warning}")
+    _say_repeats(data, sources, reporter)
     manifest = {
         "format": FORMAT,
         "request": request,
@@ -198,7 +209,9 @@ def _tokenizer(data: DataConfig, corpus: Corpus, folder: Path, reporter: Reporte
     if data.tokenizer.path is not None:
         tokenizer = load_tokenizer(data.tokenizer)
     else:
-        tokenizer = train_tokenizer(data.tokenizer, corpus.tokenizer_texts(TOKENIZER_BYTES))
+        reporter.line(f"tokenizer: training on up to {TOKENIZER_BYTES:,} bytes")
+        with reporter.bar("tokenizer: training", None):
+            tokenizer = train_tokenizer(data.tokenizer, corpus.tokenizer_texts(TOKENIZER_BYTES))
         reporter.line(f"tokenizer: trained, {tokenizer.vocab_size:,} entries")
     check_padding(data.tokenizer, tokenizer)
     write_text(path, tokenizer.json())
@@ -208,11 +221,50 @@ def _tokenizer(data: DataConfig, corpus: Corpus, folder: Path, reporter: Reporte
 def _write_source(corpus: Corpus, number: int, pool: Pool, reporter: Reporter) -> dict[str, Any]:
     entry = corpus.write(number, pool)
     train, validation = entry["train"], entry["validation"]
+    unknown = _unknown_share(entry, pool.tokenizer)
     reporter.line(
         f"{corpus.names[number]}: {train['tokens']:,} training tokens in {train['blocks']:,} blocks, "
         f"{validation['tokens']:,} validation tokens in {validation['blocks']:,}"
+        + (f"; {unknown:.2%} of it unknown to the tokenizer" if unknown else "")
     )
     return entry
+
+
+def _unknown_share(entry: dict[str, Any], tokenizer: TextTokenizer) -> float:
+    """Unknown tokens, or characters that no token stands for, among all of a source's."""
+    unknown, tokens = (sum(entry[split][key] for split in SPLITS) for key in ("unknown", "tokens"))
+    return float(unknown / (tokens if tokenizer.unknown_id is not None else tokens + unknown))
+
+
+def _warnings(entry: dict[str, Any], tokenizer: TextTokenizer, validation_fraction: float) -> Iterator[str]:
+    """What a source's entry in the manifest holds that is rarely meant."""
+    train, validation = entry["train"], entry["validation"]
+    tokens, unknown = train["tokens"] + validation["tokens"], _unknown_share(entry, tokenizer)
+    if unknown > UNKNOWN_SHARE:
+        yield f"{unknown:.1%} of it is unknown to the tokenizer; take one that knows this text (data.tokenizer)"
+    if tokenizer.vocab_size >= WORDS and entry["text_bytes"] < TOKEN_BYTES * tokens:
+        yield (
+            f"a token stands for {entry['text_bytes'] / tokens:.2f} bytes of it: the tokenizer spells it out; take one "
+            "made for this text (data.tokenizer)"
+        )
+    share = validation["tokens"] / tokens
+    if share > TIMES_VALIDATION * validation_fraction:
+        yield (
+            f"validation holds {share:.1%} of its tokens, data.validation_fraction asks for {validation_fraction:.1%}: "
+            "whole documents are split off; give more of them, or cut long ones into several"
+        )
+
+
+def _say_repeats(data: DataConfig, sources: dict[str, Any], reporter: Reporter) -> None:
+    """Which sources their weights make training read far more often than another."""
+    often = {s.name: s.weight / sources[s.name]["train"]["tokens"] for s in data.sources if s.weight > 0}
+    least = min(often, key=lambda name: often[name], default="")
+    for name, times in often.items():
+        if times > TIMES_READ * often[least]:
+            reporter.line(
+                f"{name}: warning: by the weights training reads it {times / often[least]:,.0f} times while it reads "
+                f"{least} once; give more text, or change data.sources.weight"
+            )
 
 
 def _say_pins(data: DataConfig, manifest: dict[str, Any], reporter: Reporter) -> None:
