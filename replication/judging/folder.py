@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from replication.errors import UserError
 from replication.judging.database import Database
@@ -45,6 +48,11 @@ class PanelFolder:
     @property
     def join_token(self) -> Path:
         return self.judging / "join-token"
+
+    @property
+    def serving(self) -> Path:
+        """Where the page is served, while it is."""
+        return self.judging / "serving.json"
 
     @property
     def database_file(self) -> Path:
@@ -110,6 +118,26 @@ class PanelFolder:
         named = {"database": database.address} if is_named else {}
         facts = {"panel_id": about.panel_id, "suite": about.suite, "key_sha256": about.key_sha256}
         write_json(self.facts_file, facts | asdict(options) | named)
+
+    def note_serving(self, address: str, links: str) -> None:
+        """Write down where the page is served from here, for those who make links; not being able to is no fault."""
+        with suppress(OSError):
+            write_json(self.serving, {"address": address, "links": links, "host": socket.gethostname()})
+
+    def forget_serving(self, address: str) -> None:
+        with suppress(OSError, UserError):
+            if (read_json(self.serving) or {}).get("address") == address:
+                self.serving.unlink()
+
+    def served_at(self) -> str | None:
+        """Where judges reach the page, if it is being served from this machine."""
+        with suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
+            found = read_json(self.serving)
+            parts = urlsplit(found["address"])
+            for name in (parts.hostname, "127.0.0.1") if found["host"] == socket.gethostname() else ():
+                with suppress(OSError), socket.create_connection((name, parts.port), timeout=2):
+                    return str(found["links"])
+        return None
 
     def _write_secret(self, path: Path, token: str) -> None:
         """A token in a file that its owner alone can read."""

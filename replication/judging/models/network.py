@@ -8,7 +8,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
-from urllib.request import getproxies, proxy_bypass_environment
+from urllib.request import getproxies, proxy_bypass
 
 from replication.errors import UserError
 
@@ -63,7 +63,7 @@ def route(url: str) -> Route:
     if name is None:
         return Route(None, "")
     value, name = getproxies()[name.removesuffix("_proxy")], name if os.environ.get(name) else name.upper()
-    if proxy_bypass_environment(parts.netloc.rpartition("@")[2]):
+    if proxy_bypass(parts.netloc.rpartition("@")[2]):
         return Route(None, f"directly, as NO_PROXY takes this host out of {name}")
     return Route(*_checked(value if "://" in value else f"http://{value}", name))
 
@@ -99,7 +99,8 @@ def certificates() -> ssl.SSLContext | None:
     path = Path(os.environ[name])
     try:
         os.stat(path)
-        return ssl.create_default_context(**{"capath" if path.is_dir() else "cafile": str(path)})
+        file, folder = (None, path) if path.is_dir() else (path, None)
+        return ssl.create_default_context(cafile=file, capath=folder)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise UserError(
