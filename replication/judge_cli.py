@@ -100,11 +100,11 @@ def _module(action: str) -> Any:
     return importlib.import_module(ELSEWHERE[action])
 
 
-def _open(args: argparse.Namespace) -> tuple[PanelFolder, Database]:
+def _open(args: argparse.Namespace, only_reads: bool = False) -> tuple[PanelFolder, Database]:
     from replication.judging.folder import find_panel
 
     folder = find_panel(args.dir)
-    return folder, folder.open(args.database)
+    return folder, folder.open(args.database, only_reads)
 
 
 def _command(*words: object) -> str:
@@ -331,7 +331,7 @@ def _preview(
 def _status(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.state import print_state
 
-    folder, database = _open(args)
+    folder, database = _open(args, only_reads=True)
     print_state(folder, database, console)
     return 0
 

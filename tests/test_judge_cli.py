@@ -529,6 +529,47 @@ def test_a_port_that_is_taken_is_one_line(out: Path, said) -> None:
     assert "cannot listen on 127.0.0.1:" in text
 
 
+# ---------------------------------------------------------------- where nothing can be written
+
+
+@contextmanager
+def not_writable(folder: Path) -> Iterator[None]:
+    """Nothing in a folder can be written; where we are root, who may write anywhere, we are nobody meanwhile."""
+    modes = {path: path.stat().st_mode for path in (folder, *folder.rglob("*"), *folder.parents)}
+    wanted = {path: 0o555 if path.is_dir() else 0o444 for path in modes if path.is_relative_to(folder)}
+    wanted |= {path: modes[path] | 0o011 for path in folder.parents if not modes[path] & 0o001}  # pytest's own
+    is_root = os.geteuid() == 0
+    try:
+        for path, mode in wanted.items():
+            path.chmod(mode)
+        if is_root:
+            os.seteuid(65534)
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        for path in wanted:
+            if path.exists():
+                path.chmod(modes[path])
+
+
+def test_status_of_a_folder_in_which_nothing_can_be_written(out: Path, said, tmp_path: Path) -> None:
+    said("prepare", out)
+    vote_all(store_of(out), "judge-001", at_random(1))
+    said("invite", out, "--judge-id", "judge-001")
+    names = {path.name for path in (out / "judging").iterdir()}
+    with not_writable(out):  # closed: one file, no journal beside it
+        assert "8/8" in said("status", out)
+    assert {path.name for path in (out / "judging").iterdir()} == names
+    with (server := store_of(out)).database.write() as c:  # open elsewhere: the last votes are in the journal alone
+        c.exec_driver_sql("DELETE FROM judging_votes WHERE vote_id = (SELECT max(vote_id) FROM judging_votes)")
+        assert (out / "judging" / "judging.sqlite-wal").exists()
+    with not_writable(out):
+        assert "7/8" in said("status", out)
+        one_line(said("invite", out, "--judges", 1, code=2))
+    server.database.close()
+
+
 # ---------------------------------------------------------------- PostgreSQL
 
 

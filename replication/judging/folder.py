@@ -77,22 +77,32 @@ class PanelFolder:
         found = read_json(self.facts_file)
         if found is not None and not isinstance(found, dict):
             raise UserError(f"{self.facts_file}: must be an object; restore it")
+        for key in ("database", "panel_id"):
+            if found and not isinstance(found.get(key, ""), str):
+                raise UserError(f"{self.facts_file}: key '{key}' is {found[key]!r:.60}, which must be text; restore it")
         return found or {}
 
-    def open(self, url: str | None = None) -> Database:
+    def open(self, url: str | None = None, only_reads: bool = False) -> Database:
         """The panel's database.
 
         Args:
             url: --database; None: what panel.json names, or else the SQLite file.
+            only_reads: see Database.
 
         Raises:
-            UserError: it cannot be reached, or holds no panel.
+            UserError: it cannot be reached, or holds no panel, or another than panel.json is of.
         """
-        named = url or self.facts().get("database")
-        database = Database(named or self.database_file)
+        facts = self.facts()
+        named = url or facts.get("database")
+        database = Database(named or self.database_file, only_reads)
         if not database.exists():
             hint = "" if url or named else ", or name its --database"
             raise UserError(f"{database.name}: no panel there; `replicate judge prepare {self.root}` makes one{hint}")
+        if not url and "panel_id" in facts and (there := Store(database).panel().panel_id) != facts["panel_id"]:
+            raise UserError(
+                f"{self.facts_file}: is of the panel {facts['panel_id']}, and {database.name} holds {there}; bring each "
+                "panel's folder back whole, or name the --database that is meant"
+            )
         return database
 
     @property
