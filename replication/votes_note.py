@@ -15,7 +15,7 @@ from replication.rundir import file_sha256, read_json
 TYPES: dict[str, type] = {
     "locked_at": str, "locked_early_because": str, "key_sha256": str, "votes_sha256": str,
     "n_judges_short": int, "n_refusals": int, "n_garbage": int, "n_repeats_without_first_vote": int,
-    "n_attention_asked": int, "n_attention_passed": int,
+    "n_attention_asked": int, "n_attention_passed": int, "n_test_votes": int,
 }  # fmt: skip
 """Keys that the report reads; each may be missing or null."""
 
@@ -71,6 +71,8 @@ class VotesNote:
         if f.get("n_repeats_without_first_vote"):
             n = f["n_repeats_without_first_vote"]
             lines.append(f"Repeated votes left out because the first vote on their pair was never cast: {n}.")
+        if f.get("n_test_votes"):
+            lines.append(f"Votes of test judges, left out of every count: {f['n_test_votes']}.")
         if f.get("n_attention_asked"):
             asked, passed = f["n_attention_asked"], f.get("n_attention_passed", 0)
             lines.append(f"Attention items: people chose what was asked of them in {passed} of {asked}.")

@@ -106,10 +106,10 @@ def begin(panel: SmallPanel) -> dict[str, str]:
 
 
 @contextmanager
-def served(store: Store) -> Iterator[str]:
+def served(store: Store, **options: Any) -> Iterator[str]:
     """The page at an address of this machine, in a thread."""
     listening = listen("127.0.0.1", 0)
-    server = http_server(create_app(store))
+    server = http_server(create_app(store, **options))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     deadline = time.monotonic() + 20

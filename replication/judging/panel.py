@@ -21,7 +21,7 @@ from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.design import Cell, Design, Place, session
 from replication.judging.pairs import Completions, draw_items, matched
-from replication.judging.schema import IS_FIRST, assignments, items, judges, panel, unsealed
+from replication.judging.schema import COUNTS, IS_FIRST, TEST, assignments, items, judges, panel, unsealed
 from replication.judging.seal import Behind, Key, read_key, remove_key, write_key
 from replication.judging.store import hash_token, is_locked
 
@@ -255,10 +255,25 @@ def invite_people(database: Database, sealed: Path, n: int) -> tuple[dict[str, s
     return tokens, len(further)
 
 
-def _next_names(c: Connection, n: int) -> list[str]:
+def invite_tests(database: Database, sealed: Path, n: int) -> dict[str, str]:
+    """Judge id -> token of n test judges: each gets the design's first set, which stays for others to judge.
+
+    Raises:
+        UserError: the panel is locked, or the key is not there.
+    """
+    with database.write() as c:
+        row = _hold_panel(c)
+        key, tokens = read_key(sealed, row.key_sha256), {}
+        for name in _next_names(c, n, TEST):
+            tokens[name] = secrets.token_urlsafe(24)
+            _add(c, key, [name], "human", TEST, row.votes_per_judge, tokens)
+    return tokens
+
+
+def _next_names(c: Connection, n: int, stem: str = "judge") -> list[str]:
     """n names of the form judge-007 that are not taken."""
     taken = set(c.execute(select(judges.c.judge_id)).scalars())
-    free = (f"judge-{i:03d}" for i in range(1, len(taken) + n + 1))
+    free = (f"{stem}-{i:03d}" for i in range(1, len(taken) + n + 1))
     return [name for name in free if name not in taken][:n]
 
 
@@ -278,7 +293,7 @@ def _add(
 ) -> None:
     design = Design(len(key.prompts), len(key.seeds), len(key.samples_baseline), len(key.samples_treatment), key.secret)
     _check_votes(votes, design.n_distinct)
-    given = _given(c)
+    given = [] if (kind, vendor) == ("human", TEST) else _given(c)
     hands = islice(design.deal([*given, *[votes] * len(names)]), len(given), None)
     known = {_name(behind, prompt): item for item, prompt, behind in _behind(c, key)}
     for name, cells in zip(names, hands, strict=True):
@@ -292,8 +307,9 @@ def _add(
 
 
 def _given(c: Connection) -> Sequence[int]:
-    """How many first votes each judge has been dealt, in the order of dealing."""
-    query = select(func.count()).where(IS_FIRST).group_by(assignments.c.judge_id)
+    """How many first votes each judge has been dealt, in the order of dealing; test judges take none from others."""
+    query = select(func.count()).select_from(assignments.join(judges)).where(IS_FIRST, COUNTS)
+    query = query.group_by(assignments.c.judge_id)
     return c.execute(query.order_by(func.min(assignments.c.assignment_id))).scalars().all()
 
 
