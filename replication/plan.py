@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
@@ -35,7 +36,7 @@ from replication.errors import UserError
 from replication.plan_text import exclusions, markdown, questions
 from replication.preference.prompts import find_prompts
 from replication.provenance import git_state, timestamp
-from replication.rundir import RunDir, SuiteDir, file_sha256, read_json, read_tail, write_json, write_text
+from replication.rundir import RunDir, SuiteDir, file_sha256, read_json, read_object, read_tail, write_json, write_text
 
 FORMAT = 1
 SEED_KEYS = ("seed", "weights_seed", "data_seed")
@@ -207,8 +208,7 @@ def unplanned_cells(record: Mapping[str, Any], hashes: Mapping[str, str]) -> lis
 
 def begun_cells(suite_dir: SuiteDir) -> list[str]:
     """Cells of a folder that have logged a step, as arm/seed-n."""
-    folders = sorted(suite_dir.runs.glob("*/seed-*"))
-    return [f"{p.parent.name}/{p.name}" for p in folders if has_logged(RunDir(p))]
+    return [f"{arm}/seed-{seed}" for arm, seed, run in suite_dir.cells() if has_logged(run)]
 
 
 def has_logged(run: RunDir) -> bool:
@@ -216,8 +216,9 @@ def has_logged(run: RunDir) -> bool:
 
     The journal says it, and the manifest where the journal is gone, or was begun anew for want of a checkpoint.
     """
-    if read_tail(run.metrics) is not None or run.complete.is_file():
-        return True
+    with suppress(UserError):  # a journal that cannot be read says nothing
+        if run.complete.is_file() or read_tail(run.metrics) is not None:
+            return True
     manifest = _read_manifest(run) or {}
     return "finished_at" in manifest or bool(manifest.get("logged_before"))
 
@@ -225,10 +226,9 @@ def has_logged(run: RunDir) -> bool:
 def _read_manifest(run: RunDir) -> dict[str, Any] | None:
     """A cell's manifest; None where it is missing or cannot be read."""
     try:
-        manifest = read_json(run.manifest)
-    except (UserError, OSError):
+        return read_object(run.manifest) or None
+    except UserError:
         return None
-    return manifest if isinstance(manifest, dict) else None
 
 
 def _put_aside(suite_dir: SuiteDir, earlier: dict[str, Any]) -> list[dict[str, Any]]:
@@ -500,10 +500,10 @@ class _Cell:
 def _read_cells(suite_dir: SuiteDir) -> tuple[dict[str, _Cell], list[str]]:
     """Every cell of the folder that has started, planned or not, by arm/seed-n; and those that cannot be read."""
     cells, unreadable = {}, []
-    for path in sorted(suite_dir.runs.glob("*/seed-*/manifest.json")):
-        name = f"{path.parent.parent.name}/{path.parent.name}"
-        run = RunDir(path.parent)
-        manifest = _read_manifest(run)
+    for arm, seed, run in suite_dir.cells():
+        if not run.manifest.exists():
+            continue
+        name, manifest = f"{arm}/seed-{seed}", _read_manifest(run)
         if manifest is not None:
             cells[name] = _Cell(run, manifest)
         else:

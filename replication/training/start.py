@@ -13,7 +13,7 @@ from pathlib import Path
 
 from replication.config import RunConfig
 from replication.errors import UserError
-from replication.rundir import RunDir, read_json, write_json
+from replication.rundir import RunDir, read_object, write_json
 from replication.training.checkpoints import newest_checkpoint, remove_abandoned
 from replication.training.ranks import launched_rank
 
@@ -48,8 +48,11 @@ def checkpoint_to_resume(run: RunDir, config: RunConfig, data_hash: str) -> tupl
 def _wait_for(path: Path, start: str) -> str | None:
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
-        word = read_json(path)
-        if word is not None and word["start"] == start:
+        try:
+            word = read_object(path)
+        except UserError:
+            word = {}  # an earlier start's, damaged: this one's replaces it
+        if word.get("start") == start:
             return str(word["checkpoint"]) if word["checkpoint"] else None
         if time.monotonic() > deadline:
             raise UserError(

@@ -1,0 +1,200 @@
+"""Files of an output folder that are not as they were written: passed over or named, and no number passes in silence."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from synthetic_runs import build_suite, edit_journal, edit_manifest
+
+from replication import certificate
+from replication.analysis.live import LiveJournal
+from replication.analysis.load import load_cells
+from replication.analysis.report import collect
+from replication.analysis.tensorboard import claim
+from replication.cell import mark_cell_complete
+from replication.certificate import certify
+from replication.config import CellConfigs, load_run, load_suite
+from replication.errors import UserError
+from replication.generate_cli import _cells
+from replication.grid.plan import places
+from replication.grid.status import cell_status, print_status
+from replication.grid.submit import submissions
+from replication.grid_cli import _report_is_current
+from replication.plan import begun_cells, check_plan, freeze
+from replication.preference.completions import read_samples, suite_completions
+from replication.preference.export import write_export
+from replication.preference.parts import Appender, _read
+from replication.rundir import (
+    RunDir,
+    SuiteDir,
+    file_sha256,
+    lead_seconds_needed,
+    mark_complete,
+    read_json,
+    read_journal,
+    record_failure,
+    write_json,
+    write_text,
+)
+from replication.training.checkpoints import newest_checkpoint
+from replication.votes import COLUMNS, read_votes
+from replication.votes_note import read_note
+
+ARMS = ("baseline", "both")
+CELL, STOPPED = "runs/both/seed-2", "runs/baseline/seed-3"
+CHECKPOINT = f"{CELL}/checkpoints/step-000020"
+FILES = [
+    *(f"{CELL}/{name}" for name in ("metrics.jsonl", "manifest.json", "config.yaml", "COMPLETE", "samples.jsonl")),
+    *(f"{STOPPED}/{name}" for name in ("metrics.jsonl", "manifest.json", "config.yaml", "FAILED", "jobs.jsonl",
+                                       "times.json", "start.json", "log.txt", "samples.part/0-of-1.jsonl")),
+    f"{CHECKPOINT}/COMPLETE", f"{CHECKPOINT}/weights.pt", "suite.yaml", "plan.json", "votes.csv", "votes.json",
+    "results.json", "data/manifest.json", "launch/0001-train/job.json", "launch/0001-train/submitted.json",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> SuiteDir:
+    """Two arms at three seeds, all but one complete, with every file that a run folder may hold."""
+    suite_dir, suite = build_suite(
+        tmp_path_factory.mktemp("damage") / "out", arms=ARMS, seeds=(1, 2, 3), steps=20,
+        interrupted={("baseline", 3): 10},
+    )  # fmt: skip
+    freeze(suite_dir, suite)
+    for _, _, run in suite_dir.cells():
+        write_json(run.times, {"save_seconds": 1.0, "step_seconds": 2.0})
+        if run.complete.is_file():
+            samples = {"samples_sha256": file_sha256(run.samples), "temperature": 1.0, "prompts": "p.json"}
+            edit_manifest(run, generation=samples)
+            mark_cell_complete(load_run([run.config]), run)
+            _write_checkpoint(run, 10), _write_checkpoint(run, 20)
+    stopped = RunDir(suite_dir.root / STOPPED)
+    record_failure(stopped, UserError("no room"))
+    write_json(stopped.start, {"start": "0", "checkpoint": None})
+    write_text(stopped.jobs, '{"event":"started","restarts":1}\n{"event":"ended","code":2}\n')
+    write_text(stopped.log, "step 1\nerror: no room\n")
+    parts = Appender(stopped.samples_part / "0-of-1.jsonl", "binding")
+    parts.append([json.loads(line) for line in RunDir(suite_dir.root / CELL).samples.read_text().splitlines()])
+    parts.close()
+    row = "1,synthetic,1,baseline,both,1,0,0,j,human,,left,,3.5,"
+    write_text(suite_dir.votes, f"{','.join(COLUMNS)}\n{row}\n")
+    write_json(suite_dir.votes_note, {"n_refusals": 1, "votes_sha256": file_sha256(suite_dir.votes)})
+    write_json(suite_dir.results, {"made_from": "x"})
+    job = {"name": "j", "stage": "train", "cells": [CELL]}
+    write_json(suite_dir.launch / "0001-train" / "job.json", job)
+    write_json(suite_dir.launch / "0001-train" / "submitted.json", {"id": "7"})
+    return suite_dir
+
+
+def _write_checkpoint(run: RunDir, step: int) -> None:
+    folder = run.checkpoints / f"step-{step:06d}"
+    write_text(folder / "weights.pt", f"weights of step {step}")
+    facts = {"step": step, "tokens": 1, "data_chain": "", "wall_seconds": 1.0, "weights_sha256": "", "data_hash": "",
+             "layout": {}, "scientific": {}}  # fmt: skip
+    mark_complete(folder, facts)
+
+
+@pytest.fixture
+def suite_dir(built: SuiteDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SuiteDir:
+    """A copy that a test may change."""
+    shared = CellConfigs()  # parsing takes longer than all the rest
+    monkeypatch.setattr(certificate, "CellConfigs", lambda: shared)
+    return SuiteDir(shutil.copytree(built.root, tmp_path / "out"))
+
+
+# ---------------------------------------------------------------- one file damaged in every way
+
+Way = Callable[[bytes], bytes]
+
+
+def _values(value: bytes) -> Way:
+    """Every number of the second half of a JSON text is another thing."""
+    return lambda b: b[: len(b) // 2] + re.sub(rb"(?<=[:\[,] )-?\d[\d.e+-]*|(?<=[:\[,])-?\d[\d.e+-]*", value, b[len(b) // 2 :])
+
+
+WAYS: dict[str, Way] = {
+    "empty": lambda b: b"",
+    "half": lambda b: b[: len(b) // 2],
+    "its last bytes cut": lambda b: b[:-9],
+    "no UTF-8": lambda b: b[: len(b) // 2] + b"\xff\xfe" + b[len(b) // 2 + 2 :],
+    "a tail of NUL": lambda b: b[: len(b) // 3] + b"\0" * (len(b) - len(b) // 3),
+    "NUL alone": lambda b: b"\0" * len(b),
+    "a bit": lambda b: b[: len(b) // 2] + bytes([b[len(b) // 2] ^ 1]) + b[len(b) // 2 + 1 :],
+    "twice": lambda b: b + b,
+    "a list": lambda b: b"[1, 2]\n",
+    "null": lambda b: b"null\n",
+    "a number": lambda b: b"3\n",
+    "an empty object": lambda b: b"{}\n",
+    "nested": lambda b: b"[" * 100_000 + b"\n",
+    **{f"numbers are {v.decode()}": _values(v) for v in (b'"x"', b"null", b"[]", b"{}", b"true", b"1e999", b"-1", b"NaN",
+                                                         b"9" * 30, b"9" * 400)},
+}  # fmt: skip
+
+
+def read(suite_dir: SuiteDir) -> Iterator[str]:
+    """What every reader but the report's slow parts says; one that raises anything but one line for a person fails."""
+    runs = [run for _, _, run in suite_dir.cells()]
+    suite = load_suite(suite_dir.suite)
+    out = io.StringIO()
+    readers: list[Callable[[], object]] = [
+        lambda: print_status([cell_status(p, suite.diverged) for p in places(suite, suite_dir)], "t", Console(file=out)),
+        lambda: load_cells(suite_dir, suite.arms, suite.seeds),
+        lambda: check_plan(suite_dir, suite),
+        lambda: begun_cells(suite_dir),
+        lambda: suite_completions(suite_dir, ARMS),
+        lambda: write_export(suite_dir.root / "ab.json", suite_dir, 2, ARMS),
+        lambda: _report_is_current(suite_dir),
+        lambda: _cells(suite_dir, None, None),
+        lambda: submissions(suite_dir),
+        lambda: read_votes(suite_dir.votes),
+        lambda: read_note(suite_dir.votes_note, suite_dir.votes),
+        *(partial(newest_checkpoint, run) for run in runs),
+        *(partial(read_samples, run) for run in runs),
+        *(partial(lead_seconds_needed, run) for run in runs),
+        *(partial(_read, path) for run in runs for path in run.samples_part.glob("*")),
+        *(partial(LiveJournal(run.metrics, lambda tag: True).read) for run in runs),
+    ]
+    for reader in readers:
+        try:
+            reader()
+        except UserError as error:
+            assert "\n" not in str(error)
+            yield str(error)
+    yield out.getvalue()
+    yield from (reason for seed in certify(suite_dir, suite.arms, suite.seeds).seeds for reason in seed.reasons)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_passed_over_or_named_and_never_a_traceback(suite_dir: SuiteDir, name: str) -> None:
+    path, silent = suite_dir.root / name, []
+    whole = path.read_bytes()
+    undamaged = list(read(suite_dir))
+    for way, harm in WAYS.items():
+        path.write_bytes(harm(whole))
+        with suppress(UserError):  # suite.yaml, which nobody can do without
+            if list(read(suite_dir)) == undamaged and path.read_bytes() != whole:
+                silent.append(way)
+    path.unlink()
+    path.mkdir()  # a person's mistake
+    with suppress(UserError):
+        list(read(suite_dir))
+    if name in (f"{CELL}/metrics.jsonl", f"{CELL}/samples.jsonl", f"{CHECKPOINT}/weights.pt", f"{CELL}/COMPLETE"):
+        assert not silent, "everything that numbers come from is vouched for"
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if "metrics" in name or "json" not in name][:6])
+def test_the_report_is_made_whatever_is_damaged(suite_dir: SuiteDir, name: str) -> None:
+    path = suite_dir.root / name
+    path.write_bytes(_values(b'"x"')(path.read_bytes())[:-20])
+    suite = load_suite(suite_dir.suite)
+    collect(suite_dir, suite)
+    with claim(suite, suite_dir) as over_seeds:
+        assert over_seeds.refresh()
