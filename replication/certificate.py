@@ -17,15 +17,23 @@ from typing import Any, Literal
 
 from replication.config import CellConfigs, RunConfig, differences, scientific, scientific_hash, without_seeds
 from replication.errors import UserError
-from replication.rundir import RunDir, SuiteDir, read_journal, read_json
+from replication.rundir import (
+    KEPT,
+    Logged,
+    RunDir,
+    SuiteDir,
+    due_validations,
+    file_sha256,
+    journal_gaps,
+    logged_steps,
+    read_failure,
+    read_journal,
+    read_json,
+    read_object,
+)
 from replication.starts import NOT_RECORDED, Facts, code_of, machine_of, unlike
 
 State = Literal["holds", "fails", "incomplete"]
-Logged = dict[int, dict[str, Any]]
-"""Step of a training line -> what the checks read of it: LOGGED_KEYS alone, so that many journals fit in memory."""
-
-LOGGED_KEYS = ("data_hash", "train/learning_rate")
-
 SCHEDULE_KEYS = {
     "training.steps": "steps",
     "training.batch_tokens": "tokens a step",
@@ -42,7 +50,7 @@ class Check:
     """One named question put to all complete cells of one seed."""
 
     name: str
-    """initial weights, data chain, data, tokens, schedule, declared keys, over seeds, code or machine."""
+    """initial weights, data chain, data, tokens, schedule, journal, declared keys, over seeds, code or machine."""
     holds: bool | None
     """None where there is nothing to compare: fewer than two cells are complete, or nothing was recorded."""
     values: dict[str, Any]
@@ -119,11 +127,6 @@ class Certificate:
         for written, seed in zip(plain["seeds"], self.seeds, strict=True):
             written |= {"reasons": list(seed.reasons), "departures": list(seed.departures)}
         return {"holds": self.holds, **json.loads(json.dumps(plain))}
-
-
-def logged_steps(lines: Iterable[dict[str, Any]]) -> Logged:
-    """What the checks need of a journal's lines; a later line of the same step wins."""
-    return {line["step"]: {k: line[k] for k in LOGGED_KEYS if k in line} for line in lines if "tokens" in line}
 
 
 def certify(
@@ -203,6 +206,9 @@ class _Evidence:
     faults: tuple[str, ...]
     """What is wrong with manifest.json or config.yaml themselves."""
     logged: Logged
+    """Of training lines."""
+    journal: tuple[str, ...] = ()
+    """What is wrong with the journal, or with COMPLETE."""
 
 
 class _Gatherer:
@@ -224,19 +230,25 @@ class _Gatherer:
             faults += _contradictions(arm, seed, keys, scientific_hash(loaded), manifest)
         except (UserError, OSError, ValueError) as error:
             faults.append(f"{arm}: config.yaml cannot be used ({_one_line(error)})")
-        logged = logged_steps(read_journal(run.metrics)) if self._logged is None else self._logged[arm, seed]
-        return _Evidence(arm, seed, state, "", manifest, loaded, keys, tuple(faults), logged)
+        journal = []
+        try:
+            logged = logged_steps(read_journal(run.metrics)) if self._logged is None else self._logged[arm, seed]
+        except UserError as error:
+            logged, journal = {}, [_one_line(error)]
+        if keys:
+            last = keys["training.steps"]
+            journal += journal_gaps(logged, last, due_validations(keys))
+            journal += [f"metrics.jsonl goes on to step {max(logged)}"] if max(logged, default=0) > last else []
+        journal = [f"{arm}: {fault}" for fault in (*journal, *_unlike_complete(run, manifest))]
+        lines = {step: line for step, line in logged.items() if "tokens" in line}
+        return _Evidence(arm, seed, state, "", manifest, loaded, keys, tuple(faults), lines, tuple(journal))
 
 
 def _missing_line(run: RunDir, arm: str, state: str) -> str:
     if state == "pending":
         return f"{arm}: the cell is missing"
-    try:
-        failure = read_json(run.failed) if state == "failed" else None
-    except UserError:
-        failure = None
-    error = str(failure.get("error", "")).strip() if isinstance(failure, dict) else ""
-    why = f" ({_one_line(error.splitlines()[0])})" if error else ""
+    failure = read_failure(run) if state == "failed" else None
+    why = f" ({_one_line(failure['error'])})" if failure else ""
     return f"{arm}: the cell is not complete: {state}{why}"
 
 
@@ -249,6 +261,22 @@ def _read_manifest(run: RunDir) -> tuple[dict[str, Any], list[str]]:
     if not isinstance(manifest, dict):
         return {}, [f"{arm}: manifest.json is missing or holds no object"]
     return manifest, []
+
+
+def _unlike_complete(run: RunDir, manifest: dict[str, Any]) -> list[str]:
+    """Where COMPLETE is damaged, or journal and manifest are not those that it was written for."""
+    try:
+        marker = read_object(run.complete)
+        journal = file_sha256(run.metrics) if run.metrics.is_file() else None
+    except (UserError, OSError) as error:
+        return [f"COMPLETE cannot be used ({_one_line(error)})"]
+    if not marker:
+        return ["COMPLETE holds nothing; remove it and run again"]
+    keys = [k for k in KEPT if k in marker and manifest and marker[k] != manifest.get(k)]
+    found = [f"manifest.json has {k} {manifest.get(k)}, COMPLETE has {marker[k]}" for k in keys]
+    if marker.get("journal_sha256", journal) != journal:
+        found.append("metrics.jsonl is not the file that COMPLETE was written for: it was cut, damaged or edited")
+    return found
 
 
 def _contradictions(
@@ -312,7 +340,8 @@ def _check_chain(name: str, cells: Sequence[_Evidence]) -> Check:
     final = [cell.manifest.get("data_chain") for cell in cells]
     faults = []
     for cell in cells:
-        last = cell.logged.get(cell.manifest.get("step", -1))
+        step = cell.manifest.get("step")
+        last = cell.logged.get(step) if isinstance(step, int) else None
         if last is not None and last.get("data_hash") != cell.manifest.get("data_chain"):
             faults.append(
                 f"{cell.arm}: data_hash of the journal's last step is {last.get('data_hash')}, manifest.json has "
@@ -357,6 +386,12 @@ def _check_schedule(name: str, cells: Sequence[_Evidence]) -> Check:
     return _verdict(name, cells, shown, faults)
 
 
+def _check_journal(name: str, cells: Sequence[_Evidence]) -> Check:
+    """Each arm's journal has every step and every validation that is due, and is what COMPLETE vouches for."""
+    last = [max(cell.logged, default=None) for cell in cells]
+    return _verdict(name, cells, last, [fault for cell in cells for fault in cell.journal])
+
+
 def _check_declared(name: str, cells: Sequence[_Evidence]) -> Check:
     """Arms differ in declared keys alone, and every arm declares the same ones."""
     declared = [_declared(cell) for cell in cells]
@@ -386,6 +421,7 @@ _CHECKS: dict[str, Callable[[str, Sequence[_Evidence]], Check]] = {
     "data": _manifest_check("data", "hash"),
     "tokens": _manifest_check("tokens"),
     "schedule": _check_schedule,
+    "journal": _check_journal,
     "declared keys": _check_declared,
 }
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from replication import __version__
 from replication.arguments import Parser
-from replication.errors import UserError, is_lost_peer
+from replication.errors import NO_ROOM, REMEDIES, UserError, is_disk_full, is_lost_peer, told
 from replication.launcher import forget_place_of_the_shell
 from replication.preemption import PREEMPTED, Preempted, ToldEarly
 
@@ -59,18 +59,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `replicate ... | head` is no error
         return 0
-    except RuntimeError as error:
-        if debug or not is_lost_peer(error):
-            raise
-        errors.print(f"rank {os.environ.get('RANK', '0')}: stopped, because another rank of the run did")
-        return 1
-    except OSError as error:
-        if error.filename is None:
+    except Exception as error:
+        if is_lost_peer(error) and not debug:
+            errors.print(f"rank {os.environ.get('RANK', '0')}: stopped, because another rank of the run did")
+            return 1
+        line = _told(error)
+        if line is None:
             raise
         if debug:
             traceback.print_exc()
-        errors.print(f"[red]error:[/red] {_escape(str(error.filename))}: {error.strerror}; choose another path")
+        errors.print(f"[red]error:[/red] {_escape(line)}")
         return 2
+
+
+def _told(error: Exception) -> str | None:
+    """One line about an error of the disk or of a path; None where it is a fault of ours."""
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in REMEDIES):
+        return told(error) if error.filename is not None else f"{error.strerror}: {REMEDIES[error.errno or 0]}"
+    if is_disk_full(error):  # wrapped by a library, or in words of its own
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        return f"no room on the disk ({first}); {NO_ROOM}"
+    return None
 
 
 def _clean_environment() -> None:

@@ -900,7 +900,7 @@ class CellConfigs:
 def _parse(parser: ArgumentParser, args: list[str], where: str) -> Any:
     try:
         return parser.parse_args(args)
-    except (ArgumentError, UnicodeDecodeError) as error:
+    except (ArgumentError, UnicodeDecodeError, OverflowError, RecursionError) as error:
         message = " ".join(str(error).split()).replace("Parser key ", "key ").replace("<class '", "").replace("'>", "")
         raise UserError(f"{where}: {message}; `replicate train --help` lists every key") from None
 

@@ -30,7 +30,16 @@ from rich.table import Table
 
 from replication.config import RunConfig, flatten, refuse_differences, to_dict, to_yaml
 from replication.errors import UserError
-from replication.rundir import RunDir, SuiteDir, last_line, read_journal, read_json, write_json, write_text
+from replication.rundir import (
+    RunDir,
+    SuiteDir,
+    last_line,
+    read_journal,
+    read_json,
+    step_of,
+    write_json,
+    write_text,
+)
 from replication.training.phases import VARIABLE, Board, Reading
 
 AIMS = {"mid-step": ("forward", "update"), "mid-accumulation": ("accumulate",), "mid-save": ("save",)}
@@ -342,7 +351,7 @@ def _sigkill(pid: int) -> None:
 
 def newest_step(run: RunDir) -> int:
     """Step of the newest complete checkpoint, by its marker alone; 0 where there is none."""
-    return max((read_json(p)["step"] for p in run.checkpoints.glob("step-*/COMPLETE")), default=0)
+    return max((step_of(p) for p in run.checkpoint_folders() if (p / "COMPLETE").is_file()), default=0)
 
 
 def spread(run: RunDir, reference: RunDir) -> float:

@@ -483,10 +483,10 @@ class _Cell:
 def _read_cells(suite_dir: SuiteDir) -> tuple[dict[str, _Cell], list[str]]:
     """Every cell of the folder that has started, planned or not, by arm/seed-n; and those that cannot be read."""
     cells, unreadable = {}, []
-    for path in sorted(suite_dir.runs.glob("*/seed-*/manifest.json")):
-        name = f"{path.parent.parent.name}/{path.parent.name}"
-        run = RunDir(path.parent)
-        manifest = read_manifest(run)
+    for arm, seed, run in suite_dir.cells():
+        if not run.manifest.exists():
+            continue
+        name, manifest = f"{arm}/seed-{seed}", read_manifest(run)
         if manifest is not None:
             cells[name] = _Cell(run, manifest)
         else:

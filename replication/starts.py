@@ -7,12 +7,13 @@ told: in fp32 another cut is another rounding, which grows over the steps. Other
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from replication.config import RunConfig, machine_cut
 from replication.errors import UserError
-from replication.rundir import RunDir, read_json, read_tail
+from replication.rundir import RunDir, SuiteDir, read_object, read_tail
 
 Facts = dict[str, Any]
 """Of one start: name -> value."""
@@ -22,10 +23,9 @@ NOT_RECORDED = "not recorded"
 def read_manifest(run: RunDir) -> dict[str, Any] | None:
     """A cell's manifest; None where it is missing or cannot be read."""
     try:
-        manifest = read_json(run.manifest)
+        return read_object(run.manifest) or None
     except (UserError, OSError):
         return None
-    return manifest if isinstance(manifest, dict) else None
 
 
 def has_logged(run: RunDir) -> bool:
@@ -33,16 +33,16 @@ def has_logged(run: RunDir) -> bool:
 
     The journal says it, and the manifest where the journal is gone, or was begun anew for want of a checkpoint.
     """
-    if read_tail(run.metrics) is not None or run.complete.is_file():
-        return True
+    with suppress(UserError):  # a journal that cannot be read says nothing
+        if run.complete.is_file() or read_tail(run.metrics) is not None:
+            return True
     manifest = read_manifest(run) or {}
     return "finished_at" in manifest or bool(manifest.get("logged_before"))
 
 
 def logged_cells(runs: Path) -> dict[str, RunDir]:
     """Every cell under OUT/runs that has logged a step, by arm/seed-n, planned or not."""
-    found = {f"{p.parent.name}/{p.name}": RunDir(p) for p in sorted(runs.glob("*/seed-*"))}
-    return {name: run for name, run in found.items() if has_logged(run)}
+    return {f"{arm}/seed-{seed}": run for arm, seed, run in SuiteDir(runs.parent).cells() if has_logged(run)}
 
 
 def refuse_other_data(runs: Path, corpus: Path | str, hash: str, but: RunDir | None = None) -> None:

@@ -79,6 +79,8 @@ def read_votes(path: Path) -> list[Vote]:
         return []
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); export the votes again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); export the votes again") from None
     return parse_votes(text, str(path))
 
 

@@ -213,7 +213,9 @@ def test_shares_far_from_what_was_asked_and_unknown_text_are_told(prepared, tmp_
     assert (entry["train"]["unknown"], entry["validation"]["unknown"]) == (0, 2000)
     assert "; 31.01% of it unknown to the tokenizer" in printed
     assert "long: warning: 31.0% of it is unknown to the tokenizer; take one that knows this text" in printed
-    assert re.search(r"long: warning: validation holds 6\d\.\d% of its tokens, .*_fraction asks for 2\.0%: whole", printed)
+    assert re.search(
+        r"long: warning: validation holds 6\d\.\d% of its tokens, .*_fraction asks for 2\.0%: whole", printed
+    )
     assert ("long: warning: by the weights training reads it " in printed) == (budget is None)
     assert "plain: warning: " not in printed
 

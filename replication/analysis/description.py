@@ -95,10 +95,9 @@ def warnings(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell], cer
     dirty = sorted({f"{c.arm}/seed-{c.seed}" for c in complete if part(c.manifest, "git").get("dirty")})
     if dirty:
         yield f"The code had changes that no commit holds in {len(dirty)} of {len(complete)} complete cells."
-    known = {(cell.arm, cell.seed) for cell in cells}
+    known = {suite_dir.cell(cell.arm, cell.seed).root for cell in cells}
     for path in sorted(suite_dir.runs.glob("*/seed-*")):
-        seed_text = path.name.removeprefix("seed-")
-        if not seed_text.isdigit() or (path.parent.name, int(seed_text)) not in known:
+        if path not in known:
             yield f"The folder runs/{path.parent.name}/{path.name} is not part of the suite and was not read."
 
 
@@ -182,7 +181,8 @@ def unrecorded_samples(suite_dir: SuiteDir, cells: Sequence[Cell]) -> list[str]:
     names = []
     for cell in cells:
         recorded = part(cell.manifest, "generation").get("samples_sha256")
-        if cell.samples and recorded and file_sha256(suite_dir.cell(cell.arm, cell.seed).samples) != recorded:
+        path = suite_dir.cell(cell.arm, cell.seed).samples
+        if recorded and (not path.is_file() or file_sha256(path) != recorded):
             names.append(f"{cell.arm}/seed-{cell.seed}")
     return names
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from replication.analysis.load import Cell, Series
 from replication.analysis.stats import mean_over_seeds, window_means
+from replication.rundir import write_bytes
 
 Floats = NDArray[np.float64]
 Curve = Callable[[Cell], tuple[Floats, Floats]]
@@ -154,3 +158,10 @@ def windowed(cells: Sequence[Cell], tag: str) -> tuple[Curve, str]:
         return window_means(cell.per_step.get(tag, np.empty(0)), size)
 
     return curve, "every step" if size == 1 else f"means over {size} steps"
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure whole; its folder is made where it does not exist."""
+    picture = BytesIO()
+    FigureCanvasAgg(figure).print_png(picture, metadata={"Software": None})
+    write_bytes(path, picture.getvalue())

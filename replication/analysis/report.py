@@ -24,7 +24,7 @@ from replication.analysis.verdict import verdict
 from replication.certificate import certify
 from replication.config import SuiteConfig
 from replication.errors import UserError
-from replication.rundir import SuiteDir, read_json, write_json, write_text
+from replication.rundir import SuiteDir, read_object, remove_temporaries, write_json, write_text
 from replication.votes import read_votes
 from replication.votes_note import read_note
 
@@ -44,7 +44,10 @@ def write_report(suite_dir: SuiteDir, suite: SuiteConfig) -> Path:
     """
     if not suite_dir.root.is_dir():
         raise UserError(f"{suite_dir.root}: no such folder; give the output folder of `replicate grid run`")
+    remove_temporaries(suite_dir.root)
+    made_from = suite_dir.inputs_sha256(suite_dir.cell(arm, seed) for seed in suite.seeds for arm in suite.arms)
     cells, results = collect(suite_dir, suite)
+    results["made_from"] = made_from
     results["figures"] = [asdict(drawn) for drawn in draw_figures(cells, results, suite_dir.figures)]
     write_json(suite_dir.results, results)
     return render(suite_dir)
@@ -84,8 +87,8 @@ def render(suite_dir: SuiteDir) -> Path:
     Raises:
         UserError: there is no results.json.
     """
-    results = read_json(suite_dir.results)
-    if results is None:
+    results = read_object(suite_dir.results)
+    if not results:
         raise UserError(f"{suite_dir.results}: no such file; run `replicate report` on the folder")
     images = {figure["file"]: _data_uri(suite_dir.figures / figure["file"]) for figure in results["figures"]}
     colours = {name: style.colour for name, style in arm_styles(results["suite"]["arms"]).items()}

@@ -27,7 +27,7 @@ from replication.config import (
     without_seeds,
 )
 from replication.errors import UserError
-from replication.rundir import RunDir, SuiteDir, write_text
+from replication.rundir import RunDir, SuiteDir, remove_temporaries, write_text
 from replication.starts import logged_cells
 
 
@@ -118,7 +118,11 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
     Raises:
         UserError: the folder holds another suite, or a cell of another config.
     """
+    alike = [arm for arm in suite.arms if [a.casefold() for a in suite.arms].count(arm.casefold()) > 1]
+    if alike:
+        raise UserError(f"arms: {' and '.join(alike)} differ in case alone, and some file systems do not; rename one")
     refuse_other_suite(suite, suite_dir)
+    remove_temporaries(suite_dir.root)
     claimed = to_dict(suite)
     if suite_dir.suite.is_file():
         claimed["seeds"] = list(dict.fromkeys([*load_suite(suite_dir.suite).seeds, *claimed["seeds"]]))

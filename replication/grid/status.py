@@ -19,10 +19,11 @@ from rich.table import Table
 
 from replication.config import DivergedRule
 from replication.diverged import why_diverged
+from replication.errors import UserError
 from replication.grid.jobs import JobStage
 from replication.grid.plan import Place
 from replication.grid.slurm import Queued
-from replication.rundir import RunDir, first_error, is_trained, parse_objects, read_json, read_tail
+from replication.rundir import RunDir, first_error, is_trained, number, parse_objects, read_failure, read_tail
 
 STYLE = {
     "complete": "green",
@@ -98,18 +99,21 @@ def cell_status(
         jobs: what the scheduler has of it in the queue, by stage.
         left: its latest job, where that has left the queue.
     """
-    run, jobs = place.run, jobs or {}
-    facts, tail = _facts(run.config), read_tail(run.metrics) or {}
-    notes = read_notes(run)
-    restarts = [j.restarts for j in jobs.values()] + [n.get("restarts", 0) for n in notes]
-    state, note = _state(run, jobs, notes, left, facts)
-    if facts is not None and state not in (*WAITING, "pending"):
-        why = why_diverged(run, rule, facts.warmup_steps, facts.vocab_size)
-        state, note = ("diverged", why) if why else (state, note)
-    speed, step = tail.get("train/tokens_per_second"), tail.get("step", 0)
+    run, jobs, tail = place.run, jobs or {}, {}
+    facts, notes = _facts(run.config), read_notes(run)
+    restarts = [j.restarts for j in jobs.values()] + [n["restarts"] for n in notes if type(n.get("restarts")) is int]
+    try:
+        tail = read_tail(run.metrics) or {}
+        state, note = _state(run, jobs, notes, left, facts)
+        if facts is not None and state not in (*WAITING, "pending"):
+            why = why_diverged(run, rule, facts.warmup_steps, facts.vocab_size)
+            state, note = ("diverged", why) if why else (state, note)
+    except UserError as error:  # a damaged file is this cell's, and named; the table shows the others
+        state, note = ("complete" if run.complete.is_file() else "failed"), str(error)
+    speed, step = number(tail.get("train/tokens_per_second")), tail.get("step", 0)
     seconds_left = (facts.steps - step) * facts.batch_tokens / speed if facts and state == "running" and speed else None
     return CellStatus(
-        place, state, step, facts.steps if facts else None, tail.get("train/loss_nats"),
+        place, state, step, facts.steps if facts else None, number(tail.get("train/loss_nats")),
         speed if state == "running" else None, seconds_left, max(restarts, default=0), note,
     )  # fmt: skip
 
@@ -120,16 +124,17 @@ def _facts(path: Path) -> _Facts | None:
             config = yaml.load(file, _Loader)
         t = config["training"]
         generates = bool(config["generation"]["prompts"])
-        return _Facts(t["steps"], t["batch_tokens"], t["warmup_steps"], config["model"]["vocab_size"], generates)
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        numbers = (t["steps"], t["batch_tokens"], t["warmup_steps"], config["model"]["vocab_size"])
+        return _Facts(*numbers, generates) if all(type(n) is int for n in numbers) and numbers[3] > 0 else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError):
         return None
 
 
 def read_notes(run: RunDir) -> list[dict[str, Any]]:
     """The lines of jobs.jsonl, torn ones left out."""
     try:
-        return list(parse_objects(run.jobs.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+        return list(parse_objects(run.jobs.read_bytes()))
+    except OSError:
         return []
 
 
@@ -164,9 +169,9 @@ def _ended(run: RunDir, notes: Sequence[Mapping[str, Any]], left: Left | None) -
     event, code = last.get("event"), last.get("code")
     if _is_cancelled(notes) or word == "CANCELLED":
         return "cancelled", ""
-    failure = read_json(run.failed)
+    failure = read_failure(run)
     if failure is not None:
-        return "failed", f"{failure.get('error')} (log: {failure.get('log', run.log)})"
+        return "failed", f"{failure['error']} (log: {run.log})"
     if event == "preempted":
         return "preempted", ""
     if event == "ended" and code:

@@ -9,9 +9,9 @@ OUT/launch/0001-train-seed-1/     one call of sbatch, numbered
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
+import re
 import shlex
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,7 +28,17 @@ from replication.grid import slurm
 from replication.grid.jobs import Job, JobStage, arguments, plain_name, script
 from replication.grid.plan import Cell
 from replication.grid.site import Site
-from replication.rundir import RunDir, SuiteDir, lead_seconds_needed, read_json, remove_tree, write_json, write_text
+from replication.rundir import (
+    RunDir,
+    SuiteDir,
+    hold_lock,
+    lead_seconds_needed,
+    read_json,
+    read_object,
+    remove_tree,
+    write_json,
+    write_text,
+)
 
 # ---------------------------------------------------------------- what was submitted
 
@@ -48,7 +58,11 @@ def submissions(suite_dir: SuiteDir) -> list[Submission]:
     """Every submission of an output folder, oldest first."""
     found = []
     for path in sorted(suite_dir.launch.glob("*/job.json")):
-        facts, answer = read_json(path), read_json(path.with_name("submitted.json")) or {}
+        if not re.fullmatch(r"\d+-[\w.-]+", path.parent.name):
+            continue  # a person's copy
+        facts, answer = read_object(path), read_object(path.with_name("submitted.json"))
+        if not {"name", "stage", "cells"} <= facts.keys():
+            raise UserError(f"{path}: does not say what was submitted; restore it, or remove {path.parent}")
         found.append(Submission(path.parent, facts["name"], facts["stage"], tuple(facts["cells"]), answer.get("id")))
     return found
 
@@ -254,12 +268,7 @@ def one_at_a_time(suite_dir: SuiteDir) -> Iterator[None]:
     Raises:
         UserError: another call holds it.
     """
-    suite_dir.root.mkdir(parents=True, exist_ok=True)
-    with open(suite_dir.root / ".submit.lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{suite_dir.root}: another process is submitting this suite; wait for it") from None
+    with hold_lock(suite_dir.root, "another process is submitting this suite; wait for it", ".submit.lock"):
         yield
 
 

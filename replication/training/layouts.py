@@ -16,7 +16,7 @@ from typing import Any
 from replication.config import RunConfig
 from replication.data.workers import tethered
 from replication.errors import UserError
-from replication.rundir import damage, mark_complete, read_json, remove_tree
+from replication.rundir import damage, mark_complete, read_json, remove_tree, sync
 
 WHOLE = ("single", "ddp")
 CROSSINGS = {("zero1", "zero1"), ("zero1", "zero2"), ("zero2", "zero1"), ("zero2", "zero2")}
@@ -98,6 +98,7 @@ def recut(folder: Path) -> None:
         )
     mark_complete(partial)
     os.replace(partial, target)
+    sync(target.parent)
 
 
 def _words(layout: dict[str, Any]) -> str:

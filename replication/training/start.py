@@ -22,7 +22,7 @@ from replication.config import RunConfig
 from replication.errors import UserError
 from replication.launcher import start_name
 from replication.preemption import Preempted, told_to_stop
-from replication.rundir import RunDir, read_json, write_json
+from replication.rundir import RunDir, read_object, write_json
 from replication.training.checkpoints import newest_checkpoint, remove_abandoned
 from replication.training.ranks import launched_rank
 
@@ -76,8 +76,11 @@ class Meeting:
         deadline = time.monotonic() + MEET_SECONDS
         while time.monotonic() < deadline:
             self._hear()
-            word = read_json(self.run.start)
-            if isinstance(word, dict) and word.get("start") == self.name:
+            try:
+                word = read_object(self.run.start)
+            except UserError:
+                word = {}  # an earlier start's, damaged: this one's replaces it
+            if word.get("start") == self.name:
                 place = f"{word['host']}:{word['port']}"
                 try:
                     store = _store(word["host"], word["port"], first=False)

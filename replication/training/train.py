@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
-from replication.config import RunConfig, arm_keys, refuse_other_config, scientific_hash, to_yaml
+from replication.config import RunConfig, arm_keys, refuse_other_config, scientific, scientific_hash, to_yaml
 from replication.data.module import TokenDataModule
 from replication.data.store import TokenStore
 from replication.errors import UserError
@@ -20,7 +20,16 @@ from replication.model.transformer import Transformer, weights_sha256
 from replication.objectives.callbacks import LayerGain, TokenGain
 from replication.plan import first_stamp, plan_stamp
 from replication.provenance import timestamp
-from replication.rundir import RunDir, read_json, write_json, write_text
+from replication.rundir import (
+    RunDir,
+    due_validations,
+    journal_gaps,
+    logged_steps,
+    read_journal,
+    read_object,
+    write_json,
+    write_text,
+)
 from replication.starts import changes, code_facts, code_of, machine_of, refuse_other_data
 from replication.training.checkpoints import Checkpoints, checkpoint_folder, load_weights, step_of
 from replication.training.checks import Checks, check_neighbours
@@ -53,9 +62,11 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
         refuse_other_config(config, run.config)
     meeting = Meeting(run, config.world_size) if config.world_size > 1 else None
     checkpoint, notes = checkpoint_to_resume(run, config, store.hash, meeting)
-    for note in notes if first else ():
-        console.print(f"[yellow]{note}[/yellow]")
     step = step_of(checkpoint) if checkpoint else 0
+    if first:
+        notes += lost_lines(config, run, step)
+    for note in notes if first else ():
+        console.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
     if step >= config.training.steps:
         if not first:
             return
@@ -70,7 +81,7 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     start["data sample"] = data_sample(store)
     start["checkpoint"] = checkpoint.name if checkpoint else "none"
     if checkpoint and config.training.initial_weights:
-        start["weights at start"] = read_json(run.manifest)["initial_weights_sha256"]
+        start["weights at start"] = read_object(run.manifest).get("initial_weights_sha256", "lost")
     else:
         start["weights at start"] = weights_sha256(dict(module.model.named_parameters()))
     if first:
@@ -95,6 +106,18 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
         raise KeyboardInterrupt from None
     if first:
         finish_manifest(run, checkpoint_folder(run, config.training.steps))
+
+
+def lost_lines(config: RunConfig, run: RunDir, step: int) -> list[str]:
+    """A line where the journal lacks something up to the step that a start goes on from, which nobody writes again."""
+    if not step:
+        return []
+    marker = read_object(checkpoint_folder(run, step) / "COMPLETE")
+    validations = [k for k in due_validations(scientific(config)) if k <= step]
+    logged = logged_steps(read_journal(run.metrics))
+    gaps = journal_gaps(logged, step - marker.get("unlogged_steps", step), validations)
+    ends = "the certificate will say so; to have them, remove the cell's folder and train it from the beginning"
+    return [f"{run.root}: {', '.join(gaps)}: {ends}"] if gaps else []
 
 
 def initial_weights(config: RunConfig) -> dict[str, Tensor] | None:
@@ -209,7 +232,7 @@ def start_manifest(
     Raises:
         UserError: the initial weights differ from those of the first start.
     """
-    earlier = read_json(run.manifest) or {}
+    earlier = read_object(run.manifest)
     if earlier.get("initial_weights_sha256", initial) != initial:
         raise UserError(
             f"{run.manifest}: this machine makes other initial weights for the same seed than the first start did; "
@@ -249,7 +272,7 @@ def finish_manifest(run: RunDir, folder: Path) -> None:
 
     The checkpoint has just been read or written whole, and is not read again: the other ranks are leaving.
     """
-    marker, manifest = read_json(folder / "COMPLETE"), read_json(run.manifest)
+    marker, manifest = read_object(folder / "COMPLETE"), read_object(run.manifest)
     if "finished_at" not in manifest:
         final = {k: marker[k] for k in ("step", "tokens", "data_chain", "wall_seconds")}
         final["final_weights_sha256"] = marker["weights_sha256"]
