@@ -32,7 +32,7 @@ def require_columns(source: SourceConfig, names: Sequence[str], where: str) -> N
     key = "template" if source.template is not None else "text_field"
     for column in columns_of(source):
         if column not in names:
-            remedy = f"set {key} to one of: {', '.join(names)}"
+            remedy = f"set {key} to one of: {', '.join(names)}" if names else "every row needs its text"
             if source.template is not None:
                 remedy = f"its template may name: {', '.join(names)}"
             raise refusal(source, f"{where} has no field '{column}'", remedy)
@@ -63,7 +63,8 @@ def _text(source: SourceConfig, column: str, value: Any, row: Mapping[str, Any],
         return ""
     if isinstance(value, str):
         return value
-    remedy = f"set text_field to one of: {', '.join(row)}"
+    others = [name for name, found in row.items() if isinstance(found, str)]
+    remedy = f"set text_field to one of: {', '.join(others)}" if others else "write it as text, or name another column"
     if source.template is not None:
         remedy = "take another column into its template"
     elif isinstance(value, list) and value and isinstance(value[0], dict):

@@ -7,21 +7,23 @@ and another stream can go on from there.
 from __future__ import annotations
 
 import ast
+import bz2
 import glob
 import gzip
 import inspect
 import io
 import json
+import lzma
 import os
 import sysconfig
 import tokenize
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -29,8 +31,11 @@ from replication.config import SourceConfig
 from replication.data.hub import hub_parts
 from replication.data.order import PARTS, KeyedPermutation
 from replication.data.render import columns_of, refusal, render, require_columns
-from replication.data.retries import Retries, first_line
+from replication.data.retries import Retries, first_line, is_local
 from replication.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow
 
 MAX_NAMED = 20
 
@@ -51,8 +56,14 @@ class ReadReport:
     """Files or lines that are not UTF-8 (or not Python, or not JSON); they are left out."""
     undecodable_files: list[str] = field(default_factory=list)
     """Names of the first 20 of those."""
+    foreign: str = ""
+    """What the bytes of the first of those files are, such as "a.txt is UTF-16 text"; "" where that is not known."""
     hidden: int = 0
     """Files of a folder whose path has a part that begins with a dot; they are left out."""
+    other: int = 0
+    """Other files of a folder: of another ending, or pipes, devices and dangling links; they are left out."""
+    other_files: list[str] = field(default_factory=list)
+    """Names of the first 20 of those."""
 
     def add_undecodable(self, name: str) -> None:
         self.undecodable += 1
@@ -64,15 +75,26 @@ def left_out(report: ReadReport) -> str:
     """What a source's documents lack, for the end of a line; "" where that is nothing."""
     parts = [f"{report.empty:,} empty"] if report.empty else []
     parts += [f"{report.hidden:,} hidden"] if report.hidden else []
-    if report.undecodable:
-        more = ", ..." if report.undecodable > len(report.undecodable_files) else ""
-        parts += [f"{report.undecodable:,} undecodable: {', '.join(report.undecodable_files)}{more}"]
+    for n, what, names in (
+        (report.other, "of other kinds", report.other_files),
+        (report.undecodable, "undecodable", report.undecodable_files),
+    ):
+        parts += [f"{n:,} {what}: {', '.join(names)}{', ...' if n > len(names) else ''}"] if n else []
+    parts += [report.foreign] if report.foreign else []
     return f"; left out {'; '.join(parts)}" if parts else ""
 
 
 def no_text(source: SourceConfig, report: ReadReport) -> UserError:
     found = f"no document holds text ({report.empty} empty, {report.undecodable} undecodable)"
+    if report.foreign:
+        return refusal(source, f"{found}; {report.foreign}", f"correct its kind, or turn it into {FORMS[source.kind]}")
+    found += f"; such as {report.undecodable_files[0]}" if report.undecodable else ""
     return refusal(source, found, "check its kind and path")
+
+
+def counts_of(report: ReadReport) -> dict[str, Any]:
+    """What was left out, for the manifest."""
+    return {key: value for key, value in asdict(report).items() if key != "documents"}
 
 
 Rows = Iterator[tuple[str, str | None]]
@@ -94,17 +116,45 @@ class Part(Protocol):
 class FilePart:
     """A part on this machine, whose rows are passed over by reading them again."""
 
-    def __init__(self, name: str, read: Callable[[], Rows]):
-        self.name, self._read, self._done = name, read, 0
+    def __init__(self, source: SourceConfig, name: str, read: Callable[[], Rows]):
+        self.name, self._source, self._read = name, source, read
+        self._done = self._sum = 0  # rows, and the checksum of their text
 
     def rows(self, place: Any) -> Rows:
-        self._done = place or 0
-        for row in islice(self._read(), self._done, None):
-            self._done += 1
-            yield row
+        """The rows from a place on.
 
-    def place(self) -> int:
-        return self._done
+        Raises:
+            UserError: the part cannot be read, or the rows before the place are no longer those that were read.
+        """
+        passed, checksum = place or (0, 0)
+        self._done = self._sum = 0
+        for name, text in self._readable():
+            self._done += 1
+            self._sum = zlib.crc32((text or "").encode(errors="surrogatepass"), self._sum)
+            if self._done > passed:
+                yield name, text
+            elif self._done == passed and self._sum != checksum:
+                raise changed(self._source, [self.name])
+        if self._done < passed:
+            raise changed(self._source, [self.name])
+
+    def _readable(self) -> Rows:
+        try:
+            yield from self._read()
+        except UserError:
+            raise
+        except Exception as error:  # of files, decompressors and pyarrow: many classes
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise refusal(self._source, f"{self.name} cannot be read ({reason})", "mend or remove it") from error
+
+    def place(self) -> list[int]:
+        return [self._done, self._sum]
+
+
+def changed(source: SourceConfig, names: Sequence[str]) -> UserError:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    found = f"its files have changed since the preparation began: {', '.join(names[:3])}{more}"
+    return refusal(source, found, "restore them, or remove the unfinished folder and run again")
 
 
 class DocumentStream:
@@ -144,11 +194,7 @@ class DocumentStream:
         self._turn: int = place["turn"] if place else 0
         self._start: Any = place["row"] if place else None
         if place is not None and (n, self._part_name()) != (place["parts"], place["part"]):
-            raise refusal(
-                source,
-                f"its files have changed since the preparation began ({place['parts']} then, {n} now)",
-                "restore them, or remove the unfinished folder and run again",
-            )
+            raise changed(source, [f"{place['parts']} parts then, {n} now"])
 
     def check_first(self) -> None:
         """Read the first document for what there is to refuse in it, and go back to where the stream stands.
@@ -218,34 +264,120 @@ def _is_unicode(text: str) -> bool:
 
 # ---------------------------------------------------------------- local files
 
+PACKED: tuple[tuple[bytes, str, Callable[[Path], Any]], ...] = (
+    (b"\x1f\x8b", "gzip data", gzip.open),
+    (b"BZh", "bzip2 data", bz2.open),
+    (b"\xfd7zXZ\x00", "xz data", lzma.open),
+    (b"\x28\xb5\x2f\xfd", "zstd data", lambda path: _zstd(path)),
+    (b"\x50\x2a\x4d\x18", "zstd data", lambda path: _zstd(path)),  # a frame of its own before the first
+)
+MAGIC = (
+    *((magic, what) for magic, what, _ in PACKED),
+    (b"PAR1", "Parquet"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"\x04\x22\x4d\x18", "lz4 data"),
+    (b"ARROW1", "an Arrow file"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"%PDF", "PDF"),
+    (b"version https://git-lfs", "a Git LFS pointer in place of the data (git lfs pull)"),
+    (b"\xff\xfe\x00\x00", "UTF-32 text"),
+    (b"\xff\xfe", "UTF-16 text"),
+    (b"\xfe\xff", "UTF-16 text"),
+)
+HEAD_BYTES = 512
+PRETTY = "JSON with an object over several lines"
 
-def _files(source: SourceConfig, report: ReadReport, endings: tuple[str, ...] = ("",)) -> list[tuple[str, Path]]:
+FORMS = {"text": "UTF-8 text", "jsonl": "UTF-8 text with one JSON object a line", "parquet": "Parquet"}
+ENDINGS = {
+    "text": ("",),
+    "jsonl": tuple(f"{of}{by}" for of in (".jsonl", ".json", ".ndjson") for by in ("", ".gz", ".bz2", ".xz", ".zst")),
+    "parquet": (".parquet",),
+}
+
+
+def what_bytes_are(head: bytes) -> str:
+    """What a file that begins so is, where that is not what it was taken for; "" where that cannot be told."""
+    for magic, what in MAGIC:
+        if head.startswith(magic):
+            return what
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    zeros = sorted((head[::2].count(0), head[1::2].count(0)))
+    return "UTF-16 text" if zeros[1] > len(head) / 4 and not zeros[0] else ""
+
+
+def _json_form(head: bytes) -> str:
+    """What JSON that is not one object a line may be; "" where it looks like that, or like nothing known."""
+    first = b"".join(head.split(b"\n")[0].split())
+    return "a JSON array" if first.startswith((b"[{", b'["')) or first == b"[" else PRETTY * (first == b"{")
+
+
+def local_files(source: SourceConfig) -> dict[str, list[int]] | None:
+    """{name: [size in bytes, time of change in ns]} of the files that a source is read from; None where it has none.
+
+    Raises:
+        UserError: nothing at the path.
+    """
+    if source.kind in ENDINGS:
+        found = _files(source, ReadReport())
+    elif source.kind == "hub" and is_local(source):
+        folder = Path(str(source.path))
+        found = [(str(file.relative_to(folder)), file) for file in _walk(source, folder) if file.is_file()]
+    else:
+        return None
+    return {name: [(stat := path.stat()).st_size, stat.st_mtime_ns] for name, path in found}
+
+
+def _files(source: SourceConfig, report: ReadReport) -> list[tuple[str, Path]]:
     """(name, path) of the files that source.path means: a file, a folder's files at any depth, or a glob's matches."""
     assert source.path is not None
-    path = Path(source.path).expanduser()
+    path, endings = Path(source.path).expanduser(), ENDINGS[source.kind]
     if path.is_file():
         return [(path.name, path)]
     if path.is_dir():
-        found = [(str(file.relative_to(path)), file) for file in _walk(path) if file.name.lower().endswith(endings)]
-        visible = [(name, file) for name, file in found if not any(p.startswith(".") for p in Path(name).parts)]
-        report.hidden = len(found) - len(visible)
-        found = visible
+        found = []
+        for name, file in sorted((str(file.relative_to(path)), file) for file in _walk(source, path)):
+            if not name.lower().endswith(endings) or not file.is_file():
+                report.other += 1
+                report.other_files += [_printable(name)] if report.other <= MAX_NAMED else []
+            elif any(part.startswith(".") for part in Path(name).parts):
+                report.hidden += 1
+            else:
+                found.append((name, file))
     else:
         matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
         found = [(str(match), match) for match in matches if match.is_file()]
     if not found:
-        kinds = f" ({', '.join(endings)})" if endings != ("",) else ""
-        remedy = (
-            f"paths are relative to the current folder, {Path.cwd()}; correct data.sources.path, or fetch the corpus"
-        )
-        raise refusal(source, f"no file{kinds} matches {source.path}", remedy)
-    return sorted(found)
+        raise _no_file(source, path, report)
+    return sorted((_printable(name), file) for name, file in found)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _printable(name: str) -> str:
+    """A file name, whose bytes need not be UTF-8, as text that can be."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _no_file(source: SourceConfig, path: Path, report: ReadReport) -> UserError:
+    endings = ENDINGS[source.kind]
+    kinds = f" ({', '.join(endings)})" if endings != ("",) else ""
+    if path.exists() and not path.is_dir():
+        return refusal(source, f"{source.path} is a pipe or a device, not a file", "write it to a file first")
+    if report.other:
+        found = f"no file{kinds} in {source.path}{left_out(report)}"
+        return refusal(source, found, "correct its kind or path")
+    remedy = f"paths are relative to the current folder, {Path.cwd()}; correct data.sources.path, or fetch the corpus"
+    return refusal(source, f"no file{kinds} matches {source.path}", remedy)
+
+
+def _walk(source: SourceConfig, folder: Path) -> Iterator[Path]:
     """Every file below a folder; linked folders are entered, each real folder once."""
+
+    def fail(error: OSError) -> None:
+        raise refusal(source, f"{error.filename} cannot be read ({error.strerror})", "mend or remove it") from error
+
     seen = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         real = os.path.realpath(root)
         if real in seen:
             folders.clear()
@@ -254,31 +386,48 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(root) / name for name in files)
 
 
-def _text_parts(source: SourceConfig, report: ReadReport) -> list[Part]:
-    return [FilePart(name, partial(_text, source, name, path)) for name, path in _files(source, report)]
+Reader = Callable[[SourceConfig, ReadReport, str, Path], Rows]
 
 
-def _text(source: SourceConfig, name: str, path: Path) -> Rows:
+def _file_parts(read: Reader, source: SourceConfig, report: ReadReport) -> list[Part]:
+    return [FilePart(source, name, partial(read, source, report, name, path)) for name, path in _files(source, report)]
+
+
+def _text(source: SourceConfig, report: ReadReport, name: str, path: Path) -> Rows:
+    raw = path.read_bytes()
     try:
-        yield name, path.read_bytes().decode("utf-8-sig")
+        yield name, raw.decode("utf-8-sig")
     except UnicodeDecodeError:
+        _note_foreign(report, name, what_bytes_are(raw[:HEAD_BYTES]) or "not UTF-8")
         yield name, None
-    except OSError as error:
-        raise refusal(source, f"{path} cannot be read ({error.strerror})", "mend or remove it") from error
 
 
-def _jsonl_parts(source: SourceConfig, report: ReadReport) -> list[Part]:
-    files = _files(source, report, (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz"))
-    return [FilePart(name, partial(_jsonl, source, name, path)) for name, path in files]
+def _note_foreign(report: ReadReport, name: str, what: str) -> None:
+    report.foreign = report.foreign or f"{name} is {what}"
 
 
-def _jsonl(source: SourceConfig, name: str, path: Path) -> Rows:
-    try:
-        with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                yield f"{name}:{number}", _json_line(source, f"{name}:{number}", line)
-    except (OSError, EOFError) as error:
-        raise refusal(source, f"{path} cannot be read ({error})", "mend or remove it") from error
+def _jsonl(source: SourceConfig, report: ReadReport, name: str, path: Path) -> Rows:
+    with _unpacked(path) as file:
+        head = file.read(HEAD_BYTES)
+    with _unpacked(path) as file:
+        for number, line in enumerate(file, 1):
+            text = _json_line(source, f"{name}:{number}", line)
+            if text is None and number == 1 and (what := what_bytes_are(head) or _json_form(head)):
+                _note_foreign(report, name, what)  # and read on: one damaged line may look like anything
+            yield f"{name}:{number}", text
+
+
+def _unpacked(path: Path) -> IO[bytes]:
+    """A file's bytes, unpacked where it begins as a packed file does, whatever its name."""
+    with open(path, "rb") as file:
+        head = file.read(HEAD_BYTES)
+    return next((unpack(path) for magic, _, unpack in PACKED if head.startswith(magic)), None) or open(path, "rb")
+
+
+def _zstd(path: Path) -> IO[bytes]:
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
 
 
 def _json_line(source: SourceConfig, name: str, line: bytes) -> str | None:
@@ -286,7 +435,7 @@ def _json_line(source: SourceConfig, name: str, line: bytes) -> str | None:
         return ""
     try:
         row = json.loads(line.decode("utf-8-sig"))
-    except ValueError:  # UnicodeDecodeError is one
+    except (ValueError, RecursionError):  # UnicodeDecodeError is one of the former
         return None
     if not isinstance(row, dict):
         raise refusal(
@@ -295,23 +444,32 @@ def _json_line(source: SourceConfig, name: str, line: bytes) -> str | None:
     return render(source, row, name)
 
 
-def _parquet_parts(source: SourceConfig, report: ReadReport) -> list[Part]:
-    files = _files(source, report, (".parquet",))
-    return [FilePart(name, partial(_parquet, source, name, path)) for name, path in files]
-
-
-def _parquet(source: SourceConfig, name: str, path: Path) -> Rows:
-    import pyarrow
+def _parquet(source: SourceConfig, report: ReadReport, name: str, path: Path) -> Rows:
     import pyarrow.parquet
 
+    with open(path, "rb") as raw:
+        head = raw.read(HEAD_BYTES)
+    if not head.startswith((b"PAR1", b"PARE")):
+        what = what_bytes_are(head) or ("not Parquet" if head else "empty")
+        raise refusal(source, f"{path} is {what}", "correct its kind, or mend or remove it")
+    with pyarrow.parquet.ParquetFile(path) as file:
+        require_columns(source, file.schema_arrow.names, name)
+        number = 0
+        for batch in file.iter_batches(batch_size=512, columns=columns_of(source)):
+            for row in _decoded(batch):
+                yield f"{name}:{number}", None if row is None else render(source, row, f"{name}:{number}")
+                number += 1
+
+
+def _decoded(batch: pyarrow.RecordBatch) -> list[dict[str, Any] | None]:
+    """The rows of a batch; None for those whose strings are not UTF-8, or values none of Python's."""
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            require_columns(source, file.schema_arrow.names, name)
-            batches = file.iter_batches(batch_size=512, columns=columns_of(source))
-            for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
-                yield f"{name}:{number}", render(source, row, f"{name}:{number}")
-    except (OSError, pyarrow.ArrowException) as error:
-        raise refusal(source, f"{path} cannot be read ({first_line(error)})", "mend or remove it") from error
+        return list(batch.to_pylist())
+    except (ValueError, OverflowError):  # UnicodeDecodeError is one of the former
+        if batch.num_rows == 1:
+            return [None]
+        half = batch.num_rows // 2
+        return _decoded(batch.slice(0, half)) + _decoded(batch.slice(half))
 
 
 # ---------------------------------------------------------------- text that every Python carries
@@ -320,11 +478,11 @@ def _parquet(source: SourceConfig, name: str, path: Path) -> Rows:
 def _topic_parts(source: SourceConfig, report: ReadReport) -> list[Part]:
     from pydoc_data.topics import topics
 
-    return [FilePart("topics", lambda: iter(sorted(topics.items())))]
+    return [FilePart(source, "topics", lambda: iter(sorted(topics.items())))]
 
 
 def _stdlib_parts(read: Callable[[bytes], str | None], source: SourceConfig, report: ReadReport) -> list[Part]:
-    return [FilePart(name, partial(_module, read, name, path)) for name, path in _stdlib_files()]
+    return [FilePart(source, name, partial(_module, read, name, path)) for name, path in _stdlib_files()]
 
 
 def _module(read: Callable[[bytes], str | None], name: str, path: Path) -> Rows:
@@ -350,7 +508,7 @@ def _package_parts(source: SourceConfig, report: ReadReport) -> list[Part]:
     small = [(name, file) for name, file in files if file.stat().st_size <= MAX_MODULE_BYTES]
     if not small:
         raise refusal(source, f"no module is installed in {root}", "take another kind")
-    return [FilePart(name, partial(_module, _python_text, name, path)) for name, path in small]
+    return [FilePart(source, name, partial(_module, _python_text, name, path)) for name, path in small]
 
 
 def _python_text(raw: bytes) -> str | None:
@@ -383,9 +541,9 @@ def _docstrings(text: str) -> str | None:
 
 
 _PARTS: dict[str, Callable[[SourceConfig, ReadReport], list[Part]]] = {
-    "text": _text_parts,
-    "jsonl": _jsonl_parts,
-    "parquet": _parquet_parts,
+    "text": partial(_file_parts, _text),
+    "jsonl": partial(_file_parts, _jsonl),
+    "parquet": partial(_file_parts, _parquet),
     "python_topics": _topic_parts,
     "python_docstrings": partial(_stdlib_parts, _docstrings_of),
     "python_source": partial(_stdlib_parts, _python_text),

@@ -31,7 +31,7 @@ from replication.config import DataConfig, SourceConfig
 from replication.data.folder import PROGRESS
 from replication.data.progress import Meter, Reporter
 from replication.data.retries import Retries
-from replication.data.sources import DocumentStream, ReadReport, left_out, no_text
+from replication.data.sources import DocumentStream, ReadReport, counts_of, left_out, no_text
 from replication.data.spool import text_key
 from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, Piece, Pool
 from replication.data.writer import SourceWriter
@@ -200,10 +200,7 @@ class StreamedCorpus:
             "share_tokens": limit,
             "ended_before_its_share": ended,
             "documents": sum(split["documents"] for split in splits.values()),
-            "empty": found.empty,
-            "hidden": found.hidden,
-            "undecodable": found.undecodable,
-            "undecodable_files": found.undecodable_files,
+            **counts_of(found),
             "text_bytes": sum(split["text_bytes"] for split in splits.values()),
             **splits,
         }
