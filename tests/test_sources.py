@@ -114,6 +114,9 @@ def test_a_missing_field_is_refused_with_those_there_are(tmp_path):
     path.write_text("[1, 2]\n")
     with pytest.raises(UserError, match="is a JSON list"):
         read(kind="jsonl", path=str(path))
+    path.write_text('[\n{"text": "a"},\n{"text": "b"}\n]')
+    with pytest.raises(UserError, match=r"a\.jsonl is a JSON array; write one object a line"):
+        read(kind="jsonl", path=str(path))
 
 
 def write_parquet(path, rows, field="text"):
@@ -172,7 +175,6 @@ def zstd(raw):
     [
         ('{"text": "a"}\n'.encode("utf-16"), "UTF-16 text"),
         ('{"text": "a"}\n'.encode("utf-16-be"), "UTF-16 text"),
-        (b'[\n{"text": "a"},\n{"text": "b"}\n]', "a JSON array"),
         (b'{\n  "text": "a"\n}\n', "JSON with an object over several lines"),
         (b"PK\x03\x04\x14\0\0\xff", "a zip archive"),
         (b"PAR1\x15\xff", "Parquet"),

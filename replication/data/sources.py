@@ -286,6 +286,7 @@ MAGIC = (
     (b"\xfe\xff", "UTF-16 text"),
 )
 HEAD_BYTES = 512
+ARRAY = "a JSON array"
 PRETTY = "JSON with an object over several lines"
 
 FORMS = {"text": "UTF-8 text", "jsonl": "UTF-8 text with one JSON object a line", "parquet": "Parquet"}
@@ -310,7 +311,7 @@ def what_bytes_are(head: bytes) -> str:
 def _json_form(head: bytes) -> str:
     """What JSON that is not one object a line may be; "" where it looks like that, or like nothing known."""
     first = b"".join(head.split(b"\n")[0].split())
-    return "a JSON array" if first.startswith((b"[{", b'["')) or first == b"[" else PRETTY * (first == b"{")
+    return ARRAY if first.startswith((b"[{", b'["')) or first == b"[" else PRETTY * (first == b"{")
 
 
 def local_files(source: SourceConfig) -> dict[str, list[int]] | None:
@@ -413,6 +414,8 @@ def _jsonl(source: SourceConfig, report: ReadReport, name: str, path: Path) -> R
         for number, line in enumerate(file, 1):
             text = _json_line(source, f"{name}:{number}", line)
             if text is None and number == 1 and (what := what_bytes_are(head) or _json_form(head)):
+                if what == ARRAY:  # whose last element alone may be a line
+                    raise refusal(source, f"{name} is {what}", 'write one object a line, such as {"text": ...}')
                 _note_foreign(report, name, what)  # and read on: one damaged line may look like anything
             yield f"{name}:{number}", text
 
