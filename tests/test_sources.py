@@ -109,7 +109,7 @@ def test_a_missing_field_is_refused_with_those_there_are(tmp_path):
     message = r"source 'x': a\.jsonl:1 has no field 'text'; set text_field to one of: id, body"
     with pytest.raises(UserError, match=message):
         read(kind="jsonl", path=str(path))
-    with pytest.raises(UserError, match=r"field 'id' holds a int, not text; set text_field to one of: body$"):
+    with pytest.raises(UserError, match=r"field 'id' holds an int, not text; set text_field to one of: body$"):
         read(kind="jsonl", path=str(path), text_field="id")
     path.write_text("[1, 2]\n")
     with pytest.raises(UserError, match="is a JSON list"):
@@ -278,7 +278,7 @@ def test_a_field_without_text_is_never_offered_again(tmp_path, value):
         assert read(kind="parquet", path=str(tmp_path))[1].empty == 1
         return
     with pytest.raises(
-        UserError, match=r"field 'text' holds a \w+, not text; write it as text, or name another column"
+        UserError, match=r"field 'text' holds an? \w+, not text; write it as text, or name another column"
     ):
         read(kind="parquet", path=str(tmp_path))
 

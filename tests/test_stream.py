@@ -543,7 +543,7 @@ def test_mistakes_of_the_last_source_are_found_before_the_first_is_tokenised(web
     parquet = str(web / "sample" / "10BT" / "000_00000.parquet")
     for keys, message in (
         ({"kind": "jsonl", "path": str(lines), "text_field": "body"}, r"has no field 'body'"),
-        ({"kind": "jsonl", "path": str(lines), "text_field": "id"}, r"field 'id' holds a int, not text"),
+        ({"kind": "jsonl", "path": str(lines), "text_field": "id"}, r"field 'id' holds an int, not text"),
         ({"kind": "parquet", "path": parquet, "text_field": "body"}, r"has no field 'body'"),
         ({"kind": "jsonl", "path": chat, "text_field": "messages", "messages": {"user": ""}}, r"of role 'tool'"),
         ({"kind": "jsonl", "path": str(blank)}, r"source 'last': no document holds text \(2 empty, 0 undecodable\)"),
@@ -601,13 +601,13 @@ def test_mistakes_are_one_line_and_not_retried(web, tokenizer, tmp_path, monkeyp
         ({"split": "nosuch"}, r"load_dataset failed for .*split nosuch"),
         ({"subset": "sample-1BT"}, r"load_dataset failed for .*subset sample-1BT"),
         ({"text_field": "body"}, r"has no field 'body'; set text_field to one of: text, id"),
-        ({"text_field": "int_score"}, r"holds a int, not text"),
+        ({"text_field": "int_score"}, r"holds an int, not text"),
     ):
         source = dataclasses.replace(config.sources[0], **change)
         with pytest.raises(UserError, match=message):
             prepare(dataclasses.replace(config, sources=(source,)), tmp_path / "out")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(UserError, match=r"data\.token_budget: the tokens that are missing need .* GiB free"):
+    with pytest.raises(UserError, match=r"data\.token_budget: the tokens that are missing need .* MiB free"):
         prepare(config, tmp_path / "out")
     small = dataclasses.replace(tokenizer, padded_vocab_size=300)
     monkeypatch.undo()

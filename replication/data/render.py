@@ -15,7 +15,8 @@ MESSAGE_KEYS = (("role", "content"), ("from", "value"))
 
 def refusal(source: SourceConfig, problem: str, remedy: str) -> UserError:
     """The error of one line for a source that cannot be used as it is."""
-    return UserError(f"data.sources: source '{source.name}': {problem}; {remedy}")
+    text = f"data.sources: source '{source.name}': {problem}; {remedy}"
+    return UserError(text.encode(errors="backslashreplace").decode())  # a key of the data may be no text
 
 
 def columns_of(source: SourceConfig) -> list[str]:
@@ -69,7 +70,9 @@ def _text(source: SourceConfig, column: str, value: Any, row: Mapping[str, Any],
         remedy = "take another column into its template"
     elif isinstance(value, list) and value and isinstance(value[0], dict):
         remedy = 'say what a message reads as, such as messages: {user: "User: {content}\\n"}'
-    raise refusal(source, f"{where}: field '{column}' holds a {type(value).__name__}, not text", remedy)
+    found = type(value).__name__
+    article = "an" if found[0] in "aeiou" else "a"
+    raise refusal(source, f"{where}: field '{column}' holds {article} {found}, not text", remedy)
 
 
 def _fields(template: str) -> list[str]:

@@ -89,7 +89,8 @@ def no_text(source: SourceConfig, report: ReadReport) -> UserError:
     if report.foreign:
         return refusal(source, f"{found}; {report.foreign}", f"correct its kind, or turn it into {FORMS[source.kind]}")
     found += f"; such as {report.undecodable_files[0]}" if report.undecodable else ""
-    return refusal(source, found, "check its kind and path")
+    found += "; its files are empty" if not report.empty + report.undecodable else ""
+    return refusal(source, found, "check its kind, its path and the column of its text")
 
 
 def counts_of(report: ReadReport) -> dict[str, Any]:
@@ -154,7 +155,7 @@ class FilePart:
 def changed(source: SourceConfig, names: Sequence[str]) -> UserError:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     found = f"its files have changed since the preparation began: {', '.join(names[:3])}{more}"
-    return refusal(source, found, "restore them, or remove the unfinished folder and run again")
+    return refusal(source, found, "restore them, or remove the unfinished folder (.partial) and run again")
 
 
 class DocumentStream:
@@ -304,13 +305,16 @@ def what_bytes_are(head: bytes) -> str:
             return what
     if head[257:262] == b"ustar":
         return "a tar archive"
+    head = head[:HEAD_BYTES]
     zeros = sorted((head[::2].count(0), head[1::2].count(0)))
     return "UTF-16 text" if zeros[1] > len(head) / 4 and not zeros[0] else ""
 
 
-def _json_form(head: bytes) -> str:
-    """What JSON that is not one object a line may be; "" where it looks like that, or like nothing known."""
-    first = b"".join(head.split(b"\n")[0].split())
+def _json_form(line: bytes) -> str:
+    """What JSON with such a first line may be, that is not one object a line; "" where it looks like nothing known."""
+    if b"\r" in line.rstrip():
+        return "text whose lines end in a carriage return alone"
+    first = b"".join(line[:HEAD_BYTES].split())
     return ARRAY if first.startswith((b"[{", b'["')) or first == b"[" else PRETTY * (first == b"{")
 
 
@@ -361,10 +365,10 @@ def _printable(name: str) -> str:
 
 def _no_file(source: SourceConfig, path: Path, report: ReadReport) -> UserError:
     endings = ENDINGS[source.kind]
-    kinds = f" ({', '.join(endings)})" if endings != ("",) else ""
+    kinds = f" ({', '.join(e for e in endings if e.count('.') == 1)})" if endings != ("",) else ""
     if path.exists() and not path.is_dir():
         return refusal(source, f"{source.path} is a pipe or a device, not a file", "write it to a file first")
-    if report.other:
+    if report.other or report.hidden:
         found = f"no file{kinds} in {source.path}{left_out(report)}"
         return refusal(source, found, "correct its kind or path")
     remedy = f"paths are relative to the current folder, {Path.cwd()}; correct data.sources.path, or fetch the corpus"
@@ -399,7 +403,7 @@ def _text(source: SourceConfig, report: ReadReport, name: str, path: Path) -> Ro
     try:
         yield name, raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        _note_foreign(report, name, what_bytes_are(raw[:HEAD_BYTES]) or "not UTF-8")
+        _note_foreign(report, name, what_bytes_are(raw) or "not UTF-8")
         yield name, None
 
 
@@ -409,11 +413,9 @@ def _note_foreign(report: ReadReport, name: str, what: str) -> None:
 
 def _jsonl(source: SourceConfig, report: ReadReport, name: str, path: Path) -> Rows:
     with _unpacked(path) as file:
-        head = file.read(HEAD_BYTES)
-    with _unpacked(path) as file:
         for number, line in enumerate(file, 1):
             text = _json_line(source, f"{name}:{number}", line)
-            if text is None and number == 1 and (what := what_bytes_are(head) or _json_form(head)):
+            if text is None and number == 1 and (what := what_bytes_are(line) or _json_form(line)):
                 if what == ARRAY:  # whose last element alone may be a line
                     raise refusal(source, f"{name} is {what}", 'write one object a line, such as {"text": ...}')
                 _note_foreign(report, name, what)  # and read on: one damaged line may look like anything
