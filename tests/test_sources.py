@@ -19,16 +19,8 @@ import pytest
 from small_corpus import texts, write_folder, write_jsonl
 
 from replication.config import SourceConfig
-from replication.data.sources import (
-    MAX_NAMED,
-    ReadReport,
-    _docstrings,
-    _package_parts,
-    _stdlib_files,
-    documents,
-    left_out,
-    no_text,
-)
+from replication.data.report import MAX_NAMED, ReadReport, left_out
+from replication.data.sources import _docstrings, _package_parts, _stdlib_files, documents, no_text
 from replication.errors import UserError
 
 

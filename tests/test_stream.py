@@ -650,6 +650,7 @@ def test_local_files_edited_meanwhile_are_refused_and_touched_ones_are_not(
     folder = tmp_path / "lines"
     for i in range(2):
         write_jsonl(folder / f"{i}.jsonl", texts(60, seed=i))
+    (folder / "notes.md").write_text("passed over")
     source = SourceConfig(name="web", kind="jsonl", path=str(folder))
     later = SourceConfig(name="later", kind="jsonl", path=str(write_jsonl(tmp_path / "later.jsonl", texts(40, seed=7))))
     config = dataclasses.replace(web_config(folder, tokenizer, blocks=4000), sources=(source, later))
@@ -680,7 +681,10 @@ def test_local_files_edited_meanwhile_are_refused_and_touched_ones_are_not(
         case "not begun":
             write_jsonl(tmp_path / "later.jsonl", texts(50, seed=8))
     if edit in ("touched", "not begun"):
-        assert (prepare(config, out)["hash"] == expected["hash"]) == (edit == "touched")
+        manifest = prepare(config, out)
+        assert (manifest["hash"] == expected["hash"]) == (edit == "touched")
+        assert manifest["sources"]["web"] == expected["sources"]["web"]
+        assert manifest["sources"]["web"]["other_files"] == ["notes.md"]
         return
     name = other.name if edit == "a later file" else current.name
     message = rf"source 'web': its files have changed since the preparation began: {name}; restore them, or remove"

@@ -25,13 +25,13 @@ from typing import Any
 from rich.console import Console
 
 from replication.config import DataConfig
+from replication.data.files import changed, local_files
 from replication.data.folder import ORIGINS, PROGRESS, written_whole
 from replication.data.hub import commit_of
 from replication.data.progress import Reporter
 from replication.data.request import request_differences, request_of
 from replication.data.retries import Retries
 from replication.data.show import show_batch
-from replication.data.sources import changed, local_files
 from replication.data.spool import SpooledCorpus
 from replication.data.store import FORMAT
 from replication.data.stream import StreamedCorpus
@@ -207,7 +207,7 @@ def _from_origins(data: DataConfig, folder: Path, reporter: Reporter) -> DataCon
         if before is None:
             commit = commit_of(source, Retries(source, reporter.line, None))
             known[source.name] = {"commit": commit, "files": local_files(source)}
-        elif not state:  # nothing of it has been kept
+        elif not state and data.tokenizer.path is not None:  # nothing that was read of it has been kept
             before["files"] = local_files(source)
         elif "entry" not in state and (names := _changed_files(before["files"], local_files(source), source.kind)):
             raise changed(source, names)

@@ -30,8 +30,9 @@ import numpy as np
 from replication.config import DataConfig, SourceConfig
 from replication.data.folder import PROGRESS
 from replication.data.progress import Meter, Reporter
+from replication.data.report import ReadReport, counts_of, left_out
 from replication.data.retries import Retries
-from replication.data.sources import DocumentStream, ReadReport, counts_of, left_out, no_text
+from replication.data.sources import DocumentStream, no_text
 from replication.data.spool import text_key
 from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, Piece, Pool
 from replication.data.writer import SourceWriter
