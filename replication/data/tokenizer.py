@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BYTES = 256
+DROPPED = 1 << 30  # an id that no tokenizer has
 WORD = 1000  # characters; longer runs of white space or of anything else are cut before training
 LONG_RUN = re.compile(rf"(?<!\S)\S{{{WORD + 1},}}|(?<!\s)\s{{{WORD + 1},}}")
 PIECE = re.compile(rf"\S{{1,{WORD}}}(?<=[^\W\d_])(?=[^\w\s])|\S{{1,{WORD}}}|\s{{1,{WORD}}}")
@@ -65,7 +66,7 @@ class TextTokenizer:
         parts = _unspellable(json.loads(tokenizer.to_str()), end_of_text)
         self._encoder = Tokenizer.from_str(json.dumps(parts))
         self.unknown_id = _unknown_id(parts["model"])
-        self._dropped = _with_unknown(parts, self.vocab_size) if self.unknown_id is None else None
+        self._dropped = _with_unknown(parts) if self.unknown_id is None else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TextTokenizer, (self.json(), self.end_of_text)
@@ -101,7 +102,7 @@ class TextTokenizer:
         if self._dropped is None:
             return [0] * len(texts)
         encoded = self._dropped.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [e.ids.count(self.vocab_size) for e in encoded]
+        return [e.ids.count(DROPPED) for e in encoded]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that are no UTF-8 (a character cut in two) become U+FFFD."""
@@ -130,6 +131,7 @@ def _unspellable(parts: dict[str, Any], end_of_text: str) -> dict[str, Any]:
         model["vocab"] = [[name(token), score] for token, score in model["vocab"]]
     if model.get("unk_token") is not None:
         model["unk_token"] = name(model["unk_token"])
+    model.pop("dropout", None)  # of merges, at random: no two preparations would be the same
     if "merges" in model:
         inner = len(model.get("continuing_subword_prefix") or "")
         model["merges"] = [(a, b) for a, b in model["merges"] if special.isdisjoint((a, b, a + b[inner:]))]
@@ -141,8 +143,8 @@ def _unknown_id(model: dict[str, Any]) -> int | None:
     return None if found is None else int(found)
 
 
-def _with_unknown(parts: dict[str, Any], unknown_id: int) -> Tokenizer | None:
-    """The tokenizer with an unknown token, to count what it drops; None where it drops nothing.
+def _with_unknown(parts: dict[str, Any]) -> Tokenizer | None:
+    """The tokenizer with an unknown token, DROPPED, to count what it drops; None where it drops nothing.
 
     A BPE drops characters that it does not know, unless it knows the bytes; the other models fail at them.
     """
@@ -155,7 +157,7 @@ def _with_unknown(parts: dict[str, Any], unknown_id: int) -> Tokenizer | None:
     if in_bytes or known >= set(ByteLevel.alphabet()):
         return None
     name = secrets.token_hex(16)
-    model = {**model, "vocab": {**model["vocab"], name: unknown_id}, "unk_token": name, "fuse_unk": False}
+    model = {**model, "vocab": {**model["vocab"], name: DROPPED}, "unk_token": name, "fuse_unk": False}
     return Tokenizer.from_str(json.dumps({**parts, "model": model}))
 
 
