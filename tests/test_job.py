@@ -88,7 +88,7 @@ def test_the_site_s_own_code_may_read_what_is_unset_and_fail_in_the_middle(job):
 @pytest.mark.parametrize(
     ("site", "code", "says"),
     [
-        ("module() { echo no such module; return 1; }\nSITE_MODULES=cuda\n", 2, "error: SITE_MODULES: cannot load cuda"),
+        ("module() { return 1; }\nSITE_MODULES=cuda\n", 2, "error: SITE_MODULES: cannot load cuda"),
         ("SITE_MODULES=cuda\n", 2, "module: command not found"),
         ("if\n", 2, "site.env: its last line ended with code"),
         ("exit 3\n", 3, "error: the job script ended with code 3 before its step"),
