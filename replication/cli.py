@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _clean_environment() -> None:
     """Let nothing of the current folder or of a login shell pass for the run's own, here and in what this starts."""
     os.environ["PYTHONSAFEPATH"] = "1"
-    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, entries))  # an empty one is the current folder
+    if "PYTHONPATH" in os.environ:  # an empty entry is the current folder
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, os.environ["PYTHONPATH"].split(os.pathsep)))
     forget_place_of_the_shell()
 
 
