@@ -52,9 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             errors.print(f"[yellow]{_escape(str(told))}[/yellow]; the same command goes on from there")
         return PREEMPTED
     except KeyboardInterrupt as told:
-        if launched:
-            return PREEMPTED if isinstance(told, ToldEarly) else INTERRUPTED
-        errors.print("interrupted; the same command goes on where this one stopped")
+        if not launched:
+            errors.print("interrupted; the same command goes on where this one stopped")
         return PREEMPTED if isinstance(told, ToldEarly) else INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `replicate ... | head` is no error

@@ -300,17 +300,8 @@ class _Drill:
         write_text(config, to_yaml(self.config))
         board_path = suite.root / "phase_board"
         board = Board(board_path, self.config.world_size, create=True)
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "replication",
-            "train",
-            "--config",
-            str(config),
-            "--out",
-            str(suite.root),
-        ]
+        command = [sys.executable, "-P", "-m", "replication", "train", "--config", str(config)]
+        command += ["--out", str(suite.root)]
         with open(suite.root / "log.txt", "ab") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
