@@ -13,6 +13,7 @@ import secrets
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
@@ -128,16 +129,24 @@ class Meeting:
             time.sleep(0.05)
 
     def _hear(self) -> None:
-        """Raise Preempted on every process where one of them was told to stop; the first one leaves last."""
+        """Raise Preempted on every process where one of them was told to stop.
+
+        They leave together, as srun kills those that go on after one has left: who has come is waited for, whatever it
+        reads or builds, who has not for LINGER_SECONDS.
+        """
         if told_to_stop():
             self._store.set("stop", "=")
-        if self._store.check(["stop"]):
+        if not self._store.check(["stop"]):
+            return
+        began = time.monotonic()
+        with suppress(RuntimeError):  # the first one, whose store it is, has left
             self._store.set(f"stopped {self.rank}", "=")
-            deadline = time.monotonic() + LINGER_SECONDS
-            everybody = [f"stopped {r}" for r in range(self.n_ranks)]
-            while self.rank == 0 and not self._store.check(everybody) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            self._raise_preempted()
+            for r in range(self.n_ranks):
+                while not self._store.check([f"stopped {r}"]):
+                    if time.monotonic() > began + (WORK_SECONDS if self._store.check([f"come {r}"]) else LINGER_SECONDS):
+                        break
+                    time.sleep(0.05)
+        self._raise_preempted()
 
     def _raise_preempted(self) -> NoReturn:
         raise Preempted(f"{self.cell}: told to stop before it trained; nothing was to be saved")
