@@ -142,9 +142,8 @@ class Meeting:
         with suppress(RuntimeError):  # the first one, whose store it is, has left
             self._store.set(f"stopped {self.rank}", "=")
             for r in range(self.n_ranks):
-                while not self._store.check([f"stopped {r}"]):
-                    if time.monotonic() > began + (WORK_SECONDS if self._store.check([f"come {r}"]) else LINGER_SECONDS):
-                        break
+                patience = WORK_SECONDS if self._store.check([f"come {r}"]) else LINGER_SECONDS
+                while not self._store.check([f"stopped {r}"]) and time.monotonic() < began + patience:
                     time.sleep(0.05)
         self._raise_preempted()
 
