@@ -294,8 +294,10 @@ def drill(argv: list[str]) -> int:
             raise UserError(f"--strategies: no strategy '{strategy}'; the strategies are {', '.join(known)}")
     from dataclasses import replace
 
+    from replication.drill import check_saves
     from replication.drill import drill as run_drill
 
+    check_saves(config)
     console = Console()
     if config.data.dir is None:
         from replication.data.prepare import prepare as prepare_corpus
