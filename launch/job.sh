@@ -45,7 +45,7 @@ refuse() {
 # However the script ends, it says so: what stops it between its own lines is told too.
 tell_end() {
   local code=$?
-  if [[ -z $ended ]] && ((code)); then
+  if [[ -z $ended ]] && ((code && code != PREEMPTED)); then
     say "error: the job script ended with code $code before its step; what it said last stands above"
     note ended "$code"
   fi
