@@ -42,10 +42,10 @@ refuse() {
   exit 2
 }
 
-# However the script ends, it says so: what stops it between its own lines is told too.
+# However the script ends, it says so: what stops it between its own lines is told too, unless that was a signal.
 tell_end() {
   local code=$?
-  if [[ -z $ended ]] && ((code)); then
+  if [[ -z $ended ]] && ((code && code < 128 && code != PREEMPTED)); then
     say "error: the job script ended with code $code before its step; what it said last stands above"
     note ended "$code"
   fi

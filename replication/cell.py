@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from replication.config import RunConfig, refuse_other_config, scientific_hash
 from replication.errors import UserError, is_lost_peer
-from replication.preemption import Preempted, stop_if_told
+from replication.preemption import Preempted
 from replication.rundir import (
     KEPT,
     RunDir,
@@ -63,7 +63,6 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
         if first:
             run.failed.unlink(missing_ok=True)
         try:
-            stop_if_told(f"{config.arm}/seed-{config.seed}")
             store = TokenStore.open(data_folder(config, suite_dir))
             check_before_training(config, store)
             if first and (note := suite_dir.link_tensorboard(config.arm, config.seed)):
@@ -76,7 +75,6 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
             if not first or (stage == "train" and config.generation.prompts):
                 return
             if config.generation.prompts:
-                stop_if_told(f"{config.arm}/seed-{config.seed}, before its completions")
                 generate(config, run, store, console)
             mark_cell_complete(config, run)
         except Preempted:

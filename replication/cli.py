@@ -52,9 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             errors.print(f"[yellow]{_escape(str(told))}[/yellow]; the same command goes on from there")
         return PREEMPTED
     except KeyboardInterrupt as told:
-        if launched:
-            return PREEMPTED if isinstance(told, ToldEarly) else INTERRUPTED
-        errors.print("interrupted; the same command goes on where this one stopped")
+        if not launched:
+            errors.print("interrupted; the same command goes on where this one stopped")
         return PREEMPTED if isinstance(told, ToldEarly) else INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `replicate ... | head` is no error
@@ -85,8 +84,8 @@ def _told(error: Exception) -> str | None:
 def _clean_environment() -> None:
     """Let nothing of the current folder or of a login shell pass for the run's own, here and in what this starts."""
     os.environ["PYTHONSAFEPATH"] = "1"
-    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, entries))  # an empty one is the current folder
+    if "PYTHONPATH" in os.environ:  # an empty entry is the current folder
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, os.environ["PYTHONPATH"].split(os.pathsep)))
     forget_place_of_the_shell()
 
 
@@ -304,8 +303,10 @@ def drill(argv: list[str]) -> int:
             raise UserError(f"--strategies: no strategy '{strategy}'; the strategies are {', '.join(known)}")
     from dataclasses import replace
 
+    from replication.drill import check_saves
     from replication.drill import drill as run_drill
 
+    check_saves(config)
     console = Console()
     if config.data.dir is None:
         from replication.data.prepare import prepare as prepare_corpus

@@ -132,15 +132,8 @@ def drill(
         console: for progress and the table.
 
     Raises:
-        UserError: a run failed on its own, out holds a drill of another config, or no checkpoint is saved that a killed
-            run could go on from.
+        UserError: a run failed on its own, or out holds a drill of another config.
     """
-    every, steps = config.checkpoints.every_steps, config.training.steps
-    if every > steps - 2:
-        raise UserError(
-            f"checkpoints.every_steps: the first of {every} comes too late in {steps} steps for a killed run to go on "
-            f"from it; lower it, to {max(1, steps // 6)} for instance, or raise training.steps"
-        )
     kept = _earlier_results(config, out)
     results: list[StrategyResult] = []
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("kills"),
@@ -164,6 +157,16 @@ def drill(
         if not result.n_resumed:
             console.print(f"[red]{result.strategy}: no killed run went on from a checkpoint, so nothing is shown[/]")
     return results
+
+
+def check_saves(config: RunConfig) -> None:
+    """Raise UserError where no checkpoint is saved that a killed run could go on from."""
+    every, steps = config.checkpoints.every_steps, config.training.steps
+    if every > steps - 2:
+        raise UserError(
+            f"checkpoints.every_steps: the first of {every} comes too late in {steps} steps for a killed run to go on "
+            f"from it; lower it, to {max(1, steps // 6)} for instance, or raise training.steps"
+        )
 
 
 def _with_strategy(config: RunConfig, strategy: str) -> RunConfig:
@@ -309,17 +312,8 @@ class _Drill:
         write_text(config, to_yaml(self.config))
         board_path = suite.root / "phase_board"
         board = Board(board_path, self.config.world_size, create=True)
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "replication",
-            "train",
-            "--config",
-            str(config),
-            "--out",
-            str(suite.root),
-        ]
+        command = [sys.executable, "-P", "-m", "replication", "train", "--config", str(config)]
+        command += ["--out", str(suite.root)]
         with open(suite.root / "log.txt", "ab") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,

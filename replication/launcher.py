@@ -27,16 +27,8 @@ from replication.preemption import PREEMPTED, hold
 if TYPE_CHECKING:
     from replication.config import RunConfig
 
-PLACE = (
-    "RANK",
-    "LOCAL_RANK",
-    "NODE_RANK",
-    "GROUP_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
+PLACE: tuple[str, ...] = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+PLACE += ("MASTER_ADDR", "MASTER_PORT")
 START = "REPLICATION_START"
 """Set by `run_ranks` for its ranks: a name that no other start has."""
 SETTLE_SECONDS = 0.5
@@ -110,7 +102,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
 
 
 def _code_of(failed: dict[int, int]) -> int:
-    """The code of the rank that was the cause: killed, or a mistake it explained (2), before what others made of it.
+    """The code of the rank that was the cause: killed, a mistake it explained (2), or told to stop; else the first.
 
     A killed rank could not speak, so it is named here.
     """

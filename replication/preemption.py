@@ -23,12 +23,6 @@ class ToldEarly(KeyboardInterrupt):
     """Told to stop where nobody listens yet, or nothing has to be saved: ends as Ctrl-C does, but with PREEMPTED."""
 
 
-def stop_if_told(what: str) -> None:
-    """Raise Preempted where this process has been told to stop before there was anything to save."""
-    if _told:
-        raise Preempted(f"{what}: told to stop; nothing was to be saved")
-
-
 def hold(name: str) -> None:
     """Keep the signal of that name ("USR2") back, in this process and those it starts, until one listens."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.Signals[f"SIG{name}"]])

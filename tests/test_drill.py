@@ -71,7 +71,7 @@ def test_killed_and_resumed_runs_end_bitwise_equal(config, tmp_path, publish):
     [
         (("--kills", "0"), "--kills: 0 must be at least 1"),
         (("--strategies", "tpu"), "no strategy 'tpu'"),
-        (("--data.dir", ".", "--checkpoints.every_steps=299"), "the first of 299 comes too late in 300 steps"),
+        (("--checkpoints.every_steps=299",), "the first of 299 comes too late in 300 steps"),
     ],
 )
 def test_mistakes_are_one_line_with_the_remedy(tmp_path, args, message):

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {
-    "srun": 'printf "%s\\0" "$@" >"$FAKE/srun"; env --null >"$FAKE/environment"; exit "$CODE"',
+    "srun": 'printf "%s\\0" "$@" >"$FAKE/srun"; env --null >"$FAKE/environment"; eval "$ACT"; exit "$CODE"',
     "scontrol": """case $* in
   *hostnames*) echo n1 ;;
   *node*) echo "NodeName=n1 NodeAddr=10.0.0.1" ;;
@@ -46,7 +46,8 @@ def job(tmp_path):
     def run(site: str = "", code: int = 0, **shell: str) -> Job:
         (tmp_path / "site.env").write_text(site)
         given = {
-            "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "FAKE": str(tmp_path), "CODE": str(code), "HOME": "/",
+            "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "FAKE": str(tmp_path), "CODE": str(code), "ACT": "",
+            "HOME": "/",
             "SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_NODELIST": "n1",
             "SLURM_NNODES": "1", "REPLICATION_CHECKOUT": str(ROOT), "REPLICATION_SITE": str(tmp_path / "site.env"),
             "REPLICATION_PYTHON": "python",
@@ -88,7 +89,7 @@ def test_the_site_s_own_code_may_read_what_is_unset_and_fail_in_the_middle(job):
 @pytest.mark.parametrize(
     ("site", "code", "says"),
     [
-        ("module() { echo no such module; return 1; }\nSITE_MODULES=cuda\n", 2, "error: SITE_MODULES: cannot load cuda"),
+        ("module() { return 1; }\nSITE_MODULES=cuda\n", 2, "error: SITE_MODULES: cannot load cuda"),
         ("SITE_MODULES=cuda\n", 2, "module: command not found"),
         ("if\n", 2, "site.env: its last line ended with code"),
         ("exit 3\n", 3, "error: the job script ended with code 3 before its step"),
@@ -106,6 +107,12 @@ def test_a_step_that_was_told_to_stop_at_any_phase_goes_on_later(job, code):
     ended = job(code=code)
     assert (ended.code, ended.notes) == (75, [("started", 0), ("preempted", 75)])
     assert ended.asked == "requeue 7_0\n"
+
+
+def test_a_job_that_was_cancelled_says_nothing_more(job):
+    note = """echo '{"event": "cancelled", "code": 0}' >>"$FAKE/out/cell/jobs.jsonl\""""
+    ended = job(code=75, ACT=note)
+    assert (ended.code, ended.notes, ended.asked) == (75, [("started", 0), ("cancelled", 0)], "")
 
 
 def test_a_step_that_failed_is_said_once(job):

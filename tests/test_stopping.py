@@ -90,19 +90,23 @@ def test_a_signal_that_comes_before_a_process_listens_is_kept():
     assert (done.returncode, done.stdout) == (0, "True\n")
 
 
-def test_the_launcher_hands_the_signal_on_and_its_code_is_that_of_the_ranks():
-    rank = "import sys, time; from replication.preemption import *; listen('USR2')\n"
-    rank += "while not told_to_stop(): time.sleep(0.02)\ntime.sleep(1.5 * int(__import__('os').environ['RANK']))\n"
+def test_the_launcher_hands_the_signal_on_and_its_code_is_that_of_the_ranks(tmp_path):
+    rank = "import os, sys, time; from replication.preemption import *; listen('USR2')\n"
+    rank += f"open('{tmp_path}/' + os.environ['RANK'], 'w').close()\n"
+    rank += "while not told_to_stop(): time.sleep(0.02)\ntime.sleep(1.5 * int(os.environ['RANK']))\n"
     rank += f"sys.exit({PREEMPTED})"
     code = "import sys; from replication.launcher import run_ranks; "
     code += f"sys.exit(run_ranks([sys.executable, '-c', {rank!r}], 2))"
+    before = signal.getsignal(signal.SIGUSR2)
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    time.sleep(2)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     process.send_signal(signal.SIGUSR2)
     assert process.wait(timeout=30) == PREEMPTED
-    assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
     assert run_ranks([sys.executable, "-c", "pass"], 2) == 0
-    assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL, "what was there before is back"
+    assert signal.getsignal(signal.SIGUSR2) == before, "what was there before is back"
 
 
 def test_the_lead_time_that_is_needed_comes_from_the_longest_step_and_save(tmp_path):

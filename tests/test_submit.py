@@ -6,12 +6,12 @@ import functools
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
-from replication.config import find_cluster, load_cell, load_suite
+from replication.config import SlurmConfig, find_cluster, load_cell, load_suite
 from replication.errors import UserError
 from replication.grid.jobs import Job, checkout, options, script
 from replication.grid.plan import Cell, plan
@@ -251,3 +251,10 @@ def test_a_cluster_file_must_say_whether_jobs_need_gpus(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert "cluster.accelerator: auto does not say whether a job needs GPUs" in done.stderr
+
+
+def test_the_page_on_clusters_has_every_key_with_its_default():
+    page = (ROOT / "launch" / "README.md").read_text()
+    for field in fields(SlurmConfig):
+        default = {"batch": "`batch`", None: "the site's"}.get(field.default, field.default)
+        assert f"| `{field.name}` | {default} |" in page

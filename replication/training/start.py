@@ -13,8 +13,10 @@ import secrets
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 from torch.distributed import TCPStore
 
@@ -31,6 +33,8 @@ MEET_SECONDS = 120.0
 WORK_SECONDS = 3600.0
 """How long it waits for what another one reads or builds; a line says so every MEET_SECONDS."""
 CONNECT_SECONDS = 5.0
+LINGER_SECONDS = 20.0
+"""How long a process that was told to stop waits for the others, to tell them; below the --wait of launch/job.sh."""
 _starts = itertools.count()
 _kept: list[TCPStore] = []  # to the end: a process group may be a client of it
 
@@ -51,7 +55,6 @@ class Meeting:
         self.run, self.rank, self.n_ranks = run, launched_rank(), n_ranks
         self.cell = f"{run.root.parent.name}/{run.root.name}"
         self.name = f"{self.cell}, {start_name()}, training {next(_starts)}"
-        self._store: TCPStore | None = None
         self._store = self._open() if self.rank == 0 else self._join()
         _kept.append(self._store)
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = self._store.host, str(self._store.port)
@@ -73,9 +76,10 @@ class Meeting:
 
     def _join(self) -> TCPStore:
         found = f"{self.run.start} does not say where it listens; do all nodes see this folder?"
-        deadline = time.monotonic() + MEET_SECONDS
-        while time.monotonic() < deadline:
-            self._hear()
+        began = time.monotonic()
+        while time.monotonic() < began + MEET_SECONDS:
+            if told_to_stop() and time.monotonic() > began + LINGER_SECONDS:
+                self._raise_preempted()
             try:
                 word = read_object(self.run.start)
             except UserError:
@@ -101,20 +105,17 @@ class Meeting:
             UserError: some did not in time; names them.
             Preempted: one of them was told to stop.
         """
-        assert self._store is not None
         self._store.set(f"{done} {self.rank}", socket.gethostname())
         self._wait([f"{done} {r}" for r in range(self.n_ranks)], seconds)
 
     def tell(self, key: str, value: str = "") -> str:
         """What the first rank says under a key: its own argument, the others wait for it."""
-        assert self._store is not None
         if self.rank == 0:
             self._store.set(key, f"={value}")  # a store takes no empty value
         self._wait([key], WORK_SECONDS)
         return self._store.get(key).decode()[1:]
 
     def _wait(self, keys: Sequence[str], seconds: float) -> None:
-        assert self._store is not None
         began, due = time.monotonic(), MEET_SECONDS
         while True:
             self._hear()
@@ -131,10 +132,26 @@ class Meeting:
             time.sleep(0.05)
 
     def _hear(self) -> None:
-        if self._store is not None and told_to_stop():
+        """Raise Preempted on every process where one of them was told to stop.
+
+        They leave together, as srun kills those that go on after one has left: who has come is waited for, whatever it
+        reads or builds, who has not for LINGER_SECONDS.
+        """
+        if told_to_stop():
             self._store.set("stop", "=")
-        if told_to_stop() or (self._store is not None and self._store.check(["stop"])):
-            raise Preempted(f"{self.cell}: told to stop before it trained; nothing was to be saved")
+        if not self._store.check(["stop"]):
+            return
+        began = time.monotonic()
+        with suppress(RuntimeError):  # the first one, whose store it is, has left
+            self._store.set(f"stopped {self.rank}", "=")
+            for r in range(self.n_ranks):
+                patience = WORK_SECONDS if self._store.check([f"come {r}"]) else LINGER_SECONDS
+                while not self._store.check([f"stopped {r}"]) and time.monotonic() < began + patience:
+                    time.sleep(0.05)
+        self._raise_preempted()
+
+    def _raise_preempted(self) -> NoReturn:
+        raise Preempted(f"{self.cell}: told to stop before it trained; nothing was to be saved")
 
 
 def _store(host: str, port: int, first: bool) -> TCPStore:
