@@ -67,7 +67,7 @@ def refuse_other_data(runs: Path, corpus: Path | str, hash: str, but: RunDir | N
     if others:
         said = "; ".join(f"{there} of seeds {', '.join(sorted(seeds))}" for there, seeds in others.items())
         raise UserError(
-            f"data.dir: {corpus} holds the data {hash[:16]}, and {runs} has cells of others ({said}); all cells "
+            f"data.dir: {corpus} holds the data {hash[:16]}, and cells in {runs} were trained on others ({said}); all "
             "of a suite share one corpus and validation set: name the folder of theirs, or choose another --out"
         )
 

@@ -125,7 +125,7 @@ def noise_lines(noise: dict[str, Any] | None, loss: dict[str, Any] | None) -> li
     """How far rounding alone moves the loss, beside the margin: one sentence, and none in a suite of one arm."""
     if loss is None:
         return []
-    again = "`replicate bench noise DIR` measures it, where DIR is the folder of this report"
+    again = "replicate bench noise DIR measures it, where DIR is the folder of this report"
     if noise is None or noise["largest_nats"] is None:
         return [
             f"How far rounding alone (another machine, other micro-batches) moves this loss is not measured: {again}."
