@@ -235,12 +235,12 @@ def _say_plan(suite_dir: SuiteDir, cells: Sequence[Cell], console: Console) -> N
 
 
 def _report_is_current(suite_dir: SuiteDir, cells: Sequence[Cell]) -> bool:
-    """Whether the report is there and none of what it is made from is newer: cells, suite, plan, votes."""
+    """Whether the report is there and none of what it is made from is newer: cells, suite, plan, votes, noise."""
     outputs = (suite_dir.results, suite_dir.report_html, suite_dir.report_md)
     if not all(p.is_file() for p in outputs):
         return False
     oldest = min(p.stat().st_mtime for p in outputs)
-    inputs = (*(c.run.complete for c in cells), suite_dir.suite, suite_dir.plan, suite_dir.votes)
+    inputs = (*(c.run.complete for c in cells), suite_dir.suite, suite_dir.plan, suite_dir.votes, suite_dir.noise)
     return all(p.stat().st_mtime <= oldest for p in inputs if p.is_file())
 
 
