@@ -114,6 +114,13 @@ class Certificate:
         """Whether every seed holds."""
         return all(seed.state == "holds" for seed in self.seeds)
 
+    @property
+    def not_pooled(self) -> dict[int, str]:
+        """The seeds that are not as the others in what all must share -> in what."""
+        reasons = [(seed.seed, reason) for seed in self.seeds for reason in seed.reasons]
+        reasons += [(pair.seed, reason) for pair in self.pairs for reason in pair.reasons]
+        return {seed: line.removeprefix("over seeds: ") for seed, line in reasons if line.startswith("over seeds: ")}
+
     def pair(self, arm: str, seed: int) -> PairCertificate:
         """The pair of an arm with the first arm at a seed (KeyError: no such pair)."""
         for pair in self.pairs:

@@ -319,7 +319,7 @@ def drill(argv: list[str]) -> int:
 
 
 def bench(argv: list[str]) -> int:
-    """Measure speed and memory, as ratios inside one run: the arms, other trainers, ranks, heads."""
+    """Measure speed and memory as ratios inside one run: arms, other trainers, ranks, heads; and rounding's noise."""
     from replication.bench_cli import bench as run_bench
 
     return run_bench(argv)

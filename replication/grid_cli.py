@@ -239,7 +239,7 @@ def _say_plan(suite_dir: SuiteDir, cells: Sequence[Cell], console: Console) -> N
 
 
 def _report_is_current(suite_dir: SuiteDir) -> bool:
-    """Whether the report is there, and made from what is there now: cells, suite, plan, votes."""
+    """Whether the report is there, and made from what is there now: cells, suite, plan, votes, noise."""
     if not all(p.is_file() for p in (suite_dir.report_html, suite_dir.report_md)):
         return False
     try:

@@ -14,7 +14,10 @@ COMPUTES = ("cell.py", "config.py", "data", "model", "objectives", "preference",
 """The part of this package on which a cell's weights, measures and completions depend: what its processes load, but
 for what only places, starts, stamps or ends them. Every byte of it counts, comments too; report, judging page and grid
 do not."""
-PACKAGES = ("replication", "torch", "lightning", "deepspeed", "datasets", "tokenizers", "torchmetrics", "numpy")
+PACKAGES = (
+    *("replication", "torch", "lightning", "deepspeed", "datasets", "tokenizers", "torchmetrics", "numpy"),
+    *("triton", "liger-kernel"),
+)
 
 
 def code_hash() -> str:

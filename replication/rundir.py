@@ -432,7 +432,7 @@ class SuiteDir:
         return RunDir(self.runs / arm / f"seed-{seed}")
 
     def inputs_sha256(self, cells: Iterable[RunDir]) -> str:
-        """Of what a report is made from: suite, plan, votes, and the marker and manifest of each cell.
+        """Of what a report is made from: suite, plan, votes, noise, and the marker and manifest of each cell.
 
         Copies and clocks of other nodes change the times of files, and not this.
         """
@@ -441,6 +441,7 @@ class SuiteDir:
             self.plan,
             self.votes,
             self.votes_note,
+            self.noise,
             *(p for c in cells for p in (c.complete, c.manifest)),
         ]
         parts = [file_sha256(path) if path.is_file() else "-" for path in paths]

@@ -57,17 +57,16 @@ def refuse_other_data(runs: Path, corpus: Path | str, hash: str, but: RunDir | N
     Raises:
         UserError: names both hashes and the seeds.
     """
-    others: dict[str, list[str]] = {}
+    others: dict[str, dict[str, None]] = {}
     for name, run in logged_cells(runs).items():
         data = (read_manifest(run) or {}).get("data")
         there = data.get("hash") if isinstance(data, dict) else None
         if there and there != hash and (but is None or run.root.resolve() != but.root.resolve()):
-            seeds, seed = others.setdefault(str(there)[:16], []), name.rpartition("-")[2]
-            seeds += [] if seed in seeds else [seed]
+            others.setdefault(str(there)[:16], {})[name.rpartition("-")[2]] = None
     if others:
-        said = "; ".join(f"{there} of seeds {', '.join(sorted(seeds))}" for there, seeds in others.items())
+        said = "; ".join(f"{there} of seeds {', '.join(seeds)}" for there, seeds in others.items())
         raise UserError(
-            f"data.dir: {corpus} holds the data {hash[:16]}, and {runs} has cells of others ({said}); all cells "
+            f"data.dir: {corpus} holds the data {hash[:16]}, and cells in {runs} were trained on others ({said}); all "
             "of a suite share one corpus and validation set: name the folder of theirs, or choose another --out"
         )
 

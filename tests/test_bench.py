@@ -395,7 +395,7 @@ def test_noise_is_measured_in_the_suites_folder_and_stands_beside_the_margin(tmp
 
     suite_dir = write_trained_suite(tmp_path, seeds=(1,), untrained="both/1")
     suite = load_suite(suite_dir.suite)
-    assert "`replicate bench noise DIR` measures it" in collect(suite_dir, suite)[1]["verdict"]["noise"][0]
+    assert "not measured: replicate bench noise DIR measures it" in collect(suite_dir, suite)[1]["verdict"]["noise"][0]
     monkeypatch.setattr(noise, "run_cells", here)
     for _ in range(2):  # the second call finds the runs of the first
         assert main(["bench", "noise", str(suite_dir.root), "--cuts", "micro-batch,again"]) == 0

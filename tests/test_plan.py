@@ -450,13 +450,13 @@ def test_a_report_is_current_until_what_it_is_made_from_changes(suite_dir: Suite
     suite = load_suite(suite_dir.suite)
     cells = plan(suite, suite_dir, [], None)
     claim_folder(suite, suite_dir, [])
-    for path in (suite_dir.results, suite_dir.report_html, suite_dir.report_md, suite_dir.votes):
+    for path in (suite_dir.results, suite_dir.report_html, suite_dir.report_md, suite_dir.votes, suite_dir.noise):
         path.touch()
     for path in suite_dir.root.rglob("*"):
         os.utime(path, (1000, 1000))
     claim_folder(suite, suite_dir, [])
     assert _report_is_current(suite_dir, cells)
-    for path in (suite_dir.plan, suite_dir.votes, cells[-1].run.complete):
+    for path in (suite_dir.plan, suite_dir.votes, suite_dir.noise, cells[-1].run.complete):
         os.utime(path, (2000, 2000))
         assert not _report_is_current(suite_dir, cells), path
         os.utime(path, (1000, 1000))

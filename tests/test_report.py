@@ -443,7 +443,11 @@ def test_seeds_of_two_corpora_are_not_pooled_and_each_hash_is_named(tmp_path: Pa
     results, page, markdown = report(suite_dir, suite)
     assert results["loss"]["n"] == 2 and results["loss"]["differences"][2] is None
     assert [p["seed"] for p in results["pairs_used"]] == [1, 2]
-    (warned,) = [line for line in results["warnings"] if "Seed 3 is left out of every comparison" in line]
+    own = next(q for q in results["quantities"] if q["key"] == "final_val_loss")
+    assert own["means"]["both"] == pytest.approx(sum(own["values"]["both"][:2]) / 2)
+    (warned,) = [
+        line for line in results["warnings"] if "Seed 3 is left out of every comparison and mean over seeds: " in line
+    ]
     assert "555555 at seed 3 and" in warned and "at seeds 1, 2; they are not pooled" in warned
     for text in (page, markdown, " ".join(results["methods"])):
-        assert "(seeds 1, 2) and data hash " + "5" * 64 + " (seed 3)" in text
+        assert "(seeds 1, 2) and data hash 5555555555… (seed 3)" in text

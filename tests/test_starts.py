@@ -70,7 +70,7 @@ def test_a_cell_is_not_trained_on_other_data_than_the_folders_other_cells(
     trained: SuiteDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = read_json(trained.cell("both", 1).manifest)["data"]["hash"][:16]
-    words = f"holds the data {'5' * 16}, and .* has cells of others .{there} of seeds 1, 2.*or choose another --out"
+    words = f"holds the data {'5' * 16}, and cells in .* were trained on others .{there} of seeds 1, 2.*another --out"
     with pytest.raises(UserError, match=words) as of_grid:
         grid(["run", str(trained.suite), "--out", str(trained.root), "--seeds", "2"])
     with pytest.raises(UserError, match=words) as of_cell:  # as in a job that starts days after it was submitted

@@ -115,7 +115,7 @@ def draw_interval(panel: Axes, y: float, low: float, high: float, reach: float, 
 
 
 def draw_arms(panel: Axes, cells: Sequence[Cell], styles: dict[str, ArmStyle], curve: Curve) -> None:
-    """Thin lines for every cell, a cross where one ended early, a thick mean over the complete cells."""
+    """Thin lines for every cell, a cross where one ended early, a thick mean over complete cells that may be pooled."""
     drawn = False
     for style in styles.values():
         own = [(cell, *curve(cell)) for cell in cells if cell.arm == style.name]
@@ -127,7 +127,7 @@ def draw_arms(panel: Axes, cells: Sequence[Cell], styles: dict[str, ArmStyle], c
             panel.plot(steps, values, color=style.colour, linewidth=0.8, alpha=0.65)
             if not cell.complete:
                 panel.plot(steps[there[-1]], values[there[-1]], "x", color=style.colour, markersize=8, mew=2)
-        steps, mean = mean_over_seeds([(steps, values) for cell, steps, values in own if cell.complete])
+        steps, mean = mean_over_seeds([(steps, values) for cell, steps, values in own if cell.complete and cell.pooled])
         panel.plot(steps, mean, color=style.colour, linewidth=2.4, linestyle=style.dashes)
     if not drawn:
         empty(panel)

@@ -100,6 +100,8 @@ class Cell:
     """Completions in file order."""
     logged: Logged
     """What the certificate checks at every logged step."""
+    pooled: bool = True
+    """Whether means over seeds may take it in: not, where its data or config are not those of the other seeds."""
 
     @property
     def complete(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def collect(suite_dir: SuiteDir, suite: SuiteConfig) -> tuple[list[Cell], dict[s
     cells = load_cells(suite_dir, suite.arms, suite.seeds)
     logged = {(cell.arm, cell.seed): cell.logged for cell in cells}
     certificate = certify(suite_dir, suite.arms, suite.seeds, logged, suite.analysis.strict_pairs)
+    cells = [replace(cell, pooled=cell.seed not in certificate.not_pooled) for cell in cells]
     write_json(suite_dir.certificate, certificate.to_dict())
     results = compute_results(suite_dir, suite, cells, certificate, read_votes(suite_dir.votes))
     note = read_note(suite_dir.votes_note, suite_dir.votes)

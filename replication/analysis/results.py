@@ -283,8 +283,9 @@ def _quantity(q: Quantity, suite: SuiteConfig, cells: Sequence[Cell], certificat
         used = np.where(passed, row, NAN)
         p = float(sign_flip_p(used))
         pairs.append({"arm": arm, "differences": used.tolist(), **asdict(summarize_paired(used)), "p_sign_flip": p})
-    means = {arm: _mean(row) for arm, row in zip(suite.arms, values, strict=True)}
-    baseline = values[0][np.isfinite(values[0])]
+    pooled = values[:, [seed not in certificate.not_pooled for seed in suite.seeds]]
+    means = {arm: _mean(row) for arm, row in zip(suite.arms, pooled, strict=True)}
+    baseline = pooled[0][np.isfinite(pooled[0])]
     return {
         "key": q.key,
         "name": q.name,

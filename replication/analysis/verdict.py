@@ -125,7 +125,7 @@ def noise_lines(noise: dict[str, Any] | None, loss: dict[str, Any] | None) -> li
     """How far rounding alone moves the loss, beside the margin: one sentence, and none in a suite of one arm."""
     if loss is None:
         return []
-    again = "`replicate bench noise DIR` measures it, where DIR is the folder of this report"
+    again = "replicate bench noise DIR measures it, where DIR is the folder of this report"
     if noise is None or noise["largest_nats"] is None:
         return [
             f"How far rounding alone (another machine, other micro-batches) moves this loss is not measured: {again}."
@@ -133,7 +133,7 @@ def noise_lines(noise: dict[str, Any] | None, loss: dict[str, Any] | None) -> li
     if not noise["is_of_this_suite"]:
         return [f"How far rounding alone moves this loss was measured under another config than these cells': {again}."]
     return [
-        f"Rounding alone moved this loss by up to {number(noise['largest_nats'], 4)} nats, beside the margin of "
+        f"Rounding alone moved this loss by up to {noise['largest_nats']:.2g} nats, beside the margin of "
         f"{loss['margin_nats']:g} nats: the same cell cut otherwise ({', '.join(noise['cuts'])}; "
         f"{', '.join(noise['cells'])})."
     ]

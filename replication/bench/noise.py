@@ -142,5 +142,5 @@ def noise_table(result: dict[str, Any]) -> Table:
     )
     for row in result["rows"]:
         final, late = row["differences"]["final_val_loss"], row["differences"]["late_val_loss"]
-        table.add_row(row["cell"], row["cut"], f"{row['final_val_loss']:.4f}", f"{final:+.4f}", f"{late:+.4f}")
+        table.add_row(row["cell"], row["cut"], f"{row['final_val_loss']:.4f}", f"{final:+.2g}", f"{late:+.2g}")
     return table

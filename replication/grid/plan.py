@@ -140,10 +140,14 @@ def _refuse_other_seeds(suite_dir: SuiteDir, cells: Sequence[Cell]) -> None:
     planned = {cell.name for cell in cells}
     for name, run in logged_cells(suite_dir.runs).items():
         arm = run.root.parent.name
-        if arm in of_arm and name not in planned and run.config.is_file():
+        if arm not in of_arm or name in planned:
+            continue
+        try:
             there = without_seeds(scientific(configs.load(run.config)))
-            what = f"{run.root}: a seed of another config, and seeds that differ in it are not pooled"
-            refuse_differences(what, there, of_arm[arm], "give the same flags, or choose another --out")
+        except (UserError, OSError):
+            continue  # the certificate names it
+        what = f"{run.root}: a seed of another config, and seeds that differ in it are not pooled"
+        refuse_differences(what, there, of_arm[arm], "give the same flags, or choose another --out")
 
 
 def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> None:
