@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from replication.judging.chosen import Chosen
     from replication.judging.database import Database
     from replication.judging.folder import PanelFolder
-    from replication.judging.panel import PanelOptions
+    from replication.judging.options import PanelOptions
 
 TEXTS = {
     "prepare": "make a panel from the completions of two arms: items, sealed key, a set of pairs for each judge",
@@ -131,7 +131,8 @@ def _prepare(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.chosen import departures, from_file, from_suite
     from replication.judging.database import Database
     from replication.judging.folder import PanelFolder
-    from replication.judging.panel import PanelOptions, create_panel
+    from replication.judging.options import PanelOptions
+    from replication.judging.panel import create_panel
     from replication.rundir import SuiteDir
 
     folder = PanelFolder(args.dir, SuiteDir(args.dir).judging)
