@@ -285,6 +285,18 @@ def test_arms_with_unlike_numbers_of_completions_are_refused() -> None:
         _ = chosen.n_pairs
 
 
+@pytest.mark.parametrize("what", ["seed", "prompt_id", "sample"])
+def test_numbers_that_no_database_holds_are_one_line(what: str) -> None:
+    big, made = 10**30, completions(2, seeds=(10**30 if what == "seed" else 1,))
+    for of_arm in made.values():
+        for arm, found in of_arm.items():
+            of_arm[arm] = (
+                [replace(c, **{what: big + c.prompt_id + c.sample}) for c in found] if what != "seed" else found
+            )
+    with pytest.raises(UserError, match=rf"{what} is one of 100 bits, which must be a whole number of 64 bits"):
+        _ = Chosen("s", ("baseline", "both"), made, (), AnalysisConfig(), None).n_pairs
+
+
 def test_80_columns_hold_every_name(out: Path) -> None:
     said = io.StringIO()
     make = Console(file=said, width=80, soft_wrap=True)
@@ -659,6 +671,34 @@ def test_mistakes_with_a_panel(out: Path, said) -> None:
     (out / "sealed" / "key.json").unlink()
     assert "sealed key is needed" in one_line(said("lock", out, "--yes", code=2))
     assert not store_of(out).panel().is_locked
+
+
+def test_damage_to_a_panel_s_files_is_one_line(out: Path, said) -> None:
+    said("prepare", out)
+    judging, facts = out / "judging", (out / "judging" / "panel.json").read_bytes()
+    for damaged, what in (
+        (facts[:-9], "panel.json: not valid JSON"),
+        (b"\xff" + facts[1:], "panel.json: not valid JSON"),
+        (b"[]", "panel.json: must be an object"),
+        (b'{"database": 5}', "panel.json: key 'database' is 5"),
+        (b'{"panel_id": "ab"}', "panel.json: is of the panel ab, and "),
+    ):
+        (judging / "panel.json").write_bytes(damaged)
+        assert what in one_line(said("status", out, code=2))
+    (judging / "panel.json").unlink()
+    assert "0 of 4 planned" in said("status", out), "what it says can be done without"
+    (judging / "join-token").write_bytes(b"\xffanother")
+    with serving(out, "--port", 0) as (_, lines):
+        assert "/join/...   (its end is not what stands in join-token" in lines[-1]
+    file = judging / "judging.sqlite"
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:4096] + b"\xff" * 4096 + whole[8192:], b"no database" * 500):
+        file.write_bytes(damaged)
+        assert "judging.sqlite" in (line := one_line(said("status", out, code=2))) or "--database" in line
+    file.write_bytes(whole)
+    (out / "sealed" / "key.json").unlink()
+    (out / "sealed" / "key.json").mkdir()
+    assert "key.json: cannot be read" in one_line(said("lock", out, "--yes", "--early", "x", code=2))
 
 
 @pytest.mark.parametrize("package", ["sqlalchemy", "fastapi"])
