@@ -661,6 +661,9 @@ def test_mistakes_with_a_panel(out: Path, said) -> None:
         (("invite", out, "--judges", 0), "--judges: 0"),
         (("invite", out, "--judge-id", "nobody"), "'nobody' is no person of this panel"),
         (("invite", out, "--judges", 1, "--base-url", "judge.example.org"), "is no address such as https://"),
+        (("invite", out, "--judges", 1, "--base-url", ""), "is no address such as https://"),
+        (("serve", out, "--base-url", "http://judge.example.org:99999"), "is no address such as https://"),
+        (("serve", out, "--host", "judge..example.org"), "cannot listen on judge..example.org"),
         (("serve", out, "--port", 70000), "--port: 70000"),
         (("export", out), "the panel is not locked"),
     ):

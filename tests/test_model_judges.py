@@ -240,7 +240,10 @@ def test_both_orders_make_one_vote_and_every_reply_is_kept(tmp_path: Path, monke
         (403, {"error": {"message": "no"}}, "--api-key-env: .*status 403"),
         (404, {"error": {"message": "no such model"}}, "--model: .* has no tiny-2 .*it offers other, tiny$"),
         (400, {"error": {"message": f"bad temperature {KEY}"}}, r"--model: .*refuses.*bad temperature \*\*\*"),
-        (429, {"error": {"message": "pay", "code": "insufficient_quota"}}, "quota is used up"),
+        (429, {"error": {"message": "pay", "code": "insufficient_quota"}}, r"quota is used up \(status 429: pay\)"),
+        (429, {"error": {"message": "pay", "type": "insufficient_quota"}}, "quota is used up"),
+        (402, {"error": {"message": "no credit"}}, r"quota is used up \(status 402: no credit\)"),
+        (401, {"error": {"message": "expired"}}, r"status 401 \(expired\): the key in LAB_KEY was refused"),
     ],
 )
 def test_what_no_retry_mends_is_one_line(
