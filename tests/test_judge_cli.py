@@ -567,19 +567,24 @@ def not_writable(folder: Path) -> Iterator[None]:
 
 def test_status_of_a_folder_in_which_nothing_can_be_written(out: Path, said, tmp_path: Path) -> None:
     said("prepare", out)
-    vote_all(store_of(out), "judge-001", at_random(1))
+    vote_all((store := store_of(out)), "judge-001", at_random(1))
     said("invite", out, "--judge-id", "judge-001")
-    names = {path.name for path in (out / "judging").iterdir()}
-    with not_writable(out):  # closed: one file, no journal beside it
-        assert "8/8" in said("status", out)
-    assert {path.name for path in (out / "judging").iterdir()} == names
-    with (server := store_of(out)).database.write() as c:  # open elsewhere: the last votes are in the journal alone
+    with store.database.engine.connect() as c:
+        c.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    closed = Path(shutil.copytree(out, tmp_path / "closed", ignore=shutil.ignore_patterns("*-wal", "*-shm")))
+    with store.database.write() as c:  # a server has it open: what came last stands in the journal alone
         c.exec_driver_sql("DELETE FROM judging_votes WHERE vote_id = (SELECT max(vote_id) FROM judging_votes)")
-        assert (out / "judging" / "judging.sqlite-wal").exists()
-    with not_writable(out):
-        assert "7/8" in said("status", out)
-        one_line(said("invite", out, "--judges", 1, code=2))
-    server.database.close()
+    live = Path(shutil.copytree(out, tmp_path / "live"))
+    torn = Path(shutil.copytree(out, tmp_path / "torn", ignore=shutil.ignore_patterns("*-shm")))
+    for folder, votes in ((closed, "8/8"), (live, "7/8")):
+        names = {path.name for path in (folder / "judging").iterdir()}
+        with not_writable(folder):
+            assert votes in said("status", folder)
+            one_line(said("invite", folder, "--judges", 1, code=2))
+        assert {path.name for path in (folder / "judging").iterdir()} == names
+    with not_writable(torn):
+        assert "judging.sqlite-wal holds votes that can be read only where" in one_line(said("status", torn, code=2))
+    assert "7/8" in said("status", torn)
 
 
 # ---------------------------------------------------------------- PostgreSQL
