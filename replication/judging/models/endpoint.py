@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 import math
@@ -228,7 +229,15 @@ class Endpoint:
         try:
             messages = [{"role": "user", "content": prompt}]
             create = self._client.chat.completions.with_raw_response.create
-            said = await create(model=s.model, messages=messages, **options)  # type: ignore[call-overload]
+            async with asyncio.timeout(2 * s.timeout_seconds):  # the client's own begins anew with every byte
+                said = await create(model=s.model, messages=messages, **options)  # type: ignore[call-overload]
+        except TimeoutError:
+            raise NotACompletion(f"its answer had not ended within {2 * s.timeout_seconds:g} s") from None
+        except ValueError as error:  # a header that is none
+            raise UserError(
+                f"--base-url: {self._at}: the request cannot be written ({self._clean(str(error))}); check the address, "
+                "and OPENAI_ORG_ID and OPENAI_PROJECT_ID where they are set"
+            ) from None
         except openai.BadRequestError as error:
             if length_key == "max_tokens" and "max_completion_tokens" in str(error):
                 self._length_key = "max_completion_tokens"
