@@ -33,6 +33,7 @@ from replication.judging.chosen import Chosen
 from replication.judging.database import Database
 from replication.judging.folder import find_panel
 from replication.judging.panel import add_judges
+from replication.judging.preview import preview
 from replication.judging.state import print_state
 from replication.judging.store import Store, hash_token
 from replication.plan import freeze
@@ -600,6 +601,8 @@ def test_a_panel_in_postgresql(out: Path, postgres, said) -> None:
     for n in range(1, 5):
         vote_all(store, f"judge-{n:03d}", at_random(n))
     assert "4 of 4 planned judges" in said("status", out)  # panel.json names the database
+    copy, _ = preview(store.database, out / "preview.sqlite")
+    assert store.show("judge-001") is None and copy.show("judge-001") is not None
     said("lock", out, "--yes")
     assert len(read_votes(out / "votes.csv")) == 32
     store.database.close()

@@ -434,7 +434,7 @@ def test_a_redirect_is_told_and_neither_key_nor_texts_go_there(tmp_path: Path, b
     database = make_panel(tmp_path / "panel.sqlite", 1)
     with bare.context() as more, serving(Scripted(lambda body, n: "TIE")) as url:
         more.setenv("OPENAI_ORG_ID", "B\u00fcro")
-        with pytest.raises(UserError, match="cannot be written .*check the address, and OPENAI_ORG_ID"):
+        with pytest.raises(UserError, match=r"cannot be written .*check the address, and OPENAI_ORG_ID"):
             run(database, url)
     with serving(there := Scripted(lambda body, n: "TIE")) as elsewhere:
         leads = {"location": f"{elsewhere}/chat/completions?u=1"}

@@ -235,8 +235,8 @@ class Endpoint:
             raise NotACompletion(f"its answer had not ended within {2 * s.timeout_seconds:g} s") from None
         except ValueError as error:  # a header that is none
             raise UserError(
-                f"--base-url: {self._at}: the request cannot be written ({self._clean(str(error))}); check the address, "
-                "and OPENAI_ORG_ID and OPENAI_PROJECT_ID where they are set"
+                f"--base-url: {self._at}: the request cannot be written ({self._clean(str(error))}); check the "
+                "address, and OPENAI_ORG_ID and OPENAI_PROJECT_ID where they are set"
             ) from None
         except openai.BadRequestError as error:
             if length_key == "max_tokens" and "max_completion_tokens" in str(error):
