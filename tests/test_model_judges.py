@@ -524,7 +524,8 @@ def test_a_model_that_wants_the_length_under_its_other_name_gets_it(tmp_path: Pa
     database = make_panel(tmp_path / "panel.sqlite", 6)
     with serving(endpoint := Scripted(newer)) as url:
         assert run(database, url, parallel=4).exit_code == 0
-    assert [seen.body.get("max_completion_tokens") for seen in endpoint.seen[4:]] == [16] * 12
+    asked = [seen.body.get("max_completion_tokens") for seen in endpoint.seen]
+    assert asked.count(16) == 12 and 1 <= asked.count(None) <= 4, "as many as were in flight before the first answer"
 
 
 def test_odd_answers_are_kept_or_asked_again(tmp_path: Path) -> None:
