@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from replication.judging.chosen import Chosen
     from replication.judging.database import Database
     from replication.judging.folder import PanelFolder
-    from replication.judging.panel import PanelOptions
+    from replication.judging.options import PanelOptions
 
 TEXTS = {
     "prepare": "make a panel from the completions of two arms: items, sealed key, a set of pairs for each judge",
@@ -131,7 +131,8 @@ def _prepare(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.chosen import departures, from_file, from_suite
     from replication.judging.database import Database
     from replication.judging.folder import PanelFolder
-    from replication.judging.panel import PanelOptions, create_panel
+    from replication.judging.options import PanelOptions
+    from replication.judging.panel import create_panel
     from replication.rundir import SuiteDir
 
     folder = PanelFolder(args.dir, SuiteDir(args.dir).judging)
@@ -207,7 +208,7 @@ def _invite_arguments(sub: Parser) -> None:
 def _invite(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.panel import invite, invite_people, invite_tests
 
-    base = _base_url(args.base_url) if args.base_url else None
+    base = None if args.base_url is None else _base_url(args.base_url)
     if (args.judges is None) == (args.judge_id is None):
         raise UserError("replicate judge invite: give --judges N, or --judge-id NAME")
     if args.judges is not None and args.judges < 1:
@@ -242,8 +243,12 @@ def _invite(args: argparse.Namespace, console: Console) -> int:
 
 
 def _base_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(text)
+        is_one = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none, half a bracket
+        is_one = False
+    if not is_one or parts.query or parts.fragment or any(c.isspace() for c in text):
         raise UserError(f"--base-url: '{text}' is no address such as https://judge.example.org")
     return text.rstrip("/")
 

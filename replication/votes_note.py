@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from replication.errors import UserError
-from replication.rundir import file_sha256, read_json
+from replication.rundir import SuiteDir, file_sha256, read_json
 
 TYPES: dict[str, type] = {
     "locked_at": str, "locked_early_because": str, "key_sha256": str, "votes_sha256": str,
@@ -33,10 +33,17 @@ class VotesNote:
     facts: dict[str, Any]
     changed: bool | None
     votes: str
+    other_panel: str = ""
+    """The panel that lies beside the record, where that is another than the record's."""
 
     @property
     def warning(self) -> str:
-        """Empty where the record is as it was written."""
+        """Empty where the record is as it was written, and of this folder's panel."""
+        if self.other_panel:
+            return (
+                f"{self.votes} is of another panel than {self.other_panel}, which lies beside it: it was copied from "
+                "another folder, whose models it is about. `replicate judge export` writes this panel's."
+            )
         if not self.changed:
             return ""
         return (
@@ -98,5 +105,13 @@ def read_note(note: Path, votes: Path) -> VotesNote | None:
             raise UserError(f"{note}: key '{key}' is {found[key]!r:.60}; `replicate judge export` writes it again")
     facts = {key: found[key] for key in TYPES if found.get(key) is not None}
     recorded = facts.get("votes_sha256")
-    there = file_sha256(votes) if votes.is_file() else None
-    return VotesNote(facts, None if recorded is None else there != recorded, votes.name)
+    try:
+        there = file_sha256(votes)
+    except OSError:
+        there = None
+    panel = read_json(SuiteDir(note.parent).judging / "panel.json")
+    beside = panel.get("panel_id") if isinstance(panel, dict) else None
+    is_other = None not in (beside, found.get("panel_id")) and beside != found["panel_id"]
+    return VotesNote(
+        facts, None if recorded is None else there != recorded, votes.name, str(beside) if is_other else ""
+    )

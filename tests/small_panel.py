@@ -13,8 +13,9 @@ from typing import Any
 from sqlalchemy import select
 
 from replication.judging.database import Database
+from replication.judging.options import PanelOptions
 from replication.judging.page.server import create_app, http_server, listen
-from replication.judging.panel import PanelOptions, create_panel, invite, lock_panel
+from replication.judging.panel import create_panel, invite, lock_panel
 from replication.judging.schema import metadata
 from replication.judging.store import Store
 from replication.preference.completions import Completion

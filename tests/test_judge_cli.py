@@ -33,6 +33,7 @@ from replication.judging.chosen import Chosen
 from replication.judging.database import Database
 from replication.judging.folder import find_panel
 from replication.judging.panel import add_judges
+from replication.judging.preview import preview
 from replication.judging.state import print_state
 from replication.judging.store import Store, hash_token
 from replication.plan import freeze
@@ -283,6 +284,18 @@ def test_arms_with_unlike_numbers_of_completions_are_refused() -> None:
     chosen = Chosen("s", ("baseline", "both"), few, (), AnalysisConfig(), None)
     with pytest.raises(UserError, match=r"both: has 1 completions of each prompt and baseline \d"):
         _ = chosen.n_pairs
+
+
+@pytest.mark.parametrize("what", ["seed", "prompt_id", "sample"])
+def test_numbers_that_no_database_holds_are_one_line(what: str) -> None:
+    big, made = 10**30, completions(2, seeds=(10**30 if what == "seed" else 1,))
+    for of_arm in made.values():
+        for arm, found in of_arm.items():
+            of_arm[arm] = (
+                [replace(c, **{what: big + c.prompt_id + c.sample}) for c in found] if what != "seed" else found
+            )
+    with pytest.raises(UserError, match=rf"{what} is one of 100 bits, which must be a whole number of 64 bits"):
+        _ = Chosen("s", ("baseline", "both"), made, (), AnalysisConfig(), None).n_pairs
 
 
 def test_80_columns_hold_every_name(out: Path) -> None:
@@ -558,19 +571,24 @@ def not_writable(folder: Path) -> Iterator[None]:
 
 def test_status_of_a_folder_in_which_nothing_can_be_written(out: Path, said, tmp_path: Path) -> None:
     said("prepare", out)
-    vote_all(store_of(out), "judge-001", at_random(1))
+    vote_all((store := store_of(out)), "judge-001", at_random(1))
     said("invite", out, "--judge-id", "judge-001")
-    names = {path.name for path in (out / "judging").iterdir()}
-    with not_writable(out):  # closed: one file, no journal beside it
-        assert "8/8" in said("status", out)
-    assert {path.name for path in (out / "judging").iterdir()} == names
-    with (server := store_of(out)).database.write() as c:  # open elsewhere: the last votes are in the journal alone
+    with store.database.engine.connect() as c:
+        c.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    closed = Path(shutil.copytree(out, tmp_path / "closed", ignore=shutil.ignore_patterns("*-wal", "*-shm")))
+    with store.database.write() as c:  # a server has it open: what came last stands in the journal alone
         c.exec_driver_sql("DELETE FROM judging_votes WHERE vote_id = (SELECT max(vote_id) FROM judging_votes)")
-        assert (out / "judging" / "judging.sqlite-wal").exists()
-    with not_writable(out):
-        assert "7/8" in said("status", out)
-        one_line(said("invite", out, "--judges", 1, code=2))
-    server.database.close()
+    live = Path(shutil.copytree(out, tmp_path / "live"))
+    torn = Path(shutil.copytree(out, tmp_path / "torn", ignore=shutil.ignore_patterns("*-shm")))
+    for folder, votes in ((closed, "8/8"), (live, "7/8")):
+        names = {path.name for path in (folder / "judging").iterdir()}
+        with not_writable(folder):
+            assert votes in said("status", folder)
+            one_line(said("invite", folder, "--judges", 1, code=2))
+        assert {path.name for path in (folder / "judging").iterdir()} == names
+    with not_writable(torn):
+        assert "judging.sqlite-wal holds votes that can be read only where" in one_line(said("status", torn, code=2))
+    assert "7/8" in said("status", torn)
 
 
 # ---------------------------------------------------------------- PostgreSQL
@@ -586,6 +604,8 @@ def test_a_panel_in_postgresql(out: Path, postgres, said) -> None:
     for n in range(1, 5):
         vote_all(store, f"judge-{n:03d}", at_random(n))
     assert "4 of 4 planned judges" in said("status", out)  # panel.json names the database
+    copy, _ = preview(store.database, out / "preview.sqlite")
+    assert store.show("judge-001") is None and copy.show("judge-001") is not None
     said("lock", out, "--yes")
     assert len(read_votes(out / "votes.csv")) == 32
     store.database.close()
@@ -652,6 +672,9 @@ def test_mistakes_with_a_panel(out: Path, said) -> None:
         (("invite", out, "--judges", 0), "--judges: 0"),
         (("invite", out, "--judge-id", "nobody"), "'nobody' is no person of this panel"),
         (("invite", out, "--judges", 1, "--base-url", "judge.example.org"), "is no address such as https://"),
+        (("invite", out, "--judges", 1, "--base-url", ""), "is no address such as https://"),
+        (("serve", out, "--base-url", "http://judge.example.org:99999"), "is no address such as https://"),
+        (("serve", out, "--host", "judge..example.org"), "cannot listen on judge..example.org"),
         (("serve", out, "--port", 70000), "--port: 70000"),
         (("export", out), "the panel is not locked"),
     ):
@@ -662,6 +685,34 @@ def test_mistakes_with_a_panel(out: Path, said) -> None:
     (out / "sealed" / "key.json").unlink()
     assert "sealed key is needed" in one_line(said("lock", out, "--yes", code=2))
     assert not store_of(out).panel().is_locked
+
+
+def test_damage_to_a_panel_s_files_is_one_line(out: Path, said) -> None:
+    said("prepare", out)
+    judging, facts = out / "judging", (out / "judging" / "panel.json").read_bytes()
+    for damaged, what in (
+        (facts[:-9], "panel.json: not valid JSON"),
+        (b"\xff" + facts[1:], "panel.json: not valid JSON"),
+        (b"[]", "panel.json: must be an object"),
+        (b'{"database": 5}', "panel.json: key 'database' is 5"),
+        (b'{"panel_id": "ab"}', "panel.json: is of the panel ab, and "),
+    ):
+        (judging / "panel.json").write_bytes(damaged)
+        assert what in one_line(said("status", out, code=2))
+    (judging / "panel.json").unlink()
+    assert "0 of 4 planned" in said("status", out), "what it says can be done without"
+    (judging / "join-token").write_bytes(b"\xffanother")
+    with serving(out, "--port", 0) as (_, lines):
+        assert "/join/...   (its end is not what stands in join-token" in lines[-1]
+    file = judging / "judging.sqlite"
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:4096] + b"\xff" * 4096 + whole[8192:], b"no database" * 500):
+        file.write_bytes(damaged)
+        assert "judging.sqlite" in (line := one_line(said("status", out, code=2))) or "--database" in line
+    file.write_bytes(whole)
+    (out / "sealed" / "key.json").unlink()
+    (out / "sealed" / "key.json").mkdir()
+    assert "key.json: cannot be read" in one_line(said("lock", out, "--yes", "--early", "x", code=2))
 
 
 @pytest.mark.parametrize("package", ["sqlalchemy", "fastapi"])

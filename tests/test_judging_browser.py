@@ -197,7 +197,7 @@ def test_a_press_that_repeats_or_comes_too_early_or_with_a_modifier_does_nothing
 def test_keys_that_vote_can_be_switched_off_for_good(panel: SmallPanel, open_page) -> None:
     page = open_page(f"/j/{panel.links[0]}")
     click(page, "Start")
-    switch = page.get_by_label("Keys vote")
+    switch = page.get_by_label("Shortcut keys")
     tie = page.get_by_role("button", name="Tie", exact=True)  # exact: no key is part of the name
     assert switch.is_checked() and tie.get_attribute("aria-keyshortcuts") == "2"
     wait(page)
@@ -251,7 +251,7 @@ def test_no_button_is_named_after_its_key(panel: SmallPanel, open_page) -> None:
     wait(phone)
     phone.keyboard.press("1")  # no keys are shown there, so none act
     phone.wait_for_timeout(100)
-    assert stored(panel) == ["tie"] and not phone.get_by_label("Keys vote").is_visible()
+    assert stored(panel) == ["tie"] and not phone.get_by_label("Shortcut keys").is_visible()
 
 
 def test_a_preview_says_so(panel: SmallPanel, browser) -> None:

@@ -87,7 +87,8 @@ class Database:
             return inspect(self.engine).has_table(panel.name)
         except OperationalError as error:
             line = str(error.orig).strip().splitlines()[0]
-            raise UserError(f"--database: {self.name} does not answer ({line}); start it, or name another") from None
+            remedy = "make it readable" if self.is_sqlite else "start it"
+            raise UserError(f"--database: {self.name} does not answer ({line}); {remedy}, or name another") from None
         except (DatabaseError, sqlite3.DatabaseError) as error:
             line = str(getattr(error, "orig", error)).strip().splitlines()[0]
             raise UserError(f"--database: {self.name} cannot be read ({line}); restore it, or name another") from None
@@ -155,6 +156,10 @@ def _connect_to_read(file: Path) -> sqlite3.Connection:
         except sqlite3.OperationalError as error:
             connection.close()
             refused = error
+    if not is_whole:
+        raise sqlite3.OperationalError(
+            f"{journal.name} holds votes that can be read only where one may write: copy both"
+        )
     raise refused
 
 

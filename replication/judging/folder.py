@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.panel import PanelOptions, Tokens
+from replication.judging.options import PanelOptions
+from replication.judging.panel import Tokens
 from replication.judging.store import Store
 from replication.rundir import SuiteDir, read_json, write_json, write_text
 
@@ -100,8 +101,8 @@ class PanelFolder:
             raise UserError(f"{database.name}: no panel there; `replicate judge prepare {self.root}` makes one{hint}")
         if not url and "panel_id" in facts and (there := Store(database).panel().panel_id) != facts["panel_id"]:
             raise UserError(
-                f"{self.facts_file}: is of the panel {facts['panel_id']}, and {database.name} holds {there}; bring each "
-                "panel's folder back whole, or name the --database that is meant"
+                f"{self.facts_file}: is of the panel {facts['panel_id']}, and {database.name} holds {there}; bring "
+                "each panel's folder back whole, or name the --database that is meant"
             )
         return database
 
@@ -158,8 +159,8 @@ class PanelFolder:
 
     def read_secret(self, path: Path) -> str | None:
         try:
-            return path.read_text(encoding="utf-8").strip() or None
-        except FileNotFoundError:
+            return path.read_text(encoding="utf-8", errors="replace").strip() or None
+        except OSError:
             return None
 
 

@@ -264,7 +264,8 @@ def _judge(c: Connection, row: Row[Any]) -> Judge:
     n_voted = c.execute(
         select(func.count()).select_from(assignments.join(votes)).where(mine, votes.c.undone_at.is_(None))
     ).scalar_one()
-    return Judge(row.judge_id, row.kind, row.started_at is not None, row.survey, n_assigned, n_voted)
+    is_test = row.kind == "human" and row.vendor == TEST
+    return Judge(row.judge_id, row.kind, row.started_at is not None, row.survey, n_assigned, n_voted, is_test)
 
 
 # What every request asks, built once: building a query takes longer than running it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 import math
@@ -33,6 +34,12 @@ _PAGES = ("<!doctype html", "<html")
 LONGEST_PAUSE_SECONDS = 60.0
 LONGEST_SERVER_PAUSE_SECONDS = 3600.0
 LONGEST_ANSWER_BYTES = 8 << 20
+CERTIFICATE_REMEDIES = (
+    ("expired", "it must be renewed there, or this machine's clock is wrong"),
+    ("not yet valid", "it must be renewed there, or this machine's clock is wrong"),
+    ("mismatch", "give the address by a name that the certificate holds"),
+    ("", "put the certificate of who signed it into a file, and that file's name into SSL_CERT_FILE"),
+)
 ODD_TRIES = 3  # of a request that is answered with something that is no completion
 
 
@@ -139,7 +146,8 @@ class Endpoint:
         except openai.APIConnectionError as error:
             why = self._clean(_connection(error))
         except openai.APIStatusError as error:
-            if error.status_code in (407, *range(300, 400)):
+            to = urlsplit(error.response.headers.get("location", "")).hostname
+            if error.status_code == 407 or (error.status_code < 400 and to not in (None, self._client.base_url.host)):
                 raise await self._refusal(error) from None
             return
         except (openai.OpenAIError, ValueError):
@@ -190,7 +198,8 @@ class Endpoint:
         except NotACompletion as error:
             if not error.is_api:
                 raise GivenUp(self._line(error)) from None
-            raise Refused(self._clean(str(error)), 200, UserError(f"--model: {self._line(error)}")) from None
+            raise Refused(self._clean(str(error)), 200, UserError(f"--model: {self._line(error)}; check --model "
+                          "and --max-answer-tokens")) from None  # fmt: skip
         except openai.APIError as error:
             raise GivenUp(self._line(error)) from None
 
@@ -220,7 +229,15 @@ class Endpoint:
         try:
             messages = [{"role": "user", "content": prompt}]
             create = self._client.chat.completions.with_raw_response.create
-            said = await create(model=s.model, messages=messages, **options)  # type: ignore[call-overload]
+            async with asyncio.timeout(2 * s.timeout_seconds):  # the client's own begins anew with every byte
+                said = await create(model=s.model, messages=messages, **options)  # type: ignore[call-overload]
+        except TimeoutError:
+            raise NotACompletion(f"its answer had not ended within {2 * s.timeout_seconds:g} s") from None
+        except ValueError as error:  # a header that is none
+            raise UserError(
+                f"--base-url: {self._at}: the request cannot be written ({self._clean(str(error))}); check the "
+                "address, and OPENAI_ORG_ID and OPENAI_PROJECT_ID where they are set"
+            ) from None
         except openai.BadRequestError as error:
             if length_key == "max_tokens" and "max_completion_tokens" in str(error):
                 self._length_key = "max_completion_tokens"
@@ -277,7 +294,8 @@ class Endpoint:
             return UserError(f"{at}: the proxy wants a user and a password ({status}); put them into its address, as "
                              "in http://user:password@host:port")  # fmt: skip
         if error.status_code < 400:
-            to = self._clean(error.response.headers.get("location", "elsewhere").partition("?")[0])
+            parts = urlsplit(error.response.headers.get("location", ""))
+            to = self._clean(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
             return UserError(
                 f"--base-url: {at} leads on to {to} (status {error.status_code}), where nothing was sent; give the "
                 "address of the API itself, or sign in where the network asks for it"
@@ -287,9 +305,7 @@ class Endpoint:
         names = await self._offered()
         if names and s.model not in names:
             more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-            return UserError(
-                f"--model: {at} has no {s.model} (status {error.status_code}); it offers {', '.join(names[:12])}{more}"
-            )
+            return UserError(f"--model: {at} has no {s.model} ({status}); it offers {', '.join(names[:12])}{more}")
         if error.status_code == 404:
             return UserError(
                 f"--base-url: {at} has no model {s.model} or no chat completions (status 404: {said}); check "
@@ -358,7 +374,7 @@ def _connection(error: openai.APIConnectionError) -> str:
     cause = error.__cause__ or error
     said = f"the connection failed ({type(cause).__name__}: {cause})"
     if "CERTIFICATE_VERIFY_FAILED" in said:
-        return f"{said}: put the certificate of who signed it into a file, and that file's name into SSL_CERT_FILE"
+        return f"{said}: {next(remedy for word, remedy in CERTIFICATE_REMEDIES if word in said)}"
     if "[SSL" in said:
         return f"{said}: is it http:// there, in place of https://?"
     if type(cause).__name__ == "DecodingError":

@@ -63,7 +63,7 @@ def route(url: str) -> Route:
     if name is None:
         return Route(None, "")
     value, name = getproxies()[name.removesuffix("_proxy")], name if os.environ.get(name) else name.upper()
-    if proxy_bypass(parts.netloc.rpartition("@")[2]):
+    if any(proxy_bypass(host) for host in (parts.netloc.rpartition("@")[2], parts.hostname or "")):
         return Route(None, f"directly, as NO_PROXY takes this host out of {name}")
     return Route(*_checked(value if "://" in value else f"http://{value}", name))
 

@@ -214,19 +214,21 @@ class _Run:
         is_first = self._is_fresh and not self._has_answered
         if is_first and error.status in (400, 403) and not ABOUT_THE_TEXT.search(error.words):
             raise error.as_final  # a flag or the key, most likely: nothing more is asked to find out
-        prompt = comparison_prompt(comparison.question, comparison.a, comparison.b)
-        way = (
-            prompt,
-            error.words,
-            "",
-            self._settings.endpoint,
-            f"status {error.status}",
-            None,
-            None,
-            time.time(),
-            None,
+        self._refused.append(
+            Answer(
+                comparison=comparison,
+                parsed=Parsed("refusal"),
+                prompt=comparison_prompt(comparison.question, comparison.a, comparison.b),
+                reply=error.words,
+                model="",
+                endpoint=self._settings.endpoint,
+                finish_reason=f"status {error.status}",
+                input_tokens=None,
+                output_tokens=None,
+                asked_at=time.time(),
+                seconds=None,
+            )
         )
-        self._refused.append(Answer(comparison, Parsed("refusal"), *way))
         self._n_refused_in_a_row += 1
         if self._n_refused_in_a_row == REFUSED_IN_A_ROW:
             self._stopped = f"{REFUSED_IN_A_ROW} pairs in a row were refused, the last with {error.words!r}"

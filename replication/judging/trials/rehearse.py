@@ -25,7 +25,8 @@ from rich.console import Console
 
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.panel import PanelOptions, create_panel, invite
+from replication.judging.options import PanelOptions
+from replication.judging.panel import create_panel, invite
 from replication.judging.trials.acknowledged import compare
 from replication.judging.trials.latency import TURN, latencies, quiet
 from replication.judging.trials.made_up import ARMS, PROMPTS, SAMPLES, completions

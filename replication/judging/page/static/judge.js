@@ -64,7 +64,7 @@ function keyOf(event) {
 document.addEventListener("keydown", (event) => {
   if (!keysAct || event.defaultPrevented || isEarly()) return;
   // whoever has gone to a control works that one; a screen reader that hands keys on has its focus there too
-  if (event.target.closest("a, button, input, textarea, select, summary, [contenteditable]")) return;
+  if (event.target.closest?.("a, button, input, textarea, select, summary, [contenteditable]")) return;
   const key = keyOf(event);
   const button = key && [...document.querySelectorAll("[data-key]")].find((b) => b.dataset.key.split(" ").includes(key));
   if (!button) return;
