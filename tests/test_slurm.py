@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import psutil
 import pytest
 import yaml
 from required import do_without
-from slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
+from slurm_cluster import PACKAGES, SlurmCluster, missing_programs, slurm_cluster
 from small_corpus import prose_layer, texts, write_folder
 
 from replication.rundir import RunDir, SuiteDir, read_journal, read_json
@@ -32,8 +34,7 @@ pytestmark = pytest.mark.slow
 def cluster():
     missing = missing_programs()
     if missing:
-        reason = f"no {', '.join(missing)} (Debian, Ubuntu: apt-get install slurm-wlm munge)"
-        do_without("slurm", reason)
+        do_without("slurm", f"no {', '.join(missing)} ({PACKAGES})")
     with slurm_cluster() as running:
         yield running
 
@@ -88,7 +89,34 @@ class Suite:
         self.where(strategy="zero2", nodes=2)
 
     def site(self, **variables: str) -> None:
+        """The site file, whose words before Python let a cell be held."""
+        variables = {"SITE_CONTAINER": f"{sys.executable} {HERE / 'held_cell.py'} {self.folder}"} | variables
         (self.folder / "site.env").write_text("".join(f"{k}='{v}'\n" for k, v in variables.items()))
+
+    def hold(self, step: int | None) -> None:
+        """Let no rank begin this step, or a later one; None lets all go."""
+        if step is None:
+            (self.folder / "hold").unlink()
+            return
+        (self.folder / "hold.new").write_text(str(step))
+        (self.folder / "hold.new").replace(self.folder / "hold")
+
+    def wait_until_held(self, step: int, ranks: int = 1) -> None:
+        marks = [self.folder / f"held-{rank}" for rank in range(ranks)]
+
+        def are_held() -> bool:
+            return all(mark.exists() and mark.read_text() == str(step) for mark in marks)
+
+        wait_for(are_held, f"{ranks} rank(s) held at step {step}", logs=self.logs, meanwhile=self.cluster.end_waits)
+
+    def job(self) -> str:
+        """The job in the queue that trains."""
+        (line,) = (line for line in self.cluster.queue() if "train" in line)
+        return line.split()[0]
+
+    def wait_for_end(self) -> float:
+        """Until no job of the cells' training is in the queue; how many seconds that took."""
+        return wait_for(lambda: not any("train" in line for line in self.cluster.queue()), "the end", logs=self.logs)
 
     def where(self, lead: int = 20, concurrent: int = 1, signal_to: str = "batch", **keys) -> None:
         slurm = {"time_limit_minutes": 10, "lead_seconds": lead, "concurrent_cells": concurrent, "signal_to": signal_to}
@@ -99,16 +127,8 @@ class Suite:
         """What `replicate grid ACTION` prints, on stderr where it is refused."""
         given = ["--site", self.folder / "site.env"] if action in ("submit", "retry") else []
         given += ["--cluster", self.folder / "cluster.yaml"] if action == "submit" else []
-        command = [
-            sys.executable,
-            "-m",
-            "replication",
-            "grid",
-            action,
-            self.folder / "suite.yaml",
-            "--out",
-            self.out.root,
-        ]
+        command = [sys.executable, "-m", "replication", "grid", action, self.folder / "suite.yaml"]
+        command += ["--out", self.out.root]
         done = subprocess.run(
             [*map(str, command), *map(str, given), *map(str, args)], cwd=ROOT, capture_output=True, text=True,
             timeout=300, env=self.cluster.environment | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"} | (env or {}),
@@ -119,9 +139,7 @@ class Suite:
 
     def states(self) -> list[str]:
         """The state column of the status table, in the order of its rows."""
-        rows = [line.split("│")[2].strip() for line in self.grid("status").splitlines() if line.startswith("│")]
-        assert rows
-        return rows
+        return _states(self.grid("status"))
 
     def run_dir(self, arm: str = "both", seed: int = 1) -> RunDir:
         return self.out.cell(arm, seed)
@@ -138,11 +156,18 @@ class Suite:
             pytest.fail(f"{error}\n{self.logs()}")
 
 
-def wait_for(holds, what: str, seconds: float = 60, pause: float = 0.1, logs=str) -> float:
+def _states(said: str) -> list[str]:
+    rows = [line.split("│")[2].strip() for line in said.splitlines() if line.startswith("│")]
+    assert rows
+    return rows
+
+
+def wait_for(holds, what: str, seconds: float = 240, pause: float = 0.1, logs=str, meanwhile=str) -> float:
     """Wait until something holds; how many seconds that took."""
     started = time.monotonic()
     while not holds():
         assert time.monotonic() < started + seconds, f"waited {seconds} seconds for {what}\n{logs()}"
+        meanwhile()
         time.sleep(pause)
     return time.monotonic() - started
 
@@ -152,7 +177,7 @@ def rank_pids(cluster: SlurmCluster) -> dict[int, int]:
     found = {}
     for process in psutil.process_iter():
         try:
-            if process.cmdline()[1:4] != ["-m", "replication", "train"]:
+            if "-m replication train" not in " ".join(process.cmdline()):
                 continue
             environment = process.environ()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -226,75 +251,135 @@ def test_the_grid_is_submitted_with_one_command_and_equals_local_runs_bit_for_bi
 
 
 def test_a_cell_survives_signals_a_killed_rank_a_lost_node_and_the_time_limit(idle, corpus, tmp_path, publish):
-    """Told to stop by a signal to one rank (in the long form to either), by the time limit; killed; its node lost."""
-    steps = {"training": {"steps": 400}, "validation": {"every_steps": 100}, "checkpoints": {"every_steps": 5}}
+    """Told to stop by a signal to one rank (in the long form to either), by the time limit; killed; its node lost.
+
+    Between these it is held at a step, so that none comes too early or too late, however fast the machine.
+    """
+    told_ranks = (1, 0) if FULL else (1,)
+    last = 10 * (len(told_ranks) + 4)
+    steps = {"training": {"steps": last}, "validation": {"every_steps": 20}, "checkpoints": {"every_steps": 5}}
     suite = Suite(idle, corpus, tmp_path, arms=["both"], seeds=[1], logging={"log_every_steps": 5}, **steps)
     suite.where(strategy="zero2", nodes=2, micro_batch_sequences=2)  # several micro-batches a step
-    run = suite.run_dir()
+    run, at = suite.run_dir(), 10
+    suite.hold(at)
     suite.grid("submit")
-
-    def step() -> int:
-        lines = read_journal(run.metrics)
-        return lines[-1]["step"] if lines else 0
 
     def events() -> list[str]:
         return [json.loads(line)["event"] for line in run.jobs.read_text().splitlines()] if run.jobs.exists() else []
 
-    def goes_on_from(before: int) -> None:
-        def is_there() -> bool:
-            idle.end_waits()
-            return step() >= before + 10
+    def go_on() -> int:
+        suite.hold(at + 10)
+        return at + 10
 
-        wait_for(is_there, f"step {before + 10}", 240, logs=suite.logs)
-
-    reached = 0
-    told_ranks = (1, 0) if FULL else (1,)
     for times, rank in enumerate(told_ranks, 1):
-        goes_on_from(reached)
+        suite.wait_until_held(at, 2)
         os.kill(rank_pids(idle)[rank], signal.SIGUSR2)
-        took = wait_for(lambda n=times: events().count("preempted") == n, "the job to save and stop", 60)
+        wait_for((suite.folder / f"told-{rank}").exists, "the signal to arrive")
+        at = go_on()
+        took = wait_for(lambda n=times: events().count("preempted") == n, "the job to save and stop")
         publish(f"SLURM: signal to rank {rank} alone, saved and requeued after {took:.1f} s")
-        reached = step()
-        wait_for(lambda n=times: suite.states() == [f"requeued {n}"], "the job to be in the queue again", 30, 1)
+        wait_for(lambda n=times: suite.states() == [f"requeued {n}"], "the job to be in the queue again", pause=1)
 
-    goes_on_from(reached)
+    suite.wait_until_held(at, 2)
     os.kill(rank_pids(idle)[1], signal.SIGKILL)
-    took = wait_for(lambda: not any("train" in line for line in idle.queue()), "the job to end", 60)
-    publish(f"SLURM: SIGKILL of rank 1, the job ended after {took:.1f} s (allowed: a minute)")
+    at = go_on()
+    publish(f"SLURM: SIGKILL of rank 1, the job ended after {suite.wait_for_end():.1f} s (allowed: a minute)")
     assert suite.states() == [f"failed, requeued {len(told_ranks)}"]
     line = next(line for line in suite.grid("status").splitlines() if line.startswith("both/seed-1: "))
     assert "task 1: Killed" in line and str(run.log) in line
     assert "`replicate grid retry` submits it again" in suite.grid("submit")
-    reached = step()
     suite.grid("retry")
 
-    goes_on_from(reached)
+    suite.wait_until_held(at, 2)
+    job = suite.job()
     idle.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
-    took = wait_for(lambda: not rank_pids(idle), "the ranks to end", 60)
+    took = wait_for(lambda: not rank_pids(idle), "the ranks to end")
     publish(f"SLURM: a node down, the job ended after {took:.1f} s (allowed: a minute)")
-    time.sleep(10)  # SLURM kills what is left of the job's first life a while later; nobody else starts it that early
+    at = go_on()
+    wait_for(lambda: not idle.steps(), "what SLURM left of the job's first life to end")
     idle.run("scontrol", "update", "NodeName=n2", "State=RESUME")
-    wait_for(lambda: suite.states()[0].startswith("requeued"), "the job to be in the queue again", 30, 1)
-    (job,) = (line.split()[0] for line in idle.queue() if "train" in line)
-    # SLURM looks every 30 seconds and sends the signal up to 30 early: 10 to 40 seconds after the start
-    idle.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
-    told = events().count("preempted")
+    wait_for(lambda: suite.states()[0].startswith("requeued"), "the job to be in the queue again", pause=1)
 
-    def is_told() -> bool:
-        idle.end_waits()
-        return events().count("preempted") == told + 1
-
-    wait_for(is_told, "the time limit", 120, logs=suite.logs)
+    for mark in suite.folder.glob("told-*"):
+        mark.unlink()
+    suite.wait_until_held(at, 2)
+    idle.run("scontrol", "update", f"JobId={job}", "EndTime=now+60")  # SLURM looks every 30 seconds
+    wait_for(lambda: len(list(suite.folder.glob("told-*"))) == 2, "the time limit", logs=suite.logs)
     idle.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")
-    publish(f"SLURM: told to stop by the time limit at step {step()} of 400, the node having been lost at {reached}")
-    assert step() < 400
+    suite.hold(None)
+    publish(f"SLURM: told to stop by the time limit at step {at} of {last}, a node having been lost at {at - 10}")
     suite.drain(300)
     assert suite.states() == ["complete, requeued 2"], suite.logs()  # of one job; the retry was another, requeued twice
     same_end(run, reference(suite, tmp_path / "local").cell("both", 1))
-    assert tensorboard_steps(run) == list(range(5, 401, 5)), "no doubled and no missing points"
-    assert len(read_json(run.manifest)["starts"]) >= 3 + len(
-        told_ranks
-    )  # the last may be told before it writes its own
+    assert tensorboard_steps(run) == list(range(5, last + 1, 5)), "no doubled and no missing points"
+    assert len(read_json(run.manifest)["starts"]) == 4 + len(told_ranks)
+
+
+BAD_ENDS = {  # what runs in place of an arm's cell
+    "baseline": "import os; os.kill(os.getpid(), 9)",
+    "token_gain": "import signal; signal.signal(signal.SIGUSR2, signal.SIG_IGN)",  # deaf to its time limit
+    "layer_gain": "",
+    "both": "",
+}
+
+
+def test_every_bad_end_is_shown_as_what_it_is_with_accounts_and_without(idle, corpus, tmp_path):
+    """Killed; out of time; cancelled by hand; its node lost; cancelled by hand before it began."""
+    suite = Suite(idle, corpus, tmp_path, seeds=(1, 2))
+    suite.site(SITE_SBATCH="--no-requeue")
+    suite.where(strategy="single", concurrent=4)
+    for arm, code in BAD_ENDS.items():
+        (suite.folder / f"{arm}.py").write_text(
+            f"import time\n{code}\nprint('stands still', flush=True)\nwhile True: time.sleep(0.1)\n"
+        )
+    suite.grid("submit")
+    pending = [line.split()[0] for line in idle.queue() if line.endswith(("-train-seed-2", "-report"))]
+    idle.run("scancel", *pending)
+
+    def job_of(arm: str) -> str:
+        log = suite.run_dir(arm).log
+        wait_for(lambda: log.exists() and "stands still" in log.read_text(), f"{arm} to run", logs=suite.logs)
+        return json.loads(suite.run_dir(arm).jobs.read_text().splitlines()[0])["job"]
+
+    idle.run("scontrol", "update", f"JobId={job_of('token_gain')}", "EndTime=now")
+    idle.run("scancel", job_of("layer_gain"))
+    node = idle.node_of(job_of("both"))
+    wait_for(lambda: not idle.node_of(job_of("token_gain")), "the time limit", logs=suite.logs)
+    idle.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    suite.drain(60)
+
+    (tmp_path / "bin").mkdir()
+    for program in ("squeue", "scontrol"):
+        (tmp_path / "bin" / program).symlink_to(shutil.which(program))
+    without = {"PATH": str(tmp_path / "bin")}
+    for said, cancelled in ((suite.grid("status"), "cancelled"), (suite.grid("status", env=without), "failed")):
+        assert _states(said) == ["failed", "failed", "cancelled", "failed"] + [cancelled] * len(ARMS), said
+        for line in (
+            r"baseline/seed-1: srun: error: n\d: task 0: Killed \(log: ",
+            r"token_gain/seed-1: (its job ended without a word: )?timeout: slurmstepd.* DUE TO TIME LIMIT",
+            r"layer_gain/seed-1: cancelled( by \d+)?: slurmstepd.* CANCELLED AT",
+            r"both/seed-1: its job ended without a word: (node_fail: )?srun: error: Node failure on n\d",
+            rf"{'/seed-2, '.join(ARMS)}/seed-2: cancelled by" if cancelled == "cancelled" else "never began; see ",
+        ):
+            assert re.search(line, said), f"{line}\n{said}"
+
+
+def test_a_requeued_job_waits_for_its_earlier_life_on_a_lost_node(one):
+    """And hears the stop signal while it waits."""
+    one.hold(2)
+    one.grid("submit")
+    one.wait_until_held(2)
+    (old,), job = rank_pids(one.cluster).values(), one.job()
+    with one.cluster.lost_node(job):
+        for times in (1, 2):
+            wait_for(lambda n=times: one.run_dir().log.read_text().count("waiting up to 10 minutes for job") == n,
+                     "the next life to wait", logs=one.logs, meanwhile=one.cluster.end_waits)  # fmt: skip
+            if times == 1:
+                one.cluster.run("scancel", "--batch", "--signal=USR2", job)
+                wait_for(lambda: one.states() == ["requeued 2"], "the waiting job to stop", pause=1, logs=one.logs)
+        os.kill(old, signal.SIGKILL)
+        one.hold(None)
+        wait_for(one.run_dir().complete.exists, "the cell", logs=one.logs, meanwhile=one.cluster.end_waits)
 
 
 # ---------------------------------------------------------------- one process: ways of a site, and clear lines
@@ -302,25 +387,25 @@ def test_a_cell_survives_signals_a_killed_rank_a_lost_node_and_the_time_limit(id
 
 @pytest.fixture
 def one(idle, corpus, tmp_path) -> Suite:
-    """One cell of one process, long enough to be told to stop."""
-    steps = {"training": {"steps": 400}, "validation": {"every_steps": 400}, "checkpoints": {"every_steps": 400}}
-    suite = Suite(idle, corpus, tmp_path, arms=["both"], seeds=[1], **steps)
+    """One cell of one process."""
+    suite = Suite(idle, corpus, tmp_path, arms=["both"], seeds=[1])
     suite.where(strategy="single")
     return suite
 
 
 def tell_the_batch_shell(suite: Suite) -> None:
-    """The stop signal, as SLURM sends it to the batch shell alone, once the cell trains."""
-    run = suite.run_dir()
-    wait_for(lambda: len(read_journal(run.metrics)) > 2, "the first steps", 60, logs=suite.logs)
-    (job,) = (line.split()[0] for line in suite.cluster.queue() if "train" in line)
-    suite.cluster.run("scancel", "--batch", "--signal=USR2", job)
+    """Submit, and send the stop signal, as SLURM sends it to the batch shell alone, while the cell trains."""
+    suite.hold(2)
+    suite.grid("submit")
+    suite.wait_until_held(2)
+    suite.cluster.run("scancel", "--batch", "--signal=USR2", suite.job())
+    wait_for((suite.folder / "told-0").exists, "the signal to arrive", logs=suite.logs)
+    suite.hold(None)
 
 
 @pytest.mark.full
 def test_a_site_that_chains_and_what_waits_for_its_cells(one):
     one.site(SITE_ON_PREEMPTION="chain")
-    one.grid("submit")
     tell_the_batch_shell(one)
     one.drain(300)
     assert one.states() == ["complete, requeued 1"], one.logs()
@@ -332,30 +417,25 @@ def test_a_site_that_chains_and_what_waits_for_its_cells(one):
 def test_a_signal_to_the_processes_and_two_ways_to_cancel(one):
     """As SLURM sends it with signal_to: ranks; then `grid cancel`, and scancel as SLURM's own preemption: SIGTERM."""
     one.where(strategy="single", signal_to="ranks")
+    one.hold(2)
     one.grid("submit")
     assert "#SBATCH --signal=USR2@20" in next(one.out.launch.glob("*-train-*/job.sbatch")).read_text()
-    wait_for(lambda: len(read_journal(one.run_dir().metrics)) > 2, "the first steps", 60, logs=one.logs)
-    (job,) = (line.split()[0] for line in one.cluster.queue() if "train" in line)
-    one.cluster.run("scancel", "--signal=USR2", job)
-    wait_for(lambda: one.states() == ["requeued 1"], "the job to go on later", 30, 1, logs=one.logs)
-    step = one.run_dir().checkpoints
-
-    def begins_again() -> bool:
-        one.cluster.end_waits()
-        return len(rank_pids(one.cluster)) == 1
-
-    wait_for(begins_again, "the job to start again", 60, logs=one.logs)
+    one.wait_until_held(2)
+    one.cluster.run("scancel", "--signal=USR2", one.job())
+    wait_for((one.folder / "told-0").exists, "the signal to arrive", logs=one.logs)
+    one.hold(4)
+    wait_for(lambda: one.states() == ["requeued 1"], "the job to go on later", pause=1, logs=one.logs)
+    one.wait_until_held(4)
     one.grid("cancel")
-    wait_for(lambda: not one.cluster.queue(), "all to end", 60)
+    wait_for(lambda: not one.cluster.queue(), "all to end")
     assert one.states() == ["cancelled, requeued 1"]
+    one.hold(5)
     one.grid("retry")
-    before = len(read_journal(one.run_dir().metrics))
-    wait_for(lambda: len(read_journal(one.run_dir().metrics)) > before, "more steps", 60, logs=one.logs)
-    (job,) = (line.split()[0] for line in one.cluster.queue() if "train" in line)
-    one.cluster.run("scancel", job)
-    wait_for(lambda: not one.cluster.queue(), f"all to end and stay so: {one.cluster.queue()}", 60)
-    assert one.states()[0].split(",")[0] in ("failed", "preempted"), "without accounts nobody says who cancelled it"
-    assert len(list(step.glob("step-*"))) >= 1
+    one.wait_until_held(5)
+    one.cluster.run("scancel", one.job())
+    wait_for(lambda: not one.cluster.queue(), f"all to end and stay so: {one.cluster.queue()}")
+    assert one.states()[0].split(",")[0] == "cancelled"
+    assert len(list(one.run_dir().checkpoints.glob("step-*"))) >= 1
 
 
 @pytest.mark.full
@@ -378,9 +458,8 @@ def test_train_sbatch_by_hand(one, corpus):
 
 def test_a_site_without_requeue_is_told_so(one):
     one.site(SITE_SBATCH="--no-requeue")
-    one.grid("submit")
     tell_the_batch_shell(one)
-    wait_for(lambda: not any("train" in line for line in one.cluster.queue()), "the job to end")
+    one.wait_for_end()
     assert one.states() == ["preempted"]
     line = one.run_dir().log.read_text().splitlines()[-1]
     assert "SITE_ON_PREEMPTION: this site does not requeue" in line and "set it to chain or end in" in line
@@ -399,14 +478,14 @@ def test_a_full_scratch_is_one_clear_line(one, tmp_path):
     try:
         one.site(SITE_SCRATCH=str(scratch))
         one.grid("submit")
-        wait_for(lambda: not any("train" in line for line in one.cluster.queue()), "the job to end")
+        one.wait_for_end()
         assert one.states() == ["failed"]
         told = one.grid("status").splitlines()[-1]
         assert "1 MiB of scratch left" in told and "make room, or point TMPDIR elsewhere" in told
         one.site(SITE_SCRATCH=str(scratch / "no" / "such"), SITE_ON_PREEMPTION="end")
         (scratch / "no").write_text("a file, where a folder is to be made")
         one.grid("retry")
-        wait_for(lambda: not any("train" in line for line in one.cluster.queue()), "the job to end")
+        one.wait_for_end()
         assert f"SITE_SCRATCH: cannot write to {scratch}/no/such; make room" in one.grid("status")
     finally:
         subprocess.run(["umount", scratch], check=False)
