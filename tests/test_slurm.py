@@ -521,3 +521,35 @@ def test_a_submission_whose_answer_was_lost_is_found_by_its_name(one):
     assert one.states() == ["cancelled"]
     assert "nothing of this suite is in the queue" in one.grid("cancel")
     assert one.grid("retry").count("job ") == 3
+
+
+def test_jobs_of_another_user_those_of_a_moved_folder_and_a_suspended_one_are_all_found(one):
+    """Root submits in the name of another; nothing is submitted twice."""
+    one.cluster.run("scontrol", "update", "PartitionName=main", "State=DOWN")
+    one.site(SITE_SBATCH="--uid=nobody")
+    one.grid("submit")
+    said = one.grid("status")
+    assert _states(said) == ["queued"] and "3 job(s) or elements of this suite in the queue are nobody's" in said
+    assert "both/seed-1: queued, left as it is" in one.grid("retry")
+    there = one.out.root
+    one.out = SuiteDir(there.rename(one.folder / "moved"))
+    said = one.grid("status")
+    assert (
+        _states(said) == ["queued"] and f"look for this folder at {there}, where it is no more" in said
+    )
+    for action in ("submit", "retry"):
+        assert "nothing to submit" in one.grid(action)
+    assert "cancelled 3 job(s)" in one.grid("cancel")
+    one.cluster.drain(60)
+    one.cluster.run("scontrol", "update", "PartitionName=main", "State=UP")
+    assert one.states() == ["cancelled"]
+    one.site()
+    one.hold(0)
+    one.grid("retry")
+    one.wait_until_held(0)
+    one.cluster.run("scontrol", "suspend", one.job())
+    said = one.grid("status")
+    assert _states(said) == ["suspended"] and f"`scontrol resume {one.job()}` lets it go on" in said
+    one.cluster.run("scontrol", "resume", one.job())
+    assert one.states() == ["running"]
+    one.grid("cancel")

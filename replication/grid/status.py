@@ -199,7 +199,7 @@ def _ended(run: RunDir, trained: bool, notes: Sequence[Mapping[str, Any]], left:
     never_began = left is not None and all(n.get("job", left.id) != left.id for n in notes)
     log = left.output if left is not None and never_began else run.log
     error = first_error(log)
-    word = (left.word if left else None) or (_told_in_log(error) if event == "started" else "")
+    word = (left.word if left else None) or (_told_in_log(error) if event in ("started", "ended") else "")
     how = word.partition(" ")[0].lower()
     if how == "cancelled":
         return "cancelled", f"{word.lower()}{f': {error} (log: {log})' if error else ''}"
