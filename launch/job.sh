@@ -78,7 +78,7 @@ find_first_node() {
   scontrol --oneliner show node "$first" | grep --only-matching 'NodeAddr=[^ ]*' | cut --delimiter== --fields=2
 }
 
-on_every_node() { srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 "$@"; }
+on_every_node() { ${patience:+timeout "$patience"} srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 "$@"; }
 
 stop() {
   told=${told:-$SECONDS}
@@ -131,7 +131,7 @@ run_step() {
 
 tidy() {
   if [[ -n ${SITE_SCRATCH:-} ]]; then
-    on_every_node rm -rf "$TMPDIR" || true
+    patience=30 on_every_node rm -rf "$TMPDIR" || true # a controller that does not answer must not hold up what follows
   fi
 }
 

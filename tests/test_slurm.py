@@ -141,6 +141,13 @@ class Suite:
         """The state column of the status table, in the order of its rows."""
         return _states(self.grid("status"))
 
+    def without_accounts(self) -> dict[str, str]:
+        """The environment of a cluster that keeps none, for a status."""
+        (self.folder / "bin").mkdir()
+        for program in ("squeue", "scontrol"):
+            (self.folder / "bin" / program).symlink_to(shutil.which(program))
+        return {"PATH": str(self.folder / "bin")}
+
     def run_dir(self, arm: str = "both", seed: int = 1) -> RunDir:
         return self.out.cell(arm, seed)
 
@@ -348,16 +355,13 @@ def test_every_bad_end_is_shown_as_what_it_is_with_accounts_and_without(idle, co
     idle.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     suite.drain(60)
 
-    (tmp_path / "bin").mkdir()
-    for program in ("squeue", "scontrol"):
-        (tmp_path / "bin" / program).symlink_to(shutil.which(program))
-    without = {"PATH": str(tmp_path / "bin")}
-    for said, cancelled in ((suite.grid("status"), "cancelled"), (suite.grid("status", env=without), "failed")):
+    for env, cancelled in (({}, "cancelled"), (suite.without_accounts(), "failed")):
+        said = suite.grid("status", env=env)
         assert _states(said) == ["failed", "failed", "cancelled", "failed"] + [cancelled] * len(ARMS), said
         for line in (
             r"baseline/seed-1: srun: error: n\d: task 0: Killed \(log: ",
             r"token_gain/seed-1: (its job ended without a word: )?timeout: slurmstepd.* DUE TO TIME LIMIT",
-            r"layer_gain/seed-1: cancelled( by \d+)?: slurmstepd.* CANCELLED AT",
+            r"layer_gain/seed-1: cancelled( by \w+)?: slurmstepd.* CANCELLED AT",
             r"both/seed-1: its job ended without a word: (node_fail: )?srun: error: Node failure on n\d",
             rf"{'/seed-2, '.join(ARMS)}/seed-2: cancelled by" if cancelled == "cancelled" else "never began; see ",
         ):
@@ -491,6 +495,26 @@ def test_a_full_scratch_is_one_clear_line(one, tmp_path):
         subprocess.run(["umount", scratch], check=False)
 
 
+def test_a_full_disk_is_told_whatever_could_still_be_written(one):
+    (one.folder / "both.py").write_text("open(cell / 'large', 'wb').write(bytes(2**25))")
+    without = one.without_accounts()
+    one.out.root.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", one.out.root], capture_output=True).returncode:
+        pytest.skip("cannot mount a file system here, so there is no small one to fill")
+    try:
+        one.grid("submit")
+        one.wait_for_end()
+        for shown in ("No space left on device", "its disk is full"):
+            for env in ({}, without):
+                said = one.grid("status", env=env)
+                assert _states(said) == ["failed"] and shown in said.splitlines()[-1], said
+            one.run_dir().log.write_text("")  # as where not even that could be written
+            one.run_dir().jobs.write_text(one.run_dir().jobs.read_text().splitlines()[0])
+    finally:
+        one.cluster.drain(60)
+        subprocess.run(["umount", one.out.root], check=False)
+
+
 def test_refusals_are_one_line_and_nothing_is_written(one, tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "bash").symlink_to("/bin/bash")
@@ -534,9 +558,7 @@ def test_jobs_of_another_user_those_of_a_moved_folder_and_a_suspended_one_are_al
     there = one.out.root
     one.out = SuiteDir(there.rename(one.folder / "moved"))
     said = one.grid("status")
-    assert (
-        _states(said) == ["queued"] and f"look for this folder at {there}, where it is no more" in said
-    )
+    assert _states(said) == ["queued"] and f"look for this folder at {there}, where it is no more" in said
     for action in ("submit", "retry"):
         assert "nothing to submit" in one.grid(action)
     assert "cancelled 3 job(s)" in one.grid("cancel")

@@ -122,7 +122,7 @@ def hides_others() -> bool:
 def history(elements: Iterable[str]) -> dict[str, str]:
     """What became of elements (123_4) that have left the queue, in the scheduler's words; empty without accounts.
 
-    Such as FAILED, TIMEOUT, NODE_FAIL, CANCELLED (by the scheduler itself) or CANCELLED by 1000 (a user).
+    Such as FAILED, TIMEOUT, NODE_FAIL, CANCELLED (by the scheduler itself) or CANCELLED by alice.
     """
     elements = list(elements)
     jobs = ",".join(sorted({element.split("_")[0] for element in elements}))
@@ -132,7 +132,8 @@ def history(elements: Iterable[str]) -> dict[str, str]:
     done = _run([*command, "--format=JobID,State"])
     if done.returncode:
         return {}
-    rows = [line.partition("|") for line in done.stdout.splitlines()]
+    said = re.sub(r"(?<=CANCELLED by )\d+", lambda uid: user_name(int(uid[0])), done.stdout)
+    rows = [line.partition("|") for line in said.splitlines()]
     # elements that never began share a line, 123_[0-6,9%2], which in the end is that of 123; of those that were
     # cancelled one by one nothing else is kept
     words = {id.partition("_[")[0]: word for id, _, word in rows if word}

@@ -79,7 +79,9 @@ class Left:
 
     id: str  # as it was submitted: 123_4
     job: str  # as it went on, where the site chains
-    word: str | None  # the scheduler's last: COMPLETED, FAILED, CANCELLED by 1000, ...; None where it keeps no accounts
+    word: (
+        str | None
+    )  # the scheduler's last: COMPLETED, FAILED, CANCELLED by alice, ...; None where it keeps no accounts
     output: Path  # what its batch shell said before it found the cell's log
 
 
@@ -168,7 +170,8 @@ def _state(
         return "complete", ""
     trained = facts is not None and facts.generates and is_trained(run)
     train, generate = jobs.get("train"), jobs.get("generate")
-    if train is not None and train.state in IN_QUEUE:
+    hidden_but_here = train is not None and train.state == slurm.HIDDEN and run.is_locked()
+    if train is not None and train.state in IN_QUEUE and not hidden_but_here:
         began = train.restarts or any(n.get("event") == "started" for n in notes)
         return ("requeued" if began else "queued"), train.reason
     for job in (train, generate) if trained else (train,):
@@ -202,7 +205,7 @@ def _ended(run: RunDir, trained: bool, notes: Sequence[Mapping[str, Any]], left:
     word = (left.word if left else None) or (_told_in_log(error) if event in ("started", "ended") else "")
     how = word.partition(" ")[0].lower()
     if how == "cancelled":
-        return "cancelled", f"{word.lower()}{f': {error} (log: {log})' if error else ''}"
+        return "cancelled", f"{word.replace('CANCELLED', 'cancelled')}{f': {error} (log: {log})' if error else ''}"
     if never_began:
         return "failed", f"{': '.join(filter(None, ('its job never began', how, error)))}; see {log}"
     if event == "preempted" or (event == "started" and how == "preempted"):
@@ -211,9 +214,9 @@ def _ended(run: RunDir, trained: bool, notes: Sequence[Mapping[str, Any]], left:
         because = error or last_line(log) or f"its job ended with code {code}"
         return "failed", f"{f'{how}: ' if how not in ('', 'failed') else ''}{because} (log: {log})"
     if event == "started" or (event == "ended" and not trained):
-        because = ": ".join(filter(None, (how, error))) or "node or batch shell lost"
-        full = "; its disk is full" if shutil.disk_usage(run.root).free < 2**20 else ""
-        return "failed", f"its job ended without a word: {because}{full} (log: {log})"
+        full = "its disk is full" if shutil.disk_usage(run.root).free < 2**20 else ""
+        because = ": ".join(filter(None, (how, error, full))) or "node or batch shell lost"
+        return "failed", f"its job ended without a word: {because} (log: {log})"
     return ("interrupted" if run.manifest.is_file() else "pending"), ""
 
 
