@@ -78,7 +78,9 @@ find_first_node() {
   scontrol --oneliner show node "$first" | grep --only-matching 'NodeAddr=[^ ]*' | cut --delimiter== --fields=2
 }
 
-on_every_node() { ${patience:+timeout "$patience"} srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 "$@"; }
+on_every_node() {
+  ${patience:+timeout "$patience"} srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 "$@"
+}
 
 stop() {
   told=${told:-$SECONDS}

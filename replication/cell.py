@@ -57,6 +57,8 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
         if run.complete.is_file():
             console.print(f"{config.arm}/seed-{config.seed}: complete already")
             return
+        if stage == "generate":
+            check_is_trained(run)  # here, where the error of its training stays
         if first:
             run.failed.unlink(missing_ok=True)
         try:
@@ -64,9 +66,7 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
             check_before_training(config, store)
             if first:
                 suite_dir.link_tensorboard(config.arm, config.seed)
-            if stage == "generate":
-                check_is_trained(run)
-            else:
+            if stage != "generate":
                 train(config, run, store, console)
                 leave_group()
             if not first or (stage == "train" and config.generation.prompts):
@@ -96,17 +96,17 @@ def hold_cell(run: RunDir, first: bool, console: Console) -> Iterator[None]:
     """
     holder = run.root / ".lock"
     slurm = {name: os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT")}
-    here = (
-        f"job {slurm['JOB_ID']}.{slurm['STEP_ID']}, restart {slurm['RESTART_COUNT'] or 0}" if slurm["STEP_ID"] else ""
-    )
-    if here:
+    here = f"job {slurm['JOB_ID']}.{slurm['STEP_ID']}, restart {slurm['RESTART_COUNT'] or 0}"
+    if slurm["STEP_ID"]:
         _wait_for_cell(run, holder, here, console)
     if not first:
         yield
         return
     with run.lock():
         with suppress(OSError):  # of a full disk others speak
-            holder.write_text(f"{here or 'a process'}\nprocess {os.getpid()} on {socket.gethostname()}\n")
+            holder.write_text(
+                f"{here if slurm['STEP_ID'] else 'a run'}\nprocess {os.getpid()} on {socket.gethostname()}\n"
+            )
         for path in run.root.glob(".*"):
             if re.fullmatch(r"\..+\.\d+", path.name):  # what a killed process had not written to its end
                 path.unlink(missing_ok=True)

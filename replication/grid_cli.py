@@ -154,7 +154,7 @@ def _queue(suite_dir: SuiteDir, console: Console, needed: bool = False) -> list[
         console.print(f"[yellow]{escape(str(error))}[/yellow]; what follows is from the run folders", soft_wrap=True)
         return None
     earlier = submit.submissions(suite_dir)
-    queue = [job for job in queue if submit.find_submission(job, earlier)] + submit.hidden_jobs(suite_dir, earlier)
+    queue = [job for job, _ in submit.own_jobs(earlier, queue)] + submit.hidden_jobs(suite_dir, earlier)
     for user, n in Counter(job.user for job in queue).items():
         if user not in ("", slurm.user_name()):
             console.print(f"{n} job(s) or elements of this suite in the queue are {escape(user)}'s", soft_wrap=True)

@@ -200,7 +200,8 @@ def test_the_accounts_of_elements_that_never_began(tmp_path, monkeypatch):
     (tmp_path / "sacct").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert slurm.history(["5_0", "5_1", "5_2", "6_1", "7_0", "8_3", "9_0"]) == {
-        "5_0": "FAILED", "5_1": "CANCELLED by root", "5_2": "CANCELLED", "6_1": "CANCELLED by 70007", "8_3": "CANCELLED",
+        "5_0": "FAILED", "5_1": "CANCELLED by root", "5_2": "CANCELLED", "6_1": "CANCELLED by 70007", 
+        "8_3": "CANCELLED",
     }  # fmt: skip
 
 

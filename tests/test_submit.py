@@ -282,7 +282,8 @@ def test_a_moved_folder_keeps_its_jobs_and_a_copy_has_none(tmp_path):
     assert moved_from(submissions(moved)) == [str(here.root)]
     record(here, 1, "train", ["runs/both/seed-1"], name=job.name)
     write_json(here.launch / "0001-train" / "submitted.json", {"id": "5"})
-    assert jobs_of_cells(submissions(here), [job]) == {}, "a new suite at the old place: another job of the same name"
+    assert jobs_of_cells(submissions(here), [job]) == {}, "a new suite in the old place: another job of the same name"
+    assert list(jobs_of_cells(submissions(moved), [job])) == ["runs/both/seed-1"]
 
 
 def test_another_users_jobs_are_taken_to_live_where_the_cluster_hides_them(tmp_path, monkeypatch):

@@ -79,9 +79,7 @@ class Left:
 
     id: str  # as it was submitted: 123_4
     job: str  # as it went on, where the site chains
-    word: (
-        str | None
-    )  # the scheduler's last: COMPLETED, FAILED, CANCELLED by alice, ...; None where it keeps no accounts
+    word: str | None  # the scheduler's last, see slurm.history; None where it keeps no accounts
     output: Path  # what its batch shell said before it found the cell's log
 
 

@@ -62,7 +62,9 @@ def submissions(suite_dir: SuiteDir) -> list[Submission]:
     for path in sorted(suite_dir.launch.glob("*/job.json")):
         facts, answer = read_json(path), read_json(path.with_name("submitted.json")) or {}
         out, user = facts.get("out"), facts.get("user") or slurm.user_name(path.stat().st_uid)
-        if out and Path(out, "launch", path.parent.name).is_dir() and not suite_dir.root.samefile(out):
+        there = Path(out or "", "launch", path.parent.name)
+        elsewhere = bool(out) and there.is_dir() and not suite_dir.root.samefile(out)
+        if elsewhere and (read_json(there / "submitted.json") or {}) == answer:  # else another suite in our old place
             continue
         cells = tuple(facts["cells"])
         found.append(Submission(path.parent, facts["name"], facts["stage"], cells, answer.get("id"), user, out))
@@ -74,14 +76,15 @@ def moved_from(waiting: Sequence[Submission]) -> list[str]:
     return sorted({s.out for s in waiting if s.out and not Path(s.out, "launch").is_dir()})
 
 
-def find_submission(job: slurm.Queued, earlier: Sequence[Submission]) -> Submission | None:
-    """The submission that a job in the queue belongs to, as itself or as a link of its chain."""
-    for s in earlier:
-        if job.name == s.name and s.job_id in (None, job.id.split("_")[0]):
-            return s
-        if job.index is not None and job.name == f"{s.name}.{job.index}":
-            return s
-    return None
+def own_jobs(earlier: Sequence[Submission], queue: Sequence[slurm.Queued]) -> Iterator[tuple[slurm.Queued, Submission]]:
+    """What is in the queue of an output folder, links of chains included, each with its submission."""
+    by_name = {s.name: s for s in earlier}
+    for job in queue:
+        submission, link_of = by_name.get(job.name), by_name.get(job.name.removesuffix(f".{job.index}"))
+        if submission is not None and submission.job_id in (None, job.id.split("_")[0]):
+            yield job, submission
+        elif submission is None and link_of is not None:
+            yield job, link_of
 
 
 def jobs_of_cells(
@@ -89,9 +92,8 @@ def jobs_of_cells(
 ) -> dict[str, dict[JobStage, slurm.Queued]]:
     """What is in the queue for each cell (a folder relative to OUT), by stage; links of chains included."""
     found: dict[str, dict[JobStage, slurm.Queued]] = {}
-    for job in queue:
-        submission = find_submission(job, earlier)
-        if submission is not None and job.index is not None:
+    for job, submission in own_jobs(earlier, queue):
+        if job.index is not None:
             found.setdefault(submission.cells[job.index], {})[submission.stage] = job
     return found
 
@@ -132,8 +134,8 @@ def note_cancelled(suite_dir: SuiteDir, cells: Sequence[str]) -> None:
 
 def still_queued(earlier: Sequence[Submission], queue: Sequence[slurm.Queued]) -> list[Submission]:
     """The submissions of which something is in the queue, links of chains included."""
-    found = {id(find_submission(job, earlier)) for job in queue}
-    return [s for s in earlier if id(s) in found]
+    found = {submission for _, submission in own_jobs(earlier, queue)}
+    return [s for s in earlier if s in found]
 
 
 def suite_prefix(suite_name: str, suite_dir: SuiteDir) -> str:
