@@ -209,7 +209,7 @@ class SlurmCluster:
             if reason == "BeginTime":
                 self.run("scontrol", "update", f"JobId={id}", "StartTime=now")
 
-    def drain(self, seconds: float) -> None:
+    def drain(self, seconds: float = 600) -> None:
         """Wait until the queue is empty."""
 
         def is_empty() -> bool:
