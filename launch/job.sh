@@ -6,15 +6,18 @@
 #   REPLICATION_SITE           the site file                     (default: launch/site.env in the checkout)
 #   REPLICATION_PYTHON         Python of the environment         (default: .venv/bin/python in the checkout)
 #   REPLICATION_STOP_SIGNAL    cluster.stop_signal               (default: USR2)
+#   REPLICATION_LEAD_SECONDS   cluster.slurm.lead_seconds        (default: 300)
 #   REPLICATION_MAX_REQUEUES   cluster.slurm.max_requeues        (default: 100)
 
 : "${REPLICATION_CHECKOUT:=$SLURM_SUBMIT_DIR}"
 : "${REPLICATION_SITE:=$REPLICATION_CHECKOUT/launch/site.env}"
 : "${REPLICATION_PYTHON:=$REPLICATION_CHECKOUT/.venv/bin/python}"
 : "${REPLICATION_STOP_SIGNAL:=USR2}"
+: "${REPLICATION_LEAD_SECONDS:=300}"
 : "${REPLICATION_MAX_REQUEUES:=100}"
 
 PREEMPTED=75 # exit code of a run that saved and stopped because it was told to
+REFUSED='disabled|denied|not supported|[Ii]nvalid|not permitted|violates|not available' # the controller says no
 
 arguments=("$@") # of the script that sources this
 job=$SLURM_JOB_ID  # the name by which scontrol knows this job
@@ -22,7 +25,7 @@ if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
   job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 fi
 restarts=$((${SLURM_RESTART_COUNT:-0} + ${REPLICATION_LINKS:-0})) # requeues, and links of a chain
-told=""                                                         # set when this shell was told to stop
+told=""                                                         # second of this shell in which it was told to stop
 step=""                                                         # process of the srun that runs
 events=${events:-/dev/null}                                     # where notes go: a cell's jobs.jsonl
 ended=""                                                        # set when a note says how this job ended
@@ -100,10 +103,12 @@ find_first_node() {
   scontrol --oneliner show node "$first" | grep --only-matching 'NodeAddr=[^ ]*' | cut --delimiter== --fields=2
 }
 
-on_every_node() { srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 "$@"; }
+on_every_node() {
+  ${patience:+timeout "$patience"} srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 "$@"
+}
 
 stop() {
-  told=yes
+  told=${told:-$SECONDS}
   if [[ -n $step ]]; then
     kill -s "$REPLICATION_STOP_SIGNAL" "$step" || true # srun passes it on to every task
   fi
@@ -154,13 +159,29 @@ run_step() {
 
 tidy() {
   if [[ -n ${SITE_SCRATCH:-} ]]; then
-    on_every_node rm -rf "$TMPDIR" || true
+    patience=30 on_every_node rm -rf "$TMPDIR" || true # a controller that does not answer must not hold up what follows
   fi
+}
+
+# ask COMMAND...: what SLURM answers, in `answer`. A controller that does not answer is asked again, with growing pauses,
+# as long as the job was promised after it is told to stop; returns 1 where it says no, 2 where it says nothing.
+ask() {
+  local pause=1 until=$((${told:-$SECONDS} + REPLICATION_LEAD_SECONDS))
+  until answer=$("$@" 2>&1); do
+    if [[ $answer =~ $REFUSED ]]; then
+      return 1
+    elif ((SECONDS + pause > until)); then
+      return 2
+    fi
+    say "$1: no answer from the controller ($answer); asked again in $pause s, for another $((until - SECONDS)) s"
+    sleep "$pause"
+    pause=$((pause < 30 ? 2 * pause : 60))
+  done
 }
 
 # The run has saved, or had not begun: leave the rest to a later job, in the way that the site allows.
 go_on_later() {
-  local how=${SITE_ON_PREEMPTION:-requeue} answer
+  local how=${SITE_ON_PREEMPTION:-requeue} answer code=0
   if [[ $(tail --lines=1 "$events") == *'"cancelled"'* ]]; then # by `replicate grid cancel`
     exit "$PREEMPTED"
   fi
@@ -171,12 +192,15 @@ go_on_later() {
   fi
   case $how in
     requeue)
-      if ! answer=$(scontrol requeue "$job" 2>&1); then
-        say "SITE_ON_PREEMPTION: this site does not requeue ($answer); set it to chain or end in $REPLICATION_SITE;" \
-          "\`replicate grid retry\` goes on"
-        exit "$PREEMPTED"
-      fi
-      say "requeued"
+      ask scontrol requeue "$job" || code=$?
+      case $code in
+        0) say "requeued" ;;
+        1)
+          say "SITE_ON_PREEMPTION: this site does not requeue ($answer); set it to chain or end in $REPLICATION_SITE;" \
+            "\`replicate grid retry\` goes on"
+          ;;
+        *) say "not requeued: the controller did not answer in time ($answer); \`replicate grid retry\` goes on" ;;
+      esac
       exit "$PREEMPTED"
       ;;
     chain)
@@ -194,30 +218,40 @@ go_on_later() {
 # chain OPTION...: submit what this job runs once more, under a name of its own, with sbatch's OPTIONs. The #SBATCH lines
 # come along; options that stood on the command line of the first sbatch do not, so write them into the script.
 chain() {
-  local index=${SLURM_ARRAY_TASK_ID:-} name=$SLURM_JOB_NAME options=("$@") next
+  local index=${SLURM_ARRAY_TASK_ID:-} name=$SLURM_JOB_NAME options=("$@") answer
   if [[ -n $index ]]; then
     name=${name%".$index"}.$index
     options+=("--array=$index")
   elif [[ -z ${REPLICATION_LINKS:-} && $name != *-report ]]; then
     name=$name.$SLURM_JOB_ID # of this chain alone: singleton waits for every job of a name
   fi
-  next=$(env --unset=SLURM_RESTART_COUNT REPLICATION_LINKS=$((restarts + 1)) \
-    sbatch --parsable --job-name="$name" "${options[@]}" "$0" "${arguments[@]}") ||
-    refuse "SITE_ON_PREEMPTION: sbatch does not take the next link of the chain; \`replicate grid retry\` goes on"
-  say "goes on as job $next"
+  ask submit_link "$name" "${options[@]}" ||
+    refuse "SITE_ON_PREEMPTION: sbatch does not take the next link of the chain ($answer); \`replicate grid retry\` goes on"
+  say "goes on as job $answer"
+}
+
+# submit_link NAME OPTION...: unless an earlier call, whose answer was lost, did.
+submit_link() {
+  local there
+  there=$(squeue --noheader --name="$1" --format='%A') || return
+  if grep --invert-match --line-regexp "$SLURM_JOB_ID" <<<"${there:-$SLURM_JOB_ID}"; then
+    return
+  fi
+  env --unset=SLURM_RESTART_COUNT REPLICATION_LINKS=$((restarts + 1)) \
+    sbatch --parsable --job-name="$1" "${@:2}" "$0" "${arguments[@]}"
 }
 
 # Where cells go on in chains, what depends on them is let go when their first links end: wait for the last ones.
 # after NAME: where jobs of that name, or whose names begin with it and a dot, are in the queue (reports aside), submit
 # this job again behind them, and end.
 after() {
-  local waiting
+  local waiting answer
   if [[ ${SITE_ON_PREEMPTION:-} != chain ]]; then
     return
   fi
-  waiting=$(squeue --me --noheader --format='%A %j' |
-    awk -v name="$1" '$2 !~ /-report$/ && ($2 == name || index($2, name ".") == 1) {print $1}') ||
-    refuse "squeue does not answer, so it is unknown whether what this job waits for has ended; submit it again"
+  ask squeue --noheader --format='%A %j' ||
+    refuse "squeue does not answer, so it is unknown whether what this job waits for has ended ($answer); submit it again"
+  waiting=$(awk -v name="$1" '$2 !~ /-report$/ && ($2 == name || index($2, name ".") == 1) {print $1}' <<<"$answer")
   if [[ -n $waiting ]]; then
     chain "--dependency=afterany:${waiting//$'\n'/:}"
     exit 0

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +15,7 @@ from rich.markup import escape
 
 from replication.config import RunConfig, refuse_other_config, scientific_hash
 from replication.errors import UserError, is_lost_peer
-from replication.preemption import Preempted
+from replication.preemption import Preempted, told_to_stop
 from replication.rundir import (
     KEPT,
     RunDir,
@@ -29,6 +33,9 @@ if TYPE_CHECKING:
 
 
 Stage = Literal["all", "train", "generate"]
+
+HELD_SECONDS = 600.0
+"""How long a SLURM job waits for a cell that another process holds: on a lost node its earlier life may live on."""
 
 
 def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: Stage = "all") -> None:
@@ -54,12 +61,14 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
 
     run = suite_dir.cell(config.arm, config.seed)
     first = launched_rank() == 0
-    with run.lock() if first else nullcontext():  # the first rank holds the cell for all
+    with hold_cell(run, first, console):
         if first:
             refuse_other_config(config, run.config)
         if run.complete.is_file():
             console.print(f"{config.arm}/seed-{config.seed}: complete already")
             return
+        if stage == "generate":
+            check_is_trained(run)  # here, where the error of its training stays
         if first:
             run.failed.unlink(missing_ok=True)
         try:
@@ -67,9 +76,7 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
             check_before_training(config, store)
             if first and (note := suite_dir.link_tensorboard(config.arm, config.seed)):
                 console.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
-            if stage == "generate":
-                check_is_trained(run)
-            else:
+            if stage != "generate":
                 train(config, run, store, console)
                 leave_group()
             if not first or (stage == "train" and config.generation.prompts):
@@ -84,6 +91,56 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
             if not is_lost_peer(error):  # the rank that failed first says why
                 record_failure(run, error)
             raise
+
+
+@contextmanager
+def hold_cell(run: RunDir, first: bool, console: Console) -> Iterator[None]:
+    """Hold the cell; its first rank does so for all.
+
+    A SLURM job waits for it, up to HELD_SECONDS: a job that was requeued because its node was lost may find that its
+    earlier life lives on there. Only the end of that process, which frees the lock, proves that it writes no more.
+
+    Raises:
+        UserError: another live process holds it.
+        Preempted: the job was told to stop while it waited.
+    """
+    holder = run.root / ".lock"
+    slurm = {name: os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT")}
+    here = f"job {slurm['JOB_ID']}.{slurm['STEP_ID']}, restart {slurm['RESTART_COUNT'] or 0}"
+    if slurm["STEP_ID"]:
+        _wait_for_cell(run, holder, here, console)
+    if not first:
+        yield
+        return
+    with run.lock():
+        with suppress(OSError):  # of a full disk others speak
+            holder.write_text(
+                f"{here if slurm['STEP_ID'] else 'a run'}\nprocess {os.getpid()} on {socket.gethostname()}\n"
+            )
+        yield
+
+
+def _wait_for_cell(run: RunDir, holder: Path, here: str, console: Console) -> None:
+    """Return when no process of another job, or of another life of this one, holds the cell; see hold_cell."""
+    deadline, said = time.monotonic() + HELD_SECONDS, False
+    while run.is_locked():
+        there = holder.read_text(errors="replace").splitlines()
+        if there[:1] == [here]:  # our own first rank
+            return
+        who = ", ".join(there) or "another process"
+        if told_to_stop():
+            raise Preempted(f"{run.root}: told to stop while {who} held the cell")
+        if time.monotonic() >= deadline:
+            raise UserError(
+                f"{run.root}: {who} has held the cell for {HELD_SECONDS / 60:g} minutes; a node that SLURM gave up may "
+                "still work on it: end that process, or wait for its end, then `replicate grid retry`"
+            )
+        if not said:
+            console.print(
+                f"waiting up to {HELD_SECONDS / 60:g} minutes for {who}, which holds this cell", soft_wrap=True
+            )
+        said = True
+        time.sleep(0.5)
 
 
 def mark_cell_complete(config: RunConfig, run: RunDir) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,11 +22,20 @@ from replication.arguments import Parser
 from replication.config import SuiteConfig, find_cluster, load_suite
 from replication.errors import UserError
 from replication.grid import slurm, submit
-from replication.grid.jobs import check_accelerator
+from replication.grid.jobs import JobStage, check_accelerator
 from replication.grid.plan import Cell, Place, claim_folder, places, plan, write_configs
 from replication.grid.site import default_site
-from replication.grid.status import RETRIED, CellStatus, Left, cell_status, print_status
-from replication.plan import read_plan, unplanned_cells
+from replication.grid.status import (
+    RETRIED,
+    STYLE,
+    CellStatus,
+    Left,
+    cell_status,
+    last_link,
+    print_status,
+    read_notes,
+)
+from replication.plan import name_cells, read_plan, unplanned_cells
 from replication.provenance import code_identity
 from replication.rundir import SuiteDir, is_trained, read_object
 from replication.starts import code_facts, code_of, logged_cells, read_manifest, refuse_other_data, unlike
@@ -98,19 +110,6 @@ def _cells(args: argparse.Namespace, flags: list[str]) -> tuple[SuiteConfig, Sui
     return suite, suite_dir, plan(suite, suite_dir, flags, cluster)
 
 
-def _queue(console: Console, needed: bool = False) -> list[slurm.Queued] | None:
-    """What is in the queue; None, with a line, where the scheduler does not answer and is not needed."""
-    if not needed and not slurm.is_here():
-        return None
-    try:
-        return slurm.queue()
-    except UserError as error:
-        if needed:
-            raise
-        console.print(f"[yellow]{escape(str(error))}[/yellow]; what follows is from the run folders", soft_wrap=True)
-        return None
-
-
 def _statuses(
     suite: SuiteConfig, suite_dir: SuiteDir, of: Sequence[Place], queue: Sequence[slurm.Queued] | None = None
 ) -> list[CellStatus]:
@@ -119,11 +118,54 @@ def _statuses(
     if not earlier or queue is None:
         return [cell_status(place, suite.diverged) for place in of]
     jobs, elements = submit.jobs_of_cells(earlier, queue), submit.last_elements(earlier)
-    ended = [p for p in of if p.folder in elements and p.folder not in jobs and not p.run.complete.is_file()]
-    gone = {p.folder: elements[p.folder] for p in ended}
-    words = slurm.history(id for id, _ in gone.values())
-    left = {folder: Left(words.get(id), output) for folder, (id, output) in gone.items()}
+    left: dict[str, dict[JobStage, Left]] = {}
+    for p in of:
+        if p.folder in elements and p.folder not in jobs and not p.run.complete.is_file():
+            left[p.folder] = _left(elements[p.folder], read_notes(p.run))
+    words = slurm.history([one.job for stages in left.values() for one in stages.values()])
+    for stages in left.values():
+        stages.update({stage: replace(one, word=words.get(one.job)) for stage, one in stages.items()})
     return [cell_status(p, suite.diverged, jobs.get(p.folder), left.get(p.folder)) for p in of]
+
+
+def _left(
+    stages: Mapping[JobStage, tuple[str, submit.Submission]], notes: list[dict[str, Any]]
+) -> dict[JobStage, Left]:
+    """A cell's latest jobs, by stage, before the scheduler was asked what became of them."""
+    ids = {stage: id for stage, (id, _) in stages.items()}
+    return {
+        stage: Left(
+            id, last_link(id, notes, set(ids.values()) - {id}), None, s.folder / f"output-{id.split('_')[1]}.txt"
+        )
+        for stage, (id, s) in stages.items()
+    }
+
+
+def _queue(suite_dir: SuiteDir, console: Console, needed: bool = False) -> list[slurm.Queued] | None:
+    """What is in the queue of an output folder; says whose it is, and where it would look for the folder in vain.
+
+    None, with a line, where the scheduler does not answer and is not needed.
+    """
+    if not needed and not slurm.is_here():
+        return None
+    try:
+        queue = slurm.queue()
+    except UserError as error:
+        if needed:
+            raise
+        console.print(f"[yellow]{escape(str(error))}[/yellow]; what follows is from the run folders", soft_wrap=True)
+        return None
+    earlier = submit.submissions(suite_dir)
+    queue = [job for job, _ in submit.own_jobs(earlier, queue)] + submit.hidden_jobs(suite_dir, earlier)
+    for user, n in Counter(job.user for job in queue).items():
+        if user not in ("", slurm.user_name()):
+            console.print(f"{n} job(s) or elements of this suite in the queue are {escape(user)}'s", soft_wrap=True)
+    for out in submit.moved_from(submit.still_queued(earlier, queue)):
+        console.print(
+            f"[yellow]jobs in the queue look for this folder at {escape(out)}, where it is no more[/yellow]; move it "
+            "back, or `replicate grid cancel` and then `retry`", soft_wrap=True,
+        )  # fmt: skip
+    return queue
 
 
 # ---------------------------------------------------------------- looking
@@ -144,7 +186,7 @@ def _status(args: argparse.Namespace, flags: list[str]) -> int:
     console = Console()
     if not suite_dir.root.is_dir():
         raise UserError(f"{suite_dir.root}: no such folder; give the --out of `replicate grid run` or `submit`")
-    queue = _queue(console) if suite_dir.launch.is_dir() else None
+    queue = _queue(suite_dir, console) if suite_dir.launch.is_dir() else None
     rows = _statuses(suite, suite_dir, places(suite, suite_dir), queue)
     print_status(rows, f"{suite.name} in {suite_dir.root}", console)
     return 0
@@ -193,7 +235,7 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
         ("are run by another process", outcome.elsewhere, "run again when it has ended"),
     ):
         if ended:
-            names = ", ".join(c.name for c in ended)
+            names = name_cells([c.name for c in ended])
             raise UserError(f"{len(ended)} of {len(cells)} cells {what} ({names}); {remedy}")
     return 0
 
@@ -234,7 +276,7 @@ def _say_plan(suite_dir: SuiteDir, cells: Sequence[Cell], console: Console) -> N
     console.print(f"analysis plan {record['sha256'][:16]}, frozen at {record['frozen_at']}", soft_wrap=True)
     others = unplanned_cells(record, {c.name: c.hash for c in cells})
     if others:
-        line = f"these cells are not the plan's, and the report will say so: {', '.join(others)}"
+        line = f"these cells are not the plan's, and the report will say so: {escape(name_cells(others))}"
         console.print(f"[yellow]{line}[/yellow]; see `replicate plan show`", soft_wrap=True)
 
 
@@ -322,24 +364,24 @@ def _steps(
 ) -> list[submit.Step]:
     """What is to be submitted; unless this is a dry run, its cells are ready to run when this returns."""
     console, dry = submitter.console, submitter.dry
-    earlier, queue = submit.submissions(suite_dir), _queue(console, needed=not dry) or []
+    earlier, queue = submit.submissions(suite_dir), _queue(suite_dir, console, needed=not dry) or []
     if not dry:
         earlier = submit.adopt_unanswered(earlier, queue)
     rows = {row.name: row for row in _statuses(suite, suite_dir, cells, queue)}
     jobs = submit.jobs_of_cells(earlier, queue)
     wanted = [c for c in cells if rows[c.name].state in taken and c.folder not in jobs]
-    for cell in cells:
-        state = rows[cell.name].state
-        if cell not in wanted:
-            hint = "; `replicate grid retry` submits it again" if state in RETRIED else ""
-            console.print(f"{cell.name}: {state}, left as it is{hint}", soft_wrap=True)
+    for state in STYLE:
+        names = [c.name for c in cells if c not in wanted and rows[c.name].state == state]
+        hint = "; `replicate grid retry` submits it again" if state in RETRIED else ""
+        if names:
+            console.print(f"{escape(name_cells(names))}: {state}, left as it is{hint}", soft_wrap=True)
     check_accelerator([c.config for c in wanted])
     submit.check_lead_time(wanted)
     if not dry:
         _make_ready(wanted, suite_dir, console)
         for cell in wanted:  # what it failed of before says nothing of what is submitted now
             cell.run.failed.unlink(missing_ok=True)
-    prefix, number = submit.suite_prefix(suite.name, suite_dir), submit.next_number(earlier)
+    prefix, number = submit.suite_prefix(suite.name, suite_dir), submit.next_number(suite_dir)
     waiting = submit.still_queued(earlier, queue)
     trained = [c for c in wanted if is_trained(c.run)]
     unfollowed = submit.find_unfollowed(waiting, cells)
@@ -348,18 +390,23 @@ def _steps(
 
 def _cancel(args: argparse.Namespace, flags: list[str]) -> int:
     suite, suite_dir = named_suite(args, from_folder=True)
-    queue = slurm.queue()
-    prefix = submit.suite_prefix(suite.name, suite_dir)
-    jobs = submit.jobs_of_cells(submit.submissions(suite_dir), queue)
+    queue = _queue(suite_dir, Console(), needed=True) or []
     chosen = {p.folder for p in places(suite, suite_dir)}
-    ids = [q.id for cell, stages in jobs.items() if cell in chosen for q in stages.values()]
-    if not args.seeds:  # all of it, the report included
-        ids = [q.id for q in queue if q.name.startswith(f"{prefix}.")]
-    if not ids:
+    jobs = submit.jobs_of_cells(submit.submissions(suite_dir), queue)
+    jobs = {cell: stages for cell, stages in jobs.items() if cell in chosen}
+    if args.seeds:
+        queue = [q for stages in jobs.values() for q in stages.values()]  # else all of it, the report included
+    if not queue:
         Console().print("nothing of this suite is in the queue")
         return 0
+    others = sorted({q.user for q in queue} - {"", slurm.user_name()})
+    if others and os.geteuid():
+        raise UserError(
+            f"{suite_dir.root}: jobs of {', '.join(others)} are among them, which you cannot cancel; ask there for "
+            "`replicate grid cancel`"
+        )
     # first the notes: a job that is told to end reads there that it is not to go on later
-    submit.note_cancelled(suite_dir, [cell for cell, stages in jobs.items() if cell in chosen and "train" in stages])
-    slurm.cancel(ids)
-    Console().print(f"cancelled {len(ids)} job(s) or elements; `replicate grid retry` goes on")
+    submit.note_cancelled(suite_dir, list(jobs))
+    slurm.cancel([q.id for q in queue])
+    Console().print(f"cancelled {len(queue)} job(s) or elements; `replicate grid retry` goes on")
     return 0

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -387,14 +387,14 @@ def check_plan(
     unplanned = [name for name in early if not _has_earlier_plan(cells.get(name), record)]
     departures = [*_edits(record), *_lost_plans(suite_dir, record), *_amendments(suite_dir, record, early=True)]
     if unplanned:
-        departures.append(f"cells that started before the plan was frozen: {_names(unplanned)}")
+        departures.append(f"cells that started before the plan was frozen: {name_cells(unplanned)}")
     if suite is not None:
         departures += _changes_of_suite(plan, suite)
     departures += _cells_under_another_plan(record, {n: c for n, c in cells.items() if n not in unplanned})
     departures += _cells_of_another_config(plan, cells)
     departures += _cells_not_alike(cells)
     if unreadable:
-        departures.append(f"cells whose manifest.json cannot be read: {_names(unreadable)}")
+        departures.append(f"cells whose manifest.json cannot be read: {name_cells(unreadable)}")
     unfinished = _shortfall(suite_dir, plan, votes)
     if votes is not None and len(votes) > plan["analysis"]["judges"]:
         departures.append(f"{len(votes)} judges voted, {plan['analysis']['judges']} are planned")
@@ -405,8 +405,23 @@ def check_plan(
     )
 
 
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(names)
+def name_cells(names: Sequence[str]) -> str:
+    """Names of cells on one line, however many: baseline/seed-[1-4, 7], both/seed-1."""
+    seeds: dict[str, list[int]] = {}
+    for name in names:
+        stem, _, seed = name.rpartition("-")
+        seeds.setdefault(stem, []).append(int(seed))
+    lists = {stem: (_ranges(found), len(found)) for stem, found in seeds.items()}
+    return ", ".join(f"{stem}-[{text}]" if n > 1 else f"{stem}-{text}" for stem, (text, n) in lists.items())
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Whole numbers in ascending order, runs of three and more cut short: 1-4, 7, 8."""
+    parts = []
+    for _, pairs in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
+        run = [str(n) for _, n in pairs]
+        parts += [f"{run[0]}-{run[-1]}"] if len(run) > 2 else run
+    return ", ".join(parts)
 
 
 # ---------------------------------------------------------------- the plan itself
@@ -500,7 +515,7 @@ def _plan_is_gone(cells: Mapping[str, _Cell]) -> list[str]:
     for name, cell in cells.items():
         if cell.stamp:
             carried.setdefault(str(cell.stamp.get("sha256"))[:16], []).append(name)
-    return [f"plan.json is gone, whose hash {sha} these cells carry: {_names(n)}" for sha, n in carried.items()]
+    return [f"plan.json is gone, whose hash {sha} these cells carry: {name_cells(n)}" for sha, n in carried.items()]
 
 
 def _has_earlier_plan(cell: _Cell | None, record: Mapping[str, Any]) -> bool:
@@ -538,7 +553,7 @@ def _cells_under_another_plan(record: Mapping[str, Any], cells: Mapping[str, _Ce
         else:
             continue
         faults.setdefault(why, []).append(name)
-    return [f"cells that {why}: {_names(names)}" for why, names in faults.items()]
+    return [f"cells that {why}: {name_cells(names)}" for why, names in faults.items()]
 
 
 def _cells_of_another_config(plan: Mapping[str, Any], cells: Mapping[str, _Cell]) -> list[str]:
@@ -554,7 +569,7 @@ def _cells_of_another_config(plan: Mapping[str, Any], cells: Mapping[str, _Cell]
         changed = _other_sampling(plan["generation"], cell.manifest.get("generation"))
         if changed:
             faults.setdefault(f"cells sampled in another way ({_listed(changed)})", []).append(name)
-    return [f"{what}: {_names(names)}" for what, names in faults.items()]
+    return [f"{what}: {name_cells(names)}" for what, names in faults.items()]
 
 
 def _cells_not_alike(cells: Mapping[str, _Cell]) -> list[str]:
@@ -596,7 +611,7 @@ def _shortfall(suite_dir: SuiteDir, plan: Mapping[str, Any], votes: Mapping[str,
     if lacking:
         lines.append(
             f"{len(seeds) - len(lacking)} of {len(seeds)} planned seeds are complete in every planned arm; "
-            f"not: {_names([str(s) for s in lacking])}"
+            f"not: {_ranges(lacking)}"
         )
     if votes is not None:
         if len(votes) < analysis["judges"]:

@@ -7,13 +7,14 @@ import shlex
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from replication.arguments import Parser
 from replication.config import find_cluster, load_suite
 from replication.errors import UserError
 from replication.grid.plan import check_arms_declare_alike, refuse_other_suite
 from replication.grid_cli import named_suite
-from replication.plan import Frozen, check_plan, freeze, read_plan
+from replication.plan import Frozen, check_plan, freeze, name_cells, read_plan
 from replication.plan_text import markdown
 from replication.rundir import SuiteDir
 
@@ -80,7 +81,7 @@ def _print_frozen(frozen: Frozen, suite_dir: SuiteDir) -> None:
         f"{'frozen' if frozen.is_new else 'frozen already'} at {record['frozen_at']}, sha256 {record['sha256']}"
     )
     if record["began_before"]:
-        began = ", ".join(record["began_before"])
+        began = escape(name_cells(record["began_before"]))
         console.print(f"[yellow]after the data:[/yellow] these cells had logged steps by then: {began}")
     console.print(f"plan:         {suite_dir.plan_md}")
 

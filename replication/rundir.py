@@ -737,7 +737,7 @@ ERROR_LINES = (re.compile(r" job \S+: error: "), re.compile(r"error: |Error: |: 
 
 
 def first_error(log: Path, n_bytes: int = 65536) -> str:
-    """The line of a job's log that says why it ended, among those of its latest start; else the last line."""
+    """The line of a job's log that says why it ended, among those of its latest start; "" where none does."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, log.stat().st_size - n_bytes))
@@ -746,7 +746,7 @@ def first_error(log: Path, n_bytes: int = 65536) -> str:
         return ""
     start = max((i for i, line in enumerate(lines) if re.search(r" job \S+: (train|generate) in ", line)), default=-1)
     errors = (line.strip() for form in ERROR_LINES for line in lines[start + 1 :] if form.search(line))
-    return next(errors, last_line(log))
+    return next(errors, "")
 
 
 def last_line(log: Path) -> str:

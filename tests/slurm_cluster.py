@@ -1,5 +1,7 @@
 """A real SLURM cluster of two nodes on this one machine: munge, slurmctld and two slurmd, as any user, on free ports.
 
+With accounts, as most sites keep them: slurmdbd and a MariaDB of its own.
+
 For the tests of the launch scripts, and to try them by hand:
 
     python tests/slurm_cluster.py        starts it, prints what points SLURM's commands to it, waits for Ctrl-C
@@ -27,7 +29,11 @@ from pathlib import Path
 
 from replication.data.workers import tethered
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
+PROGRAMS = (
+    "munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo", "slurmdbd", "sacct",
+    "sacctmgr", "mariadbd", "mariadb",
+)  # fmt: skip
+PACKAGES = "Debian, Ubuntu: apt-get install slurm-wlm munge slurmdbd mariadb-server"
 NODES = ("n1", "n2")
 USER = pwd.getpwuid(os.geteuid()).pw_name
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # where Debian puts daemons
@@ -52,12 +58,29 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SwitchType=switch/none
 MpiDefault=none
-AccountingStorageType=accounting_storage/none
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={dbd_port}
+AccountingStoragePass={root}/munge/socket
 JobCompType=jobcomp/none
 ReturnToService=2
 KillWait=5
 MinJobAge=3600
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1
+"""
+
+ACCOUNTS = """\
+AuthType=auth/munge
+AuthInfo=socket={root}/munge/socket
+DbdHost={host}
+DbdAddr=127.0.0.1
+DbdPort={dbd_port}
+SlurmUser={user}
+PidFile={root}/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={database_port}
+StorageUser=root
 """
 
 
@@ -76,13 +99,18 @@ class SlurmCluster:
 
     def start(self) -> None:
         """Write the configuration, start the daemons, wait until both nodes are idle."""
-        ctld_port, *node_ports = _free_ports(1 + len(NODES))
-        text = CONFIG.format(host=socket.gethostname(), ctld_port=ctld_port, user=USER, root=self.root)
+        ctld_port, dbd_port, database_port, *node_ports = _free_ports(3 + len(NODES))
+        places = {"ctld_port": ctld_port, "dbd_port": dbd_port, "database_port": database_port}
+        places |= {"host": socket.gethostname(), "user": USER, "root": self.root}
+        text = CONFIG.format(**places)
         for node, port in zip(NODES, node_ports, strict=True):
             text += f"NodeName={node} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} RealMemory=4000\n"
         text += f"PartitionName=main Nodes={','.join(NODES)} Default=YES MaxTime=INFINITE State=UP\n"
         (self.root / "slurm.conf").write_text(text)
-        for folder in ("munge", "state", *(f"spool/{node}" for node in NODES)):
+        accounts = self.root / "slurmdbd.conf"  # SLURM's programs look for it beside slurm.conf
+        accounts.touch(mode=0o600)
+        accounts.write_text(ACCOUNTS.format(**places))
+        for folder in ("munge", "state", "database", *(f"spool/{node}" for node in NODES)):
             (self.root / folder).mkdir(parents=True, mode=0o755 if folder != "munge" else 0o711)
         key = self.root / "munge" / "key"
         key.touch(mode=0o600)
@@ -92,7 +120,19 @@ class SlurmCluster:
             f"--pid-file={self.root}/munge/pid", f"--seed-file={self.root}/munge/seed",
             f"--log-file={self.root}/munge/log",
         )  # fmt: skip
+        database = self.root / "database"
+        self._daemon(  # without its tables of users, which take seconds to make; it listens to this machine alone
+            "mariadbd", "--no-defaults", f"--user={USER}", "--skip-grant-tables", f"--datadir={database}",
+            f"--tmpdir={database}", f"--socket={self.root}/database.socket", f"--port={database_port}",
+            "--bind-address=127.0.0.1", "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=64M",
+            "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900",
+        )  # fmt: skip
         _wait_for((self.root / "munge" / "socket").exists, "munged to listen")
+        query = ("mariadb", "--no-defaults", f"--socket={self.root}/database.socket", "-e", "SELECT 1")
+        _wait_for(lambda: self.run(*query), "MariaDB to listen")
+        self._daemon("slurmdbd", "-D")
+        enter = ("sacctmgr", "--immediate", "add", "cluster", "test")
+        _wait_for(lambda: "Adding Cluster" in self.run(*enter), "slurmdbd to listen", pause=0.3)
         self._daemon("slurmctld", "-D")
         for node in NODES:
             self._daemon("slurmd", "-D", "-N", node)
@@ -136,6 +176,27 @@ class SlurmCluster:
         """A line for each job and element: id, state, name."""
         return self.run("squeue", "--array", "-h", "-o", "%i %T %j").splitlines()
 
+    def node_of(self, job: str) -> str:
+        """The node of a job or element that runs on one; "" where none runs."""
+        return self.run("squeue", "-h", "-j", job, "-o", "%N").strip()
+
+    def steps(self) -> list[Path]:
+        """What slurmstepd listens at for each step of a job, whether or not SLURM still knows of it."""
+        return [path for path in self.root.glob("spool/*/*_*.*") if path.is_socket()]
+
+    @contextlib.contextmanager
+    def lost_node(self, job: str) -> Iterator[None]:
+        """Inside the block the node of a job is lost to SLURM, while the job's processes on it live."""
+        node = self.node_of(job)
+        slurmd = self._daemons[NODES.index(node) - len(NODES)]
+        slurmd.send_signal(signal.SIGSTOP)
+        try:
+            self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+            yield
+        finally:
+            slurmd.send_signal(signal.SIGCONT)
+            self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
     def end_waits(self) -> None:
         """Let requeued jobs start now: SLURM holds them back for two minutes.
 
@@ -149,7 +210,7 @@ class SlurmCluster:
             if reason == "BeginTime":
                 self.run("scontrol", "update", f"JobId={id}", "StartTime=now")
 
-    def drain(self, seconds: float) -> None:
+    def drain(self, seconds: float = 600) -> None:
         """Wait until the queue is empty."""
 
         def is_empty() -> bool:
@@ -200,7 +261,7 @@ def slurm_cluster(cpus: int = 1) -> Iterator[SlurmCluster]:
 def main() -> None:
     missing = missing_programs()
     if missing:
-        sys.exit(f"missing: {', '.join(missing)} (Debian, Ubuntu: apt-get install slurm-wlm munge)")
+        sys.exit(f"missing: {', '.join(missing)} ({PACKAGES})")
     with slurm_cluster(cpus=2) as cluster, contextlib.suppress(KeyboardInterrupt):
         print(f"export SLURM_CONF={cluster.root}/slurm.conf", flush=True)
         signal.pause()

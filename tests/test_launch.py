@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -226,11 +225,9 @@ def test_the_download_is_announced_before_it_starts(sandbox: Sandbox) -> None:
     assert sandbox.asked("--editable")[0].endswith(f"--editable {sandbox.checkout}[test,judge]")
 
 
-def test_a_second_call_does_nothing_and_is_fast(sandbox: Sandbox) -> None:
+def test_a_second_call_does_nothing(sandbox: Sandbox) -> None:
     sandbox.run("launch/install.sh")
-    started = time.monotonic()
     done = sandbox.run("launch/install.sh")
-    assert time.monotonic() - started < 1
     assert (done.returncode, done.stderr, sandbox.log) == (0, "", [])
 
 

@@ -34,10 +34,10 @@ def test_each_rank_gets_the_variables_of_torchs_launcher(tmp_path):
 
 def test_one_bad_end_ends_all_and_its_code_is_the_result(capfd):
     started = time.monotonic()
-    assert run_ranks(rank_script("sys.exit(2) if rank == 1 else time.sleep(60)"), 2) == 2
-    assert run_ranks(rank_script("os.kill(os.getpid(), signal.SIGKILL) if rank == 0 else time.sleep(60)"), 2) == 137
+    assert run_ranks(rank_script("sys.exit(2) if rank == 1 else time.sleep(600)"), 2) == 2
+    assert run_ranks(rank_script("os.kill(os.getpid(), signal.SIGKILL) if rank == 0 else time.sleep(600)"), 2) == 137
     assert run_ranks(rank_script("sys.exit(75 if rank == 1 else 1)"), 2) == 75, "the other lost a peer that had stopped"
-    assert time.monotonic() - started < 40
+    assert time.monotonic() - started < 300
     assert capfd.readouterr().err.strip() == "rank 0: ended by SIGKILL (out of memory?)", "who could not speak is named"
 
 

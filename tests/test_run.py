@@ -186,14 +186,16 @@ def test_two_crashes_and_resumes_change_nothing(tmp_path, crash_after, arm, micr
 
 
 def test_a_sigkilled_process_goes_on_where_it_was(tmp_path):
-    """A real kill, not an exception: the child is killed once its first checkpoint stands."""
-    flags = ("--training.steps=40", "--checkpoints.every_steps=5")
+    """A real kill, not an exception: the child is killed when it has a checkpoint and is held at a later step."""
+    flags = ("--training.steps=12", "--checkpoints.every_steps=5")
     script = (
         "import sys; sys.path[:0] = [sys.argv[2]]\n"
-        "from pathlib import Path\nfrom training_setup import fit, small_config\n"
+        "from pathlib import Path\nfrom held_cell import hold_steps\nfrom training_setup import fit, small_config\n"
+        "hold_steps(Path(sys.argv[1]).parent)\n"
         f"fit(small_config('both', *{flags}), Path(sys.argv[1]))\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "killed"), str(Path(__file__).parent)]
+    (tmp_path / "hold").write_text("7")
     child = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
     run = RunDir(tmp_path / "killed")
     deadline = time.monotonic() + 120
@@ -203,7 +205,7 @@ def test_a_sigkilled_process_goes_on_where_it_was(tmp_path):
     assert child.wait() == -signal.SIGKILL
     folder, _ = newest_checkpoint(run)
     assert folder is not None
-    assert read_json(folder / "COMPLETE")["step"] < 40
+    assert read_json(folder / "COMPLETE")["step"] == 5
     fit(small_config("both", *flags), run.root)
     assert identical(weights(run), weights(fit(small_config("both", *flags), tmp_path / "undisturbed")))
 

@@ -11,14 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from synthetic_runs import build_suite
 
 from replication.config import DivergedRule
 from replication.errors import Diverged, UserError
+from replication.grid import slurm
 from replication.grid.plan import Place
 from replication.grid.slurm import Queued
-from replication.grid.status import Left, cell_status
-from replication.rundir import read_journal, read_json, read_last_losses, record_failure, write_json
+from replication.grid.status import CellStatus, Left, cell_status, last_link, print_status
+from replication.rundir import RunDir, read_journal, read_json, read_last_losses, record_failure, write_json
 
 ROOT = Path(__file__).parents[1]
 RULE = DivergedRule(above_nats=1e9, for_steps=10)
@@ -34,7 +36,7 @@ def cell(tmp_path) -> Place:
 def note(cell: Place, *events: str, code: int = 0, restarts: int = 0) -> None:
     with open(cell.run.jobs, "a") as file:
         for event in events:
-            last = {"code": code if event == events[-1] else 0, "restarts": restarts}
+            last = {"code": code if event == events[-1] else 0, "restarts": restarts, "job": "7_0"}
             file.write(json.dumps({"event": event, **last}) + "\n")
 
 
@@ -42,8 +44,9 @@ def queued(state: str, reason: str = "", restarts: int = 0) -> Queued:
     return Queued("7_0", 0, "suite.0001-train-seed-1", state, reason, restarts)
 
 
-def left(word: str | None) -> Left:
-    return Left(word, Path("/launch/output-0.txt"))
+def left(word: str | None, stage: str = "train", id: str = "7_0", output: str = "/launch/output-0.txt"):
+    """The job of a stage, gone from the queue with the scheduler's word."""
+    return {stage: Left(id, id, word, Path(output))}
 
 
 def test_without_a_scheduler(cell):
@@ -59,6 +62,8 @@ def test_without_a_scheduler(cell):
     note(cell, "cancelled", "ended", code=130)
     assert cell_status(cell, RULE).state == "cancelled", "what a cancelled job notes while it ends changes nothing"
     note(cell, "started")
+    with open(cell.run.log, "a") as log:
+        log.write("2026-01-01T00:00:00 job 7_0: train in there on n1, restart 1\n")
     assert (
         cell_status(cell, RULE).note == f"its job ended without a word: node or batch shell lost (log: {cell.run.log})"
     )
@@ -91,6 +96,72 @@ def test_completions_that_wait_for_a_failed_cell_do_not_hide_the_failure(cell):
     assert cell_status(cell, RULE, {"generate": queued("PENDING", "Dependency")}).state == "failed"
 
 
+ENDS = [  # the last note and its code, the last lines of the log, the scheduler's word -> what is shown
+    ("ended", 137, "srun: error: n1: task 1: Killed", "FAILED", "failed", "srun: error: n1: task 1: Killed"),
+    ("ended", 1, "srun: error: n1: task 1: Out Of Memory", "OUT_OF_MEMORY", "failed", "out_of_memory: srun"),
+    ("ended", 0, "srun: error: Node failure on n2", "NODE_FAIL", "failed", "its job ended without a word: node_fail"),
+    ("started", 0, "error: *** STEP 7.0 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***", "TIMEOUT",
+     "failed", "its job ended without a word: timeout: error: *** STEP 7.0 ON n1 CANCELLED AT"),
+    ("started", 0, "error: *** STEP 7.0 ON n1 CANCELLED AT 2026-01-01T00:00:00 ***", "CANCELLED by 7", "cancelled",
+     "cancelled by 7: error: *** STEP 7.0 ON n1"),
+    ("started", 0, "step 40/60", "DEADLINE", "failed", "its job ended without a word: deadline (log: "),
+    ("preempted", 75, "step 40/60", "FAILED", "preempted", ""),
+    ("preempted", 75, "step 40/60", "CANCELLED by 7", "cancelled", "cancelled by 7"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("event", "code", "log", "word", "state", "shown"), ENDS)
+def test_the_schedulers_word_on_completions_hides_no_end_of_their_cell(cell, event, code, log, word, state, shown):
+    """SLURM cancels the completions of a cell that fails."""
+    note(cell, "started", event, code=code)
+    cell.run.log.write_text(f"{log}\n")
+    status = cell_status(cell, RULE, {}, left(word) | left("CANCELLED", "generate", "8_0"))
+    assert status.state == state and status.note.startswith(shown), status
+    if "CANCELLED AT" in log:
+        assert cell_status(cell, RULE, {}, left(None)).state == state, "told from the log, where there are no accounts"
+    record_failure(cell.run, OSError(28, "No space left on device"))
+    status = cell_status(cell, RULE, {}, left("CANCELLED by 7"))
+    assert (status.state, "No space left on device" in status.note) == ("failed", True), "the error came first"
+
+
+def test_a_cell_whose_next_job_never_began_is_not_told_by_its_last_one(cell, tmp_path):
+    note(cell, "started", "ended", code=137)
+    (tmp_path / "output").write_text("slurmstepd: error: Could not open stdout file: No such file or directory\n")
+    status = cell_status(cell, RULE, {}, left("FAILED", id="9_0", output=f"{tmp_path}/output"))
+    assert status.note == (
+        "its job never began: failed: slurmstepd: error: Could not open stdout file: No such file or directory; see "
+        f"{tmp_path}/output"
+    )
+    assert cell_status(cell, RULE, {}, left("CANCELLED by 7", id="9_0")).note == "cancelled by 7"
+
+
+@pytest.mark.parametrize(("state", "shown"), [("SUSPENDED", "suspended"), ("STOPPED", "suspended"),
+                                              ("REQUEUE_HOLD", "queued"), ("SPECIAL_EXIT", "queued"),
+                                              ("COMPLETING", "running")])  # fmt: skip
+def test_states_of_a_job_that_neither_waits_nor_runs(cell, state, shown):
+    status = cell_status(cell, RULE, {"train": queued(state)})
+    assert status.state == shown
+    assert shown != "suspended" or "`scontrol resume 7_0`" in status.note
+    write_json(cell.run.manifest, read_json(cell.run.manifest) | {"finished_at": "now"})
+    of_completions = {"suspended": "suspended", "queued": "trained", "running": "generating"}[shown]
+    assert cell_status(cell, RULE, {"generate": queued(state)}).state == of_completions
+
+
+def test_what_many_cells_have_in_common_is_said_once(tmp_path, capsys):
+    rows = [
+        CellStatus(
+            Place(arm, seed, RunDir(tmp_path)), "failed", 0, None, None, None, None, 0, f"[x] lost (log: {seed})"
+        )
+        for arm in ("baseline", "both")
+        for seed in range(1, 65)
+    ]
+    print_status(rows, "suite", Console(width=200))
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == "baseline/seed-[1-64], both/seed-[1-64]: [x] lost (log of the first: 1)"
+    )
+
+
 def test_a_trained_cell_waits_for_its_completions(cell):
     write_json(cell.run.manifest, read_json(cell.run.manifest) | {"finished_at": "now"})
     assert cell_status(cell, RULE).state == "trained"
@@ -111,6 +182,34 @@ def test_a_job_that_never_came_to_its_first_note(tmp_path):
     assert (status.state, status.note) == ("failed", "its job never began: failed; see /launch/output-0.txt")
     assert cell_status(place, RULE, {}, left(None)).note == "its job never began; see /launch/output-0.txt"
     assert cell_status(place, RULE, {}, left("CANCELLED")).state == "cancelled"
+
+
+ACCOUNTS = """\
+5_0|FAILED
+5_1|CANCELLED by 0
+5_[3-9%2]|PENDING
+6|CANCELLED by 70007
+7_0|RUNNING
+8_[0-3]|CANCELLED
+"""
+
+
+def test_the_accounts_of_elements_that_never_began(tmp_path, monkeypatch):
+    """5_2 was cancelled alone, 6_1 with all of its array, which leaves no line of theirs; 7_0's line lags behind."""
+    (tmp_path / "sacct").write_text(f"#!/bin/sh\ncat <<END\n{ACCOUNTS}END\n")
+    (tmp_path / "sacct").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert slurm.history(["5_0", "5_1", "5_2", "6_1", "7_0", "8_3", "9_0"]) == {
+        "5_0": "FAILED", "5_1": "CANCELLED by root", "5_2": "CANCELLED", "6_1": "CANCELLED by 70007", 
+        "8_3": "CANCELLED",
+    }  # fmt: skip
+
+
+def test_a_chain_is_told_by_its_last_link():
+    notes = [{"job": "5_0"}, {"job": "9_0"}, {"event": "cancelled"}, {"job": "6_0"}]
+    assert last_link("5_0", notes, {"6_0"}) == "9_0"
+    assert last_link("6_0", notes, {"5_0"}) == "6_0"
+    assert last_link("11_0", notes, {"6_0"}) == "11_0", "its job never began"
 
 
 def test_failures_and_divergence(cell):

@@ -90,21 +90,27 @@ def test_a_signal_that_comes_before_a_process_listens_is_kept():
     assert (done.returncode, done.stdout) == (0, "True\n")
 
 
+def catches(signum: signal.Signals, status: str) -> bool:
+    """Whether the process of a /proc/PID/status has a handler for a signal."""
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signum - 1) & 1)
+
+
 def test_the_launcher_hands_the_signal_on_and_its_code_is_that_of_the_ranks(tmp_path):
     rank = "import os, sys, time; from replication.preemption import *; listen('USR2')\n"
-    rank += f"open('{tmp_path}/' + os.environ['RANK'], 'w').close()\n"
+    rank += f"open({str(tmp_path)!r} + '/' + os.environ['RANK'], 'w').close()\n"
     rank += "while not told_to_stop(): time.sleep(0.02)\ntime.sleep(1.5 * int(os.environ['RANK']))\n"
     rank += f"sys.exit({PREEMPTED})"
     code = "import sys; from replication.launcher import run_ranks; "
     code += f"sys.exit(run_ranks([sys.executable, '-c', {rank!r}], 2))"
     before = signal.getsignal(signal.SIGUSR2)
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.iterdir())) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    status, deadline = Path(f"/proc/{process.pid}/status"), time.monotonic() + 120
+    while not (len(list(tmp_path.iterdir())) == 2 and catches(signal.SIGUSR2, status.read_text())):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
     process.send_signal(signal.SIGUSR2)
-    assert process.wait(timeout=30) == PREEMPTED
+    assert process.wait(timeout=120) == PREEMPTED
     assert run_ranks([sys.executable, "-c", "pass"], 2) == 0
     assert signal.getsignal(signal.SIGUSR2) == before, "what was there before is back"
 

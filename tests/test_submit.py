@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from replication.config import SlurmConfig, find_cluster, load_cell, load_suite
 from replication.errors import UserError
+from replication.grid import slurm
 from replication.grid.jobs import Job, checkout, options, script
 from replication.grid.plan import Cell, plan
 from replication.grid.site import Site, load_site
-from replication.grid.submit import Step, Submission, _dependency, find_unfollowed, plan_steps
-from replication.rundir import SuiteDir
+from replication.grid.slurm import Queued
+from replication.grid.submit import (
+    Step,
+    Submission,
+    _dependency,
+    find_unfollowed,
+    hidden_jobs,
+    jobs_of_cells,
+    moved_from,
+    next_number,
+    plan_steps,
+    submissions,
+)
+from replication.rundir import SuiteDir, write_json
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -178,6 +193,113 @@ def test_blocks_of_unlike_machines_are_arrays_of_their_own_and_the_largest_sets_
     steps = plan_steps("suite-000000", 1, cells[0], cells)
     trains = [(len(s.job.cells), s.job.config.cluster.devices) for s in steps if s.job.stage == "train"]
     assert trains == [(4, 1), (1, 1), (1, 8)]
+
+
+# ---------------------------------------------------------------- a controller that does not answer
+
+DOWN = "slurm_requeue error: Unable to contact slurm controller (connect failure)"
+
+
+def go_on_later(folder: Path, functions: str, site: str = "", **given: str) -> subprocess.CompletedProcess[str]:
+    """What a job does that was told to stop, with functions in place of SLURM's commands."""
+    (folder / "site.env").write_text(site)
+    variables = {"JOB_ID": "7", "JOB_NODELIST": "n1", "JOB_NAME": "suite.0001.0"}
+    return subprocess.run(
+        ["bash", "-c", f'set -euo pipefail\n{functions}\nsource "$REPLICATION_CHECKOUT/launch/job.sh"; go_on_later'],
+        cwd=folder, capture_output=True, text=True, timeout=60,
+        env={f"SLURM_{name}": value for name, value in variables.items()} | given |
+            {"PATH": os.environ["PATH"], "REPLICATION_CHECKOUT": str(ROOT), "REPLICATION_SITE": f"{folder}/site.env"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answers", "asked", "said"),
+    [
+        ([], 1, "requeued"),
+        ([DOWN, "Unexpected message received", DOWN], 4, "requeued"),
+        (["Requested operation is presently disabled for job 7"], 1, "SITE_ON_PREEMPTION: this site does not requeue"),
+        ([DOWN, "Access/permission denied"], 2, "SITE_ON_PREEMPTION: this site does not requeue"),
+        ([DOWN] * 9, 5, f"not requeued: the controller did not answer in time ({DOWN})"),
+    ],
+)
+def test_a_requeue_is_asked_for_until_there_is_an_answer_within_the_lead_time(tmp_path, answers, asked, said):
+    """In a shell whose clock moves by what it sleeps."""
+    for n, answer in enumerate(answers, 1):
+        (tmp_path / f"answer-{n}").write_text(answer)
+    functions = """
+    scontrol() {
+      echo "$*" >>asked
+      local file; file=answer-$(wc -l <asked)
+      if [[ -e $file ]]; then cat "$file"; return 1; fi
+    }
+    sleep() { SECONDS=$((SECONDS + $1)); }
+    """
+    done = go_on_later(tmp_path, functions, REPLICATION_LEAD_SECONDS="20")
+    assert done.returncode == 75, done.stderr
+    assert (tmp_path / "asked").read_text().splitlines() == ["requeue 7"] * asked
+    lines = done.stderr.splitlines()
+    assert said in lines[-1] and all("no answer from the controller" in line for line in lines[:-1])
+
+
+def test_a_link_of_a_chain_whose_answer_was_lost_is_not_submitted_twice(tmp_path):
+    functions = """
+    sbatch() { echo "$*" >>asked; echo "Socket timed out on send/recv operation" >&2; return 1; }
+    squeue() { echo 7; [[ ! -e asked ]] || echo 8; }
+    env() { shift 2; "$@"; }
+    sleep() { :; }
+    """
+    done = go_on_later(tmp_path, functions, site="SITE_ON_PREEMPTION=chain\n")
+    assert (done.returncode, len((tmp_path / "asked").read_text().splitlines())) == (0, 1), done.stderr
+    assert done.stderr.splitlines()[-1].endswith("goes on as job 8")
+
+
+# ---------------------------------------------------------------- whose the queue is
+
+
+def record(suite_dir: SuiteDir, number: int, stage: str, cells: list[str], **facts: str) -> Submission:
+    folder = suite_dir.launch / f"000{number}-{stage}"
+    known = {"name": f"suite-000000.{folder.name}", "stage": stage, "cells": cells, "out": str(suite_dir.root)} | facts
+    write_json(folder / "job.json", known)
+    write_json(folder / "submitted.json", {"id": str(number)})
+    return submissions(suite_dir)[-1]
+
+
+def queued(submission: Submission, index: int = 0, **facts: Any) -> Queued:
+    asked = {"state": "PENDING", "reason": "", "restarts": 0, "user": "alice"} | facts
+    return Queued(f"{submission.job_id}_{index}", index, submission.name, **asked)
+
+
+def test_a_moved_folder_keeps_its_jobs_and_a_copy_has_none(tmp_path):
+    here = SuiteDir(tmp_path / "here")
+    job = queued(record(here, 1, "train", ["runs/both/seed-1"]))
+    (there := SuiteDir(tmp_path / "there")).root.symlink_to(here.root)
+    assert list(jobs_of_cells(submissions(there), [job])) == ["runs/both/seed-1"], "another way to the same folder"
+    shutil.copytree(here.root, tmp_path / "copy")
+    assert submissions(SuiteDir(tmp_path / "copy")) == [] and next_number(SuiteDir(tmp_path / "copy")) == 2
+    assert moved_from(submissions(here)) == []
+    moved = SuiteDir(here.root.rename(tmp_path / "moved"))
+    assert list(jobs_of_cells(submissions(moved), [job])) == ["runs/both/seed-1"]
+    assert moved_from(submissions(moved)) == [str(here.root)]
+    record(here, 1, "train", ["runs/both/seed-1"], name=job.name)
+    write_json(here.launch / "0001-train" / "submitted.json", {"id": "5"})
+    assert jobs_of_cells(submissions(here), [job]) == {}, "a new suite in the old place: another job of the same name"
+    assert list(jobs_of_cells(submissions(moved), [job])) == ["runs/both/seed-1"]
+
+
+def test_another_users_jobs_are_taken_to_live_where_the_cluster_hides_them(tmp_path, monkeypatch):
+    suite_dir = SuiteDir(tmp_path / "out")
+    cells = [f"runs/{arm}/seed-1" for arm in ("baseline", "token_gain", "layer_gain", "both")]
+    record(suite_dir, 1, "train", cells, user="alice")
+    monkeypatch.setattr(slurm, "hides_others", lambda: True)
+    (suite_dir.root / cells[0]).mkdir(parents=True)
+    (suite_dir.root / cells[0] / "jobs.jsonl").write_text('{"event": "ended", "code": 137, "job": "1_0"}\n')
+    (suite_dir.root / cells[1]).mkdir(parents=True)
+    (suite_dir.root / cells[1] / "jobs.jsonl").write_text('{"event": "started", "code": 0, "job": "1_1"}\n')
+    hidden = hidden_jobs(suite_dir, submissions(suite_dir))
+    assert [job.id for job in hidden] == ["1_1", "1_2", "1_3"] and all("alice" in job.reason for job in hidden)
+    assert list(jobs_of_cells(submissions(suite_dir), hidden)) == cells[1:]
+    monkeypatch.setattr(slurm, "user_name", lambda uid=None: "alice")
+    assert hidden_jobs(suite_dir, submissions(suite_dir)) == []
 
 
 # ---------------------------------------------------------------- cluster and site files

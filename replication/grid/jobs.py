@@ -59,6 +59,7 @@ def script(job: Job, site: Site, folder: Path, at_once: int) -> str:
         "REPLICATION_SITE": str(site.path or "/dev/null"),
         "REPLICATION_PYTHON": sys.executable,
         "REPLICATION_STOP_SIGNAL": job.config.cluster.stop_signal,
+        "REPLICATION_LEAD_SECONDS": str(job.config.cluster.slurm.lead_seconds),
         "REPLICATION_MAX_REQUEUES": str(job.config.cluster.slurm.max_requeues),
         **({"REPLICATION_AFTER": job.after} if job.after else {}),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -13,7 +15,9 @@ from replication.errors import UserError
 
 SECONDS = 60  # a scheduler under load answers slowly
 LOST_ANSWER = re.compile(r"timed out|unable to contact|socket|communication|zero bytes", re.IGNORECASE)
-_COLUMNS = ("JobArrayID:40", "ArrayTaskID:40", "State:24", "Reason:60", "RestartCnt:12", "Name:200")
+_COLUMNS = ("JobArrayID:40", "ArrayTaskID:40", "State:24", "Reason:60", "RestartCnt:12", "UserName:40", "Name:200")
+HIDDEN = "HIDDEN"  # in place of a state: another user's job, on a cluster that does not show it
+UNFINISHED = ("PENDING", "RUNNING", "REQUEUED", "SUSPENDED", "RESIZING")  # of accounts that lag behind the queue
 
 
 class Refused(UserError):
@@ -27,9 +31,10 @@ class Queued:
     id: str  # as scancel takes it: 123, or 123_4
     index: int | None  # of an element
     name: str
-    state: str  # PENDING, RUNNING, COMPLETING, ...
+    state: str  # PENDING, RUNNING, SUSPENDED, COMPLETING, ...
     reason: str  # why it is pending; "" where there is none
     restarts: int  # how often it was requeued
+    user: str = ""  # whose it is
 
 
 def is_here() -> bool:
@@ -71,12 +76,12 @@ def _remedy(said: str) -> str:
 
 
 def queue() -> list[Queued]:
-    """Every job of this user that is in the queue, each element of an array on its own.
+    """Every job in the queue, whoever submitted it, each element of an array on its own.
 
     Raises:
         UserError: squeue is missing, or fails.
     """
-    done = _run(["squeue", "--me", "--array", "--noheader", f"--Format={','.join(_COLUMNS)}"])
+    done = _run(["squeue", "--all", "--array", "--noheader", f"--Format={','.join(_COLUMNS)}"])
     if done.returncode:
         raise UserError(f"squeue does not answer ({_said(done.stderr)[-200:]}); is the scheduler up?")
     widths = [int(column.split(":")[1]) for column in _COLUMNS]
@@ -88,7 +93,7 @@ def _parse(line: str, widths: Sequence[int]) -> Queued:
     for width in widths:
         values.append(line[start : start + width].strip())
         start += width
-    id, index, state, reason, restarts, name = values
+    id, index, state, reason, restarts, user, name = values
     return Queued(
         id=id,
         index=int(index) if index.isdigit() else None,
@@ -96,19 +101,46 @@ def _parse(line: str, widths: Sequence[int]) -> Queued:
         state=state,
         reason="" if reason == "None" else reason,
         restarts=int(restarts) if restarts.isdigit() else 0,
+        user=user,
     )
 
 
-def history(ids: Iterable[str]) -> dict[str, str]:
-    """Last known state of jobs and elements that have left the queue, by id; empty where accounting is off."""
-    wanted = ",".join(ids)
-    if not wanted or not shutil.which("sacct"):
+def user_name(uid: int | None = None) -> str:
+    """The name by which the scheduler knows a user, or who calls."""
+    uid = os.geteuid() if uid is None else uid
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def hides_others() -> bool:
+    """Whether this cluster shows a user only his own jobs."""
+    return os.geteuid() != 0 and "jobs" in (setting("PrivateData") or "").split(",")
+
+
+def history(elements: Iterable[str]) -> dict[str, str]:
+    """What became of elements (123_4) that have left the queue, in the scheduler's words; empty without accounts.
+
+    Such as FAILED, TIMEOUT, NODE_FAIL, CANCELLED (by the scheduler itself) or CANCELLED by alice.
+    """
+    elements = list(elements)
+    jobs = ",".join(sorted({element.split("_")[0] for element in elements}))
+    if not jobs or not shutil.which("sacct"):
         return {}
-    done = _run(["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={wanted}", "--format=JobID,State"])
+    command = ["sacct", "--allusers", "--noheader", "--parsable2", "--allocations", f"--jobs={jobs}"]
+    done = _run([*command, "--format=JobID,State"])
     if done.returncode:
         return {}
-    rows = (line.split("|") for line in done.stdout.splitlines())
-    return {row[0]: row[1].split()[0] for row in rows if len(row) == 2 and row[1]}
+    said = re.sub(r"(?<=CANCELLED by )\d+", lambda uid: user_name(int(uid[0])), done.stdout)
+    rows = [line.partition("|") for line in said.splitlines()]
+    # elements that never began share a line, 123_[0-6,9%2], which in the end is that of 123; of those that were
+    # cancelled one by one nothing else is kept
+    words = {id.partition("_[")[0]: word for id, _, word in rows if word}
+    known = {id.split("_")[0] for id in words}
+    found = {e: words.get(e, words.get(e.split("_")[0], "CANCELLED")) for e in elements if e.split("_")[0] in known}
+    last = {e: "CANCELLED" if word == "PENDING" and e not in words else word for e, word in found.items()}
+    return {e: word for e, word in last.items() if word.split()[0] not in UNFINISHED}
 
 
 def cancel(ids: Sequence[str]) -> None:

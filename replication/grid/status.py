@@ -6,8 +6,10 @@ each job leaves in its cell's jobs.jsonl stand in.
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +22,28 @@ from rich.table import Table
 from replication.config import DivergedRule
 from replication.diverged import why_diverged
 from replication.errors import UserError
+from replication.grid import slurm
 from replication.grid.jobs import JobStage
 from replication.grid.plan import Place
 from replication.grid.slurm import Queued
-from replication.rundir import RunDir, first_error, is_trained, number, parse_objects, read_failure, read_tail
+from replication.plan import name_cells
+from replication.rundir import (
+    RunDir,
+    first_error,
+    is_trained,
+    last_line,
+    number,
+    parse_objects,
+    read_failure,
+    read_tail,
+)
 
 STYLE = {
     "complete": "green",
     "trained": "green",
     "generating": "cyan",
     "running": "cyan",
+    "suspended": "yellow",
     "requeued": "yellow",
     "preempted": "yellow",
     "interrupted": "yellow",
@@ -39,11 +53,14 @@ STYLE = {
     "queued": "blue",
     "pending": "dim",
 }
-"""Every state. queued: its first job waits. requeued: its next job waits. preempted: it was told to stop, and no job
-waits to go on. interrupted: it was begun, and nothing says how it ended. trained: only its completions are missing."""
+"""Every state. suspended: its job stands still. queued: its first job waits. requeued: its next job waits. preempted:
+it was told to stop, and no job waits to go on. interrupted: it was begun, and nothing says how it ended. trained: only
+its completions are missing."""
 
 RETRIED = ("failed", "preempted", "interrupted", "cancelled")
 WAITING = ("queued", "requeued", "trained")
+IN_QUEUE = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT", slurm.HIDDEN)
+STANDING = ("SUSPENDED", "STOPPED")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times as fast
 
 
@@ -68,9 +85,11 @@ class CellStatus:
 
 @dataclass(frozen=True)
 class Left:
-    """The latest job of a cell, once it has left the queue."""
+    """The latest job of a stage of a cell, once it has left the queue."""
 
-    word: str | None  # the scheduler's last: COMPLETED, FAILED, NODE_FAIL, ...; None where it keeps no accounts
+    id: str  # as it was submitted: 123_4
+    job: str  # as it went on, where the site chains
+    word: str | None  # the scheduler's last, see slurm.history; None where it keeps no accounts
     output: Path  # what its batch shell said before it found the cell's log
 
 
@@ -89,7 +108,7 @@ def cell_status(
     place: Place,
     rule: DivergedRule,
     jobs: Mapping[JobStage, Queued] | None = None,
-    left: Left | None = None,
+    left: Mapping[JobStage, Left] | None = None,
 ) -> CellStatus:
     """The state of one cell.
 
@@ -97,9 +116,9 @@ def cell_status(
         place: the cell.
         rule: when it counts as diverged.
         jobs: what the scheduler has of it in the queue, by stage.
-        left: its latest job, where that has left the queue.
+        left: its latest job of each stage, where that has left the queue.
     """
-    run, jobs, tail = place.run, jobs or {}, {}
+    run, jobs, left, tail = place.run, jobs or {}, left or {}, {}
     facts, notes = _facts(run.config), read_notes(run)
     restarts = [j.restarts for j in jobs.values()] + [n["restarts"] for n in notes if type(n.get("restarts")) is int]
     try:
@@ -138,11 +157,24 @@ def read_notes(run: RunDir) -> list[dict[str, Any]]:
         return []
 
 
+def last_link(id: str, notes: Sequence[Mapping[str, Any]], others: Collection[str]) -> str:
+    """The latest job that an element went on as, where a site chains; else the element itself.
+
+    Args:
+        id: of the element that was submitted.
+        notes: of its cell.
+        others: elements of the cell's other stage.
+    """
+    jobs = [n["job"] for n in notes if n.get("job")]
+    links = [job for job in jobs[jobs.index(id) :] if job not in others] if id in jobs else [id]
+    return links[-1]
+
+
 def _state(
     run: RunDir,
     jobs: Mapping[JobStage, Queued],
     notes: Sequence[Mapping[str, Any]],
-    left: Left | None,
+    left: Mapping[JobStage, Left],
     facts: _Facts | None,
 ) -> tuple[str, str]:
     """(state, note): complete, then what is in the queue, then what files and notes say."""
@@ -150,39 +182,61 @@ def _state(
         return "complete", ""
     trained = facts is not None and facts.generates and is_trained(run)
     train, generate = jobs.get("train"), jobs.get("generate")
-    if train is not None and train.state == "PENDING":
+    hidden_but_here = train is not None and train.state == slurm.HIDDEN and run.is_locked()
+    if train is not None and train.state in IN_QUEUE and not hidden_but_here:
         began = train.restarts or any(n.get("event") == "started" for n in notes)
         return ("requeued" if began else "queued"), train.reason
+    for job in (train, generate) if trained else (train,):
+        if job is not None and job.state in STANDING:
+            return "suspended", f"job {job.id} stands still; `scontrol resume {job.id}` lets it go on"
     if train is not None and not trained:
         return "running", "" if run.manifest.is_file() else "starting"
     if generate is not None and trained:
-        return ("trained", "completions are queued") if generate.state == "PENDING" else ("generating", "")
+        return ("trained", "completions are queued") if generate.state in IN_QUEUE else ("generating", "")
     if run.is_locked():
         return ("generating" if trained else "running"), ""
-    state, note = _ended(run, notes, left)
-    return ("trained", note) if trained and state != "failed" else (state, note)
+    # what became of completions says nothing of a cell that is not trained: the scheduler cancels them when it fails
+    state, note = _ended(run, trained, notes, left.get("generate" if trained else "train"))
+    return ("trained", "no completions are queued") if trained and state != "failed" else (state, note)
 
 
-def _ended(run: RunDir, notes: Sequence[Mapping[str, Any]], left: Left | None) -> tuple[str, str]:
-    """How a cell ended that is neither complete, nor in the queue, nor held by a process."""
-    last, word = (notes[-1] if notes else {}), (left.word if left else None)
-    event, code = last.get("event"), last.get("code")
-    if _is_cancelled(notes) or word == "CANCELLED":
+def _ended(run: RunDir, trained: bool, notes: Sequence[Mapping[str, Any]], left: Left | None) -> tuple[str, str]:
+    """How a cell ended that is neither complete, nor in the queue, nor held by a process.
+
+    An error that was recorded comes before the scheduler's word, the scheduler's before what its silence would mean.
+    """
+    last = notes[-1] if notes else {}
+    event, code, failure = last.get("event"), last.get("code"), read_failure(run)
+    if _is_cancelled(notes):
         return "cancelled", ""
-    failure = read_failure(run)
     if failure is not None:
         return "failed", f"{failure['error']} (log: {run.log})"
-    if event == "preempted":
+    never_began = left is not None and all(n.get("job", left.id) != left.id for n in notes)
+    log = left.output if left is not None and never_began else run.log
+    error = first_error(log)
+    word = (left.word if left else None) or (_told_in_log(error) if event in ("started", "ended") else "")
+    how = word.partition(" ")[0].lower()
+    if how == "cancelled":
+        return "cancelled", f"{word.replace('CANCELLED', 'cancelled')}{f': {error} (log: {log})' if error else ''}"
+    if never_began:
+        return "failed", f"{': '.join(filter(None, ('its job never began', how, error)))}; see {log}"
+    if event == "preempted" or (event == "started" and how == "preempted"):
         return "preempted", ""
     if event == "ended" and code:
-        return "failed", f"{first_error(run.log) or f'its job ended with code {code}'} (log: {run.log})"
-    if event == "started":
-        how = word.lower() if word else "node or batch shell lost"
-        return "failed", f"its job ended without a word: {how} (log: {run.log})"
-    if left is not None and not notes:  # it did not come as far as its first note
-        how = f": {word.lower()}" if word else ""
-        return "failed", f"its job never began{how}; see {left.output}"
+        because = error or last_line(log) or f"its job ended with code {code}"
+        return "failed", f"{f'{how}: ' if how not in ('', 'failed') else ''}{because} (log: {log})"
+    if event == "started" or (event == "ended" and not trained):
+        full = "its disk is full" if shutil.disk_usage(run.root).free < 2**20 else ""
+        because = ": ".join(filter(None, (how, error, full))) or "node or batch shell lost"
+        return "failed", f"its job ended without a word: {because} (log: {log})"
     return ("interrupted" if run.manifest.is_file() else "pending"), ""
+
+
+def _told_in_log(line: str) -> str:
+    """The scheduler's word for an end, where it keeps no accounts, from what it wrote to the job's log."""
+    told = re.search(r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+))?", line)
+    words = {"TIME LIMIT": "timeout", "NODE FAILURE": "node_fail", "PREEMPTION": "preempted"}
+    return words.get((told[1] or "").strip(), "cancelled") if told else ""
 
 
 def _is_cancelled(notes: Sequence[Mapping[str, Any]]) -> bool:
@@ -218,10 +272,15 @@ def print_status(rows: Sequence[CellStatus], title: str, console: Console) -> No
     for state in WAITING:
         reasons = Counter(row.note for row in rows if row.state == state and row.note)
         if reasons:
-            console.print(f"{state}: {', '.join(f'{n} {reason}' for reason, n in reasons.items())}", soft_wrap=True)
+            console.print(f"{state}: {', '.join(f'{n} {escape(r)}' for r, n in reasons.items())}", soft_wrap=True)
+    alike: dict[tuple[str, str], list[CellStatus]] = {}
     for row in rows:
         if row.note and row.state not in WAITING:
-            console.print(f"[{STYLE[row.state]}]{row.name}[/]: {escape(row.note)}", soft_wrap=True)
+            alike.setdefault((row.state, row.note.partition(" (log: ")[0]), []).append(row)
+    for (state, text), group in alike.items():
+        names, log = name_cells([row.name for row in group]), group[0].note.removeprefix(text)
+        first = log.replace("(log:", "(log of the first:") if len(group) > 1 else log
+        console.print(f"[{STYLE[state]}]{escape(names)}[/]: {escape(text + first)}", soft_wrap=True)
 
 
 def clock(seconds: float | None) -> str:

@@ -3,7 +3,7 @@
 OUT/launch/0001-train-seed-1/     one call of sbatch, numbered
     job.sbatch                    what was submitted
     plan.txt                      the cells, one a line: element i of the array works on line i (from 0)
-    job.json                      its name, stage and cells
+    job.json                      its name, stage and cells, the output folder and who submits
     submitted.json                the job's id; missing where sbatch did not answer
 """
 
@@ -28,10 +28,12 @@ from replication.grid import slurm
 from replication.grid.jobs import Job, JobStage, arguments, plain_name, script
 from replication.grid.plan import Cell
 from replication.grid.site import Site
+from replication.grid.status import read_notes
 from replication.rundir import (
     RunDir,
     SuiteDir,
     hold_lock,
+    is_trained,
     lead_seconds_needed,
     read_json,
     read_object,
@@ -52,10 +54,12 @@ class Submission:
     stage: JobStage
     cells: tuple[str, ...]
     job_id: str | None
+    user: str = ""  # who submitted it
+    out: str | None = None  # the output folder, as the job knows it
 
 
 def submissions(suite_dir: SuiteDir) -> list[Submission]:
-    """Every submission of an output folder, oldest first."""
+    """Every submission of an output folder, oldest first; where it is a copy of another folder, not that one's."""
     found = []
     for path in sorted(suite_dir.launch.glob("*/job.json")):
         if not re.fullmatch(r"\d+-[\w.-]+", path.parent.name):
@@ -63,29 +67,67 @@ def submissions(suite_dir: SuiteDir) -> list[Submission]:
         facts, answer = read_object(path), read_object(path.with_name("submitted.json"))
         if not {"name", "stage", "cells"} <= facts.keys():
             raise UserError(f"{path}: does not say what was submitted; restore it, or remove {path.parent}")
-        found.append(Submission(path.parent, facts["name"], facts["stage"], tuple(facts["cells"]), answer.get("id")))
+        out, user = facts.get("out"), facts.get("user") or slurm.user_name(path.stat().st_uid)
+        there = Path(out or "", "launch", path.parent.name)
+        elsewhere = out is not None and there.is_dir() and not suite_dir.root.samefile(out)
+        if elsewhere and read_object(there / "submitted.json") == answer:  # else another suite in our old place
+            continue
+        cells = tuple(facts["cells"])
+        found.append(Submission(path.parent, facts["name"], facts["stage"], cells, answer.get("id"), user, out))
     return found
+
+
+def moved_from(waiting: Sequence[Submission]) -> list[str]:
+    """Where jobs look for their output folder and do not find it, because it was moved since."""
+    return sorted({s.out for s in waiting if s.out and not Path(s.out, "launch").is_dir()})
+
+
+def own_jobs(earlier: Sequence[Submission], queue: Sequence[slurm.Queued]) -> Iterator[tuple[slurm.Queued, Submission]]:
+    """What is in the queue of an output folder, links of chains included, each with its submission."""
+    by_name = {s.name: s for s in earlier}
+    for job in queue:
+        submission, link_of = by_name.get(job.name), by_name.get(job.name.removesuffix(f".{job.index}"))
+        if submission is not None and submission.job_id in (None, job.id.split("_")[0]):
+            yield job, submission
+        elif submission is None and link_of is not None:
+            yield job, link_of
 
 
 def jobs_of_cells(
     earlier: Sequence[Submission], queue: Sequence[slurm.Queued]
 ) -> dict[str, dict[JobStage, slurm.Queued]]:
     """What is in the queue for each cell (a folder relative to OUT), by stage; links of chains included."""
-    by_name = {s.name: s for s in earlier}
     found: dict[str, dict[JobStage, slurm.Queued]] = {}
-    for job in queue:
-        submission = by_name.get(job.name) or by_name.get(job.name.removesuffix(f".{job.index}"))
-        if submission is not None and job.index is not None:
+    for job, submission in own_jobs(earlier, queue):
+        if job.index is not None:
             found.setdefault(submission.cells[job.index], {})[submission.stage] = job
     return found
 
 
-def last_elements(earlier: Sequence[Submission]) -> dict[str, tuple[str, Path]]:
-    """For each cell the element (123_4) of the latest array that worked on it, and the file of its batch shell."""
-    known = [s for s in earlier if s.job_id is not None]
-    return {
-        cell: (f"{s.job_id}_{i}", s.folder / f"output-{i}.txt") for s in known for i, cell in enumerate(s.cells)
-    }  # fmt: skip
+def last_elements(earlier: Sequence[Submission]) -> dict[str, dict[JobStage, tuple[str, Submission]]]:
+    """For each cell and stage the element (123_4) of the latest array that worked on it."""
+    found: dict[str, dict[JobStage, tuple[str, Submission]]] = {}
+    for s in earlier:
+        for i, cell in enumerate(s.cells):
+            if s.job_id is not None:
+                found.setdefault(cell, {})[s.stage] = f"{s.job_id}_{i}", s
+    return found
+
+
+def hidden_jobs(suite_dir: SuiteDir, earlier: Sequence[Submission]) -> list[slurm.Queued]:
+    """Where the cluster hides other users' jobs: what may be in the queue of what they submitted, having no end."""
+    me, found = slurm.user_name(), []
+    if all(s.user in ("", me) for s in earlier) or not slurm.hides_others():
+        return []
+    for cell, stages in last_elements(earlier).items():
+        run = RunDir(suite_dir.root / cell)
+        event = (read_notes(run) or [{}])[-1].get("event")
+        over = run.complete.is_file() or event in ("ended", "cancelled")
+        for stage, (id, s) in stages.items():
+            if s.user != me and not over and not (stage == "train" and is_trained(run)):
+                why = f"hidden: this cluster shows only {s.user} what became of job {id}"
+                found.append(slurm.Queued(id, int(id.split("_")[1]), s.name, slurm.HIDDEN, why, 0, s.user))
+    return found
 
 
 def note_cancelled(suite_dir: SuiteDir, cells: Sequence[str]) -> None:
@@ -98,8 +140,8 @@ def note_cancelled(suite_dir: SuiteDir, cells: Sequence[str]) -> None:
 
 def still_queued(earlier: Sequence[Submission], queue: Sequence[slurm.Queued]) -> list[Submission]:
     """The submissions of which something is in the queue, links of chains included."""
-    names = {name for q in queue for name in (q.name, q.name.removesuffix(f".{q.index}"))}
-    return [s for s in earlier if s.name in names]
+    found = {submission for _, submission in own_jobs(earlier, queue)}
+    return [s for s in earlier if s in found]
 
 
 def suite_prefix(suite_name: str, suite_dir: SuiteDir) -> str:
@@ -225,7 +267,7 @@ class Submitter:
             write_text(folder / "job.sbatch", text)
             write_text(folder / "plan.txt", "".join(f"{cell}\n" for cell in step.job.cells))
             facts = {"name": step.job.name, "stage": step.job.stage, "cells": step.job.cells}
-            write_json(folder / "job.json", facts)
+            write_json(folder / "job.json", facts | {"out": str(self.out), "user": slurm.user_name()})
             try:
                 id = slurm.submit(folder / "job.sbatch", given, _dependency(step, ids))
             except slurm.Refused:
@@ -285,8 +327,9 @@ def adopt_unanswered(earlier: Sequence[Submission], queue: Sequence[slurm.Queued
     return settled
 
 
-def next_number(earlier: Sequence[Submission]) -> int:
-    return max((int(s.folder.name.split("-")[0]) for s in earlier), default=0) + 1
+def next_number(suite_dir: SuiteDir) -> int:
+    """Of the next submission: after all that are there, a copied folder's too."""
+    return max((int(p.parent.name.split("-")[0]) for p in suite_dir.launch.glob("*/job.json")), default=0) + 1
 
 
 def check_lead_time(cells: Sequence[Cell]) -> None:
