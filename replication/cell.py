@@ -147,10 +147,15 @@ def mark_cell_complete(config: RunConfig, run: RunDir) -> None:
     """Write the marker of a cell that is trained and has the completions that its config asks for.
 
     All that it stands for is on the disk before it is; the certificate compares it with journal and manifest.
+
+    Raises:
+        UserError: the journal is gone.
     """
+    if not run.metrics.is_file():
+        raise UserError(f"{run.metrics}: is gone, and with it the cell's numbers; restore it, or train the cell again")
     manifest = read_object(run.manifest)
     sync(run.metrics)  # manifest, checkpoints and samples.jsonl were, when they were written
-    marker = {"config_hash": scientific_hash(config), **{k: manifest[k] for k in (*KEPT, "finished_at")}}
+    marker = {"config_hash": scientific_hash(config), **{k: manifest.get(k) for k in (*KEPT, "finished_at")}}
     write_json(run.complete, marker | {"journal_sha256": file_sha256(run.metrics)})
 
 

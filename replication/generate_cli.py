@@ -104,7 +104,8 @@ def _cells(suite_dir: SuiteDir, arm: str | None, seed: int | None) -> tuple[list
     Raises:
         UserError: nothing is trained.
     """
-    places = [(arm, f"seed-{seed}") for arm, seed, _ in sorted(suite_dir.cells(), key=lambda c: (c[1], c[0]))]
+    begun = [(seed, arm) for arm, seed, run in suite_dir.cells() if run.config.is_file()]
+    places = [(arm, f"seed-{seed}") for seed, arm in sorted(begun)]
     if suite_dir.suite.is_file():
         suite = load_suite(suite_dir.suite)
         places = [(a, f"seed-{s}") for s in suite.seeds for a in suite.arms] + places

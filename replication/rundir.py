@@ -11,6 +11,7 @@ DIR/judging/ sealed/                the panel of judges: judging.sqlite, and apa
 DIR/certificate.json                the pair certificate of every seed
 DIR/noise.json noise/               how far rounding alone moves the loss, and the runs of `replicate bench noise`
 DIR/report.html report.md results.json figures/*.png
+.NAME.<pid>                         beside NAME: a file that is being written, or was when its writer died
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or none of it, as UTF-8; see write_bytes."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write a whole file or none of it, as UTF-8; half a surrogate pair, which is no text, as its escape."""
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -84,14 +85,15 @@ def naming(path: Path) -> Iterator[None]:
 def sync(path: Path) -> None:
     """Bring a file, or the names in a folder, to the disk; a file system that cannot sync folders is let be."""
     with naming(path):
-        descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError as error:
-            if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP, errno.EACCES)):
                 raise
-        finally:
-            os.close(descriptor)
 
 
 def remove_temporaries(folder: Path, held: bool = False) -> None:
@@ -103,9 +105,19 @@ def remove_temporaries(folder: Path, held: bool = False) -> None:
     """
     for path in folder.glob(".*.*"):
         pid = path.name.rpartition(".")[2]
-        if pid.isdecimal() and path.is_file() and (held or not Path("/proc", pid).exists()):
+        if pid.isdecimal() and path.is_file() and (held or not _is_alive(int(pid))):
             with suppress(OSError):
                 path.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return pid > 0
 
 
 def read_json(path: Path) -> Any:
@@ -449,8 +461,7 @@ class SuiteDir:
 
     def cells(self) -> list[tuple[str, int, RunDir]]:
         """(arm, seed, cell) of every folder runs/<arm>/seed-<n>; a person's copy under another name is none of them."""
-        found = [(p.parent.name, p.name.removeprefix("seed-"), RunDir(p)) for p in sorted(self.runs.glob("*/seed-*"))]
-        return [(arm, int(seed), run) for arm, seed, run in found if re.fullmatch(r"0|-?[1-9][0-9]{0,18}", seed)]
+        return cells_in(self.runs)
 
     def link_tensorboard(self, arm: str, seed: int) -> str:
         """DIR/tensorboard/<arm>/seed-<n> -> the cell's folder, relative, so that DIR can move.
@@ -461,9 +472,9 @@ class SuiteDir:
             "", or a line where there is no link: it is a convenience, and no cell fails for want of it.
         """
         link, own = self.tensorboard / arm / f"seed-{seed}", self.cell(arm, seed).tensorboard
-        target = os.path.relpath(own, link.parent)
         try:
             link.parent.mkdir(parents=True, exist_ok=True)
+            target = os.path.relpath(own.resolve(), link.parent.resolve())  # either may lie on another disk
             if link.is_symlink() and os.readlink(link) == target:
                 return ""
             if link.is_symlink():
@@ -474,6 +485,12 @@ class SuiteDir:
         except OSError as error:
             return f"{link}: no link to the cell's curves ({error.strerror}); they are in {own}"
         return ""
+
+
+def cells_in(runs: Path) -> list[tuple[str, int, RunDir]]:
+    """See SuiteDir.cells."""
+    found = [(p.parent.name, p.name.removeprefix("seed-"), RunDir(p)) for p in sorted(runs.glob("*/seed-*"))]
+    return [(arm, int(seed), run) for arm, seed, run in found if re.fullmatch(r"0|-?[1-9][0-9]{0,18}", seed)]
 
 
 # ---------------------------------------------------------------- the journal

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import io
+import os
 import random
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +15,25 @@ import pytest
 import torch
 from memory_store import MemoryStore
 from rank_cells import run_cell, run_cells_on_ranks
+from rich.console import Console
 from training_setup import fit, furthest, identical, small_config, weights
 
 from replication.config import scientific
 from replication.errors import UserError
 from replication.model.transformer import weights_sha256
-from replication.rundir import RunDir, damage, read_journal, read_json
+from replication.rundir import (
+    Journal,
+    RunDir,
+    damage,
+    journal_gaps,
+    logged_steps,
+    mark_complete,
+    read_journal,
+    read_json,
+)
+from replication.training import checkpoints
 from replication.training.checkpoints import newest_checkpoint, restore_generators
+from replication.training.train import lost_lines, train
 
 FP64 = "--training.precision=64-true"
 MUON = "--training.optimizer=muon"
@@ -175,7 +189,8 @@ def test_what_cannot_cross_is_refused_by_name(tmp_path, first, strategy, ranks, 
     marker = target.checkpoints / "step-000003" / "COMPLETE"
     if optimizer == "sgd":  # its other scientific config would be refused first
         target.config.unlink()
-        marker.write_text(json.dumps(read_json(marker) | {"scientific": scientific(config)}))
+        facts = {k: v for k, v in read_json(marker).items() if k not in ("files", "marker_sha256")}
+        mark_complete(marker.parent, facts | {"scientific": scientific(config)})
     with pytest.raises(UserError, match=message):
         fit(config, target.root, MemoryStore(blocks=(40, 24)))
 
@@ -250,6 +265,42 @@ def test_the_marker_carries_the_hash_of_the_whole_weights(tmp_path):
     one = fit(small_config(), tmp_path)
     marker = read_json(newest_checkpoint(one)[0] / "COMPLETE")
     assert marker["weights_sha256"] == weights_sha256(weights(one)) == read_json(one.manifest)["final_weights_sha256"]
+
+
+def test_what_a_checkpoint_stands_for_is_on_the_disk_before_it(tmp_path, monkeypatch):
+    """Its files, the journal up to it, then its marker, then its name; only then goes what it replaces."""
+    happened: list[tuple[str, str]] = []
+
+    def note(module: object, name: str, path_of: Callable[[tuple], Path]) -> None:
+        own = getattr(module, name)
+        noted = lambda *args, **named: (happened.append((name, path_of(args).name)), own(*args, **named))[1]  # noqa: E731
+        monkeypatch.setattr(module, name, noted)
+
+    note(Journal, "sync", lambda args: args[0].path)
+    note(os, "replace", lambda args: Path(args[1]))
+    for name in ("mark_complete", "sync", "remove_tree"):
+        note(checkpoints, name, lambda args: args[0])
+    fit(small_config("baseline", "--training.steps=4", "--checkpoints.keep_last=1"), tmp_path)
+    wanted = [("sync", "metrics.jsonl"), ("mark_complete", "partial-step-000004"), ("replace", "COMPLETE"),
+              ("replace", "step-000004"), ("sync", "checkpoints"), ("remove_tree", "step-000002")]  # fmt: skip
+    assert happened[happened.index(wanted[1]) - 1 :][: len(wanted)] == wanted
+
+
+def test_a_journal_that_lost_lines_before_the_checkpoint_is_told_when_the_run_goes_on(tmp_path):
+    config = small_config("baseline", "--training.steps=7", "--checkpoints.every_steps=5")
+    run, out = fit(config, tmp_path), io.StringIO()
+    shutil.rmtree(run.checkpoints / "step-000007")
+    lines = run.metrics.read_bytes().splitlines(keepends=True)
+    run.metrics.write_bytes(b"".join(lines))
+    assert lost_lines(config, run, 5) == [], "the loss of step 5 is in the checkpoint, and in the line of step 6"
+    run.metrics.write_bytes(b"".join(lines[:1]))
+    train(config, run, MemoryStore(), Console(file=out, width=500))
+    assert (
+        "metrics.jsonl lacks the losses of steps 3-4, metrics.jsonl lacks the validation of step 3: the certificate"
+        in (out.getvalue())
+    )
+    gaps = journal_gaps(logged_steps(read_journal(run.metrics)), 7, {3, 6, 7})
+    assert gaps == ["metrics.jsonl lacks the losses of steps 3-4", "metrics.jsonl lacks the validation of step 3"]
 
 
 # ---------------------------------------------------------------- crossing

@@ -16,7 +16,7 @@ from synthetic_runs import Synthetic, build_suite, cell_config, edit_manifest, e
 
 from replication.config import AnalysisConfig, DivergedRule, SuiteConfig, load_suite, scientific_hash, to_yaml
 from replication.errors import UserError
-from replication.grid.plan import claim_folder, plan
+from replication.grid.plan import claim_folder, places
 from replication.grid_cli import _report_is_current
 from replication.plan import (
     PlanStatus,
@@ -448,20 +448,21 @@ def test_an_earlier_plan_that_is_lost_is_a_departure(suite_dir: SuiteDir, text: 
 
 def test_a_report_is_current_until_what_it_is_made_from_changes(suite_dir: SuiteDir) -> None:
     suite = load_suite(suite_dir.suite)
-    cells = plan(suite, suite_dir, [], None)
     claim_folder(suite, suite_dir, [])
-    for path in (suite_dir.results, suite_dir.report_html, suite_dir.report_md, suite_dir.votes, suite_dir.noise):
+    cells = [place.run for place in places(suite, suite_dir)]
+    for path in (suite_dir.report_html, suite_dir.report_md, suite_dir.votes, suite_dir.noise):
         path.touch()
-    for path in suite_dir.root.rglob("*"):
-        os.utime(path, (1000, 1000))
+    write_json(suite_dir.results, {"made_from": suite_dir.inputs_sha256(cells)})
     claim_folder(suite, suite_dir, [])
-    assert _report_is_current(suite_dir, cells)
-    for path in (suite_dir.plan, suite_dir.votes, suite_dir.noise, cells[-1].run.complete):
-        os.utime(path, (2000, 2000))
-        assert not _report_is_current(suite_dir, cells), path
-        os.utime(path, (1000, 1000))
+    os.utime(cells[-1].complete, (2**32, 2**32))  # of a node whose clock is ahead
+    assert _report_is_current(suite_dir)
+    for path in (suite_dir.plan, suite_dir.votes, suite_dir.noise, cells[-1].complete):
+        whole = path.read_bytes()
+        path.write_bytes(whole + b" ")
+        assert not _report_is_current(suite_dir), path
+        path.write_bytes(whole)
     claim_folder(replace(suite, analysis=AnalysisConfig(alpha=0.1)), suite_dir, [])
-    assert not _report_is_current(suite_dir, cells)
+    assert not _report_is_current(suite_dir)
 
 
 def test_votes_that_are_fewer_or_more_than_planned(suite_dir: SuiteDir) -> None:

@@ -147,6 +147,9 @@ def test_a_seed_that_failed_or_was_left_does_not_hold_the_mean(tmp_path: Path) -
     with claim(suite, suite_dir) as over_seeds:
         over_seeds.refresh()
         assert max(points(suite_dir, "over-seeds/both/mean", "val/loss_nats")) == 30, "its journal is fresh"
+        ahead = time.time() + ALIVE_SECONDS + 60  # by the clock of another node
+        os.utime(suite_dir.cell("both", 2).metrics, (ahead, ahead))
+        assert not tensorboard.counts(suite_dir.cell("both", 2))
         left = time.time() - ALIVE_SECONDS - 1
         os.utime(suite_dir.cell("both", 2).metrics, (left, left))
         over_seeds.refresh()

@@ -19,6 +19,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util import tensor_util
 
 from replication.analysis.live import Curve
+from replication.rundir import naming
 
 SUFFIX = "over-seeds"
 """Ends the names of our event files, so that they are told from a cell's."""
@@ -87,8 +88,9 @@ class EventFile:
             first = _Records()
             first.add(Event(file_version="brain.Event:2"))
             first.add(Event(step=0, session_log=SessionLog(status=SessionLog.START)))  # only a second one is a restart
-            self._path.write_bytes(first.bytes())
-        with open(self._path, "ab") as file:
+            with naming(self._path):
+                self._path.write_bytes(first.bytes())
+        with naming(self._path), open(self._path, "ab") as file:
             file.write(records.bytes())
 
 

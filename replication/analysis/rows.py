@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from replication.rundir import parse_objects
+from replication.rundir import naming, parse_objects
 
 
 class Keyed(Protocol):
@@ -50,6 +50,7 @@ def compute_rows(
         columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         n = min(processes or os.cpu_count() or 1, len(missing))
         with (
+            naming(path),
             open(path, "a", encoding="utf-8") as file,
             Progress(*columns, console=console, transient=True) as progress,
             ProcessPoolExecutor(n, initializer=_ignore_interrupt) as pool,

@@ -164,7 +164,11 @@ def _renew(folder: Path) -> None:
     old, new = (folder.with_name(f".{folder.name}.{word}") for word in ("old", "new"))
     remove_tree(old)
     remove_tree(new)
-    write_text(new / MARKER, "Removed and written anew by each `replicate tensorboard`.\n")
+    try:
+        write_text(new / MARKER, "Removed and written anew by each `replicate tensorboard`.\n")
+    except OSError:
+        remove_tree(new)
+        raise
     if folder.exists():
         folder.rename(old)
     new.rename(folder)

@@ -19,7 +19,7 @@ from replication.analysis.preference_words import preference_lines
 from replication.analysis.report import template
 from replication.config import AnalysisConfig
 from replication.errors import UserError
-from replication.rundir import SuiteDir, read_json, write_json, write_text
+from replication.rundir import SuiteDir, read_object, write_json, write_text
 from replication.votes import Vote, read_votes
 from replication.votes_note import read_note
 
@@ -36,7 +36,7 @@ def write_votes_report(suite_dir: SuiteDir) -> Path:
         UserError: votes.csv holds what no vote can, no votes, or those on several pairs of arms or of several suites.
     """
     votes = read_votes(suite_dir.votes)
-    counts = read_json(suite_dir.judging / "marginals.json") or {}
+    counts = read_object(suite_dir.judging / "marginals.json")
     arms = _arms(suite_dir, votes, counts)
     note = read_note(suite_dir.votes_note, suite_dir.votes)
     results = {
@@ -67,7 +67,7 @@ def _arms(suite_dir: SuiteDir, votes: list[Vote], counts: dict[str, Any]) -> tup
 
 def _full_set(suite_dir: SuiteDir) -> int:
     """Votes of a full set: the panel's, where it is here."""
-    panel = read_json(suite_dir.judging / "panel.json") or {}
+    panel = read_object(suite_dir.judging / "panel.json")
     return int(panel.get("votes_per_judge", AnalysisConfig().votes_per_judge))
 
 

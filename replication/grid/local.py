@@ -118,12 +118,13 @@ def _finish(r: _Running, outcome: Outcome, progress: Progress) -> None:
         progress.update(r.task, visible=False)
         progress.console.print(f"[yellow]told to stop[/] {r.cell.name}: the same command goes on with it")
         return
-    error = last_line(r.cell.run.log) or f"the process ended with code {r.process.returncode}"
+    error = last_line(r.cell.run.log).removeprefix("error: ") or f"the process ended with code {r.process.returncode}"
     if read_failure(r.cell.run) is None:  # killed before it could say why
         record_failure(r.cell.run, error)
     outcome.failed.append(r.cell)
     progress.update(r.task, visible=False)
-    error = (read_failure(r.cell.run) or {"error": error})["error"]
+    unwritten = {"error": f"{error}; its FAILED could not be written: is the disk full?"}
+    error = (read_failure(r.cell.run) or unwritten)["error"]
     progress.console.print(f"[red]failed[/] {r.cell.name}: {escape(error)} (log: {r.cell.run.log})")
 
 

@@ -14,7 +14,7 @@ from replication.judging.pairs import Completions, matched
 from replication.plan import read_plan
 from replication.preference.completions import suite_completions
 from replication.preference.export import read_export
-from replication.rundir import SuiteDir, read_json
+from replication.rundir import SuiteDir, read_object
 
 IMPORTED = "imported"
 OWN_TO_A_CELL = ("samples_sha256", "weights_sha256")  # every other key of a manifest's `generation` must be alike
@@ -122,8 +122,9 @@ def _check_alike(suite_dir: SuiteDir, arms: tuple[str, str], seeds: list[int]) -
     first: tuple[str, dict[str, Any]] | None = None
     for seed in seeds:
         for arm in arms:
-            recorded = (read_json(suite_dir.cell(arm, seed).manifest) or {}).get("generation") or {}
-            settings = {k: v for k, v in recorded.items() if k not in OWN_TO_A_CELL}
+            recorded = read_object(suite_dir.cell(arm, seed).manifest).get("generation")
+            found = recorded.items() if isinstance(recorded, dict) else ()
+            settings = {k: v for k, v in found if k not in OWN_TO_A_CELL}
             name = f"{arm}/seed-{seed}"
             first = first or (name, settings)
             if settings != first[1]:

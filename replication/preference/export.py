@@ -16,7 +16,7 @@ from typing import Any
 from replication.errors import UserError
 from replication.preference.completions import Completion, read_samples
 from replication.preference.prompts import find_prompts
-from replication.rundir import SuiteDir, file_sha256, read_json, write_text
+from replication.rundir import SuiteDir, file_sha256, read_object, write_text
 
 SIDES = ("a", "b")
 QUESTION_KEYS: dict[str, tuple[type, str]] = {
@@ -121,7 +121,7 @@ def write_export(
     """
     runs = [suite_dir.cell(arm, seed) for arm in arms]
     first, second = (read_samples(run) for run in runs)
-    settings, other = (_settings((read_json(run.manifest) or {}).get("generation")) for run in runs)
+    settings, other = (_settings(read_object(run.manifest).get("generation")) for run in runs)
     both = f"{arms[0]} and {arms[1]} at seed {seed}"
     again = "`replicate generate` makes them alike"
     if settings != other:

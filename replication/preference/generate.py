@@ -25,7 +25,7 @@ from replication.preemption import Preempted, told_to_stop
 from replication.preference.parts import Samples, Share
 from replication.preference.prompts import Prompt
 from replication.preference.sampling import Sampler, complete, row_key
-from replication.rundir import RunDir, read_json
+from replication.rundir import RunDir, read_object
 from replication.training.checkpoints import load_weights, newest_checkpoint
 from replication.training.environment import prepare_torch
 from replication.training.strategies import uses_gpu
@@ -140,7 +140,8 @@ def _line(config: RunConfig, prompt: Prompt, sample: int, tokens: list[int], tex
 
 def refuse_other_tokenizer(run: RunDir, store: TokenStore) -> None:
     """Raise UserError where a cell was trained on other data than the corpus that is there now."""
-    trained = ((read_json(run.manifest) or {}).get("data") or {}).get("hash")
+    data = read_object(run.manifest).get("data")
+    trained = data.get("hash") if isinstance(data, dict) else None
     if trained is not None and trained != store.hash:
         raise UserError(
             f"data.dir: {run.root} was trained on another corpus ({trained:.16} then, {store.hash:.16} now), so its "
@@ -156,7 +157,7 @@ def load_model(config: RunConfig, run: RunDir) -> Transformer:
             the trained model's.
     """
     folder, notes = newest_checkpoint(run)
-    step = read_json(folder / "COMPLETE")["step"] if folder else None
+    step = read_object(folder / "COMPLETE")["step"] if folder else None
     if folder is None or step != config.training.steps:
         found = f"its newest is of step {step}" if folder else "it has none"
         raise UserError(

@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from replication.config import RunConfig
 from replication.data.module import Batch
 from replication.errors import Diverged, UserError
-from replication.rundir import RunDir, SuiteDir, read_object, write_json
+from replication.rundir import RunDir, cells_in, read_object, write_json
 from replication.training.module import LanguageModel
 from replication.training.preflight import preflight
 from replication.training.strategies import ZeroStrategy
@@ -81,7 +81,7 @@ def check_neighbours(config: RunConfig, run: RunDir, initial_weights: str) -> No
     Raises:
         UserError: another arm of the same seed started elsewhere, or another seed at the same place.
     """
-    for _, _, neighbour in SuiteDir(run.root.parents[2]).cells():
+    for _, _, neighbour in cells_in(run.root.parent.parent):
         path = neighbour.manifest
         try:
             other = read_object(path)

@@ -81,7 +81,10 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     start["data sample"] = data_sample(store)
     start["checkpoint"] = checkpoint.name if checkpoint else "none"
     if checkpoint and config.training.initial_weights:
-        start["weights at start"] = read_object(run.manifest).get("initial_weights_sha256", "lost")
+        start["weights at start"] = str(read_object(run.manifest).get("initial_weights_sha256"))
+        if start["weights at start"] == "None":
+            raise UserError(f"{run.manifest}: does not say what weights the cell began with; restore it, or remove "
+                            f"{run.root} and train from the beginning")  # fmt: skip
     else:
         start["weights at start"] = weights_sha256(dict(module.model.named_parameters()))
     if first:
