@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from replication.config import CellConfigs, differences, scientific, scientific_hash
+from replication.config import differences, load_run, scientific, scientific_hash
 from replication.errors import UserError
 from replication.rundir import RunDir, SuiteDir, read_journal, read_json
 
@@ -175,7 +175,6 @@ class _Gatherer:
 
     def __init__(self, logged: Mapping[tuple[str, int], Logged] | None) -> None:
         self._logged = logged
-        self._configs = CellConfigs()
 
     def __call__(self, run: RunDir, arm: str, seed: int) -> _Evidence:
         state = run.state()
@@ -184,7 +183,7 @@ class _Gatherer:
         manifest, faults = _read_manifest(run)
         config: dict[str, Any] = {}
         try:
-            loaded = self._configs.load(run.config)
+            loaded = load_run([run.config])
             config = scientific(loaded)
             faults += _contradictions(arm, seed, config, scientific_hash(loaded), manifest)
         except (UserError, OSError, ValueError) as error:

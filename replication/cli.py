@@ -133,21 +133,17 @@ def prepare(argv: list[str]) -> int:
 
 def train(argv: list[str]) -> int:
     """Train one cell (one arm at one seed), generate its completions, mark it complete."""
-    from replication.config import load_run, run_parser, to_yaml
+    from replication.config import help_of_keys, load_run, to_yaml
 
+    parser = Parser(prog="replicate train", description=train.__doc__, add_help=False)
+    parser.add_argument("--config", action="append", default=[], help="layer of keys; repeat it, later files win")
+    parser.add_argument("--out", type=Path, help="output folder; the cell is OUT/runs/<arm>/seed-<n>")
+    parser.add_argument("--stage", choices=STAGES, default="all", help="train, or generate completions, or both")
+    parser.add_argument("--print_config", action="store_true", help="print every key as it is resolved, train nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print parameter groups and sizes, and train nothing")
     if not argv or any(a in ("-h", "--help") for a in argv):
-        keys = run_parser()
-        keys.add_argument("--out", type=Path, help="output folder; the cell is OUT/runs/<arm>/seed-<n>")
-        keys.add_argument("--stage", choices=STAGES, default="all", help="train, or generate completions, or both")
-        keys.add_argument("--dry-run", action="store_true", help="print parameter groups and sizes, and train nothing")
-        keys.print_help()
+        print(f"{parser.format_help()}\nkeys of a run, with their defaults; they win over the files:\n{help_of_keys()}")
         return 0
-    parser = Parser(prog="replicate train", add_help=False)
-    parser.add_argument("--config", action="append", default=[])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--stage", choices=STAGES, default="all")
-    parser.add_argument("--print_config", action="store_true")
-    parser.add_argument("--dry-run", action="store_true")
     args, flags = parser.parse_known_args(argv)
     config = load_run(args.config, flags)
     if args.print_config:

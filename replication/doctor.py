@@ -20,17 +20,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from replication.analysis.claims import load_claims
-from replication.config import RunConfig, SourceConfig, SuiteConfig, load_cell, load_suite, run_parser
+from replication.config import RunConfig, SourceConfig, SuiteConfig, load_cell, load_suite
 from replication.errors import UserError
 from replication.model.size import parameter_count
 from replication.needs import GIB, checkpoint_gib, checkpoints_kept, gib, state_needs
 from replication.preference.prompts import load_prompts
+from replication.reading import check_layer, read_yaml
 
 HUB_SECONDS = 2.0
 BROKEN_CONFIG = 2
@@ -428,11 +428,10 @@ def _print_files(console: Console, config_root: Path) -> list[str]:
     files = [p for folder in folders for p in sorted((config_root / folder).glob("*.yaml"))]
     files += sorted((config_root / "prompts").glob("*.json*"))
     broken = []
-    parser = run_parser()
     for path in files:
         name = f"{path.parent.name}/{path.name}"
         try:
-            state = _load_alone(path, parser)
+            state = _load_alone(path)
         except UserError as error:
             broken.append(name)
             state = f"[red]{escape(str(error).removeprefix(f'{path}: '))}[/red]"
@@ -441,7 +440,7 @@ def _print_files(console: Console, config_root: Path) -> list[str]:
     return broken
 
 
-def _load_alone(path: Path, parser: ArgumentParser) -> str:
+def _load_alone(path: Path) -> str:
     """Check a file's syntax, keys and types. Whether values fit together shows in a suite, not in one layer.
 
     Raises:
@@ -451,8 +450,5 @@ def _load_alone(path: Path, parser: ArgumentParser) -> str:
         return f"[green]loads[/green]: {len(load_prompts(path))} prompts"
     if path.parent.name == "claims":
         return f"[green]loads[/green]: {len(load_claims(path).claims)} claims"
-    try:
-        parser.parse_args(["--config", str(path)])
-    except ArgumentError as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    check_layer(RunConfig, read_yaml(path))
     return "[green]loads[/green]"

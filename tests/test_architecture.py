@@ -17,7 +17,7 @@ import pytest
 
 # From the floor up. A module may import its own layer and those before it.
 LAYERS = [
-    ["errors", "preemption"],
+    ["errors", "preemption", "reading"],
     ["arguments", "config", "rundir", "provenance"],
     ["certificate", "diverged", "plan_text", "votes", "votes_note", "model", "needs", "data", "objectives"],
     ["analysis.published", "analysis.recompute", "analysis.claims"],
@@ -69,6 +69,7 @@ RESERVED = {
 TORCH_FREE = [
     "errors",
     "preemption",
+    "reading",
     "arguments",
     "config",
     "rundir",

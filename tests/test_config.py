@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from collections.abc import Iterator
+from dataclasses import is_dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import get_args, get_origin
 
 import pytest
 import yaml
 
 from replication.config import (
     RunConfig,
+    SuiteConfig,
     arm_keys,
     config_root,
     differences,
@@ -25,6 +29,8 @@ from replication.config import (
     to_yaml,
 )
 from replication.errors import UserError
+from replication.grid.plan import check_arms_declare_alike
+from replication.reading import check_layer, hints, parse_yaml, read_yaml, untyped
 
 INTERVENTIONS = {"arm", "token_gain.enabled", "layer_gain.enabled"}
 
@@ -74,12 +80,29 @@ def test_a_saved_config_loads_as_itself(tmp_path):
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("model:\n  n_block: 3\n", ["bad.yaml", "n_block"]),
+        ("model:\n  n_block: 3\n", ["bad.yaml line 2", "model.n_block", "did you mean model.n_blocks?"]),
         ("modell:\n  n_blocks: 3\n", ["bad.yaml", "modell"]),
-        ("model:\n  n_blocks: three\n", ["bad.yaml", "model.n_blocks", "int", "three"]),
+        ("model:\n  n_blocks: three\n", ["bad.yaml line 2", "model.n_blocks", "whole number", "three"]),
         ("training:\n  precision: fp8\n", ["bad.yaml", "training.precision", "fp8"]),
-        ("data:\n  sources:\n    - {name: a, kind: text, path: x, wieght: 2}\n", ["bad.yaml", "sources", "wieght"]),
-        ("model: [\n", ["bad.yaml"]),
+        (
+            "data:\n  sources:\n    - {name: a, kind: text, path: x, wieght: 2}\n",
+            ["line 3: data.sources[0].wieght:"],
+        ),
+        ("model: [\n", ["bad.yaml", "line 2"]),
+        ("run:\n  a: 1\nrun:\n  b: 1\n", ["bad.yaml line 3: key 'run' comes twice"]),
+        ("training:\n  steps: 50\ntraining.steps: 60\n", ["bad.yaml line 3: training.steps: comes twice"]),
+        ("model:\n", ["bad.yaml line 1: model: must have keys of its own, not null"]),
+        ("training: {steps: null}\n", ["training.steps: must be a whole number", "not null"]),
+        ("arm: null\n", ["arm: must be text, not null"]),
+        ("training: {steps: 010}\n", ["training.steps", "'010'"]),
+        ("cluster: {slurm: {time_limit_minutes: 24:00}}\n", ["time_limit_minutes", "'24:00'"]),
+        ("training: &t {steps: 5, again: *t}\n", ["line 1: an alias stands inside of what it names"]),
+        ("arm: !!binary aGk=\n", ["line 1: the tag !!binary means nothing here"]),
+        ("arm: a\n---\narm: b\n", ["bad.yaml: not valid YAML", "line 2"]),
+        ("- 1\n", ["bad.yaml: must have keys of its own, not [1]"]),
+        ("? [a]\n: b\n", ["line 1: a key must be a word"]),
+        ('arm: "a\\0b"\n', ["arm: holds a NUL character"]),
+        ("[" * 20_000, ["bad.yaml: not valid YAML"]),
     ],
 )
 def test_a_bad_file_is_one_line_that_names_file_and_key(tmp_path, text, parts):
@@ -91,6 +114,92 @@ def test_a_bad_file_is_one_line_that_names_file_and_key(tmp_path, text, parts):
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_a_text_means_what_the_type_of_its_key_says(tmp_path):
+    """YAML 1.1 makes numbers, truths and dates of these; as names they stay what they are, and are saved so."""
+    path = tmp_path / "layer.yaml"
+    odd = ["no", "010", "1e-6", "1_000", "12:30", "2026-01-31", "0x1F", "1e400", "'null'", "'~'", "'[1]'", "''"]
+    for text in odd:
+        source = f"[{{name: a, kind: hub, path: {text}, revision: {text}, messages: {{user: {text}}}}}]"
+        path.write_text(f"arm: {text}\ntraining: {{adam_eps: 1e-6, steps: 1_000, deterministic: no}}\n"
+                        f"data: {{sources: {source}}}\n")  # fmt: skip
+        if text == "''":
+            path.write_text("generation: {template: '{question}'}\n")
+        config = load_run([path])
+        if text != "''":
+            plain = text.strip("'")
+            found = config.data.sources[0]
+            assert (config.arm, found.path, found.revision, found.messages) == (plain, plain, plain, {"user": plain})
+            assert (config.training.adam_eps, config.training.steps) == (0.000001, 1000)
+            assert config.training.deterministic is False
+        path.write_text(to_yaml(config))
+        assert load_run([path]) == config, text
+        assert untyped(parse_yaml(to_yaml(config), "").tree) == to_dict(config), "readers that know no type agree"
+
+
+def test_a_typo_in_an_arm_names_its_own_file_and_equal_numbers_are_equal(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arms = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
+    arms[0].write_text("arm: baseline\ntoken_gain: {eps: 1e-6, s: 1}\n")
+    arms[1].write_text("arm: both\ntoken_gain: {eps: 0.000001, enabeld: true}\n")
+    suite = replace(load_suite("ablation_2x2"), arms=tuple(map(str, arms)))
+    assert load_cell(suite, str(arms[0]), 1).token_gain.eps == 1e-6
+    with pytest.raises(UserError, match=r"b\.yaml line 2: token_gain\.enabeld: no such key; did you mean"):
+        check_arms_declare_alike(suite)
+
+
+def test_merge_keys_take_over_and_may_be_overridden(tmp_path):
+    path = tmp_path / "layer.yaml"
+    path.write_text("training: &t {steps: 50, clip_norm: 2}\n")
+    assert load_run([path]).training.steps == 50
+    path.write_text("training:\n  <<: {steps: 50, clip_norm: 2}\n  steps: 60\n")
+    assert (load_run([path]).training.steps, load_run([path]).training.clip_norm) == (60, 2.0)
+
+
+def test_a_file_with_a_byte_order_mark_and_an_empty_file_load(tmp_path):
+    path = tmp_path / "layer.yaml"
+    path.write_bytes(b"\xef\xbb\xbftraining: {steps: 50}\n")
+    assert load_run([path]).training.steps == 50
+    path.write_text("# nothing yet\n")
+    assert load_run([path]) == RunConfig()
+
+
+def numeric_keys(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """Every key that takes numbers, and their type, in lists too."""
+    for name, hint in hints(cls).items():
+        parts = [hint, *get_args(hint), *(b for a in get_args(hint) for b in get_args(a))]
+        for part in parts:
+            if isinstance(part, type) and is_dataclass(part):
+                yield from numeric_keys(part, f"{prefix}{name}{'.' if part is hint else '[0].'}")
+            elif part in (int, float):
+                yield f"{prefix}{name}" if get_origin(hint) is not tuple else f"{prefix}{name}[0]", part
+
+
+NEGATIVE = {"token_gain.s", "token_gain.sigmoid_k", "token_gain.sigmoid_a", "layer_gain.t"}
+"""Slopes and strengths, which may have either sign."""
+
+
+@pytest.mark.parametrize("cls", [RunConfig, SuiteConfig])
+def test_every_number_is_finite_and_in_its_range(cls, tmp_path):
+    """A new key is walked too: it needs a Range, or a place in NEGATIVE."""
+    path, keys = tmp_path / "bad.yaml", list(numeric_keys(cls))
+    assert len(keys) > (70 if cls is RunConfig else 12)
+    assert {"data.sources[0].weight", "cluster.slurm.memory_gib", "seeds[0]"} & {key for key, _ in keys}
+    for key, kind in keys:
+        for text in (".nan", "nan", ".inf", "-.inf", "-1", "true", "1e999", "9" * 400):
+            tree: object = text
+            for part in reversed(re.split(r"\.|(?=\[)", key)):
+                tree = f"[{tree}]" if part == "[0]" else f"{{{part}: {tree}}}"
+            path.write_text(f"{tree}\n")
+            if key in NEGATIVE and text == "-1":
+                check_layer(cls, read_yaml(path))
+                continue
+            with pytest.raises(UserError) as caught:
+                check_layer(cls, read_yaml(path))
+            assert str(caught.value).startswith(f"{path} line 1: {key}: "), key
+            if kind is float and text in (".nan", "nan"):
+                assert str(caught.value).endswith("nan must be a finite number")
 
 
 @pytest.mark.parametrize(
@@ -121,6 +230,11 @@ def test_a_bad_file_is_one_line_that_names_file_and_key(tmp_path, text, parts):
         (["--cluster.threads=-1"], ["cluster.threads"]),
         (["--training.label_smoothing=1.0"], ["training.label_smoothing"]),
         (["--nothing=1"], ["--nothing"]),
+        (["--training.steps"], ["--training.steps: has no value"]),
+        (["--training.steps", "--seed=1"], ["--training.steps: has no value"]),
+        (["stray"], ["stray: is no flag"]),
+        (["--layer_gain.exclude_blocks=[0"], ["--layer_gain.exclude_blocks: not valid YAML"]),
+        (["--arm=\udcff"], ["--arm: holds half a character"]),
     ],
 )
 def test_contradictions_name_the_keys(flags, parts):

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from replication.config import (
     RunConfig,
     SuiteConfig,
     arm_keys,
+    find_config,
     flatten,
     load_cell,
     load_run,
@@ -24,6 +23,7 @@ from replication.config import (
     to_yaml,
 )
 from replication.errors import UserError
+from replication.reading import dump_yaml
 from replication.rundir import RunDir, SuiteDir, write_text
 
 
@@ -80,7 +80,7 @@ def plan(
     for arm in suite.arms:
         of_arm[arm] = config = load_cell(suite, arm, suite.seeds[0], flags, cluster)
         if config.arm != arm:
-            raise UserError(f"configs/arms/{arm}.yaml: key 'arm' says {config.arm}; it must be {arm}")
+            raise UserError(f"{find_config(arm, 'arms')}: key 'arm' says {config.arm}; it must be {arm}")
     cells = []
     for place in places(suite, suite_dir):
         there = from_folder and place.run.config.is_file()
@@ -99,7 +99,7 @@ def check_arms_declare_alike(suite: SuiteConfig) -> None:
     for arm, keys in declared.items():
         if union - keys:
             raise UserError(
-                f"configs/arms/{arm}.yaml: does not set {', '.join(sorted(union - keys))}, another arm of the suite "
+                f"{find_config(arm, 'arms')}: does not set {', '.join(sorted(union - keys))}, another arm of the suite "
                 "does; arms are compared in declared keys alone, so set the same ones in every arm"
             )
 
@@ -120,7 +120,7 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
         claimed["seeds"] = list(dict.fromkeys([*load_suite(suite_dir.suite).seeds, *claimed["seeds"]]))
     for cell in cells:
         refuse_other_config(cell.config, cell.run.config)
-    text = yaml.safe_dump(claimed, sort_keys=False)
+    text = dump_yaml(claimed)
     if not suite_dir.suite.is_file() or suite_dir.suite.read_text(encoding="utf-8") != text:
         write_text(suite_dir.suite, text)  # only then: a suite that is newer than the report makes it out of date
 

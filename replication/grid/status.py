@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from replication.config import DivergedRule
 from replication.diverged import why_diverged
+from replication.errors import UserError
 from replication.grid.jobs import JobStage
 from replication.grid.plan import Place
 from replication.grid.slurm import Queued
+from replication.reading import read_yaml, untyped
 from replication.rundir import RunDir, first_error, is_trained, parse_objects, read_json, read_tail
 
 STYLE = {
@@ -43,7 +44,6 @@ waits to go on. interrupted: it was begun, and nothing says how it ended. traine
 
 RETRIED = ("failed", "preempted", "interrupted", "cancelled")
 WAITING = ("queued", "requeued", "trained")
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times as fast
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,11 @@ def cell_status(
 
 def _facts(path: Path) -> _Facts | None:
     try:
-        with open(path, encoding="utf-8") as file:
-            config = yaml.load(file, _Loader)
+        config = untyped(read_yaml(path).tree)
         t = config["training"]
         generates = bool(config["generation"]["prompts"])
         return _Facts(t["steps"], t["batch_tokens"], t["warmup_steps"], config["model"]["vocab_size"], generates)
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, UserError, KeyError, TypeError):
         return None
 
 
