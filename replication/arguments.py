@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
 
 from replication.errors import UserError
+from replication.reading import Range, number_of
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,4 +17,32 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **({"allow_abbrev": False} | kwargs))
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}; see `{self.prog} --help`")
+        raise UserError(f"{self.prog}: {message.removeprefix('argument ')}; see `{self.prog} --help`")
+
+
+def whole(low: int = 1, high: int = 2**31 - 1) -> Callable[[str], int]:
+    """Type of an argument that is a whole number from low to high."""
+    return _argument(Annotated[int, Range(f"[{low}, {high}]")])
+
+
+def number(interval: str) -> Callable[[str], float]:
+    """Type of an argument that is a number in an interval, such as "(0, inf)"; it is finite."""
+    return _argument(Annotated[float, Range(interval)])
+
+
+def several(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """Type of an argument that is a comma-separated list; sorted, each once."""
+    return lambda text: sorted({one(part) for part in text.split(",")})
+
+
+def _argument(hint: Any) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return number_of(hint, text.strip())
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+COUNT, NATURAL, POSITIVE = whole(), whole(0), number("(0, 1e9]")

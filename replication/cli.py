@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from rich.console import Console
 
 from replication import __version__
-from replication.arguments import Parser
+from replication.arguments import COUNT, NATURAL, Parser
 from replication.errors import UserError, is_lost_peer
 from replication.preemption import PREEMPTED, Preempted
 
@@ -115,7 +115,7 @@ def prepare(argv: list[str]) -> int:
     )
     parser.add_argument("--out", required=True, type=Path, help="folder of the prepared corpus")
     parser.add_argument(
-        "--show-batch", type=int, metavar="K", help="print the global batch of step K (from 0), decoded"
+        "--show-batch", type=NATURAL, metavar="K", help="print the global batch of step K (from 0), decoded"
     )
     parser.add_argument("--full", action="store_true", help="with --show-batch: whole sequences")
     args, flags = parser.parse_known_args(argv)
@@ -256,11 +256,9 @@ def drill(argv: list[str]) -> int:
     parser.add_argument("--config", action="append", default=[], help="config file; repeat it, later files win")
     parser.add_argument("--out", required=True, type=Path, help="folder of the drill's runs and of drill.json")
     parser.add_argument("--strategies", help="comma-separated values of cluster.strategy (default: the config's)")
-    parser.add_argument("--kills", type=int, default=12, help="in all, shared among the strategies (default 12)")
-    parser.add_argument("--seed-of-kills", type=int, default=0, help="chooses the moments (default 0)")
+    parser.add_argument("--kills", type=COUNT, default=12, help="in all, shared among the strategies (default 12)")
+    parser.add_argument("--seed-of-kills", type=NATURAL, default=0, help="chooses the moments (default 0)")
     args, flags = parser.parse_known_args(argv)
-    if args.kills < 1:
-        raise UserError(f"--kills: {args.kills} must be at least 1")
     config = load_run(args.config, flags)
     strategies = args.strategies.split(",") if args.strategies else [config.cluster.strategy]
     known = ("single", "ddp", "zero1", "zero2", "zero3")

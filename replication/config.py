@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from replication.errors import UserError
-from replication.reading import Layer, Range, build, check_layer, dump_yaml, flag_layers, hints, read_yaml
+from replication.reading import Layer, Range, build, check_layer, check_values, dump_yaml, flag_layers, hints, read_yaml
 
 Count = Annotated[int, Range("[1, 2147483647]")]
 Natural = Annotated[int, Range("[0, 2147483647]")]
 Tokens = Annotated[int, Range("[1, 9007199254740992]")]
-Seed = Annotated[int, Range("[0, 2147483647]")]
+Seed = Annotated[int, Range("[0, 4294967295]")]
 """What every generator and data base that meets a seed can hold."""
 Positive = Annotated[float, Range("(0, inf)")]
 NotNegative = Annotated[float, Range("[0, inf)")]
@@ -426,7 +426,8 @@ class RunConfig:
         return self.batch_sequences // (self.micro_batch_sequences * self.world_size)
 
     def check(self) -> RunConfig:
-        """Raise UserError where values contradict one another; return self."""
+        """Raise UserError where a value is out of its range or values contradict one another; return self."""
+        check_values(self)
         for broken, message in _contradictions(self):
             if broken:
                 raise UserError(message)
@@ -680,6 +681,7 @@ class AnalysisConfig:
 
     def check(self, arms: Sequence[str]) -> AnalysisConfig:
         """Raise UserError where a value is out of its range or names no arm of the suite; return self."""
+        check_values(self, "analysis.")
         for broken, message in _analysis_contradictions(self, arms):
             if broken:
                 raise UserError(message)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from replication.arguments import Parser
+from replication.arguments import COUNT, Parser
 from replication.config import SuiteConfig, find_cluster, load_suite
 from replication.errors import UserError
 from replication.grid import slurm, submit
@@ -24,6 +24,7 @@ from replication.grid.plan import Cell, Place, claim_folder, places, plan, write
 from replication.grid.site import default_site
 from replication.grid.status import RETRIED, CellStatus, Left, cell_status, print_status
 from replication.plan import read_plan, unplanned_cells
+from replication.reading import Layer, Plain, check_layer
 from replication.rundir import SuiteDir, is_trained
 
 TEXTS = {
@@ -54,7 +55,7 @@ def grid(argv: list[str]) -> int:
         if name in ("plan", "run", "submit", "retry"):
             sub.add_argument("--cluster", help="file that says where cells run, or its name in configs/cluster")
         if name == "run":
-            sub.add_argument("--jobs", type=int, default=1, help="cells side by side (default 1)")
+            sub.add_argument("--jobs", type=COUNT, default=1, help="cells side by side (default 1)")
         if name in ("submit", "retry"):
             sub.add_argument("--site", type=Path, help="site file (default: launch/site.env, where it exists)")
             sub.add_argument("--dry-run", action="store_true", help="print every script and command, submit nothing")
@@ -79,12 +80,10 @@ def named_suite(args: argparse.Namespace, from_folder: bool = False) -> tuple[Su
     suite_dir = SuiteDir(args.out or Path("out") / suite.name)
     if from_folder and suite_dir.suite.is_file():
         suite = load_suite(suite_dir.suite)
-    if not args.seeds:
+    if args.seeds is None:
         return suite, suite_dir
-    try:
-        suite = replace(suite, seeds=tuple(int(s) for s in args.seeds.split(",")))
-    except ValueError:
-        raise UserError(f"--seeds: '{args.seeds}' is not a list of whole numbers such as 1,2,3") from None
+    given = Layer({"seeds": [Plain(part.strip()) for part in args.seeds.split(",")]}, "")
+    suite = replace(suite, seeds=check_layer(SuiteConfig, given)["seeds"])
     if len(set(suite.seeds)) != len(suite.seeds):
         raise UserError(f"--seeds: '{args.seeds}' names a seed twice; name each once")
     return suite, suite_dir
@@ -166,8 +165,6 @@ def _diff(args: argparse.Namespace, flags: list[str]) -> int:
 def _run(args: argparse.Namespace, flags: list[str]) -> int:
     from replication.grid.local import run_cells
 
-    if args.jobs < 1:
-        raise UserError(f"--jobs: {args.jobs} must be at least 1")
     suite, suite_dir, cells = _cells(args, flags)
     console = Console()
     claim_folder(suite, suite_dir, cells)

@@ -52,9 +52,7 @@ class Range:
             return f"must lie in {self.interval}"
         if above:
             return f"must be {'less than' if self.interval[-1] == ')' else 'at most'} {self.high:.17g}"
-        if self.low == 0:
-            return "must be positive" if self.interval[0] == "(" else "must not be negative"
-        return "must be positive" if self.low == 1 else f"must be at least {self.low:g}"
+        return f"must be {'more than' if self.interval[0] == '(' else 'at least'} {self.low:g}"
 
 
 # ---------------------------------------------------------------- texts
@@ -280,6 +278,19 @@ def check_layer(cls: type, layer: Layer) -> dict[str, Any]:
         raise layer.error(problem.key, problem.words) from None
 
 
+def check_values(config: Any, prefix: str = "") -> None:
+    """Hold the values of a dataclass that was made in code against their types and Ranges; raises UserError."""
+    try:
+        for name, hint in hints(type(config)).items():
+            value = getattr(config, name)
+            if dataclasses.is_dataclass(value):
+                check_values(value, f"{prefix}{name}.")
+            else:
+                _typed(hint, value, f"{prefix}{name}")
+    except _Problem as problem:
+        raise UserError(f"{problem.key}: {problem.words}") from None
+
+
 def flag_layers(flags: Sequence[str], read: typing.Callable[[str], Layer]) -> Iterator[Layer]:
     """Layers of flags such as `--training.steps=20` or `--training.steps 20`; `--config FILE` is one that is read.
 
@@ -299,7 +310,7 @@ def flag_layers(flags: Sequence[str], read: typing.Callable[[str], Layer]) -> It
 
 
 @functools.cache
-def hints(cls: type) -> dict[str, Any]:
+def hints(cls: Any) -> dict[str, Any]:
     """The types of a dataclass's fields."""
     return typing.get_type_hints(cls, include_extras=True)
 
@@ -330,7 +341,7 @@ def _keys(cls: type, tree: Any, prefix: str) -> dict[str, Any]:
 
 def _assemble(cls: type[T], values: Mapping[str, Any], prefix: str) -> T:
     arguments: dict[str, Any] = {}
-    types_of = hints(cls)  # type: ignore[arg-type]
+    types_of = hints(cls)
     for entry in dataclasses.fields(cls):  # type: ignore[arg-type]
         name, hint = f"{prefix}{entry.name}", types_of[entry.name]
         if dataclasses.is_dataclass(hint):
@@ -340,6 +351,18 @@ def _assemble(cls: type[T], values: Mapping[str, Any], prefix: str) -> T:
         elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
             raise _Problem(name, "is missing, and has no default")
     return cls(**arguments)
+
+
+def number_of(hint: Any, text: str) -> Any:
+    """A number as its type, which may be Annotated with a Range.
+
+    Raises:
+        ValueError: it is none, or out of range; the message says what it must be.
+    """
+    try:
+        return _typed(hint, Plain(text), "")
+    except _Problem as problem:
+        raise ValueError(problem.words) from None
 
 
 def _typed(hint: Any, value: Any, key: str) -> Any:
@@ -365,6 +388,9 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
             raise _Problem(key, f"must have keys of its own, not {_shown(value)}")
         return {str(name): _typed(arguments[1], entry, f"{key}.{name}") for name, entry in value.items()}
     if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):  # type: ignore[arg-type]
+            check_values(value, f"{key}.")
+            return value
         return _assemble(hint, _keys(hint, value, f"{key}."), f"{key}.")  # type: ignore[arg-type]
     if origin is Literal:
         if value not in arguments:

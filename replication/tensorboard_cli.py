@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from rich.console import Console
 
-from replication.arguments import Parser
+from replication.arguments import POSITIVE, Parser, whole
 from replication.errors import UserError
 from replication.rundir import SuiteDir
 
@@ -32,8 +32,6 @@ def tensorboard(argv: list[str]) -> int:
     suite_dir, console = SuiteDir(args.out), Console()
     if not suite_dir.suite.is_file():
         raise UserError(f"{suite_dir.suite}: no such file; give the output folder of `replicate grid run`")
-    if args.every <= 0:
-        raise UserError(f"--every: {args.every} must be more than 0 seconds")
     suite = load_suite(suite_dir.suite)
     page = f"#custom_scalars&regexInput={quote(run_filter(len(suite.arms), len(suite.seeds)))}"
     with claim(suite, suite_dir) as over_seeds:
@@ -61,8 +59,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("out", type=Path, help="output folder of a suite")
     parser.add_argument("--host", default="127.0.0.1", help="address that TensorBoard listens at (default 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=6006, help="its port; 0 takes a free one (default 6006)")
-    parser.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help="between refreshes (default 10)")
+    parser.add_argument("--port", type=whole(0, 65535), default=6006, help="its port; 0: a free one (default 6006)")
+    parser.add_argument(
+        "--every", type=POSITIVE, default=10.0, metavar="SECONDS", help="between two looks (default 10)"
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--once", action="store_true", help="write and return, without TensorBoard")
     how.add_argument("--no-serve", action="store_true", help="keep writing, for a TensorBoard that runs elsewhere")

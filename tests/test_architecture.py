@@ -210,6 +210,17 @@ def test_the_rules_bite() -> None:
     assert layer_of("preference.prompts") < layer_of("training") < layer_of("preference.generate")
 
 
+def test_numbers_of_the_command_line_have_a_range() -> None:
+    """`type=int` takes -1 and a thousand digits, `type=float` nan: `arguments` has types that say what may be."""
+    wrong = [
+        f"replication.{name}, line {node.value.lineno}: type={ast.unparse(node.value)}"
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.keyword) and node.arg == "type" and ast.unparse(node.value) in ("int", "float")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 # ---------------------------------------------------------------- loading at once
 
 

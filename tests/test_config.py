@@ -12,6 +12,7 @@ from typing import get_args, get_origin
 import pytest
 import yaml
 
+from replication.cli import main
 from replication.config import (
     RunConfig,
     SuiteConfig,
@@ -208,8 +209,8 @@ def test_every_number_is_finite_and_in_its_range(cls, tmp_path):
         (["--training.batch_tokens=2000"], ["training.batch_tokens", "data.block_size_tokens"]),
         (["--cluster.micro_batch_sequences=5"], ["cluster.micro_batch_sequences", "divide"]),
         (["--cluster.micro_batch_sequences=1"], ["cluster.micro_batch_sequences", "gain_group_sequences", "multiple"]),
-        (["--cluster.micro_batch_sequences=0"], ["cluster.micro_batch_sequences", "positive"]),
-        (["--data.block_size_tokens=0"], ["data.block_size_tokens", "positive"]),
+        (["--cluster.micro_batch_sequences=0"], ["cluster.micro_batch_sequences", "at least 1"]),
+        (["--data.block_size_tokens=0"], ["data.block_size_tokens", "at least 1"]),
         (["--model.n_kv_heads=3"], ["model.n_kv_heads", "model.n_heads"]),
         (["--model.d_head=15"], ["model.d_head", "even"]),
         (["--model.top_k=9"], ["model.top_k", "model.n_experts"]),
@@ -225,8 +226,8 @@ def test_every_number_is_finite_and_in_its_range(cls, tmp_path):
         (["--cluster.devices=16", "--cluster.strategy=ddp"], ["cluster.micro_batch_sequences", "multiple"]),
         (["--cluster.devices=32", "--cluster.strategy=ddp"], ["cluster.devices"]),
         (["--training.beta1=1.5"], ["training.beta1"]),
-        (["--training.weight_decay=-3"], ["training.weight_decay", "negative"]),
-        (["--training.warmup_steps=-5"], ["training.warmup_steps", "negative"]),
+        (["--training.weight_decay=-3"], ["training.weight_decay", "at least 0"]),
+        (["--training.warmup_steps=-5"], ["training.warmup_steps", "at least 0"]),
         (["--cluster.threads=-1"], ["cluster.threads"]),
         (["--training.label_smoothing=1.0"], ["training.label_smoothing"]),
         (["--nothing=1"], ["--nothing"]),
@@ -242,6 +243,32 @@ def test_contradictions_name_the_keys(flags, parts):
         load_run([], flags)
     for part in parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("grid run S --jobs 0", "--jobs: 0 must be at least 1"),
+        ("grid plan S --seeds 1,1", "--seeds: '1,1' names a seed twice"),
+        ("grid plan S --seeds 1,,2", "--seeds[1]: must be a whole number such as 20, not null"),
+        ("grid plan S --seeds 99999999999", "--seeds[0]: 99999999999 must be at most 4294967295"),
+        ("grid plan S --seeds=", "--seeds[0]: must be a whole number"),
+        ("tensorboard D --port 99999", "--port: 99999 must be at most 65535"),
+        ("tensorboard D --every nan", "--every: nan must be a finite number"),
+        ("judge serve D --port -1", "--port: -1 must be at least 0"),
+        ("judge prepare D --votes -1", "--votes: -1 must be at least 1"),
+        ("judge prepare D --judges 1e3", "--judges: must be a whole number such as 20, not '1e3'"),
+        ("judge prepare D --repeats nan", "--repeats: nan must be a finite number"),
+        ("judge rehearse --minutes inf", "--minutes: inf must be a finite number"),
+        ("generate S --seed 010", "--seed: must be a whole number such as 20, not '010'"),
+        ("power --seed-spread 0,nan", "--seed-spread: nan must be a finite number"),
+        ("drill --out D --kills " + "9" * 5000, "is too large a number"),
+    ],
+)
+def test_a_number_of_the_command_line_is_one_line_where_it_cannot_be(words, said, capsys):
+    assert main([word.replace("S", "ablation_2x2") if word == "S" else word for word in words.split()]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
 
 
 def test_missing_files_say_what_there_is():
