@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from rich.console import Console
 
 from replication import __version__
-from replication.arguments import COUNT, NATURAL, Parser
+from replication.arguments import COUNT, NATURAL, Parser, folder
 from replication.errors import UserError, is_lost_peer
 from replication.preemption import PREEMPTED, Preempted
 
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = [a for a in args if a != "--debug"]
     for name in ("SIGTERM", "SIGHUP"):  # a closed terminal ends a run as Ctrl-C does, its cells included
         signal.signal(getattr(signal, name), _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a locale cannot spell becomes ?, and ends no run
+            stream.reconfigure(errors="replace")
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         return _verb(args)
@@ -221,7 +225,7 @@ def judge(argv: list[str]) -> int:
 def report(argv: list[str]) -> int:
     """Write report.html, report.md, results.json and figures from the run folders."""
     parser = Parser(prog="replicate report", description=report.__doc__)
-    parser.add_argument("out", type=Path, help="output folder of a suite; or one with votes.csv alone")
+    parser.add_argument("out", type=folder, help="output folder of a suite; or one with votes.csv alone")
     args = parser.parse_args(argv)
     from replication.config import load_suite
     from replication.rundir import SuiteDir
@@ -312,18 +316,21 @@ def doctor(argv: list[str]) -> int:
     """Say what this machine has and what each config would need; or whether a cluster could run a suite."""
     parser = Parser(prog="replicate doctor", description=doctor.__doc__)
     parser.add_argument("--cluster", help="cluster file, or its name in configs/cluster: ask SLURM, start nothing")
-    parser.add_argument("--suite", default="ablation_2x2", help="with --cluster: suite file or name")
+    parser.add_argument("--suite", help="with --cluster: suite file or name (default: ablation_2x2)")
     parser.add_argument("--site", type=Path, help="with --cluster: site file (default: launch/site.env, if there)")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="with --cluster: folder of the results")
+    parser.add_argument("--out", type=Path, help="with --cluster: folder of the results (default: out)")
     args = parser.parse_args(argv)
     if args.cluster:
         from replication.config import find_cluster, load_cell, load_suite
         from replication.grid.cluster import examine_cluster
         from replication.grid.site import default_site
 
-        suite = load_suite(args.suite)
+        suite = load_suite(args.suite or "ablation_2x2")
         config = load_cell(suite, suite.arms[0], suite.seeds[0], cluster=find_cluster(args.cluster))
-        return examine_cluster(suite, config, default_site(args.site), args.out, Console())
+        return examine_cluster(suite, config, default_site(args.site), args.out or Path("out"), Console())
+    for name in ("suite", "site", "out"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name}: says what a cluster is asked about; name that with --cluster")
     from replication.config import config_root
     from replication.doctor import doctor as examine
 

@@ -35,6 +35,10 @@ NotNegative = Annotated[float, Range("[0, inf)")]
 BelowOne = Annotated[float, Range("[0, 1)")]
 
 
+NAME = re.compile(r"\w([^/\\,\x00-\x1f]{0,98}[^/\\,\s\x00-\x1f])?")
+"""Of an arm."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The decoder-only transformer."""
@@ -286,7 +290,7 @@ class GenerationConfig:
     """Text that the model continues; {question} is the prompt."""
     samples_per_prompt: Count = 3
     """Completions of each prompt."""
-    temperature: Positive = 0.7
+    temperature: Annotated[float, Range("[0.000001, inf)")] = 0.7
     """Sampling temperature."""
     top_k: Count = 40
     """Largest logits kept in sampling."""
@@ -437,6 +441,11 @@ class RunConfig:
 def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
     """Yield (is broken, one line that names the keys and the remedy), cheapest checks first."""
     m, t, d = c.model, c.training, c.data
+    yield (
+        not NAME.fullmatch(c.arm),
+        f"arm: {c.arm!r} names folders and stands in votes; begin with a letter, digit or underscore, without commas, "
+        "slashes and blanks around it, at most 100 characters",
+    )
     yield (
         m.n_heads % m.n_kv_heads != 0,
         f"model.n_kv_heads: {m.n_kv_heads} does not divide model.n_heads {m.n_heads}",
@@ -611,9 +620,10 @@ def _rendering_contradictions(s: SourceConfig) -> Iterable[tuple[bool, str]]:
 
 
 def _template_fields(template: str) -> set[str | None]:
-    """Names in braces; {None} where the braces do not match."""
+    """Names in braces; {None} where the braces do not match, or hold more than a name."""
     try:
-        return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
+        return {None if form or conversion else name for _, name, form, conversion in parts}
     except ValueError:
         return {None}
 

@@ -113,7 +113,7 @@ def _system() -> Finding:
 def _processor() -> Finding:
     model = platform.processor() or platform.machine()
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     except OSError:
         pass
@@ -182,7 +182,7 @@ def _zero(machine: Machine) -> Finding:
         environment.setdefault("DS_ACCELERATOR", "cpu")
     try:  # in a process of its own: the import prints, and takes seconds
         command = [sys.executable, "-c", "import deepspeed"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=120)
     except subprocess.TimeoutExpired:
         return Finding("ZeRO", "importing deepspeed takes over two minutes", "warning", "look at the disk's load")
     if done.returncode:
@@ -260,7 +260,7 @@ def _git() -> Finding:
 def _run(*command: str) -> str | None:
     """First line that a program prints, or None where it is absent or fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return (done.stdout.strip().splitlines() or [""])[0] if done.returncode == 0 else None

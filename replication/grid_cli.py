@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from replication.arguments import COUNT, Parser
-from replication.config import SuiteConfig, find_cluster, load_suite
+from replication.analysis.tensorboard import refuse_taken_names
+from replication.arguments import COUNT, Parser, table_console
+from replication.config import SuiteConfig, find_cluster, find_config, load_suite
 from replication.errors import UserError
 from replication.grid import slurm, submit
 from replication.grid.jobs import check_accelerator
@@ -24,6 +25,7 @@ from replication.grid.plan import Cell, Place, claim_folder, places, plan, write
 from replication.grid.site import default_site
 from replication.grid.status import RETRIED, CellStatus, Left, cell_status, print_status
 from replication.plan import read_plan, unplanned_cells
+from replication.preference.prompts import load_prompts
 from replication.reading import Layer, Plain, check_layer
 from replication.rundir import SuiteDir, is_trained
 
@@ -76,7 +78,13 @@ def grid(argv: list[str]) -> int:
 
 def named_suite(args: argparse.Namespace, from_folder: bool = False) -> tuple[SuiteConfig, SuiteDir]:
     """The suite (with --seeds) and its output folder; with from_folder, a suite that the folder holds wins."""
-    suite = load_suite(args.suite)
+    folder = next((f for f in (Path(args.suite), Path("out") / args.suite) if SuiteDir(f).suite.is_file()), None)
+    if folder is None or _is_suite(args.suite):
+        suite = load_suite(args.suite)
+    elif from_folder and args.out is None:
+        suite, args.out = load_suite(SuiteDir(folder).suite), folder
+    else:
+        raise UserError(f"{args.suite}: is an output folder, and a suite's file or name goes here, with --out {folder}")
     suite_dir = SuiteDir(args.out or Path("out") / suite.name)
     if from_folder and suite_dir.suite.is_file():
         suite = load_suite(suite_dir.suite)
@@ -89,10 +97,21 @@ def named_suite(args: argparse.Namespace, from_folder: bool = False) -> tuple[Su
     return suite, suite_dir
 
 
+def _is_suite(name: str) -> bool:
+    try:
+        return find_config(name, "suites").is_file()
+    except UserError:
+        return False
+
+
 def _cells(args: argparse.Namespace, flags: list[str]) -> tuple[SuiteConfig, SuiteDir, list[Cell]]:
     suite, suite_dir = named_suite(args)
     cluster = find_cluster(args.cluster) if args.cluster else None
-    return suite, suite_dir, plan(suite, suite_dir, flags, cluster)
+    refuse_taken_names(suite)
+    cells = plan(suite, suite_dir, flags, cluster)
+    for prompts in {cell.config.generation.prompts for cell in cells} - {None}:
+        load_prompts(str(prompts))  # before a corpus is prepared, which may take hours
+    return suite, suite_dir, cells
 
 
 def _queue(console: Console, needed: bool = False) -> list[slurm.Queued] | None:
@@ -132,13 +151,13 @@ def _plan(args: argparse.Namespace, flags: list[str]) -> int:
     for cell in cells:
         t = cell.config.training
         table.add_row(cell.name, cell.hash, str(t.steps), f"{t.steps * t.batch_tokens:,}", str(cell.run.root))
-    Console().print(table)
+    table_console().print(table)
     return 0
 
 
 def _status(args: argparse.Namespace, flags: list[str]) -> int:
     suite, suite_dir = named_suite(args, from_folder=True)
-    console = Console()
+    console = table_console()
     if not suite_dir.root.is_dir():
         raise UserError(f"{suite_dir.root}: no such folder; give the --out of `replicate grid run` or `submit`")
     queue = _queue(console) if suite_dir.launch.is_dir() else None
@@ -155,7 +174,7 @@ def _diff(args: argparse.Namespace, flags: list[str]) -> int:
     table = Table("key", *args.arms)
     for key, (left, right) in differences(a, b).items():
         table.add_row(key, str(left), str(right))
-    Console().print(table)
+    table_console().print(table)
     return 0
 
 
@@ -170,6 +189,7 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
     claim_folder(suite, suite_dir, cells)
     waiting = [c for c in cells if not c.run.complete.is_file()]
     _say_plan(suite_dir, waiting, console)
+    _say_votes(suite, cells, console)
     _make_ready(waiting, suite_dir, console)
     outcome = run_cells(cells, suite_dir, args.jobs, console)
     print_status(_statuses(suite, suite_dir, cells), suite.name, console)
@@ -220,6 +240,17 @@ def _say_plan(suite_dir: SuiteDir, cells: Sequence[Cell], console: Console) -> N
     if others:
         line = f"these cells are not the plan's, and the report will say so: {', '.join(others)}"
         console.print(f"[yellow]{line}[/yellow]; see `replicate plan show`", soft_wrap=True)
+
+
+def _say_votes(suite: SuiteConfig, cells: Sequence[Cell], console: Console) -> None:
+    """A line where a judge is to vote on more pairs than there will be: `judge prepare` would refuse it afterwards."""
+    g, votes = cells[0].config.generation, suite.analysis.votes_per_judge
+    if len(suite.arms) < 2 or g.prompts is None:
+        return
+    n_pairs = len(load_prompts(g.prompts)) * len(suite.seeds) * g.samples_per_prompt**2
+    if votes > n_pairs:
+        line = f"analysis.votes_per_judge: {votes}, but there will be {n_pairs} pairs of completions to judge"
+        console.print(f"[yellow]{line}[/yellow]; lower it, or give `replicate judge prepare` --votes", soft_wrap=True)
 
 
 def _report_is_current(suite_dir: SuiteDir, cells: Sequence[Cell]) -> bool:
@@ -286,6 +317,7 @@ def _send(
         if not args.dry_run:
             claim_folder(suite, suite_dir, cells)
             _say_plan(suite_dir, [c for c in cells if not c.run.complete.is_file()], submitter.console)
+            _say_votes(suite, cells, submitter.console)
         steps = _steps(suite, suite_dir, cells, taken, behind, submitter)
         submitter.submit(steps)
     if not steps:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from replication.arguments import COUNT, NATURAL, Parser, number, whole
+from replication.arguments import COUNT, NATURAL, Parser, folder, number, whole
 from replication.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _act(argv: list[str]) -> int:
             if name == wanted:  # its module loads packages that the others do without
                 _module(name).add_arguments(sub)
             continue
-        sub.add_argument("dir", type=Path, metavar="DIR", help="output folder of a suite")
+        sub.add_argument("dir", type=folder, metavar="DIR", help="output folder of a suite")
         if name in ARGUMENTS:
             ARGUMENTS[name](sub)
         sub.add_argument("--database", metavar="URL", help="panel in another database: a file, or a URL such as "

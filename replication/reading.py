@@ -281,7 +281,7 @@ def check_layer(cls: type, layer: Layer) -> dict[str, Any]:
 def check_values(config: Any, prefix: str = "") -> None:
     """Hold the values of a dataclass that was made in code against their types and Ranges; raises UserError."""
     try:
-        for name, hint in hints(type(config)).items():
+        for name, hint in hints(type(config)).items():  # type: ignore[arg-type]
             value = getattr(config, name)
             if dataclasses.is_dataclass(value):
                 check_values(value, f"{prefix}{name}.")
@@ -341,7 +341,7 @@ def _keys(cls: type, tree: Any, prefix: str) -> dict[str, Any]:
 
 def _assemble(cls: type[T], values: Mapping[str, Any], prefix: str) -> T:
     arguments: dict[str, Any] = {}
-    types_of = hints(cls)
+    types_of = hints(cls)  # type: ignore[arg-type]
     for entry in dataclasses.fields(cls):  # type: ignore[arg-type]
         name, hint = f"{prefix}{entry.name}", types_of[entry.name]
         if dataclasses.is_dataclass(hint):

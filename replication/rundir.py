@@ -94,7 +94,7 @@ def damage(folder: Path) -> str | None:
     if not (folder / "COMPLETE").is_file():
         return "has no COMPLETE marker (it was interrupted while being written)"
     try:
-        marker = json.loads((folder / "COMPLETE").read_text())
+        marker = json.loads((folder / "COMPLETE").read_text(encoding="utf-8"))
         listed = marker["files"]
     except (ValueError, KeyError):
         return "has an unreadable COMPLETE marker"
@@ -120,7 +120,7 @@ def hold_lock(folder: Path, message: str) -> Iterator[None]:
         UserError: another live process holds it; says `message`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as file:
+    with open(folder / ".lock", "ab+") as file:
         for attempt in range(20):  # a status table probes the lock for an instant; a run holds it
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -213,7 +213,7 @@ class RunDir:
     def is_locked(self) -> bool:
         """Whether a live process on a machine that shares this file system's locks holds the cell."""
         try:
-            with open(self.root / ".lock") as file:
+            with open(self.root / ".lock", "rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
@@ -479,7 +479,7 @@ def first_error(log: Path, n_bytes: int = 65536) -> str:
 def last_line(log: Path) -> str:
     """The last line of a log that is not blank; "" where there is none."""
     try:
-        lines = log.read_text(errors="replace").strip().splitlines()
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except FileNotFoundError:
         return ""
     return lines[-1].strip() if lines else ""

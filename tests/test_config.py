@@ -123,15 +123,17 @@ def test_a_text_means_what_the_type_of_its_key_says(tmp_path):
     odd = ["no", "010", "1e-6", "1_000", "12:30", "2026-01-31", "0x1F", "1e400", "'null'", "'~'", "'[1]'", "''"]
     for text in odd:
         source = f"[{{name: a, kind: hub, path: {text}, revision: {text}, messages: {{user: {text}}}}}]"
-        path.write_text(f"arm: {text}\ntraining: {{adam_eps: 1e-6, steps: 1_000, deterministic: no}}\n"
-                        f"data: {{sources: {source}}}\n")  # fmt: skip
+        path.write_text(f"training: {{adam_eps: 1e-6, steps: 1_000, deterministic: no}}\n"
+                        f"data: {{sources: {source}, tokenizer: {{end_of_text: {text}}}}}\n")  # fmt: skip
         if text == "''":
             path.write_text("generation: {template: '{question}'}\n")
         config = load_run([path])
         if text != "''":
             plain = text.strip("'")
             found = config.data.sources[0]
-            assert (config.arm, found.path, found.revision, found.messages) == (plain, plain, plain, {"user": plain})
+            assert [config.data.tokenizer.end_of_text, found.path, found.revision, found.messages["user"]] == [
+                plain
+            ] * 4
             assert (config.training.adam_eps, config.training.steps) == (0.000001, 1000)
             assert config.training.deterministic is False
         path.write_text(to_yaml(config))
@@ -219,6 +221,13 @@ def test_every_number_is_finite_and_in_its_range(cls, tmp_path):
         (["--layer_gain.exclude_blocks=[0,1,2,3]"], ["layer_gain.exclude_blocks", "leave at least one"]),
         (["--generation.template=x"], ["generation.template", "{question}"]),
         (["--generation.template={question} {x}"], ["generation.template", "no other field"]),
+        (["--generation.template={question:d}"], ["generation.template", "no other field"]),
+        (["--generation.template={question!r}"], ["generation.template", "no other field"]),
+        (["--arm=a/b"], ["arm: 'a/b' names folders"]),
+        (["--arm=a,b"], ["arm: 'a,b' names folders"]),
+        (["--arm= a"], ["arm: ' a' names folders"]),
+        (["--arm=.."], ["arm: '..' names folders"]),
+        (["--arm=" + "a" * 101], ["at most 100 characters"]),
         (["--token_gain.c_min=9"], ["token_gain.c_min", "token_gain.c_max", "swap"]),
         (["--layer_gain.m_max=0.01"], ["layer_gain.m_min", "layer_gain.m_max"]),
         (["--cluster.devices=2"], ["cluster.strategy", "ddp"]),

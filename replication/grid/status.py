@@ -42,6 +42,8 @@ STYLE = {
 """Every state. queued: its first job waits. requeued: its next job waits. preempted: it was told to stop, and no job
 waits to go on. interrupted: it was begun, and nothing says how it ended. trained: only its completions are missing."""
 
+NARROW = 60
+"""Columns, below which a table that is wider becomes lines."""
 RETRIED = ("failed", "preempted", "interrupted", "cancelled")
 WAITING = ("queued", "requeued", "trained")
 
@@ -206,7 +208,12 @@ def print_status(rows: Sequence[CellStatus], title: str, console: Console) -> No
             _number(row.tokens_per_second, ",.0f"),
             clock(row.seconds_left),
         )
-    console.print(table)
+    if console.width < NARROW < console.measure(table).maximum:
+        for row in rows:
+            loss = "" if row.loss_nats is None else f", loss {row.loss_nats:.3f}"
+            console.print(f"{row.name} [{STYLE[row.state]}]{row.state}[/] {row.step}/{row.steps or '-'}{loss}")
+    else:
+        console.print(table)
     counts = Counter(row.state for row in rows)
     console.print(", ".join(f"{counts[state]} {state}" for state in STYLE if counts[state]))
     for state in WAITING:

@@ -255,7 +255,7 @@ def one_at_a_time(suite_dir: SuiteDir) -> Iterator[None]:
         UserError: another call holds it.
     """
     suite_dir.root.mkdir(parents=True, exist_ok=True)
-    with open(suite_dir.root / ".submit.lock", "a") as file:
+    with open(suite_dir.root / ".submit.lock", "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import threading
@@ -138,13 +139,19 @@ def _parse(url: str | Path) -> URL:
 
 def _set_up_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "do_connect")
-    def _make_folder(*_: Any) -> None:
-        Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+    def _open(_: Any, __: Any, arguments: Any, options: dict[str, Any]) -> sqlite3.Connection | None:
+        file = Path(engine.url.database or "").absolute()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not _is_read_only(file):
+            return None  # the usual way
+        alone = "" if file.with_name(f"{file.name}-wal").is_file() else "&immutable=1"  # else it wants a file beside it
+        return sqlite3.connect(f"{file.as_uri()}?mode=ro{alone}", uri=True, **options)
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _: ConnectionPoolEntry) -> None:
         connection.isolation_level = None  # transactions begin where we say so
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 30000"):
+        journal = () if _is_read_only(Path(engine.url.database or "").absolute()) else ("journal_mode = WAL",)
+        for pragma in (*journal, "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 30000"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
@@ -157,6 +164,11 @@ def _set_up_sqlite(engine: Engine) -> None:
             if found not in (wanted, OFF):
                 connection.exec_driver_sql(f"PRAGMA synchronous = {wanted}")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _is_read_only(file: Path) -> bool:
+    """Whether an SQLite file is there, but neither it nor a journal beside it can be written."""
+    return file.is_file() and not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK))
 
 
 def _is_secret(key: str) -> bool:

@@ -50,7 +50,7 @@ def package_versions() -> dict[str, str | None]:
 def cpu_name() -> str:
     """The model's name where the system tells it."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:

@@ -8,12 +8,11 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from replication.arguments import COUNT, NATURAL, POSITIVE, whole
+from replication.arguments import COUNT, NATURAL, POSITIVE, folder, whole
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.folder import find_panel
@@ -44,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `replicate judge model`."""
     d = {field.name: field.default for field in fields(ModelSettings)}
     add = parser.add_argument
-    add("dir", type=Path, metavar="DIR", help="output folder of a suite, with a panel")
+    add("dir", type=folder, metavar="DIR", help="output folder of a suite, with a panel")
     add("--model", required=True, metavar="NAME", help="the model, as the endpoint knows it")
     add("--base-url", required=True, metavar="URL", help="an OpenAI-compatible endpoint, up to and with its /v1")
     add("--vendor", metavar="V", help="who makes the model; needed when the judge is new")

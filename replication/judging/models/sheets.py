@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from replication.arguments import COUNT
+from replication.arguments import COUNT, folder
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.folder import find_panel
@@ -87,7 +87,7 @@ class _Part:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `replicate judge sheet`."""
     add = parser.add_argument
-    add("dir", type=Path, metavar="DIR", help="output folder of a suite, with a panel")
+    add("dir", type=folder, metavar="DIR", help="output folder of a suite, with a panel")
     add("--judge-id", required=True, metavar="ID", help="the judge; a new one gets its pairs")
     add("--vendor", metavar="V", help="who makes the model; needed when the judge is new")
     add("--model", default="", metavar="NAME", help="what the chat window calls the model (default: the judge's id)")

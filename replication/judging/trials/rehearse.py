@@ -132,7 +132,7 @@ def _let_in(asked: Rehearsal, folder: Path, server: ServerChild, say: Callable[[
     """Start the crowd, kill the server at the drawn moments, wait for the last judge."""
     command = [sys.executable, "-m", "replication.judging.trials.visitors", str(folder)]
     kills: list[Kill] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as crowd:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as crowd:
         try:
             began = time.monotonic()
             lines = threading.Thread(target=_pass_on, args=(crowd, kills, say), daemon=True)
