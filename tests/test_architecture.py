@@ -221,6 +221,25 @@ def test_numbers_of_the_command_line_have_a_range() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_text_is_read_and_written_as_utf_8_whatever_the_locale() -> None:
+    wrong = []
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            what, words = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+            is_open = what == "open" or (
+                what.endswith(".open") and re.match(r"'[rawx]", ast.unparse(node)[len(what) + 1 :])
+            )
+            binary = re.search(r"'[rawx+]*b[rawx+]*'|, mode, buffering=0", ast.unparse(node)) is not None
+            text = (
+                what.endswith((".read_text", ".write_text")) or (is_open and not binary) or words.get("text") == "True"
+            )
+            if text and "encoding" not in words:
+                wrong.append(f"replication.{name}, line {node.lineno}: {what} without an encoding")
+    assert not wrong, "\n".join(wrong)
+
+
 # ---------------------------------------------------------------- loading at once
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import is_dataclass, replace
 from itertools import combinations
@@ -278,6 +281,54 @@ def test_a_number_of_the_command_line_is_one_line_where_it_cannot_be(words, said
     assert main([word.replace("S", "ablation_2x2") if word == "S" else word for word in words.split()]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_a_folder_and_a_suite_are_told_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "out" / "mine"
+    folder.mkdir(parents=True)
+    suite = replace(load_suite("ablation_2x2"), name="mine")
+    (folder / "suite.yaml").write_text(to_yaml(suite))
+    for words, said in (
+        (
+            "report --out out/mine",
+            "replicate report: the output folder stands without --out: `replicate report out/mine`",
+        ),
+        ("plan check --out=out/mine", "`replicate plan check out/mine`"),
+        ("judge status --out", "`replicate judge status DIR`"),
+        ("report mine", "mine: no such folder; did you mean out/mine?"),
+        ("tensorboard mine", "did you mean out/mine?"),
+        ("grid plan mine", "mine: is an output folder, and a suite's file or name goes here, with --out out/mine"),
+        ("plan freeze out/mine", "out/mine: is an output folder"),
+    ):
+        assert main(words.split()) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1, words
+    monkeypatch.delenv("COLUMNS", raising=False)
+    for words in ("grid status mine", "grid status out/mine", "grid status ablation_2x2 --out out/mine"):
+        assert main(words.split()) == 0
+        assert "8 pending" in capsys.readouterr().out
+    assert main(["grid", "plan", "ablation_2x2", "--out", "o" * 150]) == 0
+    assert f"{'o' * 150}/runs/token_gain/seed-2" in capsys.readouterr().out, "what is piped is not cut"
+
+
+def test_a_locale_that_is_not_utf_8_changes_nothing(tmp_path):
+    layer, questions = tmp_path / "layer.yaml", tmp_path / "é.json"
+    layer.write_text("generation: {prompts: \u00e9.json, template: '\u2192 {question}'}\n", encoding="utf-8")
+    questions.write_text('[{"id": 1, "category": "\u00e9", "question": "\u2192?"}]', encoding="utf-8")
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "replication", "train", "--config", "layer.yaml", "--print_config"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "template: ? {question}" in done.stdout, "what the terminal cannot spell"
+
+
+def test_another_configs_folder_does_not_hide_ours(tmp_path, monkeypatch):
+    package = tmp_path / "replication"
+    for folder in (tmp_path / "configs", package / "configs"):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr("replication.config.__file__", str(package / "config.py"))
+    assert config_root() == package / "configs", "of an installed wheel"
 
 
 def test_missing_files_say_what_there_is():

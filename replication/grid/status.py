@@ -43,7 +43,7 @@ STYLE = {
 waits to go on. interrupted: it was begun, and nothing says how it ended. trained: only its completions are missing."""
 
 NARROW = 60
-"""Columns, below which a table that is wider becomes lines."""
+"""Columns, below which the table becomes lines."""
 RETRIED = ("failed", "preempted", "interrupted", "cancelled")
 WAITING = ("queued", "requeued", "trained")
 
@@ -208,7 +208,7 @@ def print_status(rows: Sequence[CellStatus], title: str, console: Console) -> No
             _number(row.tokens_per_second, ",.0f"),
             clock(row.seconds_left),
         )
-    if console.width < NARROW < console.measure(table).maximum:
+    if console.width < NARROW:
         for row in rows:
             loss = "" if row.loss_nats is None else f", loss {row.loss_nats:.3f}"
             console.print(f"{row.name} [{STYLE[row.state]}]{row.state}[/] {row.step}/{row.steps or '-'}{loss}")
