@@ -30,6 +30,7 @@ NUMBER = re.compile(r"[-+]?(((0|[1-9]\d*(_\d+)*)(\.\d*)?|\.\d+)(e[-+]?\d+)?|\.?(
 NULLS = ("", "~", "null", "Null", "NULL")
 SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 LARGEST_FLOAT = 3.4028234663852886e38  # of 32 bits, which is what a tensor holds
+MOST_KEYS = 1_000_000
 LONGEST_WHOLE = 40  # digits; no key takes a number that is anywhere near
 
 
@@ -140,6 +141,8 @@ class _Tree:
     def value(self, node: yaml.Node, path: str) -> Any:
         line = node.start_mark.line + 1
         self.lines.setdefault(path, line)
+        if len(self.lines) > MOST_KEYS:
+            raise UserError(f"{self.where}: its aliases multiply to more than {MOST_KEYS} values; write fewer")
         if id(node) in self._open:
             raise UserError(f"{self.where} line {line}: an alias stands inside of what it names; write it out")
         if not node.tag.startswith("tag:yaml.org,2002:") or node.tag[18:] not in ("str", "map", "seq"):
