@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from replication.arguments import Parser
+from replication.arguments import COUNT, NATURAL, Parser, several
 from replication.config import RunConfig, load_run
 from replication.errors import UserError
 from replication.rundir import SuiteDir, write_json
@@ -41,10 +41,10 @@ def bench(argv: list[str]) -> int:
             default = "data/python" if name == "data" else "model/tiny, cluster/cpu"
             sub.add_argument("--config", action="append", default=[], help=f"config file (default: {default})")
         if name in ("step", "peers", "scaling"):
-            sub.add_argument("--blocks", type=int, default=24, help="blocks of each contestant that count (default 24)")
-            sub.add_argument("--block-steps", type=int, default=10, help="optimizer steps in a block (default 10)")
+            sub.add_argument("--blocks", type=COUNT, default=24, help="of each contestant, that count (default 24)")
+            sub.add_argument("--block-steps", type=COUNT, default=10, help="optimizer steps in a block (default 10)")
         if name == "scaling":
-            sub.add_argument("--ranks", default="1,2", help="comma-separated numbers of processes (default 1,2)")
+            sub.add_argument("--ranks", type=several(COUNT), default=[1, 2], help="numbers of processes (default 1,2)")
             sub.add_argument("--mode", choices=("weak", "strong"), default="weak", help="weak: the batch grows with "
                              "the processes (default); strong: it is cut finer")  # fmt: skip
         if name == "head":
@@ -56,9 +56,6 @@ def bench(argv: list[str]) -> int:
         else:
             sub.add_argument("--out", type=Path, help="JSON file of the results, every block included")
     args, flags = parser.parse_known_args(argv)
-    for name in ("blocks", "block_steps", "tokens", "vocabulary", "width", "megabytes", "turns", "eats"):
-        if getattr(args, name, 1) < 1:
-            raise UserError(f"--{name.replace('_', '-')}: {getattr(args, name)} must be at least 1")
     action: Callable[[argparse.Namespace, list[str], Console], dict[str, object]] = {
         "step": _step, "peers": _peers, "scaling": _scaling, "head": _head, "data": _data,
         "noise": _noise,
@@ -73,19 +70,19 @@ def bench(argv: list[str]) -> int:
 
 def _add_head_arguments(sub: argparse.ArgumentParser) -> None:
     for name, size in (("tokens", 16384), ("vocabulary", 100_031), ("width", 1024)):
-        sub.add_argument(f"--{name}", type=int, default=size, help=f"default {size:,}, as in the 1.2B model")
+        sub.add_argument(f"--{name}", type=COUNT, default=size, help=f"default {size:,}, as in the 1.2B model")
     sub.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="where (default auto)")
     sub.add_argument("--fp32", action="store_true", help="no autocast to bf16")
     sub.add_argument("--compile", action="store_true", help="compile what cluster.compile would")
-    sub.add_argument("--repeats", type=int, default=3, help="timed runs of each head; 0 counts memory only (default 3)")
+    sub.add_argument("--repeats", type=NATURAL, default=3, help="timed runs; 0 counts memory only (default 3)")
 
 
 def _add_data_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--prepared", type=Path, required=True, metavar="DIR", help="what `replicate prepare` wrote with "
                      "the same config: its tokenizer and its loader are timed")  # fmt: skip
-    sub.add_argument("--megabytes", type=int, default=16, help="text that each turn prepares (default 16)")
-    sub.add_argument("--turns", type=int, default=5, help="preparations that count (default 5)")
-    sub.add_argument("--eats", type=int, default=EATS, metavar="TOKENS", help=f"tokens that the model trains on in a "
+    sub.add_argument("--megabytes", type=COUNT, default=16, help="text that each turn prepares (default 16)")
+    sub.add_argument("--turns", type=COUNT, default=5, help="preparations that count (default 5)")
+    sub.add_argument("--eats", type=COUNT, default=EATS, metavar="TOKENS", help=f"tokens that the model trains on in a "
                      f"second (default {EATS:,}: hoped for of the 1.2B model on one H100)")  # fmt: skip
 
 
@@ -125,14 +122,8 @@ def _peers(args: argparse.Namespace, flags: list[str], console: Console) -> dict
 def _scaling(args: argparse.Namespace, flags: list[str], console: Console) -> dict[str, object]:
     from replication.bench.scaling import bench_scaling, scaling_table
 
-    try:
-        ranks = sorted({int(n) for n in args.ranks.split(",")})
-    except ValueError:
-        ranks = [0]
-    if ranks[0] < 1:
-        raise UserError(f"--ranks: '{args.ranks}' is not a list of positive whole numbers such as 1,2,4")
     config = load_run(args.config or DEFAULT_LAYERS, [*STRATEGY, *flags])
-    result = bench_scaling(config, ranks, args.mode, args.block_steps, args.blocks, console)
+    result = bench_scaling(config, args.ranks, args.mode, args.block_steps, args.blocks, console)
     console.print(scaling_table(result))
     return result.to_dict()
 
@@ -157,8 +148,6 @@ def _head(args: argparse.Namespace, flags: list[str], console: Console) -> dict[
 
     if flags:
         raise UserError(f"replicate bench head: {flags[0]} does not act here; see `replicate bench head --help`")
-    if args.repeats < 0:
-        raise UserError(f"--repeats: {args.repeats} must not be negative; 0 counts memory only")
     import torch
 
     on_gpu = torch.cuda.is_available() and args.accelerator != "cpu"

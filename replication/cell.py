@@ -168,14 +168,15 @@ def check_is_trained(run: RunDir) -> None:
 def check_before_training(config: RunConfig, store: TokenStore) -> None:
     """Raise UserError for what would otherwise be noticed only after hours: data, mixture, validation, prompts."""
     from replication.data.order import MixtureOrder, validation_selection
-    from replication.preference.prompts import load_prompts
+    from replication.preference.prompts import load_prompts, prompt_tokens
 
     store.check(config)
     weights = [source.weight for source in config.data.sources]
     MixtureOrder(store.sizes("train"), weights, config.effective_data_seed)
     validation_selection(store.sizes("validation"), weights, config.validation.sequences)
     if config.generation.prompts:
-        load_prompts(config.generation.prompts)
+        prompts = load_prompts(config.generation.prompts)
+        prompt_tokens(config.generation.template, prompts, store.tokenizer(), store.end_of_text_id)
 
 
 def data_folder(config: RunConfig, suite_dir: SuiteDir) -> Path:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from replication.config import CellConfigs, RunConfig, differences, scientific, scientific_hash, without_seeds
+from replication.config import RunConfig, differences, load_run, scientific, scientific_hash, without_seeds
 from replication.errors import UserError
 from replication.rundir import (
     KEPT,
@@ -223,7 +223,6 @@ class _Gatherer:
 
     def __init__(self, logged: Mapping[tuple[str, int], Logged] | None) -> None:
         self._logged = logged
-        self._configs = CellConfigs()
 
     def __call__(self, run: RunDir, arm: str, seed: int) -> _Evidence:
         state = run.state()
@@ -232,7 +231,7 @@ class _Gatherer:
         manifest, faults = _read_manifest(run)
         loaded, keys = None, dict[str, Any]()
         try:
-            loaded = self._configs.load(run.config)
+            loaded = load_run([run.config])
             keys = scientific(loaded)
             faults += _contradictions(arm, seed, keys, scientific_hash(loaded), manifest)
         except (UserError, OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from rich.console import Console
 
 from replication import __version__
-from replication.arguments import Parser
+from replication.arguments import COUNT, NATURAL, Parser, folder
 from replication.errors import NO_ROOM, REMEDIES, UserError, is_disk_full, is_lost_peer, told
 from replication.launcher import forget_place_of_the_shell
 from replication.preemption import PREEMPTED, Preempted, ToldEarly
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     _listen()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a locale cannot spell becomes ?, and ends no run
+            stream.reconfigure(errors="replace")
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         return _verb(args)
@@ -145,7 +149,7 @@ def prepare(argv: list[str]) -> int:
     )
     parser.add_argument("--out", required=True, type=Path, help="folder of the prepared corpus")
     parser.add_argument(
-        "--show-batch", type=int, metavar="K", help="print the global batch of step K (from 0), decoded"
+        "--show-batch", type=NATURAL, metavar="K", help="print the global batch of step K (from 0), decoded"
     )
     parser.add_argument("--full", action="store_true", help="with --show-batch: whole sequences")
     args, flags = parser.parse_known_args(argv)
@@ -163,21 +167,17 @@ def prepare(argv: list[str]) -> int:
 
 def train(argv: list[str]) -> int:
     """Train one cell (one arm at one seed), generate its completions, mark it complete."""
-    from replication.config import load_run, run_parser, to_yaml
+    from replication.config import help_of_keys, load_run, to_yaml
 
+    parser = Parser(prog="replicate train", description=train.__doc__, add_help=False)
+    parser.add_argument("--config", action="append", default=[], help="layer of keys; repeat it, later files win")
+    parser.add_argument("--out", type=Path, help="output folder; the cell is OUT/runs/<arm>/seed-<n>")
+    parser.add_argument("--stage", choices=STAGES, default="all", help="train, or generate completions, or both")
+    parser.add_argument("--print_config", action="store_true", help="print every key as it is resolved, train nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print parameter groups and sizes, and train nothing")
     if not argv or any(a in ("-h", "--help") for a in argv):
-        keys = run_parser()
-        keys.add_argument("--out", type=Path, help="output folder; the cell is OUT/runs/<arm>/seed-<n>")
-        keys.add_argument("--stage", choices=STAGES, default="all", help="train, or generate completions, or both")
-        keys.add_argument("--dry-run", action="store_true", help="print parameter groups and sizes, and train nothing")
-        keys.print_help()
+        print(f"{parser.format_help()}\nkeys of a run, with their defaults; they win over the files:\n{help_of_keys()}")
         return 0
-    parser = Parser(prog="replicate train", add_help=False)
-    parser.add_argument("--config", action="append", default=[])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--stage", choices=STAGES, default="all")
-    parser.add_argument("--print_config", action="store_true")
-    parser.add_argument("--dry-run", action="store_true")
     args, flags = parser.parse_known_args(argv)
     config = load_run(args.config, flags)
     if args.print_config:
@@ -255,7 +255,7 @@ def judge(argv: list[str]) -> int:
 def report(argv: list[str]) -> int:
     """Write report.html, report.md, results.json and figures from the run folders."""
     parser = Parser(prog="replicate report", description=report.__doc__)
-    parser.add_argument("out", type=Path, help="output folder of a suite; or one with votes.csv alone")
+    parser.add_argument("out", type=folder, help="output folder of a suite; or one with votes.csv alone")
     args = parser.parse_args(argv)
     from replication.config import load_suite
     from replication.rundir import SuiteDir
@@ -290,11 +290,9 @@ def drill(argv: list[str]) -> int:
     parser.add_argument("--config", action="append", default=[], help="config file; repeat it, later files win")
     parser.add_argument("--out", required=True, type=Path, help="folder of the drill's runs and of drill.json")
     parser.add_argument("--strategies", help="comma-separated values of cluster.strategy (default: the config's)")
-    parser.add_argument("--kills", type=int, default=12, help="in all, shared among the strategies (default 12)")
-    parser.add_argument("--seed-of-kills", type=int, default=0, help="chooses the moments (default 0)")
+    parser.add_argument("--kills", type=COUNT, default=12, help="in all, shared among the strategies (default 12)")
+    parser.add_argument("--seed-of-kills", type=NATURAL, default=0, help="chooses the moments (default 0)")
     args, flags = parser.parse_known_args(argv)
-    if args.kills < 1:
-        raise UserError(f"--kills: {args.kills} must be at least 1")
     config = load_run(args.config, flags)
     strategies = args.strategies.split(",") if args.strategies else [config.cluster.strategy]
     known = ("single", "ddp", "zero1", "zero2", "zero3")
@@ -350,18 +348,21 @@ def doctor(argv: list[str]) -> int:
     """Say what this machine has and what each config would need; or whether a cluster could run a suite."""
     parser = Parser(prog="replicate doctor", description=doctor.__doc__)
     parser.add_argument("--cluster", help="cluster file, or its name in configs/cluster: ask SLURM, start nothing")
-    parser.add_argument("--suite", default="ablation_2x2", help="with --cluster: suite file or name")
+    parser.add_argument("--suite", help="with --cluster: suite file or name (default: ablation_2x2)")
     parser.add_argument("--site", type=Path, help="with --cluster: site file (default: launch/site.env, if there)")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="with --cluster: folder of the results")
+    parser.add_argument("--out", type=Path, help="with --cluster: folder of the results (default: out)")
     args = parser.parse_args(argv)
     if args.cluster:
         from replication.config import find_cluster, load_cell, load_suite
         from replication.grid.cluster import examine_cluster
         from replication.grid.site import default_site
 
-        suite = load_suite(args.suite)
+        suite = load_suite(args.suite or "ablation_2x2")
         config = load_cell(suite, suite.arms[0], suite.seeds[0], cluster=find_cluster(args.cluster))
-        return examine_cluster(suite, config, default_site(args.site), args.out, Console())
+        return examine_cluster(suite, config, default_site(args.site), args.out or Path("out"), Console())
+    for name in ("suite", "site", "out"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name}: says what a cluster is asked about; name that with --cluster")
     from replication.config import config_root
     from replication.doctor import doctor as examine
 

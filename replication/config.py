@@ -1,71 +1,84 @@
 """Every knob of one run: typed, frozen, one line of documentation and a unit each; load, merge, save, hash.
 
-Layers, later ones win: defaults here, then the files given (model, arm, data, cluster, suite), then flags. jsonargparse
-refuses unknown keys and wrong types. A run's *scientific* part, all that defines its weights and reported numbers, is
-hashed; the rest is free to differ between machines, and changes them by rounding at most.
+Layers, later ones win: defaults here, then the files given (model, arm, data, cluster, suite), then flags. `reading`
+refuses unknown keys, wrong types and numbers out of a key's range. A run's *scientific* part, all that defines its
+weights and reported numbers, is hashed; the rest is free to differ between machines, and changes them by rounding at
+most.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-import functools
 import hashlib
+import inspect
+import itertools
 import json
-import math
 import re
 import string
+import textwrap
+import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
+from typing import Annotated, Any, Literal
 
 from replication.errors import UserError
+from replication.reading import Layer, Range, build, check_layer, check_values, dump_yaml, flag_layers, hints, read_yaml
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+Count = Annotated[int, Range("[1, 2147483647]")]
+Natural = Annotated[int, Range("[0, 2147483647]")]
+Tokens = Annotated[int, Range("[1, 9007199254740992]")]
+Seed = Annotated[int, Range("[0, 4294967295]")]
+"""What every generator and data base that meets a seed can hold."""
+Positive = Annotated[float, Range("(0, inf)")]
+NotNegative = Annotated[float, Range("[0, inf)")]
+BelowOne = Annotated[float, Range("[0, 1)")]
+
+
+NAME = re.compile(r"\w([^/\\,\x00-\x1f]{0,98}[^/\\,\s\x00-\x1f])?")
+"""Of an arm."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The decoder-only transformer."""
 
-    vocab_size: int = 2048
+    vocab_size: Count = 2048
     """Entries of the vocabulary; must equal the tokenizer's."""
-    n_blocks: int = 4
+    n_blocks: Count = 4
     """Number of transformer blocks."""
-    d_model: int = 64
+    d_model: Count = 64
     """Width of the residual stream."""
-    n_heads: int = 4
+    n_heads: Count = 4
     """Query heads."""
-    n_kv_heads: int = 2
+    n_kv_heads: Count = 2
     """Key and value heads; divides n_heads (grouped-query attention)."""
-    d_head: int = 16
+    d_head: Count = 16
     """Width of one head; even, because rotary positions turn pairs."""
     feed_forward: Literal["moe", "dense"] = "moe"
     """Mixture of experts, or one dense SwiGLU."""
-    d_ff: int = 128
+    d_ff: Count = 128
     """Hidden width of each SwiGLU (each expert's, the shared expert's, or the dense one's)."""
-    n_experts: int = 4
+    n_experts: Count = 4
     """Routed experts in each block."""
-    top_k: int = 2
+    top_k: Count = 2
     """Routed experts that each token visits; their weights are renormalised to sum to 1."""
     shared_expert: bool = True
     """Whether every token also passes one ungated shared expert."""
-    aux_coef: float = 0.01
+    aux_coef: NotNegative = 0.01
     """Weight of the load-balancing loss in the objective (unpublished; our choice)."""
     qk_norm: Literal["after_rotary", "before_rotary", "none"] = "after_rotary"
     """Where queries and keys are RMS-normalised."""
-    rotary_base: float = 10000.0
+    rotary_base: Positive = 10000.0
     """Base of the rotary frequencies."""
-    norm_eps: float = 1e-6
+    norm_eps: NotNegative = 1e-6
     """Epsilon of every RMSNorm."""
     tied_head: bool = False
     """Whether the output head shares the embedding's weights."""
-    init_std: float = 0.02
+    init_std: NotNegative = 0.02
     """Standard deviation of the normal initialisation of every matrix; norms start at 1."""
-    vocab_multiple: int = 128
+    vocab_multiple: Count = 128
     """Rows of embedding and head are allocated up to a multiple of this, for aligned matrix products; what lies beyond
     the vocabulary is zero, never read and never predicted."""
 
@@ -97,7 +110,7 @@ class SourceConfig:
     messages: dict[str, str] | None = None
     """For conversations: what a message of each role reads as, such as {user: "User: {content}\\n"}; an empty text
     leaves the role out, and a role that is not named is an error. None: text_field holds text."""
-    weight: float = 1.0
+    weight: Positive = 1.0
     """Share of training sequences drawn from this source, relative to the other weights."""
 
 
@@ -109,11 +122,11 @@ class TokenizerConfig:
     """A tokenizer.json file or a hub id; none: a byte-level BPE is trained on the sources."""
     revision: str | None = None
     """Revision of a hub tokenizer; pin it."""
-    vocab_size: int = 2048
+    vocab_size: Count = 2048
     """Entries of a tokenizer that is trained here, the end-of-text token included."""
     end_of_text: str = "<|endoftext|>"
     """Token that joins documents; must exist in a tokenizer that is loaded."""
-    padded_vocab_size: int | None = None
+    padded_vocab_size: Count | None = None
     """Entries that the vocabulary is raised to with unused ones, such as 100031; none: the tokenizer's own."""
 
 
@@ -123,20 +136,20 @@ class DataConfig:
 
     dir: str | None = None
     """Folder that `replicate prepare` wrote (not scientific: the data's own hash is)."""
-    block_size_tokens: int = 128
+    block_size_tokens: Count = 128
     """Predicted positions in one sequence."""
     sources: tuple[SourceConfig, ...] = ()
     """The sources and their weights."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """The tokenizer."""
-    validation_fraction: float = 0.02
+    validation_fraction: Annotated[float, Range("(0, 1)")] = 0.02
     """Share of each source that goes to validation, by hash of a document's text. Without a token budget: the documents
     of smallest hash that hold this share of the bytes. With one: those below a threshold, this share of them on
     average, up to 2,097,152 tokens a source."""
-    token_budget: int | None = None
+    token_budget: Tokens | None = None
     """Predicted training tokens in all, shared among the sources by their weights, each share rounded up to whole
     sequences; every source is streamed until it has its share. None: all that the sources hold."""
-    num_proc: int = 2
+    num_proc: Count = 2
     """Processes that tokenise (not scientific)."""
 
 
@@ -144,11 +157,11 @@ class DataConfig:
 class TrainingConfig:
     """The optimisation, identical in every arm."""
 
-    steps: int = 300
+    steps: Count = 300
     """Optimizer steps."""
-    batch_tokens: int = 2048
+    batch_tokens: Tokens = 2048
     """Predicted tokens in one global batch, whatever the number of processes."""
-    gain_group_sequences: int | None = 2
+    gain_group_sequences: Count | None = 2
     """Consecutive sequences of the global batch over which gain, divergence and load balance are taken; none: the
     whole micro-batch, as published, so that the objective changes with the machine."""
     initial_weights: str | None = None
@@ -156,36 +169,36 @@ class TrainingConfig:
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
     """AdamW; Muon on the blocks' matrices beside AdamW on the rest; or SGD with momentum (which a constant scale of the
     gradients does change)."""
-    learning_rate: float = 3e-3
+    learning_rate: Positive = 3e-3
     """Peak learning rate."""
-    muon_learning_rate: float | None = None
+    muon_learning_rate: Positive | None = None
     """Peak rate of what Muon trains; its updates have the size of AdamW's, so none means learning_rate."""
-    muon_momentum: float = 0.95
+    muon_momentum: BelowOne = 0.95
     """Muon's momentum (Nesterov's)."""
-    weight_decay: float = 0.1
+    weight_decay: NotNegative = 0.1
     """Decay of block matrices and an untied head (decoupled in adamw and muon, added to the gradient in sgd);
     embeddings and norms have none."""
-    momentum: float = 0.9
+    momentum: BelowOne = 0.9
     """SGD's momentum (undamped, not Nesterov's)."""
-    beta1: float = 0.9
+    beta1: BelowOne = 0.9
     """AdamW's first decay rate."""
-    beta2: float = 0.95
+    beta2: BelowOne = 0.95
     """AdamW's second decay rate."""
-    adam_eps: float = 1e-8
+    adam_eps: NotNegative = 1e-8
     """AdamW's epsilon."""
-    warmup_steps: int = 30
+    warmup_steps: Natural = 30
     """Steps of linear warm-up (warmup-stable-decay)."""
-    decay_steps: int = 0
+    decay_steps: Natural = 0
     """Final steps of linear decay to zero (published: none)."""
-    clip_norm: float = 1.0
+    clip_norm: NotNegative = 1.0
     """Largest global gradient norm, measured after the layer scale; 0 does not clip."""
-    label_smoothing: float = 0.1
+    label_smoothing: BelowOne = 0.1
     """Smoothing of the cross-entropy; enters the per-token loss before the gain."""
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
     """Lightning's precision of parameters and arithmetic."""
     deterministic: bool = True
     """Whether only deterministic kernels are allowed."""
-    max_skipped_steps: int = 0
+    max_skipped_steps: Natural = 0
     """Updates that ZeRO may skip because a gradient was not finite before the run is stopped; single and DDP stop at
     the first."""
 
@@ -200,17 +213,17 @@ class TokenGainConfig:
     """Formula of the gain."""
     s: float = 1.0
     """Slope of the precision variant."""
-    eps: float = 1e-6
+    eps: NotNegative = 1e-6
     """Added to the variance in the precision variant."""
-    c_min: float = 0.1
+    c_min: NotNegative = 0.1
     """Lower clamp of the precision and linear variants."""
-    c_max: float = 5.0
+    c_max: NotNegative = 5.0
     """Upper clamp of the precision and linear variants."""
-    focal_gamma: float = 2.0
+    focal_gamma: NotNegative = 2.0
     """Exponent of the focal variant."""
-    focal_min: float = 1e-4
+    focal_min: NotNegative = 1e-4
     """Lower clamp of the focal variant."""
-    focal_max: float = 10.0
+    focal_max: NotNegative = 10.0
     """Upper clamp of the focal variant."""
     sigmoid_k: float = 5.0
     """Steepness of the sigmoid variant, per nat."""
@@ -226,11 +239,11 @@ class LayerGainConfig:
     """Whether the scale multiplies the gradients."""
     t: float = 0.5
     """Strength."""
-    m_min: float = 0.1
+    m_min: NotNegative = 0.1
     """Lower clamp of a scale."""
-    m_max: float = 3.0
+    m_max: NotNegative = 3.0
     """Upper clamp of a scale."""
-    exclude_blocks: tuple[int, ...] = ()
+    exclude_blocks: tuple[Natural, ...] = ()
     """Blocks that keep scale 1 and leave the mean (published as exclude_layers; default none)."""
     divergence: Literal["step_mean", "last_group"] = "step_mean"
     """Mean over the groups of the step, or the last group in global order (as published)."""
@@ -242,9 +255,9 @@ class LayerGainConfig:
 class ValidationConfig:
     """Validation on a fixed set, the same for every seed and arm."""
 
-    every_steps: int = 50
+    every_steps: Count = 50
     """Optimizer steps between validations; the last step is always validated."""
-    sequences: int = 128
+    sequences: Count = 128
     """Sequences of the fixed validation set."""
 
 
@@ -252,7 +265,7 @@ class ValidationConfig:
 class LoggingConfig:
     """The journal and TensorBoard (not scientific)."""
 
-    log_every_steps: int = 10
+    log_every_steps: Count = 10
     """Optimizer steps between journal lines; loss and gradient norm are kept for every step."""
 
 
@@ -260,11 +273,11 @@ class LoggingConfig:
 class CheckpointConfig:
     """Checkpoints (not scientific)."""
 
-    every_steps: int = 100
+    every_steps: Count = 100
     """Optimizer steps between checkpoints; the last step always has one."""
-    keep_last: int = 2
+    keep_last: Count = 2
     """How many of the newest complete checkpoints stay on disk."""
-    keep_every_steps: int | None = None
+    keep_every_steps: Count | None = None
     """Checkpoints at multiples of this many steps stay for good; none: only the newest do."""
 
 
@@ -276,20 +289,20 @@ class GenerationConfig:
     """Prompt file; none: no completions are generated after training."""
     template: str = "{question}\n"
     """Text that the model continues; {question} is the prompt."""
-    samples_per_prompt: int = 3
+    samples_per_prompt: Count = 3
     """Completions of each prompt."""
-    temperature: float = 0.7
+    temperature: Annotated[float, Range("[0.000001, inf)")] = 0.7
     """Sampling temperature."""
-    top_k: int = 40
+    top_k: Count = 40
     """Largest logits kept in sampling."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Range("(0, 1]")] = 1.0
     """Of those, the likeliest that together have at least this probability (nucleus sampling); 1 keeps all."""
-    max_new_tokens: int = 200
+    max_new_tokens: Count = 200
     """Longest completion, in tokens."""
     precision: Literal["64-true", "32-true"] = "64-true"
     """Arithmetic of sampling. In fp64 completions depend on the weights alone: not on the device, nor on what is
     sampled beside them. In fp32, half the memory, near ties may fall the other way."""
-    rows_at_once: int = 96
+    rows_at_once: Count = 96
     """Completions that are sampled side by side; changes time and memory, no completion (not part of the settings)."""
 
 
@@ -297,19 +310,19 @@ class GenerationConfig:
 class SlurmConfig:
     """What a SLURM job of one cell asks for. Account, partition and the like are the site's: launch/site.env."""
 
-    time_limit_minutes: int = 1440
+    time_limit_minutes: Count = 1440
     """Longest time of one job; a cell that needs more goes on in the next one."""
-    cpus_per_task: int | None = None
+    cpus_per_task: Count | None = None
     """CPU cores of each process; none: what the site gives."""
-    memory_gib: int | None = None
+    memory_gib: Count | None = None
     """Memory of each node, in GiB; none: what the site gives."""
-    concurrent_cells: int = 4
+    concurrent_cells: Count = 4
     """Most cells of a suite that run at once."""
-    lead_seconds: int = 300
+    lead_seconds: Count = 300
     """How long before the time limit a job is told to save and stop; must exceed a step and a save."""
     signal_to: Literal["batch", "ranks"] = "batch"
     """Who gets the stop signal from SLURM: the batch shell, which passes it on, or every process itself."""
-    max_requeues: int = 100
+    max_requeues: Natural = 100
     """How often a job that was told to stop goes on by itself."""
 
 
@@ -325,15 +338,15 @@ class ClusterConfig:
     state (zero1), the gradients too (zero2), the weights too (zero3)."""
     offload_optimizer: bool = False
     """Whether ZeRO keeps the optimizer's state and fp32 weights in CPU memory."""
-    devices: int = 1
+    devices: Count = 1
     """Processes on each node: one a GPU, or one a share of the cores."""
-    nodes: int = 1
+    nodes: Count = 1
     """Nodes of one run."""
-    micro_batch_sequences: int | None = None
+    micro_batch_sequences: Count | None = None
     """Sequences in one forward pass of one process; none: its whole share. A multiple of the gain group."""
-    threads: int | None = None
+    threads: Count | None = None
     """CPU threads of each process; none: torch's own choice."""
-    loader_workers: int = 0
+    loader_workers: Natural = 0
     """Processes that read batches ahead."""
     compile: bool = False
     """Whether torch.compile fuses each block and the head's losses (on a CPU that takes a C++ compiler; the first step
@@ -358,11 +371,11 @@ class RunConfig:
 
     arm: str = "baseline"
     """Name of the arm."""
-    seed: int = 1337
+    seed: Seed = 1337
     """Sets initial weights and data order together."""
-    weights_seed: int | None = None
+    weights_seed: Seed | None = None
     """Seed of the initial weights alone; none: seed."""
-    data_seed: int | None = None
+    data_seed: Seed | None = None
     """Seed of the data order alone; none: seed."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The transformer."""
@@ -419,7 +432,8 @@ class RunConfig:
         return self.batch_sequences // (self.micro_batch_sequences * self.world_size)
 
     def check(self) -> RunConfig:
-        """Raise UserError where values contradict one another; return self."""
+        """Raise UserError where a value is out of its range or values contradict one another; return self."""
+        check_values(self)
         for broken, message in _contradictions(self):
             if broken:
                 raise UserError(message)
@@ -429,47 +443,11 @@ class RunConfig:
 def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
     """Yield (is broken, one line that names the keys and the remedy), cheapest checks first."""
     m, t, d = c.model, c.training, c.data
-    positive = {
-        "model.vocab_size": m.vocab_size,
-        "model.n_blocks": m.n_blocks,
-        "model.d_model": m.d_model,
-        "model.n_heads": m.n_heads,
-        "model.n_kv_heads": m.n_kv_heads,
-        "model.d_head": m.d_head,
-        "model.d_ff": m.d_ff,
-        "data.block_size_tokens": d.block_size_tokens,
-        "data.num_proc": d.num_proc,
-        "data.token_budget": 1 if d.token_budget is None else d.token_budget,
-        "cluster.devices": c.cluster.devices,
-        "cluster.nodes": c.cluster.nodes,
-        "cluster.slurm.time_limit_minutes": c.cluster.slurm.time_limit_minutes,
-        "cluster.slurm.concurrent_cells": c.cluster.slurm.concurrent_cells,
-        "cluster.slurm.lead_seconds": c.cluster.slurm.lead_seconds,
-        "cluster.slurm.cpus_per_task": 1 if c.cluster.slurm.cpus_per_task is None else c.cluster.slurm.cpus_per_task,
-        "cluster.slurm.memory_gib": 1 if c.cluster.slurm.memory_gib is None else c.cluster.slurm.memory_gib,
-        "training.steps": t.steps,
-        "training.batch_tokens": t.batch_tokens,
-        "training.gain_group_sequences": 1 if t.gain_group_sequences is None else t.gain_group_sequences,
-        "training.learning_rate": t.learning_rate,
-        "training.muon_learning_rate": 1.0 if t.muon_learning_rate is None else t.muon_learning_rate,
-        "model.vocab_multiple": m.vocab_multiple,
-        "validation.every_steps": c.validation.every_steps,
-        "validation.sequences": c.validation.sequences,
-        "logging.log_every_steps": c.logging.log_every_steps,
-        "checkpoints.every_steps": c.checkpoints.every_steps,
-        "checkpoints.keep_last": c.checkpoints.keep_last,
-        "checkpoints.keep_every_steps": 1 if c.checkpoints.keep_every_steps is None else c.checkpoints.keep_every_steps,
-        "generation.samples_per_prompt": c.generation.samples_per_prompt,
-        "generation.temperature": c.generation.temperature,
-        "generation.top_k": c.generation.top_k,
-        "generation.max_new_tokens": c.generation.max_new_tokens,
-        "generation.rows_at_once": c.generation.rows_at_once,
-        "cluster.micro_batch_sequences": 1
-        if c.cluster.micro_batch_sequences is None
-        else c.cluster.micro_batch_sequences,
-    }
-    for key, value in positive.items():
-        yield value <= 0, f"{key}: {value} must be positive"
+    yield (
+        not NAME.fullmatch(c.arm),
+        f"arm: {c.arm!r} names folders and stands in votes; begin with a letter, digit or underscore, without commas, "
+        "slashes and blanks around it, at most 100 characters",
+    )
     yield (
         m.n_heads % m.n_kv_heads != 0,
         f"model.n_kv_heads: {m.n_kv_heads} does not divide model.n_heads {m.n_heads}",
@@ -479,37 +457,10 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
         m.feed_forward == "moe" and not 1 <= m.top_k <= m.n_experts,
         f"model.top_k: {m.top_k} must lie in 1..model.n_experts ({m.n_experts})",
     )
-    yield not 0 <= t.label_smoothing < 1, f"training.label_smoothing: {t.label_smoothing} must lie in [0, 1)"
-    yield t.clip_norm < 0, f"training.clip_norm: {t.clip_norm} must be 0 (no clipping) or positive"
     yield (
         t.warmup_steps + t.decay_steps > t.steps,
         f"training.warmup_steps: warm-up {t.warmup_steps} and decay {t.decay_steps} together exceed "
         f"training.steps {t.steps}; shorten one",
-    )
-    yield (
-        not 0 < d.validation_fraction < 1,
-        f"data.validation_fraction: {d.validation_fraction} must lie strictly between 0 and 1",
-    )
-    for key, value, low, high in (
-        ("training.beta1", t.beta1, 0.0, 1.0),
-        ("training.beta2", t.beta2, 0.0, 1.0),
-        ("training.momentum", t.momentum, 0.0, 1.0),
-        ("training.muon_momentum", t.muon_momentum, 0.0, 1.0),
-    ):
-        yield not low <= value < high, f"{key}: {value} must lie in [{low:g}, {high:g})"
-    for key, value in (
-        ("training.weight_decay", t.weight_decay),
-        ("training.warmup_steps", t.warmup_steps),
-        ("training.decay_steps", t.decay_steps),
-        ("training.max_skipped_steps", t.max_skipped_steps),
-        ("cluster.loader_workers", c.cluster.loader_workers),
-        ("token_gain.eps", c.token_gain.eps),
-        ("model.aux_coef", m.aux_coef),
-    ):
-        yield value < 0, f"{key}: {value} must not be negative"
-    yield (
-        c.cluster.threads is not None and c.cluster.threads < 1,
-        f"cluster.threads: {c.cluster.threads} must be positive, or null for torch's own choice",
     )
     yield (
         t.muon_learning_rate is not None and t.optimizer != "muon",
@@ -565,17 +516,11 @@ def _contradictions(c: RunConfig) -> Iterable[tuple[bool, str]]:
     names = [s.name for s in d.sources]
     yield len(set(names)) != len(names), f"data.sources: names must differ, got {names}"
     for s in d.sources:
-        yield s.weight <= 0, f"data.sources: weight of '{s.name}' must be positive, or remove the source"
         yield (
             s.kind in ("text", "jsonl", "parquet", "hub") and not s.path,
             f"data.sources: source '{s.name}' of kind '{s.kind}' needs a path",
         )
         yield from _rendering_contradictions(s)
-    yield not 0 < c.generation.top_p <= 1, f"generation.top_p: {c.generation.top_p} must lie in (0, 1]; 1 keeps all"
-    yield (
-        not math.isfinite(c.generation.temperature),
-        f"generation.temperature: {c.generation.temperature} is no number",
-    )
     yield (
         _template_fields(c.generation.template) != {"question"},
         "generation.template: must contain {question} and no other field in braces (write {{ for a brace)",
@@ -677,9 +622,10 @@ def _rendering_contradictions(s: SourceConfig) -> Iterable[tuple[bool, str]]:
 
 
 def _template_fields(template: str) -> set[str | None]:
-    """Names in braces; {None} where the braces do not match."""
+    """Names in braces; {None} where the braces do not match, or hold more than a name."""
     try:
-        return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
+        return {None if form or conversion else name for _, name, form, conversion in parts}
     except ValueError:
         return {None}
 
@@ -691,9 +637,9 @@ class DivergedRule:
     A loss that is not finite always does. So does a training loss that stays above a limit after the warm-up.
     """
 
-    above_nats: float | None = None
+    above_nats: Positive | None = None
     """Limit of train/loss_nats; none: what guessing uniformly costs, log(vocab_size)."""
-    for_steps: int = 100
+    for_steps: Count = 100
     """Steps in a row, counted back from the last logged one and all after the warm-up, that lie above the limit."""
 
 
@@ -710,35 +656,35 @@ class AnalysisConfig:
     are secondary."""
     loss: Literal["late_val_loss", "final_val_loss"] = "late_val_loss"
     """Which loss the arms are compared in: the mean of the last validations, or the last one alone."""
-    late_validations: int = 10
+    late_validations: Count = 10
     """Validations in the mean of late_val_loss, counted from the end."""
-    margin_nats: float = 0.02
+    margin_nats: Positive = 0.02
     """Margin of equivalence of the loss, in nats, on either side of zero."""
-    alpha: float = 0.05
+    alpha: Annotated[float, Range("(0, 0.5)")] = 0.05
     """Level of each test: two-sided for differences, and of each of the two one-sided tests of equivalence (so their
     interval is one of 1 - 2 alpha)."""
-    judges: int = 40
+    judges: Count = 40
     """Judges who are to vote, people and models together."""
-    votes_per_judge: int = 32
+    votes_per_judge: Count = 32
     """Votes of each judge in a full set."""
     judge_kinds: tuple[Literal["human", "model"], ...] = ("human", "model")
     """Kinds of judges whose votes count."""
-    min_seeds: int = 5
+    min_seeds: Annotated[int, Range("[2, 2147483647]")] = 5
     """Fewest certified seeds with which a question is answered; with fewer the report gives the estimate alone."""
     strict_pairs: bool = False
     """Whether a pair is refused, and not only named, whose cells at any start ran other code or packages, or on a
     machine that rounds otherwise: strategy, processes, micro-batch, head, kernels, device."""
     correction: Literal["holm"] = "holm"
     """Correction for several comparisons, over the secondary questions; the primary one is a single test."""
-    fast_seconds: float = 15.0
+    fast_seconds: NotNegative = 15.0
     """Sensitivity only: a person whose median time to a vote lies below this many seconds is left out."""
-    tie_share: float = 0.8
+    tie_share: Annotated[float, Range("[0, 1]")] = 0.8
     """Sensitivity only: a judge with a larger share of ties than this is left out."""
     experimenters: tuple[str, ...] = ()
     """Sensitivity only: judge ids of those who run the experiment, left out in a row of its own."""
-    bootstrap_resamples: int = 10000
+    bootstrap_resamples: Count = 10000
     """Resamples of each bootstrap."""
-    bootstrap_seed: int = 0
+    bootstrap_seed: Seed = 0
     """Seed of every bootstrap."""
 
     def resolved(self, arms: Sequence[str]) -> AnalysisConfig:
@@ -750,6 +696,7 @@ class AnalysisConfig:
 
     def check(self, arms: Sequence[str]) -> AnalysisConfig:
         """Raise UserError where a value is out of its range or names no arm of the suite; return self."""
+        check_values(self, "analysis.")
         for broken, message in _analysis_contradictions(self, arms):
             if broken:
                 raise UserError(message)
@@ -772,19 +719,11 @@ def _analysis_contradictions(a: AnalysisConfig, arms: Sequence[str]) -> Iterable
         resolved.baseline == resolved.treatment,
         f"analysis.treatment: {resolved.treatment} is the baseline too; name another arm",
     )
-    yield not a.margin_nats > 0, f"analysis.margin_nats: {a.margin_nats} must be positive"
-    yield not 0 < a.alpha < 0.5, f"analysis.alpha: {a.alpha} must lie strictly between 0 and 0.5"
-    for key in ("late_validations", "judges", "votes_per_judge", "bootstrap_resamples"):
-        yield getattr(a, key) < 1, f"analysis.{key}: {getattr(a, key)} must be at least 1"
-    yield a.min_seeds < 2, f"analysis.min_seeds: {a.min_seeds} must be at least 2; one seed has no spread"
     yield not a.judge_kinds, "analysis.judge_kinds: names no kind; give human, model or both"
     yield (
         len(set(a.judge_kinds)) != len(a.judge_kinds),
         f"analysis.judge_kinds: names a kind twice: {list(a.judge_kinds)}",
     )
-    yield a.fast_seconds < 0, f"analysis.fast_seconds: {a.fast_seconds} must not be negative"
-    yield not 0 <= a.tie_share <= 1, f"analysis.tie_share: {a.tie_share} must lie in [0, 1]"
-    yield a.bootstrap_seed < 0, f"analysis.bootstrap_seed: {a.bootstrap_seed} must not be negative"
 
 
 @dataclass(frozen=True)
@@ -795,7 +734,7 @@ class SuiteConfig:
     """Name of the suite."""
     arms: tuple[str, ...]
     """Names of files in configs/arms; the first is the one that others are compared with."""
-    seeds: tuple[int, ...]
+    seeds: tuple[Seed, ...]
     """Training seeds; the unit of the statistics."""
     layers: tuple[str, ...] = ()
     """Config files under every cell, in order (model, data, cluster)."""
@@ -813,8 +752,8 @@ class SuiteConfig:
 def config_root() -> Path:
     """The shipped configs: beside the package in a checkout, inside it in an installed wheel."""
     package = Path(__file__).parent
-    checkout = package.parent / "configs"
-    return checkout if checkout.is_dir() else package / "configs"
+    inside = package / "configs"  # first: beside an installed package may lie another one of this name
+    return inside if inside.is_dir() else package.parent / "configs"
 
 
 def find_config(name: str | Path, folder: str = "") -> Path:
@@ -839,70 +778,53 @@ def find_config(name: str | Path, folder: str = "") -> Path:
 # ---------------------------------------------------------------- loading
 
 
-def run_parser(prog: str = "replicate train") -> ArgumentParser:
-    """The parser of every key of RunConfig, with layered `--config` files."""
-    parser = ArgumentParser(
-        prog=prog, exit_on_error=False, allow_abbrev=False, description="Train one cell: one arm at one seed."
-    )
-    parser.add_argument("--config", action=ActionConfigFile, help="Layer of keys; repeat it, later files win.")
-    parser.add_class_arguments(RunConfig)
-    return parser
+def help_of_keys() -> str:
+    """Every key of a run: its type, its default and its line of documentation."""
+    lines: list[str] = []
+
+    def add(cls: type, prefix: str) -> None:
+        for node, after in itertools.pairwise(ast.parse(inspect.getsource(cls)).body[0].body):  # type: ignore[attr-defined]
+            if not isinstance(node, ast.AnnAssign) or not isinstance(after, ast.Expr):
+                continue
+            name, words = ast.unparse(node.target), " ".join(ast.literal_eval(after.value).split())
+            hint = hints(cls)[name]
+            if dataclasses.is_dataclass(hint):
+                lines.append(f"\n{words}")
+                add(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+                continue
+            default = cls.__dataclass_fields__[name].default  # type: ignore[attr-defined]
+            lines.append(f"  --{prefix}{name}={_spelt(default)}")
+            choices = [str(c) for c in typing.get_args(hint)] if typing.get_origin(hint) is Literal else []
+            said = f"{words} One of {', '.join(choices)}." if choices else words
+            lines.extend(textwrap.wrap(said, 110, initial_indent="      ", subsequent_indent="      "))
+
+    add(RunConfig, "")
+    return "\n".join(lines)
 
 
-@functools.cache
-def _shared_parser() -> ArgumentParser:
-    """run_parser(), built once: that takes 0.2 s, a parse a few hundredths, and a look at all suites needs dozens."""
-    return run_parser()
+def _spelt(default: Any) -> str:
+    if isinstance(default, bool | None):
+        return json.dumps(default)
+    return str(list(default) if isinstance(default, tuple) else default).replace("\n", "\\n")
 
 
-def load_run(layers: Sequence[str | Path] = (), flags: Sequence[str] = ()) -> RunConfig:
+def load_run(layers: Sequence[str | Path | Layer] = (), flags: Sequence[str] = ()) -> RunConfig:
     """Merge config files and flags into one checked RunConfig.
 
     Args:
-        layers: config files, or YAML text; later ones win.
+        layers: config files, or what was read from elsewhere; later ones win.
         flags: command-line flags such as `--training.steps=20`; they win over the files.
 
     Raises:
-        UserError: an unknown key, a wrong type or a contradiction, named with its file.
+        UserError: an unknown key, a wrong type, a number out of range or a contradiction, named with its file and line.
     """
-    parser = _shared_parser()
-    sources = [str(layer) if "\n" in str(layer) else str(find_config(layer)) for layer in layers]
-    args = [arg for source in sources for arg in ("--config", source)]
-    try:
-        namespace = _parse(parser, [*args, *flags], "command line")
-    except UserError:
-        for source in sources:  # parsed one by one, the file that is at fault names itself
-            _parse(parser, ["--config", source], "the suite's run section" if "\n" in source else source)
-        raise
-    parsed = parser.instantiate(namespace)
-    values = {k: v for k, v in parsed.items() if k in RunConfig.__dataclass_fields__}
-    return RunConfig(**values).check()
+    read = [layer if isinstance(layer, Layer) else read_config(layer) for layer in layers]
+    return build(RunConfig, [*read, *flag_layers(flags, read_config)]).check()
 
 
-class CellConfigs:
-    """Loads cells' config.yaml; files that differ in their seed alone are parsed once: a parse takes a tenth of a
-    second, and a large suite has hundreds of cells."""
-
-    def __init__(self) -> None:
-        self._parsed: dict[str, RunConfig] = {}
-
-    def load(self, path: Path) -> RunConfig:
-        """As load_run([path]), with its errors."""
-        text = path.read_text(encoding="utf-8", errors="replace")  # what is no text, load_run refuses by name
-        before, *seeds, after = re.split(r"(?m)^seed: (0|[1-9]\d*)$", text, maxsplit=1)
-        if not seeds or "\nseed:" in after:
-            return load_run([path])
-        if before + after not in self._parsed:
-            self._parsed[before + after] = load_run([path])
-        return replace(self._parsed[before + after], seed=int(seeds[0]))
-
-
-def _parse(parser: ArgumentParser, args: list[str], where: str) -> Any:
-    try:
-        return parser.parse_args(args)
-    except (ArgumentError, UnicodeDecodeError, OverflowError, RecursionError) as error:
-        message = " ".join(str(error).split()).replace("Parser key ", "key ").replace("<class '", "").replace("'>", "")
-        raise UserError(f"{where}: {message}; `replicate train --help` lists every key") from None
+def read_config(name: str | Path) -> Layer:
+    """A config file of some run's keys, as it is written; raises as find_config and read_yaml do."""
+    return read_yaml(find_config(name))
 
 
 def load_suite(name: str | Path) -> SuiteConfig:
@@ -912,11 +834,11 @@ def load_suite(name: str | Path) -> SuiteConfig:
         UserError: unknown keys, wrong types, or no arm or seed.
     """
     path = find_config(name, "suites")
-    parser = ArgumentParser(prog="suite", exit_on_error=False)
-    parser.add_argument("--config", action=ActionConfigFile)
-    parser.add_class_arguments(SuiteConfig)
-    parsed = parser.instantiate(_parse(parser, ["--config", str(path)], str(path)))
-    suite = SuiteConfig(**{k: v for k, v in parsed.items() if k in SuiteConfig.__dataclass_fields__})
+    layer = read_yaml(path)
+    suite = build(SuiteConfig, [layer])
+    start = "run."
+    lines = {key.removeprefix(start): line for key, line in layer.lines.items() if key.startswith(start)}
+    check_layer(RunConfig, Layer(suite.run, str(path), lines))  # here, where the lines are known
     beside = [path.resolve().parent / layer for layer in suite.layers]  # a suite's own files may lie beside it
     layers = [str(b) if b.is_file() else layer for b, layer in zip(beside, suite.layers, strict=True)]
     suite = replace(suite, layers=tuple(layers))
@@ -937,12 +859,12 @@ def load_cell(
 ) -> RunConfig:
     """The RunConfig of one cell: the suite's layers, the arm, the suite's run keys, a cluster file, the seed, flags."""
     arm_file = find_config(arm, "arms")
-    shared: list[str | Path] = ["\n" + yaml.safe_dump(suite.run)] if suite.run else []
+    shared: list[Path | Layer] = [Layer(suite.run, "the suite's run section")]
     if cluster is not None:
         shared.append(cluster)
     config = load_run([*suite.layers, arm_file, *shared], [f"--seed={seed}", *flags])
     values = flatten(to_dict(config))
-    for key, declared in flatten(yaml.safe_load(arm_file.read_text()) or {}).items():
+    for key, declared in _arm_values(arm_file).items():
         if values[key] != declared:
             raise UserError(
                 f"{key}: the arm {arm} is defined by {declared} ({arm_file}), but the suite's run keys or a flag set "
@@ -958,7 +880,7 @@ def find_cluster(name: str) -> Path:
         UserError: no such file, or one that sets other keys than the machine's.
     """
     path = find_config(name, "cluster")
-    keys = set(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    keys = {key.partition(".")[0] for key in check_layer(RunConfig, read_yaml(path))}
     if not keys <= {"cluster", "checkpoints", "logging"}:
         others = ", ".join(sorted(keys - {"cluster", "checkpoints", "logging"}))
         raise UserError(
@@ -969,7 +891,12 @@ def find_cluster(name: str) -> Path:
 
 def arm_keys(arm: str) -> set[str]:
     """Dotted keys that an arm's file sets: what this arm declares to differ in."""
-    return set(flatten(yaml.safe_load(find_config(arm, "arms").read_text()) or {}))
+    return set(_arm_values(find_config(arm, "arms")))
+
+
+def _arm_values(path: Path) -> dict[str, Any]:
+    """What an arm's file sets, as to_dict has it."""
+    return flatten({key: to_dict(value) for key, value in check_layer(RunConfig, read_yaml(path)).items()})
 
 
 # ---------------------------------------------------------------- saving, hashing, comparing
@@ -977,12 +904,12 @@ def arm_keys(arm: str) -> set[str]:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain dicts and lists, in field order."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    plain: dict[str, Any] = json.loads(json.dumps(config, default=dataclasses.asdict))
     return plain
 
 
 def to_yaml(config: Any) -> str:
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    return dump_yaml(to_dict(config))
 
 
 def sampling_settings(generation: GenerationConfig) -> dict[str, Any]:

@@ -20,17 +20,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from replication.analysis.claims import load_claims
-from replication.config import RunConfig, SourceConfig, SuiteConfig, load_cell, load_suite, run_parser
+from replication.config import RunConfig, SourceConfig, SuiteConfig, load_cell, load_suite
 from replication.errors import UserError
 from replication.model.size import parameter_count
 from replication.needs import GIB, checkpoint_gib, checkpoints_kept, gib, state_needs
 from replication.preference.prompts import load_prompts
+from replication.reading import check_layer, read_yaml
 
 HUB_SECONDS = 2.0
 BROKEN_CONFIG = 2
@@ -113,7 +113,7 @@ def _system() -> Finding:
 def _processor() -> Finding:
     model = platform.processor() or platform.machine()
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     except OSError:
         pass
@@ -182,7 +182,7 @@ def _zero(machine: Machine) -> Finding:
         environment.setdefault("DS_ACCELERATOR", "cpu")
     try:  # in a process of its own: the import prints, and takes seconds
         command = [sys.executable, "-P", "-c", "import deepspeed"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=120)
     except subprocess.TimeoutExpired:
         return Finding("ZeRO", "importing deepspeed takes over two minutes", "warning", "look at the disk's load")
     if done.returncode:
@@ -260,7 +260,7 @@ def _git() -> Finding:
 def _run(*command: str) -> str | None:
     """First line that a program prints, or None where it is absent or fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return (done.stdout.strip().splitlines() or [""])[0] if done.returncode == 0 else None
@@ -428,11 +428,10 @@ def _print_files(console: Console, config_root: Path) -> list[str]:
     files = [p for folder in folders for p in sorted((config_root / folder).glob("*.yaml"))]
     files += sorted((config_root / "prompts").glob("*.json*"))
     broken = []
-    parser = run_parser()
     for path in files:
         name = f"{path.parent.name}/{path.name}"
         try:
-            state = _load_alone(path, parser)
+            state = _load_alone(path)
         except UserError as error:
             broken.append(name)
             state = f"[red]{escape(str(error).removeprefix(f'{path}: '))}[/red]"
@@ -441,7 +440,7 @@ def _print_files(console: Console, config_root: Path) -> list[str]:
     return broken
 
 
-def _load_alone(path: Path, parser: ArgumentParser) -> str:
+def _load_alone(path: Path) -> str:
     """Check a file's syntax, keys and types. Whether values fit together shows in a suite, not in one layer.
 
     Raises:
@@ -451,8 +450,5 @@ def _load_alone(path: Path, parser: ArgumentParser) -> str:
         return f"[green]loads[/green]: {len(load_prompts(path))} prompts"
     if path.parent.name == "claims":
         return f"[green]loads[/green]: {len(load_claims(path).claims)} claims"
-    try:
-        parser.parse_args(["--config", str(path)])
-    except ArgumentError as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    check_layer(RunConfig, read_yaml(path))
     return "[green]loads[/green]"

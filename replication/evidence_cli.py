@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from replication.arguments import Parser
+from replication.arguments import COUNT, NATURAL, POSITIVE, Parser, number, several, whole
 from replication.errors import UserError
 from replication.rundir import read_json
 
@@ -19,22 +19,19 @@ if TYPE_CHECKING:
     from replication.analysis.simulate import Spread
 
 VOTE_FILE = "phase3_ab_preference.json"
+SPREAD = number("[0, 0.5]")
 
 
 def calibrate(argv: Sequence[str]) -> int:
     """Simulate experiments of known truth and show how often every test of the report is wrong."""
     parser = Parser(prog="replicate calibrate", description=calibrate.__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/calibration"), help="folder of table, figure and rows")
-    parser.add_argument("--experiments", type=int, default=2000, help="of each cell of the grid (default 2000)")
-    parser.add_argument("--seeds", type=int, default=5, help="training seeds of an experiment (default 5)")
-    parser.add_argument("--prompts", type=int, default=32, help="(default 32)")
-    parser.add_argument("--judges", type=int, default=40, help="each votes once on every prompt (default 40)")
+    parser.add_argument("--experiments", type=COUNT, default=2000, help="of each cell of the grid (default 2000)")
+    parser.add_argument("--seeds", type=whole(2), default=5, help="training seeds of an experiment (default 5)")
+    parser.add_argument("--prompts", type=whole(2), default=32, help="(default 32)")
+    parser.add_argument("--judges", type=whole(2), default=40, help="each votes once on every prompt (default 40)")
     _add_common(parser)
     args = parser.parse_args(argv)
-    _check_counts(args, "experiments", "processes")
-    for name in ("seeds", "prompts", "judges"):
-        if getattr(args, name) < 2:
-            raise UserError(f"--{name}: {getattr(args, name)} must be at least 2; one has no spread")
     from replication.analysis.calibrate import declared_grid, run_cell
     from replication.analysis.calibration_report import findings, write_calibration
     from replication.analysis.rows import compute_rows
@@ -61,23 +58,25 @@ def power(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("out/power"), help="folder of table, figure and rows")
     parser.add_argument("--votes", type=Path, help="spreads from votes: a pilot's output folder or votes.csv (all of "
                         "them); published data files or a marginals.json (prompts and judges)")  # fmt: skip
-    parser.add_argument("--share", type=float, help="share of decisive votes to find (default: published, 0.5995)")
-    parser.add_argument("--ties", type=float, help="share of ties (default: the votes', or published, 0.336)")
-    parser.add_argument("--seed-spread", type=_floats, help="swept (default 0,0.05,0.1; a pilot's own is added)")
+    parser.add_argument(
+        "--share", type=number("(0, 1)"), help="of decisive votes, to find (default: published, 0.5995)"
+    )
+    parser.add_argument("--ties", type=number("[0, 1)"), help="their share (default: the votes', or published, 0.336)")
+    parser.add_argument("--seed-spread", type=several(SPREAD), help="swept (default 0,0.05,0.1, and a pilot's own)")
     for name in ("prompt", "judge", "seed-prompt"):
-        parser.add_argument(f"--{name}-spread", type=float, help="(default: the votes'; else the calibrated one)")
+        parser.add_argument(f"--{name}-spread", type=SPREAD, help="(default: the votes'; else the calibrated one)")
     for name in ("seed-judge", "prompt-judge"):
-        parser.add_argument(f"--{name}-spread", type=float, default=0.0, help="an assumption (default 0)")
-    parser.add_argument("--seeds", type=_ints, default=[5, 8, 12, 20], help="(default 5,8,12,20)")
-    parser.add_argument("--prompts", type=_ints, default=[32, 64, 128], help="(default 32,64,128)")
-    parser.add_argument("--judges", type=_ints, default=[20, 40, 80], help="(default 20,40,80)")
-    parser.add_argument("--have", type=int, default=0, help="seeds that there are: how many more it takes")
-    parser.add_argument("--simulations", type=int, default=1000, help="of each row (default 1000)")
-    parser.add_argument("--gpu-hours-per-cell", type=float, help="one arm at one seed (default: published, 180)")
+        parser.add_argument(f"--{name}-spread", type=SPREAD, default=0.0, help="an assumption (default 0)")
+    parser.add_argument("--seeds", type=several(whole(2)), default=[5, 8, 12, 20], help="(default 5,8,12,20)")
+    parser.add_argument("--prompts", type=several(whole(2)), default=[32, 64, 128], help="(default 32,64,128)")
+    parser.add_argument("--judges", type=several(whole(2)), default=[20, 40, 80], help="(default 20,40,80)")
+    parser.add_argument("--have", type=NATURAL, default=0, help="seeds that there are: how many more it takes")
+    parser.add_argument("--simulations", type=COUNT, default=1000, help="of each row (default 1000)")
+    parser.add_argument("--gpu-hours-per-cell", type=POSITIVE, help="one arm at one seed (default: published, 180)")
     _add_common(parser)
     args = parser.parse_args(argv)
-    _check_counts(args, "simulations", "processes")
-    _check_power(args)
+    if args.share == 0.5:
+        raise UserError("--share: 0.5 is no preference; name the share of decisive votes that is to be found")
     from replication.analysis.power import (
         PUBLISHED_CELL_HOURS,
         PUBLISHED_SHARE,
@@ -116,46 +115,8 @@ def power(argv: Sequence[str]) -> int:
 
 
 def _add_common(parser: Parser) -> None:
-    parser.add_argument("--random-seed", type=int, default=0, help="of the simulation (default 0)")
-    parser.add_argument("--processes", type=int, help="at once (default: one a core)")
-
-
-def _check_counts(args: argparse.Namespace, *names: str) -> None:
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')}: {value} must be at least 1")
-    if args.random_seed < 0:
-        raise UserError(f"--random-seed: {args.random_seed} must be at least 0")
-
-
-def _check_power(args: argparse.Namespace) -> None:
-    if args.share is not None and not (0 < args.share < 1 and args.share != 0.5):
-        raise UserError(f"--share: {args.share} must lie between 0 and 1, and not be 0.5, which is no preference")
-    if args.ties is not None and not 0 <= args.ties < 1:
-        raise UserError(f"--ties: {args.ties} must be at least 0 and below 1")
-    if args.have < 0:
-        raise UserError(f"--have: {args.have} must be at least 0")
-    hours = args.gpu_hours_per_cell
-    if hours is not None and not hours > 0:
-        raise UserError(f"--gpu-hours-per-cell: {hours} must be above 0")
-    for name in ("prompt", "judge", "seed_prompt", "seed_judge", "prompt_judge", "seed"):
-        values = getattr(args, f"{name}_spread")
-        for value in values if isinstance(values, list) else [values]:
-            if value is not None and not 0 <= value <= 0.5:
-                raise UserError(f"--{name.replace('_', '-')}-spread: {value} must lie between 0 and 0.5")
-    for name, least in (("seeds", 2), ("prompts", 2), ("judges", 2)):
-        for value in getattr(args, name):
-            if value < least:
-                raise UserError(f"--{name}: {value} must be at least {least}; one has no spread")
-
-
-def _floats(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
-
-
-def _ints(text: str) -> list[int]:
-    return sorted({int(part) for part in text.split(",")})
+    parser.add_argument("--random-seed", type=NATURAL, default=0, help="of the simulation (default 0)")
+    parser.add_argument("--processes", type=COUNT, help="at once (default: one a core)")
 
 
 # ---------------------------------------------------------------- where the spreads come from

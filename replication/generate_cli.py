@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from replication.arguments import Parser
+from replication.arguments import COUNT, Parser, whole
 from replication.cell import data_folder, mark_cell_complete
 from replication.config import load_run, load_suite
 from replication.errors import UserError
@@ -63,8 +63,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("suite", help="output folder of a suite, or the suite: its file or its name in configs/suites")
     parser.add_argument("--out", type=Path, help="output folder, where a suite is named (default: out/<suite>)")
     parser.add_argument("--arm", help="only this arm")
-    parser.add_argument("--seed", type=int, help="only this seed")
-    parser.add_argument("--jobs", type=int, help="processes side by side (default: one a GPU, one on a CPU)")
+    parser.add_argument("--seed", type=whole(0, 2**32 - 1), help="only this seed")
+    parser.add_argument("--jobs", type=COUNT, help="processes side by side (default: one a GPU, one on a CPU)")
     parser.add_argument("--again", action="store_true", help="sample anew what is there already")
     parser.add_argument(
         "--export", type=Path, metavar="FILE", help="write two arms' completions at --seed, and no more"
@@ -75,8 +75,6 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for flag in flags:
         if not flag.startswith(("--generation.", "--cluster.")) and flag.startswith("--"):
             raise UserError(f"replicate generate: {flag} does not act on generation; use --generation.* or --cluster.*")
-    if args.jobs is not None and args.jobs < 1:
-        raise UserError(f"--jobs: {args.jobs} must be at least 1")
     if args.pair and not args.export:
         raise UserError("--pair: chooses the arms of --export; for one arm's completions use --arm")
     return args, flags

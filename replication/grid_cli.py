@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from replication.arguments import Parser
-from replication.config import SuiteConfig, find_cluster, load_suite
+from replication.analysis.tensorboard import refuse_taken_names
+from replication.arguments import COUNT, Parser, table_console
+from replication.config import SuiteConfig, find_cluster, find_config, load_suite
 from replication.errors import UserError
 from replication.grid import slurm, submit
 from replication.grid.jobs import JobStage, check_accelerator
@@ -36,7 +37,9 @@ from replication.grid.status import (
     read_notes,
 )
 from replication.plan import name_cells, read_plan, unplanned_cells
+from replication.preference.prompts import load_prompts
 from replication.provenance import code_identity
+from replication.reading import Layer, Plain, check_layer
 from replication.rundir import SuiteDir, is_trained, read_object
 from replication.starts import code_facts, code_of, logged_cells, read_manifest, refuse_other_data, unlike
 
@@ -68,7 +71,7 @@ def grid(argv: list[str]) -> int:
         if name in ("plan", "run", "submit", "retry"):
             sub.add_argument("--cluster", help="file that says where cells run, or its name in configs/cluster")
         if name == "run":
-            sub.add_argument("--jobs", type=int, default=1, help="cells side by side (default 1)")
+            sub.add_argument("--jobs", type=COUNT, default=1, help="cells side by side (default 1)")
         if name in ("submit", "retry"):
             sub.add_argument("--site", type=Path, help="site file (default: launch/site.env, where it exists)")
             sub.add_argument("--dry-run", action="store_true", help="print every script and command, submit nothing")
@@ -89,25 +92,40 @@ def grid(argv: list[str]) -> int:
 
 def named_suite(args: argparse.Namespace, from_folder: bool = False) -> tuple[SuiteConfig, SuiteDir]:
     """The suite (with --seeds) and its output folder; with from_folder, a suite that the folder holds wins."""
-    suite = load_suite(args.suite)
+    folder = next((f for f in (Path(args.suite), Path("out") / args.suite) if SuiteDir(f).suite.is_file()), None)
+    if folder is None or _is_suite(args.suite):
+        suite = load_suite(args.suite)
+    elif from_folder and args.out is None:
+        suite, args.out = load_suite(SuiteDir(folder).suite), folder
+    else:
+        raise UserError(f"{args.suite}: is an output folder, and a suite's file or name goes here, with --out {folder}")
     suite_dir = SuiteDir(args.out or Path("out") / suite.name)
     if from_folder and suite_dir.suite.is_file():
         suite = load_suite(suite_dir.suite)
-    if not args.seeds:
+    if args.seeds is None:
         return suite, suite_dir
-    try:
-        suite = replace(suite, seeds=tuple(int(s) for s in args.seeds.split(",")))
-    except ValueError:
-        raise UserError(f"--seeds: '{args.seeds}' is not a list of whole numbers such as 1,2,3") from None
+    given = Layer({"seeds": [Plain(part.strip()) for part in args.seeds.split(",")]}, "")
+    suite = replace(suite, seeds=check_layer(SuiteConfig, given)["seeds"])
     if len(set(suite.seeds)) != len(suite.seeds):
         raise UserError(f"--seeds: '{args.seeds}' names a seed twice; name each once")
     return suite, suite_dir
 
 
+def _is_suite(name: str) -> bool:
+    try:
+        return find_config(name, "suites").is_file()
+    except UserError:
+        return False
+
+
 def _cells(args: argparse.Namespace, flags: list[str]) -> tuple[SuiteConfig, SuiteDir, list[Cell]]:
     suite, suite_dir = named_suite(args)
     cluster = find_cluster(args.cluster) if args.cluster else None
-    return suite, suite_dir, plan(suite, suite_dir, flags, cluster)
+    refuse_taken_names(suite)
+    cells = plan(suite, suite_dir, flags, cluster)
+    for prompts in {cell.config.generation.prompts for cell in cells} - {None}:
+        load_prompts(str(prompts))  # before a corpus is prepared, which may take hours
+    return suite, suite_dir, cells
 
 
 def _statuses(
@@ -177,13 +195,13 @@ def _plan(args: argparse.Namespace, flags: list[str]) -> int:
     for cell in cells:
         t = cell.config.training
         table.add_row(cell.name, cell.hash, str(t.steps), f"{t.steps * t.batch_tokens:,}", str(cell.run.root))
-    Console().print(table)
+    table_console().print(table)
     return 0
 
 
 def _status(args: argparse.Namespace, flags: list[str]) -> int:
     suite, suite_dir = named_suite(args, from_folder=True)
-    console = Console()
+    console = table_console()
     if not suite_dir.root.is_dir():
         raise UserError(f"{suite_dir.root}: no such folder; give the --out of `replicate grid run` or `submit`")
     queue = _queue(suite_dir, console) if suite_dir.launch.is_dir() else None
@@ -200,7 +218,7 @@ def _diff(args: argparse.Namespace, flags: list[str]) -> int:
     table = Table("key", *args.arms)
     for key, (left, right) in differences(a, b).items():
         table.add_row(key, str(left), str(right))
-    Console().print(table)
+    table_console().print(table)
     return 0
 
 
@@ -210,13 +228,12 @@ def _diff(args: argparse.Namespace, flags: list[str]) -> int:
 def _run(args: argparse.Namespace, flags: list[str]) -> int:
     from replication.grid.local import run_cells
 
-    if args.jobs < 1:
-        raise UserError(f"--jobs: {args.jobs} must be at least 1")
     suite, suite_dir, cells = _cells(args, flags)
     console = Console()
     claim_folder(suite, suite_dir, cells)
     waiting = [c for c in cells if not c.run.complete.is_file()]
     _say_plan(suite_dir, waiting, console)
+    _say_votes(suite, cells, console)
     _make_ready(waiting, suite_dir, console)
     outcome = run_cells(cells, suite_dir, args.jobs, console)
     print_status(_statuses(suite, suite_dir, cells), suite.name, console)
@@ -278,6 +295,17 @@ def _say_plan(suite_dir: SuiteDir, cells: Sequence[Cell], console: Console) -> N
     if others:
         line = f"these cells are not the plan's, and the report will say so: {escape(name_cells(others))}"
         console.print(f"[yellow]{line}[/yellow]; see `replicate plan show`", soft_wrap=True)
+
+
+def _say_votes(suite: SuiteConfig, cells: Sequence[Cell], console: Console) -> None:
+    """A line where a judge is to vote on more pairs than there will be: `judge prepare` would refuse it afterwards."""
+    g, votes = cells[0].config.generation, suite.analysis.votes_per_judge
+    if len(suite.arms) < 2 or g.prompts is None:
+        return
+    n_pairs = len(load_prompts(g.prompts)) * len(suite.seeds) * g.samples_per_prompt**2
+    if votes > n_pairs:
+        line = f"analysis.votes_per_judge: {votes}, but there will be {n_pairs} pairs of completions to judge"
+        console.print(f"[yellow]{line}[/yellow]; lower it, or give `replicate judge prepare` --votes", soft_wrap=True)
 
 
 def _report_is_current(suite_dir: SuiteDir) -> bool:
@@ -347,6 +375,7 @@ def _send(
         if not args.dry_run:
             claim_folder(suite, suite_dir, cells)
             _say_plan(suite_dir, [c for c in cells if not c.run.complete.is_file()], submitter.console)
+            _say_votes(suite, cells, submitter.console)
         steps = _steps(suite, suite_dir, cells, taken, behind, submitter)
         submitter.submit(steps)
     if not steps:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from replication.arguments import Parser
+from replication.arguments import COUNT, NATURAL, Parser, folder, number, whole
 from replication.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _act(argv: list[str]) -> int:
             if name == wanted:  # its module loads packages that the others do without
                 _module(name).add_arguments(sub)
             continue
-        sub.add_argument("dir", type=Path, metavar="DIR", help="output folder of a suite")
+        sub.add_argument("dir", type=folder, metavar="DIR", help="output folder of a suite")
         if name in ARGUMENTS:
             ARGUMENTS[name](sub)
         sub.add_argument("--database", metavar="URL", help="panel in another database: a file, or a URL such as "
@@ -116,11 +116,11 @@ def _command(*words: object) -> str:
 
 def _prepare_arguments(sub: Parser) -> None:
     sub.add_argument("--pair", metavar="A,B", help="baseline and treatment (default: those of the suite's analysis)")
-    sub.add_argument("--judges", type=int, help="people, each with a set of pairs (default: the suite's analysis)")
-    sub.add_argument("--votes", type=int, help="first votes of a set (default: the suite's analysis)")
-    sub.add_argument("--repeats", type=float, default=0.1, help="share of a set that comes again, sides swapped "
-                     "(default 0.1)")  # fmt: skip
-    sub.add_argument("--attention", type=int, default=0, help="attention items of a set (default 0)")
+    sub.add_argument("--judges", type=NATURAL, help="people, each with a set of pairs (default: the suite's analysis)")
+    sub.add_argument("--votes", type=COUNT, help="first votes of a set (default: the suite's analysis)")
+    sub.add_argument("--repeats", type=number("[0, 0.5]"), default=0.1, help="share of a set that comes again, "
+                     "sides swapped (default 0.1)")  # fmt: skip
+    sub.add_argument("--attention", type=NATURAL, default=0, help="attention items of a set (default 0)")
     sub.add_argument("--no-survey", action="store_true", help="ask people nothing about themselves")
     sub.add_argument("--invite-only", action="store_true", help="no open link: each judge needs a link of their own")
     sub.add_argument("--import", dest="file", type=Path, metavar="FILE", help="completions that the published A/B tool "
@@ -198,7 +198,7 @@ def _sets(options: PanelOptions) -> str:
 
 
 def _invite_arguments(sub: Parser) -> None:
-    sub.add_argument("--judges", type=int, metavar="N", help="links for so many people")
+    sub.add_argument("--judges", type=COUNT, metavar="N", help="links for so many people")
     sub.add_argument("--judge-id", nargs="+", metavar="NAME", help="a new link for each; the old one stops working")
     sub.add_argument("--test", action="store_true", help="links for trials: votes by them enter no record and no count")
     sub.add_argument("--base-url", help=f"where the page is reached (default: where it is served, or {BASE_URL})")
@@ -211,8 +211,6 @@ def _invite(args: argparse.Namespace, console: Console) -> int:
     base = None if args.base_url is None else _base_url(args.base_url)
     if (args.judges is None) == (args.judge_id is None):
         raise UserError("replicate judge invite: give --judges N, or --judge-id NAME")
-    if args.judges is not None and args.judges < 1:
-        raise UserError(f"--judges: {args.judges} must be at least 1")
     if args.test and args.judge_id:
         raise UserError("--test: goes with --judges N; a judge stays what they were made as")
     folder, database = _open(args)
@@ -258,7 +256,7 @@ def _base_url(text: str) -> str:
 
 def _serve_arguments(sub: Parser) -> None:
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)")
-    sub.add_argument("--port", type=int, default=8765, help="(default 8765; 0: any free one)")
+    sub.add_argument("--port", type=whole(0, 65535), default=8765, help="(default 8765; 0: any free one)")
     sub.add_argument("--base-url", help="where judges reach the page, if not there: that of a proxy in front of it")
     sub.add_argument("--allowed-host", action="append", default=[], help="a further name that the page answers to")
     sub.add_argument("--preview", action="store_true", help="try the page on a copy: votes there are thrown away")
@@ -271,8 +269,6 @@ def _serve(args: argparse.Namespace, console: Console) -> int:
 
     base = _base_url(args.base_url) if args.base_url else None
     allowed = [*args.allowed_host, *([str(urlsplit(base).hostname)] if base else [])]
-    if not 0 <= args.port < 65536:
-        raise UserError(f"--port: {args.port} must lie between 0 and 65535")
     folder, database = _open(args)
     if args.preview:
         with TemporaryDirectory() as temporary:

@@ -227,7 +227,7 @@ def _first_node(nodes: str) -> str:
 
 def _scontrol(*args: str) -> str:
     try:
-        return subprocess.run(["scontrol", *args], capture_output=True, text=True, timeout=60, check=True).stdout
+        return subprocess.run(["scontrol", *args], capture_output=True, encoding="utf-8", timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(
             f"SITE_MASTER_ADDR: scontrol does not tell the first node's address ({error}); set it in the site file, or "

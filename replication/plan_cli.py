@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from replication.arguments import Parser
+from replication.arguments import Parser, folder
 from replication.config import find_cluster, load_suite
 from replication.errors import UserError
 from replication.grid.plan import check_arms_declare_alike, refuse_other_suite
@@ -34,7 +34,7 @@ def plan(argv: list[str]) -> int:
     for name, text in TEXTS.items():
         sub = actions.add_parser(name, help=text, description=f"{text}.{more if name == 'freeze' else ''}")
         if name != "freeze":
-            sub.add_argument("out", type=Path, help="output folder of the suite")
+            sub.add_argument("out", type=folder, help="output folder of the suite")
             continue
         sub.add_argument("suite", help="suite file, or a name in configs/suites")
         sub.add_argument("--out", type=Path, help="output folder (default: out/<suite>)")

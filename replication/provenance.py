@@ -52,7 +52,15 @@ def git_state() -> dict[str, Any]:
     def git(*args: str) -> str | None:
         try:
             root = Path(__file__).parent
-            done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+            done = subprocess.run(
+                ["git", *args],
+                cwd=root,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=10,
+                check=True,
+            )
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip()

@@ -223,7 +223,7 @@ def hold_lock(folder: Path, message: str, name: str = ".lock") -> Iterator[None]
         UserError: another live process holds it; says `message`. Or its file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / name, "a+") as file:
+    with open(folder / name, "ab+") as file:
         for attempt in range(20):  # a status table probes the lock for an instant; a run holds it
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -338,7 +338,7 @@ class RunDir:
         An error is no yes: where there are no locks, nobody has one.
         """
         try:
-            file = open(self.root / ".lock")  # noqa: SIM115  (closed below; only what flock answers is a word on a lock)
+            file = open(self.root / ".lock", "rb")  # noqa: SIM115  (closed below; only what flock answers is a word on a lock)
         except OSError:
             return False
         with file:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from rich.console import Console
 
-from replication.arguments import Parser
+from replication.arguments import POSITIVE, Parser, folder, whole
 from replication.errors import UserError
 from replication.rundir import SuiteDir
+
+if TYPE_CHECKING:
+    from replication.config import SuiteConfig
 
 GRACE_SECONDS = 10.0
 
@@ -32,11 +38,9 @@ def tensorboard(argv: list[str]) -> int:
     suite_dir, console = SuiteDir(args.out), Console()
     if not suite_dir.suite.is_file():
         raise UserError(f"{suite_dir.suite}: no such file; give the output folder of `replicate grid run`")
-    if args.every <= 0:
-        raise UserError(f"--every: {args.every} must be more than 0 seconds")
     suite = load_suite(suite_dir.suite)
     page = f"#custom_scalars&regexInput={quote(run_filter(len(suite.arms), len(suite.seeds)))}"
-    with claim(suite, suite_dir) as over_seeds:
+    with _writable(suite_dir, suite, args.once, console) as suite_dir, claim(suite, suite_dir) as over_seeds:
         n_points = over_seeds.refresh()
         console.print(f"wrote {n_points:,} points over seeds into {suite_dir.tensorboard}", soft_wrap=True)
         if args.once:
@@ -59,14 +63,39 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         description="Write means, bands and paired differences over seeds beside the cells' curves, start TensorBoard, "
         "and keep both up to date while cells run. Ctrl-C ends it.",
     )
-    parser.add_argument("out", type=Path, help="output folder of a suite")
+    parser.add_argument("out", type=folder, help="output folder of a suite")
     parser.add_argument("--host", default="127.0.0.1", help="address that TensorBoard listens at (default 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=6006, help="its port; 0 takes a free one (default 6006)")
-    parser.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help="between refreshes (default 10)")
+    parser.add_argument("--port", type=whole(0, 65535), default=6006, help="its port; 0: a free one (default 6006)")
+    parser.add_argument(
+        "--every", type=POSITIVE, default=10.0, metavar="SECONDS", help="between two looks (default 10)"
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--once", action="store_true", help="write and return, without TensorBoard")
     how.add_argument("--no-serve", action="store_true", help="keep writing, for a TensorBoard that runs elsewhere")
     return parser.parse_args(argv)
+
+
+@contextmanager
+def _writable(suite_dir: SuiteDir, suite: SuiteConfig, once: bool, console: Console) -> Iterator[SuiteDir]:
+    """The folder; or, where it can only be read, a passing one that holds the same cells.
+
+    Raises:
+        UserError: it can only be read, and what is written once would be gone with the passing one.
+    """
+    if os.access(suite_dir.tensorboard if suite_dir.tensorboard.is_dir() else suite_dir.root, os.W_OK):
+        yield suite_dir
+        return
+    if once:
+        raise UserError(f"{suite_dir.root}: can only be read, so that nothing can be written there; leave out --once")
+    with tempfile.TemporaryDirectory(prefix="tensorboard-") as name:
+        passing = SuiteDir(Path(name))
+        passing.suite.symlink_to(suite_dir.suite.absolute())
+        passing.runs.symlink_to(suite_dir.runs.absolute())
+        for seed in suite.seeds:
+            for arm in suite.arms:
+                passing.link_tensorboard(arm, seed)
+        console.print(f"{suite_dir.root} can only be read: means over seeds lie in {name} meanwhile", soft_wrap=True)
+        yield passing
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from replication.provenance import COMPUTES
 
 # From the floor up. A module may import its own layer and those before it.
 LAYERS = [
-    ["errors", "preemption"],
+    ["errors", "preemption", "reading"],
     ["arguments", "config", "rundir", "provenance"],
     ["starts", "certificate", "diverged", "plan_text", "votes", "votes_note", "model", "needs", "data", "objectives"],
     ["analysis.published", "analysis.recompute", "analysis.claims"],
@@ -65,12 +65,14 @@ EXCEPTIONS = {"objectives.callbacks": ["lightning"]}  # the two Lightning callba
 RESERVED = {
     "deepspeed": ["training.strategies"],
     "replication.cli": ["__main__"],
+    "yaml": ["reading"],  # one reader, which guesses at nothing
 }
 
 # What answers at once, or runs on a laptop without torch.
 TORCH_FREE = [
     "errors",
     "preemption",
+    "reading",
     "arguments",
     "config",
     "rundir",
@@ -224,6 +226,36 @@ def test_the_hash_of_the_code_covers_all_that_a_cell_computes_with() -> None:
     covered = [name.removesuffix(".py") for name in COMPUTES]
     assert {"training.muon", "preference.sampling", "model.head"} < below
     assert sorted(name for name in below if not is_within(name, [*covered, *PLACES])) == []
+
+
+def test_numbers_of_the_command_line_have_a_range() -> None:
+    """`type=int` takes -1 and a thousand digits, `type=float` nan: `arguments` has types that say what may be."""
+    wrong = [
+        f"replication.{name}, line {node.value.lineno}: type={ast.unparse(node.value)}"
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.keyword) and node.arg == "type" and ast.unparse(node.value) in ("int", "float")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_text_is_read_and_written_as_utf_8_whatever_the_locale() -> None:
+    wrong = []
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            what, words = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+            is_open = what == "open" or (
+                what.endswith(".open") and re.match(r"'[rawx]", ast.unparse(node)[len(what) + 1 :])
+            )
+            binary = re.search(r"'[rawx+]*b[rawx+]*'|, mode, buffering=0", ast.unparse(node)) is not None
+            text = (
+                what.endswith((".read_text", ".write_text")) or (is_open and not binary) or words.get("text") == "True"
+            )
+            if text and "encoding" not in words:
+                wrong.append(f"replication.{name}, line {node.lineno}: {what} without an encoding")
+    assert not wrong, "\n".join(wrong)
 
 
 # ---------------------------------------------------------------- loading at once

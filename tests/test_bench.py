@@ -336,11 +336,11 @@ def test_strong_scaling_cuts_the_same_batch():
         (["step", "--cluster.strategy=zero2"], ("cluster.strategy", "choose single")),
         (["peers", "--model.feed_forward=moe"], ("model.feed_forward", "dense")),
         (["peers", "--training.optimizer=sgd"], ("training.optimizer", "AdamW")),
-        (["scaling", "--ranks=two"], ("--ranks", "1,2,4")),
+        (["scaling", "--ranks=two"], ("--ranks", "whole number")),
         (["scaling", "--cluster.strategy=single"], ("cluster.strategy", "ddp")),
         (["scaling", "--ranks=3", "--mode=strong"], ("cluster.devices", "divisor")),
         (["head", "--model.vocab_size=3"], ("--model.vocab_size", "bench head --help")),
-        (["head", "--repeats=-1"], ("--repeats", "0 counts")),
+        (["head", "--repeats=-1"], ("--repeats", "at least 0")),
         (["speed"], ("speed", "--help")),
     ],
 )

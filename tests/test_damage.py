@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -17,14 +16,13 @@ import pytest
 from rich.console import Console
 from synthetic_runs import build_suite, edit_manifest
 
-from replication import certificate, config, generate_cli, grid_cli
 from replication.analysis.live import LiveJournal
 from replication.analysis.load import load_cells
 from replication.analysis.report import collect
 from replication.analysis.tensorboard import claim
 from replication.cell import mark_cell_complete
 from replication.certificate import certify
-from replication.config import CellConfigs, SuiteConfig, load_run, load_suite
+from replication.config import load_run, load_suite
 from replication.errors import UserError
 from replication.generate_cli import _cells, _todo
 from replication.grid.plan import places
@@ -104,19 +102,8 @@ def _write_checkpoint(run: RunDir, step: int) -> None:
 
 
 @pytest.fixture
-def suite_dir(built: SuiteDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SuiteDir:
+def suite_dir(built: SuiteDir, tmp_path: Path) -> SuiteDir:
     """A copy that a test may change."""
-    shared, suites = CellConfigs(), dict[bytes, SuiteConfig]()  # parsing takes longer than all the rest
-
-    def load(path: Path) -> SuiteConfig:
-        content = path.read_bytes() if path.is_file() else b""
-        if content not in suites:
-            suites[content] = config.load_suite(path)
-        return suites[content]
-
-    monkeypatch.setattr(certificate, "CellConfigs", lambda: shared)
-    for module in (generate_cli, grid_cli, sys.modules[__name__]):
-        monkeypatch.setattr(module, "load_suite", load)
     return SuiteDir(shutil.copytree(built.root, tmp_path / "out"))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from replication.cli import main
 from replication.config import ModelConfig, RunConfig, SourceConfig, TokenizerConfig, config_root, load_suite
 from replication.doctor import Machine, _obstacles, data_needs, doctor, needs_of
 from replication.model.size import parameter_count
@@ -64,6 +65,11 @@ def test_the_verb() -> None:
     assert done.returncode == 0, done.stderr
     assert "ablation_2x2" in done.stdout
     assert done.stderr == ""
+
+
+def test_what_is_asked_of_a_cluster_needs_the_cluster(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--suite", "ablation_2x2"]) == 2
+    assert "--suite: says what a cluster is asked about; name that with --cluster" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- broken config files

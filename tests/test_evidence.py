@@ -167,9 +167,9 @@ def test_power_reads_the_published_schema(tmp_path, capsys):
         (["calibrate", "--seeds", "1"], "--seeds: 1 must be at least 2"),
         (["calibrate", "--judges", "1"], "--judges: 1 must be at least 2"),
         (["calibrate", "--random-seed", "-1"], "--random-seed: -1 must be at least 0"),
-        (["power", "--share", "0.5"], "--share: 0.5 must lie between 0 and 1"),
+        (["power", "--share", "0.5"], "--share: 0.5 is no preference"),
         (["power", "--votes", "nowhere"], "--votes: nowhere holds neither votes.csv nor"),
-        (["power", "--seed-spread", "0,2"], "--seed-spread: 2.0 must lie between"),
+        (["power", "--seed-spread", "0,2"], "--seed-spread: 2.0 must lie in [0, 0.5]"),
         (["power", "--prompts", "1"], "--prompts: 1 must be at least 2"),
     ],
 )

@@ -377,7 +377,7 @@ def test_mistakes_are_one_line_with_the_remedy(tmp_path):
     assert "--out is missing" in refused("train", "--config", "arms/both.yaml")
     assert "no such config file" in refused("grid", "plan", "nosuite")
     assert "--jobs" in refused("grid", "run", suite, "--out", tmp_path / "x", "--jobs", "0")
-    assert "not a list of whole numbers" in refused("grid", "plan", suite, "--seeds", "a,b")
+    assert "--seeds[0]: must be a whole number" in refused("grid", "plan", suite, "--seeds", "a,b")
     assert "replicate prepare" in refused("train", "--config", "arms/both.yaml", "--out", tmp_path / "x")
     assert "does not exist" in refused("train", "--data.dir", tmp_path / "nodata", "--out", tmp_path / "x")
     assert "replicate grid run" in refused("report", tmp_path / "nothing")

@@ -71,8 +71,10 @@ def test_a_shipped_file_is_found_by_each_of_its_names(
 
 def test_json_lines_and_unknown_keys(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
-    path.write_text(json.dumps({**GOOD, "source": "me"}) + "\n\n" + json.dumps({**GOOD, "id": 2}) + "\n")
-    assert load_prompts(path) == [Prompt(1, "factual", "Where?"), Prompt(2, "factual", "Where?")]
+    other = {"id": 2, "category": "factual", "question": "Which\u2028line?"}
+    lines = [json.dumps({**GOOD, "source": "me"}), "", json.dumps(other, ensure_ascii=False), ""]
+    path.write_text("\r\n".join(lines), encoding="utf-8-sig", newline="")
+    assert load_prompts(path) == [Prompt(1, "factual", "Where?"), Prompt(2, "factual", "Which\u2028line?")]
 
 
 def test_a_missing_file_lists_what_is_shipped() -> None:
@@ -94,6 +96,16 @@ def test_a_missing_file_lists_what_is_shipped() -> None:
         ([{**GOOD, "id": True}], "entry 1: key 'id' must be a whole number, not True"),
         ([GOOD, {**GOOD, "question": "Who?"}], "entry 2 has id 1, as entry 1 does"),
         ([{**GOOD, "question": "  "}], "entry 1: key 'question' is empty"),
+        ([{**GOOD, "category": ""}], "entry 1: key 'category' is empty"),
+        ([{**GOOD, "question": "Half a \ud83d?"}], "entry 1: key 'question' holds half a character"),
+        ([{**GOOD, "category": "a\0"}], "entry 1: key 'category' holds a NUL character"),
+        ([{**GOOD, "id": 2**63}], "entry 1: key 'id' must be a whole number of 64 bits, not 9223372036854775808"),
+        ([{**GOOD, "id": 10**30}], "key 'id' must be a whole number of 64 bits"),
+        ('[{"id": ' + "9" * 5000 + "}]", "not valid JSON"),
+        ([GOOD, {**GOOD, "id": 2}], "entry 2 asks what entry 1 does"),
+        ('[{"id": 1, "id": 2, "category": "a", "question": "Who?"}]', "not valid JSON (key 'id' comes twice)"),
+        ('[{"id": NaN, "category": "a", "question": "Who?"}]', "not valid JSON (NaN is no number of JSON)"),
+        ("[" * 20_000, "not valid JSON (brackets are nested too deep)"),
     ],
 )
 def test_each_mistake_names_file_and_entry(content: object, message: str, tmp_path: Path) -> None:

@@ -85,5 +85,5 @@ def test_keys_that_contradict_one_another(keys, message):
 
 
 def test_a_budget_must_be_positive():
-    with pytest.raises(UserError, match=r"data\.token_budget: 0 must be positive"):
+    with pytest.raises(UserError, match=r"data\.token_budget: 0 must be at least 1"):
         RunConfig(data=DataConfig(token_budget=0)).check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import statistics
@@ -230,6 +231,14 @@ def test_failures_and_divergence(cell):
     lines[-1]["per_step"]["train/loss_nats"][0] = None
     cell.run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "was not finite" in cell_status(cell, RULE).note
+
+
+def test_a_narrow_terminal_gets_lines_in_place_of_the_table(cell):
+    out = io.StringIO()
+    print_status([cell_status(cell, RULE)], "suite", Console(file=out, width=20))
+    lines = out.getvalue().splitlines()
+    assert " ".join(line.strip() for line in lines[:-1]).startswith("baseline/seed-1 interrupted 40/60, loss")
+    assert lines[-1] == "1 interrupted" and max(map(len, lines)) <= 20
 
 
 def test_a_cell_without_a_folder_is_pending(tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy import stats
 from synthetic_runs import build_suite, edit_journal
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
@@ -27,6 +28,7 @@ from replication.analysis.tensorboard import ALIVE_SECONDS, claim
 from replication.cli import main
 from replication.config import to_yaml
 from replication.rundir import Journal, RunDir, SuiteDir, read_journal, remove_tree, write_text
+from replication.tensorboard_cli import _writable
 
 SEEDS = (1, 2, 3)
 PAIR = "difference/both-minus-baseline"
@@ -217,6 +219,19 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (suite_dir.tensorboard / "difference" / "WRITTEN_BY_REPLICATE_TENSORBOARD").unlink()
     assert main(["tensorboard", str(suite_dir.root), "--once"]) == 2
     assert "not written by `replicate tensorboard`" in capsys.readouterr().err
+
+
+def test_a_folder_that_can_only_be_read_is_shown_from_a_passing_one(tmp_path, monkeypatch, capsys) -> None:
+    suite, suite_dir = suite_of(tmp_path / "out")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert main(["tensorboard", str(suite_dir.root), "--once"]) == 2
+    assert "can only be read" in capsys.readouterr().err
+    with _writable(suite_dir, suite, False, Console()) as passing, claim(suite, passing) as over_seeds:
+        assert over_seeds.refresh() > 0
+        link = passing.tensorboard / suite.arms[0] / f"seed-{suite.seeds[0]}"
+        assert link.resolve() == suite_dir.cell(suite.arms[0], suite.seeds[0]).tensorboard
+    assert sorted(tmp_path.rglob("*")) == before and not passing.root.exists()
 
 
 def test_ctrl_c_ends_tensorboard_too(tmp_path: Path) -> None:

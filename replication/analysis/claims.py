@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from replication.analysis.recompute import Value
 from replication.errors import UserError
+from replication.reading import read_yaml, untyped
 
 PRINTED = re.compile(
     r"(?P<about>~)?\s*(?P<bound><=|>=|<|>)?\s*(?P<number>[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)\s*(?P<unit>%|points)?",
@@ -90,28 +89,11 @@ def load_claims(path: Path) -> Claims:
     return Claims(path, content.get("paper", path.stem), content["files"], claims, listed)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that a mapping gives twice, of which YAML would drop the first without a word."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # before `<<` is merged: what a mapping takes over may be overridden by its own keys
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
-                    raise yaml.MarkedYAMLError(problem=f"key {key.value} comes twice", problem_mark=key.start_mark)
-                seen.add((key.tag, key.value))
-        return node
-
-
 def _read(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        return untyped(read_yaml(path).tree)
     except FileNotFoundError:
         raise UserError(f"{path}: no such claims file; name one with --claims") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that no calendar has
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); mend it there") from None
 
 
 def _check_top(content: Any, path: Path) -> None:

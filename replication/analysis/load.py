@@ -14,11 +14,11 @@ from types import NoneType
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from replication.config import flatten
 from replication.errors import UserError
+from replication.reading import read_yaml, untyped
 from replication.rundir import (
     Logged,
     RunDir,
@@ -37,7 +37,6 @@ NOT_READ = ("experts/",)
 """Of a line, what is no column here. The loads of experts are half of it, and for TensorBoard."""
 MANY_CELLS, MOST_READERS = 32, 4
 """From so many cells on, journals are read by so many processes."""
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast, where there is one
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,8 +220,8 @@ def _object(run: RunDir, name: str) -> dict[str, Any]:
 
 def _config(run: RunDir) -> dict[str, Any]:
     try:
-        tree = yaml.load(run.config.read_text(encoding="utf-8"), Loader=LOADER)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        tree = untyped(read_yaml(run.config).tree)
+    except (OSError, UserError):
         return {}
     return flatten(tree) if isinstance(tree, dict) else {}
 

@@ -141,9 +141,7 @@ def claim(suite: SuiteConfig, suite_dir: SuiteDir) -> Iterator[OverSeeds]:
         UserError: another process writes them; an arm or a folder that is not ours has their name.
     """
     root = suite_dir.tensorboard
-    for name in FOLDERS:
-        if name in suite.arms:
-            raise UserError(f"{suite_dir.suite}: key arms: '{name}' is the name of runs over seeds; rename the arm")
+    refuse_taken_names(suite)
     with hold_lock(root, "another `replicate tensorboard` writes here; look at its page, or end it"):
         for name in FOLDERS:
             folder = root / name
@@ -153,6 +151,13 @@ def claim(suite: SuiteConfig, suite_dir: SuiteDir) -> Iterator[OverSeeds]:
         for path in root.glob(f"events.*.{SUFFIX}"):
             path.unlink()
         yield OverSeeds(suite, suite_dir)
+
+
+def refuse_taken_names(suite: SuiteConfig) -> None:
+    """Raise UserError where an arm has the name of our own runs."""
+    for name in FOLDERS:
+        if name in suite.arms:
+            raise UserError(f"suite {suite.name}: key arms: '{name}' is the name of runs over seeds; rename the arm")
 
 
 def _renew(folder: Path) -> None:

@@ -70,7 +70,7 @@ def _claimed(out: Path, partial: Path) -> IO[str]:
     """Lock OUT.partial for this process; returns the open lock file."""
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        lock = open(partial / LOCK, "a+")  # noqa: SIM115 - held until the folder is complete
+        lock = open(partial / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - held until the folder is complete
     except OSError as error:
         if is_disk_full(error):
             raise UserError(f"disk full while writing {partial}: {_REMEDIES[False]}") from error

@@ -52,7 +52,7 @@ def script(job: Job, site: Site, folder: Path, at_once: int) -> str:
         folder: where the job's scheduler output goes.
         at_once: most elements that run side by side.
     """
-    body = (checkout() / "launch" / BODY[job.stage]).read_text()
+    body = (checkout() / "launch" / BODY[job.stage]).read_text(encoding="utf-8")
     head, lines = _split(body)
     settings = {
         "REPLICATION_CHECKOUT": str(checkout()),

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from replication.config import (
-    CellConfigs,
     RunConfig,
     SuiteConfig,
     arm_keys,
+    find_config,
     flatten,
     load_cell,
     load_run,
@@ -27,6 +25,7 @@ from replication.config import (
     without_seeds,
 )
 from replication.errors import UserError
+from replication.reading import dump_yaml
 from replication.rundir import RunDir, SuiteDir, remove_temporaries, write_text
 from replication.starts import logged_cells
 
@@ -84,7 +83,7 @@ def plan(
     for arm in suite.arms:
         of_arm[arm] = config = load_cell(suite, arm, suite.seeds[0], flags, cluster)
         if config.arm != arm:
-            raise UserError(f"configs/arms/{arm}.yaml: key 'arm' says {config.arm}; it must be {arm}")
+            raise UserError(f"{find_config(arm, 'arms')}: key 'arm' says {config.arm}; it must be {arm}")
     cells = []
     for place in places(suite, suite_dir):
         there = from_folder and place.run.config.is_file()
@@ -103,7 +102,7 @@ def check_arms_declare_alike(suite: SuiteConfig) -> None:
     for arm, keys in declared.items():
         if union - keys:
             raise UserError(
-                f"configs/arms/{arm}.yaml: does not set {', '.join(sorted(union - keys))}, another arm of the suite "
+                f"{find_config(arm, 'arms')}: does not set {', '.join(sorted(union - keys))}, another arm of the suite "
                 "does; arms are compared in declared keys alone, so set the same ones in every arm"
             )
 
@@ -129,21 +128,21 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
     for cell in cells:
         refuse_other_config(cell.config, cell.run.config)
     _refuse_other_seeds(suite_dir, cells)
-    text = yaml.safe_dump(claimed, sort_keys=False)
+    text = dump_yaml(claimed)
     if not suite_dir.suite.is_file() or suite_dir.suite.read_text(encoding="utf-8") != text:
         write_text(suite_dir.suite, text)  # only then: a suite that is newer than the report makes it out of date
 
 
 def _refuse_other_seeds(suite_dir: SuiteDir, cells: Sequence[Cell]) -> None:
     """Raise UserError where other seeds of an arm were trained under another config, as flags can make it."""
-    configs, of_arm = CellConfigs(), {cell.arm: without_seeds(scientific(cell.config)) for cell in cells}
+    of_arm = {cell.arm: without_seeds(scientific(cell.config)) for cell in cells}
     planned = {cell.name for cell in cells}
     for name, run in logged_cells(suite_dir.runs).items():
         arm = run.root.parent.name
         if arm not in of_arm or name in planned:
             continue
         try:
-            there = without_seeds(scientific(configs.load(run.config)))
+            there = without_seeds(scientific(load_run([run.config])))
         except (UserError, OSError):
             continue  # the certificate names it
         what = f"{run.root}: a seed of another config, and seeds that differ in it are not pooled"

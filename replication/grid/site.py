@@ -50,7 +50,7 @@ def load_site(path: Path) -> Site:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SITE_")}
     done = subprocess.run(
         ["bash", "-e", "-c", _READ, "bash", str(path.resolve())],
-        env=environment, capture_output=True, text=True, timeout=60,
+        env=environment, capture_output=True, encoding="utf-8", timeout=60,
     )  # fmt: skip
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

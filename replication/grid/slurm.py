@@ -187,7 +187,7 @@ def setting(name: str) -> str | None:
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=SECONDS)
     except FileNotFoundError:
         raise Refused(
             f"{command[0]}: not found on this machine; call this on a login node of the cluster, or run the cells here "

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -27,6 +26,7 @@ from replication.grid.jobs import JobStage
 from replication.grid.plan import Place
 from replication.grid.slurm import Queued
 from replication.plan import name_cells
+from replication.reading import read_yaml, untyped
 from replication.rundir import (
     RunDir,
     first_error,
@@ -57,11 +57,12 @@ STYLE = {
 it was told to stop, and no job waits to go on. interrupted: it was begun, and nothing says how it ended. trained: only
 its completions are missing."""
 
+NARROW = 60
+"""Columns, below which the table becomes lines."""
 RETRIED = ("failed", "preempted", "interrupted", "cancelled")
 WAITING = ("queued", "requeued", "trained")
 IN_QUEUE = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT", slurm.HIDDEN)
 STANDING = ("SUSPENDED", "STOPPED")
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times as fast
 
 
 @dataclass(frozen=True)
@@ -139,13 +140,12 @@ def cell_status(
 
 def _facts(path: Path) -> _Facts | None:
     try:
-        with open(path, encoding="utf-8") as file:
-            config = yaml.load(file, _Loader)
+        config = untyped(read_yaml(path).tree)
         t = config["training"]
         generates = bool(config["generation"]["prompts"])
         numbers = (t["steps"], t["batch_tokens"], t["warmup_steps"], config["model"]["vocab_size"])
         return _Facts(*numbers, generates) if all(type(n) is int for n in numbers) and numbers[3] > 0 else None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, UserError, KeyError, TypeError):
         return None
 
 
@@ -266,7 +266,12 @@ def print_status(rows: Sequence[CellStatus], title: str, console: Console) -> No
             _number(row.tokens_per_second, ",.0f"),
             clock(row.seconds_left),
         )
-    console.print(table)
+    if console.width < NARROW:
+        for row in rows:
+            loss = "" if row.loss_nats is None else f", loss {row.loss_nats:.3f}"
+            console.print(f"{row.name} [{STYLE[row.state]}]{row.state}[/] {row.step}/{row.steps or '-'}{loss}")
+    else:
+        console.print(table)
     counts = Counter(row.state for row in rows)
     console.print(", ".join(f"{counts[state]} {state}" for state in STYLE if counts[state]))
     for state in WAITING:

@@ -16,6 +16,7 @@ from typing import Any
 from replication.errors import UserError
 from replication.preference.completions import Completion, read_samples
 from replication.preference.prompts import find_prompts
+from replication.reading import load_json, read_utf8
 from replication.rundir import SuiteDir, file_sha256, read_object, write_text
 
 SIDES = ("a", "b")
@@ -62,7 +63,7 @@ def read_export(path: Path, seed: int = 0) -> dict[int, dict[str, list[Completio
 def _parts(path: Path) -> tuple[dict[str, Any], list[Any]]:
     """(metadata, questions) of a file of this form."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = load_json(read_utf8(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; name a file of completions of two models") from None
     except (OSError, ValueError) as error:

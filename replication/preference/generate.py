@@ -23,7 +23,7 @@ from replication.errors import UserError
 from replication.model.transformer import Transformer
 from replication.preemption import Preempted, told_to_stop
 from replication.preference.parts import Samples, Share
-from replication.preference.prompts import Prompt
+from replication.preference.prompts import Prompt, prompt_tokens
 from replication.preference.sampling import Sampler, complete, row_key
 from replication.rundir import RunDir, read_object
 from replication.training.checkpoints import load_weights, newest_checkpoint
@@ -77,10 +77,7 @@ def sample_share(samples: Samples, share: Share, store: TokenStore, on_step: OnS
     prepare_torch(config)
     model, tokenizer = load_model(config, samples.run), store.tokenizer()
     sampler = Sampler(c.temperature, c.top_k, c.top_p)
-    tokens = {
-        prompt.id: tokenizer.encode(c.template.format(question=prompt.question)) or [store.end_of_text_id]
-        for prompt, _ in todo
-    }
+    tokens = prompt_tokens(c.template, samples.prompts, tokenizer, store.end_of_text_id)
     todo.sort(key=lambda row: len(tokens[row[0].id]))
     appender = samples.appender(share)
     try:

@@ -6,13 +6,17 @@ Imports no torch.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from replication.config import config_root
 from replication.errors import UserError
+from replication.reading import load_json, read_utf8, unfit
+
+if TYPE_CHECKING:
+    from replication.data.tokenizer import TextTokenizer
 
 KEYS = {"id": int, "category": str, "question": str}
 
@@ -40,17 +44,21 @@ def load_prompts(path_or_name: str | Path) -> list[Prompt]:
             file in configs/prompts (`replication_32`). Keys besides id, category and question are passed over.
 
     Raises:
-        UserError: no such file, not JSON, no prompts, a missing or mistyped key, an empty question or an id
-            that comes twice; the message names the file and the entry.
+        UserError: no such file, not JSON, no prompts, a missing or mistyped key, an id that no data base holds, a text
+            that is empty or cannot be stored, an id or a question that comes twice; the message names file and entry.
     """
     path = find_prompts(path_or_name)
     prompts: list[Prompt] = []
-    seen: dict[int, str] = {}
+    seen: dict[int | str, str] = {}
     for place, entry in _entries(path):
         prompt = _prompt(entry, f"{path}: {place}")
         if prompt.id in seen:
             raise UserError(f"{path}: {place} has id {prompt.id}, as {seen[prompt.id]} does; give each its own")
-        seen[prompt.id] = place
+        if prompt.question in seen:
+            raise UserError(
+                f"{path}: {place} asks what {seen[prompt.question]} does; a prompt is counted once, remove one"
+            )
+        seen[prompt.id] = seen[prompt.question] = place
         prompts.append(prompt)
     if not prompts:
         raise UserError(f"{path}: holds no prompts; write at least one {{id, category, question}}")
@@ -71,12 +79,9 @@ def find_prompts(path_or_name: str | Path) -> Path:
 
 def _entries(path: Path) -> list[tuple[str, Any]]:
     """Each entry with the words that name its place."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    text = read_utf8(path)
     if path.suffix == ".jsonl":
-        lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]  # a text may hold U+2028
         return [(f"line {i}", _parse(line, f"{path}: line {i}")) for i, line in lines]
     entries = _parse(text, str(path))
     if not isinstance(entries, list):
@@ -86,7 +91,7 @@ def _entries(path: Path) -> list[tuple[str, Any]]:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return load_json(text)
     except ValueError as error:
         raise UserError(f"{where}: not valid JSON ({error}); mend it there") from None
 
@@ -100,6 +105,18 @@ def _prompt(entry: Any, where: str) -> Prompt:
         if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
             words = "a whole number" if kind is int else "text"
             raise UserError(f"{where}: key '{key}' must be {words}, not {entry[key]!r}")
-    if not entry["question"].strip():
-        raise UserError(f"{where}: key 'question' is empty; write the prompt or remove the entry")
+    if abs(entry["id"]) >= 2**63:
+        raise UserError(f"{where}: key 'id' must be a whole number of 64 bits, not {str(entry['id'])[:40]}")
+    for key in ("category", "question"):
+        if not entry[key].strip():
+            raise UserError(f"{where}: key '{key}' is empty; write it or remove the entry")
+        if problem := unfit(entry[key]):
+            raise UserError(f"{where}: key '{key}' {problem}")
     return Prompt(entry["id"], entry["category"], entry["question"])
+
+
+def prompt_tokens(
+    template: str, prompts: Sequence[Prompt], tokenizer: TextTokenizer, end_of_text_id: int
+) -> dict[int, list[int]]:
+    """Id -> what the model continues: the template's tokens, or the end of a text where there are none."""
+    return {p.id: tokenizer.encode(template.format(question=p.question)) or [end_of_text_id] for p in prompts}

@@ -41,7 +41,7 @@ def arithmetic(config: RunConfig) -> dict[str, Any]:
 def cpu_name() -> str:
     """The model's name where the system tells it."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:

@@ -88,7 +88,7 @@ def recut(folder: Path) -> None:
     command += ["--input_folder", str(source / "checkpoint"), "--output_folder", str(partial / "checkpoint")]
     command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
     with tethered():  # a killed start must not leave a converter behind that writes into the next one's folder
-        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: None)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", preexec_fn=lambda: None)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         remove_tree(partial)

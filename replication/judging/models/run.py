@@ -8,11 +8,11 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from replication.arguments import COUNT, NATURAL, POSITIVE, folder, whole
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.folder import find_panel
@@ -48,20 +48,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `replicate judge model`."""
     d = {field.name: field.default for field in fields(ModelSettings)}
     add = parser.add_argument
-    add("dir", type=Path, metavar="DIR", help="output folder of a suite, with a panel")
+    add("dir", type=folder, metavar="DIR", help="output folder of a suite, with a panel")
     add("--model", required=True, metavar="NAME", help="the model, as the endpoint knows it")
     add("--base-url", required=True, metavar="URL", help="an OpenAI-compatible endpoint, up to and with its /v1")
     add("--vendor", metavar="V", help="who makes the model; needed when the judge is new")
     add("--judge-id", metavar="ID", help="(default: the model's name, without what stands before its last /)")
-    add("--votes", type=int, metavar="N", help="pairs of a new judge (default: as many as a person's)")
+    add("--votes", type=COUNT, metavar="N", help="pairs of a new judge (default: as many as a person's)")
     add("--api-key-env", default=DEFAULT_KEY, metavar="NAME", help=f"variable with the key (default {DEFAULT_KEY})")
-    add("--parallel", type=int, default=d["parallel"], metavar="N", help="requests in flight at once (default 4)")
-    add("--requests-per-minute", type=float, metavar="N", help="pace, further tries included (default: no limit)")
-    add("--max-requests", type=int, metavar="N", help="of this run, further tries included (default: no limit)")
-    add("--max-tokens", type=int, metavar="N", help="of this run, input and output together (default: no limit)")
-    add("--timeout-seconds", type=float, default=d["timeout_seconds"], metavar="S", help="of one try (default 60)")
-    add("--retries", type=int, default=d["retries"], metavar="N", help="further tries of a request (default 8)")
-    add("--max-answer-tokens", type=int, default=d["max_answer_tokens"], metavar="N", help="length of an answer; a "
+    add("--parallel", type=COUNT, default=d["parallel"], metavar="N", help="requests in flight at once (default 4)")
+    add("--requests-per-minute", type=POSITIVE, metavar="N", help="pace, further tries included (default: no limit)")
+    add("--max-requests", type=COUNT, metavar="N", help="of this run, further tries included (default: no limit)")
+    add("--max-tokens", type=whole(1, 2**53), metavar="N", help="of this run, both ways (default: no limit)")
+    add("--timeout-seconds", type=POSITIVE, default=d["timeout_seconds"], metavar="S", help="of one try (default 60)")
+    add("--retries", type=NATURAL, default=d["retries"], metavar="N", help="further tries of a request (default 8)")
+    add("--max-answer-tokens", type=COUNT, default=d["max_answer_tokens"], metavar="N", help="length of an answer; a "
         "model that thinks first needs thousands (default 16)")  # fmt: skip
     add("--temperature", type=_temperature, default=d["temperature"], metavar="T", help="none: the endpoint's own "
         "(default 0)")  # fmt: skip

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from replication.arguments import COUNT, folder
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.folder import find_panel
@@ -86,12 +87,12 @@ class _Part:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `replicate judge sheet`."""
     add = parser.add_argument
-    add("dir", type=Path, metavar="DIR", help="output folder of a suite, with a panel")
+    add("dir", type=folder, metavar="DIR", help="output folder of a suite, with a panel")
     add("--judge-id", required=True, metavar="ID", help="the judge; a new one gets its pairs")
     add("--vendor", metavar="V", help="who makes the model; needed when the judge is new")
     add("--model", default="", metavar="NAME", help="what the chat window calls the model (default: the judge's id)")
-    add("--votes", type=int, metavar="N", help="pairs of a new judge (default: as many as a person's)")
-    add("--items-per-part", type=int, metavar="N", help="comparisons that are pasted at once (default 8)")
+    add("--votes", type=COUNT, metavar="N", help="pairs of a new judge (default: as many as a person's)")
+    add("--items-per-part", type=COUNT, metavar="N", help="comparisons that are pasted at once (default 8)")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, metavar="FILE", help="write the sheet: what is not answered yet")
     what.add_argument("--read", type=Path, metavar="FILE", help="read the pasted answers of whole parts")
@@ -105,8 +106,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.read is not None:
         print_summary(read_sheet(database, args.judge_id, args.read), console)
         return 0
-    if args.items_per_part is not None and args.items_per_part < 1:
-        raise UserError(f"--items-per-part: is {args.items_per_part}; must be at least 1")
     check_target(database, args.judge_id, args.out)
     join = join_panel(database, folder.sealed, args.judge_id, args.vendor, args.votes)
     if join is not None:

@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+from replication.arguments import COUNT, NATURAL, whole
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.options import PanelOptions
@@ -88,8 +89,8 @@ class Result:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `replicate judge blinding`."""
-    parser.add_argument("--items", type=int, default=10_000, help="shown items of each experiment (default 10000)")
-    parser.add_argument("--folds", type=int, default=5, help="of prompts, and of judges (default 5)")
+    parser.add_argument("--items", type=COUNT, default=10_000, help="shown items of each experiment (default 10000)")
+    parser.add_argument("--folds", type=whole(2), default=5, help="of prompts, and of judges (default 5)")
     parser.add_argument("--completions", type=Path, metavar="DIR", help="a suite's folder (default: made-up texts)")
     parser.add_argument("--arms", nargs=2, default=ARMS, metavar=("BASELINE", "TREATMENT"), help="of that suite; the "
                         "first one's completions serve both sides of the first experiment "
@@ -99,13 +100,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         + "; ".join(f"{name}: {text}" for name, text in LEAKS.items() if name != "none"))  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep panels, all that was sent, and blinding.json "
                         "there (default: a folder that is removed)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of texts, votes, folds and permutations (default 0)")
+    parser.add_argument("--seed", type=NATURAL, default=0, help="of texts, votes, folds and permutations (default 0)")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """The command: 0 where the blinding holds, or the planted leak was found."""
-    if args.folds < 2:
-        raise UserError(f"--folds: {args.folds} must be at least 2")
     if args.items < 100 * args.folds:
         raise UserError(f"--items: {args.items} must be at least {100 * args.folds} for {args.folds} folds")
     if args.arms[0] == args.arms[1]:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from replication.errors import UserError
+from replication.arguments import COUNT, NATURAL, POSITIVE
 from replication.judging.database import Database
 from replication.judging.options import PanelOptions
 from replication.judging.panel import create_panel, invite
@@ -44,18 +44,18 @@ JOIN_SHARE = 0.2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `replicate judge rehearse`."""
-    parser.add_argument("--judges", type=int, default=200, help="people at once (default 200)")
-    parser.add_argument("--think-seconds", type=float, default=3.0, help="mean time before a choice (default 3)")
+    parser.add_argument("--judges", type=COUNT, default=200, help="people at once (default 200)")
+    parser.add_argument("--think-seconds", type=POSITIVE, default=3.0, help="mean time before a choice (default 3)")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--votes-per-judge", type=int, default=30, help="first votes of each (default 30)")
-    length.add_argument("--minutes", type=float, help="about how long, instead of a number of votes")
-    parser.add_argument("--kills", type=int, default=5, help="times the server is killed and restarted (default 5)")
+    length.add_argument("--votes-per-judge", type=COUNT, default=30, help="first votes of each (default 30)")
+    length.add_argument("--minutes", type=POSITIVE, help="about how long, instead of a number of votes")
+    parser.add_argument("--kills", type=NATURAL, default=5, help="times the server is killed and restarted (default 5)")
     parser.add_argument("--database", metavar="URL", help="an empty database, such as postgresql://user@host/name "
                         "(default: SQLite in DIR)")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep the panel, the judges' notes and "
                         "rehearsal.json there (default: a folder that is removed)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of texts, choices and kills (default 0)")
-    parser.add_argument("--p99-ms", type=float, default=250.0, help="milliseconds that 99 of 100 requests must stay "
+    parser.add_argument("--seed", type=NATURAL, default=0, help="of texts, choices and kills (default 0)")
+    parser.add_argument("--p99-ms", type=POSITIVE, default=250.0, help="milliseconds that 99 of 100 requests must stay "
                         "under, outside of the seconds around a kill (default 250)")  # fmt: skip
 
 
@@ -64,11 +64,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     votes = (
         args.votes_per_judge if args.minutes is None else math.ceil(60 * args.minutes / max(args.think_seconds, 0.1))
     )
-    for name, value, least in (("judges", args.judges, 1), ("votes-per-judge", votes, 1), ("kills", args.kills, 0)):
-        if value < least:
-            raise UserError(f"--{name}: {value} must be at least {least}")
-    if not args.think_seconds > 0:
-        raise UserError(f"--think-seconds: {args.think_seconds} must be above 0")
     asked = Rehearsal(args.judges, args.think_seconds, votes, args.kills, args.seed, args.p99_ms)
     with _folder(args.out) as folder:
         outcome = rehearse(asked, folder, args.database, console)
@@ -138,7 +133,7 @@ def _let_in(asked: Rehearsal, folder: Path, server: ServerChild, say: Callable[[
     """Start the crowd, kill the server at the drawn moments, wait for the last judge."""
     command = [sys.executable, "-P", "-m", "replication.judging.trials.visitors", str(folder)]
     kills: list[Kill] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as crowd:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as crowd:
         try:
             began = time.monotonic()
             lines = threading.Thread(target=_pass_on, args=(crowd, kills, say), daemon=True)

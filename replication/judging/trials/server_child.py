@@ -58,7 +58,9 @@ class ServerChild:
         deadline = time.monotonic() + START_SECONDS
         while not answers(self.base):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the server did not start:\n{self._log.read_text(errors='replace')[-2000:]}")
+                raise RuntimeError(
+                    f"the server did not start:\n{self._log.read_text(encoding='utf-8', errors='replace')[-2000:]}"
+                )
             time.sleep(0.05)
         self._cpu_at_start = self._cpu()
 
