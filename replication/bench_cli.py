@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from replication.arguments import COUNT, NATURAL, Parser, several
+from replication.arguments import COUNT, NATURAL, Parser, several, whole
 from replication.config import RunConfig, load_run
 from replication.errors import UserError
 from replication.rundir import SuiteDir, write_json
@@ -91,7 +91,7 @@ def _add_noise_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=Path, help="the suite's output folder (default: out/<suite>); noise.json goes there")
     sub.add_argument("--cluster", help="file that says where cells run, or its name in configs/cluster")
     sub.add_argument("--arms", help="comma-separated arms (default: the suite's first)")
-    sub.add_argument("--seed", type=int, help="default: the suite's first")
+    sub.add_argument("--seed", type=whole(0, 2**32 - 1), help="default: the suite's first")
     sub.add_argument("--cuts", default="micro-batch,head,attention", help="kinds of cuts: micro-batch, head, "
                      "attention, checkpointing, ranks (two processes), again (default %(default)s)")  # fmt: skip
 

@@ -214,8 +214,9 @@ def test_the_rules_bite() -> None:
     assert layer_of("preference.prompts") < layer_of("training") < layer_of("preference.generate")
 
 
-PLACES = ["errors", "launcher", "needs", "plan", "plan_text", "preemption", "provenance", "rundir", "starts"]
-"""Of what a cell's processes load, what only places, starts, stamps or ends them."""
+PLACES = ["errors", "launcher", "needs", "plan", "plan_text", "preemption", "provenance"]
+PLACES += ["reading", "rundir", "starts"]
+"""Of what a cell's processes load, what only reads, places, starts, stamps or ends them."""
 
 
 def test_the_hash_of_the_code_covers_all_that_a_cell_computes_with() -> None:
