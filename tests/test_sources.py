@@ -191,7 +191,13 @@ def test_what_is_no_json_lines_is_told_by_its_bytes(tmp_path, raw, what):
 
 def test_a_text_that_is_none_says_why(tmp_path):
     source = SourceConfig(name="x", path=str(tmp_path))
-    for raw, what in ((gzip.compress(b"text"), "gzip data"), ("[é".encode("latin-1"), "not UTF-8")):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    for raw, what in (
+        (gzip.compress(b"text"), "gzip data"),
+        ("[é".encode("latin-1"), "not UTF-8"),
+        ("plain letters".encode("utf-16-le"), "UTF-16 text"),
+        (pointer, "a Git LFS pointer in place of the data (git lfs pull)"),
+    ):
         (tmp_path / "a.txt").write_bytes(raw)
         assert list(documents(source, report := ReadReport())) == []
         assert f"a.txt is {what}; correct its kind, or turn it into UTF-8 text" in str(no_text(source, report))

@@ -81,6 +81,8 @@ PACKED: tuple[tuple[bytes, str, Callable[[Path], Any]], ...] = (
     (b"\x28\xb5\x2f\xfd", "zstd data", lambda path: _zstd(path)),
     (b"\x50\x2a\x4d\x18", "zstd data", lambda path: _zstd(path)),  # a frame of its own before the first
 )
+UTF_16 = "UTF-16 text"
+POINTER = "a Git LFS pointer in place of the data (git lfs pull)"
 MAGIC = (
     *((magic, what) for magic, what, _ in PACKED),
     (b"PAR1", "Parquet"),
@@ -90,10 +92,10 @@ MAGIC = (
     (b"ARROW1", "an Arrow file"),
     (b"SQLite format 3", "an SQLite database"),
     (b"%PDF", "PDF"),
-    (b"version https://git-lfs", "a Git LFS pointer in place of the data (git lfs pull)"),
+    (b"version https://git-lfs", POINTER),
     (b"\xff\xfe\x00\x00", "UTF-32 text"),
-    (b"\xff\xfe", "UTF-16 text"),
-    (b"\xfe\xff", "UTF-16 text"),
+    (b"\xff\xfe", UTF_16),
+    (b"\xfe\xff", UTF_16),
 )
 HEAD_BYTES = 512
 ARRAY = "a JSON array"
@@ -109,7 +111,7 @@ def what_bytes_are(head: bytes) -> str:
         return "a tar archive"
     head = head[:HEAD_BYTES]
     zeros = sorted((head[::2].count(0), head[1::2].count(0)))
-    return "UTF-16 text" if zeros[1] > len(head) / 4 and not zeros[0] else ""
+    return UTF_16 if zeros[1] > len(head) / 4 and not zeros[0] else ""
 
 
 def _json_form(line: bytes) -> str:
@@ -209,11 +211,15 @@ def _walk(source: SourceConfig, folder: Path) -> Iterator[Path]:
 
 def _text(source: SourceConfig, report: ReadReport, name: str, path: Path) -> Rows:
     raw = path.read_bytes()
+    what = what_bytes_are(raw)
     try:
-        yield name, raw.decode("utf-8-sig")
+        if what not in (UTF_16, POINTER):  # either may decode as UTF-8
+            yield name, raw.decode("utf-8-sig")
+            return
     except UnicodeDecodeError:
-        _note_foreign(report, name, what_bytes_are(raw) or "not UTF-8")
-        yield name, None
+        pass
+    _note_foreign(report, name, what or "not UTF-8")
+    yield name, None
 
 
 def _note_foreign(report: ReadReport, name: str, what: str) -> None:
