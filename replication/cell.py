@@ -115,7 +115,8 @@ def hold_cell(run: RunDir, first: bool, console: Console) -> Iterator[None]:
     with run.lock():
         with suppress(OSError):  # of a full disk others speak
             holder.write_text(
-                f"{here if slurm['STEP_ID'] else 'a run'}\nprocess {os.getpid()} on {socket.gethostname()}\n"
+                f"{here if slurm['STEP_ID'] else 'a run'}\nprocess {os.getpid()} on {socket.gethostname()}\n",
+                encoding="utf-8",
             )
         yield
 
@@ -124,7 +125,7 @@ def _wait_for_cell(run: RunDir, holder: Path, here: str, console: Console) -> No
     """Return when no process of another job, or of another life of this one, holds the cell; see hold_cell."""
     deadline, said = time.monotonic() + HELD_SECONDS, False
     while run.is_locked():
-        there = holder.read_text(errors="replace").splitlines()
+        there = holder.read_text(encoding="utf-8", errors="replace").splitlines()
         if there[:1] == [here]:  # our own first rank
             return
         who = ", ".join(there) or "another process"

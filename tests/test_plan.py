@@ -286,7 +286,7 @@ def sample_otherwise(suite_dir: SuiteDir) -> None:
 
 DEPARTURES: dict[str, tuple[Callable[[SuiteDir], object], str]] = {
     "edited plan": (edit_plan, "plan.json was edited after it was frozen"),
-    "forged plan": (forge_plan, f"cells that carry the hash of another plan (HASH): {', '.join(CELLS)}"),
+    "forged plan": (forge_plan, f"cells that carry the hash of another plan (HASH): {name_cells(CELLS)}"),
     "new arm": (lambda d: change_suite(d, arms=(*ARMS, "layer_gain")), "arm layer_gain was added to the suite"),
     "no arm": (
         lambda d: change_suite(d, arms=("baseline", "token_gain")),
@@ -484,7 +484,7 @@ def test_a_plan_of_after_the_data_says_so(suite_dir: SuiteDir) -> None:
     assert record["began_before"] == CELLS
     found = status(suite_dir)
     assert found.state == "after the data" and "no result confirmatory" in found.sentences[0]
-    assert found.departures == (f"cells that started before the plan was frozen: {', '.join(CELLS)}",)
+    assert found.departures == (f"cells that started before the plan was frozen: {name_cells(CELLS)}",)
     assert "had logged steps" in suite_dir.plan_md.read_text()
 
 
@@ -495,7 +495,7 @@ def test_an_amendment_after_the_data_is_a_departure_with_its_reason(suite_dir: S
     amended, cells = found.departures
     assert found.state == "after the data" and found.notes == ()
     assert 'analysis.alpha: 0.05 -> 0.1); reason given: "we saw p = 0.07"' in amended
-    assert cells == f"cells that started under an earlier plan (plan-1.json): {', '.join(CELLS)}"
+    assert cells == f"cells that started under an earlier plan (plan-1.json): {name_cells(CELLS)}"
 
 
 # ---------------------------------------------------------------- the command line
