@@ -548,6 +548,13 @@ def test_a_port_that_is_taken_is_one_line(out: Path, said) -> None:
 # ---------------------------------------------------------------- where nothing can be written
 
 
+def closed_copy(out: Path, to: Path) -> Path:
+    """The folder as a server that has ended leaves it, its database one file; here it stays open as long as we run."""
+    with store_of(out).database.engine.connect() as c:
+        c.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return Path(shutil.copytree(out, to, ignore=shutil.ignore_patterns("*-wal", "*-shm")))
+
+
 @contextmanager
 def not_writable(folder: Path) -> Iterator[None]:
     """Nothing in a folder can be written; where we are root, who may write anywhere, we are nobody meanwhile."""
@@ -573,9 +580,7 @@ def test_status_of_a_folder_in_which_nothing_can_be_written(out: Path, said, tmp
     said("prepare", out)
     vote_all((store := store_of(out)), "judge-001", at_random(1))
     said("invite", out, "--judge-id", "judge-001")
-    with store.database.engine.connect() as c:
-        c.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    closed = Path(shutil.copytree(out, tmp_path / "closed", ignore=shutil.ignore_patterns("*-wal", "*-shm")))
+    closed = closed_copy(out, tmp_path / "closed")
     with store.database.write() as c:  # a server has it open: what came last stands in the journal alone
         c.exec_driver_sql("DELETE FROM judging_votes WHERE vote_id = (SELECT max(vote_id) FROM judging_votes)")
     live = Path(shutil.copytree(out, tmp_path / "live"))
@@ -704,12 +709,11 @@ def test_damage_to_a_panel_s_files_is_one_line(out: Path, said) -> None:
     (judging / "join-token").write_bytes(b"\xffanother")
     with serving(out, "--port", 0) as (_, lines):
         assert "/join/...   (its end is not what stands in join-token" in lines[-1]
-    file = judging / "judging.sqlite"
-    whole = file.read_bytes()
-    for damaged in (whole[: len(whole) // 2], whole[:4096] + b"\xff" * 4096 + whole[8192:], b"no database" * 500):
-        file.write_bytes(damaged)
-        assert "judging.sqlite" in (line := one_line(said("status", out, code=2))) or "--database" in line
-    file.write_bytes(whole)
+    for n in range(3):
+        file = closed_copy(out, out.parent / f"copy-{n}") / "judging" / "judging.sqlite"
+        whole = file.read_bytes()
+        file.write_bytes((whole[:8192], whole[:4096] + b"\xff" * (len(whole) - 4096), b"no database" * 500)[n])
+        assert "--database: " in one_line(said("status", file.parents[1], code=2))
     (out / "sealed" / "key.json").unlink()
     (out / "sealed" / "key.json").mkdir()
     assert "key.json: cannot be read" in one_line(said("lock", out, "--yes", "--early", "x", code=2))
