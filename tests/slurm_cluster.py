@@ -262,6 +262,8 @@ def main() -> None:
     missing = missing_programs()
     if missing:
         sys.exit(f"missing: {', '.join(missing)} ({PACKAGES})")
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a script started it with &, which ignores the first
+        signal.signal(number, signal.default_int_handler)
     with slurm_cluster(cpus=2) as cluster, contextlib.suppress(KeyboardInterrupt):
         print(f"export SLURM_CONF={cluster.root}/slurm.conf", flush=True)
         signal.pause()

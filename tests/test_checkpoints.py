@@ -182,7 +182,8 @@ def test_full_state_crosses_stages_and_world_sizes(second, strategy, ranks):
      ("zero3", 2, "adamw", r"cannot go on as zero3 on 2 .*initial_weights"),
      ("zero2", 1, "sgd", r"carries AdamW's state only")],
 )  # fmt: skip
-def test_what_cannot_cross_is_refused_by_name(tmp_path, first, strategy, ranks, optimizer, message):
+def test_what_cannot_cross_is_refused_by_name(tmp_path, monkeypatch, first, strategy, ranks, optimizer, message):
+    monkeypatch.setattr("replication.training.train.Meeting", lambda run, n_ranks: None)  # the others do not come
     target = RunDir(tmp_path / "crossed")
     cut_back(RunDir(first / "zero2"), target.root)
     config = small_config("both", *flags(strategy, ranks, f"--training.optimizer={optimizer}"))

@@ -25,6 +25,7 @@ from replication.plan import (
     check_plan,
     first_stamp,
     freeze,
+    name_cells,
     plan_hash,
     plan_stamp,
     read_plan,
