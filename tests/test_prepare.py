@@ -5,6 +5,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,12 +18,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 from small_corpus import END_OF_TEXT, texts, two_sources, write_folder, write_jsonl
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from replication.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig, TrainingConfig
 from replication.data.blocks import PAD, Cutter, block_count, uncut
 from replication.data.order import MixtureOrder
 from replication.data.prepare import prepare, show_batch
 from replication.data.request import request_differences, request_of
+from replication.data.spool import text_key
 from replication.data.store import TokenStore
 from replication.errors import UserError, is_disk_full
 
@@ -89,7 +92,8 @@ def test_every_document_comes_back_whole(prepared):
 def test_the_manifest_says_what_was_read(prepared, tmp_path):
     data, out, manifest = prepared
     assert manifest == json.loads((out / "manifest.json").read_text())
-    assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "tokenizer.json", "train", "validation"]
+    names = ["manifest.json", "origins.json", "tokenizer.json", "train", "validation"]
+    assert sorted(p.name for p in out.iterdir()) == names
     assert manifest["format"] == 1 and manifest["request"] == request_of(data)
     assert (manifest["vocab_size"], manifest["end_of_text_id"], manifest["block_size_tokens"]) == (320, 0, 16)
     assert {"datasets", "tokenizers", "python"} <= set(manifest["packages"])
@@ -181,6 +185,42 @@ def test_the_tokenizer_sees_each_source_in_proportion_and_a_bounded_text(prepare
     assert 0.35 < of_files / sum(map(len, seen)) < 0.65
 
 
+@pytest.mark.parametrize("budget", [None, 3200])
+def test_shares_far_from_what_was_asked_and_unknown_text_are_told(prepared, tmp_path, budget):
+    """The 40 words of a tokenizer against texts of others, a long document that falls to validation, a heavy source."""
+    words = {token: i for i, token in enumerate(["<eos>", "<unk>", *(f"w{i}" for i in range(40))])}
+    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.save(str(tmp_path / "words.json"))
+    known = [" ".join(f"w{(i * j) % 40}" for j in range(30)) for i in range(1, 80)]
+    first = min(text_key(text.encode()) for text in known)
+    long = next(text for i in range(10**6) if text_key((text := f"w1 u{i} " * 2000).encode()) < first)
+    sources = (
+        SourceConfig(name="long", path=str(write_folder(tmp_path / "long", [*known, long])), weight=50),
+        SourceConfig(name="plain", path=str(write_folder(tmp_path / "plain", known * 2))),
+    )
+    data = DataConfig(
+        block_size_tokens=16,
+        sources=sources,
+        tokenizer=TokenizerConfig(path=str(tmp_path / "words.json"), end_of_text="<eos>"),
+        num_proc=1,
+        token_budget=budget,
+        validation_fraction=0.02,
+    )
+    console = Console(record=True, width=300, file=StringIO())
+    manifest = prepare(data, tmp_path / "out", console)
+    printed = console.export_text()
+    entry = manifest["sources"]["long"]
+    assert (entry["train"]["unknown"], entry["validation"]["unknown"]) == (0, 2000)
+    assert "; 31.01% of it unknown to the tokenizer" in printed
+    assert "long: warning: 31.0% of it is unknown to the tokenizer; take one that knows this text" in printed
+    assert re.search(
+        r"long: warning: validation holds 6\d\.\d% of its tokens, .*_fraction asks for 2\.0%: whole", printed
+    )
+    assert ("long: warning: by the weights training reads it " in printed) == (budget is None)
+    assert budget or "plain: warning: " not in printed
+
+
 # ---------------------------------------------------------------- an OUT that exists
 
 
@@ -190,6 +230,33 @@ def test_a_second_call_repeats_nothing(prepared):
     other_weights = tuple(dataclasses.replace(s, weight=5.0) for s in data.sources)
     assert prepare(dataclasses.replace(data, num_proc=2, dir="x", sources=other_weights), out) == manifest
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+
+
+def test_local_files_that_changed_since_are_told(tmp_path):
+    folder = write_folder(tmp_path / "files", texts(12))
+    lines = write_jsonl(tmp_path / "lines.jsonl", texts(12, seed=3))
+    sources = (
+        SourceConfig(name="files", path=str(folder)),
+        SourceConfig(name="lines", kind="jsonl", path=str(lines)),
+    )
+    tokenizer = TokenizerConfig(vocab_size=300)
+    data = DataConfig(block_size_tokens=16, sources=sources, tokenizer=tokenizer, num_proc=1, validation_fraction=0.1)
+    manifest = prepare(data, tmp_path / "out")
+
+    def told():
+        console = Console(record=True, width=300, file=StringIO())
+        assert prepare(data, tmp_path / "out", console)["hash"] == manifest["hash"]
+        return [line for line in console.export_text().splitlines() if "warning" in line]
+
+    assert told() == []
+    with open(folder / "0000.txt", "a") as file:
+        file.write("more")
+    (folder / "0001.txt").rename(folder / "later.txt")
+    (line,) = told()
+    assert line.startswith("files: warning: 3 local file(s) are of another size or time than when they were prepared")
+    assert "(0000.txt, 0001.txt, later.txt)" in line and line.endswith("out or choose another --out")
+    lines.unlink()  # a corpus that is not here is no other corpus
+    assert len(told()) == 1
 
 
 def test_another_request_is_refused_by_key(prepared):

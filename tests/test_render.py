@@ -41,7 +41,7 @@ def test_messages_of_both_spellings_are_rendered_by_role():
     "keys, row, message",
     [
         ({"template": "{a} {b}"}, {"a": "x"}, r"row 3 has no field 'b'; its template may name: a"),
-        ({"template": "{a}"}, {"a": 1}, r"field 'a' holds a int, not text; take another column into its template"),
+        ({"template": "{a}"}, {"a": 1}, r"field 'a' holds an int, not text; take another column into its template"),
         ({"text_field": "m"}, {"m": [{"role": "user"}]}, r"field 'm' holds a list, not text; say .* messages: \{user:"),
         ({"text_field": "m", "messages": CHAT}, {"m": "text"}, r"holds a str, not a list of messages; set text_field"),
         ({"text_field": "m", "messages": CHAT}, {"m": ["a"]}, r"a message is not \{role, content\} or \{from, value\}"),

@@ -1,9 +1,13 @@
 """Every kind of source on real files: all text is read, and what is not text is counted and named."""
 
 import ast
+import bz2
 import gzip
 import inspect
 import json
+import lzma
+import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -15,7 +19,8 @@ import pytest
 from small_corpus import texts, write_folder, write_jsonl
 
 from replication.config import SourceConfig
-from replication.data.sources import MAX_NAMED, ReadReport, _docstrings, _package_parts, _stdlib_files, documents
+from replication.data.report import MAX_NAMED, ReadReport, left_out
+from replication.data.sources import _docstrings, _package_parts, _stdlib_files, documents, no_text
 from replication.errors import UserError
 
 
@@ -96,10 +101,13 @@ def test_a_missing_field_is_refused_with_those_there_are(tmp_path):
     message = r"source 'x': a\.jsonl:1 has no field 'text'; set text_field to one of: id, body"
     with pytest.raises(UserError, match=message):
         read(kind="jsonl", path=str(path))
-    with pytest.raises(UserError, match=r"field 'id' holds a int, not text; set text_field to one of: id, body"):
+    with pytest.raises(UserError, match=r"field 'id' holds an int, not text; set text_field to one of: body$"):
         read(kind="jsonl", path=str(path), text_field="id")
     path.write_text("[1, 2]\n")
     with pytest.raises(UserError, match="is a JSON list"):
+        read(kind="jsonl", path=str(path))
+    path.write_text('[\n{"text": "a"},\n{"text": "b"}\n]')
+    with pytest.raises(UserError, match=r"a\.jsonl is a JSON array; write one object a line"):
         read(kind="jsonl", path=str(path))
 
 
@@ -127,6 +135,150 @@ def test_a_damaged_container_is_refused(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 1000)[:-20])
     with pytest.raises(UserError, match=r"source 'x': .*a\.jsonl\.gz cannot be read"):
         read(kind="jsonl", path=str(tmp_path))
+
+
+ROWS = b'{"text": "one"}\n{"text": "two"}\n'
+
+
+@pytest.mark.parametrize(
+    "pack", [gzip.compress, bz2.compress, lzma.compress, lambda raw: zstd(raw[:16]) + zstd(raw[16:])]
+)
+def test_packed_lines_are_read_under_any_name(tmp_path, pack):
+    for name in ("A.JSONL.GZ", "b.jsonl.zst", "c.json", "d.Ndjson.xz", "e.jsonl.bz2"):
+        (tmp_path / name).write_bytes(pack(ROWS))
+    found, report = read(kind="jsonl", path=str(tmp_path))
+    assert len(found) == 10 and found[0] == ("A.JSONL.GZ:1", "one") and report.other == 0
+    whole = pack(ROWS * 2000)
+    for damaged in (whole[:-8], whole[: len(whole) // 2] + bytes(40) + whole[len(whole) // 2 + 40 :]):
+        (tmp_path / "c.json").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"source 'x': c\.json cannot be read \(.+\); mend or remove it"):
+            read(kind="jsonl", path=str(tmp_path))
+
+
+def zstd(raw):
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as file:
+        file.write(raw)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    "raw, what",
+    [
+        ('{"text": "a"}\n'.encode("utf-16"), "UTF-16 text"),
+        ('{"text": "a"}\n'.encode("utf-16-be"), "UTF-16 text"),
+        (b'{\n  "text": "a"\n}\n', "JSON with an object over several lines"),
+        (b"PK\x03\x04\x14\0\0\xff", "a zip archive"),
+        (b"PAR1\x15\xff", "Parquet"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", r"a Git LFS pointer in place of the data"),
+    ],
+)
+def test_what_is_no_json_lines_is_told_by_its_bytes(tmp_path, raw, what):
+    """Alone it is the reason why there is no text; beside good files it is named."""
+    (tmp_path / "b.jsonl").write_bytes(raw)
+    data, report = SourceConfig(name="x", kind="jsonl", path=str(tmp_path)), ReadReport()
+    assert list(documents(data, report)) == [] and report.undecodable_files[0] == "b.jsonl:1"
+    message = (
+        rf"\(0 empty, \d undecodable\); b\.jsonl is {what}.*; correct its kind, or turn it into UTF-8 text with one"
+    )
+    assert re.search(message, str(no_text(data, report)))
+    (tmp_path / "a.jsonl").write_bytes(ROWS)
+    assert len(read(kind="jsonl", path=str(tmp_path))[0]) == 2
+    (tmp_path / "a.parquet").write_bytes(raw.replace(b"PAR1", b"PAR2"))
+    with pytest.raises(UserError, match=r"source 'x': .*a\.parquet is .*; correct its kind, or mend or remove it"):
+        read(kind="parquet", path=str(tmp_path))
+
+
+def test_a_text_that_is_none_says_why(tmp_path):
+    source = SourceConfig(name="x", path=str(tmp_path))
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    for raw, what in (
+        (gzip.compress(b"text"), "gzip data"),
+        ("[é".encode("latin-1"), "not UTF-8"),
+        ("plain letters".encode("utf-16-le"), "UTF-16 text"),
+        (pointer, "a Git LFS pointer in place of the data (git lfs pull)"),
+    ):
+        (tmp_path / "a.txt").write_bytes(raw)
+        assert list(documents(source, report := ReadReport())) == []
+        assert f"a.txt is {what}; correct its kind, or turn it into UTF-8 text" in str(no_text(source, report))
+        assert left_out(report) == f"; left out 1 undecodable: a.txt; a.txt is {what}"
+
+
+def test_rows_that_cannot_be_decoded_are_counted_one_by_one(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(
+        b"[" * 100_000 + bytes(600) + b"\n" + ROWS + b'{"text": "x", "n": ' + b"1" * 5000 + b"}\n"
+    )
+    found, report = read(kind="jsonl", path=str(tmp_path))
+    assert len(found) == 2 and report.undecodable_files == ["a.jsonl:1", "a.jsonl:4"]
+    strings = pyarrow.array([b"good", b"\xff\xfe", b"too", None], pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": strings}), tmp_path / "a.parquet")
+    found, report = read(kind="parquet", path=str(tmp_path))
+    assert [text for _, text in found] == ["good", "too"]
+    assert (report.empty, report.undecodable_files) == (1, ["a.parquet:1"])
+
+
+def test_marks_and_line_ends_inside_json_are_text(tmp_path):
+    texts = ["a\u2028b\x85c\x0bd", "nul \0 end", "tab\tand\r\n", "\ufeffmark", "🙂"]
+    lines = "\r\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    assert [text for _, text in read(kind="jsonl", path=str(tmp_path))[0]] == texts
+
+
+def test_what_is_passed_over_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(ROWS)
+    (tmp_path / "notes.md").write_text("x")
+    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
+    (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jsonl")).write_bytes(ROWS)
+    found, report = read(kind="jsonl", path=str(tmp_path))
+    assert len(found) == 4 and found[0][0] == r"\xff.jsonl:1"
+    others = ["gone.jsonl", "loop.jsonl", "notes.md", "pipe.jsonl"]
+    assert (report.other, report.other_files) == (4, others)
+    assert left_out(report) == f"; left out 4 of other kinds: {', '.join(others)}"
+    with pytest.raises(
+        UserError, match=r"no file \(\.parquet\) in .*; left out 6 of other kinds: .*; correct its kind"
+    ):
+        read(kind="parquet", path=str(tmp_path))
+    for kind in ("text", "jsonl", "parquet"):
+        with pytest.raises(UserError, match=r"pipe\.jsonl is a pipe or a device, not a file; write it to a file first"):
+            read(kind=kind, path=str(tmp_path / "pipe.jsonl"))
+
+
+def test_what_may_not_be_read_is_refused(tmp_path, monkeypatch):
+    write_folder(tmp_path / "a" / "b", texts(3))
+    denied = PermissionError(13, "Permission denied", str(tmp_path / "a"))
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=r"0001\.txt cannot be read \(Permission denied\)"),
+    ):
+        real = Path.read_bytes
+        patch.setattr(Path, "read_bytes", lambda p: real(p) if p.name != "0001.txt" else (_ for _ in ()).throw(denied))
+        read(path=str(tmp_path))
+    real_scan = os.scandir
+
+    def scan(path):
+        if str(path).endswith("b"):
+            raise denied
+        return real_scan(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(UserError, match=r"/a cannot be read \(Permission denied\); mend or remove it"):
+        read(path=str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [1.5, True, None, b"bytes", {"a": "b"}])
+def test_a_field_without_text_is_never_offered_again(tmp_path, value):
+    table = pyarrow.table({"text": [value], "n": [1]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    if value is None:
+        assert read(kind="parquet", path=str(tmp_path))[1].empty == 1
+        return
+    with pytest.raises(
+        UserError, match=r"field 'text' holds an? \w+, not text; write it as text, or name another column"
+    ):
+        read(kind="parquet", path=str(tmp_path))
 
 
 def test_a_hub_data_set_through_a_local_folder(tmp_path):

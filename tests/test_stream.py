@@ -288,7 +288,8 @@ def test_killed_it_goes_on_where_it_stopped(web, tokenizer, undisturbed, tmp_pat
     assert manifest["hash"] == undisturbed["hash"] and manifest["sources"] == undisturbed["sources"]
     n_again, whole = sum(len(t.stream) for t in again), undisturbed["sources"]["web"]["train"]["tokens"]
     assert n_again < 1.2 * (whole - kept) + 2000 < 0.9 * whole, (n_again, kept)
-    assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "tokenizer.json", "train", "validation"]
+    names = ["manifest.json", "origins.json", "tokenizer.json", "train", "validation"]
+    assert sorted(p.name for p in out.iterdir()) == names
 
 
 class Interruption:
@@ -542,7 +543,7 @@ def test_mistakes_of_the_last_source_are_found_before_the_first_is_tokenised(web
     parquet = str(web / "sample" / "10BT" / "000_00000.parquet")
     for keys, message in (
         ({"kind": "jsonl", "path": str(lines), "text_field": "body"}, r"has no field 'body'"),
-        ({"kind": "jsonl", "path": str(lines), "text_field": "id"}, r"field 'id' holds a int, not text"),
+        ({"kind": "jsonl", "path": str(lines), "text_field": "id"}, r"field 'id' holds an int, not text"),
         ({"kind": "parquet", "path": parquet, "text_field": "body"}, r"has no field 'body'"),
         ({"kind": "jsonl", "path": chat, "text_field": "messages", "messages": {"user": ""}}, r"of role 'tool'"),
         ({"kind": "jsonl", "path": str(blank)}, r"source 'last': no document holds text \(2 empty, 0 undecodable\)"),
@@ -600,13 +601,13 @@ def test_mistakes_are_one_line_and_not_retried(web, tokenizer, tmp_path, monkeyp
         ({"split": "nosuch"}, r"load_dataset failed for .*split nosuch"),
         ({"subset": "sample-1BT"}, r"load_dataset failed for .*subset sample-1BT"),
         ({"text_field": "body"}, r"has no field 'body'; set text_field to one of: text, id"),
-        ({"text_field": "int_score"}, r"holds a int, not text"),
+        ({"text_field": "int_score"}, r"holds an int, not text"),
     ):
         source = dataclasses.replace(config.sources[0], **change)
         with pytest.raises(UserError, match=message):
             prepare(dataclasses.replace(config, sources=(source,)), tmp_path / "out")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(UserError, match=r"data\.token_budget: the tokens that are missing need .* GiB free"):
+    with pytest.raises(UserError, match=r"data\.token_budget: the tokens that are missing need .* MiB free"):
         prepare(config, tmp_path / "out")
     small = dataclasses.replace(tokenizer, padded_vocab_size=300)
     monkeypatch.undo()
@@ -637,10 +638,58 @@ def test_files_that_changed_meanwhile_are_refused(tokenizer, tmp_path, small_pie
         prepare(web_config(web, tokenizer), tmp_path / "out")
     (web / "sample" / "10BT" / "000_00000.parquet").unlink()
     line["fails"] = set()
-    with pytest.raises(
-        UserError, match=r"source 'web': its files have changed since .*\(3 then, 2 now\); restore them"
-    ):
+    gone = r"source 'web': its files have changed since the preparation began: sample/10BT/000_00000\.parquet; restore"
+    with pytest.raises(UserError, match=gone):
         prepare(web_config(web, tokenizer), tmp_path / "out")
+
+
+@pytest.mark.parametrize("edit", ["earlier rows gone", "an earlier row", "a later file", "touched", "not begun"])
+def test_local_files_edited_meanwhile_are_refused_and_touched_ones_are_not(
+    tokenizer, tmp_path, small_pieces, monkeypatch, edit
+):
+    folder = tmp_path / "lines"
+    for i in range(2):
+        write_jsonl(folder / f"{i}.jsonl", texts(60, seed=i))
+    (folder / "notes.md").write_text("passed over")
+    source = SourceConfig(name="web", kind="jsonl", path=str(folder))
+    later = SourceConfig(name="later", kind="jsonl", path=str(write_jsonl(tmp_path / "later.jsonl", texts(40, seed=7))))
+    config = dataclasses.replace(web_config(folder, tokenizer, blocks=4000), sources=(source, later))
+    expected, out = prepare(config, tmp_path / "expected"), tmp_path / "out"
+    real, writes = BlockWriter._write, itertools.count()
+
+    def write(self, blocks):
+        if next(writes) == 3:
+            raise KeyboardInterrupt
+        real(self, blocks)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(BlockWriter, "_write", write)
+        prepare(config, out)
+    assert saved_tokens(out) > 0
+    place = json.loads((out.with_name("out.partial") / "progress" / "web.json").read_text())["place"]
+    current, other = (folder / place["part"], folder / {"0.jsonl": "1.jsonl", "1.jsonl": "0.jsonl"}[place["part"]])
+    lines = current.read_text().splitlines(keepends=True)
+    match edit:
+        case "earlier rows gone":
+            current.write_text("".join(lines[5:]))
+        case "an earlier row":
+            current.write_text("".join([lines[0].replace("Document 0", "Document 9"), *lines[1:]]))
+        case "a later file":
+            other.write_text(other.read_text() + lines[0])
+        case "touched":
+            current.touch()
+        case "not begun":
+            write_jsonl(tmp_path / "later.jsonl", texts(50, seed=8))
+    if edit in ("touched", "not begun"):
+        manifest = prepare(config, out)
+        assert (manifest["hash"] == expected["hash"]) == (edit == "touched")
+        assert manifest["sources"]["web"] == expected["sources"]["web"]
+        assert manifest["sources"]["web"]["other_files"] == ["notes.md"]
+        return
+    name = other.name if edit == "a later file" else current.name
+    message = rf"source 'web': its files have changed since the preparation began: {name}; restore them, or remove"
+    with pytest.raises(UserError, match=message):
+        prepare(config, out)
 
 
 # ---------------------------------------------------------------- disk

@@ -1,15 +1,27 @@
 """The tokenizer: exact size, lossless, deterministic; special tokens in a text stay text; nothing cut short."""
 
+import os
 import pickle
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from small_corpus import END_OF_TEXT, texts
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from replication.config import TokenizerConfig
-from replication.data.tokenizer import TextTokenizer, check_tokenizer, load_tokenizer, train_tokenizer
+from replication.data.tokenise import tokens_of
+from replication.data.tokenizer import (
+    TextTokenizer,
+    _cut,
+    _in_a_thread,
+    check_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 from replication.errors import UserError
 
 CONFIG = TokenizerConfig(vocab_size=400)
@@ -47,6 +59,115 @@ def test_a_spelled_out_special_token_stays_text(trained):
             assert tokenizer.decode(ids) == text
 
 
+LETTERS = "abcdefghijklmnopqrstuvwxyz</>_"
+SPELLED = ["a </s> b", "x</s>", "</s></s>", "a＜/s＞b", "A </S> B", "</s>\u0301", "▁</s>▁", "<pad> <unk>", " </s>\n"]
+
+
+def unigram():
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("▁", -2.0), ("▁a", -3.0), *((c, -4.0) for c in LETTERS)]
+    made = Tokenizer(models.Unigram(pieces, unk_id=2))
+    made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return made
+
+
+def word_level():
+    made = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "b": 4}, unk_token="<unk>"))
+    made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return made
+
+
+def word_piece():
+    known = ["<pad>", "</s>", "<unk>", "a", "b", "x", "##</s>"]
+    made = Tokenizer(models.WordPiece({token: i for i, token in enumerate(known)}, unk_token="<unk>"))
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return made
+
+
+def byte_fallback():
+    """As a BPE that was made from a sentencepiece model: merges lead to its special tokens as to any other entry."""
+    known = ["<pad>", "</s>", "<unk>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *LETTERS, "</", "s>"]
+    merges = [("<", "/"), ("s", ">"), ("</", "s>")]
+    vocab = {token: i for i, token in enumerate(known)}
+    made = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made.normalizer = normalizers.Replace(" ", "▁")
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return made
+
+
+def whole_words():
+    """A byte-level BPE that takes a word for its entry without merging."""
+    known = ["<pad>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    made = Tokenizer(models.BPE({token: i for i, token in enumerate(known)}, [], ignore_merges=True))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    return made
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("make", [unigram, word_level, word_piece, byte_fallback, whole_words])
+def test_no_text_becomes_the_end_of_text_in_any_kind_of_tokenizer(make, special):
+    made = make()
+    made.add_special_tokens(["<pad>"])
+    made.add_tokens([AddedToken("</s>", special=special, normalized=not special, lstrip=True)])
+    tokenizer = TextTokenizer(made.to_str(), "</s>")
+    assert (tokenizer.end_of_text_id, tokenizer.vocab_size) == (1, made.get_vocab_size())
+    for reader in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):
+        tokens = tokens_of(reader, SPELLED)
+        assert (tokens.stream == 1).sum() == len(SPELLED) and 0 not in tokens.stream
+    if make in (byte_fallback, whole_words):
+        found = [tokenizer.decode(tokenizer.encode(text)) for text in SPELLED]
+        assert [text.replace("▁", " ") for text in found] == [text.replace("▁", " ") for text in SPELLED]
+    plain = "a b x _ abc"  # what spells no special token has the library's own ids
+    assert tokenizer.encode(plain) == made.encode(plain, add_special_tokens=False).ids
+
+
+def test_a_trained_tokenizer_keeps_its_end_of_text_where_words_spell_it():
+    """Training merges letters up to the special token where a word of the texts is its name."""
+    config = TokenizerConfig(vocab_size=264, end_of_text="END")
+    documents = ["END\nENDING\nhello hello hello"] * 10
+    tokenizer = train_tokenizer(config, documents)
+    assert (tokens_of(tokenizer, documents).stream == tokenizer.end_of_text_id).sum() == 10
+    assert tokenizer.decode(tokenizer.encode(documents[0])) == documents[0]
+    with pytest.raises(UserError, match=r"data\.tokenizer\.end_of_text: 'E' is a character that texts hold"):
+        check_tokenizer(TokenizerConfig(end_of_text="E"))
+
+
+def test_added_words_that_are_not_special_stay():
+    made = whole_words()
+    made.add_tokens([AddedToken("    ", special=False, normalized=False)])
+    assert TextTokenizer(made.to_str(), "</s>").encode("a    b") == [68 - 1, made.token_to_id("    "), 68]
+
+
+def test_an_end_of_text_that_is_the_unknown_token_is_refused_where_it_is_met():
+    tokenizer = TextTokenizer(word_level().to_str(), "<unk>")
+    assert len(tokens_of(tokenizer, ["a b", "b"]).stream) == 5
+    with pytest.raises(UserError, match=r"data\.tokenizer\.end_of_text: '<unk>' is also what the tokenizer makes of"):
+        tokens_of(tokenizer, ["a b", "a c"])
+    no_unknown = Tokenizer(models.WordLevel({"</s>": 0, "a": 1}))
+    with pytest.raises(UserError, match=r"data\.tokenizer: the tokenizer cannot encode a text \(.*UNK.*\); give it"):
+        TextTokenizer(no_unknown.to_str(), "</s>").encode("b")
+
+
+def test_what_a_tokenizer_does_not_know_is_counted():
+    letters = Tokenizer(models.BPE({token: i for i, token in enumerate(["</s>", *"ab"])}, []))
+    letters.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    letters.add_tokens(["a:", "b:"])
+    for made, expected in (
+        (word_level(), [0, 2]),
+        (letters, [0, 5]),
+        (byte_fallback(), [0, 0]),
+        (whole_words(), [0, 0]),
+    ):
+        tokenizer = TextTokenizer(made.to_str(), "</s>")
+        assert (
+            tokens_of(tokenizer, ["a b", "a что да" if made is not letters else "a: b: что да"]).unknown.tolist()
+            == expected
+        )
+
+
 def test_encoding_adds_no_token_and_batches_agree(trained):
     documents = texts(8)
     assert trained.encode_batch(documents) == [trained.encode(text) for text in documents]
@@ -70,6 +191,34 @@ def test_training_gives_the_same_tokenizer_in_every_process(trained):
     assert other.stdout == trained.json()
 
 
+def test_words_of_any_length_are_trained_on_in_pieces():
+    """Training takes time with the square of a word's length; ordinary text reaches it as it is."""
+    for text in (*texts(2), "a" * 1000, "x = 'é'; " * 2000, " " * 999):
+        assert _cut(text) == [text]
+    for text in ("ACGT" * 1000, "=" * 5000, "a" + " " * 3000 + "b", "if(a)b();" * 1000, f"{'é' * 1001} end"):
+        pieces = _cut(text)
+        assert "".join(pieces) == text and len(pieces) > 1 and max(map(len, pieces)) <= 1001
+    regular = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
+    script = "go(a,'it's',12)/2;" * 400  # cut where a word ends anyway
+    assert [w for piece in _cut(script) for w, _ in regular(piece)] == [w for w, _ in regular(script)]
+    train_tokenizer(CONFIG, [*texts(10), "ACGT" * 20_000])
+
+
+def test_ctrl_c_is_heard_while_the_library_works():
+    done = threading.Event()
+
+    def work():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.wait(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        _in_a_thread(work)
+    assert not done.is_set()
+    done.set()
+    with pytest.raises(ZeroDivisionError):
+        _in_a_thread(lambda: 1 / 0)
+
+
 def test_a_corpus_too_small_for_the_vocabulary_is_refused():
     with pytest.raises(UserError, match=r"data\.tokenizer\.vocab_size: the corpus yields \d+ entries, 2048 are asked"):
         train_tokenizer(TokenizerConfig(vocab_size=2048), ["a short text, a short text"])
@@ -87,7 +236,7 @@ def test_loading_a_file_and_a_folder(trained, tmp_path):
 
 
 def test_truncation_padding_and_templates_of_a_loaded_tokenizer_are_off(trained, tmp_path):
-    from tokenizers import Tokenizer, processors
+    from tokenizers import processors
 
     raw = Tokenizer.from_str(trained.json())
     raw.enable_truncation(4)

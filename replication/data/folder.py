@@ -17,7 +17,7 @@ from replication.rundir import read_json, remove_tree, sync, write_json
 
 LOCK = ".lock"
 REQUEST = "request.json"
-COMMITS = "commits.json"  # of the hub sets, by source
+ORIGINS = "origins.json"  # of each source: the commit of a hub set, or the sizes and times of local files
 PROGRESS = "progress"  # folder of the files that say how far a preparation has come
 _REMEDIES = {
     True: "what was done is kept; free space, then run the same command again",
@@ -62,7 +62,7 @@ def written_whole(
             raise
         # Harmless where a kill leaves them, so they go last: before the rename they are what a later call needs.
         remove_tree(out / PROGRESS)
-        for left in (COMMITS, REQUEST, LOCK):
+        for left in (REQUEST, LOCK):
             (out / left).unlink(missing_ok=True)
 
 
@@ -125,8 +125,8 @@ def _make_free(partial: Path, request: dict[str, Any] | None, notify: Callable[[
 
 def _remove_source(partial: Path, name: str) -> None:
     (partial / PROGRESS / f"{name}.json").unlink(missing_ok=True)
-    commits = read_json(partial / COMMITS) or {}
-    write_json(partial / COMMITS, {source: commit for source, commit in commits.items() if source != name})
+    origins = read_json(partial / ORIGINS) or {}
+    write_json(partial / ORIGINS, {source: origin for source, origin in origins.items() if source != name})
     for split in SPLITS:
         remove_tree(partial / split / name)
 

@@ -3,6 +3,7 @@
 Without a token budget the sources are read whole, then tokenised (spool.py); with one they are streamed (stream.py).
 
 OUT/manifest.json            written last: the marker of completeness
+OUT/origins.json             commits of hub sets, sizes and times of local files
 OUT/tokenizer.json
 OUT/train/<source>/          datasets.Dataset, one column `tokens`: int32 of fixed length block_size_tokens + 1
 OUT/validation/<source>/
@@ -24,7 +25,8 @@ from typing import Any
 from rich.console import Console
 
 from replication.config import DataConfig
-from replication.data.folder import COMMITS, written_whole
+from replication.data.files import changed, local_files
+from replication.data.folder import ORIGINS, PROGRESS, written_whole
 from replication.data.hub import commit_of
 from replication.data.progress import Reporter
 from replication.data.request import request_differences, request_of
@@ -50,7 +52,17 @@ __all__ = ["prepare", "show_batch"]
 
 TOKENIZER_BYTES = 8_000_000  # text that a tokenizer is trained on, shared among sources by training bytes or weight
 
+PLACES = 2  # how an unfinished preparation says where it stands; raised when that changes
+
+# What is told as a warning: it is rarely meant.
+UNKNOWN_SHARE = 0.01  # of a source's tokens, that the tokenizer does not know
+TOKEN_BYTES = 1.25  # of text a token, of a tokenizer with WORDS entries: it spells the text out
+WORDS = 1000
+TIMES_VALIDATION = 3  # times data.validation_fraction
+TIMES_READ = 10  # a source, while another is read once
+
 Corpus = SpooledCorpus | StreamedCorpus
+Files = dict[str, list[int]] | None
 
 
 def prepare(data: DataConfig, out: Path, console: Console | None = None) -> dict[str, Any]:
@@ -73,6 +85,7 @@ def prepare(data: DataConfig, out: Path, console: Console | None = None) -> dict
     manifest = _existing(data, out)
     if manifest is not None:
         reporter.line(f"{out}: prepared before, nothing to do ({_summary(manifest)})")
+        _say_changed(data, out, reporter)
         return manifest
     with written_whole(out, _unfinished_request(data), reporter.line) as folder, tethered(), _quiet_datasets():
         manifest = _write(data, folder, reporter)
@@ -141,19 +154,24 @@ def _unfinished_request(data: DataConfig) -> dict[str, Any] | None:
     """What another call must have in common with this one to go on with its work; None where none can."""
     if data.token_budget is None:
         return None
-    return {**request_of(data), "packages": {name: version(name) for name in ("datasets", "tokenizers")}}
+    packages = {"replication": PLACES, **{name: version(name) for name in ("datasets", "tokenizers")}}
+    return {**request_of(data), "packages": packages}
 
 
 def _write(data: DataConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
     """Read, split, tokenise and cut every source into folder; the manifest comes last."""
     request = request_of(data)
-    data = _at_commits(data, folder, reporter)
+    data = _from_origins(data, folder, reporter)
     kind = SpooledCorpus if data.token_budget is None else StreamedCorpus
     corpus = kind(data, folder, reporter)
     tokenizer = _tokenizer(data, corpus, folder, reporter)
     with Pool.started(tokenizer, data.num_proc) as pool:
         sources = {s.name: _write_source(corpus, i, pool, reporter) for i, s in enumerate(data.sources)}
     corpus.close()
+    for name, entry in sources.items():
+        for warning in _warnings(entry, tokenizer, data.validation_fraction):
+            reporter.line(f"{name}: warning: {warning}")
+    _say_repeats(data, sources, reporter)
     manifest = {
         "format": FORMAT,
         "request": request,
@@ -172,22 +190,57 @@ def _write(data: DataConfig, folder: Path, reporter: Reporter) -> dict[str, Any]
     return manifest
 
 
-def _at_commits(data: DataConfig, folder: Path, reporter: Reporter) -> DataConfig:
+def _from_origins(data: DataConfig, folder: Path, reporter: Reporter) -> DataConfig:
     """The same sources, each hub set at the commit that its revision meant when the preparation began.
 
-    A branch may move between two reads of a preparation, or before another one: the commits are kept in the folder,
-    and the manifest names them.
+    A branch may move and a file be edited between two reads of a preparation, or before another one: commits, sizes
+    and times are kept in the folder.
 
     Raises:
-        UserError: a set that the hub does not give, before anything is read.
+        UserError: a set that the hub does not give, before anything is read; or local files that have changed since
+            an earlier call began to read them.
     """
-    path = folder / COMMITS
+    path = folder / ORIGINS
     known = read_json(path) or {}
     for source in data.sources:
-        if source.name not in known:
-            known[source.name] = commit_of(source, Retries(source, reporter.line, None))
-            write_json(path, known)
-    return replace(data, sources=tuple(replace(s, revision=known[s.name] or s.revision) for s in data.sources))
+        state, before = read_json(folder / PROGRESS / f"{source.name}.json") or {}, known.get(source.name)
+        if before is None:
+            commit = commit_of(source, Retries(source, reporter.line, None))
+            known[source.name] = {"commit": commit, "files": local_files(source)}
+        elif not state and data.tokenizer.path is not None:  # nothing that was read of it has been kept
+            before["files"] = local_files(source)
+        elif "entry" not in state and (names := _changed_files(before["files"], local_files(source), source.kind)):
+            raise changed(source, names)
+        write_json(path, known)
+    commits = {name: origin["commit"] for name, origin in known.items()}
+    return replace(data, sources=tuple(replace(s, revision=commits[s.name] or s.revision) for s in data.sources))
+
+
+def _changed_files(before: Files, now: Files, kind: str = "hub") -> list[str]:
+    """Names of files that came, went or changed.
+
+    The time alone says nothing of files whose rows are compared with what was read of them, as all but a hub set's are
+    while a preparation goes on.
+    """
+    a, b = before or {}, now or {}
+    n = 2 if kind == "hub" else 1
+    return [name for name in sorted(a.keys() | b.keys()) if a.get(name, [])[:n] != b.get(name, [])[:n]]
+
+
+def _say_changed(data: DataConfig, out: Path, reporter: Reporter) -> None:
+    """The local files that are no longer what was prepared; a corpus that is not here at all is no change."""
+    for source in data.sources:
+        origin = (read_json(out / ORIGINS) or {}).get(source.name, {})
+        try:
+            names = _changed_files(origin["files"], local_files(source)) if origin.get("files") else []
+        except UserError:
+            continue
+        if names:
+            reporter.line(
+                f"{source.name}: warning: {len(names):,} local file(s) are of another size or time than when they were "
+                f"prepared, or came or went ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); to prepare "
+                f"them again, remove {out} or choose another --out"
+            )
 
 
 def _tokenizer(data: DataConfig, corpus: Corpus, folder: Path, reporter: Reporter) -> TextTokenizer:
@@ -198,7 +251,9 @@ def _tokenizer(data: DataConfig, corpus: Corpus, folder: Path, reporter: Reporte
     if data.tokenizer.path is not None:
         tokenizer = load_tokenizer(data.tokenizer)
     else:
-        tokenizer = train_tokenizer(data.tokenizer, corpus.tokenizer_texts(TOKENIZER_BYTES))
+        reporter.line(f"tokenizer: training on up to {TOKENIZER_BYTES:,} bytes")
+        with reporter.bar("tokenizer: training", None):
+            tokenizer = train_tokenizer(data.tokenizer, corpus.tokenizer_texts(TOKENIZER_BYTES))
         reporter.line(f"tokenizer: trained, {tokenizer.vocab_size:,} entries")
     check_padding(data.tokenizer, tokenizer)
     write_text(path, tokenizer.json())
@@ -208,11 +263,50 @@ def _tokenizer(data: DataConfig, corpus: Corpus, folder: Path, reporter: Reporte
 def _write_source(corpus: Corpus, number: int, pool: Pool, reporter: Reporter) -> dict[str, Any]:
     entry = corpus.write(number, pool)
     train, validation = entry["train"], entry["validation"]
+    unknown = _unknown_share(entry, pool.tokenizer)
     reporter.line(
         f"{corpus.names[number]}: {train['tokens']:,} training tokens in {train['blocks']:,} blocks, "
         f"{validation['tokens']:,} validation tokens in {validation['blocks']:,}"
+        + (f"; {unknown:.2%} of it unknown to the tokenizer" if unknown else "")
     )
     return entry
+
+
+def _unknown_share(entry: dict[str, Any], tokenizer: TextTokenizer) -> float:
+    """Unknown tokens, or characters that no token stands for, among all of a source's."""
+    unknown, tokens = (sum(entry[split][key] for split in SPLITS) for key in ("unknown", "tokens"))
+    return float(unknown / (tokens if tokenizer.unknown_id is not None else tokens + unknown))
+
+
+def _warnings(entry: dict[str, Any], tokenizer: TextTokenizer, validation_fraction: float) -> Iterator[str]:
+    """What a source's entry in the manifest holds that is rarely meant."""
+    train, validation = entry["train"], entry["validation"]
+    tokens, unknown = train["tokens"] + validation["tokens"], _unknown_share(entry, tokenizer)
+    if unknown > UNKNOWN_SHARE:
+        yield f"{unknown:.1%} of it is unknown to the tokenizer; take one that knows this text (data.tokenizer)"
+    if tokenizer.vocab_size >= WORDS and entry["text_bytes"] < TOKEN_BYTES * tokens:
+        yield (
+            f"a token stands for {entry['text_bytes'] / tokens:.2f} bytes of it: the tokenizer spells it out; take one "
+            "made for this text (data.tokenizer)"
+        )
+    share = validation["tokens"] / tokens
+    if share > TIMES_VALIDATION * validation_fraction:
+        yield (
+            f"validation holds {share:.1%} of its tokens, data.validation_fraction asks for {validation_fraction:.1%}: "
+            "whole documents are split off; give more of them, or cut long ones into several"
+        )
+
+
+def _say_repeats(data: DataConfig, sources: dict[str, Any], reporter: Reporter) -> None:
+    """Which sources their weights make training read far more often than another."""
+    often = {s.name: s.weight / sources[s.name]["train"]["tokens"] for s in data.sources if s.weight > 0}
+    least = min(often, key=lambda name: often[name], default="")
+    for name, times in often.items():
+        if times > TIMES_READ * often[least]:
+            reporter.line(
+                f"{name}: warning: by the weights training reads it {times / often[least]:,.0f} times while it reads "
+                f"{least} once; give more text, or change data.sources.weight"
+            )
 
 
 def _say_pins(data: DataConfig, manifest: dict[str, Any], reporter: Reporter) -> None:

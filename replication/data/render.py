@@ -15,7 +15,8 @@ MESSAGE_KEYS = (("role", "content"), ("from", "value"))
 
 def refusal(source: SourceConfig, problem: str, remedy: str) -> UserError:
     """The error of one line for a source that cannot be used as it is."""
-    return UserError(f"data.sources: source '{source.name}': {problem}; {remedy}")
+    text = f"data.sources: source '{source.name}': {problem}; {remedy}"
+    return UserError(text.encode(errors="backslashreplace").decode())  # a key of the data may be no text
 
 
 def columns_of(source: SourceConfig) -> list[str]:
@@ -32,7 +33,7 @@ def require_columns(source: SourceConfig, names: Sequence[str], where: str) -> N
     key = "template" if source.template is not None else "text_field"
     for column in columns_of(source):
         if column not in names:
-            remedy = f"set {key} to one of: {', '.join(names)}"
+            remedy = f"set {key} to one of: {', '.join(names)}" if names else "every row needs its text"
             if source.template is not None:
                 remedy = f"its template may name: {', '.join(names)}"
             raise refusal(source, f"{where} has no field '{column}'", remedy)
@@ -63,12 +64,15 @@ def _text(source: SourceConfig, column: str, value: Any, row: Mapping[str, Any],
         return ""
     if isinstance(value, str):
         return value
-    remedy = f"set text_field to one of: {', '.join(row)}"
+    others = [name for name, found in row.items() if isinstance(found, str)]
+    remedy = f"set text_field to one of: {', '.join(others)}" if others else "write it as text, or name another column"
     if source.template is not None:
         remedy = "take another column into its template"
     elif isinstance(value, list) and value and isinstance(value[0], dict):
         remedy = 'say what a message reads as, such as messages: {user: "User: {content}\\n"}'
-    raise refusal(source, f"{where}: field '{column}' holds a {type(value).__name__}, not text", remedy)
+    found = type(value).__name__
+    article = "an" if found[0] in "aeiou" else "a"
+    raise refusal(source, f"{where}: field '{column}' holds {article} {found}, not text", remedy)
 
 
 def _fields(template: str) -> list[str]:

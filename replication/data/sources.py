@@ -7,76 +7,40 @@ and another stream can go on from there.
 from __future__ import annotations
 
 import ast
-import glob
-import gzip
 import inspect
 import io
-import json
-import os
 import sysconfig
 import tokenize
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from replication.config import SourceConfig
+from replication.data.files import ENDINGS, FORMS, FilePart, Rows, changed, file_parts
 from replication.data.hub import hub_parts
 from replication.data.order import PARTS, KeyedPermutation
-from replication.data.render import columns_of, refusal, render, require_columns
-from replication.data.retries import Retries, first_line
+from replication.data.render import refusal
+from replication.data.report import ReadReport
+from replication.data.retries import Retries
 from replication.errors import UserError
-
-MAX_NAMED = 20
 
 # Tests are not what the standard library says of itself; the rest is installed or generated on this machine.
 MAX_MODULE_BYTES = 200_000
 NOT_STDLIB = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload"}
 
 
-@dataclass
-class ReadReport:
-    """What reading one source found; filled while its documents are read."""
-
-    documents: int = 0
-    """Documents that hold text."""
-    empty: int = 0
-    """Documents with nothing but white space; they are left out."""
-    undecodable: int = 0
-    """Files or lines that are not UTF-8 (or not Python, or not JSON); they are left out."""
-    undecodable_files: list[str] = field(default_factory=list)
-    """Names of the first 20 of those."""
-    hidden: int = 0
-    """Files of a folder whose path has a part that begins with a dot; they are left out."""
-
-    def add_undecodable(self, name: str) -> None:
-        self.undecodable += 1
-        if len(self.undecodable_files) < MAX_NAMED:
-            self.undecodable_files.append(name)
-
-
-def left_out(report: ReadReport) -> str:
-    """What a source's documents lack, for the end of a line; "" where that is nothing."""
-    parts = [f"{report.empty:,} empty"] if report.empty else []
-    parts += [f"{report.hidden:,} hidden"] if report.hidden else []
-    if report.undecodable:
-        more = ", ..." if report.undecodable > len(report.undecodable_files) else ""
-        parts += [f"{report.undecodable:,} undecodable: {', '.join(report.undecodable_files)}{more}"]
-    return f"; left out {'; '.join(parts)}" if parts else ""
-
-
 def no_text(source: SourceConfig, report: ReadReport) -> UserError:
     found = f"no document holds text ({report.empty} empty, {report.undecodable} undecodable)"
-    return refusal(source, found, "check its kind and path")
-
-
-Rows = Iterator[tuple[str, str | None]]
-"""(name, text) of every row; None where it is not text."""
+    if report.foreign:
+        return refusal(source, f"{found}; {report.foreign}", f"correct its kind, or turn it into {FORMS[source.kind]}")
+    found += f"; such as {report.undecodable_files[0]}" if report.undecodable else ""
+    found += "; its files are empty" if not report.empty + report.undecodable else ""
+    return refusal(source, found, "check its kind, its path and the column of its text")
 
 
 class Part(Protocol):
@@ -89,22 +53,6 @@ class Part(Protocol):
 
     def place(self) -> Any:
         """Where the rows stand, in plain values."""
-
-
-class FilePart:
-    """A part on this machine, whose rows are passed over by reading them again."""
-
-    def __init__(self, name: str, read: Callable[[], Rows]):
-        self.name, self._read, self._done = name, read, 0
-
-    def rows(self, place: Any) -> Rows:
-        self._done = place or 0
-        for row in islice(self._read(), self._done, None):
-            self._done += 1
-            yield row
-
-    def place(self) -> int:
-        return self._done
 
 
 class DocumentStream:
@@ -144,11 +92,7 @@ class DocumentStream:
         self._turn: int = place["turn"] if place else 0
         self._start: Any = place["row"] if place else None
         if place is not None and (n, self._part_name()) != (place["parts"], place["part"]):
-            raise refusal(
-                source,
-                f"its files have changed since the preparation began ({place['parts']} then, {n} now)",
-                "restore them, or remove the unfinished folder and run again",
-            )
+            raise changed(source, [f"{place['parts']} parts then, {n} now"])
 
     def check_first(self) -> None:
         """Read the first document for what there is to refuse in it, and go back to where the stream stands.
@@ -216,115 +160,17 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-# ---------------------------------------------------------------- local files
-
-
-def _files(source: SourceConfig, report: ReadReport, endings: tuple[str, ...] = ("",)) -> list[tuple[str, Path]]:
-    """(name, path) of the files that source.path means: a file, a folder's files at any depth, or a glob's matches."""
-    assert source.path is not None
-    path = Path(source.path).expanduser()
-    if path.is_file():
-        return [(path.name, path)]
-    if path.is_dir():
-        found = [(str(file.relative_to(path)), file) for file in _walk(path) if file.name.lower().endswith(endings)]
-        visible = [(name, file) for name, file in found if not any(p.startswith(".") for p in Path(name).parts)]
-        report.hidden = len(found) - len(visible)
-        found = visible
-    else:
-        matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
-        found = [(str(match), match) for match in matches if match.is_file()]
-    if not found:
-        kinds = f" ({', '.join(endings)})" if endings != ("",) else ""
-        remedy = (
-            f"paths are relative to the current folder, {Path.cwd()}; correct data.sources.path, or fetch the corpus"
-        )
-        raise refusal(source, f"no file{kinds} matches {source.path}", remedy)
-    return sorted(found)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Every file below a folder; linked folders are entered, each real folder once."""
-    seen = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        yield from (Path(root) / name for name in files)
-
-
-def _text_parts(source: SourceConfig, report: ReadReport) -> list[Part]:
-    return [FilePart(name, partial(_text, source, name, path)) for name, path in _files(source, report)]
-
-
-def _text(source: SourceConfig, name: str, path: Path) -> Rows:
-    try:
-        yield name, path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        yield name, None
-    except OSError as error:
-        raise refusal(source, f"{path} cannot be read ({error.strerror})", "mend or remove it") from error
-
-
-def _jsonl_parts(source: SourceConfig, report: ReadReport) -> list[Part]:
-    files = _files(source, report, (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz"))
-    return [FilePart(name, partial(_jsonl, source, name, path)) for name, path in files]
-
-
-def _jsonl(source: SourceConfig, name: str, path: Path) -> Rows:
-    try:
-        with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                yield f"{name}:{number}", _json_line(source, f"{name}:{number}", line)
-    except (OSError, EOFError) as error:
-        raise refusal(source, f"{path} cannot be read ({error})", "mend or remove it") from error
-
-
-def _json_line(source: SourceConfig, name: str, line: bytes) -> str | None:
-    if not line.strip():
-        return ""
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except ValueError:  # UnicodeDecodeError is one
-        return None
-    if not isinstance(row, dict):
-        raise refusal(
-            source, f"{name} is a JSON {type(row).__name__}", 'write one object a line, such as {"text": ...}'
-        )
-    return render(source, row, name)
-
-
-def _parquet_parts(source: SourceConfig, report: ReadReport) -> list[Part]:
-    files = _files(source, report, (".parquet",))
-    return [FilePart(name, partial(_parquet, source, name, path)) for name, path in files]
-
-
-def _parquet(source: SourceConfig, name: str, path: Path) -> Rows:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            require_columns(source, file.schema_arrow.names, name)
-            batches = file.iter_batches(batch_size=512, columns=columns_of(source))
-            for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
-                yield f"{name}:{number}", render(source, row, f"{name}:{number}")
-    except (OSError, pyarrow.ArrowException) as error:
-        raise refusal(source, f"{path} cannot be read ({first_line(error)})", "mend or remove it") from error
-
-
 # ---------------------------------------------------------------- text that every Python carries
 
 
 def _topic_parts(source: SourceConfig, report: ReadReport) -> list[Part]:
     from pydoc_data.topics import topics
 
-    return [FilePart("topics", lambda: iter(sorted(topics.items())))]
+    return [FilePart(source, "topics", lambda: iter(sorted(topics.items())))]
 
 
 def _stdlib_parts(read: Callable[[bytes], str | None], source: SourceConfig, report: ReadReport) -> list[Part]:
-    return [FilePart(name, partial(_module, read, name, path)) for name, path in _stdlib_files()]
+    return [FilePart(source, name, partial(_module, read, name, path)) for name, path in _stdlib_files()]
 
 
 def _module(read: Callable[[bytes], str | None], name: str, path: Path) -> Rows:
@@ -350,7 +196,7 @@ def _package_parts(source: SourceConfig, report: ReadReport) -> list[Part]:
     small = [(name, file) for name, file in files if file.stat().st_size <= MAX_MODULE_BYTES]
     if not small:
         raise refusal(source, f"no module is installed in {root}", "take another kind")
-    return [FilePart(name, partial(_module, _python_text, name, path)) for name, path in small]
+    return [FilePart(source, name, partial(_module, _python_text, name, path)) for name, path in small]
 
 
 def _python_text(raw: bytes) -> str | None:
@@ -382,10 +228,8 @@ def _docstrings(text: str) -> str | None:
     return "\n\n".join(inspect.cleandoc(docstring) for docstring in found if docstring and docstring.strip())
 
 
-_PARTS: dict[str, Callable[[SourceConfig, ReadReport], list[Part]]] = {
-    "text": _text_parts,
-    "jsonl": _jsonl_parts,
-    "parquet": _parquet_parts,
+_PARTS: dict[str, Callable[[SourceConfig, ReadReport], Sequence[Part]]] = {
+    **dict.fromkeys(ENDINGS, file_parts),
     "python_topics": _topic_parts,
     "python_docstrings": partial(_stdlib_parts, _docstrings_of),
     "python_source": partial(_stdlib_parts, _python_text),

@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from replication.config import DataConfig, SourceConfig
 from replication.data.progress import Reporter
+from replication.data.report import ReadReport, counts_of, left_out
 from replication.data.retries import Retries
-from replication.data.sources import DocumentStream, ReadReport, left_out, no_text
+from replication.data.sources import DocumentStream, no_text
 from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, Bool, Int64, Piece, Pool
 from replication.data.writer import SourceWriter
 from replication.errors import UserError
@@ -179,10 +180,7 @@ class SpooledCorpus:
             "path": s.source.path,
             "revision": s.source.revision,
             "documents": report.documents,
-            "empty": report.empty,
-            "hidden": report.hidden,
-            "undecodable": report.undecodable,
-            "undecodable_files": report.undecodable_files,
+            **counts_of(report),
             "text_bytes": int(s.sizes_bytes.sum()),
             **writer.finish(),
         }

@@ -30,8 +30,9 @@ import numpy as np
 from replication.config import DataConfig, SourceConfig
 from replication.data.folder import PROGRESS
 from replication.data.progress import Meter, Reporter
+from replication.data.report import ReadReport, counts_of, left_out
 from replication.data.retries import Retries
-from replication.data.sources import DocumentStream, ReadReport, left_out, no_text
+from replication.data.sources import DocumentStream, no_text
 from replication.data.spool import text_key
 from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, Piece, Pool
 from replication.data.writer import SourceWriter
@@ -40,7 +41,7 @@ from replication.rundir import read_json, write_json
 
 SAVE_SECONDS = 2.0  # writing that a kill costs at most, besides the pieces on their way and the way back to its place
 VALIDATION_TOKENS = 1 << 21  # of one source: 1,024 sequences of 2,048
-GIB = 1 << 30
+MIB = 1 << 20
 
 
 def share_blocks(data: DataConfig) -> list[int]:
@@ -87,8 +88,8 @@ class StreamedCorpus:
         need, free = missing * 4 * (1 + 1 / self._data.block_size_tokens), shutil.disk_usage(self._folder).free
         if need > free:
             raise UserError(
-                f"data.token_budget: the tokens that are missing need {need / GIB:.1f} GiB and {self._folder} has "
-                f"{free / GIB:.1f} GiB free; free space, choose another --out, or lower the budget"
+                f"data.token_budget: the tokens that are missing need {need / MIB:,.1f} MiB and {self._folder} has "
+                f"{free / MIB:,.1f} MiB free; free space, choose another --out, or lower the budget"
             )
 
     def tokenizer_texts(self, n_bytes: int) -> Iterator[str]:
@@ -200,10 +201,7 @@ class StreamedCorpus:
             "share_tokens": limit,
             "ended_before_its_share": ended,
             "documents": sum(split["documents"] for split in splits.values()),
-            "empty": found.empty,
-            "hidden": found.hidden,
-            "undecodable": found.undecodable,
-            "undecodable_files": found.undecodable_files,
+            **counts_of(found),
             "text_bytes": sum(split["text_bytes"] for split in splits.values()),
             **splits,
         }

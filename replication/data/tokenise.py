@@ -50,13 +50,15 @@ class Tokens:
     """Documents end to end, each with an end-of-text."""
     lengths: Int64
     """Tokens of each document, end-of-text included."""
+    unknown: Int64
+    """Of each document: unknown tokens, and characters that no token stands for."""
 
 
 class Pool:
     """Tokenises in num_proc processes, or in this one, with the library's own threads, where num_proc is 1."""
 
     def __init__(self, tokenizer: TextTokenizer, executor: ProcessPoolExecutor | None, num_proc: int):
-        self._tokenizer, self._executor = tokenizer, executor
+        self.tokenizer, self._executor = tokenizer, executor
         self._ahead = AHEAD * num_proc if executor else 0
 
     @classmethod
@@ -105,20 +107,31 @@ class Pool:
         if self._executor is not None:
             return self._executor.submit(_work, texts)
         done: Future[Tokens] = Future()
-        done.set_result(tokens_of(self._tokenizer, texts))
+        done.set_result(tokens_of(self.tokenizer, texts))
         return done
 
 
 def tokens_of(tokenizer: TextTokenizer, texts: list[str]) -> Tokens:
-    """The tokens of some documents."""
+    """The tokens of some documents.
+
+    Raises:
+        UserError: text that becomes the end-of-text token.
+    """
     encoded = tokenizer.encode_batch(texts)
     lengths = np.fromiter((len(ids) + 1 for ids in encoded), dtype=np.int64, count=len(encoded))
     stream = np.full(int(lengths.sum()), tokenizer.end_of_text_id, dtype=np.int32)
-    start = 0
-    for ids, length in zip(encoded, lengths.tolist(), strict=True):
-        stream[start : start + length - 1] = ids
-        start += length
-    return Tokens(stream, lengths)
+    starts = np.cumsum(lengths) - lengths
+    for ids, start in zip(encoded, starts.tolist(), strict=True):
+        stream[start : start + len(ids)] = ids
+    if np.count_nonzero(stream == tokenizer.end_of_text_id) != len(encoded):
+        raise UserError(
+            f"data.tokenizer.end_of_text: '{tokenizer.end_of_text}' is also what the tokenizer makes of text that it "
+            "does not know; name another of its special tokens, or take another tokenizer"
+        )
+    unknown = np.array(tokenizer.dropped(texts), dtype=np.int64)
+    if tokenizer.unknown_id is not None:
+        unknown += np.add.reduceat(stream == tokenizer.unknown_id, starts, dtype=np.int64)
+    return Tokens(stream, lengths, unknown)
 
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

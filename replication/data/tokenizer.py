@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from replication.config import TokenizerConfig
 from replication.data.retries import first_line
 from replication.errors import UserError
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 BYTES = 256
+DROPPED = 1 << 30  # an id that no tokenizer has
+WORD = 1000  # characters; longer runs of white space or of anything else are cut before training
+LONG_RUN = re.compile(rf"(?<!\S)\S{{{WORD + 1},}}|(?<!\s)\s{{{WORD + 1},}}")
+PIECE = re.compile(rf"\S{{1,{WORD}}}(?<=[^\W\d_])(?=[^\w\s])|\S{{1,{WORD}}}|\s{{1,{WORD}}}")
 MIN_FREQUENCY = 2  # a pair seen once is no evidence; a corpus that runs out of repeated pairs is too small
 
 
@@ -22,6 +33,7 @@ class TextTokenizer:
         vocab_size: entries, i.e. the largest id plus one.
         end_of_text: the text of the token that joins documents.
         end_of_text_id: its id.
+        unknown_id: id of the token for text that it does not know; None: it has none.
     """
 
     def __init__(self, json_text: str, end_of_text: str):
@@ -42,9 +54,6 @@ class TextTokenizer:
         # A tokenizer.json may carry a truncation length or padding; either would change the corpus in silence.
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        # Without this, a document that spells a special token, "<|endoftext|>" say, would be given the token itself.
-        # It is not part of the file or the pickle, so it is set here and nowhere else.
-        tokenizer.encode_special_tokens = True
         end_of_text_id = tokenizer.token_to_id(end_of_text)
         if end_of_text_id is None:
             raise UserError(
@@ -54,6 +63,10 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self.end_of_text, self.end_of_text_id = end_of_text, int(end_of_text_id)
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        parts = _unspellable(json.loads(tokenizer.to_str()), end_of_text)
+        self._encoder = Tokenizer.from_str(json.dumps(parts))
+        self.unknown_id = _unknown_id(parts["model"])
+        self._dropped = _with_unknown(parts) if self.unknown_id is None else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TextTokenizer, (self.json(), self.end_of_text)
@@ -64,19 +77,88 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; no special token is added or recognised."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """encode of each text."""
-        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """encode of each text.
+
+        Raises:
+            UserError: a text that the tokenizer knows no token for, not even an unknown one.
+        """
+        try:
+            return [e.ids for e in self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(
+                f"data.tokenizer: the tokenizer cannot encode a text ({first_line(error)}); give it an unknown token, "
+                "or take one that knows every byte"
+            ) from error
 
     def encode_only(self, texts: Sequence[str]) -> None:
         """The library's part of encode_batch, for measuring what anything else adds."""
-        self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+
+    def dropped(self, texts: Sequence[str]) -> list[int]:
+        """Characters of each text that no token stands for, not even an unknown one."""
+        if self._dropped is None:
+            return [0] * len(texts)
+        encoded = self._dropped.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [e.ids.count(DROPPED) for e in encoded]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that are no UTF-8 (a character cut in two) become U+FFFD."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
+
+
+def _unspellable(parts: dict[str, Any], end_of_text: str) -> dict[str, Any]:
+    """A tokenizer.json that gives texts the same ids, save that none can spell a special token.
+
+    The library can be told to overlook special tokens, but not added ones that are not called special, nor those that
+    the model itself finds in its vocabulary: Unigram and WordLevel do, WordPiece and BPE may, in a text or in what a
+    normalizer makes of it. So special tokens get names that no text holds. One of a single character keeps its own,
+    unless it is the end of text: it is that character.
+    """
+    model, secret = parts["model"], secrets.token_hex(16)
+    special = {t["content"] for t in parts["added_tokens"] if t["special"] and len(t["content"]) > 1} | {end_of_text}
+
+    def name(token: str) -> str:
+        return token + secret if token in special else token
+
+    for token in parts["added_tokens"]:
+        token["content"] = name(token["content"])
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {name(token): i for token, i in model["vocab"].items()}
+    else:
+        model["vocab"] = [[name(token), score] for token, score in model["vocab"]]
+    if model.get("unk_token") is not None:
+        model["unk_token"] = name(model["unk_token"])
+    model.pop("dropout", None)  # of merges, at random: no two preparations would be the same
+    if "merges" in model:
+        inner = len(model.get("continuing_subword_prefix") or "")
+        model["merges"] = [(a, b) for a, b in model["merges"] if special.isdisjoint((a, b, a + b[inner:]))]
+    return {**parts, "post_processor": None}
+
+
+def _unknown_id(model: dict[str, Any]) -> int | None:
+    found = model["vocab"].get(model.get("unk_token")) if isinstance(model["vocab"], dict) else model.get("unk_id")
+    return None if found is None else int(found)
+
+
+def _with_unknown(parts: dict[str, Any]) -> Tokenizer | None:
+    """The tokenizer with an unknown token, DROPPED, to count what it drops; None where it drops nothing.
+
+    A BPE drops characters that it does not know, unless it knows the bytes; the other models fail at them.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    model = parts["model"]
+    known = model["vocab"].keys() if model["type"] == "BPE" else set(ByteLevel.alphabet())
+    in_bytes = model.get("byte_fallback") and known >= {f"<0x{byte:02X}>" for byte in range(BYTES)}
+    if in_bytes or known >= set(ByteLevel.alphabet()):
+        return None
+    name = secrets.token_hex(16)
+    model = {**model, "vocab": {**model["vocab"], name: DROPPED}, "unk_token": name, "fuse_unk": False}
+    return Tokenizer.from_str(json.dumps({**parts, "model": model}))
 
 
 def check_tokenizer(config: TokenizerConfig) -> None:
@@ -87,6 +169,10 @@ def check_tokenizer(config: TokenizerConfig) -> None:
     """
     if not config.end_of_text:
         raise UserError("data.tokenizer.end_of_text: is empty; name the token that joins documents")
+    if config.path is None and len(config.end_of_text) == 1:
+        raise UserError(
+            f"data.tokenizer.end_of_text: '{config.end_of_text}' is a character that texts hold; take a longer name"
+        )
     if config.path is None and config.vocab_size <= BYTES:
         raise UserError(
             f"data.tokenizer.vocab_size: {config.vocab_size} has no room for the {BYTES} bytes and the end-of-text "
@@ -128,7 +214,8 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> TextTokeni
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer=trainer)
+    sample = [piece for text in texts for piece in _cut(text)]
+    _in_a_thread(lambda: tokenizer.train_from_iterator(sample, trainer=trainer))
     reached = tokenizer.get_vocab_size(with_added_tokens=True)
     if reached != config.vocab_size:
         raise UserError(
@@ -136,6 +223,32 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> TextTokeni
             f"set it (and model.vocab_size) to {reached} or less, or give more text"
         )
     return TextTokenizer(tokenizer.to_str(), config.end_of_text)
+
+
+def _cut(text: str) -> list[str]:
+    """A text in pieces that hold no word of more than WORD characters: training takes time with a word's square.
+
+    A run is cut after a letter that no letter or digit follows, where a word ends anyway, or else within the word.
+    """
+    cuts = [run.start() + piece.end() for run in LONG_RUN.finditer(text) for piece in PIECE.finditer(run[0])]
+    return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
+
+
+def _in_a_thread(work: Callable[[], None]) -> None:
+    """Run what the library does without looking for signals in a thread, so that this one hears Ctrl-C."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # handed on below
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
 
 
 def load_tokenizer(config: TokenizerConfig) -> TextTokenizer:
