@@ -8,6 +8,8 @@
 # launch scripts source this file and call `install_environment`.
 set -euo pipefail
 
+export PYTHONSAFEPATH=1 # no module of the folder that a script is called in passes for a library's
+
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${REPLICATION_VENV:-$checkout/.venv}
 if [[ $venv != /* ]]; then

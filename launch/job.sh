@@ -27,12 +27,14 @@ fi
 restarts=$((${SLURM_RESTART_COUNT:-0} + ${REPLICATION_LINKS:-0})) # requeues, and links of a chain
 told=""                                                         # second of this shell in which it was told to stop
 step=""                                                         # process of the srun that runs
-events=/dev/null                                                # where notes go: a cell's jobs.jsonl
+events=${events:-/dev/null}                                     # where notes go: a cell's jobs.jsonl
+ended=""                                                        # set when a note says how this job ended
 
 say() { printf '%s job %s: %s\n' "$(date +%FT%T)" "$job" "$*" >&2 || true; } # a full disk stops no requeue
 
 # note EVENT CODE: one line of JSON in the cell's jobs.jsonl, from which `replicate grid status` tells what became of it.
 note() {
+  [[ $1 == started ]] || ended=yes
   printf '{"event": "%s", "code": %d, "job": "%s", "restarts": %d, "nodes": "%s", "at": "%s"}\n' \
     "$1" "$2" "$job" "$restarts" "$SLURM_JOB_NODELIST" "$(date +%FT%T%z)" >>"$events" || say "cannot write to $events"
 }
@@ -43,28 +45,51 @@ refuse() {
   exit 2
 }
 
-if [[ -f $REPLICATION_SITE ]]; then # all that it sets reaches the processes
-  set -a
+# However the script ends, it says so: what stops it between its own lines is told too, unless that was a signal.
+tell_end() {
+  local code=$?
+  if [[ -z $ended ]] && ((code && code < 128 && code != PREEMPTED)); then
+    say "error: the job script ended with code $code before its step; what it said last stands above"
+    note ended "$code"
+  fi
+}
+trap tell_end EXIT
+
+# All that the site file sets reaches the processes, and nothing that a login shell had set in its place. Code of the
+# site's runs as there: neither an unset variable nor a failed command in the middle ends the job.
+unset "${!SITE_@}" MASTER_ADDR MASTER_PORT RANK LOCAL_RANK NODE_RANK GROUP_RANK WORLD_SIZE LOCAL_WORLD_SIZE
+if [[ -f $REPLICATION_SITE ]]; then
+  set -a +u +o pipefail
   # shellcheck source=/dev/null
-  source "$REPLICATION_SITE"
-  set +a
+  source "$REPLICATION_SITE" || refuse "$REPLICATION_SITE: its last line ended with code $?; mend it"
+  set +a -euo pipefail
 fi
 
 # Modules, container, threads and scratch, as the site file says.
 set_up_nodes() {
+  local path
   if [[ -n ${SITE_MODULES:-} ]]; then
     read -ra modules <<<"$SITE_MODULES"
+    set +u +o pipefail
     module load "${modules[@]}" || refuse "SITE_MODULES: cannot load $SITE_MODULES; mend $REPLICATION_SITE"
+    set -euo pipefail
   fi
   if [[ -n ${SITE_SCRATCH:-} ]]; then
     export TMPDIR=$SITE_SCRATCH/replication-$SLURM_JOB_ID
     on_every_node mkdir -p "$TMPDIR" || refuse "SITE_SCRATCH: cannot write to $SITE_SCRATCH; make room, or mend $REPLICATION_SITE"
   fi
   read -ra container <<<"${SITE_CONTAINER:-}"
-  if [[ -z ${MASTER_ADDR:-} ]]; then
-    MASTER_ADDR=$(find_first_node) || refuse "MASTER_ADDR: scontrol does not tell the address of the first node; set it in $REPLICATION_SITE"
-    export MASTER_ADDR
+  if [[ -z ${SITE_MASTER_ADDR:-} ]]; then
+    SITE_MASTER_ADDR=$(find_first_node) ||
+      refuse "SITE_MASTER_ADDR: scontrol does not tell the address of the first node; set it in $REPLICATION_SITE"
+    export SITE_MASTER_ADDR
   fi
+  path=:${PYTHONPATH:-}: # without empty entries: they are the current folder
+  while [[ $path == *::* ]]; do
+    path=${path//::/:}
+  done
+  path=${path#:}
+  export PYTHONPATH=${path%:}
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
   if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
     export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not take it from the job by itself
@@ -103,7 +128,7 @@ run_step() {
   note started 0
   if [[ -z $told ]]; then
     code=0
-    srun --kill-on-bad-exit=0 --wait=30 "${options[@]}" "${container[@]}" "$REPLICATION_PYTHON" -m replication "$@" </dev/null &
+    srun --kill-on-bad-exit=0 --wait=30 "${options[@]}" "${container[@]}" "$REPLICATION_PYTHON" -P -m replication "$@" </dev/null &
     step=$!
     if [[ -n $told ]]; then # between the two lines above
       stop
@@ -120,7 +145,8 @@ run_step() {
     fi
     step=""
   fi
-  if ((code == PREEMPTED || code == 128 + $(kill -l "$REPLICATION_STOP_SIGNAL"))); then
+  # a task that was told to stop before it listened died of the signal: the stop signal, or what a scheduler sends
+  if ((code == PREEMPTED || code == 128 + $(kill -l "$REPLICATION_STOP_SIGNAL") || code == 128 + $(kill -l TERM))); then
     tidy
     go_on_later
   fi

@@ -23,5 +23,9 @@ if ((${NNODES:-1} == 1)); then
 fi
 [[ -n ${NODE_RANK:-} && -n ${MASTER_ADDR:-} && -n ${DEVICES:-} ]] ||
   fail "NNODES is $NNODES: set NODE_RANK (from 0), MASTER_ADDR (the first machine) and DEVICES (processes on each) too"
+port=${MASTER_PORT:-29500}
+if ((NODE_RANK == 0)) && (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+  fail "MASTER_PORT: another program listens at $port on this machine; set another port, the same one on every machine"
+fi
 exec "$venv/bin/torchrun" --nnodes="$NNODES" --node-rank="$NODE_RANK" --nproc-per-node="$DEVICES" \
-  --master-addr="$MASTER_ADDR" --master-port="${MASTER_PORT:-29500}" -m replication train "$@"
+  --master-addr="$MASTER_ADDR" --master-port="$port" -m replication train "$@"

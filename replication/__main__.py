@@ -1,6 +1,11 @@
-"""`python -m replication VERB` is the same door as the `replicate` command."""
+"""`python -m replication VERB` is the same door as `replicate`, and takes nothing from the current folder either."""
 
-from replication.cli import main
+import os
+import sys
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:  # a yaml.py there, or another clone, would pass for ours
+        os.execv(sys.executable, [sys.executable, "-P", *sys.orig_argv[1:]])
+    from replication.cli import main
+
     raise SystemExit(main())

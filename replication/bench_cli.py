@@ -1,4 +1,4 @@
-"""`replicate bench ACTION`: step, peers, scaling, head, data."""
+"""`replicate bench ACTION`: step, peers, scaling, head, data, noise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from rich.console import Console
 from replication.arguments import Parser
 from replication.config import RunConfig, load_run
 from replication.errors import UserError
-from replication.rundir import write_json
+from replication.rundir import SuiteDir, write_json
+from replication.starts import refuse_other_data
 
 TEXTS = {
     "step": "the four arms and a plain torch loop: speed, memory, and where the time goes",
@@ -20,6 +21,7 @@ TEXTS = {
     "scaling": "the training on 1, 2, ... processes of this machine",
     "head": "the ways from hidden states to losses: peak memory and time",
     "data": "preparing a corpus beside its tokenizer alone, and the training loader beside what the model eats",
+    "noise": "how far rounding alone moves the loss: a suite's cell again in other micro-batches and kernels",
 }
 STRATEGY = ["--cluster.strategy=ddp"]
 """What bench scaling adds to the layers: single is one process."""
@@ -29,15 +31,16 @@ DEFAULT_LAYERS = ["model/tiny.yaml", "cluster/cpu.yaml"]
 
 def bench(argv: list[str]) -> int:
     """The verb: parse, then act."""
-    parser = Parser(prog="replicate bench", description="Measure speed and memory, as ratios inside one run.")
+    parser = Parser(prog="replicate bench", description="Measure speed and memory as ratios inside one run, and "
+                    "the noise of rounding.")  # fmt: skip
     actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(TEXTS), parser_class=Parser)
     for name, text in TEXTS.items():
         keys = "" if name == "head" else " Any key of a run may follow as a flag."
         sub = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.{keys}")
-        if name != "head":
+        if name not in ("head", "noise"):
             default = "data/python" if name == "data" else "model/tiny, cluster/cpu"
             sub.add_argument("--config", action="append", default=[], help=f"config file (default: {default})")
-        if name not in ("head", "data"):
+        if name in ("step", "peers", "scaling"):
             sub.add_argument("--blocks", type=int, default=24, help="blocks of each contestant that count (default 24)")
             sub.add_argument("--block-steps", type=int, default=10, help="optimizer steps in a block (default 10)")
         if name == "scaling":
@@ -48,17 +51,21 @@ def bench(argv: list[str]) -> int:
             _add_head_arguments(sub)
         if name == "data":
             _add_data_arguments(sub)
-        sub.add_argument("--out", type=Path, help="JSON file of the results, every block included")
+        if name == "noise":
+            _add_noise_arguments(sub)
+        else:
+            sub.add_argument("--out", type=Path, help="JSON file of the results, every block included")
     args, flags = parser.parse_known_args(argv)
     for name in ("blocks", "block_steps", "tokens", "vocabulary", "width", "megabytes", "turns", "eats"):
         if getattr(args, name, 1) < 1:
             raise UserError(f"--{name.replace('_', '-')}: {getattr(args, name)} must be at least 1")
     action: Callable[[argparse.Namespace, list[str], Console], dict[str, object]] = {
         "step": _step, "peers": _peers, "scaling": _scaling, "head": _head, "data": _data,
+        "noise": _noise,
     }[args.action]  # fmt: skip
     console = Console()
     result = action(args, flags, console)
-    if args.out:
+    if args.out and args.action != "noise":
         write_json(args.out, result)
         console.print(f"every block:  {args.out}", soft_wrap=True)
     return 0
@@ -80,6 +87,16 @@ def _add_data_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--turns", type=int, default=5, help="preparations that count (default 5)")
     sub.add_argument("--eats", type=int, default=EATS, metavar="TOKENS", help=f"tokens that the model trains on in a "
                      f"second (default {EATS:,}: hoped for of the 1.2B model on one H100)")  # fmt: skip
+
+
+def _add_noise_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("suite", help="suite file, a name in configs/suites, or a suite's output folder")
+    sub.add_argument("--out", type=Path, help="the suite's output folder (default: out/<suite>); noise.json goes there")
+    sub.add_argument("--cluster", help="file that says where cells run, or its name in configs/cluster")
+    sub.add_argument("--arms", help="comma-separated arms (default: the suite's first)")
+    sub.add_argument("--seed", type=int, help="default: the suite's first")
+    sub.add_argument("--cuts", default="micro-batch,head,attention", help="kinds of cuts: micro-batch, head, "
+                     "attention, checkpointing, ranks (two processes), again (default %(default)s)")  # fmt: skip
 
 
 def _config(args: argparse.Namespace, flags: list[str]) -> RunConfig:
@@ -151,3 +168,38 @@ def _head(args: argparse.Namespace, flags: list[str], console: Console) -> dict[
     result = bench_head(size, torch.device("cuda" if on_gpu else "cpu"), args.repeats, console)
     console.print(head_table(result))
     return result.to_dict()
+
+
+def _noise(args: argparse.Namespace, flags: list[str], console: Console) -> dict[str, object]:
+    from replication.bench.noise import CUTS, bench_noise, noise_table
+    from replication.config import find_cluster
+    from replication.data.prepare import prepare
+    from replication.data.store import TokenStore
+    from replication.grid.plan import plan
+    from replication.grid_cli import named_suite
+
+    inside = SuiteDir(Path(args.suite)).suite
+    if inside.is_file():
+        args.out, args.suite = args.out or Path(args.suite), str(inside)
+    args.seeds = str(args.seed) if args.seed is not None else None
+    suite, suite_dir = named_suite(args, from_folder=True)
+    arms = tuple(args.arms.split(",")) if args.arms else suite.arms[:1]
+    kinds = args.cuts.split(",")
+    for option, given, known in (("--arms", arms, suite.arms), ("--cuts", kinds, CUTS)):
+        for name in given:
+            if name not in known:
+                raise UserError(f"{option}: no '{name}'; choose of {', '.join(known)}")
+    chosen = replace(suite, arms=arms, seeds=suite.seeds[:1])
+    cluster = find_cluster(args.cluster) if args.cluster else None
+    bases = plan(chosen, suite_dir, flags, cluster, from_folder=True)
+    data = bases[0].config.data
+    if data.dir is None:
+        prepare(data, suite_dir.data, console)
+    store = TokenStore.open(data.dir or suite_dir.data)
+    refuse_other_data(suite_dir.runs, str(store.dir), store.hash)
+    where = str(store.dir.resolve())
+    bases = [replace(b, config=replace(b.config, data=replace(b.config.data, dir=where))) for b in bases]
+    result = bench_noise(suite, suite_dir, bases, kinds, console)
+    console.print(noise_table(result))
+    console.print(f"every run:    {suite_dir.noise}; `replicate report {suite_dir.root}` takes it in", soft_wrap=True)
+    return result

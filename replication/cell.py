@@ -12,11 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
+from rich.markup import escape
 
 from replication.config import RunConfig, refuse_other_config, scientific_hash
 from replication.errors import UserError, is_lost_peer
 from replication.preemption import Preempted, told_to_stop
-from replication.rundir import RunDir, SuiteDir, is_trained, read_json, record_failure, write_json
+from replication.rundir import (
+    KEPT,
+    RunDir,
+    SuiteDir,
+    file_sha256,
+    is_trained,
+    read_object,
+    record_failure,
+    sync,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from replication.data.store import TokenStore
@@ -64,8 +75,8 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
         try:
             store = TokenStore.open(data_folder(config, suite_dir))
             check_before_training(config, store)
-            if first:
-                suite_dir.link_tensorboard(config.arm, config.seed)
+            if first and (note := suite_dir.link_tensorboard(config.arm, config.seed)):
+                console.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
             if stage != "generate":
                 train(config, run, store, console)
                 leave_group()
@@ -137,10 +148,14 @@ def _wait_for_cell(run: RunDir, holder: Path, here: str, console: Console) -> No
 
 
 def mark_cell_complete(config: RunConfig, run: RunDir) -> None:
-    """Write the marker of a cell that is trained and has the completions that its config asks for."""
-    manifest = read_json(run.manifest)
-    kept = ("step", "tokens", "data_chain", "final_weights_sha256", "finished_at")
-    write_json(run.complete, {"config_hash": scientific_hash(config), **{k: manifest[k] for k in kept}})
+    """Write the marker of a cell that is trained and has the completions that its config asks for.
+
+    All that it stands for is on the disk before it is; the certificate compares it with journal and manifest.
+    """
+    manifest = read_object(run.manifest)
+    sync(run.metrics)  # manifest, checkpoints and samples.jsonl were, when they were written
+    marker = {"config_hash": scientific_hash(config), **{k: manifest[k] for k in (*KEPT, "finished_at")}}
+    write_json(run.complete, marker | {"journal_sha256": file_sha256(run.metrics)})
 
 
 def check_is_trained(run: RunDir) -> None:

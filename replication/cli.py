@@ -14,8 +14,9 @@ from rich.console import Console
 
 from replication import __version__
 from replication.arguments import Parser
-from replication.errors import UserError, is_lost_peer
-from replication.preemption import PREEMPTED, Preempted
+from replication.errors import NO_ROOM, REMEDIES, UserError, is_disk_full, is_lost_peer, told
+from replication.launcher import forget_place_of_the_shell
+from replication.preemption import PREEMPTED, Preempted, ToldEarly
 
 if TYPE_CHECKING:
     from replication.config import RunConfig
@@ -31,12 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 2 with one line for a user's mistake, 75 where a run was told to stop and did, 130 after Ctrl-C,
         1 otherwise.
     """
+    if argv is None:  # the door itself
+        _clean_environment()
     args = list(sys.argv[1:] if argv is None else argv)
     launched = "RANK" in os.environ or "SLURM_STEP_ID" in os.environ  # by what speaks for all ranks
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
-    for name in ("SIGTERM", "SIGHUP"):  # a closed terminal ends a run as Ctrl-C does, its cells included
-        signal.signal(getattr(signal, name), _interrupt)
+    _listen()
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         return _verb(args)
@@ -49,30 +51,58 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             errors.print(f"[yellow]{_escape(str(told))}[/yellow]; the same command goes on from there")
         return PREEMPTED
-    except KeyboardInterrupt:
-        if launched:
-            return INTERRUPTED
-        errors.print("interrupted; the same command goes on where this one stopped")
-        return INTERRUPTED
+    except KeyboardInterrupt as told:
+        if not launched:
+            errors.print("interrupted; the same command goes on where this one stopped")
+        return PREEMPTED if isinstance(told, ToldEarly) else INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `replicate ... | head` is no error
         return 0
-    except RuntimeError as error:
-        if debug or not is_lost_peer(error):
-            raise
-        errors.print(f"rank {os.environ.get('RANK', '0')}: stopped, because another rank of the run did")
-        return 1
-    except OSError as error:
-        if error.filename is None:
+    except Exception as error:
+        if is_lost_peer(error) and not debug:
+            errors.print(f"rank {os.environ.get('RANK', '0')}: stopped, because another rank of the run did")
+            return 1
+        line = _told(error)
+        if line is None:
             raise
         if debug:
             traceback.print_exc()
-        errors.print(f"[red]error:[/red] {_escape(str(error.filename))}: {error.strerror}; choose another path")
+        errors.print(f"[red]error:[/red] {_escape(line)}")
         return 2
 
 
+def _told(error: Exception) -> str | None:
+    """One line about an error of the disk or of a path; None where it is a fault of ours."""
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in REMEDIES):
+        return told(error) if error.filename is not None else f"{error.strerror}: {REMEDIES[error.errno or 0]}"
+    if is_disk_full(error):  # wrapped by a library, or in words of its own
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        return f"no room on the disk ({first}); {NO_ROOM}"
+    return None
+
+
+def _clean_environment() -> None:
+    """Let nothing of the current folder or of a login shell pass for the run's own, here and in what this starts."""
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if "PYTHONPATH" in os.environ:  # an empty entry is the current folder
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, os.environ["PYTHONPATH"].split(os.pathsep)))
+    forget_place_of_the_shell()
+
+
+def _listen() -> None:
+    """End as at Ctrl-C when told to by a signal, until a verb listens in its own way.
+
+    SIGINT also where it was ignored (what a script starts with &, many CI runners): it is sent on purpose. SIGHUP, a
+    closed terminal, does not under nohup. The stop signals, and SIGTERM from a scheduler, end with PREEMPTED.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if name != "SIGHUP" or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(getattr(signal, name), _interrupt)
+
+
 def _interrupt(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    early = signum in (signal.SIGUSR1, signal.SIGUSR2) or (signum == signal.SIGTERM and "SLURM_STEP_ID" in os.environ)
+    raise ToldEarly if early else KeyboardInterrupt
 
 
 def _escape(text: str) -> str:
@@ -190,7 +220,7 @@ def _start_ranks(config: RunConfig, argv: list[str]) -> int:
             f"{config.cluster.devices} --rdzv-backend=c10d --rdzv-id=RUN --rdzv-endpoint=FIRST_NODE:PORT "
             "-m replication train ...`"
         )
-    command = [sys.executable, "-m", "replication", "train", *argv]
+    command = [sys.executable, "-P", "-m", "replication", "train", *argv]
     return run_ranks(command, config.world_size, config.cluster.stop_signal)
 
 
@@ -273,8 +303,10 @@ def drill(argv: list[str]) -> int:
             raise UserError(f"--strategies: no strategy '{strategy}'; the strategies are {', '.join(known)}")
     from dataclasses import replace
 
+    from replication.drill import check_saves
     from replication.drill import drill as run_drill
 
+    check_saves(config)
     console = Console()
     if config.data.dir is None:
         from replication.data.prepare import prepare as prepare_corpus
@@ -287,7 +319,7 @@ def drill(argv: list[str]) -> int:
 
 
 def bench(argv: list[str]) -> int:
-    """Measure speed and memory, as ratios inside one run: the arms, other trainers, ranks, heads."""
+    """Measure speed and memory as ratios inside one run: arms, other trainers, ranks, heads; and rounding's noise."""
     from replication.bench_cli import bench as run_bench
 
     return run_bench(argv)

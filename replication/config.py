@@ -1,8 +1,8 @@
 """Every knob of one run: typed, frozen, one line of documentation and a unit each; load, merge, save, hash.
 
 Layers, later ones win: defaults here, then the files given (model, arm, data, cluster, suite), then flags. jsonargparse
-refuses unknown keys and wrong types. A run's *scientific* part, all that may change a weight or a reported number,
-is hashed; the rest is free to differ between machines.
+refuses unknown keys and wrong types. A run's *scientific* part, all that defines its weights and reported numbers, is
+hashed; the rest is free to differ between machines, and changes them by rounding at most.
 """
 
 from __future__ import annotations
@@ -315,7 +315,8 @@ class SlurmConfig:
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """The machine: free to differ, changes time and rounding, never the experiment (not scientific)."""
+    """The machine: free to differ, changes time and rounding, never the objective (not scientific). In fp32 and bf16
+    rounding grows over the steps, so the report names arms of a seed that were cut or placed differently."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to train."""
@@ -724,6 +725,9 @@ class AnalysisConfig:
     """Kinds of judges whose votes count."""
     min_seeds: int = 5
     """Fewest certified seeds with which a question is answered; with fewer the report gives the estimate alone."""
+    strict_pairs: bool = False
+    """Whether a pair is refused, and not only named, whose cells at any start ran other code or packages, or on a
+    machine that rounds otherwise: strategy, processes, micro-batch, head, kernels, device."""
     correction: Literal["holm"] = "holm"
     """Correction for several comparisons, over the secondary questions; the primary one is a single test."""
     fast_seconds: float = 15.0
@@ -896,7 +900,7 @@ class CellConfigs:
 def _parse(parser: ArgumentParser, args: list[str], where: str) -> Any:
     try:
         return parser.parse_args(args)
-    except (ArgumentError, UnicodeDecodeError) as error:
+    except (ArgumentError, UnicodeDecodeError, OverflowError, RecursionError) as error:
         message = " ".join(str(error).split()).replace("Parser key ", "key ").replace("<class '", "").replace("'>", "")
         raise UserError(f"{where}: {message}; `replicate train --help` lists every key") from None
 
@@ -1014,6 +1018,29 @@ def scientific(config: RunConfig) -> dict[str, Any]:
         keys["cluster.micro_batch_sequences"] = config.micro_batch_sequences
         keys["cluster.world_size"] = config.world_size
     return keys
+
+
+SEED_KEYS = ("seed", "weights_seed", "data_seed")
+
+
+def without_seeds(keys: dict[str, Any]) -> dict[str, Any]:
+    """Of scientific keys, what all seeds of an arm share."""
+    return {k: v for k, v in keys.items() if k not in SEED_KEYS}
+
+
+def machine_cut(config: RunConfig) -> dict[str, Any]:
+    """What a config says of the machine that may change how sums are rounded, which in fp32 grows over the steps."""
+    c = config.cluster
+    return {
+        "strategy": c.strategy,
+        "ranks": config.world_size,
+        "micro_batch_sequences": config.micro_batch_sequences,
+        "head": c.head,
+        "compile": c.compile,
+        "attention": c.attention,
+        "activation_checkpointing": c.activation_checkpointing,
+        "offload_optimizer": c.offload_optimizer,
+    }
 
 
 def scientific_hash(config: RunConfig) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from replication.config import DivergedRule
-from replication.rundir import RunDir, read_json, read_last_losses
+from replication.rundir import RunDir, read_failure, read_last_losses
 
 
 def why_diverged(run: RunDir, rule: DivergedRule, warmup_steps: int, vocab_size: int) -> str:
@@ -17,8 +17,8 @@ def why_diverged(run: RunDir, rule: DivergedRule, warmup_steps: int, vocab_size:
         warmup_steps: of its training.
         vocab_size: of its model; log of it is the loss of a uniform guess.
     """
-    failure = read_json(run.failed) if not run.complete.is_file() else None
-    if failure and failure.get("diverged"):
+    failure = read_failure(run) if not run.complete.is_file() else None
+    if failure and failure.get("diverged") is True:
         return str(failure["error"])
     step, losses = read_last_losses(run.metrics, rule.for_steps)
     finite = [loss for loss in losses if loss is not None]

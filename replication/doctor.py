@@ -181,7 +181,7 @@ def _zero(machine: Machine) -> Finding:
     if not machine.gpu_gib:
         environment.setdefault("DS_ACCELERATOR", "cpu")
     try:  # in a process of its own: the import prints, and takes seconds
-        command = [sys.executable, "-c", "import deepspeed"]
+        command = [sys.executable, "-P", "-c", "import deepspeed"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:
         return Finding("ZeRO", "importing deepspeed takes over two minutes", "warning", "look at the disk's load")

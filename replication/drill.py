@@ -30,7 +30,16 @@ from rich.table import Table
 
 from replication.config import RunConfig, flatten, refuse_differences, to_dict, to_yaml
 from replication.errors import UserError
-from replication.rundir import RunDir, SuiteDir, last_line, read_journal, read_json, write_json, write_text
+from replication.rundir import (
+    RunDir,
+    SuiteDir,
+    last_line,
+    read_journal,
+    read_json,
+    step_of,
+    write_json,
+    write_text,
+)
 from replication.training.phases import VARIABLE, Board, Reading
 
 AIMS = {"mid-step": ("forward", "update"), "mid-accumulation": ("accumulate",), "mid-save": ("save",)}
@@ -91,16 +100,22 @@ class StrategyResult:
         return [kill for run in self.runs for kill in run.kills]
 
     @property
+    def n_resumed(self) -> int:
+        """Kills after which the run went on from a checkpoint, not from the start."""
+        return sum(bool(kill.resumed_from) for kill in self.kills)
+
+    @property
     def spread(self) -> float:
         return max((run.spread for run in self.runs), default=0.0)
 
     @property
     def holds(self) -> bool:
-        """No step lost or repeated; weights as near to the undisturbed run's as a rerun's are, to a factor of 10.
+        """Resumed from a checkpoint, no step lost or repeated, and ends as near to the undisturbed run as a rerun's.
 
-        Where a rerun is bitwise equal, as on a CPU, so must they be.
+        That is to a factor of 10 in the weights; where a rerun is bitwise equal, as on a CPU, so must they be.
         """
-        return not any(run.faults for run in self.runs) and self.spread <= NOISE_FACTOR * self.noise_floor
+        equal = not any(run.faults for run in self.runs) and self.spread <= NOISE_FACTOR * self.noise_floor
+        return equal and self.n_resumed > 0
 
 
 def drill(
@@ -138,7 +153,20 @@ def drill(
                 one.disturb(result, share, tick)
                 _write_results(config, out, kept | {r.strategy: r for r in results})
     console.print(result_table(results))
+    for result in results:
+        if not result.n_resumed:
+            console.print(f"[red]{result.strategy}: no killed run went on from a checkpoint, so nothing is shown[/]")
     return results
+
+
+def check_saves(config: RunConfig) -> None:
+    """Raise UserError where no checkpoint is saved that a killed run could go on from."""
+    every, steps = config.checkpoints.every_steps, config.training.steps
+    if every > steps - 2:
+        raise UserError(
+            f"checkpoints.every_steps: the first of {every} comes too late in {steps} steps for a killed run to go on "
+            f"from it; lower it, to {max(1, steps // 6)} for instance, or raise training.steps"
+        )
 
 
 def _with_strategy(config: RunConfig, strategy: str) -> RunConfig:
@@ -174,16 +202,17 @@ class _Drill:
         name = self._next_name()
         run, kills = self._cell(name), list[Kill]()
         before = len(result.kills)
+        planned = min(KILLS_A_RUN, share - before)
         while True:
             starting_step = newest_step(run)
             if kills:
                 kills[-1].resumed_from = starting_step
             kill = None
             with self._started(name) as (process, board):
-                if len(kills) < min(KILLS_A_RUN, share - before):
-                    kill = self._kill(
-                        process, board, self._next_aim([*result.kills, *kills]), starting_step, len(kills)
-                    )
+                if len(kills) < planned:
+                    must_resume = len(kills) == planned - 1 and not any(k.resumed_from for k in [*result.kills, *kills])
+                    step = max(starting_step, self._moment(len(kills), planned, must_resume))
+                    kill = self._kill(process, board, self._next_aim([*result.kills, *kills]), step, len(kills))
                 if kill is None:  # it ended before the moment came, or has been killed often enough
                     self._watch(process, board)
             if kill is None:
@@ -204,12 +233,22 @@ class _Drill:
         landed = Counter(kill.landed for kill in kills)
         return min(self.aims, key=lambda aim: landed[aim])
 
-    def _kill(
-        self, process: subprocess.Popen[bytes], board: Board, aim: str, from_step: int, restart: int
-    ) -> Kill | None:
-        """Wait for a random moment of the aim's kind, kill one rank or all; None where the run ended first."""
-        every = self.config.checkpoints.every_steps
-        step = from_step + self.rng.randint(0, every + every // 2)
+    def _moment(self, kill: int, kills: int, must_resume: bool) -> int:
+        """Step from which on kill number `kill` of so many strikes: anywhere in its own part of the run.
+
+        Args:
+            kill: from 0.
+            kills: planned in this run.
+            must_resume: whether a checkpoint must be there by then, because no kill before met one.
+        """
+        steps = self.config.training.steps
+        first, last = steps * kill // kills, steps * (kill + 1) // kills - 1
+        if must_resume:
+            first = max(first, self.config.checkpoints.every_steps + 1)
+        return self.rng.randint(first, max(first, last))
+
+    def _kill(self, process: subprocess.Popen[bytes], board: Board, aim: str, step: int, restart: int) -> Kill | None:
+        """Wait for a moment of the aim's kind from a step on, kill one rank or all; None where the run ended first."""
         victim = self.rng.randrange(self.config.world_size)
         ranks = list(range(self.config.world_size)) if self.rng.random() < 0.5 else [victim]
         phases = [self.rng.choice(AIMS[aim])]
@@ -273,7 +312,8 @@ class _Drill:
         write_text(config, to_yaml(self.config))
         board_path = suite.root / "phase_board"
         board = Board(board_path, self.config.world_size, create=True)
-        command = [sys.executable, "-m", "replication", "train", "--config", str(config), "--out", str(suite.root)]
+        command = [sys.executable, "-P", "-m", "replication", "train", "--config", str(config)]
+        command += ["--out", str(suite.root)]
         with open(suite.root / "log.txt", "ab") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
@@ -305,7 +345,7 @@ def _sigkill(pid: int) -> None:
 
 def newest_step(run: RunDir) -> int:
     """Step of the newest complete checkpoint, by its marker alone; 0 where there is none."""
-    return max((read_json(p)["step"] for p in run.checkpoints.glob("step-*/COMPLETE")), default=0)
+    return max((step_of(p) for p in run.checkpoint_folders() if (p / "COMPLETE").is_file()), default=0)
 
 
 def spread(run: RunDir, reference: RunDir) -> float:
@@ -363,6 +403,7 @@ def result_table(results: Sequence[StrategyResult]) -> Table:
         "kills": [len(r.kills) for r in results],
         **{f"  {aim}": [n[aim] for n in landed] for aim in AIMS},
         "  elsewhere": [sum(n.values()) - sum(n[aim] for aim in AIMS) for n in landed],
+        "resumed from a checkpoint": [r.n_resumed for r in results],
         "of a resumed run": [sum(kill.restart > 0 for kill in r.kills) for r in results],
         "of one rank alone": [sum(len(kill.ranks) < r.world_size for kill in r.kills) for r in results],
         "noise floor": [f"{r.noise_floor:.1e}" for r in results],

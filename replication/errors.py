@@ -6,12 +6,26 @@ import errno
 import os
 import re
 
+NO_ROOM = "make room there, then run the same command again"
+REMEDIES = {
+    errno.ENOSPC: NO_ROOM,
+    errno.EDQUOT: NO_ROOM,
+    errno.EFBIG: NO_ROOM,
+    errno.EROFS: "choose a path on a file system that can be written",
+    errno.EIO: "the disk, or the network that it is on, is failing: see the machine's log before running again",
+    errno.ESTALE: "the folder was removed or its server restarted: mount it again, then run the same command again",
+    errno.ENAMETOOLONG: "choose a shorter path",
+}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 TORCH_ARCHIVE = ("PytorchStreamWriter failed writing", "inline_container.cc", "unexpected pos")  # torch.save, cut short
 FULL_TEXT = re.compile(
-    "|".join(re.escape(text) for text in (*(os.strerror(code) for code in sorted(FULL)), *TORCH_ARCHIVE)), re.IGNORECASE
+    "|".join(map(re.escape, (*(os.strerror(code) for code in sorted(FULL)), *TORCH_ARCHIVE, "disk is full"))),
+    re.IGNORECASE,
 )
-LOST_PEER = re.compile(r"Connection (closed|reset) by peer|remote process exited|peer .*closed", re.IGNORECASE)
+LOST_PEER = re.compile(
+    r"Connection (closed|reset) by peer|remote process exited|peer .*closed|Broken pipe|Connection was likely closed",
+    re.IGNORECASE,
+)
 
 
 class UserError(ValueError):
@@ -40,6 +54,12 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def told(error: OSError) -> str:
+    """One line about a file or folder that could not be read or written, with the remedy."""
+    remedy = REMEDIES.get(error.errno or 0, "choose another path")
+    return f"{error.filename}: {error.strerror}; {remedy}"
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -104,8 +104,7 @@ def _cells(suite_dir: SuiteDir, arm: str | None, seed: int | None) -> tuple[list
     Raises:
         UserError: nothing is trained.
     """
-    places = [(path.parent.parent.name, path.parent.name) for path in suite_dir.runs.glob("*/seed-*/config.yaml")]
-    places.sort(key=lambda place: (int(place[1].removeprefix("seed-")), place[0]))
+    places = [(arm, f"seed-{seed}") for arm, seed, _ in sorted(suite_dir.cells(), key=lambda c: (c[1], c[0]))]
     if suite_dir.suite.is_file():
         suite = load_suite(suite_dir.suite)
         places = [(a, f"seed-{s}") for s in suite.seeds for a in suite.arms] + places
@@ -124,7 +123,11 @@ def _todo(
     """Cells to sample, and how many need nothing."""
     todo, n_there = [], 0
     for run in trained:
-        samples = Samples.of(load_run([run.config], flags), run)
+        config = load_run([run.config], flags)
+        if suite_dir.cell(config.arm, config.seed) != run:  # its completions would go into that one's folder
+            console.print(f"[yellow]{run.root}: holds {config.arm}/seed-{config.seed}, a copy; passed over[/yellow]")
+            continue
+        samples = Samples.of(config, run)
         if again or not samples.are_there():
             data_folder(samples.config, suite_dir)
             todo.append(samples)
@@ -164,7 +167,7 @@ def _sample(
 
     def command(samples: Samples, share: Share) -> list[str]:
         of_cell = ["--arm", samples.config.arm, f"--seed={samples.config.seed}", f"--share={share.i}/{share.n}"]
-        return [sys.executable, "-m", "replication", "generate", str(suite_dir.root), *of_cell, *flags]
+        return [sys.executable, "-P", "-m", "replication", "generate", str(suite_dir.root), *of_cell, *flags]
 
     with display.shown():
         if len(slots) > 1:

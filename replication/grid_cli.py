@@ -36,7 +36,9 @@ from replication.grid.status import (
     read_notes,
 )
 from replication.plan import name_cells, read_plan, unplanned_cells
-from replication.rundir import SuiteDir, is_trained
+from replication.provenance import code_identity
+from replication.rundir import SuiteDir, is_trained, read_object
+from replication.starts import code_facts, code_of, logged_cells, read_manifest, refuse_other_data, unlike
 
 TEXTS = {
     "plan": "list the cells",
@@ -218,19 +220,23 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
     _make_ready(waiting, suite_dir, console)
     outcome = run_cells(cells, suite_dir, args.jobs, console)
     print_status(_statuses(suite, suite_dir, cells), suite.name, console)
-    if outcome.complete or outcome.failed or not _report_is_current(suite_dir, cells):
+    if outcome.complete or outcome.failed or not _report_is_current(suite_dir):
         from replication.analysis.report import write_report
 
         console.print(f"wrote {write_report(suite_dir, load_suite(suite_dir.suite))}", soft_wrap=True)
-    else:
+    elif not outcome.elsewhere:
         console.print("every cell was complete and the report is up to date: nothing to do")
     console.print(f"report:       {suite_dir.report_html}", soft_wrap=True)
     command = shlex.join([_here("replicate"), "tensorboard", str(suite_dir.root)])
     console.print(f"curves:       {command}", soft_wrap=True)
-    for what, ended in (("failed", outcome.failed), ("were told to stop", outcome.stopped)):
+    for what, ended, remedy in (
+        ("failed", outcome.failed, "see the table; run again to retry"),
+        ("were told to stop", outcome.stopped, "see the table; run again to retry"),
+        ("are run by another process", outcome.elsewhere, "run again when it has ended"),
+    ):
         if ended:
             names = name_cells([c.name for c in ended])
-            raise UserError(f"{len(ended)} of {len(cells)} cells {what} ({names}); see the table; run again to retry")
+            raise UserError(f"{len(ended)} of {len(cells)} cells {what} ({names}); {remedy}")
     return 0
 
 
@@ -247,14 +253,21 @@ def _make_ready(cells: Sequence[Cell], suite_dir: SuiteDir, console: Console) ->
 
         prepare_corpus(cells[0].config.data, suite_dir.data, console)
     store = TokenStore.open(data_folder(cells[0].config, suite_dir))
+    refuse_other_data(suite_dir.runs, store.dir, store.hash)
     for cell in cells:
         check_before_training(cell.config, store)
 
 
 def _say_plan(suite_dir: SuiteDir, cells: Sequence[Cell], console: Console) -> None:
-    """One line: whether an analysis plan is frozen, and whether it has the cells that are about to run."""
+    """A line each: whether the folder's cells ran other code than this; whether an analysis plan is frozen, and whether
+    it has the cells that are about to run."""
     if not cells:
         return
+    ran = {name: code_of(read_manifest(run) or {}) for name, run in logged_cells(suite_dir.runs).items()}
+    changed = unlike({**ran, "now": [code_facts(code_identity())]})
+    if changed:
+        line = f"[yellow]cells of this folder ran other code:[/yellow] {escape(changed)}; the report will say so"
+        console.print(line, soft_wrap=True, highlight=False)
     record = read_plan(suite_dir)
     if record is None:
         line = "no analysis plan is frozen; `replicate plan freeze` before the first cell makes the result confirmatory"
@@ -267,14 +280,17 @@ def _say_plan(suite_dir: SuiteDir, cells: Sequence[Cell], console: Console) -> N
         console.print(f"[yellow]{line}[/yellow]; see `replicate plan show`", soft_wrap=True)
 
 
-def _report_is_current(suite_dir: SuiteDir, cells: Sequence[Cell]) -> bool:
-    """Whether the report is there and none of what it is made from is newer: cells, suite, plan, votes."""
-    outputs = (suite_dir.results, suite_dir.report_html, suite_dir.report_md)
-    if not all(p.is_file() for p in outputs):
+def _report_is_current(suite_dir: SuiteDir) -> bool:
+    """Whether the report is there, and made from what is there now: cells, suite, plan, votes, noise."""
+    if not all(p.is_file() for p in (suite_dir.report_html, suite_dir.report_md)):
         return False
-    oldest = min(p.stat().st_mtime for p in outputs)
-    inputs = (*(c.run.complete for c in cells), suite_dir.suite, suite_dir.plan, suite_dir.votes)
-    return all(p.stat().st_mtime <= oldest for p in inputs if p.is_file())
+    try:
+        made_from = read_object(suite_dir.results).get("made_from")
+    except UserError:
+        return False
+    suite = load_suite(suite_dir.suite)  # its seeds may be more than those of this call
+    every = [place.run for place in places(suite, suite_dir)]
+    return bool(made_from == suite_dir.inputs_sha256(every))
 
 
 def _here(command: str) -> str:

@@ -7,9 +7,10 @@ import csv
 import importlib
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from replication.judging.chosen import Chosen
     from replication.judging.database import Database
     from replication.judging.folder import PanelFolder
-    from replication.judging.panel import PanelOptions
+    from replication.judging.options import PanelOptions
 
 TEXTS = {
     "prepare": "make a panel from the completions of two arms: items, sealed key, a set of pairs for each judge",
@@ -99,11 +100,11 @@ def _module(action: str) -> Any:
     return importlib.import_module(ELSEWHERE[action])
 
 
-def _open(args: argparse.Namespace) -> tuple[PanelFolder, Database]:
+def _open(args: argparse.Namespace, only_reads: bool = False) -> tuple[PanelFolder, Database]:
     from replication.judging.folder import find_panel
 
     folder = find_panel(args.dir)
-    return folder, folder.open(args.database)
+    return folder, folder.open(args.database, only_reads)
 
 
 def _command(*words: object) -> str:
@@ -130,7 +131,8 @@ def _prepare(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.chosen import departures, from_file, from_suite
     from replication.judging.database import Database
     from replication.judging.folder import PanelFolder
-    from replication.judging.panel import PanelOptions, create_panel
+    from replication.judging.options import PanelOptions
+    from replication.judging.panel import create_panel
     from replication.rundir import SuiteDir
 
     folder = PanelFolder(args.dir, SuiteDir(args.dir).judging)
@@ -165,9 +167,7 @@ def _prepare(args: argparse.Namespace, console: Console) -> int:
         console.print(f"judges:       models, {_command('model', args.dir)} ...; people by `replicate judge invite`")
     elif tokens.join is None:
         console.print(f"links:        {_command('invite', args.dir, '--judges', options.judges)}")
-    else:
-        console.print(f"open link:    {BASE_URL}/join/{tokens.join}")
-    console.print(f"next:         {_command('serve', args.dir)}")
+    console.print(f"next:         {_command('serve', args.dir)}   (opens the page, prints its links)")
     return 0
 
 
@@ -200,23 +200,34 @@ def _sets(options: PanelOptions) -> str:
 def _invite_arguments(sub: Parser) -> None:
     sub.add_argument("--judges", type=int, metavar="N", help="links for so many people")
     sub.add_argument("--judge-id", nargs="+", metavar="NAME", help="a new link for each; the old one stops working")
-    sub.add_argument("--base-url", default=BASE_URL, help=f"where the page is reached (default {BASE_URL})")
+    sub.add_argument("--test", action="store_true", help="links for trials: votes by them enter no record and no count")
+    sub.add_argument("--base-url", help=f"where the page is reached (default: where it is served, or {BASE_URL})")
     sub.add_argument("--csv", action="store_true", help="print judge_id,link instead of a table")
 
 
 def _invite(args: argparse.Namespace, console: Console) -> int:
-    from replication.judging.panel import invite, invite_people
+    from replication.judging.panel import invite, invite_people, invite_tests
 
-    base = _base_url(args.base_url)
+    base = None if args.base_url is None else _base_url(args.base_url)
     if (args.judges is None) == (args.judge_id is None):
         raise UserError("replicate judge invite: give --judges N, or --judge-id NAME")
     if args.judges is not None and args.judges < 1:
         raise UserError(f"--judges: {args.judges} must be at least 1")
+    if args.test and args.judge_id:
+        raise UserError("--test: goes with --judges N; a judge stays what they were made as")
     folder, database = _open(args)
     if args.judge_id:
         tokens, further = invite(database, args.judge_id), 0
+    elif args.test:
+        tokens, further = invite_tests(database, folder.sealed, args.judges), 0
     else:
         tokens, further = invite_people(database, folder.sealed, args.judges)
+    if base is None and (base := folder.served_at()) is None:
+        base = BASE_URL
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"[yellow]the page is not served from here now: the links name {base}, where `replicate judge serve` opens "
+            "it unless told otherwise; --base-url names another address[/yellow]"
+        )
     links = [(name, f"{base}/j/{token}") for name, token in tokens.items()]
     if args.csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -232,8 +243,12 @@ def _invite(args: argparse.Namespace, console: Console) -> int:
 
 
 def _base_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(text)
+        is_one = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none, half a bracket
+        is_one = False
+    if not is_one or parts.query or parts.fragment or any(c.isspace() for c in text):
         raise UserError(f"--base-url: '{text}' is no address such as https://judge.example.org")
     return text.rstrip("/")
 
@@ -246,36 +261,72 @@ def _serve_arguments(sub: Parser) -> None:
     sub.add_argument("--port", type=int, default=8765, help="(default 8765; 0: any free one)")
     sub.add_argument("--base-url", help="where judges reach the page, if not there: that of a proxy in front of it")
     sub.add_argument("--allowed-host", action="append", default=[], help="a further name that the page answers to")
+    sub.add_argument("--preview", action="store_true", help="try the page on a copy: votes there are thrown away")
     sub.add_argument("--log", action="store_true", help="print a line for each request, without its link")
 
 
 def _serve(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.page.server import serve
-    from replication.judging.store import Store
+    from replication.judging.store import Store, hash_token
 
     base = _base_url(args.base_url) if args.base_url else None
     allowed = [*args.allowed_host, *([str(urlsplit(base).hostname)] if base else [])]
     if not 0 <= args.port < 65536:
         raise UserError(f"--port: {args.port} must lie between 0 and 65535")
     folder, database = _open(args)
+    if args.preview:
+        with TemporaryDirectory() as temporary:
+            return _preview(args, database, Path(temporary), base, allowed, console)
     store = Store(database)
-    is_open = store.panel().join_sha256 is not None
+    hashed = store.panel().join_sha256
+    served = ""
 
     def say(address: str) -> None:
+        nonlocal served
         join = folder.read_secret(folder.join_token)
-        where = base or address
+        served, where = address, base or address
+        folder.note_serving(address, where)
         if store.panel().is_locked:
             console.print("[yellow]the panel is locked: the page says so and takes no more votes[/yellow]")
         console.print("Ctrl-C ends it; a vote that is acknowledged is on the disk")
         console.print(f"administrator: {where}/admin   (token: {escape(str(folder.admin_token))})")
-        if not is_open:
+        if hashed is None:
             console.print(f"judges:        by invitation, {_command('invite', args.dir, '--judges', 'N')}")
-        elif join is None:
-            console.print(f"judges:        {where}/join/...   (the rest of the link was in {folder.join_token.name})")
+        elif join is None or hash_token(join) != hashed:
+            what = "the rest of the link was in" if join is None else "its end is not what stands in"
+            console.print(f"judges:        {where}/join/...   ({what} {folder.join_token.name}; by invitation: "
+                          f"{_command('invite', args.dir, '--judges', 'N')})")  # fmt: skip
         else:
             console.print(f"judges:        {where}/join/{join}")
 
-    serve(store, args.host, args.port, console.print if args.log else None, allowed_hosts=allowed, ready=say)
+    log = console.print if args.log else None
+    try:
+        serve(store, args.host, args.port, log, allowed_hosts=allowed, ready=say)
+    finally:
+        folder.forget_serving(served)
+    return 0
+
+
+def _preview(
+    args: argparse.Namespace,
+    database: Database,
+    temporary: Path,
+    base: str | None,
+    allowed: list[str],
+    console: Console,
+) -> int:
+    from replication.judging.page.server import serve
+    from replication.judging.preview import preview
+
+    store, join = preview(database, temporary / "preview.sqlite")
+
+    def say(address: str) -> None:
+        console.print("Ctrl-C ends it, and what was voted in it is thrown away; the panel is not touched")
+        console.print(f"preview:       {base or address}/join/{join}")
+
+    log = console.print if args.log else None
+    serve(store, args.host, args.port, log, allowed_hosts=allowed, ready=say, preview=True)
+    store.database.close()
     return 0
 
 
@@ -285,7 +336,7 @@ def _serve(args: argparse.Namespace, console: Console) -> int:
 def _status(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.state import print_state
 
-    folder, database = _open(args)
+    folder, database = _open(args, only_reads=True)
     print_state(folder, database, console)
     return 0
 
@@ -336,6 +387,7 @@ def _lock(args: argparse.Namespace, console: Console) -> int:
         console.print(f"[yellow]locked early:[/yellow] {escape(note['locked_early_because'])}")
     if note["n_repeats_without_first_vote"]:
         console.print(f"left out:     {note['n_repeats_without_first_vote']} repeats of pairs without a first vote")
+    _say_test_votes(note, console)
     console.print(f"counts:       {escape(str(folder.marginals))}")
     if folder.has_suite or note["suite"] == IMPORTED:
         console.print(f"next:         {escape(shlex.join(['replicate', 'report', str(folder.root)]))}")
@@ -366,10 +418,15 @@ def _export(args: argparse.Namespace, console: Console) -> int:
     folder, database = _open(args)
     rules, _ = rules_of(folder, database)
     target = folder if args.out is None else replace(folder, root=args.out, judging=args.out)
-    write_record(target, database, rules)
+    _say_test_votes(write_record(target, database, rules), console)
     for path in (target.votes, target.marginals, *write_export(target, database)):
         console.print(f"wrote {escape(str(path))}")
     return 0
+
+
+def _say_test_votes(note: Mapping[str, Any], console: Console) -> None:
+    if note["n_test_votes"]:
+        console.print(f"left out:     {note['n_test_votes']} votes of test judges")
 
 
 ARGUMENTS: dict[str, Callable[[Parser], None]] = {

@@ -1,7 +1,8 @@
 """The processes of one run: started here on one machine, or started by srun or torchrun. Imports no torch.
 
-Every process has its place from the variables of torch's launcher (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR,
-MASTER_PORT): `run_ranks` sets them for what it starts, torchrun does, and `adopt_slurm_step` reads them from SLURM.
+Every process has its place from the variables of torch's launcher (PLACE): `run_ranks` sets them for what it starts,
+torchrun does, and `adopt_place` reads them from SLURM's. Those that neither set are a login shell's, and are dropped.
+Where the ranks of a training meet, the first of them says (training/start.py); MASTER_PORT is for what else needs one.
 Unlike torchrun, `run_ranks` adds nothing to what a rank says, unless a rank was killed and could say nothing, and it
 ends with that rank's code.
 """
@@ -9,6 +10,7 @@ ends with that rank's code.
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,13 +18,19 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from replication.config import RunConfig
 from replication.data.workers import tethered
 from replication.errors import UserError
 from replication.preemption import PREEMPTED, hold
 
+if TYPE_CHECKING:
+    from replication.config import RunConfig
+
+PLACE: tuple[str, ...] = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+PLACE += ("MASTER_ADDR", "MASTER_PORT")
+START = "REPLICATION_START"
+"""Set by `run_ranks` for its ranks: a name that no other start has."""
 SETTLE_SECONDS = 0.5
 """How long the ranks have to end by themselves after the first has, so that the cause is told from its effects."""
 GRACE_SECONDS = 10.0
@@ -43,6 +51,7 @@ def run_ranks(command: Sequence[str], n_ranks: int, stop_signal: str = "USR2") -
         "LOCAL_WORLD_SIZE": n_ranks,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
+        START: secrets.token_hex(8),
     }
     places = [shared | {"RANK": r, "LOCAL_RANK": r} for r in range(n_ranks)]
     ranks = [start(command, {k: str(v) for k, v in place.items()}, stop_signal) for place in places]
@@ -93,7 +102,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
 
 
 def _code_of(failed: dict[int, int]) -> int:
-    """The code of the rank that was the cause: killed, or a mistake it explained (2), before what others made of it.
+    """The code of the rank that was the cause: killed, a mistake it explained (2), or told to stop; else the first.
 
     A killed rank could not speak, so it is named here.
     """
@@ -101,7 +110,8 @@ def _code_of(failed: dict[int, int]) -> int:
         if code < 0:
             print(f"rank {r}: {how_it_was_ended(code)}", file=sys.stderr)
             return 128 - code
-    return 2 if 2 in failed.values() else next(iter(failed.values()))
+    codes = list(failed.values())
+    return next((code for code in (2, PREEMPTED) if code in codes), codes[0])
 
 
 def how_it_was_ended(code: int) -> str:
@@ -144,12 +154,33 @@ def _passing_on(signum: signal.Signals, ranks: Sequence[subprocess.Popen[bytes]]
 # ---------------------------------------------------------------- started by others
 
 
+def forget_place_of_the_shell() -> None:
+    """Drop the place variables that no launcher set: a login shell's would make a run wait for strangers."""
+    if START in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    if "RANK" in os.environ:
+        print(f"RANK={os.environ['RANK']} is ignored: neither srun nor torchrun set it", file=sys.stderr)
+    for name in PLACE:
+        os.environ.pop(name, None)
+
+
+def start_name() -> str:
+    """What all processes of one start, and no others, have in common; in words."""
+    e = os.environ
+    if START in e:
+        return f"start {e[START]}"
+    if "TORCHELASTIC_RUN_ID" in e:
+        return f"torchrun {e['TORCHELASTIC_RUN_ID']} restart {e.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    return f"job {e.get('SLURM_JOB_ID')} step {e.get('SLURM_STEP_ID')} restart {e.get('SLURM_RESTART_COUNT', 0)}"
+
+
 def adopt_place(config: RunConfig) -> bool:
     """Whether a launcher started this process as a rank of the run; where that was srun, set torch's variables.
 
     Raises:
         UserError: it started another number of processes than the config says.
     """
+    forget_place_of_the_shell()
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         os.environ.update(_slurm_place(config))
     if "RANK" not in os.environ:
@@ -169,7 +200,7 @@ def _slurm_place(config: RunConfig) -> dict[str, str]:
     Raises:
         UserError: another number of tasks on a node than cluster.devices.
     """
-    step = {name: os.environ[f"SLURM_{name}"] for name in ("JOB_ID", "STEP_ID", "PROCID", "LOCALID", "NODEID")}
+    step = {name: os.environ[f"SLURM_{name}"] for name in ("PROCID", "LOCALID", "NODEID")}
     per_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # such as 8(x4), or 8,7
     if per_node not in (str(config.cluster.devices), f"{config.cluster.devices}(x{config.cluster.nodes})"):
         raise UserError(
@@ -177,15 +208,13 @@ def _slurm_place(config: RunConfig) -> dict[str, str]:
             f"{config.cluster.nodes} node(s), srun started {per_node or 'an unknown number'}; start it with "
             f"--nodes={config.cluster.nodes} --ntasks-per-node={config.cluster.devices}"
         )
-    port = 10_000 + (int(step["JOB_ID"]) * 7 + int(step["STEP_ID"])) % 20_000  # below the ports that systems give out
     return {
         "RANK": step["PROCID"],
         "LOCAL_RANK": step["LOCALID"],
         "NODE_RANK": step["NODEID"],
         "WORLD_SIZE": os.environ["SLURM_STEP_NUM_TASKS"],
         "LOCAL_WORLD_SIZE": str(config.cluster.devices),
-        "MASTER_ADDR": os.environ.get("MASTER_ADDR") or _first_node(os.environ["SLURM_STEP_NODELIST"]),
-        "MASTER_PORT": os.environ.get("MASTER_PORT", str(port)),
+        "MASTER_ADDR": os.environ.get("SITE_MASTER_ADDR") or _first_node(os.environ["SLURM_STEP_NODELIST"]),
     }
 
 
@@ -201,5 +230,6 @@ def _scontrol(*args: str) -> str:
         return subprocess.run(["scontrol", *args], capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(
-            f"MASTER_ADDR: scontrol does not tell the first node's address ({error}); set MASTER_ADDR before srun"
+            f"SITE_MASTER_ADDR: scontrol does not tell the first node's address ({error}); set it in the site file, or "
+            "before srun"
         ) from None

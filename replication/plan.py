@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from replication import __version__
 from replication.config import (
+    SEED_KEYS,
     AnalysisConfig,
     DivergedRule,
     RunConfig,
@@ -30,15 +31,16 @@ from replication.config import (
     scientific,
     scientific_hash,
     to_dict,
+    without_seeds,
 )
 from replication.errors import UserError
 from replication.plan_text import exclusions, markdown, questions
 from replication.preference.prompts import find_prompts
 from replication.provenance import git_state, timestamp
-from replication.rundir import RunDir, SuiteDir, file_sha256, read_json, read_tail, write_json, write_text
+from replication.rundir import RunDir, SuiteDir, file_sha256, read_json, write_json, write_text
+from replication.starts import code_of, has_logged, logged_cells, read_manifest, unlike
 
 FORMAT = 1
-SEED_KEYS = ("seed", "weights_seed", "data_seed")
 
 State = Literal["none", "before the data", "after the data"]
 
@@ -96,7 +98,7 @@ def _gains(of_arm: Mapping[str, RunConfig]) -> dict[str, tuple[bool, bool]]:
 
 def _settings(of_arm: Mapping[str, RunConfig]) -> dict[str, Any]:
     """The scientific keys but the seeds, those that all arms share once; a seed key that the suite fixes is kept."""
-    by_arm = {arm: _without_seeds(scientific(config)) for arm, config in of_arm.items()}
+    by_arm = {arm: without_seeds(scientific(config)) for arm, config in of_arm.items()}
     for arm, config in of_arm.items():
         by_arm[arm] |= {k: v for k in SEED_KEYS[1:] if (v := getattr(config, k)) is not None}
     first, *others = by_arm.values()
@@ -105,10 +107,6 @@ def _settings(of_arm: Mapping[str, RunConfig]) -> dict[str, Any]:
         "shared": shared,
         "arms": {arm: {k: v for k, v in keys.items() if k not in shared} for arm, keys in by_arm.items()},
     }
-
-
-def _without_seeds(keys: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in keys.items() if k not in SEED_KEYS}
 
 
 def _generation(config: RunConfig) -> dict[str, Any]:
@@ -194,10 +192,16 @@ def plan_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tu
     """Dotted keys in which two plans differ; what follows from others (the words, the cells' hashes) only where no
     other key does, and the code's commit never: another commit is no other plan."""
     follows = ("questions", "exclusions", "secondary", "cells.", "code.")
-    changed = differences(flatten(dict(a)), flatten(dict(b)))
+    changed = differences(*(flatten({**plan, "analysis": _analysis(plan)}) for plan in (a, b)))
     changed = {k: v for k, v in changed.items() if not k.startswith("code.")}
     causes = {k: v for k, v in changed.items() if not k.startswith(follows)}
     return causes or changed
+
+
+def _analysis(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan's section of that name; keys that came later than the plan have their defaults."""
+    section = plan.get("analysis")
+    return to_dict(AnalysisConfig()) | (section if isinstance(section, dict) else {})
 
 
 def unplanned_cells(record: Mapping[str, Any], hashes: Mapping[str, str]) -> list[str]:
@@ -207,28 +211,7 @@ def unplanned_cells(record: Mapping[str, Any], hashes: Mapping[str, str]) -> lis
 
 def begun_cells(suite_dir: SuiteDir) -> list[str]:
     """Cells of a folder that have logged a step, as arm/seed-n."""
-    folders = sorted(suite_dir.runs.glob("*/seed-*"))
-    return [f"{p.parent.name}/{p.name}" for p in folders if has_logged(RunDir(p))]
-
-
-def has_logged(run: RunDir) -> bool:
-    """Whether a cell has ever logged a step, which is when its data begin: a start that died before has none.
-
-    The journal says it, and the manifest where the journal is gone, or was begun anew for want of a checkpoint.
-    """
-    if read_tail(run.metrics) is not None or run.complete.is_file():
-        return True
-    manifest = _read_manifest(run) or {}
-    return "finished_at" in manifest or bool(manifest.get("logged_before"))
-
-
-def _read_manifest(run: RunDir) -> dict[str, Any] | None:
-    """A cell's manifest; None where it is missing or cannot be read."""
-    try:
-        manifest = read_json(run.manifest)
-    except (UserError, OSError):
-        return None
-    return manifest if isinstance(manifest, dict) else None
+    return list(logged_cells(suite_dir.runs))
 
 
 def _put_aside(suite_dir: SuiteDir, earlier: dict[str, Any]) -> list[dict[str, Any]]:
@@ -409,6 +392,7 @@ def check_plan(
         departures += _changes_of_suite(plan, suite)
     departures += _cells_under_another_plan(record, {n: c for n, c in cells.items() if n not in unplanned})
     departures += _cells_of_another_config(plan, cells)
+    departures += _cells_not_alike(cells)
     if unreadable:
         departures.append(f"cells whose manifest.json cannot be read: {name_cells(unreadable)}")
     unfinished = _shortfall(suite_dir, plan, votes)
@@ -491,8 +475,7 @@ def _changes_of_suite(plan: Mapping[str, Any], suite: SuiteConfig) -> list[str]:
         "analysis": to_dict(suite.analysis.resolved(suite.arms)),
         "diverged": to_dict(suite.diverged),
     }
-    defaults = {"analysis": to_dict(AnalysisConfig()), "diverged": to_dict(DivergedRule())}
-    there = {key: defaults[key] | plan[key] for key in here}  # an older plan lacks keys that came later
+    there = {"analysis": _analysis(plan), "diverged": to_dict(DivergedRule()) | plan["diverged"]}
     lines += [f"{key}: {a} in the plan, {b} now" for key, (a, b) in differences(flatten(there), flatten(here)).items()]
     return lines
 
@@ -517,10 +500,10 @@ class _Cell:
 def _read_cells(suite_dir: SuiteDir) -> tuple[dict[str, _Cell], list[str]]:
     """Every cell of the folder that has started, planned or not, by arm/seed-n; and those that cannot be read."""
     cells, unreadable = {}, []
-    for path in sorted(suite_dir.runs.glob("*/seed-*/manifest.json")):
-        name = f"{path.parent.parent.name}/{path.parent.name}"
-        run = RunDir(path.parent)
-        manifest = _read_manifest(run)
+    for arm, seed, run in suite_dir.cells():
+        if not run.manifest.exists():
+            continue
+        name, manifest = f"{arm}/seed-{seed}", read_manifest(run)
         if manifest is not None:
             cells[name] = _Cell(run, manifest)
         else:
@@ -589,6 +572,14 @@ def _cells_of_another_config(plan: Mapping[str, Any], cells: Mapping[str, _Cell]
         if changed:
             faults.setdefault(f"cells sampled in another way ({_listed(changed)})", []).append(name)
     return [f"{what}: {name_cells(names)}" for what, names in faults.items()]
+
+
+def _cells_not_alike(cells: Mapping[str, _Cell]) -> list[str]:
+    """Code, package versions and data in which cells differ, of one seed or of several, or two starts of one cell."""
+    code = unlike({name: code_of(cell.manifest) for name, cell in cells.items()})
+    hashes = {n: data.get("hash") for n, c in cells.items() if isinstance(data := c.manifest.get("data"), dict)}
+    data = unlike({name: [{"the data's hash": str(hash)[:16]}] for name, hash in hashes.items()})
+    return [f"cells {what}: {line}" for what, line in (("ran other code", code), ("on other data", data)) if line]
 
 
 def _other_sampling(planned: Mapping[str, Any], done: Any) -> dict[str, tuple[Any, Any]]:

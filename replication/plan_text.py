@@ -111,13 +111,18 @@ def _loss_words(a: AnalysisConfig) -> str:
     return LOSSES[a.loss].format(k=a.late_validations)
 
 
+STRICT = (
+    " A pair is refused too whose cells at any start ran other code or packages, or on a machine that rounds otherwise."
+)
+
+
 def exclusions(a: AnalysisConfig, diverged: Mapping[str, Any]) -> list[str]:
     """What is left out of which figure, what stays in, and when collecting ends; a sentence or two each."""
     above = diverged["above_nats"]
     limit = "what guessing uniformly costs" if above is None else f"{above:g} nats"
     return [
         "A pair (an arm and the first arm at one seed) that the pair certificate refuses enters no comparison. It is "
-        "listed with the reason.",
+        "listed with the reason." + (STRICT if a.strict_pairs else ""),
         "A cell that is not complete is listed with its state, and never dropped in silence.",
         f"A cell counts as diverged where its loss is not finite, or its training loss stays above {limit} for the "
         f"last {diverged['for_steps']} steps, all after the warm-up. A diverged cell stays in every comparison that "

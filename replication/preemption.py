@@ -19,6 +19,10 @@ class Preempted(Exception):
     """The run was told to stop, and has saved what a later start goes on from; no failure."""
 
 
+class ToldEarly(KeyboardInterrupt):
+    """Told to stop where nobody listens yet, or nothing has to be saved: ends as Ctrl-C does, but with PREEMPTED."""
+
+
 def hold(name: str) -> None:
     """Keep the signal of that name ("USR2") back, in this process and those it starts, until one listens."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.Signals[f"SIG{name}"]])

@@ -2,10 +2,48 @@
 
 from __future__ import annotations
 
+import hashlib
+import platform
 import subprocess
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+COMPUTES = ("cell.py", "config.py", "data", "model", "objectives", "preference", "training")
+"""The part of this package on which a cell's weights, measures and completions depend: what its processes load, but
+for what only places, starts, stamps or ends them. Every byte of it counts, comments too; report, judging page and grid
+do not."""
+PACKAGES = (
+    *("replication", "torch", "lightning", "deepspeed", "datasets", "tokenizers", "torchmetrics", "numpy"),
+    *("triton", "liger-kernel"),
+)
+
+
+def code_hash() -> str:
+    """SHA-256 of the names and bytes of the source files that COMPUTES covers, first 16 hex digits."""
+    digest, package = hashlib.sha256(), Path(__file__).parent
+    for part in COMPUTES:
+        for path in sorted((package / part).rglob("*.py")) or [package / part]:
+            digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of what computes, None for what is not installed."""
+    return {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def code_identity() -> dict[str, Any]:
+    """What is stored of the code that runs: {"code_hash", "packages": {name: version}}."""
+    return {"code_hash": code_hash(), "packages": package_versions()}
 
 
 def git_state() -> dict[str, Any]:

@@ -9,11 +9,13 @@ DIR/tensorboard/over-seeds difference   means, bands and paired differences, whe
 DIR/launch/<n>-<what>/               what was submitted to SLURM
 DIR/judging/ sealed/                the panel of judges: judging.sqlite, and apart from it the key of sides and arms
 DIR/certificate.json                the pair certificate of every seed
+DIR/noise.json noise/               how far rounding alone moves the loss, and the runs of `replicate bench noise`
 DIR/report.html report.md results.json figures/*.png
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -22,8 +24,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -33,42 +35,113 @@ from replication.errors import Diverged, UserError
 # ---------------------------------------------------------------- small files, written whole
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or none of it: a temporary neighbour is synced, then renamed into place, and so is its name.
+
+    What is no file, such as /dev/stdout, is written to as it is.
+
+    Raises:
+        OSError: with the name of the file; the temporary is gone.
+    """
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(content)
+            return
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or none of it: a temporary neighbour is synced, then renamed into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write a whole file or none of it, as UTF-8; see write_bytes."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=False, default=str) + "\n")
 
 
-def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError the name of the file that a person knows: that of fsync has none, that of a temporary is gone."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk; a file system that cannot sync folders is let be."""
+    with naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def remove_temporaries(folder: Path, held: bool = False) -> None:
+    """Remove what writers that were killed have left of write_bytes.
+
+    Args:
+        folder: where.
+        held: this process alone writes there; else what a live process of this machine may be writing stays.
+    """
+    for path in folder.glob(".*.*"):
+        pid = path.name.rpartition(".")[2]
+        if pid.isdecimal() and path.is_file() and (held or not Path("/proc", pid).exists()):
+            with suppress(OSError):
+                path.unlink()
 
 
 def read_json(path: Path) -> Any:
     """The parsed file, or None where it does not exist.
 
     Raises:
-        UserError: the file is not JSON.
+        UserError: the file is not JSON, or cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); restore it, or move it away") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); restore it, or remove it and run again") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} where it does not exist.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    value = read_json(path)
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object; restore it, or remove it and run again")
+    return value or {}
+
+
+def number(value: Any) -> float | None:
+    """What a file gives for a number, as a float; None for whatever is none, NaN and infinity included."""
+    try:
+        return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+    except OverflowError:  # a whole number beyond what a float holds
+        return None
 
 
 def file_sha256(path: Path) -> str:
@@ -80,13 +153,21 @@ def file_sha256(path: Path) -> str:
 
 
 def mark_complete(folder: Path, extra: dict[str, Any] | None = None) -> None:
-    """Write folder/COMPLETE: every file's size and SHA-256, so that damage is found by name."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "COMPLETE")
-    for path in files:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())  # the marker must not reach the disk before what it vouches for
+    """Write folder/COMPLETE: every file's size and SHA-256, so that damage is found by name.
+
+    The marker must not reach the disk before what it vouches for: files first, then the names in each folder.
+    """
+    inside = sorted(p for p in folder.rglob("*") if not p.name.startswith(".") and p.name != "COMPLETE")
+    files = [p for p in inside if p.is_file()]
+    for path in [*files, *(p for p in inside if p.is_dir()), folder]:
+        sync(path)
     listed = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
-    write_json(folder / "COMPLETE", {**(extra or {}), "files": listed})
+    marker = {**(extra or {}), "files": listed}
+    write_json(folder / "COMPLETE", {**marker, "marker_sha256": _marker_sha256(marker)})
+
+
+def _marker_sha256(marker: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(marker, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def damage(folder: Path) -> str | None:
@@ -94,45 +175,68 @@ def damage(folder: Path) -> str | None:
     if not (folder / "COMPLETE").is_file():
         return "has no COMPLETE marker (it was interrupted while being written)"
     try:
-        marker = json.loads((folder / "COMPLETE").read_text())
-        listed = marker["files"]
-    except (ValueError, KeyError):
+        marker = read_object(folder / "COMPLETE")
+        recorded = marker.pop("marker_sha256", None)  # checkpoints of earlier versions have none
+        listed = {name: (facts["bytes"], facts["sha256"]) for name, facts in marker["files"].items()}
+    except (UserError, KeyError, TypeError, AttributeError):
         return "has an unreadable COMPLETE marker"
-    for name, expected in listed.items():
+    if recorded is not None and recorded != _marker_sha256(marker):
+        return "has a COMPLETE marker with another checksum"
+    for name, (n_bytes, sha256) in listed.items():
         path = folder / name
         if not path.is_file():
             return f"lacks the file {name}"
-        if path.stat().st_size != expected["bytes"]:
-            return f"has {name} with {path.stat().st_size} bytes instead of {expected['bytes']}"
-        if file_sha256(path) != expected["sha256"]:
-            return f"has {name} with another checksum"
+        if path.stat().st_size != n_bytes:
+            return f"has {name} with {path.stat().st_size} bytes instead of {n_bytes}"
+        try:
+            if file_sha256(path) != sha256:
+                return f"has {name} with another checksum"
+        except OSError as error:
+            return f"has {name}, which cannot be read ({error.strerror})"
     return None
 
 
 # ---------------------------------------------------------------- a folder that one process holds
 
 
+HELD = (errno.EAGAIN, errno.EACCES)
+"""What the system answers where another process has the lock; anything else says nothing about one."""
+
+
 @contextmanager
-def hold_lock(folder: Path, message: str) -> Iterator[None]:
-    """Hold a folder for one process, by folder/.lock.
+def hold_lock(folder: Path, message: str, name: str = ".lock") -> Iterator[None]:
+    """Hold a folder for one process, by the file `name` in it.
 
     Raises:
-        UserError: another live process holds it; says `message`.
+        UserError: another live process holds it; says `message`. Or its file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as file:
+    with open(folder / name, "a+") as file:
         for attempt in range(20):  # a status table probes the lock for an instant; a run holds it
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except OSError as error:
+                if error.errno not in HELD:
+                    raise UserError(without_locks(folder, error)) from None
                 if attempt == 19:
                     raise UserError(f"{folder}: {message}") from None
                 time.sleep(0.05)
         yield
 
 
+def without_locks(folder: Path, error: OSError) -> str:
+    """What to say where a lock can be neither had nor refused."""
+    return (
+        f"{folder}: this file system has no locks ({error.strerror}), and without one two processes could write the "
+        "same files; mount it with them (Lustre: -o flock; NFS: with its lock daemon), or choose another --out"
+    )
+
+
 # ---------------------------------------------------------------- one cell
+
+KEPT = ("step", "tokens", "data_chain", "final_weights_sha256")
+"""What COMPLETE repeats of the manifest."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +272,7 @@ class RunDir:
 
     @property
     def start(self) -> Path:
-        """Which checkpoint the latest start on several ranks goes on from; see training.start."""
+        """Where the processes of the latest start on several ranks meet; see training.start."""
         return self.root / "start.json"
 
     @property
@@ -200,6 +304,11 @@ class RunDir:
         """Standard output and error of every attempt that the grid started."""
         return self.root / "log.txt"
 
+    def checkpoint_folders(self) -> list[Path]:
+        """checkpoints/step-<n>, damaged ones too, by step; a person's copy under another name is none of them."""
+        found = [p for p in self.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name) and p.is_dir()]
+        return sorted(found, key=step_of)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the cell for one process.
@@ -208,17 +317,23 @@ class RunDir:
             UserError: another live process holds it.
         """
         with hold_lock(self.root, "another process is running this cell; wait for it, or end it"):
+            remove_temporaries(self.root, held=True)
             yield
 
     def is_locked(self) -> bool:
-        """Whether a live process on a machine that shares this file system's locks holds the cell."""
+        """Whether a live process on a machine that shares this file system's locks holds the cell.
+
+        An error is no yes: where there are no locks, nobody has one.
+        """
         try:
-            with open(self.root / ".lock") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
+            file = open(self.root / ".lock")  # noqa: SIM115  (closed below; only what flock answers is a word on a lock)
         except OSError:
-            return True
+            return False
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                return error.errno in HELD
         return False
 
     def state(self) -> str:
@@ -289,6 +404,11 @@ class SuiteDir:
         return self.root / "sealed"
 
     @property
+    def noise(self) -> Path:
+        """How far rounding alone moves the loss, where `replicate bench noise` measured it in DIR/noise."""
+        return self.root / "noise.json"
+
+    @property
     def certificate(self) -> Path:
         return self.root / "certificate.json"
 
@@ -311,15 +431,55 @@ class SuiteDir:
     def cell(self, arm: str, seed: int) -> RunDir:
         return RunDir(self.runs / arm / f"seed-{seed}")
 
-    def link_tensorboard(self, arm: str, seed: int) -> None:
-        """DIR/tensorboard/<arm>/seed-<n> -> the cell's folder, relative, so that DIR can move."""
-        link = self.tensorboard / arm / f"seed-{seed}"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
-            link.symlink_to(os.path.relpath(self.cell(arm, seed).tensorboard, link.parent))
+    def inputs_sha256(self, cells: Iterable[RunDir]) -> str:
+        """Of what a report is made from: suite, plan, votes, noise, and the marker and manifest of each cell.
+
+        Copies and clocks of other nodes change the times of files, and not this.
+        """
+        paths = [
+            self.suite,
+            self.plan,
+            self.votes,
+            self.votes_note,
+            self.noise,
+            *(p for c in cells for p in (c.complete, c.manifest)),
+        ]
+        parts = [file_sha256(path) if path.is_file() else "-" for path in paths]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    def cells(self) -> list[tuple[str, int, RunDir]]:
+        """(arm, seed, cell) of every folder runs/<arm>/seed-<n>; a person's copy under another name is none of them."""
+        found = [(p.parent.name, p.name.removeprefix("seed-"), RunDir(p)) for p in sorted(self.runs.glob("*/seed-*"))]
+        return [(arm, int(seed), run) for arm, seed, run in found if re.fullmatch(r"0|-?[1-9][0-9]{0,18}", seed)]
+
+    def link_tensorboard(self, arm: str, seed: int) -> str:
+        """DIR/tensorboard/<arm>/seed-<n> -> the cell's folder, relative, so that DIR can move.
+
+        A copy that followed links holds a folder there: it is replaced where the cell's own has all of its files.
+
+        Returns:
+            "", or a line where there is no link: it is a convenience, and no cell fails for want of it.
+        """
+        link, own = self.tensorboard / arm / f"seed-{seed}", self.cell(arm, seed).tensorboard
+        target = os.path.relpath(own, link.parent)
+        try:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if link.is_symlink() and os.readlink(link) == target:
+                return ""
+            if link.is_symlink():
+                link.unlink()
+            elif link.is_dir() and all((own / p.name).exists() for p in link.iterdir()):
+                remove_tree(link)
+            link.symlink_to(target)
+        except OSError as error:
+            return f"{link}: no link to the cell's curves ({error.strerror}); they are in {own}"
+        return ""
 
 
 # ---------------------------------------------------------------- the journal
+
+
+MOST_STEPS = 10_000_000
 
 
 class Journal:
@@ -335,14 +495,22 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_journal(path) if line["step"] <= resume_step]
         write_text(path, "".join(_dump(line) for line in kept))
-        self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115  (lives as long as the run)
+        self.path = path
+        self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115  (lives as long as the run)
 
     def append(self, line: dict[str, Any]) -> None:
-        self._file.write(_dump(line))
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(_dump(line).encode())
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Bring every line to the disk: before a checkpoint that stands for them."""
+        with naming(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # on a full disk, what append has said already
+            self._file.close()
 
 
 def _dump(line: dict[str, Any]) -> str:
@@ -360,12 +528,18 @@ def _finite(value: Any) -> Any:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Every whole line, in order; a torn line is passed over; no file is no lines."""
+    """Every whole line, in order; a torn or damaged line is passed over; no file is no lines.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         return []
-    return [line for line in parse_objects(text) if _has_step(line)]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); restore it") from None
+    return [line for line in parse_objects(content) if has_step(line)]
 
 
 def read_tail(path: Path, n_bytes: int = 16384) -> dict[str, Any] | None:
@@ -382,7 +556,7 @@ def read_last_losses(path: Path, n_steps: int, n_bytes: int = 16384) -> tuple[in
     A loss that was not finite is None.
     """
     lines, is_whole = _end_of_journal(path, n_bytes)
-    losses = [loss for line in lines for loss in line.get("per_step", {}).get("train/loss_nats", [])]
+    losses = [loss for line in lines for loss in step_losses(line) if loss is None or number(loss) is not None]
     if len(losses) < n_steps and not is_whole:
         return read_last_losses(path, n_steps, n_bytes * 8)
     return (lines[-1]["step"] if lines else 0), losses[-n_steps:]
@@ -395,68 +569,167 @@ def _end_of_journal(path: Path, n_bytes: int) -> tuple[list[dict[str, Any]], boo
             file.seek(0, os.SEEK_END)
             size = file.tell()
             file.seek(max(0, size - n_bytes))
-            text = file.read().decode("utf-8", errors="ignore")
+            content = file.read()
     except FileNotFoundError:
         return [], True
-    return [line for line in parse_objects(text) if _has_step(line) and "tokens" in line], size <= n_bytes
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); restore it") from None
+    return [line for line in parse_objects(content) if has_step(line) and "tokens" in line], size <= n_bytes
 
 
-def _has_step(line: dict[str, Any]) -> bool:
-    return isinstance(line.get("step"), int)
+def has_step(line: Mapping[str, Any]) -> bool:
+    """Whether a journal's line says of which step it is; a number that no training reaches is damage."""
+    step = line.get("step")
+    return type(step) is int and 0 <= step <= MOST_STEPS
 
 
-def parse_objects(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a text with one a line; what is torn, or something else, is passed over."""
-    for line in text.splitlines():
+def step_losses(line: Mapping[str, Any]) -> list[Any]:
+    """The training losses of a line, one a step since the line before, as they stand there."""
+    per_step = line.get("per_step")
+    losses = per_step.get("train/loss_nats") if isinstance(per_step, dict) else None
+    return losses if isinstance(losses, list) else []
+
+
+def parse_objects(content: bytes) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file with one a line; what is torn, damaged or something else is passed over."""
+    for line in content.splitlines():
         try:
-            value = json.loads(line)
-        except ValueError:
+            value = json.loads(line.strip(b"\0"))
+        except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):
             yield value
+
+
+# ---------------------------------------------------------------- whether a journal is whole
+
+Logged = dict[int, dict[str, Any]]
+"""Step -> what checks read of its lines: LOGGED_KEYS alone, so that many journals fit in memory."""
+LOGGED_KEYS = ("tokens", "data_hash", "train/learning_rate", "train/loss_nats", "val/loss_nats")
+
+
+def logged_steps(lines: Iterable[dict[str, Any]]) -> Logged:
+    """What the checks need of a journal's lines, and as n_losses of how many steps a line has the losses.
+
+    A later line of the same step wins.
+    """
+    found: Logged = {}
+    for line in lines:
+        entry = found.setdefault(line["step"], {})
+        entry |= {key: line[key] for key in LOGGED_KEYS if key in line}
+        if "tokens" in line:
+            entry["n_losses"] = sum(loss is None or number(loss) is not None for loss in step_losses(line))
+    return found
+
+
+def due_validations(config: Mapping[str, Any]) -> set[int]:
+    """The steps that a whole training validates at, of a config's dotted keys: every so many, and the last."""
+    steps, every = config["training.steps"], config["validation.every_steps"]
+    return {*range(every, steps, every), steps}
+
+
+def journal_gaps(logged: Logged, steps: int, validations: Iterable[int]) -> list[str]:
+    """What a journal lacks of the losses of steps up to `steps` and of the validations at those steps, a line each.
+
+    Each training line has the losses of the steps since the line before, whatever the interval of lines was: together
+    they have every step once.
+    """
+    times = [0] * (steps + 1)
+    for step, entry in logged.items():
+        for k in range(max(1, step - entry.get("n_losses", 0) + 1), min(step, steps) + 1):
+            times[k] += 1
+    odd = {
+        "metrics.jsonl lacks the losses of": [k for k in range(1, steps + 1) if not times[k]],
+        "metrics.jsonl has more than once": [k for k in range(1, steps + 1) if times[k] > 1],
+        "metrics.jsonl lacks the validation of": [
+            k for k in sorted(validations) if number(logged.get(k, {}).get("val/loss_nats")) is None
+        ],
+    }
+    return [f"{what} {_steps(found)}" for what, found in odd.items() if found]
+
+
+def _steps(found: list[int]) -> str:
+    """`step 5` or `steps 6-20, 25`: runs of neighbours in brief, five of them."""
+    runs: list[list[int]] = []
+    for k in found:
+        if runs and k == runs[-1][1] + 1:
+            runs[-1][1] = k
+        else:
+            runs.append([k, k])
+    shown = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:5]] + (["..."] if len(runs) > 5 else [])
+    return f"step{'s' if len(found) > 1 else ''} {', '.join(shown)}"
 
 
 # ---------------------------------------------------------------- how long a stop takes
 
 
 def record_times(run: RunDir, save_seconds: float, step_seconds: float) -> None:
-    """Keep the longest save and the longest step (a validation included) that a cell has taken."""
-    kept = read_json(run.times) or {}
-    now = {"save_seconds": save_seconds, "step_seconds": step_seconds}
-    write_json(run.times, {k: round(max(v, kept.get(k, 0.0)), 3) for k, v in now.items()})
+    """Keep the longest save and the longest step (a validation included) that a cell has taken.
+
+    It is a convenience: a file that cannot be read is begun anew, one that cannot be written is let be.
+    """
+    kept = _times(run) or (0.0, 0.0)
+    now = [round(max(pair), 3) for pair in zip(kept, (save_seconds, step_seconds), strict=True)]
+    with suppress(OSError):
+        write_json(run.times, dict(zip(TIMES, now, strict=True)))
+
+
+TIMES = ("save_seconds", "step_seconds")
+
+
+def _times(run: RunDir) -> tuple[float, float] | None:
+    try:
+        save, step = (number(read_object(run.times).get(key)) for key in TIMES)
+    except UserError:
+        return None
+    return None if save is None or step is None else (save, step)
 
 
 def lead_seconds_needed(run: RunDir) -> int | None:
     """How long before a time limit a run must be told to stop: half as much again as its longest step and save.
 
-    None where it has saved nothing yet.
+    None where it has saved nothing yet, or what it noted cannot be read.
     """
-    times = read_json(run.times)
-    return math.ceil(1.5 * (times["save_seconds"] + times["step_seconds"])) if times else None
+    times = _times(run)
+    return math.ceil(1.5 * sum(times)) if times else None
 
 
 def is_trained(run: RunDir) -> bool:
-    """Whether a cell has been trained to its last step, completions or not."""
-    return "finished_at" in (read_json(run.manifest) or {})
+    """Whether a cell has been trained to its last step, completions or not (UserError: its manifest is damaged)."""
+    return "finished_at" in read_object(run.manifest)
 
 
 # ---------------------------------------------------------------- failures
 
 
-def record_failure(run: RunDir, error: BaseException) -> None:
-    tail = read_tail(run.metrics)
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    label = first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
-    write_json(
-        run.failed,
-        {
-            "error": label,
-            "diverged": isinstance(error, Diverged),
-            "log": str(run.log),
-            "step": tail["step"] if tail else 0,
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        },
-    )
+def record_failure(run: RunDir, error: BaseException | str) -> None:
+    """Write FAILED; where even that cannot be written, what is raised or printed beside it says why."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    named = isinstance(error, (UserError, str))
+    with suppress(OSError, UserError):
+        tail = read_tail(run.metrics)
+        write_json(
+            run.failed,
+            {
+                "error": lines[0] if named else f"{type(error).__name__}: {lines[0]}",
+                "diverged": isinstance(error, Diverged),
+                "log": str(run.log),
+                "step": tail["step"] if tail else 0,
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            },
+        )
+
+
+def read_failure(run: RunDir) -> dict[str, Any] | None:
+    """What FAILED says, with an `error` of one line in any case; None where there is none."""
+    try:
+        found = read_object(run.failed) if run.failed.exists() else None
+    except UserError as error:
+        found = {"error": str(error)}
+    if found is None:
+        return None
+    lines = str(found.get("error") or "").strip().splitlines() or ["no error was recorded; see log.txt"]
+    return found | {"error": lines[0][:500]}
 
 
 ERROR_LINES = (re.compile(r" job \S+: error: "), re.compile(r"error: |Error: |: Killed|ended by SIG"))
@@ -469,7 +742,7 @@ def first_error(log: Path, n_bytes: int = 65536) -> str:
         with open(log, "rb") as file:
             file.seek(max(0, log.stat().st_size - n_bytes))
             lines = file.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
+    except OSError:
         return ""
     start = max((i for i, line in enumerate(lines) if re.search(r" job \S+: (train|generate) in ", line)), default=-1)
     errors = (line.strip() for form in ERROR_LINES for line in lines[start + 1 :] if form.search(line))
@@ -479,10 +752,15 @@ def first_error(log: Path, n_bytes: int = 65536) -> str:
 def last_line(log: Path) -> str:
     """The last line of a log that is not blank; "" where there is none."""
     try:
-        lines = log.read_text(errors="replace").strip().splitlines()
-    except FileNotFoundError:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip("\0 \n").splitlines()
+    except OSError:
         return ""
     return lines[-1].strip() if lines else ""
+
+
+def step_of(folder: Path) -> int:
+    """The step in the name of a checkpoint folder."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def remove_tree(path: Path) -> None:

@@ -74,10 +74,10 @@ def _server(logdir: Path, host: str, port: int) -> Iterator[tuple[subprocess.Pop
     """TensorBoard and its address: a process of ours, which ends with the block, and with us however we end."""
     from replication.data.workers import tethered
 
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", host, "--port", str(port)]
+    command = [sys.executable, "-P", "-m", "tensorboard.main", "--logdir", str(logdir), "--host", host]
     with tethered():
         server = subprocess.Popen(
-            [*command, "--reload_interval", "5"],
+            [*command, "--port", str(port), "--reload_interval", "5"],
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the other
             preexec_fn=lambda: None,  # with one, Popen runs the hooks that tether

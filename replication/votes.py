@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -71,7 +72,8 @@ def read_votes(path: Path) -> list[Vote]:
     """Every vote, in the file's order; no file is no votes.
 
     Raises:
-        UserError: a column is missing, or a row holds what no vote can; the message names line and column.
+        UserError: a column is missing, the end is torn off, or a row holds what no vote can; the message names line
+            and column.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -79,17 +81,24 @@ def read_votes(path: Path) -> list[Vote]:
         return []
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); export the votes again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable, or export again") from None
     return parse_votes(text, str(path))
 
 
 def parse_votes(text: str, path: str) -> list[Vote]:
     """What read_votes gives, of a text; `path` is its name in messages."""
+    if text and not text.endswith(("\n", "\r")):  # a cell that lost its last digits would read as another number
+        raise UserError(f"{path}: is torn in its last line, which has no line break; export the votes again, or end "
+                        "the line if it is whole")  # fmt: skip
     csv.field_size_limit(LONGEST_CELL)
     reader = csv.DictReader(io.StringIO(text))
-    missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
-    if missing:
-        raise UserError(f"{path}: lacks the column {missing[0]}; its first line must name {', '.join(COLUMNS)}")
     try:
+        found = list(reader.fieldnames or [])
+        odd = next((name for name in COLUMNS if found.count(name) != 1), None)
+        if odd:
+            fault = f"has the column {odd} twice" if odd in found else f"lacks the column {odd}"
+            raise UserError(f"{path}: {fault}; its first line must name {', '.join(COLUMNS)}")
         votes = [_vote(row, f"{path}: line {reader.line_num}") for row in reader]
     except csv.Error as error:
         raise UserError(f"{path}: line {reader.line_num}: {error}; export the votes again") from None
@@ -97,7 +106,10 @@ def parse_votes(text: str, path: str) -> list[Vote]:
     return votes
 
 
-def _vote(row: dict[str, str | None], place: str) -> Vote:
+def _vote(row: dict[str | None, Any], place: str) -> Vote:
+    if None in row or None in row.values():
+        raise UserError(f"{place}: has {'more' if None in row else 'fewer'} cells than the first line names columns; "
+                        "export the votes again")  # fmt: skip
     values = {name: (row[name] or "").strip() for name in COLUMNS}
     for name, allowed in (("choice", CHOICES), ("judge_kind", JUDGE_KINDS)):
         if values[name] not in allowed:
@@ -111,14 +123,23 @@ def _vote(row: dict[str, str | None], place: str) -> Vote:
     return Vote(**(values | numbers | {"seconds": _seconds(values["seconds"], place)}))  # type: ignore[arg-type]
 
 
+def check_number(value: int, place: str) -> None:
+    """Refuse what no vote record, and no database, holds as the number of a prompt, a seed or a sample.
+
+    Raises:
+        UserError: it has more than 64 bits; says `place`.
+    """
+    if not -(2**63) <= value < 2**63:
+        raise UserError(
+            f"{place} is one of {value.bit_length()} bits, which must be a whole number of 64 bits; give a smaller one"
+        )
+
+
 def _whole(text: str, name: str, place: str) -> int:
-    try:
-        value = int(text)
-        if abs(value) < 2**63:
-            return value
-        raise ValueError
-    except ValueError:
-        raise UserError(f"{place}: {name} is '{text}', which must be a whole number of 64 bits") from None
+    if not re.fullmatch(r"[+-]?[0-9]{1,19}", text):
+        raise UserError(f"{place}: {name} is '{text:.60}', which must be a whole number of 64 bits")
+    check_number(int(text), f"{place}: {name}")
+    return int(text)
 
 
 def _seconds(text: str, place: str) -> float:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from replication.errors import UserError
-from replication.rundir import file_sha256, read_json
+from replication.rundir import SuiteDir, file_sha256, read_json
 
 TYPES: dict[str, type] = {
     "locked_at": str, "locked_early_because": str, "key_sha256": str, "votes_sha256": str,
     "n_judges_short": int, "n_refusals": int, "n_garbage": int, "n_repeats_without_first_vote": int,
-    "n_attention_asked": int, "n_attention_passed": int,
+    "n_attention_asked": int, "n_attention_passed": int, "n_test_votes": int,
 }  # fmt: skip
 """Keys that the report reads; each may be missing or null."""
 
@@ -33,10 +33,17 @@ class VotesNote:
     facts: dict[str, Any]
     changed: bool | None
     votes: str
+    other_panel: str = ""
+    """The panel that lies beside the record, where that is another than the record's."""
 
     @property
     def warning(self) -> str:
-        """Empty where the record is as it was written."""
+        """Empty where the record is as it was written, and of this folder's panel."""
+        if self.other_panel:
+            return (
+                f"{self.votes} is of another panel than {self.other_panel}, which lies beside it: it was copied from "
+                "another folder, whose models it is about. `replicate judge export` writes this panel's."
+            )
         if not self.changed:
             return ""
         return (
@@ -71,6 +78,8 @@ class VotesNote:
         if f.get("n_repeats_without_first_vote"):
             n = f["n_repeats_without_first_vote"]
             lines.append(f"Repeated votes left out because the first vote on their pair was never cast: {n}.")
+        if f.get("n_test_votes"):
+            lines.append(f"Votes of test judges, left out of every count: {f['n_test_votes']}.")
         if f.get("n_attention_asked"):
             asked, passed = f["n_attention_asked"], f.get("n_attention_passed", 0)
             lines.append(f"Attention items: people chose what was asked of them in {passed} of {asked}.")
@@ -96,5 +105,13 @@ def read_note(note: Path, votes: Path) -> VotesNote | None:
             raise UserError(f"{note}: key '{key}' is {found[key]!r:.60}; `replicate judge export` writes it again")
     facts = {key: found[key] for key in TYPES if found.get(key) is not None}
     recorded = facts.get("votes_sha256")
-    there = file_sha256(votes) if votes.is_file() else None
-    return VotesNote(facts, None if recorded is None else there != recorded, votes.name)
+    try:
+        there = file_sha256(votes)
+    except OSError:
+        there = None
+    panel = read_json(SuiteDir(note.parent).judging / "panel.json")
+    beside = panel.get("panel_id") if isinstance(panel, dict) else None
+    is_other = None not in (beside, found.get("panel_id")) and beside != found["panel_id"]
+    return VotesNote(
+        facts, None if recorded is None else there != recorded, votes.name, str(beside) if is_other else ""
+    )

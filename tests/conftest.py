@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 
 import pytest
 from postgres_server import postgres  # noqa: F401  (a fixture: one server for all files of tests)
 
 MEASURED = "measured"
+
+# A shell starts background jobs, nohup and many CI runners start all, with SIGINT ignored, and children inherit that:
+# nothing here would hear Ctrl-C. Restored once, for this process (each worker too) and for all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 LONGEST = ("test_parity.py", "test_slurm.py")  # first of the slow ones: two workers then end together

@@ -36,11 +36,11 @@ class Seen:
 
 
 @contextmanager
-def serving(app: Any) -> Iterator[str]:
-    """An ASGI app on a free port of this machine; its address with /v1."""
+def serving(app: Any, **options: Any) -> Iterator[str]:
+    """An ASGI app on a free port of this machine; its address with /v1. The options are uvicorn's."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1, **options)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()

@@ -13,7 +13,8 @@ from typing import Any
 from sqlalchemy import event, select
 
 from replication.judging.database import Database
-from replication.judging.panel import PanelOptions, create_panel, invite, lock_panel
+from replication.judging.options import PanelOptions
+from replication.judging.panel import create_panel, invite, lock_panel
 from replication.judging.schema import assignments, judges, votes
 from replication.judging.store import Cast, Store
 from replication.preference.completions import Completion

@@ -53,6 +53,7 @@ SlurmctldPidFile={root}/slurmctld.pid
 SlurmdPidFile={root}/%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
+SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SwitchType=switch/none
@@ -90,8 +91,8 @@ def missing_programs() -> list[str]:
 class SlurmCluster:
     """The running cluster; `environment` points SLURM's commands to it."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, cpus: int = 1) -> None:
+        self.root, self.cpus = root, cpus
         self.environment = os.environ | {"SLURM_CONF": str(root / "slurm.conf"), "PATH": PATH}
         self._daemons: list[subprocess.Popen[bytes]] = []
         self._waits_ended = 0.0
@@ -103,7 +104,7 @@ class SlurmCluster:
         places |= {"host": socket.gethostname(), "user": USER, "root": self.root}
         text = CONFIG.format(**places)
         for node, port in zip(NODES, node_ports, strict=True):
-            text += f"NodeName={node} NodeAddr=127.0.0.1 Port={port} CPUs=1 RealMemory=4000\n"
+            text += f"NodeName={node} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} RealMemory=4000\n"
         text += f"PartitionName=main Nodes={','.join(NODES)} Default=YES MaxTime=INFINITE State=UP\n"
         (self.root / "slurm.conf").write_text(text)
         accounts = self.root / "slurmdbd.conf"  # SLURM's programs look for it beside slurm.conf
@@ -240,11 +241,11 @@ def _wait_for(holds, what: str, seconds: float = 60, pause: float = 0.1) -> None
 
 
 @contextlib.contextmanager
-def slurm_cluster() -> Iterator[SlurmCluster]:
-    """A cluster for the time of the block."""
+def slurm_cluster(cpus: int = 1) -> Iterator[SlurmCluster]:
+    """A cluster for the time of the block, each node of so many CPUs (the machine may have fewer)."""
     root = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: a socket's path has 108 characters
     root.chmod(0o755)
-    cluster = SlurmCluster(root)
+    cluster = SlurmCluster(root, cpus)
     try:
         try:
             cluster.start()
@@ -261,7 +262,7 @@ def main() -> None:
     missing = missing_programs()
     if missing:
         sys.exit(f"missing: {', '.join(missing)} ({PACKAGES})")
-    with slurm_cluster() as cluster, contextlib.suppress(KeyboardInterrupt):
+    with slurm_cluster(cpus=2) as cluster, contextlib.suppress(KeyboardInterrupt):
         print(f"export SLURM_CONF={cluster.root}/slurm.conf", flush=True)
         signal.pause()
 

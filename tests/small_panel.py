@@ -13,8 +13,9 @@ from typing import Any
 from sqlalchemy import select
 
 from replication.judging.database import Database
+from replication.judging.options import PanelOptions
 from replication.judging.page.server import create_app, http_server, listen
-from replication.judging.panel import PanelOptions, create_panel, invite, lock_panel
+from replication.judging.panel import create_panel, invite, lock_panel
 from replication.judging.schema import metadata
 from replication.judging.store import Store
 from replication.preference.completions import Completion
@@ -106,10 +107,10 @@ def begin(panel: SmallPanel) -> dict[str, str]:
 
 
 @contextmanager
-def served(store: Store) -> Iterator[str]:
+def served(store: Store, **options: Any) -> Iterator[str]:
     """The page at an address of this machine, in a thread."""
     listening = listen("127.0.0.1", 0)
-    server = http_server(create_app(store))
+    server = http_server(create_app(store, **options))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     deadline = time.monotonic() + 20

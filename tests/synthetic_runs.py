@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from replication.config import RunConfig, SuiteConfig, arm_keys, load_cell, scientific_hash, to_yaml
+from replication.config import RunConfig, SuiteConfig, arm_keys, load_cell, machine_cut, scientific_hash, to_yaml
 from replication.rundir import Journal, RunDir, SuiteDir, read_journal, read_json, write_json, write_text
 
 ARMS = ("baseline", "token_gain", "layer_gain", "both")
@@ -27,6 +27,7 @@ CATEGORIES = (
     "instruction_following",
     "world_knowledge",
 )
+PACKAGES = {"torch": "2.13.0", "numpy": "2.4.6", "python": "3.11.2"}
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,19 @@ def _chain(seed: int, step: int) -> str:
     return _sha("data", seed, step)[:32]
 
 
+def _ways(config: RunConfig) -> dict[str, Any]:
+    """What a start records of its code and machine."""
+    machine = machine_cut(config) | {"threads": 2, "device": "Synthetic CPU"}
+    return {"code_hash": "c0de" * 4, "packages": PACKAGES, "machine": machine}
+
+
+def edit_start(run: RunDir, **changes: Any) -> None:
+    """Change values of a cell's first start; a value of None removes the key, a dict is merged into what is there."""
+    start = read_json(run.manifest)["starts"][0]
+    start |= {k: {**start[k], **v} if isinstance(v, dict) else v for k, v in changes.items()}
+    edit_manifest(run, starts=[{k: v for k, v in start.items() if v is not None}])
+
+
 def _manifest(config: RunConfig) -> dict[str, Any]:
     return {
         "arm": config.arm,
@@ -181,8 +195,9 @@ def _manifest(config: RunConfig) -> dict[str, Any]:
         "arm_keys": sorted(arm_keys(config.arm)),
         "data": {"hash": _sha("corpus"), "dir": "data"},
         "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False},
-        "packages": {"torch": "2.13.0", "numpy": "2.4.6", "python": "3.11.2"},
+        "packages": PACKAGES,
         "hardware": {"cpu": "Synthetic CPU", "cores": 2, "gpus": [], "memory_gib": 8.0},
+        "starts": [{"at": "2026-05-01T10:00:00+0000", "step": 0, **_ways(config)}],
         "world_size": 1,
         "parameters": 1_000_000,
         "initial_weights_sha256": _sha("initial", config.seed),

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from replication.provenance import COMPUTES
+
 # From the floor up. A module may import its own layer and those before it.
 LAYERS = [
     ["errors", "preemption"],
     ["arguments", "config", "rundir", "provenance"],
-    ["certificate", "diverged", "plan_text", "votes", "votes_note", "model", "needs", "data", "objectives"],
+    ["starts", "certificate", "diverged", "plan_text", "votes", "votes_note", "model", "needs", "data", "objectives"],
     ["analysis.published", "analysis.recompute", "analysis.claims"],
     ["plan", "preference.prompts", "preference.completions", "preference.export", "doctor", "fidelity"],
     ["launcher", "training"],
@@ -79,6 +81,7 @@ TORCH_FREE = [
     "needs",
     "diverged",
     "certificate",
+    "starts",
     "cell",
     "cli",
     "doctor",
@@ -209,6 +212,20 @@ def test_the_rules_bite() -> None:
     assert layer_of("preference.prompts") < layer_of("training") < layer_of("preference.generate")
 
 
+PLACES = ["errors", "launcher", "needs", "plan", "plan_text", "preemption", "provenance", "rundir", "starts"]
+"""Of what a cell's processes load, what only places, starts, stamps or ends them."""
+
+
+def test_the_hash_of_the_code_covers_all_that_a_cell_computes_with() -> None:
+    below, todo = set(), ["cell", "preference.workers"]
+    while todo:
+        below.add(name := todo.pop())
+        todo += {t.removeprefix("replication.") for n, _, t in IMPORTS if n == name} & MODULES.keys() - below
+    covered = [name.removesuffix(".py") for name in COMPUTES]
+    assert {"training.muon", "preference.sampling", "model.head"} < below
+    assert sorted(name for name in below if not is_within(name, [*covered, *PLACES])) == []
+
+
 # ---------------------------------------------------------------- loading at once
 
 
@@ -265,3 +282,10 @@ def test_text_is_plain_utf_8() -> None:
         if invisible or b"\r\n" in data:
             wrong.append(f"{path.relative_to(CHECKOUT)}: {', '.join(sorted(invisible)) or 'carriage returns'}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_python_is_started_that_looks_into_the_current_folder_for_modules() -> None:
+    """A yaml.py there, or another clone's replication/, would be imported instead of what is installed."""
+    sources = [*(CHECKOUT / "replication").rglob("*.py"), *(CHECKOUT / "launch").glob("*.s*")]
+    starts = re.compile(r'(sys\.executable,|PYTHON\}?")\s+(?!"?-P)"?-')
+    assert [f"{p.name}: {line}" for p in sources for line in p.read_text().splitlines() if starts.search(line)] == []

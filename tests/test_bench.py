@@ -13,16 +13,21 @@ import pytest
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from synthetic_runs import edit_manifest
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+from trained_suite import write_trained_suite
 from training_setup import MODEL, small_config
 
+from replication.analysis.report import collect
+from replication.bench import noise
 from replication.bench.allocations import CountAllocations
 from replication.bench.blocks import Block, Interleaved, Ratio, interleave, running_order
 from replication.bench.breakdown import DATA, OPTIMIZER, REST
 from replication.bench.head import HeadSize, bench_head, head_table
 from replication.bench.machine import BF16_PEAKS, arithmetic_peak
 from replication.bench.naive import NaiveLoop
+from replication.bench.noise import CUTS, cuts
 from replication.bench.others import missing
 from replication.bench.peers import PLAIN, bench_peers, peers_tables
 from replication.bench.plain import PlainLoop
@@ -31,11 +36,15 @@ from replication.bench.scaling import ScalingBench, ScalingRow, at_ranks, bench_
 from replication.bench.step import bench_step, step_tables, take_breakdown
 from replication.bench.synthetic import SyntheticStore
 from replication.bench.turns import Elapsed, Turns
+from replication.bench_cli import bench as bench_cli
+from replication.cell import run_cell
 from replication.cli import main
-from replication.config import ModelConfig
+from replication.config import ModelConfig, load_suite, scientific_hash
 from replication.errors import UserError
+from replication.grid.local import Outcome
 from replication.model.size import active_matrix_parameters, flops_per_token
 from replication.objectives.callbacks import LayerGain, TokenGain
+from replication.rundir import SuiteDir, read_json
 
 CPU = torch.device("cpu")
 DENSE = dataclasses.replace(MODEL, feed_forward="dense")
@@ -361,3 +370,48 @@ def test_bench_step_and_head_on_a_gpu():
     rows = {row.kind: row for row in bench_head(size, torch.device("cuda"), 1, quiet()).rows}
     for kind in ("logits", "chunked"):  # kernels may need buffers that no operator returns
         assert rows[kind].measured_bytes == pytest.approx(rows[kind].counted_bytes, rel=0.5)
+
+
+# ---------------------------------------------------------------- the noise of rounding
+
+
+def test_cuts_change_no_objective_and_say_what_is_left_out():
+    """The tiny batch of 8 sequences in groups of 2: halves and quarters go, twice as many do not."""
+    config = small_config("both")
+    found = {name: (cut, why) for name, cut, why in cuts(config, CUTS)}
+    n = config.micro_batch_sequences
+    assert {name for name, (cut, _) in found.items() if cut} >= {f"micro-batch {n // 2}", "head chunked", "again"}
+    assert "does not divide" in found[f"micro-batch {2 * n}"][1]
+    assert all(scientific_hash(cut) == scientific_hash(config) for cut, _ in found.values() if cut)
+    whole = small_config("both", "--training.gain_group_sequences=null")
+    assert [why for _, cut, why in cuts(whole, ["micro-batch"]) if cut is None]
+    assert not [name for name, cut, _ in cuts(whole, ["micro-batch"]) if cut]  # there it is part of the objective
+
+
+def test_noise_is_measured_in_the_suites_folder_and_stands_beside_the_margin(tmp_path, monkeypatch, capsys):
+    def here(cells, suite_dir, jobs, console):
+        run_cell(cells[0].config, suite_dir, quiet())
+        return Outcome(complete=list(cells))
+
+    suite_dir = write_trained_suite(tmp_path, seeds=(1,), untrained="both/1")
+    suite = load_suite(suite_dir.suite)
+    assert "not measured: replicate bench noise DIR measures it" in collect(suite_dir, suite)[1]["verdict"]["noise"][0]
+    monkeypatch.setattr(noise, "run_cells", here)
+    for _ in range(2):  # the second call finds the runs of the first
+        assert main(["bench", "noise", str(suite_dir.root), "--cuts", "micro-batch,again"]) == 0
+    rows = read_json(suite_dir.noise)["rows"]
+    assert [row["cut"] for row in rows] == ["as it is", "micro-batch 2", "again"]
+    assert rows[2]["differences"] == {"final_val_loss": 0.0, "late_val_loss": 0.0}
+    assert abs(rows[1]["differences"]["final_val_loss"]) < 1e-4  # two steps in fp32
+    (line,) = collect(suite_dir, suite)[1]["verdict"]["noise"]
+    assert line.endswith("(micro-batch 2, again; baseline/seed-1).") and "beside the margin of 0.02 nats" in line
+    edit_manifest(suite_dir.cell("baseline", 1), config_hash="another")
+    assert "under another config" in collect(suite_dir, suite)[1]["verdict"]["noise"][0]
+    edit_manifest(SuiteDir(suite_dir.root / "noise" / "again").cell("baseline", 1), starts=None, code_hash="beef")
+    with pytest.raises(UserError, match=r"ran other code .*beef.* remove .*noise, and measure anew"):
+        bench_cli(["noise", str(suite_dir.root), "--cuts", "again"])
+    for damaged in ("{", "[]", '{"rows": [{"cut": 1}]}'):
+        suite_dir.noise.write_text(damaged)
+        assert "not measured" in collect(suite_dir, suite)[1]["verdict"]["noise"][0]
+    with pytest.raises(UserError, match="--cuts: no 'heads'; choose of micro-batch, head"):
+        bench_cli(["noise", str(suite_dir.root), "--cuts", "heads"])

@@ -15,14 +15,16 @@ from synthetic_runs import (
     edit_config,
     edit_journal,
     edit_manifest,
+    edit_start,
     rewrite_config,
 )
 
 from replication.certificate import Certificate, certify, logged_steps
 from replication.config import SuiteConfig
-from replication.rundir import SuiteDir, read_journal, write_text
+from replication.rundir import SuiteDir, read_journal, read_json, write_text
 
 CHECKS = ["initial weights", "data chain", "data", "tokens", "schedule", "declared keys"]
+CHECKS += ["code", "machine", "over seeds"]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def test_holds_for_arms_that_differ_in_declared_keys_alone(suite_dir: SuiteDir) 
     assert [check.name for check in certificate.seeds[0].checks] == CHECKS
     assert all(check.holds and not check.explanation for seed in certificate.seeds for check in seed.checks)
     assert certificate.seeds[0].reasons == ()
-    declared = certificate.seeds[0].checks[-1].values
+    declared = next(c for c in certificate.seeds[0].checks if c.name == "declared keys").values
     assert declared["both"] == {"arm": "both", "layer_gain.enabled": True, "token_gain.enabled": True}
 
 
@@ -69,7 +71,8 @@ def test_dict_form_is_json_and_complete(suite_dir: SuiteDir) -> None:
     assert json.loads(json.dumps(plain)) == plain
     assert plain["holds"] is True
     assert [s["state"] for s in plain["seeds"]] == ["holds", "holds"]
-    assert plain["pairs"][0] == {"arm": "both", "reference": "baseline", "seed": 1, "state": "holds", "reasons": []}
+    pair = {"arm": "both", "reference": "baseline", "seed": 1, "state": "holds", "reasons": [], "departures": []}
+    assert plain["pairs"][0] == pair
 
 
 def test_all_four_shipped_arms_hold(tmp_path: Path) -> None:
@@ -255,6 +258,105 @@ def test_a_seed_in_the_folder_of_another_fails(suite_dir: SuiteDir) -> None:
         shutil.rmtree(suite_dir.cell(arm, 2).root)
         shutil.copytree(suite_dir.cell(arm, 1).root, suite_dir.cell(arm, 2).root)
     assert "seed 1 in the folder of seed 2" in only_failure(certified(suite_dir), "declared keys")
+
+
+# ---------------------------------------------------------------- told, and refused in strict mode alone
+
+
+@pytest.mark.parametrize(
+    ("check", "change", "words"),
+    [
+        ("code", {"code_hash": "beef"}, "code_hash is c0dec0dec0dec0de (baseline) and beef (both)"),
+        ("code", {"code_hash": None}, "code_hash is c0dec0dec0dec0de (baseline) and not recorded (both)"),
+        ("code", {"packages": {"torch": "2.12.1"}}, "torch is 2.13.0 (baseline) and 2.12.1 (both)"),
+        ("code", {"packages": {"deepspeed": None}}, ""),  # what one does not know is not compared
+        *(
+            ("machine", {"machine": {key: value}}, f"{key} is {first} (baseline) and {value} (both)")
+            for key, first, value in (
+                ("strategy", "single", "ddp"), ("ranks", 1, 2), ("micro_batch_sequences", 16, 8),
+                ("head", "logits", "chunked"), ("compile", False, True), ("attention", "auto", "math"),
+                ("activation_checkpointing", False, True), ("offload_optimizer", False, True), ("threads", 2, 4),
+                ("device", "Synthetic CPU", "NVIDIA H100"),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_other_code_or_another_cut_is_a_departure_and_refused_in_strict_mode(
+    suite_dir: SuiteDir, check: str, change: dict[str, object], words: str
+) -> None:
+    edit_start(suite_dir.cell("both", 2), **change)
+    told, strict = certified(suite_dir), certify(suite_dir, ("baseline", "both"), (1, 2), strict=True)
+    assert told.holds and not told.pair("both", 1).departures
+    assert told.pair("both", 2).departures == told.seeds[1].departures == ((f"{check}: {words}",) if words else ())
+    assert strict.pair("both", 2).state == ("fails" if words else "holds")
+    assert strict.pair("both", 2).reasons == told.pair("both", 2).departures
+
+
+def test_a_departure_at_any_start_counts_unless_none_of_its_steps_is_left(suite_dir: SuiteDir) -> None:
+    run = suite_dir.cell("both", 2)
+    (first,) = read_json(run.manifest)["starts"]
+    other = {**first, "code_hash": "beef", "machine": {**first["machine"], "micro_batch_sequences": 8}}
+    edit_manifest(run, starts=[other, {**first, "step": 40}])
+    code, machine = certified(suite_dir).pair("both", 2).departures
+    assert code == "code: code_hash is c0dec0dec0dec0de (baseline, both) and beef (both)"
+    assert machine == "machine: micro_batch_sequences is 16 (baseline, both) and 8 (both)"
+    edit_manifest(run, starts=[other, {**first, "step": 0}])  # it died before its first checkpoint
+    assert not certified(suite_dir).pair("both", 2).departures
+    edit_manifest(run, starts=[first], generated_by={"code_hash": "beef"})
+    assert "beef" in certified(suite_dir).pair("both", 2).departures[0]
+
+
+@pytest.mark.parametrize("starts", [None, [{"strategy": {"strategy": "single", "world_size": 1}}], 3, [None, "x"]])
+def test_what_older_manifests_lack_is_not_recorded_and_fails_nothing(suite_dir: SuiteDir, starts: object) -> None:
+    for arm in ("baseline", "both"):
+        edit_manifest(suite_dir.cell(arm, 2), starts=starts)
+    certificate = certify(suite_dir, ("baseline", "both"), (1, 2), strict=True)
+    assert certificate.holds
+    assert {c.name: c.explanation for c in certificate.seeds[1].checks if c.holds is None} == {
+        "code": "not recorded",
+        "machine": "not recorded",
+    }
+    edit_config(suite_dir.cell("both", 2), "micro_batch_sequences: null", "micro_batch_sequences: 8")
+    (line,) = certified(suite_dir).pair("both", 2).departures  # what config.yaml says of the last start
+    assert line == "machine: micro_batch_sequences is 16 (baseline) and 8 (both)"
+
+
+# ---------------------------------------------------------------- what all seeds must share
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> tuple[SuiteDir, SuiteConfig]:
+    return build_suite(tmp_path / "out", arms=("baseline", "both"), seeds=(1, 2, 3), steps=20)
+
+
+@pytest.mark.parametrize("odd", [1, 3])
+def test_a_seed_of_another_corpus_is_not_pooled_and_both_hashes_are_named(
+    three: tuple[SuiteDir, SuiteConfig], odd: int
+) -> None:
+    for arm in ("baseline", "both"):
+        edit_manifest(three[0].cell(arm, odd), data={"hash": "5" * 64, "dir": "c"})
+    certificate = certify(three[0], ("baseline", "both"), (1, 2, 3))
+    assert {s.seed: s.state for s in certificate.seeds} == {s: "fails" if s == odd else "holds" for s in (1, 2, 3)}
+    (reason,) = certificate.pair("both", odd).reasons
+    others = ", ".join(str(s) for s in (1, 2, 3) if s != odd)
+    assert reason.startswith(f"over seeds: the data's hash is 5555555555555555 at seed {odd} and ")
+    assert reason.endswith(f" at seeds {others}; they are not pooled")
+
+
+def test_a_seed_of_another_config_is_not_pooled_but_seeds_of_weights_and_data_may_differ(
+    three: tuple[SuiteDir, SuiteConfig],
+) -> None:
+    for arm in ("baseline", "both"):
+        config = cell_config(three[1], arm, 3)
+        rewrite_config(three[0].cell(arm, 3), replace(config, data_seed=7, weights_seed=8))
+    assert certify(three[0], ("baseline", "both"), (1, 2, 3)).holds
+    for arm in ("baseline", "both"):
+        config = cell_config(three[1], arm, 3)
+        changed = replace(config, training=replace(config.training, weight_decay=0.2))
+        rewrite_config(three[0].cell(arm, 3), replace(changed, validation=replace(config.validation, sequences=64)))
+    (reason,) = certify(three[0], ("baseline", "both"), (1, 2, 3)).pair("both", 3).reasons
+    assert "training.weight_decay is 0.2 at seed 3 and 0.1 at seeds 1, 2" in reason
+    assert "validation.sequences is 64 at seed 3 and 128 at seeds 1, 2" in reason
 
 
 # ---------------------------------------------------------------- incomplete

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from small_corpus import two_sources
 from training_setup import fit, small_config
 
 from replication.config import to_yaml
-from replication.drill import AIMS, Disturbed, StrategyResult, faults, spread
+from replication.drill import AIMS, Disturbed, Kill, StrategyResult, _Drill, faults, spread
 from replication.rundir import RunDir, read_journal, read_json, write_text
 from replication.training.phases import Board, Reading
 
@@ -26,7 +27,7 @@ KILLS = 3 * len(STRATEGIES)  # one of each aim to each strategy; the long form i
 
 def drill(root: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "replication", "drill", "--out", str(root / "out"), *args],
+        [sys.executable, "-P", "-m", "replication", "drill", "--out", str(root / "out"), *args],
         capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -52,7 +53,9 @@ def test_killed_and_resumed_runs_end_bitwise_equal(config, tmp_path, publish):
     assert len(landed) == KILLS
     for strategy in result["strategies"]:
         assert strategy["holds"] and strategy["spread"] == strategy["noise_floor"] == 0, strategy
-        assert any(kill["restart"] > 0 for run in strategy["runs"] for kill in run["kills"]), "a resumed run was killed"
+        kills = [kill for run in strategy["runs"] for kill in run["kills"]]
+        assert any(kill["restart"] > 0 for kill in kills), "a resumed run was killed"
+        assert any(kill["resumed_from"] for kill in kills) and "resumed from a checkpoint" in done.stdout
     phases = {aim: sum(kill["phase"] in AIMS[aim] for kill in landed) for aim in AIMS}
     publish(f"drill: {KILLS} kills over {', '.join(STRATEGIES)}: {phases}, all bitwise equal")
     assert min(phases.values()) > 0
@@ -65,7 +68,11 @@ def test_killed_and_resumed_runs_end_bitwise_equal(config, tmp_path, publish):
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [(("--kills", "0"), "--kills: 0 must be at least 1"), (("--strategies", "tpu"), "no strategy 'tpu'")],
+    [
+        (("--kills", "0"), "--kills: 0 must be at least 1"),
+        (("--strategies", "tpu"), "no strategy 'tpu'"),
+        (("--checkpoints.every_steps=299",), "the first of 299 comes too late in 300 steps"),
+    ],
 )
 def test_mistakes_are_one_line_with_the_remedy(tmp_path, args, message):
     done = drill(tmp_path, *args)
@@ -117,14 +124,27 @@ def test_spread_is_zero_for_equal_weights_alone(tmp_path):
 
 
 def test_a_drill_holds_where_it_ends_as_near_as_a_rerun():
-    def result(noise_floor: float, spread: float, *faults: str) -> StrategyResult:
-        return StrategyResult("zero2", 2, 4, noise_floor, [Disturbed("killed-01", [], spread, list(faults))])
+    def result(noise_floor: float, spread: float, *faults: str, resumed_from: int = 5) -> StrategyResult:
+        kills = [Kill("mid-step", "forward", 7, 0, [0], 0, resumed_from)]
+        return StrategyResult("zero2", 2, 4, noise_floor, [Disturbed("killed-01", kills, spread, list(faults))])
 
     assert result(0.0, 0.0).holds
     assert result(1e-6, 5e-6).holds
     assert not result(0.0, 1e-12).holds, "a rerun was bitwise equal"
     assert not result(1e-6, 1e-2).holds, "further away than noise"
     assert not result(0.0, 0.0, "a step is lost").holds
+    assert not result(0.0, 0.0, resumed_from=0).holds, "every kill fell before the first save"
+
+
+@pytest.mark.parametrize("kills", [1, 2, 4, 6])
+def test_kills_fall_over_the_whole_run_and_one_at_least_behind_a_save(tmp_path, kills):
+    """However few they are, and however late the first save comes."""
+    config = small_config("both", "--training.steps=300", "--checkpoints.every_steps=200")
+    for seed in range(50):
+        drill = _Drill(config, tmp_path, random.Random(seed))
+        steps = [drill._moment(k, kills, k == kills - 1) for k in range(kills)]
+        assert steps == sorted(steps) and 200 < steps[-1] < 300
+        assert all(300 * k // kills <= step < 300 * (k + 1) // kills for k, step in enumerate(steps))
 
 
 def test_the_board_outlives_its_writer(tmp_path):

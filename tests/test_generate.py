@@ -80,6 +80,7 @@ def start(*args: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "replication", *map(str, args)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as with & in a script
         env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "300", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 

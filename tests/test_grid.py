@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from shadows import shadowed
 from small_corpus import prose_layer, texts, write_folder
 
 from replication.certificate import certify
@@ -27,10 +28,10 @@ from replication.rundir import SuiteDir, read_journal, read_json
 ROOT = Path(__file__).parent.parent
 
 
-def replicate(*args: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def replicate(*args: object, timeout: float = 240, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "replication", *map(str, args)],
-        capture_output=True, text=True, timeout=timeout,
+        [sys.executable, "-P", "-m", "replication", *map(str, args)],
+        capture_output=True, text=True, timeout=timeout, cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 
@@ -74,12 +75,16 @@ def write_suite(folder: Path, **run: object) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, Path]:
-    """A suite of eight cells that `grid run` brought to the end, once for all tests that only read it."""
+    """A suite of eight cells that `grid run` brought to the end, once for all tests that only read it.
+
+    It was called in a folder whose modules would break every process that imported them.
+    """
     folder = tmp_path_factory.mktemp("grid")
+    here = shadowed(tmp_path_factory.mktemp("here"))
     suite = write_suite(folder)
     frozen = replicate("plan", "freeze", suite, "--out", folder / "out")
     assert frozen.returncode == 0, frozen.stdout + frozen.stderr
-    done = replicate("grid", "run", suite, "--out", folder / "out", "--jobs", 2, timeout=400)
+    done = replicate("grid", "run", suite, "--out", folder / "out", "--jobs", 2, timeout=400, cwd=here)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "analysis plan" in done.stdout and "not the plan's" not in done.stdout
     assert f"replicate tensorboard {folder / 'out'}" in " ".join(done.stdout.split())
@@ -328,6 +333,7 @@ def test_a_stopped_grid_stops_its_cells_and_the_same_command_goes_on(tmp_path, s
     (tmp_path / "hold").write_text("8")
     held = {"PYTHONPATH": f"{ROOT / 'tests' / 'held'}:{ROOT}", "REPLICATION_HELD": str(tmp_path)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as with & in a script
                                env=os.environ | {"OMP_NUM_THREADS": "1"} | held)  # fmt: skip
     cell = SuiteDir(out).cell("baseline", 1)
     deadline = time.monotonic() + 120

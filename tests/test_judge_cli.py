@@ -33,11 +33,13 @@ from replication.judging.chosen import Chosen
 from replication.judging.database import Database
 from replication.judging.folder import find_panel
 from replication.judging.panel import add_judges
+from replication.judging.preview import preview
 from replication.judging.state import print_state
 from replication.judging.store import Store, hash_token
 from replication.plan import freeze
 from replication.rundir import SuiteDir, file_sha256, read_json, write_text
 from replication.votes import read_votes
+from replication.votes_note import read_note
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
@@ -94,8 +96,7 @@ def vote_everything(out: Path, judges: int = 4) -> None:
 def test_the_whole_way(out: Path, said, capsys: pytest.CaptureFixture[str]) -> None:
     text = said("prepare", out)
     assert "4 sets of 7 pairs and 1 repeat, 6 seeds" in text and f"replicate judge serve {out}" in text
-    join = re.search(r"http://127\.0\.0\.1:8765/join/(\S+)", text)
-    assert join and (out / "judging" / "join-token").read_text().strip() == join.group(1)
+    assert "http" not in text, "nothing is served yet"
     for name in ("judging/admin-token", "judging/join-token", "sealed/key.json"):
         assert stat.S_IMODE((out / name).stat().st_mode) == 0o600
     admin = (out / "judging" / "admin-token").read_text().strip()
@@ -285,6 +286,18 @@ def test_arms_with_unlike_numbers_of_completions_are_refused() -> None:
         _ = chosen.n_pairs
 
 
+@pytest.mark.parametrize("what", ["seed", "prompt_id", "sample"])
+def test_numbers_that_no_database_holds_are_one_line(what: str) -> None:
+    big, made = 10**30, completions(2, seeds=(10**30 if what == "seed" else 1,))
+    for of_arm in made.values():
+        for arm, found in of_arm.items():
+            of_arm[arm] = (
+                [replace(c, **{what: big + c.prompt_id + c.sample}) for c in found] if what != "seed" else found
+            )
+    with pytest.raises(UserError, match=rf"{what} is one of 100 bits, which must be a whole number of 64 bits"):
+        _ = Chosen("s", ("baseline", "both"), made, (), AnalysisConfig(), None).n_pairs
+
+
 def test_80_columns_hold_every_name(out: Path) -> None:
     said = io.StringIO()
     make = Console(file=said, width=80, soft_wrap=True)
@@ -310,7 +323,8 @@ def test_a_departure_from_the_plan_is_one_line_each(out: Path, said) -> None:
     assert "3 of 4 planned judges, people and models together, have given all 6 votes" in said("status", out)
 
 
-def test_a_file_of_the_published_tool_needs_no_suite(tmp_path: Path, said) -> None:
+def _export(folder: Path) -> Path:
+    """A file of the published tool: two models, five prompts, two completions of each."""
     made = completions(5, seeds=(0,), samples=(2, 2))[0]
     questions = [
         {
@@ -320,9 +334,14 @@ def test_a_file_of_the_published_tool_needs_no_suite(tmp_path: Path, said) -> No
         }
         for prompt in range(5)
     ]  # fmt: skip
-    file = tmp_path / "export.json"
+    file = folder / "export.json"
     about = {"model_a": "run-one", "model_b": "run-two", "n_generations": 2}
     file.write_text(json.dumps({"metadata": about, "questions": questions}))
+    return file
+
+
+def test_a_file_of_the_published_tool_needs_no_suite(tmp_path: Path, said) -> None:
+    file = _export(tmp_path)
     few, none = tmp_path / "few", tmp_path / "none"
     text = said("prepare", few, "--import", file, "--judges", 2, "--attention", 1)
     assert "the file has 20 pairs" in text and "2 sets of 20 pairs, 2 repeats and 1 attention item, 1 seed" in text
@@ -391,14 +410,17 @@ def test_links_past_the_planned_sets_need_the_key(out: Path, said) -> None:
 
 
 @contextmanager
-def serving(*words: object) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+def serving(*words: object, last: str = "judges:") -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """A server as a process of its own, and the lines it printed until it was open."""
     command = [sys.executable, "-m", "replication", "judge", "serve", *map(str, words)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT) as p:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as with & in a script
+    ) as p:  # fmt: skip
         assert p.stdout is not None
         lines: list[str] = []
         try:
-            while not lines or not lines[-1].startswith("judges:"):
+            while not lines or not lines[-1].startswith(last):
                 line = p.stdout.readline()
                 assert line, lines
                 lines.append(line.strip())
@@ -440,11 +462,80 @@ def test_the_judging_folder_alone_serves_and_its_votes_come_home(out: Path, tmp_
     assert [v.choice for v in read_votes(out / "votes.csv")] == ["left", "left"]
 
 
-def test_a_page_behind_another_name(out: Path, said) -> None:
+def test_links_name_the_page_that_is_served(out: Path, said, capsys: pytest.CaptureFixture[str]) -> None:
     said("prepare", out, "--invite-only")
+
+    def link(*flags: object) -> tuple[str, str]:
+        assert run("invite", out, "--judge-id", "judge-001", "--csv", *flags) == 0
+        printed = capsys.readouterr()
+        return printed.out.splitlines()[1].split(",")[1], printed.err
+
+    found, note = link()
+    assert found.startswith("http://127.0.0.1:8765/j/") and "--base-url names another address" in note
+    with serving(out, "--port", 0) as (_, lines):
+        found, note = link()
+        assert found.startswith(f"{address(lines)}/j/") and note == ""
+        assert link("--base-url", "https://a.example.org")[0].startswith("https://a.example.org/j/")
+        (out / "judging" / "serving.json").write_text("{")
+        assert "8765" in link()[0], "a damaged note is none"
     with serving(out, "--port", 0, "--base-url", "https://judge.example.org") as (_, lines):
         text = "\n".join(lines)
         assert "https://judge.example.org/admin" in text and "by invitation" in text
+        assert link()[0].startswith("https://judge.example.org/j/")
+    assert not (out / "judging" / "serving.json").exists() and "8765" in link()[0]
+
+
+def test_a_preview_is_a_copy_that_nothing_comes_back_from(out: Path, said) -> None:
+    said("prepare", out, "--invite-only", "--judges", 1)
+    own = said("invite", out, "--judges", 1, "--csv").splitlines()[1].rpartition("/")[2]
+    before = said("status", out)
+    with serving(out, "--port", 0, "--preview", last="preview:") as (_, lines):
+        base, join = re.search(r"(http\S+)(/join/\S+)", lines[-1]).groups()  # type: ignore[union-attr]
+        with httpx.Client(base_url=base, follow_redirects=True) as browser:
+            assert browser.get(f"/j/{own}").status_code == 404, "a judge's own link must not end in the preview"
+            form = re.search(r'name="nonce" value="([^"]+)"', browser.get(join).text)
+            page = browser.post(join, data={"nonce": form.group(1)})  # type: ignore[union-attr]
+            browser.post(f"{page.url}/start")
+            browser.post(f"{page.url}/survey", data={"skip": "yes"})
+            for _ in range(2):
+                page = browser.get(str(page.url))
+                assert "<strong>Preview.</strong>" in page.text
+                showing = re.search(r'/vote".*?name="showing" value="([^"]+)"', page.text, re.DOTALL).group(1)  # type: ignore[union-attr]
+                assert browser.post(f"{page.url}/vote", data={"showing": showing, "choice": "left"}).is_success
+            assert "<strong>Preview.</strong>" in browser.get("/no/such").text
+    assert said("status", out) == before and not (out / "judging" / "serving.json").exists()
+    said("prepare", (empty := out.parent / "empty"), "--import", _export(out.parent), "--judges", 0)
+    assert "nobody has pairs yet" in one_line(said("serve", empty, "--preview", "--port", 0, code=2))
+
+
+def test_votes_of_test_judges_enter_nothing(out: Path, said) -> None:
+    said("prepare", out)
+    links = list(csv.DictReader(io.StringIO(said("invite", out, "--judges", 2, "--test", "--csv"))))
+    assert [row["judge_id"] for row in links] == ["test-001", "test-002"]
+    with store_of(out).database.read() as c:
+        first = {n: set(c.exec_driver_sql(f"SELECT item_id FROM judging_assignments WHERE judge_id = '{n}'").scalars())
+                 for n in ("judge-001", "test-001", "test-002")}  # fmt: skip
+    assert first["test-001"] == first["test-002"] == first["judge-001"], "they take no pairs from the design"
+    visit = store_of(out).visit(links[0]["link"].rpartition("/")[2])
+    assert visit is not None and visit.judge.is_test
+    empty = said("status", out)
+    for name in ("test-001", "test-002"):
+        vote_all(store_of(out), name, lambda *_: "left")
+    assert said("status", out) == empty.replace("0 votes of 2 test", "16 votes of 2 test")
+    assert "left out:     16 votes of 2 test judges" in said("status", out)
+    assert "give --judges N" in one_line(said("invite", out, "--test", code=2))
+    assert "--test: goes with --judges" in one_line(said("invite", out, "--test", "--judge-id", "test-001", code=2))
+    assert "0 of 4 planned" in one_line(said("lock", out, "--yes", code=2))
+    vote_everything(out)
+    said("invite", out, "--judges", 5)  # further sets go on where the planned ones ended
+    assert "left out:     16 votes of test judges" in said("lock", out, "--yes")
+    assert "left out:     16 votes of test judges" in said("export", out)
+    assert {vote.judge_id for vote in read_votes(out / "votes.csv")} == {f"judge-00{n}" for n in range(1, 5)}
+    assert (
+        "test-" not in (out / "judging" / "judges.csv").read_text() + (out / "judging" / "marginals.json").read_text()
+    )
+    note = read_note(out / "votes.json", out / "votes.csv")
+    assert note is not None and "Votes of test judges, left out of every count: 16." in note.lines
 
 
 def test_a_port_that_is_taken_is_one_line(out: Path, said) -> None:
@@ -452,6 +543,52 @@ def test_a_port_that_is_taken_is_one_line(out: Path, said) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         text = one_line(said("serve", out, "--port", taken.getsockname()[1], code=2))
     assert "cannot listen on 127.0.0.1:" in text
+
+
+# ---------------------------------------------------------------- where nothing can be written
+
+
+@contextmanager
+def not_writable(folder: Path) -> Iterator[None]:
+    """Nothing in a folder can be written; where we are root, who may write anywhere, we are nobody meanwhile."""
+    modes = {path: path.stat().st_mode for path in (folder, *folder.rglob("*"), *folder.parents)}
+    wanted = {path: 0o555 if path.is_dir() else 0o444 for path in modes if path.is_relative_to(folder)}
+    wanted |= {path: modes[path] | 0o011 for path in folder.parents if not modes[path] & 0o001}  # pytest's own
+    is_root = os.geteuid() == 0
+    try:
+        for path, mode in wanted.items():
+            path.chmod(mode)
+        if is_root:
+            os.seteuid(65534)
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        for path in wanted:
+            if path.exists():
+                path.chmod(modes[path])
+
+
+def test_status_of_a_folder_in_which_nothing_can_be_written(out: Path, said, tmp_path: Path) -> None:
+    said("prepare", out)
+    vote_all((store := store_of(out)), "judge-001", at_random(1))
+    said("invite", out, "--judge-id", "judge-001")
+    with store.database.engine.connect() as c:
+        c.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    closed = Path(shutil.copytree(out, tmp_path / "closed", ignore=shutil.ignore_patterns("*-wal", "*-shm")))
+    with store.database.write() as c:  # a server has it open: what came last stands in the journal alone
+        c.exec_driver_sql("DELETE FROM judging_votes WHERE vote_id = (SELECT max(vote_id) FROM judging_votes)")
+    live = Path(shutil.copytree(out, tmp_path / "live"))
+    torn = Path(shutil.copytree(out, tmp_path / "torn", ignore=shutil.ignore_patterns("*-shm")))
+    for folder, votes in ((closed, "8/8"), (live, "7/8")):
+        names = {path.name for path in (folder / "judging").iterdir()}
+        with not_writable(folder):
+            assert votes in said("status", folder)
+            one_line(said("invite", folder, "--judges", 1, code=2))
+        assert {path.name for path in (folder / "judging").iterdir()} == names
+    with not_writable(torn):
+        assert "judging.sqlite-wal holds votes that can be read only where" in one_line(said("status", torn, code=2))
+    assert "7/8" in said("status", torn)
 
 
 # ---------------------------------------------------------------- PostgreSQL
@@ -467,6 +604,8 @@ def test_a_panel_in_postgresql(out: Path, postgres, said) -> None:
     for n in range(1, 5):
         vote_all(store, f"judge-{n:03d}", at_random(n))
     assert "4 of 4 planned judges" in said("status", out)  # panel.json names the database
+    copy, _ = preview(store.database, out / "preview.sqlite")
+    assert store.show("judge-001") is None and copy.show("judge-001") is not None
     said("lock", out, "--yes")
     assert len(read_votes(out / "votes.csv")) == 32
     store.database.close()
@@ -533,6 +672,9 @@ def test_mistakes_with_a_panel(out: Path, said) -> None:
         (("invite", out, "--judges", 0), "--judges: 0"),
         (("invite", out, "--judge-id", "nobody"), "'nobody' is no person of this panel"),
         (("invite", out, "--judges", 1, "--base-url", "judge.example.org"), "is no address such as https://"),
+        (("invite", out, "--judges", 1, "--base-url", ""), "is no address such as https://"),
+        (("serve", out, "--base-url", "http://judge.example.org:99999"), "is no address such as https://"),
+        (("serve", out, "--host", "judge..example.org"), "cannot listen on judge..example.org"),
         (("serve", out, "--port", 70000), "--port: 70000"),
         (("export", out), "the panel is not locked"),
     ):
@@ -543,6 +685,34 @@ def test_mistakes_with_a_panel(out: Path, said) -> None:
     (out / "sealed" / "key.json").unlink()
     assert "sealed key is needed" in one_line(said("lock", out, "--yes", code=2))
     assert not store_of(out).panel().is_locked
+
+
+def test_damage_to_a_panel_s_files_is_one_line(out: Path, said) -> None:
+    said("prepare", out)
+    judging, facts = out / "judging", (out / "judging" / "panel.json").read_bytes()
+    for damaged, what in (
+        (facts[:-9], "panel.json: not valid JSON"),
+        (b"\xff" + facts[1:], "panel.json: not valid JSON"),
+        (b"[]", "panel.json: must be an object"),
+        (b'{"database": 5}', "panel.json: key 'database' is 5"),
+        (b'{"panel_id": "ab"}', "panel.json: is of the panel ab, and "),
+    ):
+        (judging / "panel.json").write_bytes(damaged)
+        assert what in one_line(said("status", out, code=2))
+    (judging / "panel.json").unlink()
+    assert "0 of 4 planned" in said("status", out), "what it says can be done without"
+    (judging / "join-token").write_bytes(b"\xffanother")
+    with serving(out, "--port", 0) as (_, lines):
+        assert "/join/...   (its end is not what stands in join-token" in lines[-1]
+    file = judging / "judging.sqlite"
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:4096] + b"\xff" * 4096 + whole[8192:], b"no database" * 500):
+        file.write_bytes(damaged)
+        assert "judging.sqlite" in (line := one_line(said("status", out, code=2))) or "--database" in line
+    file.write_bytes(whole)
+    (out / "sealed" / "key.json").unlink()
+    (out / "sealed" / "key.json").mkdir()
+    assert "key.json: cannot be read" in one_line(said("lock", out, "--yes", "--early", "x", code=2))
 
 
 @pytest.mark.parametrize("package", ["sqlalchemy", "fastapi"])

@@ -194,6 +194,78 @@ def test_a_press_that_repeats_or_comes_too_early_or_with_a_modifier_does_nothing
     assert stored(panel) == ["tie"]
 
 
+def test_keys_that_vote_can_be_switched_off_for_good(panel: SmallPanel, open_page) -> None:
+    page = open_page(f"/j/{panel.links[0]}")
+    click(page, "Start")
+    switch = page.get_by_label("Shortcut keys")
+    tie = page.get_by_role("button", name="Tie", exact=True)  # exact: no key is part of the name
+    assert switch.is_checked() and tie.get_attribute("aria-keyshortcuts") == "2"
+    wait(page)
+    switch.uncheck()
+    for key in ("1", "2", "ArrowRight", "u"):
+        page.keyboard.press(key)
+    assert not page.locator("kbd").first.is_visible() and tie.get_attribute("aria-keyshortcuts") is None
+    picture(page, "item_keys_off")
+    click(page, "Tie")
+    assert not switch.is_checked(), "it is remembered"
+    wait(page)
+    page.keyboard.press("1")
+    assert stored(panel) == ["tie"]
+    switch.click()  # a mouse: the keys act at once, though the switch was clicked last
+    press(page, "1")
+    assert stored(panel) == ["tie", "left"] and switch.is_checked()
+
+
+def test_keys_vote_only_where_nothing_else_is_meant(panel: SmallPanel, open_page) -> None:
+    page = open_page(f"/j/{panel.links[0]}")
+    click(page, "Start")
+    click(page, "Tie")
+    wait(page)
+    for where in ("button[value=right]", "summary", "#keys", ".progress button"):
+        page.locator(where).focus()
+        page.keyboard.press("1")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("Shift+ArrowLeft")  # marks text
+    page.keyboard.press("Shift+U")
+    for how in ({"key": "!", "code": "Digit1", "shiftKey": True}, {"isComposing": True}, {"keyCode": 229},
+                {"modifierAltGraph": True}):  # fmt: skip
+        page.evaluate(PRESS_1, how)
+    page.evaluate(
+        "document.addEventListener('keydown', (event) => event.preventDefault(), {capture: true, once: true})"
+    )
+    page.keyboard.press("1")
+    page.wait_for_timeout(100)
+    assert stored(panel) == ["tie"]
+    with page.expect_navigation():  # a French keyboard: a digit needs Shift
+        page.evaluate(PRESS_1, {"key": "1", "code": "Digit1", "shiftKey": True})
+    assert stored(panel) == ["tie", "left"]
+
+
+def test_no_button_is_named_after_its_key(panel: SmallPanel, open_page) -> None:
+    page = open_page(f"/j/{panel.links[0]}")
+    click(page, "Start")
+    click(page, "Tie")
+    names = ["Undo last vote", "Left is better", "Tie", "Right is better", "Both bad"]
+    assert [page.get_by_role("button", name=name, exact=True).count() for name in names] == [1] * 5
+    phone = open_page(f"/j/{panel.links[0]}", viewport=PHONE, has_touch=True, is_mobile=True)
+    wait(phone)
+    phone.keyboard.press("1")  # no keys are shown there, so none act
+    phone.wait_for_timeout(100)
+    assert stored(panel) == ["tie"] and not phone.get_by_label("Shortcut keys").is_visible()
+
+
+def test_a_preview_says_so(panel: SmallPanel, browser) -> None:
+    with served(panel.store, preview=True) as address:
+        for name, options in (("wide", {}), ("phone_dark", {"viewport": PHONE, "color_scheme": "dark"})):
+            page = browser.new_page(**options)
+            page.goto(f"{address}/j/{panel.links[bool(options)]}")
+            click(page, "Start")
+            assert "votes given here are thrown away" in page.locator(".banner").inner_text() and fits(page)
+            assert min(ratio for ratio, _ in page.evaluate(CONTRAST)) >= 4.5
+            picture(page, f"preview_{name}")
+            page.close()
+
+
 def test_it_goes_on_after_the_browser_was_closed(panel: SmallPanel, open_page) -> None:
     page = open_page(f"/j/{panel.links[0]}")
     click(page, "Start")

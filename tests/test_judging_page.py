@@ -34,7 +34,7 @@ def panel(tmp_path: Path) -> SmallPanel:
 @pytest.fixture
 def client(panel: SmallPanel) -> Iterator[httpx.Client]:
     """Speaks to a real server; follows no redirect."""
-    with served(panel.store) as address, httpx.Client(base_url=address) as client:
+    with served(panel.store) as address, httpx.Client(base_url=address, timeout=60) as client:
         yield client
 
 
@@ -211,7 +211,7 @@ def test_sql_in_names_stays_data(panel: SmallPanel) -> None:
         page = client.post(f"{path}/start")
         client.post(f"{path}/vote", data={"showing": showing(page), "choice": "left"})
         assert client.post(f"{path}/survey", data={"background": "'; DROP TABLE judging_votes; --"}).status_code == 422
-        overview = client.get("/admin", headers={"authorization": f"Bearer {panel.admin}"}).text
+        overview = client.get("/admin", headers={"authorization": f"Bearer {panel.admin}"}, timeout=60).text
     assert "<b>" not in overview.split("<main")[1]
     assert "o&#39;brien&#34;; DROP TABLE judging_votes; -- &lt;b&gt;" in overview
     assert len(panel.contents()["judging_votes"]) == 1

@@ -311,7 +311,8 @@ def test_the_database_refuses_a_second_first_vote_on_a_pair(tmp_path: Path) -> N
 )
 def test_completions_that_do_not_match_are_refused_by_name(tmp_path: Path, change, said: str) -> None:
     from replication.judging.database import Database
-    from replication.judging.panel import PanelOptions, create_panel
+    from replication.judging.options import PanelOptions
+    from replication.judging.panel import create_panel
 
     with pytest.raises(UserError, match=said):
         create_panel(

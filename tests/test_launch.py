@@ -6,6 +6,7 @@ import os
 import pty
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -371,6 +372,11 @@ def test_local_sh_is_replicate_train_and_on_several_machines_torchrun(sandbox: S
         "torchrun --nnodes=4 --node-rank=1 --nproc-per-node=8 --master-addr=first --master-port=29500 "
         "-m replication train --out x"
     )
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        sandbox.extra_env |= {"NODE_RANK": "0", "MASTER_PORT": str(busy.getsockname()[1])}
+        done = sandbox.run("launch/local.sh", "--out", "x")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "MASTER_PORT: another program listens at" in done.stderr
 
 
 @pytest.mark.parametrize(

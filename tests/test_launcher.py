@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from shadows import shadowed
 
 from replication import launcher
 from replication.launcher import run_ranks
@@ -34,6 +36,7 @@ def test_one_bad_end_ends_all_and_its_code_is_the_result(capfd):
     started = time.monotonic()
     assert run_ranks(rank_script("sys.exit(2) if rank == 1 else time.sleep(600)"), 2) == 2
     assert run_ranks(rank_script("os.kill(os.getpid(), signal.SIGKILL) if rank == 0 else time.sleep(600)"), 2) == 137
+    assert run_ranks(rank_script("sys.exit(75 if rank == 1 else 1)"), 2) == 75, "the other lost a peer that had stopped"
     assert time.monotonic() - started < 300
     assert capfd.readouterr().err.strip() == "rank 0: ended by SIGKILL (out of memory?)", "who could not speak is named"
 
@@ -57,3 +60,63 @@ def test_no_rank_outlives_the_launcher(tmp_path, how):
     process.wait(timeout=20)
     _, alive = psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], timeout=10)
     assert alive == []
+
+
+POOL = """
+from multiprocessing import get_context
+from concurrent.futures import ProcessPoolExecutor
+import sys
+from replication.cli import main
+if __name__ == "__main__":
+    sys.argv = ["replicate", "--version"]
+    main()
+    with ProcessPoolExecutor(1, get_context("forkserver")) as pool:
+        print(pool.submit(abs, -5).result())
+"""
+
+
+def test_the_current_folder_holds_no_module_of_ours(tmp_path):
+    """Typed by hand, and in processes that a library starts."""
+    here, script = shadowed(tmp_path / "here"), tmp_path / "pool.py"
+    script.write_text(POOL)
+    for command, says in ((["-m", "replication", "--version"], "replicate 0"), (["-P", str(script)], "5")):
+        shutil.rmtree(here / "replication", ignore_errors=True)  # before -P Python itself would have taken it
+        done = subprocess.run([sys.executable, *command], cwd=here, capture_output=True, text=True, timeout=60)
+        assert says in done.stdout, done.stderr
+
+
+BACKGROUND = """
+import sys, time
+from replication import cli
+def wait(args):
+    print("ready", flush=True)
+    time.sleep(60)
+cli.VERBS["train"] = wait
+sys.argv = ["replicate", "train"]
+sys.exit(cli.main())
+"""
+
+
+def ended_by(stop: signal.Signals, environment: dict[str, str]) -> int:
+    """Code of a verb that was started in the background, with SIGINT and SIGHUP ignored, and then told to stop."""
+
+    def ignore() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", BACKGROUND], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env=os.environ | environment, preexec_fn=ignore,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGHUP)  # nohup means it
+        process.send_signal(stop)
+        return process.wait(timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("stop", "environment", "code"),
+    [("SIGINT", {}, 130), ("SIGTERM", {}, 130), ("SIGUSR2", {}, 75), ("SIGTERM", {"SLURM_STEP_ID": "0"}, 75)],
+)
+def test_what_was_started_in_the_background_hears_a_signal_that_is_sent_to_it(stop, environment, code):
+    assert ended_by(signal.Signals[stop], environment) == code

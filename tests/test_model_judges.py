@@ -8,13 +8,14 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -25,9 +26,10 @@ import judging_setup
 import pytest
 from fault_proxy import FaultProxy, Scripted, Silence, completion, key_of, serving
 from judged_pairs import expected_vote, kind_of, make_panel
+from required import do_without
 from rich.console import Console
 from sqlalchemy import insert, select, update
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from tiny_judge import save_tiny_judge
 
 from replication.cli import main
@@ -35,12 +37,14 @@ from replication.errors import UserError
 from replication.judging import rubric
 from replication.judging.attendance import Fill, attendance, fill
 from replication.judging.database import Database
+from replication.judging.models import endpoint as endpoint_module
+from replication.judging.models import network
 from replication.judging.models import prompt as model_prompt
 from replication.judging.models.endpoint import Endpoint, GivenUp
 from replication.judging.models.parsing import combine, parse_reply
 from replication.judging.models.prompt import comparison_prompt, new_code, settled_code
 from replication.judging.models.run import run_model_judge
-from replication.judging.models.settings import ModelSettings
+from replication.judging.models.settings import DEFAULT_KEY, ModelSettings
 from replication.judging.models.sheets import read_sheet, write_sheet
 from replication.judging.models.summary import Summary
 from replication.judging.page import rendering
@@ -236,7 +240,10 @@ def test_both_orders_make_one_vote_and_every_reply_is_kept(tmp_path: Path, monke
         (403, {"error": {"message": "no"}}, "--api-key-env: .*status 403"),
         (404, {"error": {"message": "no such model"}}, "--model: .* has no tiny-2 .*it offers other, tiny$"),
         (400, {"error": {"message": f"bad temperature {KEY}"}}, r"--model: .*refuses.*bad temperature \*\*\*"),
-        (429, {"error": {"message": "pay", "code": "insufficient_quota"}}, "quota is used up"),
+        (429, {"error": {"message": "pay", "code": "insufficient_quota"}}, r"quota is used up \(status 429: pay\)"),
+        (429, {"error": {"message": "pay", "type": "insufficient_quota"}}, "quota is used up"),
+        (402, {"error": {"message": "no credit"}}, r"quota is used up \(status 402: no credit\)"),
+        (401, {"error": {"message": "expired"}}, r"status 401 \(expired\): the key in LAB_KEY was refused"),
     ],
 )
 def test_what_no_retry_mends_is_one_line(
@@ -252,6 +259,226 @@ def test_what_no_retry_mends_is_one_line(
     assert KEY not in str(error.value)
     assert "\n" not in str(error.value)
     assert rows(database, answers) == []
+
+
+# ---------------------------------------------------------------- what an endpoint will not answer
+
+TOO_LONG = {"message": "This model's maximum context length is 64 tokens.", "code": "context_length_exceeded"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda: JSONResponse({"error": TOO_LONG}, 400), "status 400: This model's maximum context length"),
+        (lambda: JSONResponse({"error": {"message": "Input was flagged"}}, 403), "status 403: Input was flagged"),
+        (lambda: HTMLResponse("<title>413 Too Large</title>", 413), "status 413: a page, '413 Too Large'"),
+        (lambda: JSONResponse({"detail": [{"msg": "prompt too long"}]}, 422), "status 422: .*prompt too long"),
+        (lambda: JSONResponse({"error": {"message": "no", "code": "content_filter"}}, 400), "no"),
+        (lambda: completion("", choices=[]), "its answer holds no choice"),
+        (
+            lambda: {"error": {"message": "Upstream: too long", "code": 502}},
+            "its answer is an error: Upstream: too long",
+        ),
+        (lambda: completion("x" * (2 << 20)), "its answer is longer than 1 MiB"),
+    ],
+    ids=["context", "flagged", "413", "422", "filter", "empty", "error-200", "huge"],
+)
+def test_what_is_refused_for_one_pair_is_kept_with_it_and_the_run_goes_on(
+    answer: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint_module, "LONGEST_ANSWER_BYTES", 1 << 20)
+
+    def one_pair(body: dict[str, Any], n: int) -> Any:
+        return answer() if key_of(body["messages"][0]["content"])[0] == 0 else "TIE"
+
+    database = make_panel(tmp_path / "panel.sqlite", 3)
+    with serving(endpoint := Scripted(one_pair)) as url:
+        first = run(database, url, parallel=1)  # the pair comes first: a harmless request shows who is at fault
+        n = len(endpoint.seen)
+        assert run(database, url).n_requests == 0 and len(endpoint.seen) == n, "nothing is asked twice"
+    assert (first.exit_code, first.tally.n_refusals, first.stopped) == (0, 2, "")
+    assert votes_of(database) == {1: "tie", 2: "tie"}
+    kept = [row.reply for row in rows(database, answers) if row.assignment_id == 100]
+    assert len(kept) == 2 and all(re.match(words, reply) for reply in kept)
+
+
+def test_pairs_that_are_refused_one_after_the_other_stop_the_run_and_the_next_goes_on_after_them(
+    tmp_path: Path,
+) -> None:
+    def short(body: dict[str, Any], n: int) -> Any:
+        return JSONResponse({"error": TOO_LONG}, 400) if key_of(body["messages"][0]["content"])[0] in (1, 2, 3) else "A"
+
+    database = make_panel(tmp_path / "panel.sqlite", 5)
+    with serving(endpoint := Scripted(short)) as url:
+        first = run(database, url, parallel=1)
+        assert first.stopped.startswith("5 pairs in a row were refused, the last with \"status 400: This model's max")
+        assert (first.exit_code, len(rows(database, answers))) == (1, 7)
+        assert run(database, url, parallel=1).exit_code == 0
+    assert len(endpoint.seen) == 10 + 2, "each comparison once, and a harmless request for each run that was in doubt"
+
+
+@pytest.mark.parametrize("n_before", [0, 4])
+def test_what_is_refused_for_every_pair_is_kept_with_none(n_before: int, tmp_path: Path) -> None:
+    """An account in arrears says 400 or 403 too: nothing may be lost to that."""
+    database = make_panel(tmp_path / "panel.sqlite", 10)
+    owing = JSONResponse({"error": {"message": "content: account is in arrears"}}, 403)
+    with serving(Scripted(lambda body, n: "TIE" if n < n_before else owing)) as url:
+        with pytest.raises(UserError, match=r"--api-key-env: .*account is in arrears"):
+            run(database, url, parallel=1)
+        assert len(rows(database, answers)) == n_before
+    with serving(Scripted(lambda body, n: "TIE")) as url:
+        assert run(database, url).exit_code == 0
+    assert len(votes_of(database)) == 10
+
+
+# ---------------------------------------------------------------- the way to an endpoint
+
+HERE = "http://127.0.0.1:9/v1"
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that says nothing of proxies, certificates or keys."""
+    for name in ("http", "https", "all", "no"):
+        monkeypatch.delenv(f"{name}_proxy", raising=False)
+        monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
+    for name in (*network.CERTIFICATES, DEFAULT_KEY):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("variables", "url", "line"),
+    [
+        ({"ALL_PROXY": "socks5://127.0.0.1:9"}, HERE, "^ALL_PROXY: .*package socksio is missing; pip install socksio"),
+        ({"https_proxy": "ftp://u:secret@h:1"}, "https://a.example.org/v1", "^https_proxy: names no proxy"),
+        ({"HTTP_PROXY": "http://h:99999"}, HERE, "^HTTP_PROXY: names no proxy"),
+        ({"SSL_CERT_FILE": "/no/such.pem"}, HERE, "^SSL_CERT_FILE: /no/such.pem cannot be read .*No such file"),
+        ({"SSL_CERT_FILE": __file__}, HERE, "^SSL_CERT_FILE: .*cannot be read as certificates"),
+        ({"SSL_CERT_DIR": "/no/such"}, HERE, "^SSL_CERT_DIR: /no/such cannot"),
+        ({"REQUESTS_CA_BUNDLE": "/no/such.pem"}, HERE, "^REQUESTS_CA_BUNDLE: /no/such.pem cannot"),
+        ({DEFAULT_KEY: "sk-schl\u00fcssel"}, HERE, "OPENAI_API_KEY holds a character that no key has .place 8 of 12"),
+        ({DEFAULT_KEY: "sk-one\nsk-two"}, HERE, "OPENAI_API_KEY holds a line break"),
+        ({DEFAULT_KEY: "Bearer sk-one"}, HERE, "OPENAI_API_KEY holds a space"),
+        ({DEFAULT_KEY: "'sk-one'"}, HERE, "OPENAI_API_KEY stands in quotation marks"),
+        ({DEFAULT_KEY: "\u201csk-one\u201d"}, HERE, "OPENAI_API_KEY stands in quotation marks"),
+        ({"LAB_KEY": " "}, HERE, "LAB_KEY is empty"),
+        ({}, "http://127.0.0.1:99999/v1", "^--base-url: .*from 1 to 65535"),
+        ({}, "http://127.0.0.1:0/v1", "^--base-url: .*from 1 to 65535"),
+        ({}, "http://127.0.0.1:http/v1", "^--base-url: .*from 1 to 65535"),
+        ({}, "127.0.0.1:8000/v1", "^--base-url: must start with http"),
+        ({}, "api.example.org/v1", "^--base-url: must start with http"),
+        ({}, "ftp://a.example.org/v1", "^--base-url: must start with http"),
+        ({}, "http://a.example.org/v1/chat/completions", "^--base-url: ends in /completions"),
+        ({}, "http://a.example.org/v1/models/", "^--base-url: ends in /models"),
+        ({}, "http://a.example.org /v1", "^--base-url: holds a space"),
+        ({}, "http://a..example.org/v1", "^--base-url: is no address"),
+        ({}, "http://[::1/v1", "^--base-url: is no address"),
+    ],
+)
+def test_what_stands_in_the_way_is_named_before_anybody_is_asked(
+    variables: dict[str, str], url: str, line: str, bare: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        bare.setenv(name, value)
+    key = "LAB_KEY" if "LAB_KEY" in variables else DEFAULT_KEY
+    with pytest.raises(UserError, match=line) as error:
+        Endpoint(ModelSettings("m", url, api_key_env=key))
+    assert "\n" not in str(error.value) and not re.search("secret|sk-one|schl", str(error.value))
+
+
+def test_a_proxy_is_used_and_named_and_the_hosts_it_is_not_for_are_asked_directly(
+    tmp_path: Path, bare: pytest.MonkeyPatch
+) -> None:
+    database = make_panel(tmp_path / "panel.sqlite", 1)
+    bare.setenv("ALL_PROXY", "socks5://u:secret@127.0.0.1:9")
+    bare.setenv("NO_PROXY", "127.0.0.1")
+    with serving(Scripted(lambda body, n: "TIE")) as url:
+        assert run(database, url).exit_code == 0
+    with pytest.raises(UserError, match=r"directly, as NO_PROXY takes this host out of ALL_PROXY\): the connection"):
+        run(database, HERE)
+    bare.delenv("NO_PROXY")
+    bare.setenv("http_proxy", "u:secret@127.0.0.1:9")
+    with pytest.raises(UserError, match=r"through the proxy http://127.0.0.1:9 that http_proxy names") as error:
+        run(database, "http://a.example.org/v1")
+    assert "secret" not in str(error.value)
+    with serving(Scripted(lambda body, n: JSONResponse({"error": {"message": "who are you?"}}, 407))) as url:
+        bare.setenv("http_proxy", url.removesuffix("/v1"))
+        with pytest.raises(UserError, match=r"that http_proxy names.*the proxy wants a user.*who are you"):
+            asyncio.run(Endpoint(ModelSettings("m", "http://a.example.org/v1")).ask("Which?"))
+
+
+def test_a_certificate_that_nobody_vouches_for_names_the_variable_that_mends_it(
+    tmp_path: Path, bare: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("openssl") is None:
+        do_without("openssl", "no openssl (Debian: apt-get install openssl)")
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    made = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=localhost -days 2"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert]
+    subprocess.run([*made.split(), *names], check=True, capture_output=True)
+    database = make_panel(tmp_path / "panel.sqlite", 1)
+    with serving(Scripted(lambda body, n: "TIE"), ssl_keyfile=key, ssl_certfile=cert) as url:
+        secure = url.replace("http:", "https:")
+        with pytest.raises(UserError, match=r"self.signed certificate.*into SSL_CERT_FILE") as error:
+            run(database, secure)
+        assert "\n" not in str(error.value)
+        bare.setenv("SSL_CERT_FILE", str(cert))
+        assert run(database, secure).exit_code == 0
+    with serving(Scripted(lambda body, n: "TIE")) as url, pytest.raises(UserError, match="http:// there, in place of"):
+        run(database, url.replace("http:", "https:"))
+
+
+def test_a_redirect_is_told_and_neither_key_nor_texts_go_there(tmp_path: Path, bare: pytest.MonkeyPatch) -> None:
+    bare.setenv("LAB_KEY", KEY)
+    database = make_panel(tmp_path / "panel.sqlite", 1)
+    with bare.context() as more, serving(Scripted(lambda body, n: "TIE")) as url:
+        more.setenv("OPENAI_ORG_ID", "B\u00fcro")
+        with pytest.raises(UserError, match=r"cannot be written .*check the address, and OPENAI_ORG_ID"):
+            run(database, url)
+    with serving(there := Scripted(lambda body, n: "TIE")) as elsewhere:
+        leads = {"location": f"{elsewhere}/chat/completions?u=1"}
+        with (
+            serving(Scripted(lambda body, n: Response("", 307, leads))) as url,
+            pytest.raises(UserError, match=f"leads on to {elsewhere}/chat/completions .status 307., where nothing was"),
+        ):
+            run(database, url, api_key_env="LAB_KEY")
+    assert there.seen == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (HTMLResponse("<!doctype html><title>Sign in to Hotel</title>"), "no JSON (a page, 'Sign in to Hotel')"),
+        (Response("data: {}", media_type="text/event-stream"), "no JSON ('data: {}')"),
+        (Response("[" * 100_000, media_type="application/json"), "no JSON ('[["),
+        (Response(b"no gzip", headers={"content-encoding": "gzip"}), "its answer cannot be unpacked"),
+        (JSONResponse([1]), "its answer is no chat completion"),
+    ],
+    ids=["page", "stream", "deep", "gzip", "list"],
+)
+def test_an_answer_that_is_none_is_named_by_what_it_is(answer: Response, words: str, tmp_path: Path) -> None:
+    database, console = make_panel(tmp_path / "panel.sqlite", 2), quiet()
+    with serving(endpoint := Scripted(lambda body, n: answer)) as url:
+        summary = run(database, url, console, parallel=1, retries=2)
+    assert (summary.exit_code, summary.n_given_up, len(endpoint.seen)) == (1, 4, 12)
+    assert words in console.file.getvalue() and rows(database, answers) == []  # type: ignore[attr-defined]
+
+
+def test_an_answer_that_never_ends_is_given_up(tmp_path: Path) -> None:
+    async def drip(scope: Any, receive: Any, send: Any) -> None:
+        async def drops() -> AsyncIterator[bytes]:
+            while True:
+                yield b" "
+                await asyncio.sleep(0.05)
+
+        await StreamingResponse(drops(), media_type="application/json")(scope, receive, send)
+
+    async def ask(url: str) -> None:
+        await Endpoint(ModelSettings("m", url, timeout_seconds=0.3, retries=0)).ask("Which?")
+
+    with serving(drip) as url, pytest.raises(GivenUp, match=r"had not ended within 0\.6 s"):
+        asyncio.run(ask(url))
 
 
 def test_mistakes_in_the_settings_are_one_line(tmp_path: Path) -> None:
@@ -297,7 +524,8 @@ def test_a_model_that_wants_the_length_under_its_other_name_gets_it(tmp_path: Pa
     database = make_panel(tmp_path / "panel.sqlite", 6)
     with serving(endpoint := Scripted(newer)) as url:
         assert run(database, url, parallel=4).exit_code == 0
-    assert [seen.body.get("max_completion_tokens") for seen in endpoint.seen[4:]] == [16] * 12
+    asked = [seen.body.get("max_completion_tokens") for seen in endpoint.seen]
+    assert asked.count(16) == 12 and 1 <= asked.count(None) <= 4, "as many as were in flight before the first answer"
 
 
 def test_odd_answers_are_kept_or_asked_again(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from synthetic_runs import Synthetic, build_suite, cell_config, edit_manifest, rewrite_config
+from synthetic_runs import Synthetic, build_suite, cell_config, edit_manifest, edit_start, rewrite_config
 
 from replication.config import AnalysisConfig, DivergedRule, SuiteConfig, load_suite, scientific_hash, to_yaml
 from replication.errors import UserError
@@ -307,6 +307,28 @@ DEPARTURES: dict[str, tuple[Callable[[SuiteDir], object], str]] = {
         "cells trained under another config (training.clip_norm: 1.0 -> 0.5): both/seed-2",
     ),
     "sampling": (sample_otherwise, "cells sampled in another way (temperature: 0.7 -> 0.1): both/seed-2"),
+    "other code": (
+        lambda d: edit_start(d.cell("both", 2), code_hash="beef"),
+        f"cells ran other code: code_hash is {'c0de' * 4} ({CELLS[0]}, {CELLS[1]}, {CELLS[2]}) and beef (both/seed-2)",
+    ),
+    "other packages": (
+        lambda d: edit_start(d.cell("both", 1), packages={"torch": "2.12.1"}),
+        f"cells ran other code: torch is 2.13.0 ({CELLS[0]}, {CELLS[1]}, {CELLS[3]}) and 2.12.1 (both/seed-1)",
+    ),
+    "code changed at a resume": (
+        lambda d: edit_manifest(
+            d.cell("both", 2),
+            starts=[
+                *read_json(d.cell("both", 2).manifest)["starts"],
+                {"step": 10, "code_hash": "beef"},
+            ],
+        ),
+        " and beef (both/seed-2)",
+    ),
+    "other data": (
+        lambda d: edit_manifest(d.cell("both", 2), data={"hash": "5" * 64}),
+        "and 5555555555555555 (both/seed-2)",
+    ),
     "foreign cell": (
         lambda d: shutil.copytree(d.cell("both", 2).root, d.cell("both", 9).root),
         "cells outside the plan: both/seed-9",
@@ -351,6 +373,19 @@ def test_each_departure_is_named_and_nothing_else(suite_dir: SuiteDir, name: str
     assert found.unfinished == (found.departures if name == "seed not complete" else ())
     assert (found.state == "after the data") == (name == "too early")
     assert (found.state == "none") == name.startswith("plan ")
+
+
+def test_what_older_files_do_not_record_is_no_departure(suite_dir: SuiteDir) -> None:
+    """Manifests without starts and hashes; and a plan that lacks a key of the analysis is not another plan."""
+    for run in runs(suite_dir):
+        edit_manifest(run, starts=None)
+    record = read_json(suite_dir.plan)
+    del record["plan"]["analysis"]["strict_pairs"]
+    write_json(suite_dir.plan, record | {"sha256": plan_hash(record["plan"])})
+    for run in runs(suite_dir):
+        edit_manifest(run, plan=plan_stamp(run))
+    assert status(suite_dir).followed
+    assert not freeze(suite_dir, load_suite(suite_dir.suite)).is_new
 
 
 def test_a_cell_without_a_logged_step_is_no_data_and_one_that_lost_its_journal_is(suite_dir: SuiteDir) -> None:
@@ -415,13 +450,13 @@ def test_a_report_is_current_until_what_it_is_made_from_changes(suite_dir: Suite
     suite = load_suite(suite_dir.suite)
     cells = plan(suite, suite_dir, [], None)
     claim_folder(suite, suite_dir, [])
-    for path in (suite_dir.results, suite_dir.report_html, suite_dir.report_md, suite_dir.votes):
+    for path in (suite_dir.results, suite_dir.report_html, suite_dir.report_md, suite_dir.votes, suite_dir.noise):
         path.touch()
     for path in suite_dir.root.rglob("*"):
         os.utime(path, (1000, 1000))
     claim_folder(suite, suite_dir, [])
     assert _report_is_current(suite_dir, cells)
-    for path in (suite_dir.plan, suite_dir.votes, cells[-1].run.complete):
+    for path in (suite_dir.plan, suite_dir.votes, suite_dir.noise, cells[-1].run.complete):
         os.utime(path, (2000, 2000))
         assert not _report_is_current(suite_dir, cells), path
         os.utime(path, (1000, 1000))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,14 @@ import pytest
 from memory_store import MemoryStore
 from training_setup import small_config
 
+from replication import provenance
 from replication.config import load_run
 from replication.errors import UserError
-from replication.launcher import adopt_place
+from replication.launcher import PLACE, adopt_place
 from replication.needs import GIB, checkpoint_gib, checkpoints_kept, state_needs
 from replication.rundir import RunDir
 from replication.training import preflight as module
-from replication.training.preflight import check_room, code_identity, data_sample
+from replication.training.preflight import check_room, data_sample
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,14 +74,19 @@ def test_the_sample_of_the_data_sees_another_token_behind_the_same_manifest():
     assert data_sample(MemoryStore()) != data_sample(Damaged())  # type: ignore[arg-type]
 
 
-def test_code_identity_covers_every_module(tmp_path, monkeypatch):
-    before = code_identity()
-    assert "torch" in before["package versions"]
-    copy = tmp_path / "replication" / "training" / "preflight.py"
-    copy.parent.mkdir(parents=True)
-    copy.write_text("# another one\n")
-    monkeypatch.setattr(module, "__file__", str(copy))
-    assert code_identity()["code hash"] != before["code hash"]
+@pytest.mark.parametrize(
+    ("file", "counts"), [("training/muon.py", 1), ("config.py", 1), ("data/order.py", 1), ("judging/state.py", 0)]
+)
+def test_the_code_hash_covers_what_computes_and_not_the_judging_page(tmp_path, monkeypatch, file, counts):
+    package = Path(provenance.__file__).parent
+    for part in (*provenance.COMPUTES, "judging"):
+        (shutil.copytree if (package / part).is_dir() else shutil.copy)(package / part, tmp_path / part)
+    before = provenance.code_hash()
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+    assert provenance.code_hash() == before
+    with open(tmp_path / file, "a") as source:
+        source.write("\n")
+    assert (provenance.code_hash() != before) == counts
 
 
 def test_ranks_that_add_up_wrongly_are_named(tmp_path):
@@ -147,14 +154,13 @@ def test_the_memory_of_a_job_is_what_it_was_given(monkeypatch):
 
 STEP = {
     "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "2", "SLURM_PROCID": "11", "SLURM_LOCALID": "3", "SLURM_NODEID": "1",
-    "SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)", "MASTER_ADDR": "10.0.0.1",
+    "SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SITE_MASTER_ADDR": "10.0.0.1",
 }  # fmt: skip
 
 
 def placed(monkeypatch, *flags: str, **changes: str) -> bool:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
-        monkeypatch.setenv(name, "")  # so that what is set below is undone
-        monkeypatch.delenv(name)
+    for name in PLACE:
+        monkeypatch.setenv(name, "7")  # a login shell's own; what is set below is undone
     for name, value in (STEP | changes).items():
         monkeypatch.setenv(name, value)
     keys = ("--cluster.strategy=ddp", "--training.batch_tokens=4096", "--cluster.nodes=2", "--cluster.devices=8")
@@ -165,7 +171,7 @@ def test_a_rank_that_srun_started_takes_its_place_from_the_step(monkeypatch):
     assert placed(monkeypatch)
     names = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
     assert [os.environ[name] for name in names] == ["11", "3", "1", "16", "8", "10.0.0.1"]
-    assert 10_000 <= int(os.environ["MASTER_PORT"]) < 30_000
+    assert "MASTER_PORT" not in os.environ, "the first rank says where all meet"
 
 
 def test_another_number_of_tasks_than_the_config_says_is_refused(monkeypatch):
@@ -174,7 +180,7 @@ def test_another_number_of_tasks_than_the_config_says_is_refused(monkeypatch):
     with pytest.raises(UserError, match=r"asks for 8 processes on each of 2 node\(s\), srun started 8,7"):
         placed(monkeypatch, SLURM_STEP_NUM_TASKS="15", SLURM_STEP_TASKS_PER_NODE="8,7")
     with pytest.raises(UserError, match=r"the config asks for 8 x 2 processes, the launcher started 4; start as many"):
-        placed(monkeypatch, RANK="0", WORLD_SIZE="4")
+        placed(monkeypatch, RANK="0", WORLD_SIZE="4", TORCHELASTIC_RUN_ID="x")
 
 
 def test_a_single_task_is_no_rank(monkeypatch):

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_runs import ARMS, build_suite, edit_journal, edit_manifest
+from synthetic_runs import ARMS, build_suite, edit_journal, edit_manifest, edit_start
 
 from replication.analysis import format as shown
 from replication.analysis.report import collect, render, write_report
-from replication.config import DivergedRule, SuiteConfig
+from replication.config import AnalysisConfig, DivergedRule, SuiteConfig
 from replication.errors import UserError
 from replication.rundir import SuiteDir, read_json, write_json, write_text
 
@@ -406,3 +406,48 @@ def test_a_cell_that_diverged_by_the_suites_rule_is_listed_and_stays_in_the_comp
     assert "train/loss_nats above 40.000 in each of the 10 steps up to step 60" in page
     assert markdown.count("Diverged by the suite's rule:") == 3
     assert {"arm": "both", "seed": 1} in results["pairs_used"]
+
+
+# ---------------------------------------------------------------- what was not alike
+
+
+def test_arms_that_ran_other_code_or_were_cut_otherwise_are_told_and_refused_in_strict_mode(tmp_path: Path) -> None:
+    suite_dir, suite = build_suite(tmp_path / "out", arms=("baseline", "both"), steps=20)
+    edit_start(suite_dir.cell("both", 2), code_hash="beef", machine={"micro_batch_sequences": 8})
+    lines = (
+        f"code: code_hash is {'c0de' * 4} (baseline) and beef (both)",
+        "machine: micro_batch_sequences is 16 (baseline) and 8 (both)",
+    )
+    results, page, markdown = report(suite_dir, suite)
+    assert f"The arms of seed 2 were not run alike: {'; '.join(lines)}." in results["warnings"]
+    methods = " ".join(results["methods"])
+    assert (
+        " alone." not in methods.split("Each was")[0] and f"at seed 2 in what ran them ({'; '.join(lines)})" in methods
+    )
+    assert {"arm": "both", "seed": 2} in results["pairs_used"]
+    assert "| 2 | holds |" in markdown and "| differs | differs |" in markdown
+    for line in lines:
+        assert line in page
+    results, _, markdown = report(suite_dir, replace(suite, analysis=AnalysisConfig(strict_pairs=True)))
+    assert [(p["arm"], p["seed"], p["reasons"]) for p in results["pairs_refused"]] == [("both", 2, list(lines))]
+    assert "| 2 | fails |" in markdown and "differ in layer_gain.enabled, token_gain.enabled alone." in markdown
+
+
+def test_seeds_of_two_corpora_are_not_pooled_and_each_hash_is_named(tmp_path: Path) -> None:
+    """Without a corpus in the folder itself, as with data.dir."""
+    suite_dir, suite = build_suite(
+        tmp_path / "out", arms=("baseline", "both"), seeds=(1, 2, 3), steps=20, data_manifest=False
+    )
+    for arm in suite.arms:
+        edit_manifest(suite_dir.cell(arm, 3), data={"hash": "5" * 64, "dir": "c"})
+    results, page, markdown = report(suite_dir, suite)
+    assert results["loss"]["n"] == 2 and results["loss"]["differences"][2] is None
+    assert [p["seed"] for p in results["pairs_used"]] == [1, 2]
+    own = next(q for q in results["quantities"] if q["key"] == "final_val_loss")
+    assert own["means"]["both"] == pytest.approx(sum(own["values"]["both"][:2]) / 2)
+    (warned,) = [
+        line for line in results["warnings"] if "Seed 3 is left out of every comparison and mean over seeds: " in line
+    ]
+    assert "555555 at seed 3 and" in warned and "at seeds 1, 2; they are not pooled" in warned
+    for text in (page, markdown, " ".join(results["methods"])):
+        assert "(seeds 1, 2) and data hash 5555555555… (seed 3)" in text

@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from replication.config import find_cluster, load_cell, load_suite
+from replication.config import SlurmConfig, find_cluster, load_cell, load_suite
 from replication.errors import UserError
 from replication.grid import slurm
 from replication.grid.jobs import Job, checkout, options, script
@@ -321,7 +321,7 @@ def test_the_example_of_a_site_file_is_read(tmp_path, monkeypatch):
     path.write_text("SITE_ACCOUNT=lab\nSITE_MODULES='cuda/12.6 gcc/13'\nNCCL_DEBUG=WARN\nSITE_SCRATCH=/local/$USER\n")
     monkeypatch.setenv("USER", "me")
     with open(path, "a") as file:  # what is set only inside a job is empty here
-        file.write("SITE_CONTAINER=apptainer\nMASTER_ADDR=$SLURM_JOB_NODELIST\n")
+        file.write("SITE_CONTAINER=apptainer\nSITE_MASTER_ADDR=$SLURM_JOB_NODELIST\n")
     site = load_site(path)
     assert (site.account, site.modules, site.scratch) == ("lab", "cuda/12.6 gcc/13", "/local/me")
     assert "NCCL_DEBUG" not in os.environ
@@ -373,3 +373,10 @@ def test_a_cluster_file_must_say_whether_jobs_need_gpus(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert "cluster.accelerator: auto does not say whether a job needs GPUs" in done.stderr
+
+
+def test_the_page_on_clusters_has_every_key_with_its_default():
+    page = (ROOT / "launch" / "README.md").read_text()
+    for field in fields(SlurmConfig):
+        default = {"batch": "`batch`", None: "the site's"}.get(field.default, field.default)
+        assert f"| `{field.name}` | {default} |" in page

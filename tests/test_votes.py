@@ -60,6 +60,63 @@ def test_a_note_that_is_damaged_is_one_line(tmp_path, damaged):
     assert "\n" not in str(caught.value)
 
 
+def test_a_record_of_another_folder_is_named(tmp_path):
+    """Copied whole, with its votes.json, every hash is right."""
+    write_votes(tmp_path / "votes.csv", [VOTE])
+    write_json(tmp_path / "votes.json", {"panel_id": "aa", "votes_sha256": file_sha256(tmp_path / "votes.csv")})
+    write_json(tmp_path / "judging" / "panel.json", {"panel_id": "bb"})
+    found = read_note(tmp_path / "votes.json", tmp_path / "votes.csv")
+    assert found and "votes.csv is of another panel than bb" in found.warning
+
+
+def test_a_record_that_is_cut_anywhere_is_refused_or_lacks_whole_votes(tmp_path):
+    again = (
+        dataclasses.replace(VOTE, vote_id="v12", prompt_id=8),
+        dataclasses.replace(VOTE, vote_id="v3", repeat_of="v12", prompt_id=8),
+    )
+    write_votes(tmp_path / "votes.csv", votes := [VOTE, *again])
+    whole = (tmp_path / "votes.csv").read_bytes()
+    for n in range(1, len(whole)):
+        (tmp_path / "votes.csv").write_bytes(whole[:n])
+        try:
+            found = read_votes(tmp_path / "votes.csv")
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            assert found == votes[: len(found)] and whole[:n].endswith(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda rows: [rows[0], rows[1] + ",x"], "line 2: has more cells"),
+        (lambda rows: [rows[0], rows[1].rpartition(",")[0]], "line 2: has fewer cells"),
+        (lambda rows: [rows[0] + ",seed", rows[1] + ",1"], "has the column seed twice"),
+        (lambda rows: [rows[0], rows[1], rows[1]], "'v1' comes twice"),
+        (lambda rows: [rows[0], rows[1].replace(",1,", ",1_0,", 1)], "seed is '1_0', which must be a whole number"),
+        (lambda rows: [rows[0], rows[1].replace(",7,", "," + "9" * 5000 + ",")], "must be a whole number of 64 bits"),
+        (lambda rows: [rows[0], "x" * (1 << 21)], "field larger than field limit"),
+        (lambda rows: [rows[0], "\0" + rows[1][1:]], ""),
+    ],
+)
+def test_a_damaged_record_is_one_line(tmp_path, damage, said):
+    write_votes(tmp_path / "votes.csv", [VOTE])
+    rows = (tmp_path / "votes.csv").read_text().splitlines()
+    (tmp_path / "votes.csv").write_text("\n".join(damage(rows)) + "\n")
+    if not said:  # read, as a name that differs
+        assert read_votes(tmp_path / "votes.csv")[0].vote_id != "v1"
+        return
+    with pytest.raises(UserError, match=r"votes\.csv") as error:
+        read_votes(tmp_path / "votes.csv")
+    assert said in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_a_record_that_cannot_be_opened_is_one_line(tmp_path):
+    (tmp_path / "votes.csv").mkdir()
+    with pytest.raises(UserError, match=r"votes\.csv: cannot be read"):
+        read_votes(tmp_path / "votes.csv")
+
+
 def test_no_file_is_no_votes(tmp_path):
     assert read_votes(tmp_path / "votes.csv") == []
 

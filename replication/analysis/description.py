@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from replication.analysis.load import Cell
+from replication.certificate import Certificate
 from replication.config import RunConfig, SuiteConfig, differences, flatten, load_cell, load_run, to_dict
 from replication.errors import UserError
 from replication.fidelity import arms_read, in_words, lines_of, section_of
@@ -57,9 +58,14 @@ def part(manifest: dict[str, Any], name: str) -> dict[str, Any]:
 # ---------------------------------------------------------------- what a reader should be warned of
 
 
-def warnings(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell]) -> Iterable[str]:
+def warnings(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell], certificate: Certificate) -> Iterable[str]:
     """One sentence for each thing that could mislead a reader who trusts the numbers."""
     complete = [cell for cell in cells if cell.complete]
+    for seed, why in certificate.not_pooled.items():
+        yield f"Seed {seed} is left out of every comparison and mean over seeds: {why}."
+    for of_seed in certificate.seeds:
+        if of_seed.departures:
+            yield f"The arms of seed {of_seed.seed} were not run alike: {'; '.join(of_seed.departures)}."
     for seed in suite.seeds:
         seen: dict[str, str] = {}
         for cell in complete:
@@ -70,6 +76,7 @@ def warnings(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell]) -> 
                 yield f"{cell.arm} and {seen[weights]} ended with the same weights at seed {seed}: no change acted."
             seen.setdefault(weights, cell.arm)
     for words, value in (
+        ("hashes of the code", lambda m: m.get("code_hash")),
         ("commits of the code", lambda m: part(m, "git").get("commit")),
         ("package versions", lambda m: str(m.get("packages"))),
         ("hardware", lambda m: str(m.get("hardware"))),
@@ -87,10 +94,9 @@ def warnings(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell]) -> 
     dirty = sorted({f"{c.arm}/seed-{c.seed}" for c in complete if part(c.manifest, "git").get("dirty")})
     if dirty:
         yield f"The code had changes that no commit holds in {len(dirty)} of {len(complete)} complete cells."
-    known = {(cell.arm, cell.seed) for cell in cells}
+    known = {suite_dir.cell(cell.arm, cell.seed).root for cell in cells}
     for path in sorted(suite_dir.runs.glob("*/seed-*")):
-        seed_text = path.name.removeprefix("seed-")
-        if not seed_text.isdigit() or (path.parent.name, int(seed_text)) not in known:
+        if path not in known:
             yield f"The folder runs/{path.parent.name}/{path.name} is not part of the suite and was not read."
 
 
@@ -102,7 +108,7 @@ def _sampling(manifest: dict[str, Any]) -> str:
 def _machines(manifest: dict[str, Any]) -> set[str]:
     """The different machines and codes among the starts of a cell; a plan frozen in between changes neither."""
     starts = [start for start in manifest["starts"] if isinstance(start, dict)]
-    return {str({k: v for k, v in start.items() if k not in ("at", "plan")}) for start in starts}
+    return {str({k: v for k, v in start.items() if k not in ("at", "step", "plan")}) for start in starts}
 
 
 # ---------------------------------------------------------------- config, data, machines
@@ -174,7 +180,8 @@ def unrecorded_samples(suite_dir: SuiteDir, cells: Sequence[Cell]) -> list[str]:
     names = []
     for cell in cells:
         recorded = part(cell.manifest, "generation").get("samples_sha256")
-        if cell.samples and recorded and file_sha256(suite_dir.cell(cell.arm, cell.seed).samples) != recorded:
+        path = suite_dir.cell(cell.arm, cell.seed).samples
+        if recorded and (not path.is_file() or file_sha256(path) != recorded):
             names.append(f"{cell.arm}/seed-{cell.seed}")
     return names
 
@@ -204,6 +211,39 @@ def data_summary(suite_dir: SuiteDir, cells: Sequence[Cell]) -> dict[str, Any] |
         "vocab_size": manifest.get("vocab_size"),
         "sources": rows,
         "used_by_all": used == {manifest.get("hash")},
+    }
+
+
+def data_hashes(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Each hash of the data that cells were trained on, with their seeds."""
+    found: dict[str, dict[int, None]] = {}
+    for cell in cells:
+        hash = part(cell.manifest, "data").get("hash")
+        if isinstance(hash, str):
+            found.setdefault(hash, {})[cell.seed] = None
+    return [{"hash": hash, "seeds": list(seeds)} for hash, seeds in found.items()]
+
+
+def noise_summary(suite_dir: SuiteDir, cells: Sequence[Cell], loss: str) -> dict[str, Any] | None:
+    """What `replicate bench noise` measured of a loss: how far rounding alone moves it; None where it was not run.
+
+    Returns:
+        {"largest_nats": of all differences, None where there is none, "cuts": names, "cells": arm/seed-n,
+        "is_of_this_suite": whether those cells have the config that was measured}.
+    """
+    try:
+        rows = read_json(suite_dir.noise)["rows"]
+        measured = [row for row in rows if row["cut"] != "as it is"]
+        found = {row["cell"]: row["config_hash"] for row in rows}
+        differences = [abs(float(row["differences"][loss])) for row in measured]
+    except (UserError, OSError, KeyError, TypeError, ValueError):
+        return None
+    hashes = {f"{c.arm}/seed-{c.seed}": c.manifest.get("config_hash") for c in cells if c.manifest}
+    return {
+        "largest_nats": max(differences, default=None),
+        "cuts": list(dict.fromkeys(str(row["cut"]) for row in measured)),
+        "cells": list(found),
+        "is_of_this_suite": all(hashes.get(name, hash) == hash for name, hash in found.items()),
     }
 
 

@@ -30,7 +30,7 @@ def divergence_answer(cells: Sequence[Cell], arms: Sequence[str]) -> dict[str, A
     """Published and measured divergences at the same shares of training.
 
     Args:
-        cells: of the suite; complete ones are read.
+        cells: of the suite; complete ones that may be pooled are read.
         arms: in the suite's order.
 
     Returns:
@@ -57,7 +57,7 @@ def _here(cells: Sequence[Cell], arm: str, place: str) -> dict[str, Any] | None:
     for cell in cells:
         n_blocks = len(cell.train.tags("divergence/"))
         block = block_of(place, n_blocks) if n_blocks else None
-        if cell.arm == arm and cell.complete and block is not None:
+        if cell.arm == arm and cell.complete and cell.pooled and block is not None:
             steps, values = _at_shares(cell, f"divergence/block_{block:02d}")
             rows.append({"seed": cell.seed, "block": block, "steps": steps, "values": values})
     if not rows:

@@ -9,16 +9,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from replication.analysis.load import Cell, Series
 from replication.analysis.stats import mean_over_seeds, window_means
+from replication.rundir import write_bytes
 
 Floats = NDArray[np.float64]
 Curve = Callable[[Cell], tuple[Floats, Floats]]
@@ -111,7 +115,7 @@ def draw_interval(panel: Axes, y: float, low: float, high: float, reach: float, 
 
 
 def draw_arms(panel: Axes, cells: Sequence[Cell], styles: dict[str, ArmStyle], curve: Curve) -> None:
-    """Thin lines for every cell, a cross where one ended early, a thick mean over the complete cells."""
+    """Thin lines for every cell, a cross where one ended early, a thick mean over complete cells that may be pooled."""
     drawn = False
     for style in styles.values():
         own = [(cell, *curve(cell)) for cell in cells if cell.arm == style.name]
@@ -123,7 +127,7 @@ def draw_arms(panel: Axes, cells: Sequence[Cell], styles: dict[str, ArmStyle], c
             panel.plot(steps, values, color=style.colour, linewidth=0.8, alpha=0.65)
             if not cell.complete:
                 panel.plot(steps[there[-1]], values[there[-1]], "x", color=style.colour, markersize=8, mew=2)
-        steps, mean = mean_over_seeds([(steps, values) for cell, steps, values in own if cell.complete])
+        steps, mean = mean_over_seeds([(steps, values) for cell, steps, values in own if cell.complete and cell.pooled])
         panel.plot(steps, mean, color=style.colour, linewidth=2.4, linestyle=style.dashes)
     if not drawn:
         empty(panel)
@@ -154,3 +158,10 @@ def windowed(cells: Sequence[Cell], tag: str) -> tuple[Curve, str]:
         return window_means(cell.per_step.get(tag, np.empty(0)), size)
 
     return curve, "every step" if size == 1 else f"means over {size} steps"
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure whole; its folder is made where it does not exist."""
+    picture = BytesIO()
+    FigureCanvasAgg(figure).print_png(picture, metadata={"Software": None})
+    write_bytes(path, picture.getvalue())

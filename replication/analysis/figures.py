@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from replication.analysis.block_figures import draw_block_lines, draw_blocks
@@ -26,6 +25,7 @@ from replication.analysis.drawing import (
     new_figure,
     of_train,
     of_validation,
+    save_png,
     windowed,
 )
 from replication.analysis.load import Cell, Series
@@ -63,8 +63,7 @@ def draw_figures(cells: Sequence[Cell], results: dict[str, Any], folder: Path) -
 
 def save_figure(figure: Figure, drawn: Drawn, folder: Path) -> Drawn:
     """Write one figure into folder, which is made where it does not exist; returns what was drawn."""
-    folder.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(folder / drawn.file), metadata={"Software": None})
+    save_png(figure, folder / drawn.file)
     return drawn
 
 

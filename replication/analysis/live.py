@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from replication.rundir import has_step, number
 
 Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
 """(steps [T], ascending; values [T], finite) of one tag."""
@@ -56,7 +57,7 @@ class LiveJournal:
                     self._forget()
                 file.seek(self._offset)
                 return self._take(file) or rewritten
-        except FileNotFoundError:
+        except OSError:
             gone = self._offset > 0
             self._forget()
             return gone
@@ -89,16 +90,11 @@ class LiveJournal:
     def _add(self, raw: bytes) -> bool:
         try:
             line = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        if not isinstance(line, dict) or not has_step(line):
             return False
         for tag, value in line.items():
-            if self._is_wanted(tag) and _is_number(value):
-                self._points.setdefault(tag, _Points()).add(line["step"], value)
+            if self._is_wanted(tag) and (point := number(value)) is not None:
+                self._points.setdefault(tag, _Points()).add(line["step"], point)
         return True
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a journal's value is a point; JSON's readers also take a bare NaN or Infinity."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -5,7 +5,6 @@ Shapes: T logged training lines, V validations, S optimizer steps.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,10 +17,19 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from replication.certificate import Logged, logged_steps
 from replication.config import flatten
 from replication.errors import UserError
-from replication.rundir import RunDir, SuiteDir, read_journal, read_json
+from replication.rundir import (
+    Logged,
+    RunDir,
+    SuiteDir,
+    logged_steps,
+    number,
+    parse_objects,
+    read_failure,
+    read_journal,
+    read_object,
+)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -92,6 +100,8 @@ class Cell:
     """Completions in file order."""
     logged: Logged
     """What the certificate checks at every logged step."""
+    pooled: bool = True
+    """Whether means over seeds may take it in: not, where its data or config are not those of the other seeds."""
 
     @property
     def complete(self) -> bool:
@@ -128,7 +138,7 @@ def load_cell_files(run: RunDir, arm: str, seed: int) -> Cell:
         seed=seed,
         state=run.state(),
         failure=_failure(run),
-        step=int(_number(last.get("step", manifest.get("step", 0)), 0)),
+        step=int(_number(last.get("step", manifest.get("step")), 0)),
         tokens=_number(last.get("tokens", manifest.get("tokens"))),
         wall_seconds=_number(last.get("wall_seconds", manifest.get("wall_seconds"))),
         manifest=manifest,
@@ -137,7 +147,7 @@ def load_cell_files(run: RunDir, arm: str, seed: int) -> Cell:
         validation=_series([line for line in lines if _has_validation(line)], "val/"),
         per_step=_per_step(train_lines),
         samples=_samples(run),
-        logged=logged_steps(train_lines),
+        logged=logged_steps(lines),
     )
 
 
@@ -157,17 +167,15 @@ def _has_validation(line: dict[str, Any]) -> bool:
 
 
 def _number(value: Any, missing: float = float("nan")) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else missing
+    found = number(value)
+    return missing if found is None else found
 
 
 def _numbers(values: Sequence[Any]) -> Floats:
     """float64 [len(values)]; NaN for whatever is no number."""
-    try:
-        if set(map(type, values)) <= {float, int, NoneType}:
-            return np.array(values, dtype=np.float64)
-        return np.array([_number(value) for value in values], dtype=np.float64)
-    except OverflowError:  # a whole number beyond what a float holds
-        return np.array([_number(value) if isinstance(value, float) else np.nan for value in values])
+    if set(map(type, values)) <= {float, NoneType}:
+        return np.array(values, dtype=np.float64)
+    return np.array([_number(value) for value in values], dtype=np.float64)
 
 
 def _series(lines: Sequence[dict[str, Any]], prefix: str = "") -> Series:
@@ -206,40 +214,28 @@ def _per_step(lines: Sequence[dict[str, Any]]) -> dict[str, Floats]:
 
 def _object(run: RunDir, name: str) -> dict[str, Any]:
     try:
-        value = read_json(getattr(run, name))
-    except (UserError, OSError):
+        return read_object(getattr(run, name))
+    except UserError:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _config(run: RunDir) -> dict[str, Any]:
     try:
         tree = yaml.load(run.config.read_text(encoding="utf-8"), Loader=LOADER)
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return flatten(tree) if isinstance(tree, dict) else {}
 
 
 def _failure(run: RunDir) -> Failure | None:
     """A FAILED file that a later, complete attempt left behind is not a failure any more."""
-    if run.complete.is_file() or not run.failed.is_file():
-        return None
-    record = _object(run, "failed")
-    lines = str(record.get("error", "")).strip().splitlines() or ["no error was recorded; see log.txt"]
-    return Failure(lines[0][:500], int(_number(record.get("step"), 0)))
+    record = None if run.complete.is_file() else read_failure(run)
+    return Failure(record["error"], int(_number(record.get("step"), 0))) if record else None
 
 
 def _samples(run: RunDir) -> tuple[dict[str, Any], ...]:
     try:
-        lines = run.samples.read_text(encoding="utf-8", errors="replace").split("\n")
+        content = run.samples.read_bytes()
     except OSError:
         return ()
-    found = []
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict) and "completion" in value:
-            found.append(value)
-    return tuple(found)
+    return tuple(sample for sample in parse_objects(content) if isinstance(sample.get("completion"), str))

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from replication.analysis.drawing import DPI, FONT_POINTS, MARKERS, WIDTH_INCHES
+from replication.analysis.drawing import DPI, FONT_POINTS, MARKERS, WIDTH_INCHES, save_png
 
 COLOURS = ("#000000", "#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#D55E00")  # Okabe and Ito
 
@@ -39,7 +38,7 @@ def draw_calibration(rows: Sequence[dict[str, Any]], names: dict[str, str], path
     panels[1].set_ylim(min(0.4, panels[1].get_ylim()[0]), 1.01)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=1, fontsize=FONT_POINTS - 2, frameon=False)
-    FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": None})
+    save_png(figure, path)
 
 
 def _rates(panel: Axes, rows: Sequence[dict[str, Any]], names: dict[str, str], what: str) -> None:
@@ -102,7 +101,7 @@ def draw_power(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure.legend(
         unique.values(), unique.keys(), loc="outside lower center", ncols=2, fontsize=FONT_POINTS - 2.5, frameon=False
     )
-    FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": None})
+    save_png(figure, path)
 
 
 def _title(panel: Axes, title: str, y: str) -> None:

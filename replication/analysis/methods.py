@@ -36,11 +36,15 @@ def _training(r: dict[str, Any]) -> list[str]:
         names = ", ".join(source["name"] for source in r["data"]["sources"])
         same = "the same for all runs" if r["data"]["used_by_all"] else "not the same for all runs"
         lines.append(f"The data ({names}; hash {plain(r['data']['hash'])}) were {same}.")
+    elif r["data_hashes"]:
+        lines.append(f"The runs were trained on {data_words(r['data_hashes'])}.")
     declared = ", ".join(r["config"]["declared_keys"]) or "nothing"
+    unlike = {seed["seed"]: "; ".join(seed["departures"]) for seed in r["certificate"]["seeds"] if seed["departures"]}
+    beside = "".join(f", and at seed {seed} in what ran them ({what})" for seed, what in unlike.items())
     lines.append(
-        f"The {len(suite['arms'])} arms ({', '.join(suite['arms'])}) differ in {declared} alone. Each was trained at "
-        f"{len(suite['seeds'])} {'seed' if len(suite['seeds']) == 1 else 'seeds'} ({seeds}), which set initial weights "
-        f"and data order; {suite['cells_complete']} of {suite['cells_total']} runs are complete."
+        f"The {len(suite['arms'])} arms ({', '.join(suite['arms'])}) differ in {declared}{beside or ' alone'}. "
+        f"Each was trained at {len(suite['seeds'])} {'seed' if len(suite['seeds']) == 1 else 'seeds'} ({seeds}), which "
+        f"set initial weights and data order; {suite['cells_complete']} of {suite['cells_total']} runs are complete."
     )
     n_used, n_refused = len(r["pairs_used"]), len(r["pairs_refused"])
     lines.append(
@@ -49,6 +53,12 @@ def _training(r: dict[str, Any]) -> list[str]:
         "these are compared."
     )
     return lines
+
+
+def data_words(hashes: list[dict[str, Any]]) -> str:
+    """'data hash abc (seeds 1, 2) and data hash def (seed 3)'."""
+    seeds = [f"{'seed' if len(h['seeds']) == 1 else 'seeds'} {', '.join(map(str, h['seeds']))}" for h in hashes]
+    return " and ".join(f"data hash {plain(h['hash'])} ({words})" for h, words in zip(hashes, seeds, strict=True))
 
 
 def _measurement(r: dict[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ from replication.analysis import format as shown
 from replication.analysis.drawing import arm_styles
 from replication.analysis.figures import draw_figures
 from replication.analysis.load import Cell, load_cells
-from replication.analysis.methods import methods
+from replication.analysis.methods import data_words, methods
 from replication.analysis.results import compute_results
 from replication.analysis.verdict import verdict
 from replication.certificate import certify
 from replication.config import SuiteConfig
 from replication.errors import UserError
-from replication.rundir import SuiteDir, read_json, write_json, write_text
+from replication.rundir import SuiteDir, read_object, remove_temporaries, write_json, write_text
 from replication.votes import read_votes
 from replication.votes_note import read_note
 
@@ -44,7 +44,10 @@ def write_report(suite_dir: SuiteDir, suite: SuiteConfig) -> Path:
     """
     if not suite_dir.root.is_dir():
         raise UserError(f"{suite_dir.root}: no such folder; give the output folder of `replicate grid run`")
+    remove_temporaries(suite_dir.root)
+    made_from = suite_dir.inputs_sha256(suite_dir.cell(arm, seed) for seed in suite.seeds for arm in suite.arms)
     cells, results = collect(suite_dir, suite)
+    results["made_from"] = made_from
     results["figures"] = [asdict(drawn) for drawn in draw_figures(cells, results, suite_dir.figures)]
     write_json(suite_dir.results, results)
     return render(suite_dir)
@@ -65,7 +68,8 @@ def collect(suite_dir: SuiteDir, suite: SuiteConfig) -> tuple[list[Cell], dict[s
     """
     cells = load_cells(suite_dir, suite.arms, suite.seeds)
     logged = {(cell.arm, cell.seed): cell.logged for cell in cells}
-    certificate = certify(suite_dir, suite.arms, suite.seeds, logged)
+    certificate = certify(suite_dir, suite.arms, suite.seeds, logged, suite.analysis.strict_pairs)
+    cells = [replace(cell, pooled=cell.seed not in certificate.not_pooled) for cell in cells]
     write_json(suite_dir.certificate, certificate.to_dict())
     results = compute_results(suite_dir, suite, cells, certificate, read_votes(suite_dir.votes))
     note = read_note(suite_dir.votes_note, suite_dir.votes)
@@ -84,8 +88,8 @@ def render(suite_dir: SuiteDir) -> Path:
     Raises:
         UserError: there is no results.json.
     """
-    results = read_json(suite_dir.results)
-    if results is None:
+    results = read_object(suite_dir.results)
+    if not results:
         raise UserError(f"{suite_dir.results}: no such file; run `replicate report` on the folder")
     images = {figure["file"]: _data_uri(suite_dir.figures / figure["file"]) for figure in results["figures"]}
     colours = {name: style.colour for name, style in arm_styles(results["suite"]["arms"]).items()}
@@ -112,6 +116,7 @@ def template(name: str) -> Any:
         "duration": shown.duration,
         "plain": shown.plain,
         "p": shown.p_value,
+        "data_words": data_words,
         "cell": shown.markdown_cell,
         "fence": shown.markdown_fence,
     }

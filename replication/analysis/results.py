@@ -12,10 +12,12 @@ from replication.analysis.answers import certified, factorial_answer, loss_answe
 from replication.analysis.description import (
     completions,
     config_summary,
+    data_hashes,
     data_summary,
     fidelity_summary,
     generation_summary,
     machines,
+    noise_summary,
     one_value,
     reproduce,
     warnings,
@@ -145,10 +147,12 @@ def compute_results(
         "quantities": [_quantity(q, suite, cells, certificate) for q in compared],
         "divergence": divergence_answer(cells, suite.arms),
         "gain": [_gain(cell) for cell in cells if len(cell.train.steps)],
-        "warnings": list(warnings(suite_dir, suite, cells)),
+        "warnings": list(warnings(suite_dir, suite, cells, certificate)),
         "config": config_summary(suite, cells),
         "fidelity": fidelity_summary(suite_dir, suite, cells),
         "data": data_summary(suite_dir, cells),
+        "data_hashes": data_hashes(cells),
+        "noise": noise_summary(suite_dir, cells, a.loss),
         "machines": machines(cells),
         "generation": generation_summary(suite_dir, cells),
         "samples": completions(suite, cells),
@@ -279,8 +283,9 @@ def _quantity(q: Quantity, suite: SuiteConfig, cells: Sequence[Cell], certificat
         used = np.where(passed, row, NAN)
         p = float(sign_flip_p(used))
         pairs.append({"arm": arm, "differences": used.tolist(), **asdict(summarize_paired(used)), "p_sign_flip": p})
-    means = {arm: _mean(row) for arm, row in zip(suite.arms, values, strict=True)}
-    baseline = values[0][np.isfinite(values[0])]
+    pooled = values[:, [seed not in certificate.not_pooled for seed in suite.seeds]]
+    means = {arm: _mean(row) for arm, row in zip(suite.arms, pooled, strict=True)}
+    baseline = pooled[0][np.isfinite(pooled[0])]
     return {
         "key": q.key,
         "name": q.name,

@@ -77,10 +77,10 @@ def _method() -> str:
 
 def _read(path: Path, arguments: tuple[Any, ...]) -> dict[str, dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         return {}
-    rows = (row for row in parse_objects(text) if row.pop("arguments", None) == list(arguments))
+    rows = (row for row in parse_objects(content) if row.pop("arguments", None) == list(arguments))
     return {row["key"]: row for row in rows}
 
 

@@ -181,8 +181,9 @@ def counts(run: RunDir) -> bool:
     if state != "interrupted":
         return state in ("complete", "running")
     try:
-        return time.time() - run.metrics.stat().st_mtime < ALIVE_SECONDS
-    except FileNotFoundError:
+        # of another node's clock, which may be ahead of this one's
+        return abs(time.time() - run.metrics.stat().st_mtime) < ALIVE_SECONDS
+    except OSError:
         return False
 
 

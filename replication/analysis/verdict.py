@@ -18,13 +18,15 @@ def verdict(results: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         headline: a sentence or two, the primary question first; preference, loss, factorial: the questions of the plan,
-        lists of sentences; shows: what else these seeds show; cannot: what they cannot show.
+        lists of sentences; noise: how far rounding alone moves the loss; shows: what else these seeds show; cannot:
+        what they cannot show.
     """
     return {
         "headline": _headline(results),
         "preference": preference_lines(results["preference"]),
         "loss": loss_lines(results["loss"]),
         "factorial": factorial_lines(results["factorial"]),
+        "noise": noise_lines(results["noise"], results["loss"]),
         "shows": _shows(results),
         "cannot": _cannot(results),
     }
@@ -117,6 +119,24 @@ def _p(p: Any) -> str:
     """'p = 0.0123', 'p < 0.0001' or 'no p'."""
     text = p_value(p)
     return "no p" if p is None else f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def noise_lines(noise: dict[str, Any] | None, loss: dict[str, Any] | None) -> list[str]:
+    """How far rounding alone moves the loss, beside the margin: one sentence, and none in a suite of one arm."""
+    if loss is None:
+        return []
+    again = "replicate bench noise DIR measures it, where DIR is the folder of this report"
+    if noise is None or noise["largest_nats"] is None:
+        return [
+            f"How far rounding alone (another machine, other micro-batches) moves this loss is not measured: {again}."
+        ]
+    if not noise["is_of_this_suite"]:
+        return [f"How far rounding alone moves this loss was measured under another config than these cells': {again}."]
+    return [
+        f"Rounding alone moved this loss by up to {noise['largest_nats']:.2g} nats, beside the margin of "
+        f"{loss['margin_nats']:g} nats: the same cell cut otherwise ({', '.join(noise['cuts'])}; "
+        f"{', '.join(noise['cells'])})."
+    ]
 
 
 # ---------------------------------------------------------------- factorial

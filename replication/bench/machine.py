@@ -10,7 +10,8 @@ import torch
 
 from replication.config import RunConfig
 from replication.model.size import flops_per_token
-from replication.training.environment import cpu_name, package_versions
+from replication.provenance import package_versions
+from replication.training.environment import cpu_name
 
 # Dense bf16 with fp32 accumulation, FLOP/s, from NVIDIA's data sheets and architecture papers; figures "with sparsity"
 # are twice as high and are not these. The first name that the device's own contains counts.

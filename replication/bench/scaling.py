@@ -120,7 +120,7 @@ def _run(config: RunConfig, out: Path, block_steps: int, blocks: int) -> dict[st
     """One run; what its first rank wrote."""
     layer = out.with_suffix(".yaml")
     write_text(layer, to_yaml(config))
-    worker = [sys.executable, "-m", "replication.bench.rank", str(layer), str(out), str(block_steps), str(blocks)]
+    worker = [sys.executable, "-P", "-m", "replication.bench.rank", str(layer), str(out), str(block_steps), str(blocks)]
     code = run_ranks(worker, config.world_size, config.cluster.stop_signal)
     if code:
         raise UserError(

@@ -8,15 +8,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from replication.errors import UserError
 from replication.grid.plan import Cell
 from replication.grid.status import clock
 from replication.preemption import PREEMPTED
-from replication.rundir import SuiteDir, last_line, read_json, read_tail, write_json
+from replication.rundir import SuiteDir, last_line, number, read_failure, read_tail, record_failure
 
 
 @dataclass
@@ -77,7 +80,7 @@ def run_cells(cells: Sequence[Cell], suite_dir: SuiteDir, jobs: int, console: Co
 
 
 def _start(cell: Cell, suite_dir: SuiteDir, progress: Progress) -> _Running:
-    command = [sys.executable, "-m", "replication", "train", "--config", str(cell.run.config)]
+    command = [sys.executable, "-P", "-m", "replication", "train", "--config", str(cell.run.config)]
     command += ["--out", str(suite_dir.root)]
     cell.run.failed.unlink(missing_ok=True)
     environment = os.environ | (
@@ -92,13 +95,16 @@ def _start(cell: Cell, suite_dir: SuiteDir, progress: Progress) -> _Running:
 
 
 def _show(r: _Running, progress: Progress) -> None:
-    tail, t = read_tail(r.cell.run.metrics), r.cell.config.training
+    tail, t = None, r.cell.config.training
+    with suppress(UserError):  # a journal that cannot be read is the cell's to say
+        tail = read_tail(r.cell.run.metrics)
     if tail is None:
         progress.update(r.task, completed=0, note="starting")
         return
-    left = (t.steps - tail["step"]) * t.batch_tokens / tail["train/tokens_per_second"]
-    note = f"loss {tail['train/loss_nats']:.3f}, left {clock(left)}" if tail["step"] < t.steps else "generating"
-    progress.update(r.task, completed=tail["step"], note=note)
+    speed, loss = number(tail.get("train/tokens_per_second")), number(tail.get("train/loss_nats"))
+    left = (t.steps - tail["step"]) * t.batch_tokens / speed if speed else None
+    note = f"loss {'-' if loss is None else format(loss, '.3f')}, left {clock(left)}"
+    progress.update(r.task, completed=tail["step"], note=note if tail["step"] < t.steps else "generating")
 
 
 def _finish(r: _Running, outcome: Outcome, progress: Progress) -> None:
@@ -110,19 +116,15 @@ def _finish(r: _Running, outcome: Outcome, progress: Progress) -> None:
     if r.process.returncode == PREEMPTED:
         outcome.stopped.append(r.cell)
         progress.update(r.task, visible=False)
-        progress.console.print(f"[yellow]told to stop[/] {r.cell.name}: saved; the same command goes on from there")
+        progress.console.print(f"[yellow]told to stop[/] {r.cell.name}: the same command goes on with it")
         return
-    if read_json(r.cell.run.failed) is None:  # killed before it could say why
-        error = last_line(r.cell.run.log) or f"the process ended with code {r.process.returncode}"
-        write_json(
-            r.cell.run.failed,
-            {"error": error, "log": str(r.cell.run.log), "step": (read_tail(r.cell.run.metrics) or {}).get("step", 0)},
-        )
+    error = last_line(r.cell.run.log) or f"the process ended with code {r.process.returncode}"
+    if read_failure(r.cell.run) is None:  # killed before it could say why
+        record_failure(r.cell.run, error)
     outcome.failed.append(r.cell)
     progress.update(r.task, visible=False)
-    progress.console.print(
-        f"[red]failed[/] {r.cell.name}: {read_json(r.cell.run.failed)['error']} (log: {r.cell.run.log})"
-    )
+    error = (read_failure(r.cell.run) or {"error": error})["error"]
+    progress.console.print(f"[red]failed[/] {r.cell.name}: {escape(error)} (log: {r.cell.run.log})")
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from replication.config import (
+    CellConfigs,
     RunConfig,
     SuiteConfig,
     arm_keys,
@@ -19,12 +20,15 @@ from replication.config import (
     load_suite,
     refuse_differences,
     refuse_other_config,
+    scientific,
     scientific_hash,
     to_dict,
     to_yaml,
+    without_seeds,
 )
 from replication.errors import UserError
-from replication.rundir import RunDir, SuiteDir, write_text
+from replication.rundir import RunDir, SuiteDir, remove_temporaries, write_text
+from replication.starts import logged_cells
 
 
 @dataclass(frozen=True)
@@ -114,15 +118,36 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
     Raises:
         UserError: the folder holds another suite, or a cell of another config.
     """
+    alike = [arm for arm in suite.arms if [a.casefold() for a in suite.arms].count(arm.casefold()) > 1]
+    if alike:
+        raise UserError(f"arms: {' and '.join(alike)} differ in case alone, and some file systems do not; rename one")
     refuse_other_suite(suite, suite_dir)
+    remove_temporaries(suite_dir.root)
     claimed = to_dict(suite)
     if suite_dir.suite.is_file():
         claimed["seeds"] = list(dict.fromkeys([*load_suite(suite_dir.suite).seeds, *claimed["seeds"]]))
     for cell in cells:
         refuse_other_config(cell.config, cell.run.config)
+    _refuse_other_seeds(suite_dir, cells)
     text = yaml.safe_dump(claimed, sort_keys=False)
     if not suite_dir.suite.is_file() or suite_dir.suite.read_text(encoding="utf-8") != text:
         write_text(suite_dir.suite, text)  # only then: a suite that is newer than the report makes it out of date
+
+
+def _refuse_other_seeds(suite_dir: SuiteDir, cells: Sequence[Cell]) -> None:
+    """Raise UserError where other seeds of an arm were trained under another config, as flags can make it."""
+    configs, of_arm = CellConfigs(), {cell.arm: without_seeds(scientific(cell.config)) for cell in cells}
+    planned = {cell.name for cell in cells}
+    for name, run in logged_cells(suite_dir.runs).items():
+        arm = run.root.parent.name
+        if arm not in of_arm or name in planned:
+            continue
+        try:
+            there = without_seeds(scientific(configs.load(run.config)))
+        except (UserError, OSError):
+            continue  # the certificate names it
+        what = f"{run.root}: a seed of another config, and seeds that differ in it are not pooled"
+        refuse_differences(what, there, of_arm[arm], "give the same flags, or choose another --out")
 
 
 def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> None:
@@ -139,7 +164,7 @@ def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> None:
 
 def _is_foreign(path: Path, suite_dir: SuiteDir) -> bool:
     """Whether something in an output folder without a suite belongs to somebody else; a frozen plan does not."""
-    ours = path.name in ("data", "data.partial") or path.name.startswith(".")
+    ours = path.name in ("data", "data.partial", "noise", "noise.json") or path.name.startswith(".")
     return not ours and not (suite_dir.plan.is_file() and re.fullmatch(r"plan(-\d+)?\.(json|md)", path.name))
 
 

@@ -29,6 +29,7 @@ class Site:
     on_preemption: str = "requeue"
     modules: str = ""
     container: str = ""
+    master_addr: str = ""
     scratch: str = ""
 
 

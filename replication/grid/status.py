@@ -21,12 +21,22 @@ from rich.table import Table
 
 from replication.config import DivergedRule
 from replication.diverged import why_diverged
+from replication.errors import UserError
 from replication.grid import slurm
 from replication.grid.jobs import JobStage
 from replication.grid.plan import Place
 from replication.grid.slurm import Queued
 from replication.plan import name_cells
-from replication.rundir import RunDir, first_error, is_trained, last_line, parse_objects, read_json, read_tail
+from replication.rundir import (
+    RunDir,
+    first_error,
+    is_trained,
+    last_line,
+    number,
+    parse_objects,
+    read_failure,
+    read_tail,
+)
 
 STYLE = {
     "complete": "green",
@@ -108,18 +118,21 @@ def cell_status(
         jobs: what the scheduler has of it in the queue, by stage.
         left: its latest job of each stage, where that has left the queue.
     """
-    run, jobs, left = place.run, jobs or {}, left or {}
-    facts, tail = _facts(run.config), read_tail(run.metrics) or {}
-    notes = read_notes(run)
-    restarts = [j.restarts for j in jobs.values()] + [n.get("restarts", 0) for n in notes]
-    state, note = _state(run, jobs, notes, left, facts)
-    if facts is not None and state not in (*WAITING, "pending"):
-        why = why_diverged(run, rule, facts.warmup_steps, facts.vocab_size)
-        state, note = ("diverged", why) if why else (state, note)
-    speed, step = tail.get("train/tokens_per_second"), tail.get("step", 0)
+    run, jobs, left, tail = place.run, jobs or {}, left or {}, {}
+    facts, notes = _facts(run.config), read_notes(run)
+    restarts = [j.restarts for j in jobs.values()] + [n["restarts"] for n in notes if type(n.get("restarts")) is int]
+    try:
+        tail = read_tail(run.metrics) or {}
+        state, note = _state(run, jobs, notes, left, facts)
+        if facts is not None and state not in (*WAITING, "pending"):
+            why = why_diverged(run, rule, facts.warmup_steps, facts.vocab_size)
+            state, note = ("diverged", why) if why else (state, note)
+    except UserError as error:  # a damaged file is this cell's, and named; the table shows the others
+        state, note = ("complete" if run.complete.is_file() else "failed"), str(error)
+    speed, step = number(tail.get("train/tokens_per_second")), tail.get("step", 0)
     seconds_left = (facts.steps - step) * facts.batch_tokens / speed if facts and state == "running" and speed else None
     return CellStatus(
-        place, state, step, facts.steps if facts else None, tail.get("train/loss_nats"),
+        place, state, step, facts.steps if facts else None, number(tail.get("train/loss_nats")),
         speed if state == "running" else None, seconds_left, max(restarts, default=0), note,
     )  # fmt: skip
 
@@ -130,16 +143,17 @@ def _facts(path: Path) -> _Facts | None:
             config = yaml.load(file, _Loader)
         t = config["training"]
         generates = bool(config["generation"]["prompts"])
-        return _Facts(t["steps"], t["batch_tokens"], t["warmup_steps"], config["model"]["vocab_size"], generates)
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        numbers = (t["steps"], t["batch_tokens"], t["warmup_steps"], config["model"]["vocab_size"])
+        return _Facts(*numbers, generates) if all(type(n) is int for n in numbers) and numbers[3] > 0 else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError):
         return None
 
 
 def read_notes(run: RunDir) -> list[dict[str, Any]]:
     """The lines of jobs.jsonl, torn ones left out."""
     try:
-        return list(parse_objects(run.jobs.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+        return list(parse_objects(run.jobs.read_bytes()))
+    except OSError:
         return []
 
 
@@ -192,11 +206,11 @@ def _ended(run: RunDir, trained: bool, notes: Sequence[Mapping[str, Any]], left:
     An error that was recorded comes before the scheduler's word, the scheduler's before what its silence would mean.
     """
     last = notes[-1] if notes else {}
-    event, code, failure = last.get("event"), last.get("code"), read_json(run.failed)
+    event, code, failure = last.get("event"), last.get("code"), read_failure(run)
     if _is_cancelled(notes):
         return "cancelled", ""
     if failure is not None:
-        return "failed", f"{failure.get('error')} (log: {failure.get('log', run.log)})"
+        return "failed", f"{failure['error']} (log: {run.log})"
     never_began = left is not None and all(n.get("job", left.id) != left.id for n in notes)
     log = left.output if left is not None and never_began else run.log
     error = first_error(log)

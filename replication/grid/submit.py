@@ -9,9 +9,9 @@ OUT/launch/0001-train-seed-1/     one call of sbatch, numbered
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
+import re
 import shlex
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -32,9 +32,11 @@ from replication.grid.status import read_notes
 from replication.rundir import (
     RunDir,
     SuiteDir,
+    hold_lock,
     is_trained,
     lead_seconds_needed,
     read_json,
+    read_object,
     remove_tree,
     write_json,
     write_text,
@@ -60,11 +62,15 @@ def submissions(suite_dir: SuiteDir) -> list[Submission]:
     """Every submission of an output folder, oldest first; where it is a copy of another folder, not that one's."""
     found = []
     for path in sorted(suite_dir.launch.glob("*/job.json")):
-        facts, answer = read_json(path), read_json(path.with_name("submitted.json")) or {}
+        if not re.fullmatch(r"\d+-[\w.-]+", path.parent.name):
+            continue  # a person's copy
+        facts, answer = read_object(path), read_object(path.with_name("submitted.json"))
+        if not {"name", "stage", "cells"} <= facts.keys():
+            raise UserError(f"{path}: does not say what was submitted; restore it, or remove {path.parent}")
         out, user = facts.get("out"), facts.get("user") or slurm.user_name(path.stat().st_uid)
         there = Path(out or "", "launch", path.parent.name)
-        elsewhere = bool(out) and there.is_dir() and not suite_dir.root.samefile(out)
-        if elsewhere and (read_json(there / "submitted.json") or {}) == answer:  # else another suite in our old place
+        elsewhere = out is not None and there.is_dir() and not suite_dir.root.samefile(out)
+        if elsewhere and read_object(there / "submitted.json") == answer:  # else another suite in our old place
             continue
         cells = tuple(facts["cells"])
         found.append(Submission(path.parent, facts["name"], facts["stage"], cells, answer.get("id"), user, out))
@@ -304,12 +310,7 @@ def one_at_a_time(suite_dir: SuiteDir) -> Iterator[None]:
     Raises:
         UserError: another call holds it.
     """
-    suite_dir.root.mkdir(parents=True, exist_ok=True)
-    with open(suite_dir.root / ".submit.lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{suite_dir.root}: another process is submitting this suite; wait for it") from None
+    with hold_lock(suite_dir.root, "another process is submitting this suite; wait for it", ".submit.lock"):
         yield
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 
 from replication.judging.database import Database
-from replication.judging.schema import answers, assignments, judges
+from replication.judging.schema import COUNTS, answers, assignments, judges
 from replication.judging.store import standing_votes
 
 
@@ -43,9 +43,9 @@ class Attendance:
 
 
 def attendance(database: Database) -> list[Attendance]:
-    """Every judge of a panel, locked or not, in order of name."""
+    """Every judge of a panel, locked or not, in order of name; no test judge."""
     with database.read() as c:
-        people = c.execute(select(judges).order_by(judges.c.judge_id)).all()
+        people = c.execute(select(judges).where(COUNTS).order_by(judges.c.judge_id)).all()
         cast: dict[str, list[Row[Any]]] = {row.judge_id: [] for row in people}
         for row in c.execute(standing_votes()):
             cast[row.judge_id].append(row)

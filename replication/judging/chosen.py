@@ -108,7 +108,7 @@ def _named(pair: str, suite: SuiteConfig) -> tuple[str, str]:
 def _left_out(suite_dir: SuiteDir, suite: SuiteConfig, arms: tuple[str, str]) -> dict[int, str]:
     """Seed -> why its completions may not be compared."""
     lines = {}
-    for pair in certify(suite_dir, arms, suite.seeds).pairs:
+    for pair in certify(suite_dir, arms, suite.seeds, strict=suite.analysis.strict_pairs).pairs:
         without = [arm for arm in arms if not suite_dir.cell(arm, pair.seed).samples.is_file()]
         if pair.state != "holds":
             lines[pair.seed] = "; ".join(pair.reasons)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
@@ -28,16 +29,19 @@ class Database:
 
     Args:
         url: a SQLAlchemy URL, or the path of an SQLite file.
+        only_reads: whether nothing will be written: then the file may lie where nothing can be.
 
     Raises:
         UserError: no such kind of database, or its driver is missing.
     """
 
-    def __init__(self, url: str | Path) -> None:
+    def __init__(self, url: str | Path, only_reads: bool = False) -> None:
         try:
             parsed = _parse(url)
             is_postgres = parsed.get_backend_name() == "postgresql"
-            more = {"connect_args": {"connect_timeout": CONNECT_SECONDS}} if is_postgres else {}
+            more: dict[str, Any] = {"connect_args": {"connect_timeout": CONNECT_SECONDS}} if is_postgres else {}
+            if only_reads and parsed.get_backend_name() == "sqlite":
+                more = {"creator": lambda: _connect_to_read(Path(parsed.database or ""))}
             # an error never shows what was to be stored: a completion, the hash of a link
             self.engine = create_engine(
                 parsed, pool_size=20, max_overflow=20, pool_pre_ping=is_postgres, hide_parameters=True, **more
@@ -50,7 +54,7 @@ class Database:
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self._writer = threading.Lock()
         if self.is_sqlite:
-            _set_up_sqlite(self.engine)
+            _set_up_sqlite(self.engine, only_reads)
 
     @property
     def name(self) -> str:
@@ -83,7 +87,8 @@ class Database:
             return inspect(self.engine).has_table(panel.name)
         except OperationalError as error:
             line = str(error.orig).strip().splitlines()[0]
-            raise UserError(f"--database: {self.name} does not answer ({line}); start it, or name another") from None
+            remedy = "make it readable" if self.is_sqlite else "start it"
+            raise UserError(f"--database: {self.name} does not answer ({line}); {remedy}, or name another") from None
         except (DatabaseError, sqlite3.DatabaseError) as error:
             line = str(getattr(error, "orig", error)).strip().splitlines()[0]
             raise UserError(f"--database: {self.name} cannot be read ({line}); restore it, or name another") from None
@@ -136,14 +141,39 @@ def _parse(url: str | Path) -> URL:
     return make_url(text)
 
 
-def _set_up_sqlite(engine: Engine) -> None:
+def _connect_to_read(file: Path) -> sqlite3.Connection:
+    """A connection to an SQLite file that may lie in a folder, or belong to a user, that lets nothing be written.
+
+    A server's journal is read with the file, which needs its two neighbours; a file without a journal needs none.
+    """
+    journal = file.with_name(f"{file.name}-wal")
+    is_whole = not (journal.exists() and journal.stat().st_size)
+    for mode in ("mode=rw", "mode=ro", *(["immutable=1"] if is_whole else [])):
+        connection = sqlite3.connect(f"file:{quote(str(file))}?{mode}", uri=True, check_same_thread=False)
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            return connection
+        except sqlite3.OperationalError as error:
+            connection.close()
+            refused = error
+    if not is_whole:
+        raise sqlite3.OperationalError(
+            f"{journal.name} holds votes that can be read only where one may write: copy both"
+        )
+    raise refused
+
+
+def _set_up_sqlite(engine: Engine, only_reads: bool) -> None:
     @event.listens_for(engine, "do_connect")
     def _make_folder(*_: Any) -> None:
-        Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+        if not only_reads:
+            Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _: ConnectionPoolEntry) -> None:
         connection.isolation_level = None  # transactions begin where we say so
+        if only_reads:
+            return
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 30000"):
             connection.execute(f"PRAGMA {pragma}")
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.panel import PanelOptions, Tokens
+from replication.judging.options import PanelOptions
+from replication.judging.panel import Tokens
 from replication.judging.store import Store
 from replication.rundir import SuiteDir, read_json, write_json, write_text
 
@@ -47,6 +51,11 @@ class PanelFolder:
         return self.judging / "join-token"
 
     @property
+    def serving(self) -> Path:
+        """Where the page is served, while it is."""
+        return self.judging / "serving.json"
+
+    @property
     def database_file(self) -> Path:
         return self.judging / DATABASE_FILE
 
@@ -69,22 +78,32 @@ class PanelFolder:
         found = read_json(self.facts_file)
         if found is not None and not isinstance(found, dict):
             raise UserError(f"{self.facts_file}: must be an object; restore it")
+        for key in ("database", "panel_id"):
+            if found and not isinstance(found.get(key, ""), str):
+                raise UserError(f"{self.facts_file}: key '{key}' is {found[key]!r:.60}, which must be text; restore it")
         return found or {}
 
-    def open(self, url: str | None = None) -> Database:
+    def open(self, url: str | None = None, only_reads: bool = False) -> Database:
         """The panel's database.
 
         Args:
             url: --database; None: what panel.json names, or else the SQLite file.
+            only_reads: see Database.
 
         Raises:
-            UserError: it cannot be reached, or holds no panel.
+            UserError: it cannot be reached, or holds no panel, or another than panel.json is of.
         """
-        named = url or self.facts().get("database")
-        database = Database(named or self.database_file)
+        facts = self.facts()
+        named = url or facts.get("database")
+        database = Database(named or self.database_file, only_reads)
         if not database.exists():
             hint = "" if url or named else ", or name its --database"
             raise UserError(f"{database.name}: no panel there; `replicate judge prepare {self.root}` makes one{hint}")
+        if not url and "panel_id" in facts and (there := Store(database).panel().panel_id) != facts["panel_id"]:
+            raise UserError(
+                f"{self.facts_file}: is of the panel {facts['panel_id']}, and {database.name} holds {there}; bring "
+                "each panel's folder back whole, or name the --database that is meant"
+            )
         return database
 
     @property
@@ -111,6 +130,26 @@ class PanelFolder:
         facts = {"panel_id": about.panel_id, "suite": about.suite, "key_sha256": about.key_sha256}
         write_json(self.facts_file, facts | asdict(options) | named)
 
+    def note_serving(self, address: str, links: str) -> None:
+        """Write down where the page is served from here, for those who make links; not being able to is no fault."""
+        with suppress(OSError):
+            write_json(self.serving, {"address": address, "links": links, "host": socket.gethostname()})
+
+    def forget_serving(self, address: str) -> None:
+        with suppress(OSError, UserError):
+            if (read_json(self.serving) or {}).get("address") == address:
+                self.serving.unlink()
+
+    def served_at(self) -> str | None:
+        """Where judges reach the page, if it is being served from this machine."""
+        with suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
+            found = read_json(self.serving)
+            parts = urlsplit(found["address"])
+            for name in (parts.hostname, "127.0.0.1") if found["host"] == socket.gethostname() else ():
+                with suppress(OSError), socket.create_connection((name, parts.port), timeout=2):
+                    return str(found["links"])
+        return None
+
     def _write_secret(self, path: Path, token: str) -> None:
         """A token in a file that its owner alone can read."""
         write_text(path, "")
@@ -120,8 +159,8 @@ class PanelFolder:
 
     def read_secret(self, path: Path) -> str | None:
         try:
-            return path.read_text(encoding="utf-8").strip() or None
-        except FileNotFoundError:
+            return path.read_text(encoding="utf-8", errors="replace").strip() or None
+        except OSError:
             return None
 
 

@@ -10,8 +10,8 @@ from sqlalchemy import Connection, func, select
 
 from replication.judging import numbers
 from replication.judging.database import Database
-from replication.judging.schema import answers, assignments, items, judges, panel, unsealed
-from replication.judging.store import standing_votes
+from replication.judging.schema import COUNTS, answers, assignments, items, judges, panel, unsealed
+from replication.judging.store import standing_votes, test_votes
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ class Overview:
     n_surveyed: int
     survey: dict[str, dict[str, int]]
     results: list[numbers.Tally]
+    n_test_judges: int
+    n_test_votes: int
+    """In no other number."""
 
 
 def gather(database: Database) -> Overview:
@@ -52,9 +55,10 @@ def gather(database: Database) -> Overview:
     with database.read() as c:
         the_panel = c.execute(select(panel)).one()
         rows = c.execute(standing_votes()).all()
-        people = c.execute(select(judges).order_by(judges.c.kind, judges.c.judge_id)).all()
+        people = c.execute(select(judges).where(COUNTS).order_by(judges.c.kind, judges.c.judge_id)).all()
         n_assigned = _assigned_by_judge(c)
         planned = _assigned_by_prompt(c)
+        n_test_judges, n_test_votes = test_votes(c)
         replies = _replies(c)
         truth = {row.item_id: row for row in c.execute(select(unsealed))} if the_panel.locked_at else {}
     taken = [judge for judge in people if judge.kind == "model" or judge.token_sha256 is not None]
@@ -79,17 +83,19 @@ def gather(database: Database) -> Overview:
         n_surveyed=n_surveyed,
         survey={question: dict(counts) for question, counts in survey.items()},
         results=numbers.results(rows, truth),
+        n_test_judges=n_test_judges,
+        n_test_votes=n_test_votes,
     )
 
 
 def _assigned_by_judge(c: Connection) -> dict[str, int]:
-    query = select(assignments.c.judge_id, func.count().label("n")).group_by(assignments.c.judge_id)
-    return {row.judge_id: row.n for row in c.execute(query)}
+    query = select(assignments.c.judge_id, func.count().label("n")).join(judges).where(COUNTS)
+    return {row.judge_id: row.n for row in c.execute(query.group_by(assignments.c.judge_id))}
 
 
 def _assigned_by_prompt(c: Connection) -> dict[tuple[int, str, str], int]:
     by = (items.c.prompt_id, items.c.category, judges.c.kind)
-    query = select(*by, func.count()).join_from(assignments, items).join(judges)
+    query = select(*by, func.count()).join_from(assignments, items).join(judges).where(COUNTS)
     first = query.where(items.c.prompt_id.is_not(None), assignments.c.repeats.is_(None)).group_by(*by)
     everything = select(items.c.prompt_id, items.c.category).where(items.c.prompt_id.is_not(None)).distinct()
     none = {(prompt_id, category, "human"): 0 for prompt_id, category in c.execute(everything)}

@@ -10,6 +10,7 @@ from typing import Any
 from replication.errors import UserError
 from replication.judging.seal import Behind
 from replication.preference.completions import Completion
+from replication.votes import check_number
 
 Completions = Mapping[int, Mapping[str, Sequence[Completion]]]
 """seed -> arm -> completions"""
@@ -31,8 +32,11 @@ def matched(completions: Completions, arms: tuple[str, str]) -> Found:
         raise UserError(f"no seed has completions of both {arms[0]} and {arms[1]}; run `replicate generate` first")
     by_name, shapes = {}, {}
     for seed, of_arm in completions.items():
+        check_number(seed, "seed")
         for arm in arms:
             for one in of_arm.get(arm, ()):
+                check_number(one.prompt_id, f"{arm}/seed-{seed}: prompt_id")
+                check_number(one.sample, f"{arm}/seed-{seed}: sample")
                 by_name[seed, arm, one.prompt_id, one.sample] = one
             shapes[seed, arm] = {(one.prompt_id, one.sample): one.question for one in of_arm.get(arm, ())}
     seeds = sorted(completions)

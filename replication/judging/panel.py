@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import secrets
 import time
@@ -20,8 +19,9 @@ from sqlalchemy import Connection, Row, func, insert, select, text, update
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.design import Cell, Design, Place, session
+from replication.judging.options import PanelOptions, check_votes, repeats
 from replication.judging.pairs import Completions, draw_items, matched
-from replication.judging.schema import IS_FIRST, assignments, items, judges, panel, unsealed
+from replication.judging.schema import COUNTS, IS_FIRST, TEST, assignments, items, judges, panel, unsealed
 from replication.judging.seal import Behind, Key, read_key, remove_key, write_key
 from replication.judging.store import hash_token, is_locked
 
@@ -30,36 +30,6 @@ ATTENTION_TEXT = "(no text)"
 LOCKED = "the panel is locked; no judge can join it any more"
 JUDGE_ID = re.compile(r"[\w.@-]([\w.@ -]{0,198}[\w.@-])?")
 LABELS = {"left": "Left is better", "right": "Right is better"}
-
-
-@dataclass(frozen=True)
-class PanelOptions:
-    """How a panel is made.
-
-    Attributes:
-        judges: people it is planned for; each gets a set of assignments.
-        votes_per_judge: first votes of a set.
-        repeat_share: share of a set that comes again, sides swapped.
-        attention: attention items of a set.
-        survey: whether the page asks about the judge.
-        open_link: whether one link gives each who opens it a set that is free.
-    """
-
-    judges: int
-    votes_per_judge: int
-    repeat_share: float = 0.1
-    attention: int = 0
-    survey: bool = True
-    open_link: bool = True
-
-    @property
-    def n_repeats(self) -> int:
-        """Pairs of a set that come again."""
-        return _repeats(self.repeat_share, self.votes_per_judge)
-
-
-def _repeats(share: float, votes: int) -> int:
-    return min(math.ceil(share * votes), (votes + 1) // 2)  # of the first half, each once
 
 
 @dataclass(frozen=True)
@@ -96,14 +66,14 @@ def create_panel(
     Raises:
         UserError: there is a panel already, or the completions do not match between arms and seeds.
     """
-    _check(options)
+    options.check()
     found = matched(completions, arms)
     if database.exists():
         raise UserError(
             f"{database.name}: holds a panel already; a panel is made once. Take another --database or folder"
         )
     drawn = draw_items(found, arms)
-    _check_votes(options.votes_per_judge, len(drawn))
+    check_votes(options.votes_per_judge, len(drawn))
     key = Key(
         panel_id=secrets.token_hex(8),
         secret=secrets.token_hex(32),
@@ -144,26 +114,6 @@ def create_panel(
             remove_key(sealed)
             raise
     return tokens
-
-
-def _check(o: PanelOptions) -> None:
-    for flag, value, least in (("judges", o.judges, 0), ("votes", o.votes_per_judge, 1), ("attention", o.attention, 0)):
-        if value < least:
-            raise UserError(f"--{flag}: {value} must be at least {least}")
-    if not 0 <= o.repeat_share <= 0.5:
-        raise UserError(f"--repeats: {o.repeat_share} must lie between 0 and 0.5 (a share of the votes)")
-    if o.attention > (room := o.votes_per_judge + o.n_repeats):
-        raise UserError(
-            f"--attention: {o.attention} is more than the {room} other places of a set; give at most {room}"
-        )
-
-
-def _check_votes(votes: int, n_pairs: int) -> None:
-    if votes > n_pairs:
-        raise UserError(
-            f"--votes: {votes} is more than the {n_pairs} pairs of completions there are; give at most {n_pairs}, or "
-            "make a panel of more completions"
-        )
 
 
 # ---------------------------------------------------------------- judges
@@ -255,10 +205,25 @@ def invite_people(database: Database, sealed: Path, n: int) -> tuple[dict[str, s
     return tokens, len(further)
 
 
-def _next_names(c: Connection, n: int) -> list[str]:
+def invite_tests(database: Database, sealed: Path, n: int) -> dict[str, str]:
+    """Judge id -> token of n test judges: each gets the design's first set, which stays for others to judge.
+
+    Raises:
+        UserError: the panel is locked, or the key is not there.
+    """
+    with database.write() as c:
+        row = _hold_panel(c)
+        key, tokens = read_key(sealed, row.key_sha256), {}
+        for name in _next_names(c, n, TEST):
+            tokens[name] = secrets.token_urlsafe(24)
+            _add(c, key, [name], "human", TEST, row.votes_per_judge, tokens)
+    return tokens
+
+
+def _next_names(c: Connection, n: int, stem: str = "judge") -> list[str]:
     """n names of the form judge-007 that are not taken."""
     taken = set(c.execute(select(judges.c.judge_id)).scalars())
-    free = (f"judge-{i:03d}" for i in range(1, len(taken) + n + 1))
+    free = (f"{stem}-{i:03d}" for i in range(1, len(taken) + n + 1))
     return [name for name in free if name not in taken][:n]
 
 
@@ -277,8 +242,8 @@ def _add(
     tokens: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     design = Design(len(key.prompts), len(key.seeds), len(key.samples_baseline), len(key.samples_treatment), key.secret)
-    _check_votes(votes, design.n_distinct)
-    given = _given(c)
+    check_votes(votes, design.n_distinct)
+    given = [] if (kind, vendor) == ("human", TEST) else _given(c)
     hands = islice(design.deal([*given, *[votes] * len(names)]), len(given), None)
     known = {_name(behind, prompt): item for item, prompt, behind in _behind(c, key)}
     for name, cells in zip(names, hands, strict=True):
@@ -287,13 +252,14 @@ def _add(
         c.execute(insert(judges).values(**person, created_at=time.time()))
         rng = Random(f"{key.secret}/session/{name}")
         n_attention = key.n_attention if kind == "human" else 0
-        n_repeats = _repeats(key.repeat_share, votes) if kind == "human" else 0  # a model sees both orders anyway
+        n_repeats = repeats(key.repeat_share, votes) if kind == "human" else 0  # a model sees both orders anyway
         _assign(c, key, name, session(cells, n_repeats, n_attention, rng), known)
 
 
 def _given(c: Connection) -> Sequence[int]:
-    """How many first votes each judge has been dealt, in the order of dealing."""
-    query = select(func.count()).where(IS_FIRST).group_by(assignments.c.judge_id)
+    """How many first votes each judge has been dealt, in the order of dealing; test judges take none from others."""
+    query = select(func.count()).select_from(assignments.join(judges)).where(IS_FIRST, COUNTS)
+    query = query.group_by(assignments.c.judge_id)
     return c.execute(query.order_by(func.min(assignments.c.assignment_id))).scalars().all()
 
 

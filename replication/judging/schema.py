@@ -31,6 +31,8 @@ from sqlalchemy import (
 
 from replication.votes import CHOICES, JUDGE_KINDS
 
+TEST = "test"
+"""In place of a person's vendor: their votes are trials, and enter no record and no count."""
 metadata = MetaData()
 NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -85,13 +87,16 @@ judges = Table(
     metadata,
     Column("judge_id", String(200), primary_key=True),
     Column("kind", String(8), nullable=False),
-    Column("vendor", Words, nullable=False),  # of a model judge, else empty
+    Column("vendor", Words, nullable=False),  # of a model judge; of a person empty, or TEST
     Column("token_sha256", String(64), unique=True),  # of the invitation link; null: a model judge, or not claimed yet
     Column("created_at", Float, nullable=False),
     Column("started_at", Float),  # read the rubric
     Column("survey", JSON),  # null: not answered; {}: skipped
     _one_of("kind", JUDGE_KINDS),
 )
+
+COUNTS = (judges.c.kind != "human") | (judges.c.vendor != TEST)
+"""Of a judge: not a test judge."""
 
 assignments = Table(
     "judging_assignments",

@@ -89,6 +89,8 @@ def read_key(folder: Path, expected_sha256: str) -> Key:
         raise UserError(
             f"{path}: no such file; the sealed key is needed to add judges and to lock: do it where the panel was made"
         ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); lock it as the user who made the panel") from None
     if hashlib.sha256(data).hexdigest() != expected_sha256:
         raise UserError(f"{path}: is not the key that this panel was made with (its SHA-256 differs); restore that one")
     values = json.loads(data)

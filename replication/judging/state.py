@@ -52,6 +52,8 @@ def print_state(folder: PanelFolder, database: Database, console: Console) -> No
             f"left:         {100 * left.value:.1f} % of {left.whole} decisive first votes; by chance {low:.1f} to "
             f"{high:.1f} %"
         )
+    if o.n_test_judges:
+        console.print(f"left out:     {o.n_test_votes} votes of {o.n_test_judges} test judges, here and everywhere")
     console.print(f"coverage:     {_coverage(o)}")
     console.print(f"plan:         {fill(database, *planned, rules.judge_kinds).sentence}")
     if o.locked_at:

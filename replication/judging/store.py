@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Row, Select, and_, bindparam, func, insert, s
 from sqlalchemy.exc import IntegrityError
 
 from replication.judging.database import Database
-from replication.judging.schema import assignments, items, judges, panel, votes
+from replication.judging.schema import COUNTS, TEST, assignments, items, judges, panel, votes
 from replication.votes import CHOICES
 
 
@@ -52,6 +52,8 @@ class Judge:
     """None: not asked yet; empty: skipped."""
     n_assigned: int
     n_voted: int
+    is_test: bool = False
+    """Whether their votes enter no record."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ class Store:
             row = c.execute(_VISIT, {"hashed": hash_token(token)}).one_or_none()
         if row is None:
             return None
-        judge = Judge(row.judge_id, row.kind, row.started_at is not None, row.survey, row.n_assigned, row.n_voted)
+        judge = Judge(row.judge_id, row.kind, row.started_at is not None, row.survey, row.n_assigned, row.n_voted,
+                      row.vendor == TEST)  # fmt: skip
         return Visit(judge, row.last_vote, row.asks_survey, row.locked_at is not None)
 
     def judge(self, judge_id: str) -> Judge | None:
@@ -220,7 +223,7 @@ class Store:
 
 
 def standing_votes() -> Select[Any]:
-    """Every vote that was not undone, one row each in order of casting, with its assignment, judge and item.
+    """Every vote that was not undone and is no test judge's, in order of casting, with assignment, judge and item.
 
     Columns: vote_id, choice, shown_at, cast_at, seconds; assignment_id, judge_id, position, item_id, first_is_left,
     repeats, expected; kind, vendor; prompt_id, category.
@@ -238,9 +241,16 @@ def standing_votes() -> Select[Any]:
         .join_from(votes, assignments)
         .join(judges)
         .join(items)
-        .where(votes.c.undone_at.is_(None))
+        .where(votes.c.undone_at.is_(None), COUNTS)
         .order_by(votes.c.vote_id)
     )
+
+
+def test_votes(c: Connection) -> tuple[int, int]:
+    """How many test judges there are, and how many of their votes stand: they are in no other number."""
+    n_judges = c.execute(select(func.count()).select_from(judges).where(~COUNTS)).scalar_one()
+    cast = votes.join(assignments).join(judges)
+    return n_judges, c.execute(select(func.count()).select_from(cast).where(~COUNTS, _STANDS)).scalar_one()
 
 
 def is_locked(c: Connection) -> bool:
@@ -254,7 +264,8 @@ def _judge(c: Connection, row: Row[Any]) -> Judge:
     n_voted = c.execute(
         select(func.count()).select_from(assignments.join(votes)).where(mine, votes.c.undone_at.is_(None))
     ).scalar_one()
-    return Judge(row.judge_id, row.kind, row.started_at is not None, row.survey, n_assigned, n_voted)
+    is_test = row.kind == "human" and row.vendor == TEST
+    return Judge(row.judge_id, row.kind, row.started_at is not None, row.survey, n_assigned, n_voted, is_test)
 
 
 # What every request asks, built once: building a query takes longer than running it.

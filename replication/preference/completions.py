@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from replication.errors import UserError
-from replication.rundir import RunDir, SuiteDir, file_sha256, read_json
+from replication.rundir import RunDir, SuiteDir, file_sha256, read_object
 
 KEYS = {
     "arm": str, "seed": int, "prompt_id": int, "category": str, "question": str, "sample": int, "completion": str,
@@ -71,7 +71,8 @@ def _refuse_changed(run: RunDir) -> None:
 
     It was edited, or sampled anew and killed before the manifest was written: then the settings are of other texts.
     """
-    recorded = ((read_json(run.manifest) or {}).get("generation") or {}).get("samples_sha256")
+    generation = read_object(run.manifest).get("generation")
+    recorded = generation.get("samples_sha256") if isinstance(generation, dict) else None
     if recorded is not None and file_sha256(run.samples) != recorded:
         raise UserError(
             f"{run.samples}: is not the file whose settings {run.manifest.name} records; it was edited, or sampling it "
@@ -99,8 +100,7 @@ def suite_completions(suite_dir: SuiteDir, arms: Sequence[str]) -> dict[int, dic
 
 def _seeds(suite_dir: SuiteDir, arms: Sequence[str]) -> list[int]:
     """Seeds of the first arm's folders, ascending."""
-    names = [path.name.removeprefix("seed-") for path in (suite_dir.runs / arms[0]).glob("seed-*")] if arms else []
-    return sorted(int(name) for name in names if name.isdecimal())
+    return sorted(seed for arm, seed, _ in suite_dir.cells() if [arm] == list(arms[:1]))
 
 
 def _samples_of(run: RunDir, arm: str, seed: int) -> list[Completion]:
@@ -119,20 +119,27 @@ def _lines(path: Path, again: str) -> list[str]:
         raise UserError(f"{path}: no such file; `replicate generate` makes it") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is no UTF-8 text ({error.reason} at byte {error.start}); {again}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {again}") from None
     if not text.endswith("\n"):
         raise UserError(f"{path}: {'is torn in its last line' if text else 'is empty'}; {again}")
     return text[:-1].split("\n")
 
 
+def is_completion(value: Any) -> bool:
+    """Whether parsed JSON is a line of samples.jsonl."""
+    return isinstance(value, dict) and all(type(value.get(key)) is kind for key, kind in KEYS.items())
+
+
 def _completion(line: str, where: str, again: str) -> Completion:
     try:
         value: Any = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{where} is not valid JSON; {again}") from None
     if not isinstance(value, dict):
         raise UserError(f"{where} must be an object with {', '.join(KEYS)}; {again}")
     for key, kind in KEYS.items():
-        if not isinstance(value.get(key), kind) or isinstance(value[key], bool):
+        if type(value.get(key)) is not kind:
             words = "a whole number" if kind is int else "text"
             raise UserError(f"{where}: key '{key}' must be {words}, not {value.get(key)!r:.60}; {again}")
     return Completion(*(value[key] for key in KEYS))

@@ -4,7 +4,8 @@ samples.part/<i>-of-<n>.jsonl   completions of share i of n, in any order; the f
                                 of settings, prompts and weights: what was sampled otherwise is never gone on from
 samples.part/<i>-of-<n>.log     what a worker said
 samples.jsonl                   all completions, in the order of prompts and samples, however they came about
-manifest.json                   its `generation`: settings, and the hashes of prompts, weights and samples.jsonl
+manifest.json                   its `generation`: settings, and the hashes of prompts, weights and samples.jsonl; and
+                                `generated_by`: the code that put them together
 
 A share is every n-th completion of the cell. Any number of shares goes on with what any other number left behind.
 """
@@ -15,14 +16,26 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from replication.config import RunConfig, sampling_settings
 from replication.errors import UserError
+from replication.preference.completions import is_completion
 from replication.preference.prompts import Prompt, find_prompts, load_prompts
-from replication.rundir import RunDir, file_sha256, is_trained, read_json, remove_tree, sync, write_json, write_text
+from replication.provenance import code_identity
+from replication.rundir import (
+    RunDir,
+    file_sha256,
+    is_trained,
+    naming,
+    read_object,
+    remove_tree,
+    write_json,
+    write_text,
+)
 
 Key = tuple[int, int]
 """(prompt id, sample): what names a completion in its cell."""
@@ -76,7 +89,7 @@ class Samples:
             raise UserError(f"{run.config}: key generation.prompts is empty; name a prompt file")
         if not is_trained(run):
             raise UserError(f"{run.root}: is not trained to its last step, so it cannot generate; train it first")
-        weights = read_json(run.manifest).get("final_weights_sha256")
+        weights = read_object(run.manifest).get("final_weights_sha256")
         record = sampling_settings(config.generation)
         record |= {"prompts_sha256": file_sha256(find_prompts(named)), "weights_sha256": weights}
         return cls(config, run, tuple(load_prompts(named)), record)
@@ -99,7 +112,7 @@ class Samples:
 
     def are_there(self) -> bool:
         """Whether samples.jsonl is whole and was made with these settings, prompts and weights."""
-        there = (read_json(self.run.manifest) or {}).get("generation")
+        there = read_object(self.run.manifest).get("generation")
         if not isinstance(there, dict) or not self.run.samples.is_file():
             return False
         wanted = self.record | {"samples_sha256": file_sha256(self.run.samples)}
@@ -110,7 +123,7 @@ class Samples:
     def begin(self) -> int:
         """Remove parts that were sampled otherwise; returns how many completions the others hold."""
         for path in self.run.samples_part.glob("*"):
-            if path.suffix == ".log" or _read(path)[0] != self.binding:
+            if path.is_file() and (path.suffix == ".log" or _read(path)[0] != self.binding):
                 path.unlink()
         return len(self.parts())
 
@@ -136,7 +149,8 @@ class Samples:
         lines = [parts[prompt.id, sample] for prompt, sample in self.rows]
         write_text(self.run.samples, "".join(_dump(line) for line in lines))
         record = self.record | {"samples_sha256": file_sha256(self.run.samples)}
-        write_json(self.run.manifest, read_json(self.run.manifest) | {"generation": record})
+        made = {"generation": record, "generated_by": code_identity()}
+        write_json(self.run.manifest, read_object(self.run.manifest) | made)
         remove_tree(self.run.samples_part)
         return len(lines)
 
@@ -148,17 +162,19 @@ class Appender:
         there, lines = _read(path)
         kept = lines if there == binding else []
         write_text(path, "".join(_dump(line) for line in [{"binding": binding}, *kept]))
-        sync(path.parent)
+        self.path = path
         self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115  (lives as long as the share is sampled)
 
     def append(self, lines: Sequence[dict[str, Any]]) -> None:
         """Bring completions to the disk; when this returns they outlive a kill and a power cut."""
-        self._file.write("".join(_dump(line) for line in lines))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            self._file.write("".join(_dump(line) for line in lines))
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # on a full disk, what append has said already
+            self._file.close()
 
 
 def _dump(line: dict[str, Any]) -> str:
@@ -166,17 +182,20 @@ def _dump(line: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> tuple[str | None, list[dict[str, Any]]]:
-    """(binding, completions) of a part file up to its first torn line; (None, []) where it is none."""
+    """(binding, completions) of a part file up to its first torn or damaged line; (None, []) where it is none."""
     try:
         *whole, _torn = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
+    except OSError:
         return None, []
-    values = []
+    values: list[Any] = []
     for line in whole:
         try:
-            values.append(json.loads(line))
-        except ValueError:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if values and not (is_completion(value) and isinstance(value.get("tokens"), int)):
+            break
+        values.append(value)
     if not values or not isinstance(values[0], dict):
         return None, []
     return values[0].get("binding"), values[1:]

@@ -23,7 +23,17 @@ from replication.config import RunConfig, refuse_differences, scientific
 from replication.data.module import Batch
 from replication.errors import UserError, is_disk_full
 from replication.model.transformer import weights_sha256
-from replication.rundir import RunDir, damage, mark_complete, read_json, record_times, remove_tree
+from replication.rundir import (
+    RunDir,
+    damage,
+    mark_complete,
+    naming,
+    read_object,
+    record_times,
+    remove_tree,
+    step_of,
+    sync,
+)
 from replication.training.layouts import layout
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
@@ -145,12 +155,17 @@ class Checkpoints(Callback):
             "data_chain": self.measure.chain,
             "wall_seconds": round(self.measure.elapsed(), 2),
             "weights_sha256": self._weights_sha256,
+            "unlogged_steps": self.measure.unlogged_steps,
         }
+        if self.measure.journal is not None:
+            self.measure.journal.sync()  # a run that goes on from here does not write these lines again
         mark_complete(partial, {**facts, **self.identity})
-        os.replace(partial, folder)
+        with naming(folder):
+            os.replace(partial, folder)
+        sync(self.run.checkpoints)  # before what it replaces goes
         for recut in self.run.checkpoints.glob("universal-*"):
             remove_tree(recut)
-        for later in self.run.checkpoints.glob("step-*"):
+        for later in self.run.checkpoint_folders():
             if step_of(later) > step:  # damaged: this run went on from before it, and it must not count as kept
                 remove_tree(later)
         for old in complete_folders(self.run)[: -self.config.checkpoints.keep_last]:
@@ -204,10 +219,6 @@ def checkpoint_folder(run: RunDir, step: int) -> Path:
     return run.checkpoints / f"step-{step:06d}"
 
 
-def step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
-
-
 def remove_abandoned(run: RunDir) -> None:
     """Remove what saves and re-cuts that were cut short have left; call on the first rank."""
     for abandoned in run.checkpoints.glob("partial-*"):
@@ -216,7 +227,7 @@ def remove_abandoned(run: RunDir) -> None:
 
 def complete_folders(run: RunDir) -> list[Path]:
     """Folders with a COMPLETE marker, oldest first (their files are not checked here)."""
-    return sorted((p for p in run.checkpoints.glob("step-*") if (p / "COMPLETE").is_file()), key=step_of)
+    return [folder for folder in run.checkpoint_folders() if (folder / "COMPLETE").is_file()]
 
 
 def newest_checkpoint(
@@ -232,20 +243,29 @@ def newest_checkpoint(
         UserError: the checkpoint belongs to other data or another config; names the keys.
     """
     notes = []
-    for folder in sorted(run.checkpoints.glob("step-*"), key=step_of, reverse=True):
-        problem = damage(folder)
+    for folder in reversed(run.checkpoint_folders()):
+        problem = damage(folder) or _strange(folder)
         if problem:
             notes.append(f"{folder} {problem}; passed over")
             continue
         if config is not None:
-            there, remedy = read_json(folder / "COMPLETE"), f"choose another --out, or remove {run.root}"
-            refuse_differences(
-                f"{folder}: made with another config", there.get("scientific", {}), scientific(config), remedy
-            )
+            there, remedy = read_object(folder / "COMPLETE"), f"choose another --out, or remove {run.root}"
+            refuse_differences(f"{folder}: made with another config", there["scientific"], scientific(config), remedy)
             hashes = {"data hash": there["data_hash"]}, {"data hash": data_hash}
             refuse_differences(f"{folder}: made with another data", *hashes, remedy)
         return folder, notes
     return None, notes
+
+
+def _strange(folder: Path) -> str | None:
+    """What is wrong with the marker of an undamaged folder: of another step, or of something that is no checkpoint."""
+    marker = read_object(folder / "COMPLETE")
+    form = {"step": int, "tokens": int, "data_chain": str, "wall_seconds": float, "weights_sha256": str,
+            "data_hash": str, "layout": dict, "scientific": dict}  # fmt: skip
+    odd = [key for key, kind in form.items() if not isinstance(marker.get(key), kind)]
+    if odd:
+        return f"has a COMPLETE marker without {', '.join(odd)}"
+    return None if marker["step"] == step_of(folder) else f"is the checkpoint of step {marker['step']} by its marker"
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:

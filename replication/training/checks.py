@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from replication.config import RunConfig
 from replication.data.module import Batch
 from replication.errors import Diverged, UserError
-from replication.rundir import RunDir, read_json, write_json
+from replication.rundir import RunDir, SuiteDir, read_object, write_json
 from replication.training.module import LanguageModel
 from replication.training.preflight import preflight
 from replication.training.strategies import ZeroStrategy
@@ -39,7 +39,7 @@ class Checks(Callback):
 
     def _note(self, key: str, value: dict[str, Any], trainer: Trainer) -> None:
         if trainer.is_global_zero:
-            write_json(self.run.manifest, (read_json(self.run.manifest) or {}) | {key: value})
+            write_json(self.run.manifest, read_object(self.run.manifest) | {key: value})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.strategy, ZeroStrategy):  # a resumed engine remembers what it skipped
@@ -81,9 +81,13 @@ def check_neighbours(config: RunConfig, run: RunDir, initial_weights: str) -> No
     Raises:
         UserError: another arm of the same seed started elsewhere, or another seed at the same place.
     """
-    for path in sorted(run.root.parent.parent.glob("*/seed-*/manifest.json")):
-        other = read_json(path)
-        if path == run.manifest or not isinstance(other, dict) or "weights_seed" not in other:
+    for _, _, neighbour in SuiteDir(run.root.parents[2]).cells():
+        path = neighbour.manifest
+        try:
+            other = read_object(path)
+        except UserError:
+            continue  # a neighbour's damage is the certificate's to name
+        if neighbour.root == run.root or "weights_seed" not in other:
             continue
         same_seed = other["weights_seed"] == config.effective_weights_seed
         same_start = other.get("initial_weights_sha256") == initial_weights

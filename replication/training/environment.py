@@ -6,33 +6,22 @@ import logging
 import os
 import platform
 import warnings
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from replication.config import RunConfig
-from replication.provenance import git_state
-
-PACKAGES = (
-    "replication",
-    "torch",
-    "lightning",
-    "deepspeed",
-    "datasets",
-    "tokenizers",
-    "torchmetrics",
-    "numpy",
-)
+from replication.config import RunConfig, machine_cut
+from replication.provenance import code_identity, git_state
+from replication.training.strategies import uses_gpu
 
 
 def describe_machine() -> dict[str, Any]:
-    """git commit and dirty flag, package versions, hardware; a thing that cannot be told is None, never guessed."""
+    """Code, package versions, hardware; a thing that cannot be told is None, never guessed."""
     return {
         "git": git_state(),
-        "packages": package_versions(),
+        **code_identity(),
         "hardware": {
             "cpu": cpu_name(),
             "cores": psutil.cpu_count(),
@@ -42,9 +31,11 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def package_versions() -> dict[str, str | None]:
-    """Versions of what computes, None for what is not installed."""
-    return {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
+def arithmetic(config: RunConfig) -> dict[str, Any]:
+    """All of the machine that may change how sums are rounded: the config's `machine_cut`, threads and device."""
+    on_gpu = uses_gpu(config)
+    device = torch.cuda.get_device_name() if on_gpu else cpu_name()
+    return {**machine_cut(config), "threads": None if on_gpu else torch.get_num_threads(), "device": device}
 
 
 def cpu_name() -> str:
@@ -56,13 +47,6 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def prepare_torch(config: RunConfig) -> None:

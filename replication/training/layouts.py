@@ -16,7 +16,7 @@ from typing import Any
 from replication.config import RunConfig
 from replication.data.workers import tethered
 from replication.errors import UserError
-from replication.rundir import damage, mark_complete, read_json, remove_tree
+from replication.rundir import damage, mark_complete, read_json, remove_tree, sync
 
 WHOLE = ("single", "ddp")
 CROSSINGS = {("zero1", "zero1"), ("zero1", "zero2"), ("zero2", "zero1"), ("zero2", "zero2")}
@@ -84,7 +84,7 @@ def recut(folder: Path) -> None:
     for leftover in (target, partial):
         remove_tree(leftover)
     source = folder / "trainer.ckpt"
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command = [sys.executable, "-P", "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += ["--input_folder", str(source / "checkpoint"), "--output_folder", str(partial / "checkpoint")]
     command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
     with tethered():  # a killed start must not leave a converter behind that writes into the next one's folder
@@ -98,6 +98,7 @@ def recut(folder: Path) -> None:
         )
     mark_complete(partial)
     os.replace(partial, target)
+    sync(target.parent)
 
 
 def _words(layout: dict[str, Any]) -> str:

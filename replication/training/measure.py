@@ -7,6 +7,7 @@ which the host reads. On the device each step leaves one loss and one gradient n
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from replication.errors import Diverged
 from replication.model.loss import histogram_entropy
 from replication.objectives.layer_gain import included_blocks, layer_scales, step_divergence
 from replication.objectives.token_gain import gain_sums, masked_mean, token_gain
-from replication.rundir import Journal, RunDir, damage, read_journal
+from replication.rundir import Journal, RunDir, damage, number, read_journal
 from replication.training.module import LanguageModel
 from replication.training.ranks import gather, is_first, world_size
 
@@ -97,15 +98,19 @@ class Measure(Callback):
             trainer.validating = True  # what the training loop itself does around a validation
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
-        if trainer.logger is not None and is_first():
-            figure, step = divergence_figure(self.run)
-            trainer.logger.experiment.add_figure("divergence/blocks_over_steps", figure, step)  # type: ignore[attr-defined]
+        if trainer.logger is not None and is_first() and (drawn := divergence_figure(self.run)):
+            trainer.logger.experiment.add_figure("divergence/blocks_over_steps", *drawn)  # type: ignore[attr-defined]
         self._read_device()
         self.check_finite(trainer.global_step)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.journal is not None:
             self.journal.close()
+
+    @property
+    def unlogged_steps(self) -> int:
+        """How many steps were read whose losses the next line will have; their losses are part of a checkpoint."""
+        return len(self._losses)
 
     def elapsed(self) -> float:
         """Seconds of training so far, those before a resume included."""
@@ -259,7 +264,7 @@ class Measure(Callback):
             Diverged: one was seen; names the last good checkpoint.
         """
         if bool(gather(self._nonfinite).any()):
-            good = [p for p in sorted(self.run.checkpoints.glob("step-*")) if damage(p) is None]
+            good = [folder for folder in self.run.checkpoint_folders() if damage(folder) is None]
             last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
             raise Diverged(
                 f"training: the loss or gradient norm was not finite at or before step {step}; {last}; "
@@ -314,12 +319,14 @@ def tensorboard_layout(n_blocks: int) -> dict[str, dict[str, list[Any]]]:
     }
 
 
-def divergence_figure(run: RunDir) -> tuple[Figure, int]:
-    """Divergence over blocks and steps, from the journal; and the last step it shows."""
-    lines = [line for line in read_journal(run.metrics) if "divergence/block_00" in line]
-    tags = sorted(k for k in lines[0] if k.startswith("divergence/"))
-    steps = [line["step"] for line in lines]
-    values = np.array([[np.nan if line[t] is None else line[t] for line in lines] for t in tags])
+def divergence_figure(run: RunDir) -> tuple[Figure, int] | None:
+    """Divergence over blocks and steps, from the journal; and the last step it shows; None where it has no line."""
+    by_step = {line["step"]: line for line in read_journal(run.metrics) if "divergence/block_00" in line}
+    if not by_step:
+        return None
+    steps, lines = zip(*sorted(by_step.items()), strict=True)
+    tags = sorted(k for k in lines[-1] if k.startswith("divergence/"))
+    values = np.array([[math.nan if (v := number(line.get(t))) is None else v for line in lines] for t in tags])
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.add_subplot()
     image = axes.pcolormesh(steps, range(len(tags)), values, shading="nearest")

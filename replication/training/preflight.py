@@ -19,9 +19,9 @@ from replication.config import RunConfig
 from replication.data.store import Split, TokenStore
 from replication.errors import UserError
 from replication.needs import GIB, StateNeeds, checkpoint_gib, checkpoints_kept, gib, state_needs
+from replication.provenance import code_identity
 from replication.rundir import RunDir
 from replication.training.checkpoints import complete_folders
-from replication.training.environment import package_versions
 from replication.training.ranks import device, gather, gather_objects, is_first, rank, world_size
 from replication.training.strategies import uses_gpu
 
@@ -45,7 +45,9 @@ def preflight(config: RunConfig, run: RunDir, identity: dict[str, str]) -> dict[
     Raises:
         UserError: see the checks below.
     """
-    check_ranks(config, identity | code_identity())
+    code = code_identity()
+    versions = ", ".join(f"{name} {version}" for name, version in code["packages"].items())
+    check_ranks(config, identity | {"code hash": code["code_hash"], "package versions": versions})
     room = check_room(config, run)
     bandwidth = check_all_reduce()
     return {**room, "all_reduce_gb_per_second": bandwidth}
@@ -70,16 +72,6 @@ def check_ranks(config: RunConfig, identity: dict[str, str]) -> None:
                     f"{key}: differs between ranks (rank 0 has {value}, rank {r} has {other[key]}); give every node "
                     "the same files"
                 )
-
-
-def code_identity() -> dict[str, str]:
-    """Hash of this package's source, and versions of what it computes with."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
-    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
-    return {"code hash": digest.hexdigest()[:16], "package versions": versions}
 
 
 def data_sample(store: TokenStore) -> str:

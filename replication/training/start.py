@@ -1,31 +1,169 @@
-"""Which checkpoint a run goes on from: the first rank reads it whole and decides, the others follow.
+"""How the processes of a start find each other, and which checkpoint they go on from: the first rank says both.
 
-A checkpoint of a large model is tens of GB, and every rank of every start would read all of it. No process group stands
-yet when this is decided, so the word is passed through a file, signed with what is unique to this start.
+It listens at a port that the system gives it, and writes the port into the cell's folder, signed with what is unique to
+this start: so no port can be taken, none is used twice, and no variable of a login shell leads two runs together. A
+checkpoint of a large model is tens of GB, so the first rank alone reads it, and the others are told its name.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import secrets
+import socket
 import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
+
+from torch.distributed import TCPStore
 
 from replication.config import RunConfig
 from replication.errors import UserError
-from replication.rundir import RunDir, read_json, write_json
+from replication.launcher import start_name
+from replication.preemption import Preempted, told_to_stop
+from replication.rundir import RunDir, read_object, write_json
 from replication.training.checkpoints import newest_checkpoint, remove_abandoned
 from replication.training.ranks import launched_rank
 
-WAIT_SECONDS = 3600.0  # the first rank may read tens of GB from a slow file system
-SIGNATURE = (
-    "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT",
-    "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT",
-)  # fmt: skip
-_decisions = itertools.count()
+MEET_SECONDS = 120.0
+"""How long a process waits for the others to come."""
+WORK_SECONDS = 3600.0
+"""How long it waits for what another one reads or builds; a line says so every MEET_SECONDS."""
+CONNECT_SECONDS = 5.0
+LINGER_SECONDS = 20.0
+"""How long a process that was told to stop waits for the others, to tell them; below the --wait of launch/job.sh."""
+_starts = itertools.count()
+_kept: list[TCPStore] = []  # to the end: a process group may be a client of it
 
 
-def checkpoint_to_resume(run: RunDir, config: RunConfig, data_hash: str) -> tuple[Path | None, list[str]]:
+class Meeting:
+    """The processes of one start, which can pass each other words before their process group stands.
+
+    Every wait hears the request to stop, also where another process got it, and ends with one line.
+    """
+
+    def __init__(self, run: RunDir, n_ranks: int) -> None:
+        """Wait until all are there, and point torch's variables at the place.
+
+        Raises:
+            UserError: not all came in time; says who did not, or who answers in their place.
+            Preempted: one of them was told to stop.
+        """
+        self.run, self.rank, self.n_ranks = run, launched_rank(), n_ranks
+        self.cell = f"{run.root.parent.name}/{run.root.name}"
+        self.name = f"{self.cell}, {start_name()}, training {next(_starts)}"
+        self._store = self._open() if self.rank == 0 else self._join()
+        _kept.append(self._store)
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = self._store.host, str(self._store.port)
+        self.wait_for_all("come", MEET_SECONDS)
+
+    def _open(self) -> TCPStore:
+        host, secret = os.environ["MASTER_ADDR"], secrets.token_hex(8)
+        try:
+            store = _store(host, 0, first=True)
+        except RuntimeError as error:
+            raise UserError(
+                f"MASTER_ADDR: the first rank cannot be reached at {host} ({str(error).splitlines()[0][:120]}); set "
+                "SITE_MASTER_ADDR in the site file to the name by which nodes reach each other"
+            ) from None
+        store.set("start", f"{self.name} {secret}")
+        word = {"start": self.name, "secret": secret, "host": host, "port": store.port}
+        write_json(self.run.start, word)
+        return store
+
+    def _join(self) -> TCPStore:
+        found = f"{self.run.start} does not say where it listens; do all nodes see this folder?"
+        began = time.monotonic()
+        while time.monotonic() < began + MEET_SECONDS:
+            if told_to_stop() and time.monotonic() > began + LINGER_SECONDS:
+                self._raise_preempted()
+            try:
+                word = read_object(self.run.start)
+            except UserError:
+                word = {}  # an earlier start's, damaged: this one's replaces it
+            if word.get("start") == self.name:
+                place = f"{word['host']}:{word['port']}"
+                try:
+                    store = _store(word["host"], word["port"], first=False)
+                    answer = store.get("start").decode() if store.check(["start"]) else "another program"
+                except RuntimeError:
+                    found = f"{place}, where it said it listens, does not answer; may nodes reach each other there?"
+                else:
+                    if answer == f"{self.name} {word['secret']}":
+                        return store
+                    found = f"at {place} answers {answer.rpartition(' ')[0] or answer}, and this is {self.name}"
+            time.sleep(0.05)
+        raise UserError(f"rank {self.rank}: no first rank of this start within {MEET_SECONDS:.0f} seconds: {found}")
+
+    def wait_for_all(self, done: str, seconds: float = WORK_SECONDS) -> None:
+        """Say that this process has done something (a past participle), and wait until all say so.
+
+        Raises:
+            UserError: some did not in time; names them.
+            Preempted: one of them was told to stop.
+        """
+        self._store.set(f"{done} {self.rank}", socket.gethostname())
+        self._wait([f"{done} {r}" for r in range(self.n_ranks)], seconds)
+
+    def tell(self, key: str, value: str = "") -> str:
+        """What the first rank says under a key: its own argument, the others wait for it."""
+        if self.rank == 0:
+            self._store.set(key, f"={value}")  # a store takes no empty value
+        self._wait([key], WORK_SECONDS)
+        return self._store.get(key).decode()[1:]
+
+    def _wait(self, keys: Sequence[str], seconds: float) -> None:
+        began, due = time.monotonic(), MEET_SECONDS
+        while True:
+            self._hear()
+            if self._store.check(list(keys)):
+                return
+            waited = time.monotonic() - began
+            if waited > min(seconds, due):
+                missing = [key for key in keys if not self._store.check([key])]
+                line = f"rank {self.rank}: still without {', '.join(missing[:8])} after {waited:.0f} seconds"
+                if waited > seconds:
+                    raise UserError(f"{line}; {self.n_ranks} processes are to start together: see what those say")
+                due += MEET_SECONDS
+                print(line, flush=True)
+            time.sleep(0.05)
+
+    def _hear(self) -> None:
+        """Raise Preempted on every process where one of them was told to stop.
+
+        They leave together, as srun kills those that go on after one has left: who has come is waited for, whatever it
+        reads or builds, who has not for LINGER_SECONDS.
+        """
+        if told_to_stop():
+            self._store.set("stop", "=")
+        if not self._store.check(["stop"]):
+            return
+        began = time.monotonic()
+        with suppress(RuntimeError):  # the first one, whose store it is, has left
+            self._store.set(f"stopped {self.rank}", "=")
+            for r in range(self.n_ranks):
+                patience = WORK_SECONDS if self._store.check([f"come {r}"]) else LINGER_SECONDS
+                while not self._store.check([f"stopped {r}"]) and time.monotonic() < began + patience:
+                    time.sleep(0.05)
+        self._raise_preempted()
+
+    def _raise_preempted(self) -> NoReturn:
+        raise Preempted(f"{self.cell}: told to stop before it trained; nothing was to be saved")
+
+
+def _store(host: str, port: int, first: bool) -> TCPStore:
+    return TCPStore(
+        host, port, is_master=first, wait_for_workers=False, timeout=timedelta(seconds=CONNECT_SECONDS),
+        multi_tenant=True,  # torch's own, at this port in this process, is then the same one
+    )  # fmt: skip
+
+
+def checkpoint_to_resume(
+    run: RunDir, config: RunConfig, data_hash: str, meeting: Meeting | None
+) -> tuple[Path | None, list[str]]:
     """The checkpoint folder to go on from, the same on every rank, and what the first rank has to say of damaged ones.
 
     Raises:
@@ -33,27 +171,10 @@ def checkpoint_to_resume(run: RunDir, config: RunConfig, data_hash: str) -> tupl
     """
     if launched_rank() == 0:
         remove_abandoned(run)  # it takes room that this run needs
-    if config.world_size == 1:
-        return newest_checkpoint(run, config, data_hash)
-    path = run.start
-    start = " ".join([str(next(_decisions)), *(os.environ.get(name, "-") for name in SIGNATURE)])
-    if launched_rank() == 0:
         folder, notes = newest_checkpoint(run, config, data_hash)
-        write_json(path, {"start": start, "checkpoint": folder.name if folder else None})
+        if meeting is not None:
+            meeting.tell("checkpoint", folder.name if folder else "")
         return folder, notes
-    name = _wait_for(path, start)
+    assert meeting is not None
+    name = meeting.tell("checkpoint")
     return (run.checkpoints / name if name else None), []
-
-
-def _wait_for(path: Path, start: str) -> str | None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while True:
-        word = read_json(path)
-        if word is not None and word["start"] == start:
-            return str(word["checkpoint"]) if word["checkpoint"] else None
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"{path}: the first rank has not decided within {WAIT_SECONDS:.0f} seconds which checkpoint to go on "
-                "from; do all nodes see this folder?"
-            )
-        time.sleep(0.05)

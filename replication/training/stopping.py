@@ -30,10 +30,11 @@ class StopWhenTold(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if batch_idx % self.config.accumulation or not self._any_rank_was_told():
             return
-        step = trainer.global_step
-        if step:  # before the first step there is nothing to keep
+        step, what = trainer.global_step, "before its first step; nothing was to be saved"
+        if step:
             self.checkpoints.save(trainer)
-        raise Preempted(f"{self.config.arm}/seed-{self.config.seed}: told to stop; saved at step {step}")
+            what = f"and saved at step {step}"
+        raise Preempted(f"{self.config.arm}/seed-{self.config.seed}: told to stop {what}")
 
     def _any_rank_was_told(self) -> bool:
         if not dist.is_initialized():

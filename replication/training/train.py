@@ -9,9 +9,10 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from rich.console import Console
+from rich.markup import escape
 from torch import Tensor
 
-from replication.config import RunConfig, arm_keys, refuse_other_config, scientific_hash, to_yaml
+from replication.config import RunConfig, arm_keys, refuse_other_config, scientific, scientific_hash, to_yaml
 from replication.data.module import TokenDataModule
 from replication.data.store import TokenStore
 from replication.errors import UserError
@@ -19,10 +20,20 @@ from replication.model.transformer import Transformer, weights_sha256
 from replication.objectives.callbacks import LayerGain, TokenGain
 from replication.plan import first_stamp, plan_stamp
 from replication.provenance import timestamp
-from replication.rundir import RunDir, read_json, write_json, write_text
+from replication.rundir import (
+    RunDir,
+    due_validations,
+    journal_gaps,
+    logged_steps,
+    read_journal,
+    read_object,
+    write_json,
+    write_text,
+)
+from replication.starts import changes, code_facts, code_of, machine_of, refuse_other_data
 from replication.training.checkpoints import Checkpoints, checkpoint_folder, load_weights, step_of
 from replication.training.checks import Checks, check_neighbours
-from replication.training.environment import describe_machine, prepare_torch
+from replication.training.environment import arithmetic, describe_machine, prepare_torch
 from replication.training.layouts import layout, needs_recut, recut, state_to_load
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
@@ -30,7 +41,7 @@ from replication.training.phases import is_watched
 from replication.training.preflight import data_sample
 from replication.training.progress import PhaseMarks, Progress
 from replication.training.ranks import launched_rank
-from replication.training.start import checkpoint_to_resume
+from replication.training.start import Meeting, checkpoint_to_resume
 from replication.training.stopping import StopWhenTold
 from replication.training.strategies import build_strategy, gradient_multiplier
 
@@ -49,10 +60,13 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     first = launched_rank() == 0
     if first:  # whether the others have the same config, the preflight asks
         refuse_other_config(config, run.config)
-    checkpoint, notes = checkpoint_to_resume(run, config, store.hash)
-    for note in notes if first else ():
-        console.print(f"[yellow]{note}[/yellow]")
+    meeting = Meeting(run, config.world_size) if config.world_size > 1 else None
+    checkpoint, notes = checkpoint_to_resume(run, config, store.hash, meeting)
     step = step_of(checkpoint) if checkpoint else 0
+    if first:
+        notes += lost_lines(config, run, step)
+    for note in notes if first else ():
+        console.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
     if step >= config.training.steps:
         if not first:
             return
@@ -67,17 +81,20 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     start["data sample"] = data_sample(store)
     start["checkpoint"] = checkpoint.name if checkpoint else "none"
     if checkpoint and config.training.initial_weights:
-        start["weights at start"] = read_json(run.manifest)["initial_weights_sha256"]
+        start["weights at start"] = read_object(run.manifest).get("initial_weights_sha256", "lost")
     else:
         start["weights at start"] = weights_sha256(dict(module.model.named_parameters()))
     if first:
+        refuse_other_data(run.root.parent.parent, config.data.dir or "data", store.hash, but=run)
         check_neighbours(config, run, start["weights at start"])
         if checkpoint is not None and needs_recut(checkpoint, config):
             console.print(f"re-cutting {checkpoint.name} for {config.world_size} process(es)")
             recut(checkpoint)
         write_text(run.config, to_yaml(config))
-        start_manifest(config, run, store, module, start["weights at start"])
+        start_manifest(config, run, store, module, start["weights at start"], step, console)
     trainer = build_trainer(config, run, start, checkpoint, console)
+    if meeting is not None:
+        meeting.wait_for_all("built")  # what follows waits for the slowest without hearing anything
     try:
         trainer.fit(
             module,
@@ -89,6 +106,18 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
         raise KeyboardInterrupt from None
     if first:
         finish_manifest(run, checkpoint_folder(run, config.training.steps))
+
+
+def lost_lines(config: RunConfig, run: RunDir, step: int) -> list[str]:
+    """A line where the journal lacks something up to the step that a start goes on from, which nobody writes again."""
+    if not step:
+        return []
+    marker = read_object(checkpoint_folder(run, step) / "COMPLETE")
+    validations = [k for k in due_validations(scientific(config)) if k <= step]
+    logged = logged_steps(read_journal(run.metrics))
+    gaps = journal_gaps(logged, step - marker.get("unlogged_steps", step), validations)
+    ends = "the certificate will say so; to have them, remove the cell's folder and train it from the beginning"
+    return [f"{run.root}: {', '.join(gaps)}: {ends}"] if gaps else []
 
 
 def initial_weights(config: RunConfig) -> dict[str, Tensor] | None:
@@ -178,8 +207,18 @@ def leave_signals_alone(trainer: Trainer) -> None:
 # ---------------------------------------------------------------- the manifest
 
 
-def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: LanguageModel, initial: str) -> None:
+def start_manifest(
+    config: RunConfig,
+    run: RunDir,
+    store: TokenStore,
+    module: LanguageModel,
+    initial: str,
+    step: int,
+    console: Console,
+) -> None:
     """Write the manifest before the first step of a start; what earlier starts said is kept, the weights are compared.
+
+    One line says what of code and machine is not as at the start before; the run goes on.
 
     Args:
         config: the run's.
@@ -187,11 +226,13 @@ def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: La
         store: the corpus.
         module: before the strategy shards it.
         initial: SHA-256 of its weights.
+        step: of the checkpoint that this start goes on from; 0: none.
+        console: for that line.
 
     Raises:
         UserError: the initial weights differ from those of the first start.
     """
-    earlier = read_json(run.manifest) or {}
+    earlier = read_object(run.manifest)
     if earlier.get("initial_weights_sha256", initial) != initial:
         raise UserError(
             f"{run.manifest}: this machine makes other initial weights for the same seed than the first start did; "
@@ -201,7 +242,12 @@ def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: La
         keys = sorted(arm_keys(config.arm))
     except UserError:
         keys = []  # an arm without a file declares nothing, and the certificate will say so
-    machine, plan = describe_machine(), plan_stamp(run)
+    machine, plan, cut = describe_machine(), plan_stamp(run), arithmetic(config)
+    here = {"at": timestamp(), "step": step, "plan": plan, **machine, "strategy": layout(config), "machine": cut}
+    changed = [changes(code_of(earlier), code_facts(here)), changes(machine_of(earlier, None), cut)]
+    if step and any(changed):
+        said = ", ".join(filter(None, changed))
+        console.print(f"[yellow]goes on otherwise than it began:[/yellow] {escape(said)}; the report will say so")
     manifest = {
         "arm": config.arm,
         "seed": config.seed,
@@ -216,10 +262,7 @@ def start_manifest(config: RunConfig, run: RunDir, store: TokenStore, module: La
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "initial_weights_sha256": initial,
         "started_at": earlier.get("started_at", timestamp()),
-        "starts": [
-            *earlier.get("starts", []),
-            {"at": timestamp(), "plan": plan, **machine, "strategy": layout(config)},
-        ],
+        "starts": [*earlier.get("starts", []), here],
     }
     write_json(run.manifest, manifest)
 
@@ -229,7 +272,7 @@ def finish_manifest(run: RunDir, folder: Path) -> None:
 
     The checkpoint has just been read or written whole, and is not read again: the other ranks are leaving.
     """
-    marker, manifest = read_json(folder / "COMPLETE"), read_json(run.manifest)
+    marker, manifest = read_object(folder / "COMPLETE"), read_object(run.manifest)
     if "finished_at" not in manifest:
         final = {k: marker[k] for k in ("step", "tokens", "data_chain", "wall_seconds")}
         final["final_weights_sha256"] = marker["weights_sha256"]

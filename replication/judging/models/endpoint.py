@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
+import json
 import math
 import re
 import time
@@ -13,24 +15,32 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import openai
-from openai.types.chat import ChatCompletion
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
+from tenacity.stop import stop_base
 from tenacity.wait import wait_base, wait_exponential_jitter
 
 from replication.errors import UserError
 from replication.judging.models.meter import Meter
+from replication.judging.models.network import certificates, route
 from replication.judging.models.settings import ModelSettings
 
-UNSEEN_STATUS = {*range(400, 500)} - {
-    408,
-    409,
-}  # the model never saw it; what others cost nobody knows
+UNSEEN_STATUS = {*range(300, 500)} - {408, 409}  # the model never saw it; what others cost nobody knows
 PASSING_STATUS = {408, 409, 425, 429, *range(500, 600)} - {501, 505}
+PAIR_STATUS = {400, 403, 413, 422, 451}  # may be about this one text: its length, or what it says
+QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 NO_API_STATUS = {404, 405, 415, 501}
 REACH_SECONDS = 10.0
 _PAGES = ("<!doctype html", "<html")
 LONGEST_PAUSE_SECONDS = 60.0
 LONGEST_SERVER_PAUSE_SECONDS = 3600.0
+LONGEST_ANSWER_BYTES = 8 << 20
+CERTIFICATE_REMEDIES = (
+    ("expired", "it must be renewed there, or this machine's clock is wrong"),
+    ("not yet valid", "it must be renewed there, or this machine's clock is wrong"),
+    ("mismatch", "give the address by a name that the certificate holds"),
+    ("", "put the certificate of who signed it into a file, and that file's name into SSL_CERT_FILE"),
+)
+ODD_TRIES = 3  # of a request that is answered with something that is no completion
 
 
 @dataclass(frozen=True)
@@ -59,8 +69,30 @@ class GivenUp(Exception):
     """A request had no answer after its last try. The message is one line without credentials."""
 
 
-class NotACompletion(Exception):
-    """An answer with status 200 that is no chat completion."""
+class Refused(GivenUp):
+    """The endpoint will not answer this request, and perhaps it alone.
+
+    Attributes:
+        words: the endpoint's own, in one line.
+        status: of its answer.
+        as_final: what to say where it refuses every request.
+    """
+
+    def __init__(self, words: str, status: int, as_final: UserError) -> None:
+        super().__init__(words)
+        self.words, self.status, self.as_final = words, status, as_final
+
+
+class NotACompletion(openai.OpenAIError):
+    """An answer with status 200 that is no chat completion.
+
+    Attributes:
+        is_api: whether it has the form of an API's answer all the same: an error, or no choice.
+    """
+
+    def __init__(self, text: str, is_api: bool = False) -> None:
+        super().__init__(text)
+        self.is_api = is_api
 
 
 class Endpoint:
@@ -77,8 +109,20 @@ class Endpoint:
         self.n_retries = 0
         self._notify, self._key = notify, settings.key()
         self._length_key = "max_tokens"  # until the endpoint says that it wants max_completion_tokens
+        way, trusted = route(settings.base_url), certificates()
+        self._has_proxy = way.proxy is not None
+        self._at = settings.endpoint + (f" ({way.words})" if way.words else "")
+        # a redirect is told, not followed: prompts and key are for the address that was given
+        http = openai.DefaultAsyncHttpxClient(
+            trust_env=False,
+            proxy=way.proxy,
+            follow_redirects=False,
+            event_hooks={"response": [_read_bounded]},
+            timeout=settings.timeout_seconds,
+            verify=trusted or True,
+        )
         self._client = openai.AsyncOpenAI(
-            base_url=settings.base_url, api_key=self._key or "none", timeout=settings.timeout_seconds, max_retries=0
+            base_url=settings.base_url, api_key=self._key or "none", http_client=http, max_retries=0
         )
 
     async def close(self) -> None:
@@ -90,7 +134,7 @@ class Endpoint:
         An endpoint that is slow, busy or has no list of models passes.
 
         Raises:
-            UserError: nothing listens there, or what answers is a page for people.
+            UserError: nothing listens there, or what answers is a page for people, or leads elsewhere.
         """
         seconds = min(REACH_SECONDS, self.settings.timeout_seconds)
         try:
@@ -100,20 +144,26 @@ class Endpoint:
                 return
             why = f"no connection within {seconds:g} s"
         except openai.APIConnectionError as error:
-            why = f"the connection failed ({self._clean(str(error.__cause__ or error))})"
+            why = self._clean(_connection(error))
+        except openai.APIStatusError as error:
+            to = urlsplit(error.response.headers.get("location", "")).hostname
+            if error.status_code == 407 or (error.status_code < 400 and to not in (None, self._client.base_url.host)):
+                raise await self._refusal(error) from None
+            return
         except (openai.OpenAIError, ValueError):
             return
         else:
             if not _is_page(said.http_response):
                 return
             raise self._no_api(said.http_response.status_code, f"a page, {self._clean(_page(said.http_response))}")
+        or_else = ", or put its host into NO_PROXY" if self._has_proxy else ""
         raise UserError(
-            f"--base-url: {self.settings.endpoint}: {why}; check the address, and that the endpoint is up"
+            f"--base-url: {self._at}: {why}; check the address, and that the endpoint is up{or_else}"
         ) from None
 
     def _no_api(self, status: int, said: str) -> UserError:
         return UserError(
-            f"--base-url: {self.settings.endpoint} is no OpenAI-compatible API (status {status}: {said}); give the "
+            f"--base-url: {self._at} is no OpenAI-compatible API (status {status}: {said}); give the "
             "address up to and with its /v1"
         )
 
@@ -123,11 +173,12 @@ class Endpoint:
         Raises:
             BudgetSpent: before it could be sent, or sent again.
             GivenUp: no answer after the last try.
-            UserError: what no further try would mend: the key, the model, the request.
+            Refused: an answer that no further try would change, and that may be about this prompt alone.
+            UserError: what no further try would mend for any prompt: the key, the model, the quota.
         """
         s = self.settings
         tries = AsyncRetrying(
-            stop=stop_after_attempt(1 + s.retries),
+            stop=_Stop(1 + s.retries),
             wait=_Pause(s.first_pause_seconds),
             retry=retry_if_exception(_may_pass),
             before_sleep=self._again,
@@ -138,8 +189,18 @@ class Endpoint:
         except openai.APIStatusError as error:
             if _may_pass(error):
                 raise GivenUp(self._line(error)) from None
-            raise await self._refusal(error) from None
-        except (openai.APIError, NotACompletion) as error:
+            final = await self._refusal(error)
+            if error.status_code not in PAIR_STATUS or _is_quota(error):
+                raise final from None
+            raise Refused(
+                self._clean(f"status {error.status_code}: {_said(error)}"), error.status_code, final
+            ) from None
+        except NotACompletion as error:
+            if not error.is_api:
+                raise GivenUp(self._line(error)) from None
+            raise Refused(self._clean(str(error)), 200, UserError(f"--model: {self._line(error)}; check --model "
+                          "and --max-answer-tokens")) from None  # fmt: skip
+        except openai.APIError as error:
             raise GivenUp(self._line(error)) from None
 
     async def _try(self, prompt: str) -> Reply:
@@ -167,7 +228,16 @@ class Endpoint:
             options["temperature"] = s.temperature  # type: ignore[assignment]
         try:
             messages = [{"role": "user", "content": prompt}]
-            said = await self._client.chat.completions.create(model=s.model, messages=messages, **options)  # type: ignore
+            create = self._client.chat.completions.with_raw_response.create
+            async with asyncio.timeout(2 * s.timeout_seconds):  # the client's own begins anew with every byte
+                said = await create(model=s.model, messages=messages, **options)  # type: ignore[call-overload]
+        except TimeoutError:
+            raise NotACompletion(f"its answer had not ended within {2 * s.timeout_seconds:g} s") from None
+        except ValueError as error:  # a header that is none
+            raise UserError(
+                f"--base-url: {self._at}: the request cannot be written ({self._clean(str(error))}); check the "
+                "address, and OPENAI_ORG_ID and OPENAI_PROJECT_ID where they are set"
+            ) from None
         except openai.BadRequestError as error:
             if length_key == "max_tokens" and "max_completion_tokens" in str(error):
                 self._length_key = "max_completion_tokens"
@@ -176,9 +246,11 @@ class Endpoint:
                 seconds = time.monotonic() - began
                 return Reply(self._clean(_said(error)), True, "content_filter", "", None, None, asked_at, seconds)
             raise
-        except ValueError as error:  # a body that is no JSON
-            raise NotACompletion(f"its answer is no JSON ({type(error).__name__})") from None
-        return _reply(said, asked_at, time.monotonic() - began)
+        except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, NotACompletion):  # openai 2 wraps it
+                raise error.__cause__ from None
+            raise
+        return _reply(said.http_response, asked_at, time.monotonic() - began)
 
     def _again(self, state: RetryCallState) -> None:
         self.n_retries += 1
@@ -195,10 +267,10 @@ class Endpoint:
         elif isinstance(error, openai.APIStatusError):
             text = f"status {error.status_code}: {_said(error)}"
         elif isinstance(error, openai.APIConnectionError):
-            text = f"connection failed ({type(error.__cause__ or error).__name__})"
+            text = _connection(error)
         else:
             text = str(error)
-        return f"{self.settings.endpoint}: {self._clean(text)}"
+        return f"{self._at}: {self._clean(text)}"
 
     def _clean(self, text: str) -> str:
         user = urlsplit(self.settings.base_url).netloc.rpartition("@")[0]
@@ -207,31 +279,40 @@ class Endpoint:
         return " ".join(_storable(text).split())[:300]
 
     async def _refusal(self, error: openai.APIStatusError) -> UserError:
-        s, said = self.settings, self._clean(_said(error))
+        s, at, said = self.settings, self._at, self._clean(_said(error))
+        status = f"status {error.status_code}: {said}"
+        if _is_quota(error):
+            return UserError(f"--api-key-env: {at}: the account's quota is used up ({status}); add to it, then run "
+                             "this again")  # fmt: skip
         if error.status_code in (401, 403):
             what = "is missing" if self._key is None else "was refused"
             return UserError(
-                f"--api-key-env: {s.endpoint} answers with status {error.status_code}, the key in {s.api_key_env} "
+                f"--api-key-env: {at} answers with status {error.status_code} ({said}): the key in {s.api_key_env} "
                 f"{what}; put a key into it that may use {s.model}"
             )
-        if getattr(error, "code", None) == "insufficient_quota":
-            return UserError(f"--api-key-env: the account's quota is used up ({said}); add to it, then run this again")
+        if error.status_code == 407:
+            return UserError(f"{at}: the proxy wants a user and a password ({status}); put them into its address, as "
+                             "in http://user:password@host:port")  # fmt: skip
+        if error.status_code < 400:
+            parts = urlsplit(error.response.headers.get("location", ""))
+            to = self._clean(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
+            return UserError(
+                f"--base-url: {at} leads on to {to} (status {error.status_code}), where nothing was sent; give the "
+                "address of the API itself, or sign in where the network asks for it"
+            )
         if error.status_code in NO_API_STATUS - {404} or (error.status_code == 404 and _is_page(error.response)):
             return self._no_api(error.status_code, said)
         names = await self._offered()
         if names and s.model not in names:
             more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-            return UserError(
-                f"--model: {s.endpoint} has no {s.model} (status {error.status_code}); it offers "
-                f"{', '.join(names[:12])}{more}"
-            )
+            return UserError(f"--model: {at} has no {s.model} ({status}); it offers {', '.join(names[:12])}{more}")
         if error.status_code == 404:
             return UserError(
-                f"--base-url: {s.endpoint} has no model {s.model} or no chat completions (status 404: {said}); check "
+                f"--base-url: {at} has no model {s.model} or no chat completions (status 404: {said}); check "
                 "--model, and that the address goes up to its /v1"
             )
         return UserError(
-            f"--model: {s.endpoint} refuses the request for {s.model} (status {error.status_code}: {said}); check "
+            f"--model: {at} refuses the request for {s.model} ({status}); check "
             "--model, --temperature (none: the endpoint's own) and --max-answer-tokens"
         )
 
@@ -246,6 +327,18 @@ class Endpoint:
 
 class _OtherKey(openai.BadRequestError):
     """The endpoint wants the length of the answer under its other name."""
+
+
+class _Stop(stop_base):
+    """After the last try; earlier where the answers are no completions."""
+
+    def __init__(self, tries: int) -> None:
+        self._tries, self._n_odd = tries, 0
+
+    def __call__(self, retry_state: RetryCallState) -> bool:
+        error = retry_state.outcome.exception() if retry_state.outcome else None
+        self._n_odd += isinstance(error, NotACompletion)
+        return retry_state.attempt_number >= self._tries or self._n_odd >= ODD_TRIES
 
 
 class _Pause(wait_base):
@@ -266,8 +359,37 @@ def _may_pass(error: BaseException) -> bool:
     if isinstance(error, openai.APIStatusError):
         if isinstance(error, _OtherKey):
             return True
-        return error.status_code in PASSING_STATUS and getattr(error, "code", None) != "insufficient_quota"
+        return error.status_code in PASSING_STATUS and not _is_quota(error)
     return isinstance(error, (openai.APIError, NotACompletion))
+
+
+def _is_quota(error: openai.APIStatusError) -> bool:
+    """Whether the account may buy no more answers: no wait helps."""
+    body = error.body if isinstance(error.body, dict) else {}
+    return error.status_code == 402 or any(body.get(key) in QUOTA for key in ("code", "type"))
+
+
+def _connection(error: openai.APIConnectionError) -> str:
+    """Why no answer came, and what mends the kinds of it that have a remedy of their own."""
+    cause = error.__cause__ or error
+    said = f"the connection failed ({type(cause).__name__}: {cause})"
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return f"{said}: {next(remedy for word, remedy in CERTIFICATE_REMEDIES if word in said)}"
+    if "[SSL" in said:
+        return f"{said}: is it http:// there, in place of https://?"
+    if type(cause).__name__ == "DecodingError":
+        return f"its answer cannot be unpacked ({cause})"
+    return said
+
+
+async def _read_bounded(response: Any) -> None:
+    """Read an answer as far as one may be long; httpx itself reads whatever comes."""
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > LONGEST_ANSWER_BYTES:
+            raise NotACompletion(f"its answer is longer than {LONGEST_ANSWER_BYTES >> 20} MiB", is_api=True)
+    response._content = bytes(body)  # what aread() would have put there
 
 
 def _retry_after(error: BaseException | None) -> float | None:
@@ -307,18 +429,35 @@ def _page(response: Any) -> str:
     return repr(html.unescape(" ".join(title.group(1).split()))[:80]) if title else "without a title"
 
 
-def _reply(said: ChatCompletion, asked_at: float, seconds: float) -> Reply:
+def _reply(response: Any, asked_at: float, seconds: float) -> Reply:
+    """The first choice of an answer with status 200.
+
+    Raises:
+        NotACompletion: there is none in it.
+    """
     try:
-        choice = said.choices[0]
-        message, refusal = choice.message, getattr(choice.message, "refusal", None)
-        text = message.content if isinstance(message.content, str) else ""
-    except (AttributeError, TypeError, IndexError):
-        raise NotACompletion("its answer is no chat completion; does --base-url go up to its /v1?") from None
+        said = json.loads(response.text)
+    except (ValueError, RecursionError):
+        what = f"a page, {_page(response)}" if _is_page(response) else repr(" ".join(response.text.split())[:80])
+        raise NotACompletion(f"its answer is no JSON ({what}); does --base-url go up to its /v1?") from None
+    if not isinstance(said, dict):
+        raise NotACompletion("its answer is no chat completion; does --base-url go up to its /v1?")
+    choices = said.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    choice = first if isinstance(first, dict) else {}
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        error = said.get("error")
+        words = error.get("message") if isinstance(error, dict) else error
+        why = f"its answer is an error: {words}" if words else "its answer holds no choice"
+        raise NotACompletion(why, bool(words) or "choices" in said)
+    refusal, reason = message.get("refusal"), choice.get("finish_reason")
+    text = _text(message.get("content")) or _text(refusal)
     return Reply(
-        text=_storable(text or refusal or ""),
+        text=_storable(text),
         refused=bool(refusal),
-        finish_reason=getattr(choice, "finish_reason", None),
-        model=_storable(getattr(said, "model", None) or ""),
+        finish_reason=reason if isinstance(reason, str) else None,
+        model=_storable(_text(said.get("model"))),
         input_tokens=_count(said, "prompt_tokens"),
         output_tokens=_count(said, "completion_tokens"),
         asked_at=asked_at,
@@ -326,10 +465,17 @@ def _reply(said: ChatCompletion, asked_at: float, seconds: float) -> Reply:
     )
 
 
-def _count(said: ChatCompletion, name: str) -> int | None:
+def _text(content: Any) -> str:
+    """A message's content: a text, or a list of parts that hold some."""
+    parts = content if isinstance(content, list) else [{"text": content}]
+    return "".join(p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str))
+
+
+def _count(said: dict[str, Any], name: str) -> int | None:
     """One of the token counts, where the endpoint tells it."""
-    value = getattr(getattr(said, "usage", None), name, None)
-    return value if isinstance(value, int) else None
+    usage = said.get("usage")
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) and 0 <= value < 2**31 else None
 
 
 def _storable(text: str) -> str:

@@ -14,7 +14,6 @@ CUT_OFF = ("length", "max_tokens")
 """Finish reasons of an answer that reached its longest length."""
 SWAPPED = {"left": "right", "right": "left", "tie": "tie", "both_bad": "both_bad"}
 
-_THOUGHT = re.compile(r"\A\s*(?:<think>)?.*</think>", re.DOTALL)  # some chat templates open the thought themselves
 _DECORATION = " \t\r\n*_`\"'“”‘’«»()[]{}<>.,:;!#"
 _ANSWER_LINE = re.compile(r"(?:final\s+)?answer\W+(?:is\W+)?(\w+)", re.IGNORECASE)
 _APOSTROPHES = str.maketrans("‘’ʼ", "'''")
@@ -57,7 +56,7 @@ def parse_reply(reply: str, finish_reason: str | None = None, refused: bool = Fa
         return Parsed("refusal")
     if finish_reason in CUT_OFF:
         return Parsed("garbage")
-    text = _THOUGHT.sub("", reply).strip()
+    text = reply.rpartition("</think>")[2].strip()  # some chat templates open the thought themselves
     choice = WORDS.get(text.strip(_DECORATION).upper()) or _last_line(text)
     if choice:
         return Parsed("choice", choice)

@@ -26,16 +26,21 @@ from replication.judging.models.answers import (
     settle,
     tally,
 )
-from replication.judging.models.endpoint import Endpoint, GivenUp
+from replication.judging.models.endpoint import Endpoint, GivenUp, Refused
 from replication.judging.models.meter import BudgetSpent
-from replication.judging.models.parsing import parse_reply
+from replication.judging.models.parsing import Parsed, parse_reply
 from replication.judging.models.prompt import comparison_prompt, prompt_version
 from replication.judging.models.settings import DEFAULT_KEY, ModelSettings
 from replication.judging.models.summary import Summary, print_summary
 
 GIVEN_UP_IN_A_ROW = 5  # then the endpoint is taken to be down
+REFUSED_IN_A_ROW = 5  # pairs that the endpoint will not answer; then a person should look why
+SPENT = "the budget of this run is spent"
 GARBAGE_AT_FIRST = 8  # when a judge's first answers are all garbage, a person should look before more is paid for
 SECONDS_BETWEEN_LINES = 2.0  # of failures that are tried again; an endpoint that is busy says so to every request
+ABOUT_THE_TEXT = re.compile(
+    r"context|token|too (long|large)|flag|filter|content|moderat|inappropriate|polic|safety", re.I
+)
 FIRST_CONTACT = "This only shows that you can be reached. Answer with one word: TIE"
 
 
@@ -94,7 +99,8 @@ def run_model_judge(
     """Ask a model about each of a judge's pairs, in both orders, unless that was answered before.
 
     A choice is a vote where both orders give it; where they differ the vote is a tie (parsing.combine). Refusals and
-    garbage are kept as they are, are not asked again, and give no vote.
+    garbage are kept as they are, are not asked again, and give no vote. So is what the endpoint says where it will not
+    answer one pair (too long, flagged), once it has answered another request, which shows that the pair was the reason.
 
     Args:
         database: of the panel.
@@ -120,6 +126,9 @@ class _Run:
         self._database, self._judge_id, self._settings, self._console = database, judge_id, settings, console
         self._n_stored = self._n_sensible = self._n_given_up = self._in_a_row = 0
         self._stopped, self._told_at, self._is_fresh = "", 0.0, False
+        self._has_answered, self._n_refused_in_a_row = False, 0
+        self._refused: list[Answer] = []  # since the last request that was answered
+        self._confirming = asyncio.Lock()
 
     async def all(self, join: Callable[[], None] | None) -> None:
         self._endpoint = Endpoint(self._settings, self._tell)
@@ -137,6 +146,9 @@ class _Run:
     async def _first_contact(self) -> None:
         try:
             await self._endpoint.ask(FIRST_CONTACT)
+            self._has_answered = True
+        except Refused as error:
+            raise error.as_final from None
         except GivenUp as error:
             raise UserError(f"--base-url: {error}; check the address, and that the endpoint is up") from None
         except BudgetSpent:
@@ -173,6 +185,7 @@ class _Run:
             workers = [asyncio.create_task(self._work(each)) for _ in range(min(self._settings.parallel, len(todo)))]
             try:
                 await asyncio.gather(*workers)
+                await self._confirm()
             finally:
                 for worker in workers:  # one failed, or Ctrl-C: what is in flight is dropped, and asked again next time
                     worker.cancel()
@@ -184,15 +197,70 @@ class _Run:
                 return
             try:
                 await self._one(comparison)
-                self._in_a_row = 0
+                self._in_a_row = self._n_refused_in_a_row = 0
             except BudgetSpent:
-                self._stopped = "the budget of this run is spent"
+                self._stopped = SPENT
+            except Refused as error:
+                await self._hold(comparison, error)
             except GivenUp as error:
                 self._n_given_up += 1
                 self._in_a_row += 1
                 self._console.print(f"left unanswered: {error}", style="red", markup=False)
                 if self._in_a_row >= GIVEN_UP_IN_A_ROW:
                     self._stopped = f"{self._in_a_row} requests in a row had no answer"
+
+    async def _hold(self, comparison: Comparison, error: Refused) -> None:
+        """Note a refusal, to be kept when another request has been answered: else the reason is no pair's."""
+        is_first = self._is_fresh and not self._has_answered
+        if is_first and error.status in (400, 403) and not ABOUT_THE_TEXT.search(error.words):
+            raise error.as_final  # a flag or the key, most likely: nothing more is asked to find out
+        self._refused.append(
+            Answer(
+                comparison=comparison,
+                parsed=Parsed("refusal"),
+                prompt=comparison_prompt(comparison.question, comparison.a, comparison.b),
+                reply=error.words,
+                model="",
+                endpoint=self._settings.endpoint,
+                finish_reason=f"status {error.status}",
+                input_tokens=None,
+                output_tokens=None,
+                asked_at=time.time(),
+                seconds=None,
+            )
+        )
+        self._n_refused_in_a_row += 1
+        if self._n_refused_in_a_row == REFUSED_IN_A_ROW:
+            self._stopped = f"{REFUSED_IN_A_ROW} pairs in a row were refused, the last with {error.words!r}"
+        self._console.print(f"refused, so without a vote: {error.words}", style="yellow", markup=False)
+        async with self._confirming:
+            if not self._has_answered:
+                await self._confirm()
+
+    async def _confirm(self) -> None:
+        """Keep the refusals that are held if a harmless request is answered; else they are asked again next time.
+
+        Raises:
+            UserError: that is refused as well, so the reason is the key, the model or a setting.
+        """
+        if self._refused:
+            try:
+                await self._endpoint.ask(FIRST_CONTACT)
+            except Refused as error:
+                raise error.as_final from None
+            except (GivenUp, BudgetSpent) as error:
+                self._stopped = self._stopped or str(error) or SPENT
+                self._refused.clear()
+            else:
+                self._answered()
+
+    def _answered(self) -> None:
+        """A request was answered: what was refused before it was refused for its own sake."""
+        self._has_answered, held = True, self._refused
+        self._refused = []
+        self._n_stored += keep(self._database, self._judge_id, held) if held else 0
+        self._n_sensible += len(held)
+        self._progress.advance(self._task, len(held))
 
     def _tell(self, line: str) -> None:
         if time.monotonic() - self._told_at > SECONDS_BETWEEN_LINES:
@@ -217,6 +285,7 @@ class _Run:
         )
         self._n_stored += keep(self._database, self._judge_id, [answer])
         self._n_sensible += answer.parsed.status != "garbage"
+        self._answered()
         if self._is_fresh and not self._n_sensible and self._n_stored == GARBAGE_AT_FIRST:
             self._stopped = f"the first {GARBAGE_AT_FIRST} answers are all garbage, such as {reply.text[-60:]!r}"
         self._progress.advance(self._task)

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
 from replication.errors import UserError
+from replication.judging.models.network import checked_key, split_url
 
 DEFAULT_KEY = "OPENAI_API_KEY"
+OPERATIONS = ("completions", "models", "responses", "messages", "embeddings")
+"""Last words of addresses that an API has below its /v1."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,11 @@ class ModelSettings:
         """
         if not self.model.strip():
             raise UserError("--model: is empty; give the name by which the endpoint knows the model")
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError("--base-url: must start with http:// or https://, as in https://api.openai.com/v1")
+        parts = split_url(self.base_url, "--base-url")
+        if (last := parts.path.rstrip("/").rpartition("/")[2]) in OPERATIONS:
+            raise UserError(
+                f"--base-url: ends in /{last}, which is added here; give the address up to and with its /v1"
+            )
         positive = ("parallel", "requests_per_minute", "max_requests", "max_tokens", "timeout_seconds")
         for name in (*positive, "max_answer_tokens"):
             value = getattr(self, name)
@@ -73,9 +78,10 @@ class ModelSettings:
     def key(self) -> str | None:
         """
         Raises:
-            UserError: a variable was named that is not set.
+            UserError: a variable was named that is not set, or what it holds can be no key.
         """
         key = os.environ.get(self.api_key_env, "").strip()
         if not key and self.api_key_env != DEFAULT_KEY:
-            raise UserError(f"--api-key-env: {self.api_key_env} is not set; put the endpoint's key into it")
-        return key or None
+            is_there = "is empty" if self.api_key_env in os.environ else "is not set"
+            raise UserError(f"--api-key-env: {self.api_key_env} {is_there}; put the endpoint's key into it")
+        return checked_key(key, self.api_key_env) if key else None

@@ -64,6 +64,8 @@ def print_summary(summary: Summary, console: Console, settings: ModelSettings | 
             "needs a larger --max-answer-tokens, under another --judge-id",
             style="yellow",
         )
+    if summary.stopped and not t.n_missing:
+        console.print(summary.stopped, style="yellow", markup=False)
     if t.n_missing:
         why = summary.stopped or f"{summary.n_given_up} requests had no answer"
         tail = "; the same command asks for them" if settings is not None else ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextvars import ContextVar
 from importlib import resources
 from typing import Any, Final
 from urllib.parse import quote
@@ -24,6 +25,11 @@ STATIC: Final = {
 
 # Control characters, and those that turn the direction of the text after them.
 ACTING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+BANNER: ContextVar[tuple[str, str] | None] = ContextVar("banner", default=None)
+"""What every page of this request says above all else: (in bold, why)."""
+PREVIEW: Final = ("Preview", "What you see is a copy of the panel: votes given here are thrown away.")
+TEST: Final = ("Test", "Votes given by this link enter no record and no count.")
 
 # status -> (title, what to do)
 PROBLEMS: Final = {
@@ -70,7 +76,7 @@ _TEMPLATES = _environment()
 
 def page(name: str, status: int = 200, /, **values: Any) -> HTMLResponse:
     """A template of this package as an answer."""
-    return HTMLResponse(_TEMPLATES.get_template(f"{name}.html.j2").render(**values), status)
+    return HTMLResponse(_TEMPLATES.get_template(f"{name}.html.j2").render(**values, banner=BANNER.get()), status)
 
 
 def problem(

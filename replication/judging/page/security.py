@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from replication.judging.page.rendering import problem, way_back
+from replication.judging.page.rendering import BANNER, PREVIEW, problem, way_back
 
 LONGEST_BODY_BYTES: Final = 16 * 1024
 DRAINED_BYTES: Final = 1024 * 1024  # of a body that is too long: a client that still sends would not read the answer
@@ -48,6 +48,7 @@ class Guard:
         any_address: whether a Host that is an IP address will do, as where the server listens on all of them. Another
             site's name can be made to lead here, an address cannot.
         log: takes one line a request; None: no log.
+        preview: whether every page says that its votes are thrown away.
     """
 
     def __init__(
@@ -57,12 +58,13 @@ class Guard:
         trusted: Collection[str] = (),
         any_address: bool = False,
         log: Callable[[str], None] | None = None,
+        preview: bool = False,
     ) -> None:
         self.app = app
         self.hosts = {name.lower().strip("[]") for name in (*hosts, *trusted)}
         self.trusted = {name.lower().strip("[]") for name in trusted}
         self.any_address = any_address
-        self.log = log
+        self.log, self.preview = log, preview
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -71,6 +73,8 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if self.preview:
+            BANNER.set(PREVIEW)
         began = time.monotonic()
         status = 500
 

@@ -33,6 +33,7 @@ def create_app(
     bound_to: str = "127.0.0.1",
     allowed_hosts: Sequence[str] = (),
     log: Callable[[str], None] | None = None,
+    preview: bool = False,
 ) -> FastAPI:
     """The page over a store.
 
@@ -41,11 +42,12 @@ def create_app(
         bound_to: the address the server listens on; the page answers to this name and to loopback names.
         allowed_hosts: more names that it answers to, such as that of a proxy in front of it.
         log: takes one line a request, without its link; None: no log.
+        preview: whether every page says that its votes are thrown away.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     everywhere = _is_everywhere(bound_to)
     names = (*LOOPBACK, *((socket.gethostname(),) if everywhere else (bound_to,)))
-    app.add_middleware(Guard, hosts=names, trusted=allowed_hosts, any_address=everywhere, log=log)
+    app.add_middleware(Guard, hosts=names, trusted=allowed_hosts, any_address=everywhere, log=log, preview=preview)
     app.include_router(judge_routes(store))
     app.include_router(admin_routes(store))
     _add_plain_routes(app)
@@ -61,6 +63,7 @@ def serve(
     *,
     allowed_hosts: Sequence[str] = (),
     ready: Callable[[str], None] | None = None,
+    preview: bool = False,
 ) -> None:
     """Serve the page until SIGTERM or Ctrl-C; requests under way are answered first.
 
@@ -69,14 +72,14 @@ def serve(
         host: address to listen on.
         port: 0: any free one.
         log: takes one line a request, without its link; None: no log.
-        allowed_hosts: see `create_app`.
+        allowed_hosts, preview: see `create_app`.
         ready: called with the page's address once it is open.
 
     Raises:
         UserError: the address cannot be had.
     """
     listening = listen(host, port)
-    app = create_app(store, bound_to=host, allowed_hosts=allowed_hosts, log=log)
+    app = create_app(store, bound_to=host, allowed_hosts=allowed_hosts, log=log, preview=preview)
     server = http_server(app)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -164,7 +167,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         listening = socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         line = getattr(error, "strerror", None) or str(error)
         raise UserError(f"--host, --port: cannot listen on {host}:{port} ({line}); give others") from None
     # asyncio sets it only on sockets that say they are TCP; without it a body waits 40 ms for its headers

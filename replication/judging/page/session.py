@@ -13,7 +13,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Form, Request
 from starlette.responses import Response
 
-from replication.judging.page.rendering import judge_path, page, problem, see_other
+from replication.judging.page.rendering import BANNER, TEST, judge_path, page, problem, see_other
 from replication.judging.store import Cast, Store, Visit, claim_once, hash_token
 from replication.votes import CHOICES
 
@@ -132,6 +132,8 @@ def judge_routes(store: Store) -> APIRouter:
 
 def _page_of(store: Store, token: str, visit: Visit, link: str) -> Response:
     judge, path = visit.judge, judge_path(token)
+    if judge.is_test:
+        BANNER.set(BANNER.get() or TEST)
     if visit.is_locked:
         return page("closed", n_voted=judge.n_voted)
     if not judge.has_started:

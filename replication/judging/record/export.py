@@ -136,6 +136,7 @@ def write_record(folder: PanelFolder, database: Database, rules: AnalysisConfig)
         "n_repeats_without_first_vote": found.lone_repeats,
         "n_judges": len({vote.judge_id for vote in first}),
         "n_judges_short": sum(n < found.votes_per_judge for n in Counter(vote.judge_id for vote in first).values()),
+        "n_test_votes": found.test_votes,
         **_no_choice(database),
         **_attention(database),
     }

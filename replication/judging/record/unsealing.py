@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row, select
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.schema import items, judges, panel, unsealed
-from replication.judging.store import standing_votes
+from replication.judging.store import standing_votes, test_votes
 from replication.votes import Vote
 
 NOT_LOCKED = "the panel is not locked, so its votes are blind; `replicate judge lock` comes first"
@@ -32,6 +32,7 @@ class Unsealed:
         category: prompt id -> category.
         surveys: judge id -> answers; of those who answered.
         lone_repeats: repeats whose first vote was never cast: left out.
+        test_votes: of test judges: left out.
         arms: (baseline, treatment).
         locked_at: seconds since 1970.
         lock_note: why it was locked early; empty where it was not.
@@ -44,6 +45,7 @@ class Unsealed:
     category: Mapping[int, str]
     surveys: Mapping[str, Mapping[str, Any]]
     lone_repeats: int
+    test_votes: int
     arms: tuple[str, str]
     votes_per_judge: int
     key_sha256: str
@@ -83,6 +85,7 @@ def unsealed_within(c: Connection) -> Unsealed:
         category=category,
         surveys={row.judge_id: row.survey for row in surveys if row.survey},
         lone_repeats=len(rows) - len(kept),
+        test_votes=test_votes(c)[1],
         arms=(about.baseline, about.treatment),
         votes_per_judge=about.votes_per_judge,
         key_sha256=about.key_sha256,

@@ -35,7 +35,8 @@ from rich.table import Table
 
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.panel import Completions, PanelOptions, create_panel, invite
+from replication.judging.options import PanelOptions
+from replication.judging.panel import Completions, create_panel, invite
 from replication.judging.trials.features import as_ranks, cut, matrix, numbers
 from replication.judging.trials.guessing import Auc, auc, blocks, permuted, scores
 from replication.judging.trials.leak import LEAKS, leaking_server

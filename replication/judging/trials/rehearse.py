@@ -25,7 +25,8 @@ from rich.console import Console
 
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.panel import PanelOptions, create_panel, invite
+from replication.judging.options import PanelOptions
+from replication.judging.panel import create_panel, invite
 from replication.judging.trials.acknowledged import compare
 from replication.judging.trials.latency import TURN, latencies, quiet
 from replication.judging.trials.made_up import ARMS, PROMPTS, SAMPLES, completions
@@ -135,7 +136,7 @@ def _make_panel(asked: Rehearsal, suite: SuiteDir, database: Database, base: str
 
 def _let_in(asked: Rehearsal, folder: Path, server: ServerChild, say: Callable[[str], None]) -> list[Kill]:
     """Start the crowd, kill the server at the drawn moments, wait for the last judge."""
-    command = [sys.executable, "-m", "replication.judging.trials.visitors", str(folder)]
+    command = [sys.executable, "-P", "-m", "replication.judging.trials.visitors", str(folder)]
     kills: list[Kill] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as crowd:
         try:

@@ -53,7 +53,7 @@ class ServerChild:
     def start(self) -> None:
         """Start it and wait until it answers."""
         with self._log.open("ab") as log:
-            command = [sys.executable, "-m", __name__, str(self.port), *self._flags]
+            command = [sys.executable, "-P", "-m", __name__, str(self.port), *self._flags]
             self._process = psutil.Popen(command, env=self._environment, stdout=log, stderr=log)
         deadline = time.monotonic() + START_SECONDS
         while not answers(self.base):

@@ -1,0 +1,127 @@
+"""What the environment puts between us and an endpoint: a proxy, certificates, a key. Each fault names its variable."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from replication.errors import UserError
+
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
+"""Variables that name trusted certificates; the first that is set counts."""
+QUOTES = "\"'`“”‘’«»"
+
+
+@dataclass(frozen=True)
+class Route:
+    """How requests get to an endpoint.
+
+    Attributes:
+        proxy: address of the proxy, with its password; None: directly.
+        words: how that came about, for messages, without a password; empty where no variable has a say.
+    """
+
+    proxy: str | None
+    words: str
+
+
+def split_url(text: str, flag: str) -> SplitResult:
+    """The parts of an address that can be asked.
+
+    Raises:
+        UserError: no scheme of the web, no host, no possible port, or a space in it.
+    """
+    if any(c.isspace() or not c.isprintable() for c in text):
+        raise UserError(f"{flag}: holds a space, a line break or a character that cannot be seen; take it out")
+    try:
+        parts = urlsplit(text)
+        is_possible = parts.port != 0
+        host = (parts.hostname or "").encode("idna")
+    except ValueError as error:
+        why = "its port must be a number from 1 to 65535" if "ort" in str(error) else str(error)
+        raise UserError(f"{flag}: is no address that can be asked: {why}; mend it") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise UserError(f"{flag}: must start with http:// or https://, as in https://api.openai.com/v1")
+    if not is_possible:
+        raise UserError(f"{flag}: its port must be a number from 1 to 65535; give the one the endpoint listens on")
+    return parts
+
+
+def route(url: str) -> Route:
+    """The proxy that the environment names for an address, as other programs read it.
+
+    Raises:
+        UserError: a variable names what is no proxy, or one that cannot be spoken to here.
+    """
+    parts = urlsplit(url)
+    name = next((n for n in (f"{parts.scheme}_proxy", "all_proxy") if getproxies().get(n.removesuffix("_proxy"))), None)
+    if name is None:
+        return Route(None, "")
+    value, name = getproxies()[name.removesuffix("_proxy")], name if os.environ.get(name) else name.upper()
+    if any(proxy_bypass(host) for host in (parts.netloc.rpartition("@")[2], parts.hostname or "")):
+        return Route(None, f"directly, as NO_PROXY takes this host out of {name}")
+    return Route(*_checked(value if "://" in value else f"http://{value}", name))
+
+
+def _checked(value: str, name: str) -> tuple[str, str]:
+    """The address of a proxy, and the words for messages."""
+    remedy = f"mend or unset {name}, or put the endpoint's host into NO_PROXY"
+    try:
+        parts = urlsplit(value.strip())
+        is_one = parts.scheme in ("http", "https", "socks5", "socks5h") and parts.hostname and parts.port != 0
+        value.encode("ascii")
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise UserError(f"{name}: names no proxy such as http://proxy.example.org:3128; {remedy}")
+    if parts.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
+        raise UserError(
+            f"{name}: names a SOCKS proxy, for which the package socksio is missing; pip install socksio, or {remedy}"
+        )
+    at = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    return value.strip(), f"through the proxy {at} that {name} names"
+
+
+def certificates() -> ssl.SSLContext | None:
+    """The certificates that the environment trusts; None: nothing is said.
+
+    Raises:
+        UserError: a variable names what is not there, or holds no certificates.
+    """
+    name = next((name for name in CERTIFICATES if os.environ.get(name)), None)
+    if name is None:
+        return None
+    path = Path(os.environ[name])
+    try:
+        os.stat(path)
+        file, folder = (None, path) if path.is_dir() else (path, None)
+        return ssl.create_default_context(cafile=file, capath=folder)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"{name}: {path} cannot be read as certificates ({why}); name a file of PEM certificates, or unset it"
+        ) from None
+
+
+def checked_key(key: str, name: str) -> str:
+    """An endpoint's key as a header can hold it; messages never show it.
+
+    Raises:
+        UserError: it was copied with something around it or in it.
+    """
+    if key[0] in QUOTES or key[-1] in QUOTES:
+        raise UserError(f"--api-key-env: the key in {name} stands in quotation marks; put it there without them")
+    at = next((i for i, c in enumerate(key, 1) if not "!" <= c <= "~"), None)
+    if at is None:
+        return key
+    bad = key[at - 1]
+    what = "a line break" if bad in "\r\n" else "a space" if bad.isspace() else "a character that no key has"
+    raise UserError(
+        f"--api-key-env: the key in {name} holds {what} (place {at} of {len(key)}); put the key there alone, as the "
+        "endpoint's owner gave it"
+    )
