@@ -406,7 +406,9 @@ def check_plan(
 
 
 def name_cells(names: Sequence[str]) -> str:
-    """Names of cells on one line, however many: baseline/seed-[1-4, 7], both/seed-1."""
+    """Names of cells on one line; of more than eight, by arm: baseline/seed-[1-4, 7], both/seed-1."""
+    if len(names) <= 8:
+        return ", ".join(names)
     seeds: dict[str, list[int]] = {}
     for name in names:
         stem, _, seed = name.rpartition("-")

@@ -12,8 +12,8 @@ from typing import Any
 
 COMPUTES = ("cell.py", "config.py", "data", "model", "objectives", "preference", "training")
 """The part of this package on which a cell's weights, measures and completions depend: what its processes load, but
-for what only reads, places, starts, stamps or ends them. Every byte of it counts, comments too; report, judging page and grid
-do not."""
+for what only reads, places, starts, stamps or ends them. Every byte of it counts, comments too; report, judging page
+and grid do not."""
 PACKAGES = (
     *("replication", "torch", "lightning", "deepspeed", "datasets", "tokenizers", "torchmetrics", "numpy"),
     *("triton", "liger-kernel"),
