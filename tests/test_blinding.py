@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from rich.console import Console
 from scipy import sparse
 
+from replication.arguments import Parser
 from replication.errors import UserError
 from replication.judging.trials import blinding
 from replication.judging.trials.features import SIDE, cut, numbers
@@ -22,7 +22,7 @@ ITEMS = 1008
 
 
 def probed(out: Path, *flags: str) -> tuple[int, dict[str, dict]]:
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     blinding.add_arguments(parser)
     args = parser.parse_args([f"--items={ITEMS}", "--folds=4", f"--out={out}", *flags])
     code = blinding.run(args, Console(quiet=True))

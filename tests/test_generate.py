@@ -441,7 +441,7 @@ def test_two_arms_are_exported_and_come_back(whole, tmp_path, capsys):
         (["nope"], ["nope: neither a folder nor a suite", "configs/suites has"]),
         (["OUT", "--generation.top_p=0"], ["generation.top_p: 0.0 must lie in (0, 1]"]),
         (["OUT", "--generation.top_p=1.01"], ["generation.top_p", "(0, 1]"]),
-        (["OUT", "--generation.top_p=.nan"], ["generation.top_p", "(0, 1]"]),
+        (["OUT", "--generation.top_p=.nan"], ["generation.top_p: nan must be a finite number"]),
         (["OUT", "--generation.temperature=0"], ["generation.temperature: 0.0 must be at least 1e-06"]),
         (["OUT", "--generation.temperature=.inf"], ["generation.temperature: inf"]),
         (["OUT", "--generation.top_k=0"], ["generation.top_k: 0 must be at least 1"]),

@@ -896,9 +896,9 @@ def test_the_verb_writes_and_reads_a_sheet(out: Path, capsys: pytest.CaptureFixt
     assert judge(*words, "--votes", 2, "--out", sheet, "--items-per-part", 2) == 0
     assert "2 parts" in capsys.readouterr().out
     for flags, what in (
-        (("--items-per-part", 0), "--items-per-part: is 0"),
-        (("--items-per-part", -1), "--items-per-part: is -1"),
-        (("--votes", 0), "--votes: is 0"),
+        (("--items-per-part", 0), "--items-per-part: 0 must be at least 1"),
+        (("--items-per-part", -1), "--items-per-part: -1 must be at least 1"),
+        (("--votes", 0), "--votes: 0 must be at least 1"),
         (("--votes", 3), "--votes: 'chat' has its 2 pairs already"),
     ):
         assert judge(*words, "--out", sheet, *flags) == 2

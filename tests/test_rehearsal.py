@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from rich.console import Console
 from sqlalchemy import delete, insert, select, text, update
 from starlette.testclient import TestClient
 
+from replication.arguments import Parser
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.page.server import create_app
@@ -32,7 +32,7 @@ SHORT = ["--judges=20", "--think-seconds=.2", "--votes-per-judge=8", "--kills=1"
 
 
 def rehearsed(*flags: str) -> int:
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     rehearse.add_arguments(parser)
     return rehearse.run(parser.parse_args([*SHORT, *flags]), Console(quiet=True))
 
