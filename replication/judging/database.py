@@ -83,7 +83,8 @@ class Database:
             return inspect(self.engine).has_table(panel.name)
         except OperationalError as error:
             line = str(error.orig).strip().splitlines()[0]
-            raise UserError(f"--database: {self.name} does not answer ({line}); start it, or name another") from None
+            remedy = "make room there, or see to its disk" if self.is_sqlite else "start it, or name another"
+            raise UserError(f"--database: {self.name} does not answer ({line}); {remedy}") from None
         except (DatabaseError, sqlite3.DatabaseError) as error:
             line = str(getattr(error, "orig", error)).strip().splitlines()[0]
             raise UserError(f"--database: {self.name} cannot be read ({line}); restore it, or name another") from None
