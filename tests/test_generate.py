@@ -215,7 +215,8 @@ def test_parts_of_other_settings_or_weights_are_begun_anew(suite_dir):
     run = cell(suite_dir, "both/seed-1")
     samples = Samples.of(load_run([run.config]), run)
     appender = samples.appender(Share(1, 2))
-    appender.append([{"prompt_id": 3, "sample": 0, "tokens": 1}])
+    texts = dict.fromkeys(("arm", "category", "question", "completion"), "x")
+    appender.append([texts | {"seed": 1, "prompt_id": 3, "sample": 0, "tokens": 1}])
     appender.close()
     assert len(samples.parts()) == 1 and samples.begin() == 1
     other = Samples.of(load_run([run.config], ["--generation.top_p=0.5"]), run)

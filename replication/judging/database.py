@@ -88,7 +88,7 @@ class Database:
             return inspect(self.engine).has_table(panel.name)
         except OperationalError as error:
             line = str(error.orig).strip().splitlines()[0]
-            remedy = "make it readable" if self.is_sqlite else "start it"
+            remedy = "make room there, make it readable" if self.is_sqlite else "start it"
             raise UserError(f"--database: {self.name} does not answer ({line}); {remedy}, or name another") from None
         except (DatabaseError, sqlite3.DatabaseError) as error:
             line = str(getattr(error, "orig", error)).strip().splitlines()[0]
