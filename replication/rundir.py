@@ -749,8 +749,13 @@ def read_failure(run: RunDir) -> dict[str, Any] | None:
     return found | {"error": lines[0][:500]}
 
 
-ERROR_LINES = (re.compile(r" job \S+: error: "), re.compile(r"error: |Error: |: Killed|ended by SIG"))
-"""What the job script says of its own, then anything that says error."""
+_ERROR = r"error: |Error: |: Killed|ended by SIG"
+ERROR_LINES = (
+    re.compile(r" job \S+: error: "),
+    re.compile(rf"^(?!srun: .*Exited with exit code).*(?:{_ERROR})"),
+    re.compile(_ERROR),
+)
+"""What the job script says of its own; anything that says error; srun's word on a code, which may come before that."""
 
 
 def first_error(log: Path, n_bytes: int = 65536) -> str:

@@ -98,6 +98,8 @@ def test_completions_that_wait_for_a_failed_cell_do_not_hide_the_failure(cell):
 
 
 ENDS = [  # the last note and its code, the last lines of the log, the scheduler's word -> what is shown
+    ("ended", 1, "srun: error: n1: task 0: Exited with exit code 1\nOSError: [Errno 28] No space left", "FAILED",
+     "failed", "OSError: [Errno 28] No space left"),
     ("ended", 137, "srun: error: n1: task 1: Killed", "FAILED", "failed", "srun: error: n1: task 1: Killed"),
     ("ended", 1, "srun: error: n1: task 1: Out Of Memory", "OUT_OF_MEMORY", "failed", "out_of_memory: srun"),
     ("ended", 0, "srun: error: Node failure on n2", "NODE_FAIL", "failed", "its job ended without a word: node_fail"),
