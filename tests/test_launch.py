@@ -446,7 +446,7 @@ def test_test_sh_lints_types_and_ends_with_pytest(sandbox: Sandbox) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as .ci/run does to install packages")
 def test_ci_installs_what_is_missing_and_ends_with_pytest(sandbox: Sandbox) -> None:
     sandbox.program("apt-get", '#!/usr/bin/env bash\nprintf "%s\\n" "apt-get $*" >>"$FAKE/log"\n')
-    for tool in ("g++", "git", "slurmctld", "munged", "chromium", "postgres"):
+    for tool in ("g++", "git", "slurmctld", "slurmdbd", "mariadbd", "munged", "chromium", "postgres"):
         sandbox.program(tool)
     done = sandbox.run(".ci/run")
     assert done.returncode == 0, done.stderr

@@ -345,7 +345,7 @@ class _Pause(wait_base):
     """What the endpoint asks for, else doubling pauses with jitter."""
 
     def __init__(self, first_seconds: float) -> None:
-        self._own = wait_exponential_jitter(initial=first_seconds, max=LONGEST_PAUSE_SECONDS, jitter=first_seconds)
+        self._own = wait_exponential_jitter(multiplier=first_seconds, max=LONGEST_PAUSE_SECONDS, jitter=first_seconds)
 
     def __call__(self, retry_state: RetryCallState) -> float:
         error = retry_state.outcome.exception() if retry_state.outcome else None
