@@ -36,11 +36,11 @@ from replication.grid.status import (
     print_status,
     read_notes,
 )
-from replication.plan import name_cells, read_plan, unplanned_cells
+from replication.plan import read_plan, unplanned_cells
 from replication.preference.prompts import load_prompts
 from replication.provenance import code_identity
 from replication.reading import Layer, Plain, check_layer
-from replication.rundir import SuiteDir, is_trained, read_object
+from replication.rundir import SuiteDir, is_trained, name_cells, read_object
 from replication.starts import code_facts, code_of, logged_cells, read_manifest, refuse_other_data, unlike
 
 TEXTS = {

@@ -32,19 +32,22 @@ def test_each_rank_gets_the_variables_of_torchs_launcher(tmp_path):
     assert second == ["1", "1", *first[2:]]
 
 
-def test_one_bad_end_ends_all_and_its_code_is_the_result(capfd):
-    started = time.monotonic()
-    assert run_ranks(rank_script("sys.exit(2) if rank == 1 else time.sleep(600)"), 2) == 2
-    assert run_ranks(rank_script("os.kill(os.getpid(), signal.SIGKILL) if rank == 0 else time.sleep(600)"), 2) == 137
+def test_one_bad_end_ends_all_and_its_code_is_the_result(tmp_path, capfd):
+    wait = f"(time.sleep(600), open('{tmp_path}/waited', 'w'))"
+    assert run_ranks(rank_script(f"sys.exit(2) if rank == 1 else {wait}"), 2) == 2
+    assert run_ranks(rank_script(f"os.kill(os.getpid(), signal.SIGKILL) if rank == 0 else {wait}"), 2) == 137
     assert run_ranks(rank_script("sys.exit(75 if rank == 1 else 1)"), 2) == 75, "the other lost a peer that had stopped"
-    assert time.monotonic() - started < 300
+    assert not (tmp_path / "waited").exists()
     assert capfd.readouterr().err.strip() == "rank 0: ended by SIGKILL (out of memory?)", "who could not speak is named"
 
 
-def test_a_rank_that_ignores_the_signal_is_killed(monkeypatch):
+def test_a_rank_that_ignores_the_signal_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.5)
-    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1.5) if rank else time.sleep(60); sys.exit(3)"
-    assert run_ranks(rank_script(deaf), 2) == 3
+    deaf = f"signal.signal(signal.SIGTERM, signal.SIG_IGN); open('{tmp_path}/deaf', 'w'); time.sleep(600)"
+    bad = f"while not os.path.exists('{tmp_path}/deaf'): time.sleep(0.02)\n    sys.exit(3)"
+    code = f"if rank:\n    {bad}\n{deaf}; open('{tmp_path}/waited', 'w')"
+    assert run_ranks(rank_script(code), 2) == 3
+    assert not (tmp_path / "waited").exists()
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
