@@ -429,7 +429,7 @@ def serving(*words: object, last: str = "judges:") -> Iterator[tuple[subprocess.
         finally:
             if p.poll() is None:
                 p.send_signal(signal.SIGINT)
-                p.communicate(timeout=30)
+                p.communicate(timeout=120)
 
 
 def address(lines: list[str]) -> str:
@@ -454,7 +454,7 @@ def test_the_judging_folder_alone_serves_and_its_votes_come_home(out: Path, tmp_
                 assert showing, browser.get(mine).text
                 assert browser.post(f"{mine}/vote", data={"showing": showing.group(1), "choice": "left"}).is_success
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=30)
+        rest, _ = process.communicate(timeout=120)
         assert process.returncode == 0 and "Traceback" not in rest
     assert "1 of 1 planned judges" in said("status", elsewhere)
     assert "sealed key is needed" in one_line(said("lock", elsewhere, "--yes", code=2))

@@ -52,16 +52,16 @@ def test_a_rank_that_ignores_the_signal_is_killed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_no_rank_outlives_the_launcher(tmp_path, how):
-    code = f"open(f'{tmp_path}/{{rank}}', 'w').write(str(os.getpid())); time.sleep(60)"
+    code = f"open(f'{tmp_path}/{{rank}}', 'w').write(str(os.getpid())); time.sleep(600)"
     script = f"import sys; from replication.launcher import run_ranks; run_ranks({rank_script(code)!r}, 2)"
     process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while len(pids := [int(p.read_text() or 0) for p in tmp_path.iterdir()]) < 2 or 0 in pids:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(process.pid, how)
-    process.wait(timeout=20)
-    _, alive = psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], timeout=10)
+    process.wait(timeout=120)
+    _, alive = psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], timeout=60)
     assert alive == []
 
 
@@ -114,7 +114,7 @@ def ended_by(stop: signal.Signals, environment: dict[str, str]) -> int:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGHUP)  # nohup means it
         process.send_signal(stop)
-        return process.wait(timeout=30)
+        return process.wait(timeout=120)
 
 
 @pytest.mark.parametrize(
