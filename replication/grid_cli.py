@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from replication.analysis.tensorboard import refuse_taken_names
 from replication.arguments import COUNT, Parser, table_console
 from replication.config import SuiteConfig, find_cluster, find_config, load_suite
 from replication.errors import UserError
@@ -119,6 +118,9 @@ def _is_suite(name: str) -> bool:
 
 
 def _cells(args: argparse.Namespace, flags: list[str]) -> tuple[SuiteConfig, SuiteDir, list[Cell]]:
+    # here, as it brings scipy, which a look at the cells can do without
+    from replication.analysis.tensorboard import refuse_taken_names
+
     suite, suite_dir = named_suite(args)
     cluster = find_cluster(args.cluster) if args.cluster else None
     refuse_taken_names(suite)
