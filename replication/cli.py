@@ -176,7 +176,7 @@ def train(argv: list[str]) -> int:
     parser.add_argument("--print_config", action="store_true", help="print every key as it is resolved, train nothing")
     parser.add_argument("--dry-run", action="store_true", help="print parameter groups and sizes, and train nothing")
     if not argv or any(a in ("-h", "--help") for a in argv):
-        print(f"{parser.format_help()}\nkeys of a run, with their defaults; they win over the files:\n{help_of_keys()}")
+        print(f"{parser.format_help()}\nkeys of a run, with their defaults; flags win over files:\n{help_of_keys()}")
         return 0
     args, flags = parser.parse_known_args(argv)
     config = load_run(args.config, flags)

@@ -30,7 +30,7 @@ Count = Annotated[int, Range("[1, 2147483647]")]
 Natural = Annotated[int, Range("[0, 2147483647]")]
 Tokens = Annotated[int, Range("[1, 9007199254740992]")]
 Seed = Annotated[int, Range("[0, 4294967295]")]
-"""What every generator and data base that meets a seed can hold."""
+"""What every generator and database that meets a seed can hold."""
 Positive = Annotated[float, Range("(0, inf)")]
 NotNegative = Annotated[float, Range("[0, inf)")]
 BelowOne = Annotated[float, Range("[0, 1)")]

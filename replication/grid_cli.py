@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from replication.analysis.tensorboard import refuse_taken_names
 from replication.arguments import COUNT, Parser, table_console
 from replication.config import SuiteConfig, find_cluster, find_config, load_suite
 from replication.errors import UserError
@@ -36,11 +35,11 @@ from replication.grid.status import (
     print_status,
     read_notes,
 )
-from replication.plan import name_cells, read_plan, unplanned_cells
+from replication.plan import read_plan, unplanned_cells
 from replication.preference.prompts import load_prompts
 from replication.provenance import code_identity
 from replication.reading import Layer, Plain, check_layer
-from replication.rundir import SuiteDir, is_trained, read_object
+from replication.rundir import SuiteDir, is_trained, name_cells, read_object
 from replication.starts import code_facts, code_of, logged_cells, read_manifest, refuse_other_data, unlike
 
 TEXTS = {
@@ -119,6 +118,9 @@ def _is_suite(name: str) -> bool:
 
 
 def _cells(args: argparse.Namespace, flags: list[str]) -> tuple[SuiteConfig, SuiteDir, list[Cell]]:
+    # here, as it brings scipy, which a look at the cells can do without
+    from replication.analysis.tensorboard import refuse_taken_names
+
     suite, suite_dir = named_suite(args)
     cluster = find_cluster(args.cluster) if args.cluster else None
     refuse_taken_names(suite)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ from replication.errors import UserError
 from replication.plan_text import exclusions, markdown, questions
 from replication.preference.prompts import find_prompts
 from replication.provenance import git_state, timestamp
-from replication.rundir import RunDir, SuiteDir, file_sha256, read_json, write_json, write_text
+from replication.rundir import RunDir, SuiteDir, file_sha256, name_cells, read_json, spans, write_json, write_text
 from replication.starts import code_of, has_logged, logged_cells, read_manifest, unlike
 
 FORMAT = 1
@@ -405,27 +405,6 @@ def check_plan(
     )
 
 
-def name_cells(names: Sequence[str]) -> str:
-    """Names of cells on one line; of more than eight, by arm: baseline/seed-[1-4, 7], both/seed-1."""
-    if len(names) <= 8:
-        return ", ".join(names)
-    seeds: dict[str, list[int]] = {}
-    for name in names:
-        stem, _, seed = name.rpartition("-")
-        seeds.setdefault(stem, []).append(int(seed))
-    lists = {stem: (_ranges(found), len(found)) for stem, found in seeds.items()}
-    return ", ".join(f"{stem}-[{text}]" if n > 1 else f"{stem}-{text}" for stem, (text, n) in lists.items())
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Whole numbers in ascending order, runs of three and more cut short: 1-4, 7, 8."""
-    parts = []
-    for _, pairs in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
-        run = [str(n) for _, n in pairs]
-        parts += [f"{run[0]}-{run[-1]}"] if len(run) > 2 else run
-    return ", ".join(parts)
-
-
 # ---------------------------------------------------------------- the plan itself
 
 
@@ -613,7 +592,7 @@ def _shortfall(suite_dir: SuiteDir, plan: Mapping[str, Any], votes: Mapping[str,
     if lacking:
         lines.append(
             f"{len(seeds) - len(lacking)} of {len(seeds)} planned seeds are complete in every planned arm; "
-            f"not: {_ranges(lacking)}"
+            f"not: {', '.join(spans(lacking))}"
         )
     if votes is not None:
         if len(votes) < analysis["judges"]:

@@ -14,9 +14,9 @@ from replication.config import find_cluster, load_suite
 from replication.errors import UserError
 from replication.grid.plan import check_arms_declare_alike, refuse_other_suite
 from replication.grid_cli import named_suite
-from replication.plan import Frozen, check_plan, freeze, name_cells, read_plan
+from replication.plan import Frozen, check_plan, freeze, read_plan
 from replication.plan_text import markdown
-from replication.rundir import SuiteDir
+from replication.rundir import SuiteDir, name_cells
 
 TEXTS = {
     "freeze": "write the analysis plan of a suite, before its first cell runs",

@@ -25,7 +25,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -493,6 +493,32 @@ def cells_in(runs: Path) -> list[tuple[str, int, RunDir]]:
     return [(arm, int(seed), run) for arm, seed, run in found if re.fullmatch(r"0|-?[1-9][0-9]{0,18}", seed)]
 
 
+def name_cells(names: Sequence[str]) -> str:
+    """Names of cells on one line; of more than eight, by arm: baseline/seed-[1-4, 7], both/seed-1."""
+    if len(names) <= 8:
+        return ", ".join(names)
+    seeds: dict[str, list[int]] = {}
+    for name in names:
+        stem, _, seed = name.rpartition("-")
+        if seed.isdecimal():
+            seeds.setdefault(stem, []).append(int(seed))
+        else:
+            seeds[name] = []
+    lists = {stem: f"[{', '.join(spans(n))}]" if n[1:] else "".join(map(str, n)) for stem, n in seeds.items()}
+    return ", ".join(f"{stem}-{found}" if found else stem for stem, found in lists.items())
+
+
+def spans(numbers: Iterable[int]) -> list[str]:
+    """Whole numbers in ascending order, neighbours as one: 1-4, 7."""
+    runs: list[list[int]] = []
+    for n in sorted(numbers):
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return [str(a) if a == b else f"{a}-{b}" for a, b in runs]
+
+
 # ---------------------------------------------------------------- the journal
 
 
@@ -667,14 +693,8 @@ def journal_gaps(logged: Logged, steps: int, validations: Iterable[int]) -> list
 
 def _steps(found: list[int]) -> str:
     """`step 5` or `steps 6-20, 25`: runs of neighbours in brief, five of them."""
-    runs: list[list[int]] = []
-    for k in found:
-        if runs and k == runs[-1][1] + 1:
-            runs[-1][1] = k
-        else:
-            runs.append([k, k])
-    shown = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:5]] + (["..."] if len(runs) > 5 else [])
-    return f"step{'s' if len(found) > 1 else ''} {', '.join(shown)}"
+    runs = spans(found)
+    return f"step{'s' if len(found) > 1 else ''} {', '.join(runs[:5] + (['...'] if len(runs) > 5 else []))}"
 
 
 # ---------------------------------------------------------------- how long a stop takes

@@ -13,7 +13,7 @@ from typing import Any
 
 from replication.config import RunConfig, machine_cut
 from replication.errors import UserError
-from replication.rundir import RunDir, SuiteDir, read_object, read_tail
+from replication.rundir import RunDir, SuiteDir, name_cells, read_object, read_tail
 
 Facts = dict[str, Any]
 """Of one start: name -> value."""
@@ -139,14 +139,10 @@ def unlike(of: Mapping[str, Sequence[Facts]]) -> str:
                     names.append(name)
     known = {key: {value: names for value, names in values.items() if names} for key, values in found.items()}
     return "; ".join(
-        f"{key} is " + " and ".join(f"{value} ({_few(names)})" for value, names in values.items())
+        f"{key} is " + " and ".join(f"{value} ({name_cells(names)})" for value, names in values.items())
         for key, values in known.items()
         if len(values) > 1
     )
-
-
-def _few(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join([*names[:most], *([f"and {len(names) - most} more"] if len(names) > most else [])])
 
 
 def changes(before: Sequence[Facts], now: Facts) -> str:

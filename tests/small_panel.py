@@ -113,7 +113,7 @@ def served(store: Store, **options: Any) -> Iterator[str]:
     server = http_server(create_app(store, **options))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not server.started:
         assert time.monotonic() < deadline and thread.is_alive(), "the server did not start"
         time.sleep(0.01)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
@@ -428,7 +429,7 @@ def serving(*words: object, last: str = "judges:") -> Iterator[tuple[subprocess.
         finally:
             if p.poll() is None:
                 p.send_signal(signal.SIGINT)
-                p.communicate(timeout=30)
+                p.communicate(timeout=120)
 
 
 def address(lines: list[str]) -> str:
@@ -453,7 +454,7 @@ def test_the_judging_folder_alone_serves_and_its_votes_come_home(out: Path, tmp_
                 assert showing, browser.get(mine).text
                 assert browser.post(f"{mine}/vote", data={"showing": showing.group(1), "choice": "left"}).is_success
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=30)
+        rest, _ = process.communicate(timeout=120)
         assert process.returncode == 0 and "Traceback" not in rest
     assert "1 of 1 planned judges" in said("status", elsewhere)
     assert "sealed key is needed" in one_line(said("lock", elsewhere, "--yes", code=2))
@@ -589,6 +590,9 @@ def test_status_of_a_folder_in_which_nothing_can_be_written(out: Path, said, tmp
         names = {path.name for path in (folder / "judging").iterdir()}
         with not_writable(folder):
             assert votes in said("status", folder)
+            assert "not locked" in one_line(said("export", folder, "--out", tmp_path / "record", code=2))
+            with TemporaryDirectory() as elsewhere:
+                preview(find_panel(folder).open(only_reads=True), Path(elsewhere) / "preview.sqlite")
             one_line(said("invite", folder, "--judges", 1, code=2))
         assert {path.name for path in (folder / "judging").iterdir()} == names
     with not_writable(torn):

@@ -424,7 +424,7 @@ def test_it_serves_until_told_to_stop_and_logs_no_link(panel: SmallPanel, stop: 
             httpx.get(address + path, headers={"host": "127.0.0.1"})
         httpx.post(f"{address}/admin/sign-in", data={"token": panel.admin})
         process.send_signal(stop)
-        output = process.communicate(timeout=20)[0]
+        output = process.communicate(timeout=120)[0]
     finally:
         process.kill()
     lines = [re.sub(r"\d+ ms", "N ms", line) for line in output.splitlines()]

@@ -560,14 +560,13 @@ def test_ctrl_c_drops_what_is_in_flight_and_keeps_the_rest(tmp_path: Path) -> No
     def stuck(body: dict[str, Any], n: int) -> Any:
         if n == 6:
             os.kill(os.getpid(), signal.SIGINT)
-        return "TIE" if n < 6 else Silence(20)
+        return "TIE" if n < 6 else Silence(600)
 
     database = make_panel(tmp_path / "panel.sqlite", 10)
-    with serving(Scripted(stuck)) as url:
-        began = time.monotonic()
+    with serving(endpoint := Scripted(stuck)) as url:
         with pytest.raises(KeyboardInterrupt):
             run(database, url, parallel=3)
-        assert time.monotonic() - began < 10
+        assert len(endpoint.seen) <= 9, "nothing is waited for, so nothing timed out and was asked again"
     assert len(rows(database, answers)) >= 4
     with serving(endpoint := Scripted(lambda body, n: "TIE")) as url:
         kept = len(rows(database, answers))

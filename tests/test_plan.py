@@ -25,13 +25,12 @@ from replication.plan import (
     check_plan,
     first_stamp,
     freeze,
-    name_cells,
     plan_hash,
     plan_stamp,
     read_plan,
 )
 from replication.plan_cli import plan as plan_verb
-from replication.rundir import Journal, RunDir, SuiteDir, read_json, write_json, write_text
+from replication.rundir import Journal, RunDir, SuiteDir, name_cells, read_json, write_json, write_text
 
 ARMS, SEEDS = ("baseline", "both"), (1, 2)
 CELLS = [f"{arm}/seed-{seed}" for arm in ARMS for seed in SEEDS]
@@ -191,9 +190,7 @@ def test_a_plan_is_frozen_once_and_amended_with_a_reason(tmp_path: Path, built: 
     assert "a typing error" in suite_dir.plan_md.read_text()
     found = check_plan(suite_dir)
     assert found.state == "before the data"
-    assert (
-        found.departures == found.unfinished == ("0 of 2 planned seeds are complete in every planned arm; not: 1, 2",)
-    )
+    assert found.departures == found.unfinished == ("0 of 2 planned seeds are complete in every planned arm; not: 1-2",)
     assert "margin_nats: 0.02 -> 0.05" in found.notes[0] and "a typing error" in found.notes[0]
     claim_folder(suite, suite_dir, [])  # what freezing wrote is ours
 

@@ -53,8 +53,9 @@ def test_every_start_records_code_and_machine_and_a_change_is_one_line(tmp_path:
 
 def test_facts_in_words() -> None:
     assert unlike({"a": [{"x": 1}], "b": [{"x": 1, "y": 2}]}) == "" == changes([], {"x": 1})
-    many = {f"cell-{i}": [{"x": i == 0}] for i in range(12)}
-    assert unlike(many).startswith("x is True (cell-0) and False (cell-1, ") and unlike(many).endswith("and 3 more)")
+    many = {f"both/seed-{i}": [{"x": i == 0}] for i in range(12)}
+    many |= {name: [{"x": False}] for name in ("now", "here/seed-7")}
+    assert unlike(many) == "x is True (both/seed-0) and False (both/seed-[1-11], now, here/seed-7)"
 
 
 @pytest.fixture(scope="module")

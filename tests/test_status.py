@@ -271,5 +271,5 @@ def test_128_cells_are_shown_from_the_tails_of_their_journals(tmp_path, publish)
         assert done.returncode == 0, done.stderr[-2000:]
     assert "120 complete, 8 interrupted" in done.stdout
     loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
-    assert "replication.grid.status" in loaded and "torch" not in loaded
-    publish(f"grid status of 128 cells: {statistics.median(seconds):.2f} s (median of 3; allowed: 2 s)")
+    assert "replication.grid.status" in loaded and loaded.isdisjoint({"torch", "scipy"})
+    publish(f"grid status of 128 cells: {statistics.median(seconds):.2f} s (median of 3)")

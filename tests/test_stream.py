@@ -277,7 +277,7 @@ def test_killed_it_goes_on_where_it_stopped(web, tokenizer, undisturbed, tmp_pat
     process = command(config, out)
     wait_until(lambda: saved_tokens(out) > 30_000, process)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert not out.exists()
     kept = saved_tokens(out)
     again = []

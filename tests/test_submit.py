@@ -275,6 +275,7 @@ def test_a_moved_folder_keeps_its_jobs_and_a_copy_has_none(tmp_path):
     (there := SuiteDir(tmp_path / "there")).root.symlink_to(here.root)
     assert list(jobs_of_cells(submissions(there), [job])) == ["runs/both/seed-1"], "another way to the same folder"
     shutil.copytree(here.root, tmp_path / "copy")
+    shutil.copytree(here.launch / "0001-train", tmp_path / "copy" / "launch" / "old 0001-train")
     assert submissions(SuiteDir(tmp_path / "copy")) == [] and next_number(SuiteDir(tmp_path / "copy")) == 2
     assert moved_from(submissions(here)) == []
     moved = SuiteDir(here.root.rename(tmp_path / "moved"))

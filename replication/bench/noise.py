@@ -30,12 +30,11 @@ from replication.errors import UserError
 from replication.grid.local import run_cells
 from replication.grid.plan import Cell, write_configs
 from replication.provenance import code_identity
-from replication.rundir import SuiteDir, read_json, remove_tree, write_json
-from replication.starts import code_of, unlike
+from replication.rundir import SuiteDir, remove_tree, write_json
+from replication.starts import code_of, read_manifest, unlike
 
 AS_IT_IS = "as it is"
 CUTS = ("micro-batch", "head", "attention", "checkpointing", "ranks", "again")
-DEFAULT_CUTS = CUTS[:3]
 
 
 def cuts(config: RunConfig, kinds: Sequence[str]) -> Iterator[tuple[str, RunConfig | None, str]]:
@@ -125,9 +124,8 @@ def _losses(
     outcome = run_cells([cell], folder, 1, console)
     if not (outcome.complete or outcome.skipped):
         raise UserError(f"{cell.run.root}: the run did not end (log: {cell.run.log}); the same command goes on")
-    changed = unlike(
-        {"this run": code_of(read_json(cell.run.manifest)), "now": [{"code_hash": code_identity()["code_hash"]}]}
-    )
+    ran = code_of(read_manifest(cell.run) or {})
+    changed = unlike({"this run": ran, "now": [{"code_hash": code_identity()["code_hash"]}]})
     if changed:
         raise UserError(f"{cell.run.root}: ran other code ({changed}); remove {folder.root.parent}, and measure anew")
     remove_tree(cell.run.checkpoints)  # the losses are in the journal

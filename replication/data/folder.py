@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from typing import IO, Any
 from replication.data.request import changed_sources, request_differences
 from replication.data.writer import SPLITS
 from replication.errors import UserError, is_disk_full
-from replication.rundir import read_json, remove_tree, sync, write_json
+from replication.rundir import HELD, read_json, remove_tree, sync, without_locks, write_json
 
 LOCK = ".lock"
 REQUEST = "request.json"
@@ -82,9 +81,9 @@ def _claimed(out: Path, partial: Path) -> IO[str]:
     except FileNotFoundError:
         same = False  # another process completed the folder between our open and our lock
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
+        if error.errno not in HELD:
             lock.close()
-            raise UserError(f"{partial}: cannot be locked ({error.strerror}); choose another --out") from error
+            raise UserError(without_locks(partial, error)) from error
         same = False
     if not same:
         lock.close()

@@ -25,13 +25,13 @@ from replication.grid import slurm
 from replication.grid.jobs import JobStage
 from replication.grid.plan import Place
 from replication.grid.slurm import Queued
-from replication.plan import name_cells
 from replication.reading import read_yaml, untyped
 from replication.rundir import (
     RunDir,
     first_error,
     is_trained,
     last_line,
+    name_cells,
     number,
     parse_objects,
     read_failure,

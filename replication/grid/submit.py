@@ -61,9 +61,7 @@ class Submission:
 def submissions(suite_dir: SuiteDir) -> list[Submission]:
     """Every submission of an output folder, oldest first; where it is a copy of another folder, not that one's."""
     found = []
-    for path in sorted(suite_dir.launch.glob("*/job.json")):
-        if not re.fullmatch(r"\d+-[\w.-]+", path.parent.name):
-            continue  # a person's copy
+    for path in _records(suite_dir):
         facts, answer = read_object(path), read_object(path.with_name("submitted.json"))
         if not {"name", "stage", "cells"} <= facts.keys():
             raise UserError(f"{path}: does not say what was submitted; restore it, or remove {path.parent}")
@@ -75,6 +73,12 @@ def submissions(suite_dir: SuiteDir) -> list[Submission]:
         cells = tuple(facts["cells"])
         found.append(Submission(path.parent, facts["name"], facts["stage"], cells, answer.get("id"), user, out))
     return found
+
+
+def _records(suite_dir: SuiteDir) -> list[Path]:
+    """job.json of every numbered folder; a person's copy under another name is none of them."""
+    paths = sorted(suite_dir.launch.glob("*/job.json"))
+    return [path for path in paths if re.fullmatch(r"\d+-[\w.-]+", path.parent.name)]
 
 
 def moved_from(waiting: Sequence[Submission]) -> list[str]:
@@ -329,7 +333,7 @@ def adopt_unanswered(earlier: Sequence[Submission], queue: Sequence[slurm.Queued
 
 def next_number(suite_dir: SuiteDir) -> int:
     """Of the next submission: after all that are there, a copied folder's too."""
-    return max((int(p.parent.name.split("-")[0]) for p in suite_dir.launch.glob("*/job.json")), default=0) + 1
+    return max((int(p.parent.name.split("-")[0]) for p in _records(suite_dir)), default=0) + 1
 
 
 def check_lead_time(cells: Sequence[Cell]) -> None:

@@ -1,4 +1,4 @@
-"""What a panel may be, before there is one: pure, so that a suite can be checked before it trains."""
+"""What a panel may be, before there is one; pure."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def load_prompts(path_or_name: str | Path) -> list[Prompt]:
             file in configs/prompts (`replication_32`). Keys besides id, category and question are passed over.
 
     Raises:
-        UserError: no such file, not JSON, no prompts, a missing or mistyped key, an id that no data base holds, a text
+        UserError: no such file, not JSON, no prompts, a missing or mistyped key, an id that no database holds, a text
             that is empty or cannot be stored, an id or a question that comes twice; the message names file and entry.
     """
     path = find_prompts(path_or_name)
