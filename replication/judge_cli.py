@@ -269,7 +269,7 @@ def _serve(args: argparse.Namespace, console: Console) -> int:
 
     base = _base_url(args.base_url) if args.base_url else None
     allowed = [*args.allowed_host, *([str(urlsplit(base).hostname)] if base else [])]
-    folder, database = _open(args)
+    folder, database = _open(args, only_reads=args.preview)
     if args.preview:
         with TemporaryDirectory() as temporary:
             return _preview(args, database, Path(temporary), base, allowed, console)
@@ -411,7 +411,7 @@ def _export(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.record.export import write_export, write_record
     from replication.judging.state import rules_of
 
-    folder, database = _open(args)
+    folder, database = _open(args, only_reads=True)
     rules, _ = rules_of(folder, database)
     target = folder if args.out is None else replace(folder, root=args.out, judging=args.out)
     _say_test_votes(write_record(target, database, rules), console)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
@@ -589,6 +590,8 @@ def test_status_of_a_folder_in_which_nothing_can_be_written(out: Path, said, tmp
         names = {path.name for path in (folder / "judging").iterdir()}
         with not_writable(folder):
             assert votes in said("status", folder)
+            with TemporaryDirectory() as t:
+                assert preview(find_panel(folder).open(only_reads=True), Path(t) / "copy.sqlite")
             one_line(said("invite", folder, "--judges", 1, code=2))
         assert {path.name for path in (folder / "judging").iterdir()} == names
     with not_writable(torn):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sqlite3
 import threading
@@ -188,11 +187,6 @@ def _set_up_sqlite(engine: Engine, only_reads: bool) -> None:
             if found not in (wanted, OFF):
                 connection.exec_driver_sql(f"PRAGMA synchronous = {wanted}")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
-
-def _is_read_only(file: Path) -> bool:
-    """Whether an SQLite file is there, but neither it nor a journal beside it can be written."""
-    return file.is_file() and not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK))
 
 
 def _is_secret(key: str) -> bool:
