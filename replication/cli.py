@@ -299,6 +299,8 @@ def drill(argv: list[str]) -> int:
     for strategy in strategies:
         if strategy not in known:
             raise UserError(f"--strategies: no strategy '{strategy}'; the strategies are {', '.join(known)}")
+    if args.kills < len(strategies):
+        raise UserError(f"--kills: {args.kills} leaves some of the {len(strategies)} strategies without one; raise it")
     from dataclasses import replace
 
     from replication.drill import check_saves

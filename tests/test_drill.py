@@ -69,7 +69,7 @@ def test_killed_and_resumed_runs_end_bitwise_equal(config, tmp_path, publish):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--kills", "0"), "--kills: 0 must be at least 1"),
+        (("--kills", "1", "--strategies", "single,zero2"), "--kills: 1 leaves some of the 2 strategies without one"),
         (("--strategies", "tpu"), "no strategy 'tpu'"),
         (("--checkpoints.every_steps=299",), "the first of 299 comes too late in 300 steps"),
     ],

@@ -438,7 +438,7 @@ def test_it_serves_until_told_to_stop_and_logs_no_link(panel: SmallPanel, stop: 
 
 
 def test_a_port_that_is_taken_is_said_in_one_line(panel: SmallPanel) -> None:
-    in_use = pytest.raises(UserError, match=r"--port: cannot listen on 127\.0\.0\.1:\d+ \(.*in use")
+    in_use = pytest.raises(UserError, match=r"--port: cannot listen on 127\.0\.0\.1:\d+ \([^()]*in use\)")
     with socket.create_server(("127.0.0.1", 0)) as taken, in_use:
         serve(panel.store, "127.0.0.1", taken.getsockname()[1], None)
     with pytest.raises(UserError, match=r"cannot listen on no\.such\.name:1"):

@@ -238,6 +238,7 @@ def test_both_orders_make_one_vote_and_every_reply_is_kept(tmp_path: Path, monke
     [
         (401, {"error": {"message": f"Incorrect API key: {KEY}"}}, "--api-key-env: .*the key in LAB_KEY was refused"),
         (403, {"error": {"message": "no"}}, "--api-key-env: .*status 403"),
+        (403, "<html><title>Blocked", r"--base-url: .* a page, 'Blocked' \(status 403\), as a filter before an API"),
         (404, {"error": {"message": "no such model"}}, "--model: .* has no tiny-2 .*it offers other, tiny$"),
         (400, {"error": {"message": f"bad temperature {KEY}"}}, r"--model: .*refuses.*bad temperature \*\*\*"),
         (429, {"error": {"message": "pay", "code": "insufficient_quota"}}, r"quota is used up \(status 429: pay\)"),
@@ -247,12 +248,13 @@ def test_both_orders_make_one_vote_and_every_reply_is_kept(tmp_path: Path, monke
     ],
 )
 def test_what_no_retry_mends_is_one_line(
-    status: int, body: dict[str, Any], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    status: int, body: dict[str, Any] | str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LAB_KEY", KEY)
     database = make_panel(tmp_path / "panel.sqlite", 4)
     model = "tiny" if status == 400 else "tiny-2"
-    endpoint = Scripted(lambda body_, n: JSONResponse(body, status))
+    kind = HTMLResponse if isinstance(body, str) else JSONResponse
+    endpoint = Scripted(lambda body_, n: kind(body, status))
     with serving(endpoint) as url, pytest.raises(UserError, match=line) as error:
         run(database, url, model=model, api_key_env="LAB_KEY", parallel=1)
     assert len(endpoint.seen) == 1
@@ -852,6 +854,8 @@ def test_the_verb_adds_a_judge_when_the_model_has_answered(
         assert "the budget of this run is spent: 4 comparisons are left" in " ".join(capsys.readouterr().out.split())
         assert judge(*words, "Lab", "--temperature", "none") == 2
         assert "with temperature 0.0" in capsys.readouterr().err
+        assert judge(*words, "Lab", "--temperature", "warm") == 2
+        assert "--temperature: must be a number such as 0.5, not 'warm'" in capsys.readouterr().err
         assert judge(*words, "Lab") == 0
         assert judge(*words, "Else") == 2
         assert "'tiny' is a model of Lab" in capsys.readouterr().err

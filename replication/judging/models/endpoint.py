@@ -284,6 +284,12 @@ class Endpoint:
         if _is_quota(error):
             return UserError(f"--api-key-env: {at}: the account's quota is used up ({status}); add to it, then run "
                              "this again")  # fmt: skip
+        if error.status_code in (401, 403) and _is_page(error.response):
+            or_else = ", or put the endpoint's host into NO_PROXY" if self._has_proxy else ""
+            return UserError(
+                f"--base-url: {at} answers with {said} (status {error.status_code}), as a filter before an API does, "
+                f"not an API; check the address, ask who runs that network{or_else}"
+            )
         if error.status_code in (401, 403):
             what = "is missing" if self._key is None else "was refused"
             return UserError(

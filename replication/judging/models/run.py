@@ -12,7 +12,7 @@ from dataclasses import fields
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from replication.arguments import COUNT, NATURAL, POSITIVE, folder, whole
+from replication.arguments import COUNT, NATURAL, POSITIVE, folder, number, whole
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.folder import find_panel
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _temperature(text: str) -> float | None:
-    return None if text.lower() == "none" else float(text)
+    return None if text.lower() == "none" else number("[0, 2]")(text)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:

@@ -168,7 +168,7 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         listening = socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError, UnicodeError) as error:
-        line = getattr(error, "strerror", None) or str(error)
+        line = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]  # Python repeats the address
         raise UserError(f"--host, --port: cannot listen on {host}:{port} ({line}); give others") from None
     # asyncio sets it only on sockets that say they are TCP; without it a body waits 40 ms for its headers
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
