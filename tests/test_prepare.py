@@ -27,6 +27,7 @@ from replication.data.prepare import prepare, show_batch
 from replication.data.request import request_differences, request_of
 from replication.data.spool import text_key
 from replication.data.store import TokenStore
+from replication.data.tokenizer import train_tokenizer
 from replication.errors import UserError, is_disk_full
 
 TESTS = Path(__file__).parent
@@ -211,9 +212,11 @@ def test_shares_far_from_what_was_asked_and_unknown_text_are_told(prepared, tmp_
     manifest = prepare(data, tmp_path / "out", console)
     printed = console.export_text()
     entry = manifest["sources"]["long"]
-    assert (entry["train"]["unknown"], entry["validation"]["unknown"]) == (0, 2000)
-    assert "; 31.01% of it unknown to the tokenizer" in printed
-    assert "long: warning: 31.0% of it is unknown to the tokenizer; take one that knows this text" in printed
+    unknown = 2000 * (long.index(" w1", 3) - 3)  # bytes of the long document's second word
+    assert (entry["train"]["unknown_bytes"], entry["validation"]["unknown_bytes"]) == (0, unknown)
+    share = unknown / entry["text_bytes"]
+    assert f"; {share:.2%} of it unknown to the tokenizer" in printed
+    assert f"long: warning: {share:.1%} of it is unknown to the tokenizer; take one that knows this text" in printed
     assert re.search(
         r"long: warning: validation holds 6\d\.\d% of its tokens, .*_fraction asks for 2\.0%: whole", printed
     )
@@ -239,7 +242,9 @@ def test_local_files_that_changed_since_are_told(tmp_path):
         SourceConfig(name="files", path=str(folder)),
         SourceConfig(name="lines", kind="jsonl", path=str(lines)),
     )
-    tokenizer = TokenizerConfig(vocab_size=300)
+    own = tmp_path / "tokenizer.json"
+    own.write_text(train_tokenizer(TokenizerConfig(vocab_size=300), texts(12)).json())
+    tokenizer = TokenizerConfig(path=str(own))
     data = DataConfig(block_size_tokens=16, sources=sources, tokenizer=tokenizer, num_proc=1, validation_fraction=0.1)
     manifest = prepare(data, tmp_path / "out")
 
@@ -256,6 +261,12 @@ def test_local_files_that_changed_since_are_told(tmp_path):
     assert line.startswith("files: warning: 3 local file(s) are of another size or time than when they were prepared")
     assert "(0000.txt, 0001.txt, later.txt)" in line and line.endswith("out or choose another --out")
     lines.unlink()  # a corpus that is not here is no other corpus
+    assert len(told()) == 1
+    own.write_text(json.dumps(json.loads(own.read_text())))  # the same one
+    assert len(told()) == 1
+    own.write_text(train_tokenizer(TokenizerConfig(vocab_size=299), texts(12)).json())
+    assert told()[0].startswith(f"tokenizer: warning: {own} is another one than the corpus was prepared with; to")
+    own.unlink()
     assert len(told()) == 1
 
 

@@ -168,6 +168,7 @@ def zstd(raw):
         ('{"text": "a"}\n'.encode("utf-16"), "UTF-16 text"),
         ('{"text": "a"}\n'.encode("utf-16-be"), "UTF-16 text"),
         (b'{\n  "text": "a"\n}\n', "JSON with an object over several lines"),
+        ('{"text": "é"}\n'.encode("latin-1"), "not UTF-8"),
         (b"PK\x03\x04\x14\0\0\xff", "a zip archive"),
         (b"PAR1\x15\xff", "Parquet"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", r"a Git LFS pointer in place of the data"),

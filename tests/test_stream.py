@@ -7,6 +7,7 @@ import gzip
 import itertools
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -643,7 +644,9 @@ def test_files_that_changed_meanwhile_are_refused(tokenizer, tmp_path, small_pie
         prepare(web_config(web, tokenizer), tmp_path / "out")
 
 
-@pytest.mark.parametrize("edit", ["earlier rows gone", "an earlier row", "a later file", "touched", "not begun"])
+@pytest.mark.parametrize(
+    "edit", ["earlier rows gone", "an earlier row", "a later file", "touched", "not begun", "tokenizer"]
+)
 def test_local_files_edited_meanwhile_are_refused_and_touched_ones_are_not(
     tokenizer, tmp_path, small_pieces, monkeypatch, edit
 ):
@@ -654,6 +657,8 @@ def test_local_files_edited_meanwhile_are_refused_and_touched_ones_are_not(
     source = SourceConfig(name="web", kind="jsonl", path=str(folder))
     later = SourceConfig(name="later", kind="jsonl", path=str(write_jsonl(tmp_path / "later.jsonl", texts(40, seed=7))))
     config = dataclasses.replace(web_config(folder, tokenizer, blocks=4000), sources=(source, later))
+    own = shutil.copy(tokenizer.path, tmp_path / "tokenizer.json")
+    config = dataclasses.replace(config, tokenizer=TokenizerConfig(path=str(own)))
     expected, out = prepare(config, tmp_path / "expected"), tmp_path / "out"
     real, writes = BlockWriter._write, itertools.count()
 
@@ -680,6 +685,13 @@ def test_local_files_edited_meanwhile_are_refused_and_touched_ones_are_not(
             current.touch()
         case "not begun":
             write_jsonl(tmp_path / "later.jsonl", texts(50, seed=8))
+        case "tokenizer":
+            own.write_text(train_tokenizer(TokenizerConfig(vocab_size=300), texts(30)).json())
+            with pytest.raises(
+                UserError, match=r"data\.tokenizer\.path: .*\.json has changed since the preparation began"
+            ):
+                prepare(config, out)
+            return
     if edit in ("touched", "not begun"):
         manifest = prepare(config, out)
         assert (manifest["hash"] == expected["hash"]) == (edit == "touched")

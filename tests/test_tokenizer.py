@@ -155,17 +155,22 @@ def test_what_a_tokenizer_does_not_know_is_counted():
     letters = Tokenizer(models.BPE({token: i for i, token in enumerate(["</s>", *"ab"])}, []))
     letters.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     letters.add_tokens(["a:", "b:"])
-    for made, expected in (
-        (word_level(), [0, 2]),
-        (letters, [0, 5]),
-        (byte_fallback(), [0, 0]),
-        (whole_words(), [0, 0]),
+    taken_apart = Tokenizer.from_str(letters.to_str())
+    taken_apart.normalizer = normalizers.NFD()
+    pieces = Tokenizer(models.WordPiece({"</s>": 0, "<unk>": 1, "a": 2, "##a": 3}, unk_token="<unk>"))
+    pieces.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    runs = Tokenizer(models.Unigram([("</s>", 0.0), ("<unk>", 0.0), ("a", -1.0), ("b", -1.0), (" ", -1.0)], 1))
+    for made, text, expected in (
+        (word_level(), "a что да", len("чтода".encode())),
+        (letters, "a: b: что да", len("чтода".encode())),
+        (taken_apart, "a: 한", len("한".encode())),  # three characters to the model, one of the text
+        (pieces, f"a {'a' * 300}", 300),  # one unknown token, as long as the word
+        (runs, f"a {'что' * 100} b", len("что".encode()) * 100),  # one for the run
+        (byte_fallback(), "a что да", 0),
+        (whole_words(), "a что да", 0),
     ):
         tokenizer = TextTokenizer(made.to_str(), "</s>")
-        assert (
-            tokens_of(tokenizer, ["a b", "a что да" if made is not letters else "a: b: что да"]).unknown.tolist()
-            == expected
-        )
+        assert tokens_of(tokenizer, ["a", text]).unknown_bytes.tolist() == [0, expected]
 
 
 def test_encoding_adds_no_token_and_batches_agree(trained):

@@ -116,6 +116,10 @@ def what_bytes_are(head: bytes) -> str:
 
 def _json_form(line: bytes) -> str:
     """What JSON with such a first line may be, that is not one object a line; "" where it looks like nothing known."""
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return "not UTF-8"
     if b"\r" in line.rstrip():
         return "text whose lines end in a carriage return alone"
     first = b"".join(line[:HEAD_BYTES].split())

@@ -24,7 +24,7 @@ from typing import Any
 
 from rich.console import Console
 
-from replication.config import DataConfig
+from replication.config import DataConfig, TokenizerConfig
 from replication.data.files import changed, local_files
 from replication.data.folder import ORIGINS, PROGRESS, written_whole
 from replication.data.hub import commit_of
@@ -41,6 +41,7 @@ from replication.data.tokenizer import (
     check_padding,
     check_tokenizer,
     load_tokenizer,
+    tokenizer_file,
     train_tokenizer,
 )
 from replication.data.workers import tethered
@@ -55,7 +56,7 @@ TOKENIZER_BYTES = 8_000_000  # text that a tokenizer is trained on, shared among
 PLACES = 2  # how an unfinished preparation says where it stands; raised when that changes
 
 # What is told as a warning: it is rarely meant.
-UNKNOWN_SHARE = 0.01  # of a source's tokens, that the tokenizer does not know
+UNKNOWN_SHARE = 0.01  # of a source's bytes, that the tokenizer does not know
 TOKEN_BYTES = 1.25  # of text a token, of a tokenizer with WORDS entries: it spells the text out
 WORDS = 1000
 TIMES_VALIDATION = 3  # times data.validation_fraction
@@ -229,6 +230,11 @@ def _changed_files(before: Files, now: Files, kind: str = "hub") -> list[str]:
 
 def _say_changed(data: DataConfig, out: Path, reporter: Reporter) -> None:
     """The local files that are no longer what was prepared; a corpus that is not here at all is no change."""
+    if _is_another(data.tokenizer, out / "tokenizer.json"):
+        reporter.line(
+            f"tokenizer: warning: {data.tokenizer.path} is another one than the corpus was prepared with; to prepare "
+            f"it again, remove {out} or choose another --out"
+        )
     for source in data.sources:
         origin = (read_json(out / ORIGINS) or {}).get(source.name, {})
         try:
@@ -243,10 +249,26 @@ def _say_changed(data: DataConfig, out: Path, reporter: Reporter) -> None:
             )
 
 
+def _is_another(config: TokenizerConfig, kept: Path) -> bool:
+    """Whether a local tokenizer is no longer the one that a preparation keeps; one that is not here is no change."""
+    if config.path is None or not tokenizer_file(config.path).is_file():
+        return False
+    text = kept.read_text(encoding="utf-8")
+    try:
+        return load_tokenizer(config).json() != TextTokenizer(text, config.end_of_text).json()
+    except UserError:
+        return True
+
+
 def _tokenizer(data: DataConfig, corpus: Corpus, folder: Path, reporter: Reporter) -> TextTokenizer:
     """The tokenizer that an earlier call wrote, or the one that is asked for; tokenizer.json holds it from now on."""
     path = folder / "tokenizer.json"
     if path.is_file():
+        if _is_another(data.tokenizer, path):
+            raise UserError(
+                f"data.tokenizer.path: {data.tokenizer.path} has changed since the preparation began; restore it, or "
+                "remove the unfinished folder (.partial) and run again"
+            )
         return TextTokenizer(path.read_text(encoding="utf-8"), data.tokenizer.end_of_text)
     if data.tokenizer.path is not None:
         tokenizer = load_tokenizer(data.tokenizer)
@@ -263,7 +285,7 @@ def _tokenizer(data: DataConfig, corpus: Corpus, folder: Path, reporter: Reporte
 def _write_source(corpus: Corpus, number: int, pool: Pool, reporter: Reporter) -> dict[str, Any]:
     entry = corpus.write(number, pool)
     train, validation = entry["train"], entry["validation"]
-    unknown = _unknown_share(entry, pool.tokenizer)
+    unknown = _unknown_share(entry)
     reporter.line(
         f"{corpus.names[number]}: {train['tokens']:,} training tokens in {train['blocks']:,} blocks, "
         f"{validation['tokens']:,} validation tokens in {validation['blocks']:,}"
@@ -272,16 +294,15 @@ def _write_source(corpus: Corpus, number: int, pool: Pool, reporter: Reporter) -
     return entry
 
 
-def _unknown_share(entry: dict[str, Any], tokenizer: TextTokenizer) -> float:
-    """Unknown tokens, or characters that no token stands for, among all of a source's."""
-    unknown, tokens = (sum(entry[split][key] for split in SPLITS) for key in ("unknown", "tokens"))
-    return float(unknown / (tokens if tokenizer.unknown_id is not None else tokens + unknown))
+def _unknown_share(entry: dict[str, Any]) -> float:
+    """What the tokenizer does not know of a source's text, by bytes."""
+    return sum(entry[split]["unknown_bytes"] for split in SPLITS) / int(entry["text_bytes"])
 
 
 def _warnings(entry: dict[str, Any], tokenizer: TextTokenizer, validation_fraction: float) -> Iterator[str]:
     """What a source's entry in the manifest holds that is rarely meant."""
     train, validation = entry["train"], entry["validation"]
-    tokens, unknown = train["tokens"] + validation["tokens"], _unknown_share(entry, tokenizer)
+    tokens, unknown = train["tokens"] + validation["tokens"], _unknown_share(entry)
     if unknown > UNKNOWN_SHARE:
         yield f"{unknown:.1%} of it is unknown to the tokenizer; take one that knows this text (data.tokenizer)"
     if tokenizer.vocab_size >= WORDS and entry["text_bytes"] < TOKEN_BYTES * tokens:

@@ -50,8 +50,8 @@ class Tokens:
     """Documents end to end, each with an end-of-text."""
     lengths: Int64
     """Tokens of each document, end-of-text included."""
-    unknown: Int64
-    """Of each document: unknown tokens, and characters that no token stands for."""
+    unknown_bytes: Int64
+    """Of each document's text, what the tokenizer does not know."""
 
 
 class Pool:
@@ -117,7 +117,7 @@ def tokens_of(tokenizer: TextTokenizer, texts: list[str]) -> Tokens:
     Raises:
         UserError: text that becomes the end-of-text token.
     """
-    encoded = tokenizer.encode_batch(texts)
+    encoded, unknown = tokenizer.encode_counted(texts)
     lengths = np.fromiter((len(ids) + 1 for ids in encoded), dtype=np.int64, count=len(encoded))
     stream = np.full(int(lengths.sum()), tokenizer.end_of_text_id, dtype=np.int32)
     starts = np.cumsum(lengths) - lengths
@@ -128,10 +128,7 @@ def tokens_of(tokenizer: TextTokenizer, texts: list[str]) -> Tokens:
             f"data.tokenizer.end_of_text: '{tokenizer.end_of_text}' is also what the tokenizer makes of text that it "
             "does not know; name another of its special tokens, or take another tokenizer"
         )
-    unknown = np.array(tokenizer.dropped(texts), dtype=np.int64)
-    if tokenizer.unknown_id is not None:
-        unknown += np.add.reduceat(stream == tokenizer.unknown_id, starts, dtype=np.int64)
-    return Tokens(stream, lengths, unknown)
+    return Tokens(stream, lengths, np.array(unknown, dtype=np.int64))
 
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -16,7 +16,7 @@ from replication.data.retries import first_line
 from replication.errors import UserError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 BYTES = 256
 DROPPED = 1 << 30  # an id that no tokenizer has
@@ -33,7 +33,6 @@ class TextTokenizer:
         vocab_size: entries, i.e. the largest id plus one.
         end_of_text: the text of the token that joins documents.
         end_of_text_id: its id.
-        unknown_id: id of the token for text that it does not know; None: it has none.
     """
 
     def __init__(self, json_text: str, end_of_text: str):
@@ -65,8 +64,10 @@ class TextTokenizer:
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         parts = _unspellable(json.loads(tokenizer.to_str()), end_of_text)
         self._encoder = Tokenizer.from_str(json.dumps(parts))
-        self.unknown_id = _unknown_id(parts["model"])
-        self._dropped = _with_unknown(parts) if self.unknown_id is None else None
+        unknown_id = _unknown_id(parts["model"])
+        self._unknown_id = DROPPED if unknown_id is None else unknown_id
+        has_unknown = unknown_id is not None and not _falls_back_to_bytes(parts["model"])
+        self._telling = self._encoder if has_unknown else _with_unknown(parts)  # None: it knows every text
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TextTokenizer, (self.json(), self.end_of_text)
@@ -85,24 +86,42 @@ class TextTokenizer:
         Raises:
             UserError: a text that the tokenizer knows no token for, not even an unknown one.
         """
+        return self.encode_counted(texts)[0]
+
+    def encode_counted(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
+        """encode of each text, and the UTF-8 bytes of each that it does not know: an unknown token's, or no token's.
+
+        Bytes, because one unknown token may stand for a run of any length.
+
+        Raises:
+            UserError: as encode_batch.
+        """
+        telling = self._telling
+        # Only the slower call says which part of a text a token stands for.
+        encode = self._encoder.encode_batch if telling is self._encoder else self._encoder.encode_batch_fast
         try:
-            return [e.ids for e in self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)]
+            encoded = encode(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises bare Exception
             raise UserError(
                 f"data.tokenizer: the tokenizer cannot encode a text ({first_line(error)}); give it an unknown token, "
                 "or take one that knows every byte"
             ) from error
+        ids = [e.ids for e in encoded]
+        if telling is None:
+            return ids, [0] * len(ids)
+        told = encoded if telling is self._encoder else telling.encode_batch(list(texts), add_special_tokens=False)
+        return ids, [self._unknown_bytes(text, e) for text, e in zip(texts, told, strict=True)]
+
+    def _unknown_bytes(self, text: str, encoding: Encoding) -> int:
+        if self._unknown_id not in (ids := encoding.ids):
+            return 0
+        # A set: a character that a normalizer took apart is one place in the text.
+        spans = {span for i, span in zip(ids, encoding.offsets, strict=True) if i == self._unknown_id}
+        return sum(len(text[start:end].encode()) for start, end in spans)
 
     def encode_only(self, texts: Sequence[str]) -> None:
         """The library's part of encode_batch, for measuring what anything else adds."""
         self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
-
-    def dropped(self, texts: Sequence[str]) -> list[int]:
-        """Characters of each text that no token stands for, not even an unknown one."""
-        if self._dropped is None:
-            return [0] * len(texts)
-        encoded = self._dropped.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [e.ids.count(DROPPED) for e in encoded]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that are no UTF-8 (a character cut in two) become U+FFFD."""
@@ -143,8 +162,12 @@ def _unknown_id(model: dict[str, Any]) -> int | None:
     return None if found is None else int(found)
 
 
+def _falls_back_to_bytes(model: dict[str, Any]) -> bool:
+    return bool(model.get("byte_fallback")) and dict(model["vocab"]).keys() >= {f"<0x{i:02X}>" for i in range(BYTES)}
+
+
 def _with_unknown(parts: dict[str, Any]) -> Tokenizer | None:
-    """The tokenizer with an unknown token, DROPPED, to count what it drops; None where it drops nothing.
+    """The tokenizer with an unknown token, DROPPED, to tell what it drops; None where it drops nothing.
 
     A BPE drops characters that it does not know, unless it knows the bytes; the other models fail at them.
     """
@@ -153,8 +176,7 @@ def _with_unknown(parts: dict[str, Any]) -> Tokenizer | None:
 
     model = parts["model"]
     known = model["vocab"].keys() if model["type"] == "BPE" else set(ByteLevel.alphabet())
-    in_bytes = model.get("byte_fallback") and known >= {f"<0x{byte:02X}>" for byte in range(BYTES)}
-    if in_bytes or known >= set(ByteLevel.alphabet()):
+    if _falls_back_to_bytes(model) or known >= set(ByteLevel.alphabet()):
         return None
     name = secrets.token_hex(16)
     model = {**model, "vocab": {**model["vocab"], name: DROPPED}, "unk_token": name, "fuse_unk": False}
@@ -251,6 +273,12 @@ def _in_a_thread(work: Callable[[], None]) -> None:
         raise failures[0]
 
 
+def tokenizer_file(name: str) -> Path:
+    """The file that a tokenizer's path means, where it is a local one."""
+    path = Path(name).expanduser()
+    return path / "tokenizer.json" if path.is_dir() else path
+
+
 def load_tokenizer(config: TokenizerConfig) -> TextTokenizer:
     """Load config.path: a tokenizer.json, a folder that holds one, or a hub id.
 
@@ -258,9 +286,7 @@ def load_tokenizer(config: TokenizerConfig) -> TextTokenizer:
         UserError: no such file, no access to the hub, not a tokenizer, or no end-of-text token.
     """
     assert config.path is not None
-    path = Path(config.path).expanduser()
-    if path.is_dir():
-        path = path / "tokenizer.json"
+    path = tokenizer_file(config.path)
     if path.is_file():
         try:
             return TextTokenizer(path.read_text(encoding="utf-8"), config.end_of_text)

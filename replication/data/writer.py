@@ -237,26 +237,26 @@ class SplitWriter:
         self.blocks = BlockWriter(folder, block_size_tokens, limit_tokens, state["blocks"] if state else None)
         self._documents: int = state["documents"] if state else 0
         self._text_bytes: int = state["text_bytes"] if state else 0
-        self._unknown: int = state.get("unknown", 0) if state else 0
+        self._unknown_bytes: int = state["unknown_bytes"] if state else 0
 
-    def add(self, tokens: Int32, lengths: Int64, sizes_bytes: Int64, unknown: Int64) -> None:
+    def add(self, tokens: Int32, lengths: Int64, sizes_bytes: Int64, unknown_bytes: Int64) -> None:
         """Append documents; one of which no token fits does not count.
 
         Args:
             tokens: int32 [n], documents end to end.
             lengths: int64 [documents], tokens of each.
             sizes_bytes: int64 [documents], UTF-8 length of each.
-            unknown: int64 [documents], what the tokenizer does not know in each.
+            unknown_bytes: int64 [documents], of each, what the tokenizer does not know.
         """
         starts = np.cumsum(lengths) - lengths
         taken = int(np.searchsorted(starts, self.blocks.room(len(tokens)), side="left"))
         self._documents += taken
         self._text_bytes += int(sizes_bytes[:taken].sum())
-        self._unknown += int(unknown[:taken].sum())
+        self._unknown_bytes += int(unknown_bytes[:taken].sum())
         self.blocks.add(tokens)
 
     def _counts(self) -> dict[str, int]:
-        return {"documents": self._documents, "text_bytes": self._text_bytes, "unknown": self._unknown}
+        return {"documents": self._documents, "text_bytes": self._text_bytes, "unknown_bytes": self._unknown_bytes}
 
     def save(self) -> dict[str, Any]:
         return {**self._counts(), "blocks": self.blocks.save()}
@@ -314,7 +314,7 @@ class SourceWriter:
         """
         n = self._until_full(piece.validation, tokens.lengths)
         lengths, sizes_bytes, is_validation = tokens.lengths[:n], piece.sizes_bytes[:n], piece.validation[:n]
-        unknown = tokens.unknown[:n]
+        unknown_bytes = tokens.unknown_bytes[:n]
         stream = tokens.stream[: int(lengths.sum())]
         of_validation = np.repeat(is_validation, lengths)
         for split, documents, positions in (
@@ -323,7 +323,7 @@ class SourceWriter:
         ):
             if documents.any():
                 part = stream if documents.all() else stream[positions]
-                self._splits[split].add(part, lengths[documents], sizes_bytes[documents], unknown[documents])
+                self._splits[split].add(part, lengths[documents], sizes_bytes[documents], unknown_bytes[documents])
 
     def _until_full(self, is_validation: Bool, lengths: Int64) -> int:
         """How many of some documents are taken until this is full; all of them where it will not be."""
