@@ -480,12 +480,10 @@ def _read_cells(suite_dir: SuiteDir) -> tuple[dict[str, _Cell], list[str]]:
     """Every cell of the folder that has started, planned or not, by arm/seed-n; and those that cannot be read."""
     cells, unreadable = {}, []
     for arm, seed, run in suite_dir.cells():
-        if not run.manifest.exists():
-            continue
         name, manifest = f"{arm}/seed-{seed}", read_manifest(run)
         if manifest is not None:
             cells[name] = _Cell(run, manifest)
-        else:
+        elif run.manifest.exists() or has_logged(run):
             unreadable.append(name)
     return cells, unreadable
 

@@ -349,6 +349,10 @@ DEPARTURES: dict[str, tuple[Callable[[SuiteDir], object], str]] = {
         lambda d: d.cell("both", 2).manifest.write_text("{"),
         "cells whose manifest.json cannot be read: both/seed-2",
     ),
+    "manifest gone": (
+        lambda d: d.cell("both", 2).manifest.unlink(),
+        "cells whose manifest.json cannot be read: both/seed-2",
+    ),
     "seed not complete": (
         lambda d: d.cell("both", 2).complete.unlink(),
         "1 of 2 planned seeds are complete in every planned arm; not: 2",

@@ -334,11 +334,14 @@ def test_other_folders_and_equal_weights_are_warned_of(tmp_path: Path) -> None:
     suite_dir, suite = build_suite(tmp_path / "out", arms=("baseline", "both"), seeds=(1,))
     shutil.copytree(suite_dir.cell("both", 1).root, suite_dir.cell("stray", 5).root)
     same = read_json(suite_dir.cell("baseline", 1).manifest)["final_weights_sha256"]
-    edit_manifest(suite_dir.cell("both", 1), final_weights_sha256=same, git={"commit": "other", "dirty": True})
+    packages = read_json(suite_dir.cell("both", 1).manifest)["packages"] | {"recorded since": None}
+    git = {"commit": "other", "dirty": True}
+    edit_manifest(suite_dir.cell("both", 1), final_weights_sha256=same, git=git, packages=packages)
     _, text, _ = report(suite_dir, suite)
     assert "both and baseline ended with the same weights at seed 1" in text
     assert "runs/stray/seed-5 is not part of the suite" in text
     assert "different commits of the code" in text and "no commit holds in 1 of 2" in text
+    assert "different package versions" not in text
 
 
 # ---------------------------------------------------------------- untrusted text

@@ -14,6 +14,7 @@ from replication.config import RunConfig, SuiteConfig, differences, flatten, loa
 from replication.errors import UserError
 from replication.fidelity import arms_read, in_words, lines_of, section_of
 from replication.rundir import SuiteDir, file_sha256, read_json
+from replication.starts import unlike
 
 SUMMARY_KEYS = {
     "model.n_blocks": "blocks",
@@ -78,12 +79,13 @@ def warnings(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell], cer
     for words, value in (
         ("hashes of the code", lambda m: m.get("code_hash")),
         ("commits of the code", lambda m: part(m, "git").get("commit")),
-        ("package versions", lambda m: str(m.get("packages"))),
         ("hardware", lambda m: str(m.get("hardware"))),
         ("world sizes", lambda m: m.get("world_size")),
     ):
-        if len({value(cell.manifest) for cell in complete}) > 1:
+        if len({value(cell.manifest) for cell in complete if cell.manifest}) > 1:
             yield f"The complete cells ran with different {words}; see the table of machines."
+    if unlike({f"{cell.arm}/seed-{cell.seed}": [part(cell.manifest, "packages")] for cell in complete}):
+        yield "The complete cells ran with different package versions; see the table of machines."
     if len({_sampling(cell.manifest) for cell in complete}) > 1:
         yield "The completions of the cells were sampled under different settings or prompts: do not compare them."
     changed = unrecorded_samples(suite_dir, complete)
