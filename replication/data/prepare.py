@@ -60,7 +60,7 @@ UNKNOWN_SHARE = 0.01  # of a source's bytes, that the tokenizer does not know
 TOKEN_BYTES = 1.25  # of text a token, of a tokenizer with WORDS entries: it spells the text out
 WORDS = 1000
 TIMES_VALIDATION = 3  # times data.validation_fraction
-TIMES_READ = 10  # a source, while another is read once
+TIMES_READ = 16  # a source, while another is read once
 
 Corpus = SpooledCorpus | StreamedCorpus
 Files = dict[str, list[int]] | None
