@@ -31,6 +31,8 @@ Natural = Annotated[int, Range("[0, 2147483647]")]
 Tokens = Annotated[int, Range("[1, 9007199254740992]")]
 Seed = Annotated[int, Range("[0, 4294967295]")]
 """What every generator and database that meets a seed can hold."""
+Processes = Annotated[int, Range("[1, 1024]")]
+"""Of one machine."""
 Positive = Annotated[float, Range("(0, inf)")]
 NotNegative = Annotated[float, Range("[0, inf)")]
 BelowOne = Annotated[float, Range("[0, 1)")]
@@ -149,7 +151,7 @@ class DataConfig:
     token_budget: Tokens | None = None
     """Predicted training tokens in all, shared among the sources by their weights, each share rounded up to whole
     sequences; every source is streamed until it has its share. None: all that the sources hold."""
-    num_proc: Count = 2
+    num_proc: Processes = 2
     """Processes that tokenise (not scientific)."""
 
 
@@ -338,15 +340,15 @@ class ClusterConfig:
     state (zero1), the gradients too (zero2), the weights too (zero3)."""
     offload_optimizer: bool = False
     """Whether ZeRO keeps the optimizer's state and fp32 weights in CPU memory."""
-    devices: Count = 1
+    devices: Processes = 1
     """Processes on each node: one a GPU, or one a share of the cores."""
     nodes: Count = 1
     """Nodes of one run."""
     micro_batch_sequences: Count | None = None
     """Sequences in one forward pass of one process; none: its whole share. A multiple of the gain group."""
-    threads: Count | None = None
+    threads: Processes | None = None
     """CPU threads of each process; none: torch's own choice."""
-    loader_workers: Natural = 0
+    loader_workers: Annotated[int, Range("[0, 1024]")] = 0
     """Processes that read batches ahead."""
     compile: bool = False
     """Whether torch.compile fuses each block and the head's losses (on a CPU that takes a C++ compiler; the first step
