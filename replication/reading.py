@@ -195,7 +195,7 @@ def untyped(value: Any) -> Any:
     if value.lower() in ("true", "false"):
         return SWITCH[value.lower()]
     if WHOLE.fullmatch(value) and len(value) <= LONGEST_WHOLE:
-        return int(value)
+        return int(value) if value == str(int(value)) else str(value)  # 2024_10 may be a name: its key says
     return float(value.replace(".inf", "inf").replace(".nan", "nan")) if _is_number(value) else str(value)
 
 

@@ -142,6 +142,9 @@ def test_a_text_means_what_the_type_of_its_key_says(tmp_path):
         path.write_text(to_yaml(config))
         assert load_run([path]) == config, text
         assert untyped(parse_yaml(to_yaml(config), "").tree) == to_dict(config), "readers that know no type agree"
+    assert untyped(parse_yaml("[2024_10, +5, 12, 1.5]", "").tree) == ["2024_10", "+5", 12, 1.5], (
+        "a suite's run has names"
+    )
 
 
 def test_a_typo_in_an_arm_names_its_own_file_and_equal_numbers_are_equal(tmp_path, monkeypatch):
