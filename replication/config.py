@@ -217,7 +217,7 @@ class TokenGainConfig:
     """Slope of the precision variant."""
     eps: NotNegative = 1e-6
     """Added to the variance in the precision variant."""
-    c_min: NotNegative = 0.1
+    c_min: float = 0.1
     """Lower clamp of the precision and linear variants."""
     c_max: NotNegative = 5.0
     """Upper clamp of the precision and linear variants."""
@@ -241,7 +241,7 @@ class LayerGainConfig:
     """Whether the scale multiplies the gradients."""
     t: float = 0.5
     """Strength."""
-    m_min: NotNegative = 0.1
+    m_min: float = 0.1
     """Lower clamp of a scale."""
     m_max: NotNegative = 3.0
     """Upper clamp of a scale."""

@@ -186,7 +186,8 @@ def numeric_keys(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:
 
 
 NEGATIVE = {"token_gain.s", "token_gain.sigmoid_k", "token_gain.sigmoid_a", "layer_gain.t"}
-"""Slopes and strengths, which may have either sign."""
+NEGATIVE |= {"token_gain.c_min", "layer_gain.m_min"}
+"""Slopes and strengths, which may have either sign, and lower clamps, which one below every value switches off."""
 
 
 @pytest.mark.parametrize("cls", [RunConfig, SuiteConfig])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,4 +15,4 @@ def test_a_session_started_with_ctrl_c_ignored_hears_it_and_so_do_its_children()
     session += f"subprocess.run([sys.executable, '-c', {HEARS!r}], check=True)"
     deaf = ["bash", "-c", 'trap "" INT; exec "$@"', "bash", sys.executable, "-c"]
     assert subprocess.run([*deaf, HEARS]).returncode == 1  # else this shows nothing
-    subprocess.run([*deaf, session], cwd=Path(__file__).parent, check=True)
+    subprocess.run([*deaf, session], env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)}, check=True)

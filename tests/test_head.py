@@ -123,6 +123,7 @@ def test_entropies_in_chunks_are_those_of_the_logits(monkeypatch):
         assert not found.predictive.requires_grad
 
 
+@pytest.mark.filterwarnings("default")  # torch.compile looks at its own warnings while it traces: they must not raise
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_the_compiled_head_equals_the_naive_reference():
