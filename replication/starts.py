@@ -13,7 +13,7 @@ from typing import Any
 
 from replication.config import RunConfig, machine_cut
 from replication.errors import UserError
-from replication.rundir import RunDir, SuiteDir, name_cells, read_object, read_tail
+from replication.rundir import RunDir, cells_in, name_cells, read_object, read_tail
 
 Facts = dict[str, Any]
 """Of one start: name -> value."""
@@ -42,7 +42,7 @@ def has_logged(run: RunDir) -> bool:
 
 def logged_cells(runs: Path) -> dict[str, RunDir]:
     """Every cell under OUT/runs that has logged a step, by arm/seed-n, planned or not."""
-    return {f"{arm}/seed-{seed}": run for arm, seed, run in SuiteDir(runs.parent).cells() if has_logged(run)}
+    return {f"{arm}/seed-{seed}": run for arm, seed, run in cells_in(runs) if has_logged(run)}
 
 
 def refuse_other_data(runs: Path, corpus: Path | str, hash: str, but: RunDir | None = None) -> None:
