@@ -6,6 +6,6 @@ import sys
 if __name__ == "__main__":
     if not sys.flags.safe_path:  # a yaml.py there, or another clone, would pass for ours
         os.execv(sys.executable, [sys.executable, "-P", *sys.orig_argv[1:]])
-    from replication.cli import main
+    from replication.cli.main import main
 
     raise SystemExit(main())

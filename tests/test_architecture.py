@@ -14,104 +14,65 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from paths import CHECKOUT
 
-from replication.provenance import COMPUTES
+from replication.runs.provenance import COMPUTES
 
-# From the floor up. A module may import its own layer and those before it.
+# From the floor up. A module may import its own layer and those before it; a longer name is placed before its folder.
 LAYERS = [
-    ["errors", "preemption", "reading"],
-    ["arguments", "config", "rundir", "provenance"],
-    ["starts", "certificate", "diverged", "plan_text", "votes", "votes_note", "model", "needs", "data", "objectives"],
-    ["analysis.published", "analysis.recompute", "analysis.claims"],
-    ["plan", "preference.prompts", "preference.completions", "preference.export", "doctor", "fidelity"],
-    ["launcher", "training"],
-    ["grid", "preference", "judging", "analysis"],
-    ["judging.page", "judging.models", "judging.record"],
-    ["judging.trials"],
-    ["bench", "cell", "drill"],
-    ["grid_cli", "generate_cli", "bench_cli", "evidence_cli", "tensorboard_cli", "audit_cli", "plan_cli", "judge_cli"],
+    ["errors", "console"],
+    ["config"],
+    ["runs"],
+    ["processes", "cli.arguments"],
+    ["model", "objectives", "votes"],
+    ["data", "statistics"],
+    ["audit", "protocol"],
+    ["training"],
+    ["generation"],
+    ["report.load", "report.drawing"],
+    ["simulation", "tensorboard"],
+    ["grid", "judging", "report"],
+    ["bench"],
     ["cli"],
     ["__main__"],
 ]
 
 # What a part must not import, whatever its layer.
 FRAMEWORKS = ["lightning", "pytorch_lightning", "deepspeed"]
+EXPERIMENT = ["torch", *FRAMEWORKS, "replication.training", "replication.model"]
 STAGES = [
-    "replication.training",
-    "replication.grid",
-    "replication.preference",
-    "replication.judging",
-    "replication.analysis",
+    f"replication.{name}" for name in ("training", "grid", "generation", "judging", "report", "audit", "simulation")
 ]
+EVIDENCE = ["statistics", "votes", "simulation", "tensorboard", "audit", "report"]
 FORBIDDEN = {
     "model": [*FRAMEWORKS, *STAGES, "replication.data", "replication.objectives"],
     "objectives": [*FRAMEWORKS, *STAGES, "replication.data"],
     "data": STAGES,
     # stages meet through files (and processes), not through each other's objects
-    "grid": ["torch", *FRAMEWORKS, "replication.training", "replication.model", "replication.preference"],
-    "analysis": ["torch", *FRAMEWORKS, "replication.training", "replication.model", "replication.preference"],
-    "judging": [
-        "torch",
-        *FRAMEWORKS,
-        "replication.training",
-        "replication.model",
-        "replication.grid",
-        "replication.analysis",
-    ],
+    "grid": [*EXPERIMENT, "replication.generation"],
+    **{part: [*EXPERIMENT, "replication.generation"] for part in EVIDENCE},
+    "judging": [*EXPERIMENT, "replication.grid", "replication.report"],
 }
-EXCEPTIONS = {"objectives.callbacks": ["lightning"]}  # the two Lightning callbacks that switch the objectives on
+EXCEPTIONS = {
+    "objectives.callbacks": ["lightning"],  # the two Lightning callbacks that switch the objectives on
+    "grid.cell": ["replication.training", "replication.generation"],  # one cell, from nothing to COMPLETE
+    "grid.doctor": ["torch", "replication.model.size", "replication.model.needs"],  # asks torch for its GPUs
+    "grid.cluster": ["replication.model.needs"],
+}
 
 # The only modules that may import a thing.
 RESERVED = {
     "deepspeed": ["training.strategies"],
-    "replication.cli": ["__main__"],
-    "yaml": ["reading"],  # one reader, which guesses at nothing
+    "replication.cli.main": ["__main__"],
+    "yaml": ["config.reading"],  # one reader, which guesses at nothing
 }
 
 # What answers at once, or runs on a laptop without torch.
 TORCH_FREE = [
-    "errors",
-    "preemption",
-    "reading",
-    "arguments",
-    "config",
-    "rundir",
-    "provenance",
-    "plan",
-    "plan_text",
-    "plan_cli",
-    "needs",
-    "diverged",
-    "certificate",
-    "starts",
-    "cell",
-    "cli",
-    "doctor",
-    "fidelity",
-    "grid",
-    "grid_cli",
-    "generate_cli",
-    "bench_cli",
-    "evidence_cli",
-    "votes",
-    "votes_note",
-    "tensorboard_cli",
-    "audit_cli",
-    "judge_cli",
-    "analysis",
-    "judging",
-    "drill",
-    "launcher",
-    "model.size",
-    "training.phases",
-    "preference.prompts",
-    "preference.completions",
-    "preference.export",
-    "preference.parts",
-    "preference.workers",
-    "data.order",
-    "data.store",
-    "data.prepare",
+    *("errors", "console", "config", "runs", "processes", "protocol", "cli", "grid", "judging", *EVIDENCE),
+    *("model.size", "model.needs", "bench.drill", "training.phases"),
+    *(f"generation.{name}" for name in ("completions", "export", "parts", "workers")),
+    *(f"data.{name}" for name in ("order", "store", "prepare", "prompts")),
 ]
 HEAVY = ["torch", "lightning", "deepspeed", "transformers"]
 
@@ -121,7 +82,6 @@ NOT_OURS = {".git", ".venv", "out", "dist", "__pycache__", ".mypy_cache", ".ruff
 BINARY = {".png", ".npz", ".safetensors", ".parquet", ".arrow"}
 INVISIBLE = {*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xAD, 0xFEFF}
 
-CHECKOUT = Path(__file__).parents[1]
 PACKAGE = CHECKOUT / "replication"
 
 
@@ -140,7 +100,7 @@ def is_within(name: str, table: list[str]) -> bool:
 
 
 def imports_of(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of every import; `from replication import cli` counts as `replication.cli`."""
+    """(line, dotted name) of every import; `from replication import cli` counts as `replication.cli.main`."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -157,7 +117,7 @@ IMPORTS = [(name, line, target) for name, path in MODULES.items() for line, targ
 
 
 def layer_of(name: str) -> int:
-    """The layer whose entry fits the name most closely; `preference.prompts` before `preference`."""
+    """The layer whose entry fits the name most closely; `report.load` before `report`."""
     fits = [(len(entry), i) for i, layer in enumerate(LAYERS) for entry in layer if is_within(name, [entry])]
     assert fits, f"replication.{name} is in no layer; give it a place in LAYERS"
     return max(fits)[1]
@@ -208,24 +168,23 @@ def test_reserved_imports_stay_where_they_belong(thing: str) -> None:
 def test_the_rules_bite() -> None:
     """The reader of imports sees what the tables speak of, lazy imports included."""
     seen = {(name, target) for name, _, target in IMPORTS}
-    assert ("__main__", "replication.cli") in seen
-    assert ("cli", "replication.config") in seen
+    assert ("__main__", "replication.cli.main") in seen
+    assert ("cli.main", "replication.config") in seen
     assert ("model.transformer", "torch") in seen
-    assert layer_of("preference.prompts") < layer_of("training") < layer_of("preference.generate")
+    assert layer_of("data.prompts") < layer_of("training") < layer_of("generation.generate")
 
 
-PLACES = ["errors", "launcher", "needs", "plan", "plan_text", "preemption", "provenance"]
-PLACES += ["reading", "rundir", "starts"]
+PLACES = ["errors", "console", "processes", "protocol", "runs"]
 """Of what a cell's processes load, what only reads, places, starts, stamps or ends them."""
 
 
 def test_the_hash_of_the_code_covers_all_that_a_cell_computes_with() -> None:
-    below, todo = set(), ["cell", "preference.workers"]
+    below, todo = set(), ["grid.cell", "generation.workers"]
     while todo:
         below.add(name := todo.pop())
         todo += {t.removeprefix("replication.") for n, _, t in IMPORTS if n == name} & MODULES.keys() - below
-    covered = [name.removesuffix(".py") for name in COMPUTES]
-    assert {"training.muon", "preference.sampling", "model.head"} < below
+    covered = [name.removesuffix(".py").replace("/", ".") for name in COMPUTES]
+    assert {"training.muon", "generation.sampling", "model.head"} < below
     assert sorted(name for name in below if not is_within(name, [*covered, *PLACES])) == []
 
 

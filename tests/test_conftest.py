@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
+
+from paths import SUPPORT
 
 HEARS = "import signal, sys; sys.exit(signal.getsignal(signal.SIGINT) is not signal.default_int_handler)"
 
@@ -15,4 +16,4 @@ def test_a_session_started_with_ctrl_c_ignored_hears_it_and_so_do_its_children()
     session += f"subprocess.run([sys.executable, '-c', {HEARS!r}], check=True)"
     deaf = ["bash", "-c", 'trap "" INT; exec "$@"', "bash", sys.executable, "-c"]
     assert subprocess.run([*deaf, HEARS]).returncode == 1  # else this shows nothing
-    subprocess.run([*deaf, session], env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)}, check=True)
+    subprocess.run([*deaf, session], env=os.environ | {"PYTHONPATH": f"{SUPPORT.parent}:{SUPPORT}"}, check=True)

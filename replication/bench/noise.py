@@ -15,8 +15,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from replication.analysis.load import load_cell_files
-from replication.analysis.results import quantities
 from replication.config import (
     RunConfig,
     SuiteConfig,
@@ -27,11 +25,14 @@ from replication.config import (
     scientific_hash,
 )
 from replication.errors import UserError
+from replication.grid.cells import Cell, write_configs
 from replication.grid.local import run_cells
-from replication.grid.plan import Cell, write_configs
-from replication.provenance import code_identity
-from replication.rundir import SuiteDir, remove_tree, write_json
-from replication.starts import code_of, read_manifest, unlike
+from replication.report.load import load_cell_files
+from replication.report.results import quantities
+from replication.runs.files import remove_tree, write_json
+from replication.runs.layout import SuiteDir
+from replication.runs.provenance import code_identity
+from replication.runs.starts import code_of, read_manifest, unlike
 
 AS_IT_IS = "as it is"
 CUTS = ("micro-batch", "head", "attention", "checkpointing", "ranks", "again")

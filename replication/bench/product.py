@@ -21,7 +21,7 @@ from replication.data.module import Batch, TokenDataModule
 from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.objectives.callbacks import LayerGain, TokenGain
-from replication.rundir import RunDir
+from replication.runs.layout import RunDir
 from replication.training.module import LanguageModel
 from replication.training.train import build_trainer
 

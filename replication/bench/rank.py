@@ -24,8 +24,9 @@ from replication.bench.turns import Stopped, synchronize
 from replication.config import load_run
 from replication.data.module import Batch, TokenDataModule
 from replication.data.store import TokenStore
-from replication.launcher import adopt_place
-from replication.rundir import RunDir, write_json
+from replication.processes.launcher import adopt_place
+from replication.runs.files import write_json
+from replication.runs.layout import RunDir
 from replication.training.environment import prepare_torch
 from replication.training.module import LanguageModel
 from replication.training.ranks import is_first

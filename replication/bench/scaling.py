@@ -20,8 +20,8 @@ from rich.table import Table
 
 from replication.config import RunConfig, to_dict, to_yaml
 from replication.errors import UserError
-from replication.launcher import run_ranks
-from replication.rundir import read_json, write_text
+from replication.processes.launcher import run_ranks
+from replication.runs.files import read_json, write_text
 
 Mode = Literal["weak", "strong"]
 

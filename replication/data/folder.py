@@ -12,7 +12,8 @@ from typing import IO, Any
 from replication.data.request import changed_sources, request_differences
 from replication.data.writer import SPLITS
 from replication.errors import UserError, is_disk_full
-from replication.rundir import HELD, read_json, remove_tree, sync, without_locks, write_json
+from replication.runs.files import read_json, remove_tree, sync, write_json
+from replication.runs.locks import HELD, without_locks
 
 LOCK = ".lock"
 REQUEST = "request.json"

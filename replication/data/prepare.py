@@ -25,10 +25,10 @@ from typing import Any
 from rich.console import Console
 
 from replication.config import DataConfig, TokenizerConfig
+from replication.console import Reporter
 from replication.data.files import changed, local_files
 from replication.data.folder import ORIGINS, PROGRESS, written_whole
 from replication.data.hub import commit_of
-from replication.data.progress import Reporter
 from replication.data.request import request_differences, request_of
 from replication.data.retries import Retries
 from replication.data.show import show_batch
@@ -44,10 +44,10 @@ from replication.data.tokenizer import (
     tokenizer_file,
     train_tokenizer,
 )
-from replication.data.workers import tethered
 from replication.data.writer import SPLITS
 from replication.errors import UserError
-from replication.rundir import read_json, write_json, write_text
+from replication.processes.children import tethered
+from replication.runs.files import read_json, write_json, write_text
 
 __all__ = ["prepare", "show_batch"]
 

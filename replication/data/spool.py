@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from replication.config import DataConfig, SourceConfig
-from replication.data.progress import Reporter
+from replication.console import Reporter
 from replication.data.report import ReadReport, counts_of, left_out
 from replication.data.retries import Retries
 from replication.data.sources import DocumentStream, no_text
 from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, Bool, Int64, Piece, Pool
 from replication.data.writer import SourceWriter
 from replication.errors import UserError
-from replication.rundir import remove_tree
+from replication.runs.files import remove_tree
 
 if TYPE_CHECKING:
     import datasets

@@ -15,7 +15,7 @@ from replication.data.blocks import Int32
 from replication.data.order import Int64
 from replication.data.request import request_differences, request_of
 from replication.errors import UserError
-from replication.rundir import read_json
+from replication.runs.files import read_json
 
 if TYPE_CHECKING:
     from replication.data.tokenizer import TextTokenizer

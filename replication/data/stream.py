@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 
 from replication.config import DataConfig, SourceConfig
+from replication.console import Meter, Reporter
 from replication.data.folder import PROGRESS
-from replication.data.progress import Meter, Reporter
 from replication.data.report import ReadReport, counts_of, left_out
 from replication.data.retries import Retries
 from replication.data.sources import DocumentStream, no_text
@@ -37,7 +37,7 @@ from replication.data.spool import text_key
 from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, Piece, Pool
 from replication.data.writer import SourceWriter
 from replication.errors import UserError
-from replication.rundir import read_json, write_json
+from replication.runs.files import read_json, write_json
 
 SAVE_SECONDS = 2.0  # writing that a kill costs at most, besides the pieces on their way and the way back to its place
 VALIDATION_TOKENS = 1 << 21  # of one source: 1,024 sequences of 2,048

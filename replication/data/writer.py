@@ -16,7 +16,7 @@ import numpy as np
 from replication.data.blocks import PAD, Cutter, Int32, block_count
 from replication.data.tokenise import Bool, Int64, Piece, Tokens
 from replication.errors import UserError
-from replication.rundir import remove_tree, sync, write_json
+from replication.runs.files import remove_tree, sync, write_json
 
 if TYPE_CHECKING:
     import pyarrow

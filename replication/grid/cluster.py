@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from replication.config import RunConfig, SuiteConfig
-from replication.doctor import Finding, findings_table, free_disk_gib
 from replication.errors import UserError
 from replication.grid import slurm
+from replication.grid.doctor import Finding, findings_table, free_disk_gib
 from replication.grid.site import Site
-from replication.needs import checkpoint_gib, checkpoints_kept, gib, parameters, state_needs
+from replication.model.needs import checkpoint_gib, checkpoints_kept, gib, parameters, state_needs
 
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3")
 

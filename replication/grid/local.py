@@ -16,10 +16,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from replication.errors import UserError
-from replication.grid.plan import Cell
+from replication.grid.cells import Cell
 from replication.grid.status import clock
-from replication.preemption import PREEMPTED
-from replication.rundir import SuiteDir, last_line, number, read_failure, read_tail, record_failure
+from replication.processes.preemption import PREEMPTED
+from replication.runs.failures import last_line, read_failure, record_failure
+from replication.runs.files import number
+from replication.runs.journal import read_tail
+from replication.runs.layout import SuiteDir
 
 
 @dataclass

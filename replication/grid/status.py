@@ -19,24 +19,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from replication.config import DivergedRule
-from replication.diverged import why_diverged
+from replication.config.reading import read_yaml, untyped
 from replication.errors import UserError
 from replication.grid import slurm
+from replication.grid.cells import Place
 from replication.grid.jobs import JobStage
-from replication.grid.plan import Place
 from replication.grid.slurm import Queued
-from replication.reading import read_yaml, untyped
-from replication.rundir import (
-    RunDir,
-    first_error,
-    is_trained,
-    last_line,
-    name_cells,
-    number,
-    parse_objects,
-    read_failure,
-    read_tail,
-)
+from replication.protocol.diverged import why_diverged
+from replication.runs.failures import first_error, last_line, read_failure
+from replication.runs.files import number, parse_objects
+from replication.runs.journal import read_tail
+from replication.runs.layout import RunDir, is_trained, name_cells
 
 STYLE = {
     "complete": "green",

@@ -25,22 +25,14 @@ from rich.console import Console
 from replication.config import ClusterConfig
 from replication.errors import UserError
 from replication.grid import slurm
+from replication.grid.cells import Cell
 from replication.grid.jobs import Job, JobStage, arguments, plain_name, script
-from replication.grid.plan import Cell
 from replication.grid.site import Site
 from replication.grid.status import read_notes
-from replication.rundir import (
-    RunDir,
-    SuiteDir,
-    hold_lock,
-    is_trained,
-    lead_seconds_needed,
-    read_json,
-    read_object,
-    remove_tree,
-    write_json,
-    write_text,
-)
+from replication.runs.files import read_json, read_object, remove_tree, write_json, write_text
+from replication.runs.grace_period import lead_seconds_needed
+from replication.runs.layout import RunDir, SuiteDir, is_trained
+from replication.runs.locks import hold_lock
 
 # ---------------------------------------------------------------- what was submitted
 

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from replication.certificate import certify
 from replication.config import AnalysisConfig, SuiteConfig, load_suite
 from replication.errors import UserError
+from replication.generation.completions import suite_completions
+from replication.generation.export import read_export
 from replication.judging.pairs import Completions, matched
-from replication.plan import read_plan
-from replication.preference.completions import suite_completions
-from replication.preference.export import read_export
-from replication.rundir import SuiteDir, read_object
+from replication.protocol.certificate import certify
+from replication.protocol.preregistration import read_plan
+from replication.runs.files import read_object
+from replication.runs.layout import SuiteDir
 
 IMPORTED = "imported"
 OWN_TO_A_CELL = ("samples_sha256", "weights_sha256")  # every other key of a manifest's `generation` must be alike

@@ -16,7 +16,8 @@ from replication.judging.database import Database
 from replication.judging.options import PanelOptions
 from replication.judging.panel import Tokens
 from replication.judging.store import Store
-from replication.rundir import SuiteDir, read_json, write_json, write_text
+from replication.runs.files import read_json, write_json, write_text
+from replication.runs.layout import SuiteDir
 
 DATABASE_FILE = "judging.sqlite"
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from replication.errors import UserError
+from replication.generation.completions import Completion
 from replication.judging.seal import Behind
-from replication.preference.completions import Completion
-from replication.votes import check_number
+from replication.votes.record import check_number
 
 Completions = Mapping[int, Mapping[str, Sequence[Completion]]]
 """seed -> arm -> completions"""

@@ -29,7 +29,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from replication.votes import CHOICES, JUDGE_KINDS
+from replication.votes.record import CHOICES, JUDGE_KINDS
 
 TEST = "test"
 """In place of a person's vendor: their votes are trials, and enter no record and no count."""

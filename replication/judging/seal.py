@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from replication.errors import UserError
-from replication.rundir import write_text
+from replication.runs.files import write_text
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from replication.judging.folder import PanelFolder
 from replication.judging.numbers import Share
 from replication.judging.overview import JudgeState, Overview, gather
 from replication.judging.store import Store
-from replication.plan import read_plan
-from replication.rundir import SuiteDir
+from replication.protocol.preregistration import read_plan
+from replication.runs.layout import SuiteDir
 
 DASH = "–"
 WIDEST_NAME = 14  # that 80 columns hold beside the counts; a longer one goes on in the next line

@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 from replication.judging.database import Database
 from replication.judging.schema import COUNTS, TEST, assignments, items, judges, panel, votes
-from replication.votes import CHOICES
+from replication.votes.record import CHOICES
 
 
 @dataclass(frozen=True)

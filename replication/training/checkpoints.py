@@ -23,17 +23,9 @@ from replication.config import RunConfig, refuse_differences, scientific
 from replication.data.module import Batch
 from replication.errors import UserError, is_disk_full
 from replication.model.transformer import weights_sha256
-from replication.rundir import (
-    RunDir,
-    damage,
-    mark_complete,
-    naming,
-    read_object,
-    record_times,
-    remove_tree,
-    step_of,
-    sync,
-)
+from replication.runs.files import damage, mark_complete, naming, read_object, remove_tree, sync
+from replication.runs.grace_period import record_times
+from replication.runs.layout import RunDir, step_of
 from replication.training.layouts import layout
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel

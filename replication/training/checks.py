@@ -10,7 +10,8 @@ from lightning import Callback, LightningModule, Trainer
 from replication.config import RunConfig
 from replication.data.module import Batch
 from replication.errors import Diverged, UserError
-from replication.rundir import RunDir, cells_in, read_object, write_json
+from replication.runs.files import read_object, write_json
+from replication.runs.layout import RunDir, cells_in
 from replication.training.module import LanguageModel
 from replication.training.preflight import preflight
 from replication.training.strategies import ZeroStrategy

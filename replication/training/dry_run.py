@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from replication.config import RunConfig, scientific_hash
+from replication.model.needs import checkpoint_gib, gib, state_needs
 from replication.model.transformer import Transformer
-from replication.needs import checkpoint_gib, gib, state_needs
 from replication.training.optimizers import ParameterGroup, parameter_groups
 
 

@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from replication.config import RunConfig, machine_cut
-from replication.provenance import code_identity, git_state
+from replication.runs.provenance import code_identity, git_state
 from replication.training.strategies import uses_gpu
 
 

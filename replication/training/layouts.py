@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from replication.config import RunConfig
-from replication.data.workers import tethered
 from replication.errors import UserError
-from replication.rundir import damage, mark_complete, read_json, remove_tree, sync
+from replication.processes.children import tethered
+from replication.runs.files import damage, mark_complete, read_json, remove_tree, sync
 
 WHOLE = ("single", "ddp")
 CROSSINGS = {("zero1", "zero1"), ("zero1", "zero2"), ("zero2", "zero1"), ("zero2", "zero2")}

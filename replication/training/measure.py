@@ -24,7 +24,9 @@ from replication.errors import Diverged
 from replication.model.loss import histogram_entropy
 from replication.objectives.layer_gain import included_blocks, layer_scales, step_divergence
 from replication.objectives.token_gain import gain_sums, masked_mean, token_gain
-from replication.rundir import Journal, RunDir, damage, number, read_journal
+from replication.runs.files import damage, number
+from replication.runs.journal import Journal, read_journal
+from replication.runs.layout import RunDir
 from replication.training.module import LanguageModel
 from replication.training.ranks import gather, is_first, world_size
 

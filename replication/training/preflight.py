@@ -18,9 +18,9 @@ import torch.distributed as dist
 from replication.config import RunConfig
 from replication.data.store import Split, TokenStore
 from replication.errors import UserError
-from replication.needs import GIB, StateNeeds, checkpoint_gib, checkpoints_kept, gib, state_needs
-from replication.provenance import code_identity
-from replication.rundir import RunDir
+from replication.model.needs import GIB, StateNeeds, checkpoint_gib, checkpoints_kept, gib, state_needs
+from replication.runs.layout import RunDir
+from replication.runs.provenance import code_identity
 from replication.training.checkpoints import complete_folders
 from replication.training.ranks import device, gather, gather_objects, is_first, rank, world_size
 from replication.training.strategies import uses_gpu

@@ -22,9 +22,10 @@ from torch.distributed import TCPStore
 
 from replication.config import RunConfig
 from replication.errors import UserError
-from replication.launcher import start_name
-from replication.preemption import Preempted, told_to_stop
-from replication.rundir import RunDir, read_object, write_json
+from replication.processes.launcher import start_name
+from replication.processes.preemption import Preempted, told_to_stop
+from replication.runs.files import read_object, write_json
+from replication.runs.layout import RunDir
 from replication.training.checkpoints import newest_checkpoint, remove_abandoned
 from replication.training.ranks import launched_rank
 

@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from replication.config import RunConfig
 from replication.data.module import Batch
-from replication.preemption import Preempted, told_to_stop
+from replication.processes.preemption import Preempted, told_to_stop
 from replication.training.checkpoints import Checkpoints
 
 

@@ -18,19 +18,12 @@ from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.model.transformer import Transformer, weights_sha256
 from replication.objectives.callbacks import LayerGain, TokenGain
-from replication.plan import first_stamp, plan_stamp
-from replication.provenance import timestamp
-from replication.rundir import (
-    RunDir,
-    due_validations,
-    journal_gaps,
-    logged_steps,
-    read_journal,
-    read_object,
-    write_json,
-    write_text,
-)
-from replication.starts import changes, code_facts, code_of, machine_of, refuse_other_data
+from replication.protocol.preregistration import first_stamp, plan_stamp
+from replication.runs.files import read_object, write_json, write_text
+from replication.runs.journal import due_validations, journal_gaps, logged_steps, read_journal
+from replication.runs.layout import RunDir
+from replication.runs.provenance import timestamp
+from replication.runs.starts import changes, code_facts, code_of, machine_of, refuse_other_data
 from replication.training.checkpoints import Checkpoints, checkpoint_folder, load_weights, step_of
 from replication.training.checks import Checks, check_neighbours
 from replication.training.environment import arithmetic, describe_machine, prepare_torch

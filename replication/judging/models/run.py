@@ -12,7 +12,7 @@ from dataclasses import fields
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from replication.arguments import COUNT, NATURAL, POSITIVE, folder, number, whole
+from replication.cli.arguments import COUNT, NATURAL, POSITIVE, folder, number, whole
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.folder import find_panel

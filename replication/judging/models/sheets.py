@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from replication.arguments import COUNT, folder
+from replication.cli.arguments import COUNT, folder
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.folder import find_panel
@@ -35,7 +35,7 @@ from replication.judging.models.parsing import Parsed, parse_reply
 from replication.judging.models.prompt import ANSWERS, FENCE, RUBRIC, prompt_version, settled_code
 from replication.judging.models.summary import Summary, print_summary
 from replication.judging.store import Store
-from replication.rundir import write_text
+from replication.runs.files import write_text
 
 SHEET = "sheet"
 ITEMS_PER_PART = 8

@@ -73,7 +73,7 @@ def _export(request: Request, store: Store, name: str, media_type: str) -> Respo
         return _sign_in_form()
     if not store.panel().is_locked:
         return problem(409, title="Not before the lock", text=NO_EXPORT_YET, back="/admin", word="Back to the overview")
-    from replication.judging.record.export import marginals_json, votes_csv
+    from replication.judging.export import marginals_json, votes_csv
 
     write = {"votes.csv": votes_csv, "marginals.json": marginals_json}[name]
     headers = {"content-disposition": f'attachment; filename="{name}"'}

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from replication.judging.page.rendering import BANNER, TEST, judge_path, page, problem, see_other
 from replication.judging.store import Cast, Store, Visit, claim_once, hash_token
-from replication.votes import CHOICES
+from replication.votes.record import CHOICES
 
 SURVEY: Final = {
     "chat_models": ("never", "sometimes", "weekly", "daily"),

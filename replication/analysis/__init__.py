@@ -1,1 +1,0 @@
-"""From finished run folders to numbers, figures and a report. Imports no torch."""

@@ -1,0 +1,1 @@
+"""The audit of a paper's published data."""

@@ -1,0 +1,104 @@
+"""The identity of a run: its scientific keys, all that may change a weight or a reported number, and their hash.
+
+Other keys are free to differ between machines, and change results by rounding at most.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from replication.config.reading import (
+    dump_yaml,
+)
+from replication.config.schema import GenerationConfig, RunConfig
+from replication.errors import UserError
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain dicts and lists, in field order."""
+    plain: dict[str, Any] = json.loads(json.dumps(config, default=dataclasses.asdict))
+    return plain
+
+
+def to_yaml(config: Any) -> str:
+    return dump_yaml(to_dict(config))
+
+
+def sampling_settings(generation: GenerationConfig) -> dict[str, Any]:
+    """The keys on which completions depend, the prompts aside: a name is not a text, so their hash stands for them."""
+    return {k: v for k, v in to_dict(generation).items() if k not in ("prompts", "rows_at_once")}
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as {dotted key: leaf}; lists are leaves."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= flatten(value, dotted + ".")
+        else:
+            flat[dotted] = value
+    return flat
+
+
+NOT_SCIENTIFIC = ("data.dir", "data.num_proc", "logging.", "checkpoints.", "generation.", "cluster.")
+
+
+def scientific(config: RunConfig) -> dict[str, Any]:
+    """Dotted keys that may change a weight or a reported number, with their values.
+
+    With `layer_gain.apply: micro_batch`, or gain groups that are whole micro-batches, the update depends on how the
+    global batch is cut (METHOD 3.1-3.2), so that enters too.
+    """
+    keys = {k: v for k, v in flatten(to_dict(config)).items() if not k.startswith(NOT_SCIENTIFIC)}
+    for seed in ("weights_seed", "data_seed"):
+        keys[seed] = getattr(config, f"effective_{seed}")
+    if config.layer_gain.apply == "micro_batch" or config.training.gain_group_sequences is None:
+        keys["cluster.micro_batch_sequences"] = config.micro_batch_sequences
+        keys["cluster.world_size"] = config.world_size
+    return keys
+
+
+SEED_KEYS = ("seed", "weights_seed", "data_seed")
+
+
+def without_seeds(keys: dict[str, Any]) -> dict[str, Any]:
+    """Of scientific keys, what all seeds of an arm share."""
+    return {k: v for k, v in keys.items() if k not in SEED_KEYS}
+
+
+def machine_cut(config: RunConfig) -> dict[str, Any]:
+    """What a config says of the machine that may change how sums are rounded, which in fp32 grows over the steps."""
+    c = config.cluster
+    return {
+        "strategy": c.strategy,
+        "ranks": config.world_size,
+        "micro_batch_sequences": config.micro_batch_sequences,
+        "head": c.head,
+        "compile": c.compile,
+        "attention": c.attention,
+        "activation_checkpointing": c.activation_checkpointing,
+        "offload_optimizer": c.offload_optimizer,
+    }
+
+
+def scientific_hash(config: RunConfig) -> str:
+    """SHA-256 of the scientific part's canonical JSON, first 16 hex digits."""
+    text = json.dumps(scientific(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, as {key: (in a, in b)}; a key that one lacks counts as None there."""
+    return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
+
+
+def refuse_differences(what: str, there: dict[str, Any], here: dict[str, Any], remedy: str) -> None:
+    """Raise UserError that names the first keys in which two flat configs differ; nothing where they are equal."""
+    different = differences(there, here)
+    if different:
+        listed = "; ".join(f"{k}: {a} there, {b} here" for k, (a, b) in list(different.items())[:5])
+        raise UserError(f"{what} ({listed}); {remedy}")

@@ -1,0 +1,122 @@
+"""Prompt files: a JSON list, or one JSON object a line (.jsonl), of {"id", "category", "question"}.
+
+The published prompt file has this form, so it loads too; it is not shipped, configs/prompts holds our own.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replication.config import config_root
+from replication.config.reading import load_json, read_utf8, unfit
+from replication.errors import UserError
+
+if TYPE_CHECKING:
+    from replication.data.tokenizer import TextTokenizer
+
+KEYS = {"id": int, "category": str, "question": str}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt.
+
+    Attributes:
+        id: number, unique in its file; names the prompt in samples and votes.
+        category: for instance `factual` or `creative`.
+        question: the text put to the model, through the template of the config.
+    """
+
+    id: int
+    category: str
+    question: str
+
+
+def load_prompts(path_or_name: str | Path) -> list[Prompt]:
+    """Read a prompt file, in its order.
+
+    Args:
+        path_or_name: a path, a path under configs/ (`prompts/replication_32.json`), or the bare name of a
+            file in configs/prompts (`replication_32`). Keys besides id, category and question are passed over.
+
+    Raises:
+        UserError: no such file, not JSON, no prompts, a missing or mistyped key, an id that no database holds, a text
+            that is empty or cannot be stored, an id or a question that comes twice; the message names file and entry.
+    """
+    path = find_prompts(path_or_name)
+    prompts: list[Prompt] = []
+    seen: dict[int | str, str] = {}
+    for place, entry in _entries(path):
+        prompt = _prompt(entry, f"{path}: {place}")
+        if prompt.id in seen:
+            raise UserError(f"{path}: {place} has id {prompt.id}, as {seen[prompt.id]} does; give each its own")
+        if prompt.question in seen:
+            raise UserError(
+                f"{path}: {place} asks what {seen[prompt.question]} does; a prompt is counted once, remove one"
+            )
+        seen[prompt.id] = seen[prompt.question] = place
+        prompts.append(prompt)
+    if not prompts:
+        raise UserError(f"{path}: holds no prompts; write at least one {{id, category, question}}")
+    return prompts
+
+
+def find_prompts(path_or_name: str | Path) -> Path:
+    """The prompt file by path, by path under configs/, or by bare name; UserError where there is none."""
+    text, root = str(path_or_name), config_root()
+    candidates = [Path(text), root / text.removeprefix("configs/")]
+    candidates += [root / "prompts" / f"{text}{suffix}" for suffix in ("", ".json", ".jsonl")]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    shipped = ", ".join(sorted(p.name for p in (root / "prompts").glob("*.json*"))) or "nothing"
+    raise UserError(f"{text}: no such prompt file; configs/prompts has: {shipped}")
+
+
+def _entries(path: Path) -> list[tuple[str, Any]]:
+    """Each entry with the words that name its place."""
+    text = read_utf8(path)
+    if path.suffix == ".jsonl":
+        lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]  # a text may hold U+2028
+        return [(f"line {i}", _parse(line, f"{path}: line {i}")) for i, line in lines]
+    entries = _parse(text, str(path))
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: must be a list of prompts, not {type(entries).__name__}")
+    return [(f"entry {i}", entry) for i, entry in enumerate(entries, 1)]
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return load_json(text)
+    except ValueError as error:
+        raise UserError(f"{where}: not valid JSON ({error}); mend it there") from None
+
+
+def _prompt(entry: Any, where: str) -> Prompt:
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} must be an object with {', '.join(KEYS)}, not {type(entry).__name__}")
+    for key, kind in KEYS.items():
+        if key not in entry:
+            raise UserError(f"{where} lacks the key '{key}'; each prompt needs {', '.join(KEYS)}")
+        if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
+            words = "a whole number" if kind is int else "text"
+            raise UserError(f"{where}: key '{key}' must be {words}, not {entry[key]!r}")
+    if abs(entry["id"]) >= 2**63:
+        raise UserError(f"{where}: key 'id' must be a whole number of 64 bits, not {str(entry['id'])[:40]}")
+    for key in ("category", "question"):
+        if not entry[key].strip():
+            raise UserError(f"{where}: key '{key}' is empty; write it or remove the entry")
+        if problem := unfit(entry[key]):
+            raise UserError(f"{where}: key '{key}' {problem}")
+    return Prompt(entry["id"], entry["category"], entry["question"])
+
+
+def prompt_tokens(
+    template: str, prompts: Sequence[Prompt], tokenizer: TextTokenizer, end_of_text_id: int
+) -> dict[int, list[int]]:
+    """Id -> what the model continues: the template's tokens, or the end of a text where there are none."""
+    return {p.id: tokenizer.encode(template.format(question=p.question)) or [end_of_text_id] for p in prompts}

@@ -1,0 +1,1 @@
+"""Completions: sampling, workers, export."""

@@ -1,0 +1,193 @@
+"""What lies on disk while the completions of a cell are sampled, and once they are whole. Imports no torch.
+
+samples.part/<i>-of-<n>.jsonl   completions of share i of n, in any order; the first line is {"binding": ...}, the hash
+                                of settings, prompts and weights: what was sampled otherwise is never gone on from
+samples.part/<i>-of-<n>.log     what a worker said
+samples.jsonl                   all completions, in the order of prompts and samples, however they came about
+manifest.json                   its `generation`: settings, and the hashes of prompts, weights and samples.jsonl; and
+                                `generated_by`: the code that put them together
+
+A share is every n-th completion of the cell. Any number of shares goes on with what any other number left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from replication.config import RunConfig, sampling_settings
+from replication.data.prompts import Prompt, find_prompts, load_prompts
+from replication.errors import UserError
+from replication.generation.completions import is_completion
+from replication.runs.files import file_sha256, naming, read_object, remove_tree, write_json, write_text
+from replication.runs.layout import RunDir, is_trained
+from replication.runs.provenance import code_identity
+
+Key = tuple[int, int]
+"""(prompt id, sample): what names a completion in its cell."""
+BEFORE = {"top_p": 1.0, "precision": "32-true"}
+"""What a record means that was written before these keys were."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Every n-th completion of a cell, from the i-th."""
+
+    i: int = 0
+    n: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """Of `i/n`."""
+        i, _, n = text.partition("/")
+        if not i.isdecimal() or not n.isdecimal() or not int(i) < int(n):
+            raise UserError(f"--share: '{text}' must be I/N with 0 <= I < N")
+        return cls(int(i), int(n))
+
+    def path(self, run: RunDir, suffix: str) -> Path:
+        return run.samples_part / f"{self.i}-of-{self.n}{suffix}"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The completions that one cell is to have.
+
+    Attributes:
+        config: the cell's, with the settings of generation.
+        run: the cell.
+        prompts: of the prompt file, in its order.
+        record: what the manifest is to say of them, but for the hash of the file.
+    """
+
+    config: RunConfig
+    run: RunDir
+    prompts: tuple[Prompt, ...]
+    record: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: RunConfig, run: RunDir) -> Samples:
+        """
+        Raises:
+            UserError: the cell is not trained, or its prompts are missing or cannot be read.
+        """
+        named = config.generation.prompts
+        if named is None:
+            raise UserError(f"{run.config}: key generation.prompts is empty; name a prompt file")
+        if not is_trained(run):
+            raise UserError(f"{run.root}: is not trained to its last step, so it cannot generate; train it first")
+        weights = read_object(run.manifest).get("final_weights_sha256")
+        record = sampling_settings(config.generation)
+        record |= {"prompts_sha256": file_sha256(find_prompts(named)), "weights_sha256": weights}
+        return cls(config, run, tuple(load_prompts(named)), record)
+
+    @property
+    def name(self) -> str:
+        return f"{self.config.arm}/seed-{self.config.seed}"
+
+    @property
+    def rows(self) -> list[tuple[Prompt, int]]:
+        """Every (prompt, sample), in the order of samples.jsonl."""
+        n = self.config.generation.samples_per_prompt
+        return [(prompt, sample) for prompt in self.prompts for sample in range(n)]
+
+    @property
+    def binding(self) -> str:
+        """Hash of all on which a completion depends, 64 hex digits."""
+        text = json.dumps([self.config.arm, self.config.seed, self.record], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def are_there(self) -> bool:
+        """Whether samples.jsonl is whole and was made with these settings, prompts and weights."""
+        there = read_object(self.run.manifest).get("generation")
+        if not isinstance(there, dict) or not self.run.samples.is_file():
+            return False
+        wanted = self.record | {"samples_sha256": file_sha256(self.run.samples)}
+        return BEFORE | there == wanted
+
+    # ------------------------------------------------------------ while they are sampled
+
+    def begin(self) -> int:
+        """Remove parts that were sampled otherwise; returns how many completions the others hold."""
+        for path in self.run.samples_part.glob("*"):
+            if path.is_file() and (path.suffix == ".log" or _read(path)[0] != self.binding):
+                path.unlink()
+        return len(self.parts())
+
+    def parts(self) -> dict[Key, dict[str, Any]]:
+        """The completions that are on the disk, by prompt id and sample."""
+        found = {}
+        for path in self.run.samples_part.glob("*.jsonl"):
+            binding, lines = _read(path)
+            if binding == self.binding:
+                found.update({(line["prompt_id"], line["sample"]): line for line in lines})
+        return found
+
+    def appender(self, share: Share) -> Appender:
+        return Appender(share.path(self.run, ".jsonl"), self.binding)
+
+    def finish(self) -> int:
+        """Put the parts together: samples.jsonl, then the manifest; then they are removed. Returns how many there are.
+
+        A kill on the way leaves what the next start puts together again; between the two, texts whose hash the manifest
+        does not have, which nobody reads (`read_samples`).
+        """
+        parts = self.parts()
+        lines = [parts[prompt.id, sample] for prompt, sample in self.rows]
+        write_text(self.run.samples, "".join(_dump(line) for line in lines))
+        record = self.record | {"samples_sha256": file_sha256(self.run.samples)}
+        made = {"generation": record, "generated_by": code_identity()}
+        write_json(self.run.manifest, read_object(self.run.manifest) | made)
+        remove_tree(self.run.samples_part)
+        return len(lines)
+
+
+class Appender:
+    """One share's file, open for more lines; what a kill tore off is gone."""
+
+    def __init__(self, path: Path, binding: str) -> None:
+        there, lines = _read(path)
+        kept = lines if there == binding else []
+        write_text(path, "".join(_dump(line) for line in [{"binding": binding}, *kept]))
+        self.path = path
+        self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115  (lives as long as the share is sampled)
+
+    def append(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Bring completions to the disk; when this returns they outlive a kill and a power cut."""
+        with naming(self.path):
+            self._file.write("".join(_dump(line) for line in lines))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        with suppress(OSError):  # on a full disk, what append has said already
+            self._file.close()
+
+
+def _dump(line: dict[str, Any]) -> str:
+    return json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _read(path: Path) -> tuple[str | None, list[dict[str, Any]]]:
+    """(binding, completions) of a part file up to its first torn or damaged line; (None, []) where it is none."""
+    try:
+        *whole, _torn = path.read_bytes().split(b"\n")
+    except OSError:
+        return None, []
+    values: list[Any] = []
+    for line in whole:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            break
+        if values and not (is_completion(value) and isinstance(value.get("tokens"), int)):
+            break
+        values.append(value)
+    if not values or not isinstance(values[0], dict):
+        return None, []
+    return values[0].get("binding"), values[1:]

@@ -1,0 +1,189 @@
+"""One cell from nothing to COMPLETE: train, then generate. The only place that knows this order."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+from rich.markup import escape
+
+from replication.config import RunConfig, refuse_other_config, scientific_hash
+from replication.errors import UserError, is_lost_peer
+from replication.processes.preemption import Preempted, told_to_stop
+from replication.runs.failures import record_failure
+from replication.runs.files import file_sha256, read_object, sync, write_json
+from replication.runs.layout import KEPT, RunDir, SuiteDir, is_trained
+
+if TYPE_CHECKING:
+    from replication.data.store import TokenStore
+
+
+Stage = Literal["all", "train", "generate"]
+
+HELD_SECONDS = 600.0
+"""How long a SLURM job waits for a cell that another process holds: on a lost node its earlier life may live on."""
+
+
+def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: Stage = "all") -> None:
+    """Run one cell of an output folder to the end; a complete one is left alone, an interrupted one goes on.
+
+    A failure is recorded in the cell's FAILED file, with its first line, before it is raised.
+
+    Args:
+        config: the cell's.
+        suite_dir: the output folder.
+        console: for progress.
+        stage: train ends before the completions are generated; generate, in one process of a trained cell, makes
+            them: so that a run on many GPUs does not hold them for what one does.
+
+    Raises:
+        UserError: see training.train; also where another process runs this cell, or an untrained one is to generate.
+        Preempted: the run was told to stop, and did.
+    """
+    from replication.data.store import TokenStore
+    from replication.generation.generate import generate
+    from replication.training.ranks import launched_rank, leave_group
+    from replication.training.train import train
+
+    run = suite_dir.cell(config.arm, config.seed)
+    first = launched_rank() == 0
+    with hold_cell(run, first, console):
+        if first:
+            refuse_other_config(config, run.config)
+        if run.complete.is_file():
+            console.print(f"{config.arm}/seed-{config.seed}: complete already")
+            return
+        if stage == "generate":
+            check_is_trained(run)  # here, where the error of its training stays
+        if first:
+            run.failed.unlink(missing_ok=True)
+        try:
+            store = TokenStore.open(data_folder(config, suite_dir))
+            check_before_training(config, store)
+            if first and (note := suite_dir.link_tensorboard(config.arm, config.seed)):
+                console.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
+            if stage != "generate":
+                train(config, run, store, console)
+                leave_group()
+            if not first or (stage == "train" and config.generation.prompts):
+                return
+            if config.generation.prompts:
+                generate(config, run, store, console)
+            mark_cell_complete(config, run)
+        except Preempted:
+            leave_group()
+            raise
+        except Exception as error:
+            if not is_lost_peer(error):  # the rank that failed first says why
+                record_failure(run, error)
+            raise
+
+
+@contextmanager
+def hold_cell(run: RunDir, first: bool, console: Console) -> Iterator[None]:
+    """Hold the cell; its first rank does so for all.
+
+    A SLURM job waits for it, up to HELD_SECONDS: a job that was requeued because its node was lost may find that its
+    earlier life lives on there. Only the end of that process, which frees the lock, proves that it writes no more.
+
+    Raises:
+        UserError: another live process holds it.
+        Preempted: the job was told to stop while it waited.
+    """
+    holder = run.root / ".lock"
+    slurm = {name: os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT")}
+    here = f"job {slurm['JOB_ID']}.{slurm['STEP_ID']}, restart {slurm['RESTART_COUNT'] or 0}"
+    if slurm["STEP_ID"]:
+        _wait_for_cell(run, holder, here, console)
+    if not first:
+        yield
+        return
+    with run.lock():
+        with suppress(OSError):  # of a full disk others speak
+            holder.write_text(
+                f"{here if slurm['STEP_ID'] else 'a run'}\nprocess {os.getpid()} on {socket.gethostname()}\n",
+                encoding="utf-8",
+            )
+        yield
+
+
+def _wait_for_cell(run: RunDir, holder: Path, here: str, console: Console) -> None:
+    """Return when no process of another job, or of another life of this one, holds the cell; see hold_cell."""
+    deadline, said = time.monotonic() + HELD_SECONDS, False
+    while run.is_locked():
+        there = holder.read_text(encoding="utf-8", errors="replace").splitlines()
+        if there[:1] == [here]:  # our own first rank
+            return
+        who = ", ".join(there) or "another process"
+        if told_to_stop():
+            raise Preempted(f"{run.root}: told to stop while {who} held the cell")
+        if time.monotonic() >= deadline:
+            raise UserError(
+                f"{run.root}: {who} has held the cell for {HELD_SECONDS / 60:g} minutes; a node that SLURM gave up may "
+                "still work on it: end that process, or wait for its end, then `replicate grid retry`"
+            )
+        if not said:
+            console.print(
+                f"waiting up to {HELD_SECONDS / 60:g} minutes for {who}, which holds this cell", soft_wrap=True
+            )
+        said = True
+        time.sleep(0.5)
+
+
+def mark_cell_complete(config: RunConfig, run: RunDir) -> None:
+    """Write the marker of a cell that is trained and has the completions that its config asks for.
+
+    All that it stands for is on the disk before it is; the certificate compares it with journal and manifest.
+
+    Raises:
+        UserError: the journal is gone.
+    """
+    if not run.metrics.is_file():
+        raise UserError(f"{run.metrics}: is gone, and with it the cell's numbers; restore it, or train the cell again")
+    manifest = read_object(run.manifest)
+    sync(run.metrics)  # manifest, checkpoints and samples.jsonl were, when they were written
+    marker = {"config_hash": scientific_hash(config), **{k: manifest.get(k) for k in (*KEPT, "finished_at")}}
+    write_json(run.complete, marker | {"journal_sha256": file_sha256(run.metrics)})
+
+
+def check_is_trained(run: RunDir) -> None:
+    """Raise UserError where a cell has not been trained to its last step."""
+    if not is_trained(run):
+        raise UserError(f"{run.root}: is not trained to its last step, so it cannot generate; train it first")
+
+
+def check_before_training(config: RunConfig, store: TokenStore) -> None:
+    """Raise UserError for what would otherwise be noticed only after hours: data, mixture, validation, prompts."""
+    from replication.data.order import MixtureOrder, validation_selection
+    from replication.data.prompts import load_prompts, prompt_tokens
+
+    store.check(config)
+    weights = [source.weight for source in config.data.sources]
+    MixtureOrder(store.sizes("train"), weights, config.effective_data_seed)
+    validation_selection(store.sizes("validation"), weights, config.validation.sequences)
+    if config.generation.prompts:
+        prompts = load_prompts(config.generation.prompts)
+        prompt_tokens(config.generation.template, prompts, store.tokenizer(), store.end_of_text_id)
+
+
+def data_folder(config: RunConfig, suite_dir: SuiteDir) -> Path:
+    """data.dir, or the output folder's own data.
+
+    Raises:
+        UserError: data.dir does not exist.
+    """
+    if config.data.dir is None:
+        return suite_dir.data
+    path = Path(config.data.dir).expanduser()
+    if not path.is_dir():
+        raise UserError(
+            f"data.dir: {path} does not exist; prepare it first, with the --config files of this run: "
+            f"`replicate prepare --config ... --out {path}`"
+        )
+    return path

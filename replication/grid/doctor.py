@@ -1,0 +1,454 @@
+"""`replicate doctor`: what this machine has, and what each suite and config file would need of it.
+
+Torch is imported only inside `_torch`, so that this module loads at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from replication.audit.claims import load_claims
+from replication.config import RunConfig, SourceConfig, SuiteConfig, load_cell, load_suite
+from replication.config.reading import check_layer, read_yaml
+from replication.data.prompts import load_prompts
+from replication.errors import UserError
+from replication.model.needs import GIB, checkpoint_gib, checkpoints_kept, gib, state_needs
+from replication.model.size import parameter_count
+
+HUB_SECONDS = 2.0
+BROKEN_CONFIG = 2
+CPU_FLOP_PER_SECOND = 1e11  # generous for a desktop processor; a suite past a month of it needs a GPU
+MONTH_SECONDS = 30 * 86400
+
+Verdict = Literal["ok", "warning", "missing"]
+COLOUR = {"ok": "green", "warning": "yellow", "missing": "red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of the first table."""
+
+    item: str
+    found: str
+    verdict: Verdict = "ok"
+    remedy: str = ""
+
+
+@dataclass
+class Machine:
+    """What the suites are held against."""
+
+    findings: list[Finding] = field(default_factory=list)
+    memory_gib: float = 0.0
+    gpu_gib: float = 0.0  # of the largest GPU that torch can use; 0 where there is none
+    disk_gib: float = 0.0
+    hub: bool = False
+
+
+def doctor(console: Console, config_root: Path) -> int:
+    """Print what this machine has, what each suite needs, and whether each config file loads.
+
+    Args:
+        console: where the tables go.
+        config_root: folder with model/ arms/ data/ cluster/ suites/ prompts/ and claims/.
+
+    Returns:
+        0, or 2 where a config file is broken. What the machine lacks is advice, not an error.
+    """
+    with console.status("looking at this machine"):
+        machine = examine_machine()
+    console.print(findings_table(machine.findings, "This machine"))
+    broken = _print_suites(console, config_root, machine)
+    broken += _print_files(console, config_root)
+    if broken:
+        console.print(f"[red]broken config files:[/red] {escape(', '.join(broken))}", soft_wrap=True)
+        return BROKEN_CONFIG
+    return 0
+
+
+# ---------------------------------------------------------------- this machine
+
+
+def examine_machine() -> Machine:
+    """Look at everything once."""
+    machine = Machine()
+    machine.findings += [_python(), _system(), _processor(), _memory(machine), *_torch(machine)]
+    machine.findings += [_package(name) for name in ("lightning", "datasets", "deepspeed")]
+    machine.findings += [_transformers(), _judging(), _zero(machine), _slurm(), _disk(machine), _hub(machine), _git()]
+    return machine
+
+
+def _python() -> Finding:
+    return Finding("Python", f"{platform.python_version()} ({sys.executable})")
+
+
+def _system() -> Finding:
+    try:
+        name = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+    except OSError:
+        name = platform.system()
+    text = f"{name}, kernel {platform.release()}, {platform.machine()}"
+    if platform.system() != "Linux":
+        return Finding("system", text, "warning", "only Linux is tested")
+    return Finding("system", text)
+
+
+def _processor() -> Finding:
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    except OSError:
+        pass
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Finding("CPU", f"{model}; {usable} usable cores of {os.cpu_count()}")
+
+
+def _memory(machine: Machine) -> Finding:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    machine.memory_gib = memory.available / GIB
+    text = f"{memory.total / GIB:.1f} GiB, {machine.memory_gib:.1f} GiB free"
+    if machine.memory_gib < 2:
+        return Finding("memory", text, "warning", "each process of the quickstart takes about 1 GiB; close something")
+    return Finding("memory", text)
+
+
+def _torch(machine: Machine) -> Iterator[Finding]:
+    try:
+        import torch
+    except Exception as error:  # a broken build raises OSError and worse, and this verb is there to say so
+        yield Finding("torch", _first_line(error), "missing", "run launch/install.sh")
+        return
+    build = f"CUDA {torch.version.cuda} build" if torch.version.cuda else "CPU build"
+    yield Finding("torch", f"{torch.__version__}, {build}")
+    driver = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    if torch.cuda.is_available():
+        gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        machine.gpu_gib = max(g.total_memory / GIB for g in gpus)
+        names = ", ".join(f"{g.name} ({g.total_memory / GIB:.0f} GiB)" for g in gpus)
+        yield Finding("GPUs", f"{len(gpus)}: {names}; driver {driver or 'unknown'}")
+    elif driver is not None:
+        remedy = "install torch's CUDA build for this driver" if not torch.version.cuda else "update the driver"
+        yield Finding("GPUs", f"driver {driver}, but torch sees no GPU", "warning", remedy)
+    else:
+        yield Finding("GPUs", "none", "warning", "tiny models train on the CPU; the 1.2B run needs a GPU")
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, "not installed", "missing", "run launch/install.sh")
+
+
+def _transformers() -> Finding:
+    finding = _package("transformers")
+    if finding.verdict == "ok":
+        return finding
+    return Finding("transformers", "not installed", "warning", "only the tests need it: launch/install.sh test")
+
+
+def _judging() -> Finding:
+    """Whether the packages of the judging page are there."""
+    missing = [name for name in ("fastapi", "uvicorn", "sqlalchemy") if _package(name).verdict != "ok"]
+    if not missing:
+        return Finding("judging", "the page, SQLite and PostgreSQL")
+    return Finding("judging", f"lacks {', '.join(missing)}", "warning", "`replicate judge`: launch/install.sh judge")
+
+
+def _zero(machine: Machine) -> Finding:
+    """Whether ZeRO can train here: deepspeed imports, on the GPU or on the CPU."""
+    environment = dict(os.environ)
+    if not machine.gpu_gib:
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+    try:  # in a process of its own: the import prints, and takes seconds
+        command = [sys.executable, "-P", "-c", "import deepspeed"]
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=120)
+    except subprocess.TimeoutExpired:
+        return Finding("ZeRO", "importing deepspeed takes over two minutes", "warning", "look at the disk's load")
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["deepspeed does not import"])[-1]
+        return Finding("ZeRO", reason, "missing", "run launch/install.sh")
+    if machine.gpu_gib:
+        return Finding("ZeRO", "runs on the GPU")
+    return Finding("ZeRO", "runs on the CPU (gloo)")
+
+
+def _slurm() -> Finding:
+    present = [tool for tool in ("sbatch", "srun", "squeue") if shutil.which(tool)]
+    if len(present) == 3:
+        return Finding("SLURM", _run("sbatch", "--version") or "present, version unknown")
+    if present:
+        return Finding("SLURM", f"only {', '.join(present)}", "warning", "sbatch, srun and squeue belong together")
+    return Finding("SLURM", "not found", "warning", "not needed on one machine; on a cluster, use a login node")
+
+
+def _disk(machine: Machine) -> Finding:
+    folder, machine.disk_gib = free_disk_gib(Path("out"))
+    text = f"{machine.disk_gib:.1f} GiB free at {folder}"
+    if not os.access(folder, os.W_OK):
+        return Finding("disk", f"{text}, not writable", "warning", "choose another folder with --out")
+    if machine.disk_gib < 2:
+        return Finding("disk", text, "warning", "free some space, or choose another disk with --out")
+    return Finding("disk", text)
+
+
+def free_disk_gib(path: Path) -> tuple[Path, float]:
+    """The nearest folder above a path that exists, and how much is free there."""
+    folder = path.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    return folder, shutil.disk_usage(folder).free / GIB
+
+
+def _hub(machine: Machine) -> Finding:
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return Finding("data hub", "huggingface_hub is not installed", "missing", "run launch/install.sh")
+    if constants.HF_HUB_OFFLINE:
+        return Finding("data hub", "switched off by HF_HUB_OFFLINE", "warning", "unset it to load hub data sets")
+    reached: list[bool] = []
+    # a daemon thread, because no timeout covers the look-up of the name
+    thread = threading.Thread(target=lambda: reached.append(_answers(constants.ENDPOINT)), daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS + 0.5)
+    machine.hub = any(reached)
+    if machine.hub:
+        return Finding("data hub", "reachable")
+    text = "not reachable: local files and the embedded corpus still work"
+    return Finding("data hub", text, "warning", "for hub data sets, connect or set HF_ENDPOINT to a mirror")
+
+
+def _answers(endpoint: str) -> bool:
+    try:
+        request = urllib.request.Request(endpoint, method="HEAD")
+        with urllib.request.urlopen(request, timeout=HUB_SECONDS):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500  # something there speaks HTTP, if not to HEAD
+    except (OSError, ValueError):
+        return False
+
+
+def _git() -> Finding:
+    version = _run("git", "--version")
+    if version is None:
+        return Finding("git", "not found", "warning", "install git: runs then record their commit")
+    return Finding("git", version.removeprefix("git version "))
+
+
+def _run(*command: str) -> str | None:
+    """First line that a program prints, or None where it is absent or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return (done.stdout.strip().splitlines() or [""])[0] if done.returncode == 0 else None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def findings_table(findings: Sequence[Finding], title: str) -> Table:
+    """item, found, verdict, remedy."""
+    table = Table(title=title, title_justify="left", expand=False)
+    for column in ("item", "found", "verdict", "remedy"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("item", "verdict"))
+    for f in findings:
+        verdict = f"[{COLOUR[f.verdict]}]{f.verdict}[/]"
+        table.add_row(escape(f.item), escape(f.found), verdict, escape(f.remedy))
+    return table
+
+
+# ---------------------------------------------------------------- what each suite needs
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one suite asks of a machine."""
+
+    n_cells: int
+    parameters: int
+    training_gib: float  # one cell: weights, gradients and two Adam moments; activations come on top
+    tokens: int  # over all cells
+    checkpoints_gib: float  # all cells, each with the checkpoints that it keeps and the one being written
+    flop: float  # 6 x parameters x tokens, every expert counted
+
+
+def needs_of(suite: SuiteConfig, config: RunConfig) -> Needs:
+    """Estimate from the config of one cell; the cells of a suite share model and data."""
+    n_cells = len(suite.arms) * len(suite.seeds)
+    parameters = parameter_count(config.model)
+    tokens = n_cells * config.training.steps * config.training.batch_tokens
+    return Needs(
+        n_cells=n_cells,
+        parameters=parameters,
+        training_gib=state_needs(config).device_gib,
+        tokens=tokens,
+        checkpoints_gib=n_cells * checkpoints_kept(config) * checkpoint_gib(config),
+        flop=6.0 * parameters * tokens,
+    )
+
+
+def _obstacles(needs: Needs, config: RunConfig, machine: Machine) -> Iterator[str]:
+    """Why this machine cannot run a suite, in words; nothing where it can."""
+    on_gpu = config.cluster.accelerator == "gpu" or (config.cluster.accelerator == "auto" and machine.gpu_gib > 0)
+    if on_gpu and not machine.gpu_gib:
+        yield "cluster.accelerator is gpu, and torch sees none"
+    elif on_gpu and needs.training_gib > machine.gpu_gib:
+        yield f"{gib(needs.training_gib)} do not fit the GPU's {gib(machine.gpu_gib)}"
+    elif not on_gpu and needs.training_gib > machine.memory_gib:
+        yield f"{gib(needs.training_gib)} do not fit the {gib(machine.memory_gib)} of free memory"
+    if not on_gpu and needs.flop > CPU_FLOP_PER_SECOND * MONTH_SECONDS:
+        months = needs.flop / CPU_FLOP_PER_SECOND / MONTH_SECONDS
+        yield f"{needs.flop:.0e} FLOP take months on a CPU (about {months:,.0f} at 1e11 a second)"
+    if needs.checkpoints_gib > machine.disk_gib:
+        yield f"{gib(needs.checkpoints_gib)} of checkpoints, and {gib(machine.disk_gib)} are free on disk"
+    for what, state in data_needs(config):
+        if state.startswith("missing"):
+            yield f"{what}: {state}"
+        elif state.startswith("hub") and not machine.hub:
+            yield f"{what} comes from a hub that is not reachable"
+
+
+def data_needs(config: RunConfig) -> list[tuple[str, str]]:
+    """(source or tokenizer, its state) for all that the data need.
+
+    A state begins with embedded, local, hub or missing.
+    """
+    if config.data.dir is not None:
+        prepared = Path(config.data.dir).expanduser()
+        state = (
+            "local: prepared" if (prepared / "manifest.json").is_file() else f"missing: no preparation in {prepared}"
+        )
+        return [("data.dir", state)]
+    found = [(s.name, _source_state(s)) for s in config.data.sources]
+    if not found:
+        found = [("data.sources", "missing: the suite names no source")]
+    if config.data.tokenizer.path is not None:
+        local = Path(config.data.tokenizer.path).expanduser().is_file()
+        found.append(("tokenizer", "local: file present" if local else f"hub: {config.data.tokenizer.path}"))
+    return found
+
+
+def _source_state(source: SourceConfig) -> str:
+    if source.kind.startswith("python_"):
+        return "embedded"
+    if source.kind == "hub":
+        return f"hub: {source.path}"
+    path = Path(source.path or "").expanduser()
+    here = path.exists() or any(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+    return "local: files present" if here else f"missing: no file at {path}"
+
+
+def _print_suites(console: Console, config_root: Path, machine: Machine) -> list[str]:
+    """Print what each suite needs; return the names of suite files that do not load."""
+    table = Table(title="What each suite needs", title_justify="left")
+    table.add_column("suite", no_wrap=True)
+    table.add_column("item", no_wrap=True)
+    table.add_column("need", overflow="fold")
+    broken = []
+    for path in sorted((config_root / "suites").glob("*.yaml")):
+        try:
+            rows = list(_suite_rows(path, config_root, machine))
+        except UserError as error:
+            broken.append(f"suites/{path.name}")
+            rows = [("broken", f"[red]{escape(str(error))}[/red]")]
+        for i, (item, need) in enumerate(rows):
+            table.add_row(escape(path.stem) if i == 0 else "", item, need)
+        table.add_section()
+    console.print(table)
+    console.print(
+        "memory = parameters x 4 numbers (weight, gradient, two Adam moments; one for SGD and what Muon trains)\n"
+        "x 4 bytes (8 under 64-true), activations on top; checkpoints = cells x (kept + 1) x parameters x 4 numbers",
+        style="dim",
+        soft_wrap=True,
+    )
+    return broken
+
+
+def _suite_rows(path: Path, config_root: Path, machine: Machine) -> Iterator[tuple[str, str]]:
+    suite = load_suite(path)
+    configs = [_load_arm(suite, arm, config_root) for arm in suite.arms]  # each, so that a broken arm file shows
+    config = configs[0]
+    needs = needs_of(suite, config)
+    yield "cells", f"{needs.n_cells} ({len(suite.arms)} arms x {len(suite.seeds)} seeds)"
+    yield "parameters", f"{needs.parameters:,}"
+    yield "memory of a cell", gib(needs.training_gib)
+    yield "tokens in total", f"{needs.tokens:,}"
+    yield "checkpoints", f"up to {gib(needs.checkpoints_gib)}"
+    if config.generation.prompts is not None:
+        yield (
+            "prompts",
+            f"{len(load_prompts(config.generation.prompts))} x {config.generation.samples_per_prompt}",
+        )
+    yield "data", escape("; ".join(f"{what}: {state}" for what, state in data_needs(config)))
+    obstacles = list(_obstacles(needs, config, machine))
+    yield "runs here", f"[red]no[/red]: {escape('; '.join(obstacles))}" if obstacles else "[green]yes[/green]"
+
+
+def _load_arm(suite: SuiteConfig, arm: str, root: Path) -> RunConfig:
+    """The cell's config, with the layers and arms of `root` before the shipped ones of the same name."""
+    layers = tuple(str(root / layer) if (root / layer).is_file() else layer for layer in suite.layers)
+    arm_file = root / "arms" / f"{arm}.yaml"
+    here = dataclasses.replace(suite, layers=layers)
+    return load_cell(here, str(arm_file) if arm_file.is_file() else arm, suite.seeds[0])
+
+
+# ---------------------------------------------------------------- every config file on its own
+
+
+def _print_files(console: Console, config_root: Path) -> list[str]:
+    """Print whether each config, prompt and claims file loads by itself; return the names of those that do not."""
+    table = Table(title="Config files", title_justify="left")
+    table.add_column("file", no_wrap=True)
+    table.add_column("state", overflow="fold")
+    folders = ("model", "arms", "data", "training", "cluster", "claims")
+    files = [p for folder in folders for p in sorted((config_root / folder).glob("*.yaml"))]
+    files += sorted((config_root / "prompts").glob("*.json*"))
+    broken = []
+    for path in files:
+        name = f"{path.parent.name}/{path.name}"
+        try:
+            state = _load_alone(path)
+        except UserError as error:
+            broken.append(name)
+            state = f"[red]{escape(str(error).removeprefix(f'{path}: '))}[/red]"
+        table.add_row(escape(name), state)
+    console.print(table)
+    return broken
+
+
+def _load_alone(path: Path) -> str:
+    """Check a file's syntax, keys and types. Whether values fit together shows in a suite, not in one layer.
+
+    Raises:
+        UserError: the file is broken.
+    """
+    if path.suffix in (".json", ".jsonl"):
+        return f"[green]loads[/green]: {len(load_prompts(path))} prompts"
+    if path.parent.name == "claims":
+        return f"[green]loads[/green]: {len(load_claims(path).claims)} claims"
+    check_layer(RunConfig, read_yaml(path))
+    return "[green]loads[/green]"

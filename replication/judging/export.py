@@ -1,0 +1,170 @@
+"""The files that a locked panel becomes: votes, counts, judges, models' answers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from replication.config import AnalysisConfig
+from replication.errors import UserError
+from replication.judging.attendance import attendance
+from replication.judging.database import Database
+from replication.judging.folder import PanelFolder
+from replication.judging.marginals import marginals
+from replication.judging.schema import answers, assignments, panel
+from replication.judging.unsealing import NOT_LOCKED, iso, unsealed_votes, unsealed_within, vote_id
+from replication.runs.files import file_sha256, write_json, write_text
+from replication.votes.record import parse_votes, read_votes, votes_text
+
+
+def votes_csv(database: Database) -> str:
+    """The vote record, as DIR/votes.csv holds it; see replication.votes.record.
+
+    Raises:
+        UserError: the panel is not locked.
+    """
+    return votes_text(unsealed_votes(database).votes)
+
+
+def check_record(c: Connection) -> None:
+    """Read the vote record as it would be written now, within the transaction that locks the panel.
+
+    Raises:
+        UserError: it holds what no vote record may, so that nothing could be made of it after the lock.
+    """
+    parse_votes(votes_text(unsealed_within(c).votes), "the panel's votes")
+
+
+def marginals_json(database: Database, rules: AnalysisConfig | None = None) -> str:
+    """Counts by judge, prompt, category, background and filter; see marginals.py.
+
+    Args:
+        database: of a locked panel.
+        rules: what the filters go by; none: the defaults.
+
+    Raises:
+        UserError: the panel is not locked.
+    """
+    found = marginals(unsealed_votes(database), rules or AnalysisConfig())
+    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+
+
+def judges_csv(database: Database) -> str:
+    """A row a judge who voted: kind, vendor, counts, attention items passed of those asked, answers of the survey.
+
+    Raises:
+        UserError: the panel is not locked.
+    """
+    with database.read() as c:
+        _refuse_unlocked(c)
+    rows = [row for row in attendance(database) if row.n_first or row.n_repeats or row.n_asked]
+    questions = sorted({question for row in rows for question in row.survey})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    counts = ["votes", "repeats", "attention_passed", "attention_asked"]
+    writer.writerow(["judge_id", "kind", "vendor", *counts, *questions])
+    for row in rows:
+        numbers = [row.n_first, row.n_repeats, row.n_passed, row.n_asked]
+        said = [row.survey.get(question, "") for question in questions]
+        writer.writerow([row.judge_id, row.kind, row.vendor, *numbers, *said])
+    return text.getvalue()
+
+
+def answers_jsonl(database: Database) -> str:
+    """Every answer of the model judges, word for word, one JSON object a line; vote_id is that of the vote record.
+
+    Raises:
+        UserError: the panel is not locked.
+    """
+    with database.read() as c:
+        _refuse_unlocked(c)
+        panel_id = c.execute(select(panel.c.panel_id)).scalar_one()
+        query = select(answers, assignments.c.judge_id).join(assignments).order_by(answers.c.answer_id)
+        lines = []
+        for row in c.execute(query):
+            said = dict(row._mapping)
+            vote = vote_id(panel_id, said.pop("assignment_id"))
+            said |= {"asked_at": iso(said["asked_at"])}
+            lines.append(json.dumps({"vote_id": vote, "judge_id": said.pop("judge_id"), **said}, ensure_ascii=False))
+    return "".join(line + "\n" for line in lines)
+
+
+def _refuse_unlocked(c: Connection) -> None:
+    if not c.execute(select(func.count(panel.c.locked_at))).scalar_one():
+        raise UserError(NOT_LOCKED)
+
+
+# ---------------------------------------------------------------- files
+
+
+def check_votes_file(folder: PanelFolder, panel_id: str) -> None:
+    """Refuse to write over a vote record that is not this panel's.
+
+    Raises:
+        UserError: DIR/votes.csv is there and holds other votes.
+    """
+    if any(not vote.vote_id.startswith(f"{panel_id}-") for vote in read_votes(folder.votes)):
+        raise UserError(f"{folder.votes}: holds votes of something else than this panel; move it away first")
+
+
+def write_record(folder: PanelFolder, database: Database, rules: AnalysisConfig) -> Mapping[str, Any]:
+    """Write votes.csv, votes.json and marginals.json of a locked panel; the same again for the same panel.
+
+    Returns:
+        votes.json: what the record is of, its hash, and why the panel was locked early.
+    """
+    found = unsealed_votes(database)
+    check_votes_file(folder, found.panel_id)
+    write_text(folder.votes, votes_text(found.votes))
+    first = [vote for vote in found.votes if not vote.repeat_of]
+    note = {
+        "panel_id": found.panel_id,
+        "suite": found.suite,
+        "locked_at": iso(found.locked_at),
+        "locked_early_because": found.lock_note or None,
+        "key_sha256": found.key_sha256,
+        "votes_sha256": file_sha256(folder.votes),
+        "n_votes": len(first),
+        "n_repeats": len(found.votes) - len(first),
+        "n_repeats_without_first_vote": found.lone_repeats,
+        "n_judges": len({vote.judge_id for vote in first}),
+        "n_judges_short": sum(n < found.votes_per_judge for n in Counter(vote.judge_id for vote in first).values()),
+        "n_test_votes": found.test_votes,
+        **_no_choice(database),
+        **_attention(database),
+    }
+    write_json(folder.votes_note, note)
+    write_text(folder.marginals, marginals_json(database, rules))
+    return note
+
+
+def _no_choice(database: Database) -> dict[str, int]:
+    """Answers of models that are no choice."""
+    with database.read() as c:
+        query = select(answers.c.status, func.count().label("n")).group_by(answers.c.status)
+        counts = {row.status: row.n for row in c.execute(query)}
+    return {"n_refusals": counts.get("refusal", 0), "n_garbage": counts.get("garbage", 0)}
+
+
+def _attention(database: Database) -> dict[str, int]:
+    """Attention items that people answered, and answered as asked."""
+    people = [row for row in attendance(database) if row.kind == "human"]
+    return {
+        "n_attention_asked": sum(row.n_asked for row in people),
+        "n_attention_passed": sum(row.n_passed for row in people),
+    }
+
+
+def write_export(folder: PanelFolder, database: Database) -> list[Path]:
+    """Write judges.csv and answers.jsonl of a locked panel; returns their paths."""
+    texts = {"judges.csv": judges_csv(database), "answers.jsonl": answers_jsonl(database)}
+    for name, text in texts.items():
+        write_text(folder.judging / name, text)
+    return [folder.judging / name for name in texts]

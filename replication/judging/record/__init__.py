@@ -1,1 +1,0 @@
-"""After the lock: votes with their arms, counts, and the files of both."""

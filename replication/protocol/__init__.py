@@ -1,0 +1,1 @@
+"""The evidence rules: preregistration, certificate, divergence, fidelity to the paper."""

@@ -1,0 +1,485 @@
+"""The pair certificate: a machine check, seed by seed, that the arms of a suite may be compared.
+
+All arms of a seed must share initial weights, consumed data, token count and schedule, and differ in the keys that the
+arm files declare, and in those alone; and all seeds must share data and config, or they are not pooled. That arms ran
+other code, or on a machine that rounds otherwise, is a departure: told, and refused where `analysis.strict_pairs` says
+so. Pure functions of run folders; nothing that a process said about itself is believed where the folder lets it be
+recomputed. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from replication.config import RunConfig, differences, load_run, scientific, scientific_hash, without_seeds
+from replication.errors import UserError
+from replication.runs.failures import read_failure
+from replication.runs.files import file_sha256, read_json, read_object
+from replication.runs.journal import Logged, due_validations, journal_gaps, logged_steps, read_journal
+from replication.runs.layout import KEPT, RunDir, SuiteDir
+from replication.runs.starts import NOT_RECORDED, Facts, code_of, machine_of, unlike
+
+State = Literal["holds", "fails", "incomplete"]
+SCHEDULE_KEYS = {
+    "training.steps": "steps",
+    "training.batch_tokens": "tokens a step",
+    "training.learning_rate": "peak learning rate",
+    "training.warmup_steps": "warm-up steps",
+    "training.decay_steps": "decay steps",
+}
+
+# ---------------------------------------------------------------- the certificate
+
+
+@dataclass(frozen=True)
+class Check:
+    """One named question put to all complete cells of one seed."""
+
+    name: str
+    """initial weights, data chain, data, tokens, schedule, journal, declared keys, over seeds, code or machine."""
+    holds: bool | None
+    """None where there is nothing to compare: fewer than two cells are complete, or nothing was recorded."""
+    values: dict[str, Any]
+    """What each arm has."""
+    explanation: str = ""
+    """One line that names arm and key (or step) where the check fails; empty where it holds."""
+    refuses: bool = True
+    """Whether failing it refuses the pair; else it is a departure, which is told, and the pair is used."""
+
+
+@dataclass(frozen=True)
+class SeedCertificate:
+    """All arms of one seed together."""
+
+    seed: int
+    state: State
+    """incomplete where a cell is missing or not complete, whatever the checks of the others say."""
+    missing: tuple[str, ...]
+    """One line for each cell that is missing or not complete."""
+    checks: tuple[Check, ...]
+    """Over the complete cells; the first of them is the one that the others are compared with."""
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the state is not `holds`, a line each."""
+        return (*self.missing, *_failed(self.checks, refuses=True))
+
+    @property
+    def departures(self) -> tuple[str, ...]:
+        """In what the cells are not alike that refuses no pair, a line each."""
+        return _failed(self.checks, refuses=False)
+
+
+def _failed(checks: Iterable[Check], refuses: bool) -> tuple[str, ...]:
+    return tuple(f"{c.name}: {c.explanation}" for c in checks if c.holds is False and c.refuses == refuses)
+
+
+@dataclass(frozen=True)
+class PairCertificate:
+    """One arm beside the suite's first arm, at one seed: what a paired difference needs."""
+
+    arm: str
+    reference: str
+    seed: int
+    state: State
+    reasons: tuple[str, ...]
+    departures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The certificate of a suite."""
+
+    arms: tuple[str, ...]
+    seeds: tuple[SeedCertificate, ...]
+    pairs: tuple[PairCertificate, ...]
+    """Every arm but the first, at every seed: a failed cell of one arm does not spoil the pairs of the others."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether every seed holds."""
+        return all(seed.state == "holds" for seed in self.seeds)
+
+    @property
+    def not_pooled(self) -> dict[int, str]:
+        """The seeds that are not as the others in what all must share -> in what."""
+        reasons = [(seed.seed, reason) for seed in self.seeds for reason in seed.reasons]
+        reasons += [(pair.seed, reason) for pair in self.pairs for reason in pair.reasons]
+        return {seed: line.removeprefix("over seeds: ") for seed, line in reasons if line.startswith("over seeds: ")}
+
+    def pair(self, arm: str, seed: int) -> PairCertificate:
+        """The pair of an arm with the first arm at a seed (KeyError: no such pair)."""
+        for pair in self.pairs:
+            if (pair.arm, pair.seed) == (arm, seed):
+                return pair
+        raise KeyError((arm, seed))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists, as written to certificate.json."""
+        plain = dataclasses.asdict(self)
+        for written, seed in zip(plain["seeds"], self.seeds, strict=True):
+            written |= {"reasons": list(seed.reasons), "departures": list(seed.departures)}
+        return {"holds": self.holds, **json.loads(json.dumps(plain))}
+
+
+def certify(
+    suite_dir: SuiteDir,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    logged: Mapping[tuple[str, int], Logged] | None = None,
+    strict: bool = False,
+) -> Certificate:
+    """Check every seed of a suite.
+
+    Args:
+        suite_dir: the output folder; cells that are not there count as missing.
+        arms: names, the first is the one that the others are paired with.
+        seeds: training seeds.
+        logged: `logged_steps` of every (arm, seed), where the caller has read the journals already; else they are read.
+        strict: whether departures refuse a pair too.
+
+    Returns:
+        The certificate. Damaged or edited files make a check fail; nothing is raised for them.
+    """
+    gather = _Gatherer(logged)
+    cells = [[gather(suite_dir.cell(arm, seed), arm, seed) for arm in arms] for seed in seeds]
+    of_arm = {arm: _certify_seeds([[of[0], of[i]] for of in cells], seeds, strict) for i, arm in enumerate(arms) if i}
+    pairs = [
+        PairCertificate(arm, arms[0], seed, two.state, two.reasons, two.departures)
+        for i, seed in enumerate(seeds)
+        for arm, certified in of_arm.items()
+        for two in [certified[i]]
+    ]
+    return Certificate(tuple(arms), tuple(_certify_seeds(cells, seeds, strict)), tuple(pairs))
+
+
+def _certify_seeds(cells: Sequence[Sequence[_Evidence]], seeds: Sequence[int], strict: bool) -> list[SeedCertificate]:
+    """Each seed by itself, then those that hold beside one another; cells: the same arms at each of the seeds."""
+    alone = [_certify_cells(of_seed, seed, strict) for of_seed, seed in zip(cells, seeds, strict=True)]
+    strays = _strays({seed.seed: of for seed, of in zip(alone, cells, strict=True) if seed.state == "holds"})
+    found = []
+    for seed, of_seed in zip(alone, cells, strict=True):
+        shown = {cell.arm: _data_hash(cell) for cell in of_seed if cell.state == "complete"}
+        line = strays.get(seed.seed)
+        check = Check("over seeds", None if line is None else not line, shown, line or "")
+        state: State = "fails" if line else seed.state
+        found.append(dataclasses.replace(seed, state=state, checks=(*seed.checks, check)))
+    return found
+
+
+def _certify_cells(cells: Sequence[_Evidence], seed: int, strict: bool) -> SeedCertificate:
+    complete = [cell for cell in cells if cell.state == "complete"]
+    missing = tuple(cell.missing for cell in cells if cell.state != "complete")
+    checks = [check(name, complete) for name, check in _CHECKS.items()]
+    checks += [_check_facts(name, complete, of, strict) for name, of in _FACTS.items()]
+    if missing:
+        state: State = "incomplete"
+    else:
+        state = "fails" if any(check.holds is False and check.refuses for check in checks) else "holds"
+    return SeedCertificate(seed, state, missing, tuple(checks))
+
+
+# ---------------------------------------------------------------- what a cell's files say
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What one cell's files say, read once."""
+
+    arm: str
+    seed: int
+    state: str
+    missing: str
+    """One line about a cell that is not complete."""
+    manifest: dict[str, Any]
+    config: RunConfig | None
+    """Of config.yaml; None where that cannot be read."""
+    scientific: dict[str, Any]
+    """Recomputed from it; empty where it cannot be read."""
+    faults: tuple[str, ...]
+    """What is wrong with manifest.json or config.yaml themselves."""
+    logged: Logged
+    """Of training lines."""
+    journal: tuple[str, ...] = ()
+    """What is wrong with the journal, or with COMPLETE."""
+
+
+class _Gatherer:
+    """Reads cells, each once."""
+
+    def __init__(self, logged: Mapping[tuple[str, int], Logged] | None) -> None:
+        self._logged = logged
+
+    def __call__(self, run: RunDir, arm: str, seed: int) -> _Evidence:
+        state = run.state()
+        if state != "complete":
+            return _Evidence(arm, seed, state, _missing_line(run, arm, state), {}, None, {}, (), {})
+        manifest, faults = _read_manifest(run)
+        loaded, keys = None, dict[str, Any]()
+        try:
+            loaded = load_run([run.config])
+            keys = scientific(loaded)
+            faults += _contradictions(arm, seed, keys, scientific_hash(loaded), manifest)
+        except (UserError, OSError, ValueError) as error:
+            faults.append(f"{arm}: config.yaml cannot be used ({_one_line(error)})")
+        journal = []
+        try:
+            logged = logged_steps(read_journal(run.metrics)) if self._logged is None else self._logged[arm, seed]
+        except UserError as error:
+            logged, journal = {}, [_one_line(error)]
+        if keys:
+            last = keys["training.steps"]
+            journal += journal_gaps(logged, last, due_validations(keys))
+            journal += [f"metrics.jsonl goes on to step {max(logged)}"] if max(logged, default=0) > last else []
+        journal = [f"{arm}: {fault}" for fault in (*journal, *_unlike_complete(run, manifest))]
+        lines = {step: line for step, line in logged.items() if "tokens" in line}
+        return _Evidence(arm, seed, state, "", manifest, loaded, keys, tuple(faults), lines, tuple(journal))
+
+
+def _missing_line(run: RunDir, arm: str, state: str) -> str:
+    if state == "pending":
+        return f"{arm}: the cell is missing"
+    failure = read_failure(run) if state == "failed" else None
+    why = f" ({_one_line(failure['error'])})" if failure else ""
+    return f"{arm}: the cell is not complete: {state}{why}"
+
+
+def _read_manifest(run: RunDir) -> tuple[dict[str, Any], list[str]]:
+    arm = run.root.parent.name
+    try:
+        manifest = read_json(run.manifest)
+    except (UserError, OSError) as error:
+        return {}, [f"{arm}: manifest.json cannot be used ({_one_line(error)})"]
+    if not isinstance(manifest, dict):
+        return {}, [f"{arm}: manifest.json is missing or holds no object"]
+    return manifest, []
+
+
+def _unlike_complete(run: RunDir, manifest: dict[str, Any]) -> list[str]:
+    """Where COMPLETE is damaged, or journal and manifest are not those that it was written for."""
+    try:
+        marker = read_object(run.complete)
+        journal = file_sha256(run.metrics) if run.metrics.is_file() else None
+    except (UserError, OSError) as error:
+        return [f"COMPLETE cannot be used ({_one_line(error)})"]
+    if not marker:
+        return ["COMPLETE holds nothing; remove it and run again"]
+    keys = [k for k in KEPT if k in marker and manifest and marker[k] != manifest.get(k)]
+    found = [f"manifest.json has {k} {manifest.get(k)}, COMPLETE has {marker[k]}" for k in keys]
+    if marker.get("journal_sha256", journal) != journal:
+        found.append("metrics.jsonl is not the file that COMPLETE was written for: it was cut, damaged or edited")
+    return found
+
+
+def _contradictions(
+    arm: str, seed: int, config: dict[str, Any], config_hash: str, manifest: dict[str, Any]
+) -> list[str]:
+    """Where config.yaml, manifest.json and the folder's name contradict one another."""
+    found = []
+    if manifest.get("config_hash") != config_hash:
+        found.append(
+            f"{arm}: config.yaml hashes to {config_hash}, manifest.json has {manifest.get('config_hash')}: the file "
+            "was edited, or another version of this package wrote it"
+        )
+    for key, folder in (("arm", arm), ("seed", seed)):
+        for file, value in (("config.yaml", config.get(key)), ("manifest.json", manifest.get(key))):
+            if value != folder:
+                found.append(f"{arm}: {file} has {key} {value} in the folder of {key} {folder}")
+    return found
+
+
+def _one_line(value: object) -> str:
+    return " ".join(str(value).split())[:300]
+
+
+# ---------------------------------------------------------------- the checks
+
+
+def _verdict(name: str, cells: Sequence[_Evidence], values: Iterable[Any], faults: Sequence[str]) -> Check:
+    shown = {cell.arm: value for cell, value in zip(cells, values, strict=True)}
+    if len(cells) < 2:
+        return Check(name, None, shown)
+    return Check(name, not faults, shown, "; ".join(faults))
+
+
+def _unlike_first(cells: Sequence[_Evidence], values: Sequence[Any], what: str) -> list[str]:
+    """A line for each arm that has no value, or another than the first arm's."""
+    faults = [f"{c.arm}: {what} is missing" for c, v in zip(cells, values, strict=True) if v is None]
+    for cell, value in zip(cells[1:], values[1:], strict=True):
+        if value is not None and values[0] is not None and value != values[0]:
+            faults.append(f"{cell.arm}: {what} is {value}, {cells[0].arm} has {values[0]}")
+    return faults
+
+
+def _manifest_check(*path: str) -> Callable[[str, Sequence[_Evidence]], Check]:
+    """The check that one value of manifest.json is there and equal in all arms."""
+
+    def check(name: str, cells: Sequence[_Evidence]) -> Check:
+        values = [_dig(cell.manifest, path) for cell in cells]
+        return _verdict(name, cells, values, _unlike_first(cells, values, ".".join(path)))
+
+    return check
+
+
+def _dig(tree: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _check_chain(name: str, cells: Sequence[_Evidence]) -> Check:
+    """The hash chain of the data fed so far: at every step that two journals share, and at the end."""
+    final = [cell.manifest.get("data_chain") for cell in cells]
+    faults = []
+    for cell in cells:
+        step = cell.manifest.get("step")
+        last = cell.logged.get(step) if isinstance(step, int) else None
+        if last is not None and last.get("data_hash") != cell.manifest.get("data_chain"):
+            faults.append(
+                f"{cell.arm}: data_hash of the journal's last step is {last.get('data_hash')}, manifest.json has "
+                f"data_chain {cell.manifest.get('data_chain')}"
+            )
+    for cell in cells[1:]:
+        line = _first_difference(cells[0], cell, "data_hash")
+        faults += [line] if line else []
+    # A journal that already differs says at which step; the end would only repeat it.
+    faults = faults or _unlike_first(cells, final, "data_chain")
+    return _verdict(name, cells, final, faults)
+
+
+def _first_difference(first: _Evidence, other: _Evidence, key: str) -> str | None:
+    """The first common step whose journal lines lack a key or differ in it, in words."""
+    common = sorted(first.logged.keys() & other.logged.keys())
+    if not common:
+        return f"{other.arm}: its journal shares no logged step with {first.arm}'s, so {key} cannot be compared"
+    for step in common:
+        a, b = first.logged[step].get(key), other.logged[step].get(key)
+        if a is None or b is None:
+            return f"{(first if a is None else other).arm}: {key} is missing at step {step}"
+        if a != b:
+            return f"{other.arm}: {key} differs first at step {step} ({b}, {first.arm} has {a})"
+    return None
+
+
+def _check_schedule(name: str, cells: Sequence[_Evidence]) -> Check:
+    """The schedule's keys, the step reached, and the learning rate at every common logged step."""
+    values = [{word: cell.scientific.get(key) for key, word in SCHEDULE_KEYS.items()} for cell in cells]
+    faults = []
+    for cell in cells:
+        planned, reached = cell.scientific.get("training.steps"), cell.manifest.get("step")
+        if planned != reached:
+            faults.append(f"{cell.arm}: reached step {reached}, training.steps is {planned}")
+    for key in SCHEDULE_KEYS:
+        faults += _unlike_first(cells, [cell.scientific.get(key) for cell in cells], key)
+    for cell in cells[1:]:
+        line = _first_difference(cells[0], cell, "train/learning_rate")
+        faults += [line] if line else []
+    shown = [{**value, "step reached": cell.manifest.get("step")} for value, cell in zip(values, cells, strict=True)]
+    return _verdict(name, cells, shown, faults)
+
+
+def _check_journal(name: str, cells: Sequence[_Evidence]) -> Check:
+    """Each arm's journal has every step and every validation that is due, and is what COMPLETE vouches for."""
+    last = [max(cell.logged, default=None) for cell in cells]
+    return _verdict(name, cells, last, [fault for cell in cells for fault in cell.journal])
+
+
+def _check_declared(name: str, cells: Sequence[_Evidence]) -> Check:
+    """Arms differ in declared keys alone, and every arm declares the same ones."""
+    declared = [_declared(cell) for cell in cells]
+    union: set[str] = set().union(*declared)
+    faults = [fault for cell in cells for fault in cell.faults]
+    for cell, keys in zip(cells, declared, strict=True):
+        if union - keys:
+            faults.append(
+                f"{cell.arm}: its arm file does not set {', '.join(sorted(union - keys))}, another arm's does"
+            )
+    for cell in cells[1:]:
+        for key, (a, b) in differences(cells[0].scientific, cell.scientific).items():
+            if key not in union and cells[0].scientific and cell.scientific:
+                faults.append(f"{cell.arm}: {key} is {b}, {cells[0].arm} has {a}, and no arm file declares it")
+    values = [{key: cell.scientific.get(key) for key in sorted(union)} for cell in cells]
+    return _verdict(name, cells, values, faults)
+
+
+def _declared(cell: _Evidence) -> set[str]:
+    keys = cell.manifest.get("arm_keys")
+    return {key for key in keys if isinstance(key, str)} if isinstance(keys, list) else set()
+
+
+_CHECKS: dict[str, Callable[[str, Sequence[_Evidence]], Check]] = {
+    "initial weights": _manifest_check("initial_weights_sha256"),
+    "data chain": _check_chain,
+    "data": _manifest_check("data", "hash"),
+    "tokens": _manifest_check("tokens"),
+    "schedule": _check_schedule,
+    "journal": _check_journal,
+    "declared keys": _check_declared,
+}
+
+
+# ---------------------------------------------------------------- what is told, and refuses only in strict mode
+
+_FACTS: dict[str, Callable[[_Evidence], Sequence[Facts]]] = {
+    "code": lambda cell: code_of(cell.manifest),
+    "machine": lambda cell: machine_of(cell.manifest, cell.config),
+}
+
+
+def _check_facts(
+    name: str, cells: Sequence[_Evidence], of: Callable[[_Evidence], Sequence[Facts]], strict: bool
+) -> Check:
+    """That the same is true of all starts of all cells: any that was otherwise may have moved a weight."""
+    facts = {cell.arm: of(cell) for cell in cells}
+    values = [
+        {key: " then ".join(dict.fromkeys(str(f.get(key, NOT_RECORDED)) for f in starts)) for key in starts[-1]}
+        for starts in facts.values()
+    ]
+    different = unlike(facts)
+    if not different and any(NOT_RECORDED in f.values() for starts in facts.values() for f in starts):
+        return Check(name, None, dict(zip(facts, values, strict=True)), NOT_RECORDED, strict)
+    return dataclasses.replace(_verdict(name, cells, values, [different] if different else []), refuses=strict)
+
+
+# ---------------------------------------------------------------- what all seeds must share
+
+
+def _strays(of_seed: Mapping[int, Sequence[_Evidence]]) -> dict[int, str]:
+    """For each seed, if there are several, in what it is not as most (or the first) are, in words; "" where it is.
+
+    A suite has one corpus, so one validation set, and one config an arm: a mean over seeds that differ in these is a
+    mean over different experiments. The seeds themselves may differ, that of weights and that of data apart.
+    """
+    alike: dict[str, list[int]] = {}
+    for seed, cells in of_seed.items():
+        alike.setdefault(json.dumps([_shared(cell) for cell in cells]), []).append(seed)
+    if len(of_seed) < 2:
+        return {}
+    most = max(alike.values(), key=len)  # of equally many, the first in the suite's order
+    found = dict.fromkeys(most, "")
+    for seeds in alike.values():
+        keys = {
+            key: values
+            for here, there in zip(of_seed[seeds[0]], of_seed[most[0]], strict=True)
+            for key, values in differences(_shared(here), _shared(there)).items()
+        }
+        lines = [f"{k} is {a} at {_seeds(seeds)} and {b} at {_seeds(most)}" for k, (a, b) in list(keys.items())[:5]]
+        found |= dict.fromkeys(seeds, "; ".join([*lines, "they are not pooled"]) if lines else "")
+    return found
+
+
+def _shared(cell: _Evidence) -> dict[str, Any]:
+    return {"the data's hash": _data_hash(cell), **without_seeds(cell.scientific)}
+
+
+def _data_hash(cell: _Evidence) -> str:
+    """First 16 hex digits of the data's hash: enough to tell corpora apart, and to be read."""
+    return str(_dig(cell.manifest, ("data", "hash")))[:16]
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"

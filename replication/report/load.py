@@ -1,0 +1,233 @@
+"""Run folders as plain arrays. Missing is missing: what a journal lacks, or holds as null, is NaN here, never 0.
+
+Shapes: T logged training lines, V validations, S optimizer steps.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from types import NoneType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replication.config import flatten
+from replication.config.reading import read_yaml, untyped
+from replication.errors import UserError
+from replication.runs.failures import read_failure
+from replication.runs.files import number, parse_objects, read_object
+from replication.runs.journal import Logged, logged_steps, read_journal
+from replication.runs.layout import RunDir, SuiteDir
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+NOT_READ = ("experts/",)
+"""Of a line, what is no column here. The loads of experts are half of it, and for TensorBoard."""
+MANY_CELLS, MOST_READERS = 32, 4
+"""From so many cells on, journals are read by so many processes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Scalars of one kind of journal line, merged by step."""
+
+    steps: Ints
+    """int64 [T], ascending."""
+    columns: dict[str, Floats]
+    """Tag -> float64 [T]; NaN where a line lacks the tag."""
+
+    def column(self, tag: str) -> Floats:
+        """float64 [T]; all NaN for a tag that was never logged."""
+        return self.columns.get(tag, np.full(len(self.steps), np.nan))
+
+    def last(self, tag: str) -> float:
+        """The value at the last step; NaN where there is none."""
+        values = self.column(tag)
+        return float(values[-1]) if len(values) else float("nan")
+
+    def tags(self, prefix: str) -> list[str]:
+        """Tags that start with prefix, sorted."""
+        return sorted(tag for tag in self.columns if tag.startswith(prefix))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What the last attempt of a cell left behind."""
+
+    error: str
+    """First line of the error."""
+    step: int
+    """Last logged step before it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One arm at one seed, in whatever state it is."""
+
+    arm: str
+    seed: int
+    state: str
+    """complete, running, failed, interrupted or pending."""
+    failure: Failure | None
+    step: int
+    """Last optimizer step that the journal or the manifest knows of; 0 before the first."""
+    tokens: float
+    """Predicted tokens consumed up to then; NaN where unknown."""
+    wall_seconds: float
+    """Training time up to then; NaN where unknown."""
+    manifest: dict[str, Any]
+    """Empty where there is none."""
+    config: dict[str, Any]
+    """Dotted keys of config.yaml; empty where there is none."""
+    train: Series
+    validation: Series
+    per_step: dict[str, Floats]
+    """Tag -> float64 [S]; entry k is step k + 1, NaN where the journal has none."""
+    samples: tuple[dict[str, Any], ...]
+    """Completions in file order."""
+    logged: Logged
+    """What the certificate checks at every logged step."""
+    pooled: bool = True
+    """Whether means over seeds may take it in: not, where its data or config are not those of the other seeds."""
+
+    @property
+    def complete(self) -> bool:
+        return self.state == "complete"
+
+
+def load_cells(suite_dir: SuiteDir, arms: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+    """Every cell of arms x seeds, seed by seed; those without a folder are there too, as pending.
+
+    Args:
+        suite_dir: the output folder.
+        arms: names, in the suite's order.
+        seeds: training seeds.
+
+    Returns:
+        len(arms) * len(seeds) cells. Unreadable files count as missing: the certificate names them.
+    """
+    places = [(suite_dir.cell(arm, seed), arm, seed) for seed in seeds for arm in arms]
+    if len(places) < MANY_CELLS:
+        return [load_cell_files(*place) for place in places]
+    context = get_context("forkserver")  # a fork of a process that holds threads may hang
+    with ProcessPoolExecutor(min(MOST_READERS, os.cpu_count() or 1), context) as pool:
+        return list(pool.map(load_cell_files, *zip(*places, strict=True), chunksize=4))
+
+
+def load_cell_files(run: RunDir, arm: str, seed: int) -> Cell:
+    """Read the files of one cell; the names come from the caller, not from the files."""
+    lines = _read_lines(run)
+    train_lines = [line for line in lines if "tokens" in line]
+    manifest, config = _object(run, "manifest"), _config(run)
+    last = train_lines[-1] if train_lines else {}
+    return Cell(
+        arm=arm,
+        seed=seed,
+        state=run.state(),
+        failure=_failure(run),
+        step=int(_number(last.get("step", manifest.get("step")), 0)),
+        tokens=_number(last.get("tokens", manifest.get("tokens"))),
+        wall_seconds=_number(last.get("wall_seconds", manifest.get("wall_seconds"))),
+        manifest=manifest,
+        config=config,
+        train=_series(train_lines),
+        validation=_series([line for line in lines if _has_validation(line)], "val/"),
+        per_step=_per_step(train_lines),
+        samples=_samples(run),
+        logged=logged_steps(lines),
+    )
+
+
+# ---------------------------------------------------------------- parsing
+
+
+def _read_lines(run: RunDir) -> list[dict[str, Any]]:
+    """The journal's lines; none where it cannot be read, such as a file of bytes that are no text."""
+    try:
+        return read_journal(run.metrics)
+    except (OSError, ValueError):
+        return []
+
+
+def _has_validation(line: dict[str, Any]) -> bool:
+    return "val/loss_nats" in line or ("tokens" not in line and any(key.startswith("val/") for key in line))
+
+
+def _number(value: Any, missing: float = float("nan")) -> float:
+    found = number(value)
+    return missing if found is None else found
+
+
+def _numbers(values: Sequence[Any]) -> Floats:
+    """float64 [len(values)]; NaN for whatever is no number."""
+    if set(map(type, values)) <= {float, NoneType}:
+        return np.array(values, dtype=np.float64)
+    return np.array([_number(value) for value in values], dtype=np.float64)
+
+
+def _series(lines: Sequence[dict[str, Any]], prefix: str = "") -> Series:
+    """Merge lines by step (a later line wins) into columns; anything but a number is left out."""
+    by_step: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        step = line["step"]
+        by_step[step] = by_step[step] | line if step in by_step else line
+    steps = sorted(by_step)
+    merged = [by_step[step] for step in steps]
+    seen: dict[str, None] = {}
+    for line in merged:
+        if line.keys() - seen.keys():
+            seen |= dict.fromkeys(line)
+    wanted = seen.keys() - {"step", "per_step"}
+    tags = sorted(tag for tag in wanted if tag.startswith(prefix) and not tag.startswith(NOT_READ))
+    columns = {tag: _numbers([line.get(tag) for line in merged]) for tag in tags}
+    kept = {tag: values for tag, values in columns.items() if not np.isnan(values).all()}
+    return Series(np.array(steps, dtype=np.int64), kept)
+
+
+def _per_step(lines: Sequence[dict[str, Any]]) -> dict[str, Floats]:
+    """Lay the lists of every line end to end: a line's last entry belongs to the line's own step."""
+    n_steps = max((line["step"] for line in lines), default=0)
+    arrays: dict[str, Floats] = {}
+    for line in lines:
+        lists = line.get("per_step")
+        for tag, values in lists.items() if isinstance(lists, dict) else ():
+            if not isinstance(values, list):
+                continue
+            array = arrays.setdefault(tag, np.full(n_steps, np.nan))
+            row = _numbers(values)[-line["step"] :] if line["step"] else np.empty(0)
+            array[line["step"] - len(row) : line["step"]] = row
+    return arrays
+
+
+def _object(run: RunDir, name: str) -> dict[str, Any]:
+    try:
+        return read_object(getattr(run, name))
+    except UserError:
+        return {}
+
+
+def _config(run: RunDir) -> dict[str, Any]:
+    try:
+        tree = untyped(read_yaml(run.config).tree)
+    except (OSError, UserError):
+        return {}
+    return flatten(tree) if isinstance(tree, dict) else {}
+
+
+def _failure(run: RunDir) -> Failure | None:
+    """A FAILED file that a later, complete attempt left behind is not a failure any more."""
+    record = None if run.complete.is_file() else read_failure(run)
+    return Failure(record["error"], int(_number(record.get("step"), 0))) if record else None
+
+
+def _samples(run: RunDir) -> tuple[dict[str, Any], ...]:
+    try:
+        content = run.samples.read_bytes()
+    except OSError:
+        return ()
+    return tuple(sample for sample in parse_objects(content) if isinstance(sample.get("completion"), str))

@@ -1,0 +1,75 @@
+"""The record of a cell that failed, and the line of its log that says why."""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from replication.errors import Diverged, UserError
+from replication.runs.files import read_object, write_json
+from replication.runs.journal import read_tail
+from replication.runs.layout import RunDir
+
+
+def record_failure(run: RunDir, error: BaseException | str) -> None:
+    """Write FAILED; where even that cannot be written, what is raised or printed beside it says why."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    named = isinstance(error, (UserError, str))
+    with suppress(OSError, UserError):
+        tail = read_tail(run.metrics)
+        write_json(
+            run.failed,
+            {
+                "error": lines[0] if named else f"{type(error).__name__}: {lines[0]}",
+                "diverged": isinstance(error, Diverged),
+                "log": str(run.log),
+                "step": tail["step"] if tail else 0,
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            },
+        )
+
+
+def read_failure(run: RunDir) -> dict[str, Any] | None:
+    """What FAILED says, with an `error` of one line in any case; None where there is none."""
+    try:
+        found = read_object(run.failed) if run.failed.exists() else None
+    except UserError as error:
+        found = {"error": str(error)}
+    if found is None:
+        return None
+    lines = str(found.get("error") or "").strip().splitlines() or ["no error was recorded; see log.txt"]
+    return found | {"error": lines[0][:500]}
+
+
+_ERROR = r"error: |Error: |: Killed|ended by SIG"
+ERROR_LINES = (
+    re.compile(r" job \S+: error: "),
+    re.compile(rf"^(?!srun: .*Exited with exit code).*(?:{_ERROR})"),
+    re.compile(_ERROR),
+)
+"""What the job script says of its own; anything that says error; srun's word on a code, which may come before that."""
+
+
+def first_error(log: Path, n_bytes: int = 65536) -> str:
+    """The line of a job's log that says why it ended, among those of its latest start; "" where none does."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - n_bytes))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    start = max((i for i, line in enumerate(lines) if re.search(r" job \S+: (train|generate) in ", line)), default=-1)
+    errors = (line.strip() for form in ERROR_LINES for line in lines[start + 1 :] if form.search(line))
+    return next(errors, "")
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that is not blank; "" where there is none."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip("\0 \n").splitlines()
+    except OSError:
+        return ""
+    return lines[-1].strip() if lines else ""

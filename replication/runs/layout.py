@@ -1,0 +1,310 @@
+"""The floor plan of an output folder: names, manifest, journal, COMPLETE markers, the lock. Imports no torch.
+
+DIR/suite.yaml                      the resolved suite
+DIR/plan.json plan.md               the frozen analysis plan; earlier ones are plan-1.json, plan-2.json, ...
+DIR/data/                           the prepared corpus (unless data.dir points elsewhere)
+DIR/runs/<arm>/seed-<n>/            one cell: RunDir below
+DIR/tensorboard/<arm>/seed-<n>      links to the cells' tensorboard folders, so that TensorBoard's run names are short
+DIR/tensorboard/over-seeds difference   means, bands and paired differences, where `replicate tensorboard` wrote them
+DIR/launch/<n>-<what>/               what was submitted to SLURM
+DIR/judging/ sealed/                the panel of judges: judging.sqlite, and apart from it the key of sides and arms
+DIR/certificate.json                the pair certificate of every seed
+DIR/noise.json noise/               how far rounding alone moves the loss, and the runs of `replicate bench noise`
+DIR/report.html report.md results.json figures/*.png
+.NAME.<pid>                         beside NAME: a file that is being written, or was when its writer died
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from replication.runs.files import file_sha256, read_object, remove_temporaries, remove_tree
+from replication.runs.locks import HELD, hold_lock
+
+KEPT = ("step", "tokens", "data_chain", "final_weights_sha256")
+"""What COMPLETE repeats of the manifest."""
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The files of one cell."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def times(self) -> Path:
+        """The longest save and step so far: {"save_seconds": s, "step_seconds": s}."""
+        return self.root / "times.json"
+
+    @property
+    def start(self) -> Path:
+        """Where the processes of the latest start on several ranks meet; see training.start."""
+        return self.root / "start.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples.jsonl"
+
+    @property
+    def samples_part(self) -> Path:
+        """Folder of completions while they are being sampled; see preference.parts."""
+        return self.root / "samples.part"
+
+    @property
+    def complete(self) -> Path:
+        return self.root / "COMPLETE"
+
+    @property
+    def failed(self) -> Path:
+        """Present where the last attempt failed: {"error": first line, "diverged": whether the training was lost,
+        "log": path, "step": n, "time": iso}."""
+        return self.root / "FAILED"
+
+    @property
+    def jobs(self) -> Path:
+        """One line for each thing that happened to a SLURM job of the cell; written by launch/job.sh."""
+        return self.root / "jobs.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """Standard output and error of every attempt that the grid started."""
+        return self.root / "log.txt"
+
+    def checkpoint_folders(self) -> list[Path]:
+        """checkpoints/step-<n>, damaged ones too, by step; a person's copy under another name is none of them."""
+        found = [p for p in self.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name) and p.is_dir()]
+        return sorted(found, key=step_of)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the cell for one process.
+
+        Raises:
+            UserError: another live process holds it.
+        """
+        with hold_lock(self.root, "another process is running this cell; wait for it, or end it"):
+            remove_temporaries(self.root, held=True)
+            yield
+
+    def is_locked(self) -> bool:
+        """Whether a live process on a machine that shares this file system's locks holds the cell.
+
+        An error is no yes: where there are no locks, nobody has one.
+        """
+        try:
+            file = open(self.root / ".lock", "rb")  # noqa: SIM115  (closed below; only what flock answers is a word on a lock)
+        except OSError:
+            return False
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                return error.errno in HELD
+        return False
+
+    def state(self) -> str:
+        """complete, running, failed, interrupted or pending; read from the files alone."""
+        if self.complete.is_file():
+            return "complete"
+        if self.is_locked():
+            return "running"
+        if self.failed.is_file():
+            return "failed"
+        return "interrupted" if self.manifest.is_file() else "pending"
+
+
+@dataclass(frozen=True)
+class SuiteDir:
+    """The files of one suite: one output folder."""
+
+    root: Path
+
+    @property
+    def suite(self) -> Path:
+        return self.root / "suite.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """The frozen analysis plan; see replication.protocol.preregistration."""
+        return self.root / "plan.json"
+
+    @property
+    def plan_md(self) -> Path:
+        return self.root / "plan.md"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def launch(self) -> Path:
+        """What was submitted to SLURM; see grid.submit."""
+        return self.root / "launch"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
+    def votes(self) -> Path:
+        """The vote record; see votes/record.py."""
+        return self.root / "votes.csv"
+
+    @property
+    def votes_note(self) -> Path:
+        """What the lock of the panel says of the vote record; see votes/note.py."""
+        return self.root / "votes.json"
+
+    @property
+    def judging(self) -> Path:
+        """The panel's database, and what is handed to judges."""
+        return self.root / "judging"
+
+    @property
+    def sealed(self) -> Path:
+        """The key of sides and arms, which the server neither needs nor reads."""
+        return self.root / "sealed"
+
+    @property
+    def noise(self) -> Path:
+        """How far rounding alone moves the loss, where `replicate bench noise` measured it in DIR/noise."""
+        return self.root / "noise.json"
+
+    @property
+    def certificate(self) -> Path:
+        return self.root / "certificate.json"
+
+    @property
+    def report_html(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def report_md(self) -> Path:
+        return self.root / "report.md"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results.json"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures"
+
+    def cell(self, arm: str, seed: int) -> RunDir:
+        return RunDir(self.runs / arm / f"seed-{seed}")
+
+    def inputs_sha256(self, cells: Iterable[RunDir]) -> str:
+        """Of what a report is made from: suite, plan, votes, noise, and the marker and manifest of each cell.
+
+        Copies and clocks of other nodes change the times of files, and not this.
+        """
+        paths = [
+            self.suite,
+            self.plan,
+            self.votes,
+            self.votes_note,
+            self.noise,
+            *(p for c in cells for p in (c.complete, c.manifest)),
+        ]
+        parts = [file_sha256(path) if path.is_file() else "-" for path in paths]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    def cells(self) -> list[tuple[str, int, RunDir]]:
+        """(arm, seed, cell) of every folder runs/<arm>/seed-<n>; a person's copy under another name is none of them."""
+        return cells_in(self.runs)
+
+    def link_tensorboard(self, arm: str, seed: int) -> str:
+        """DIR/tensorboard/<arm>/seed-<n> -> the cell's folder, relative, so that DIR can move.
+
+        A copy that followed links holds a folder there: it is replaced where the cell's own has all of its files.
+
+        Returns:
+            "", or a line where there is no link: it is a convenience, and no cell fails for want of it.
+        """
+        link, own = self.tensorboard / arm / f"seed-{seed}", self.cell(arm, seed).tensorboard
+        try:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            target = os.path.relpath(own.resolve(), link.parent.resolve())  # either may lie on another disk
+            if link.is_symlink() and os.readlink(link) == target:
+                return ""
+            if link.is_symlink():
+                link.unlink()
+            elif link.is_dir() and all((own / p.name).exists() for p in link.iterdir()):
+                remove_tree(link)
+            link.symlink_to(target)
+        except OSError as error:
+            return f"{link}: no link to the cell's curves ({error.strerror}); they are in {own}"
+        return ""
+
+
+def cells_in(runs: Path) -> list[tuple[str, int, RunDir]]:
+    """See SuiteDir.cells."""
+    found = [(p.parent.name, p.name.removeprefix("seed-"), RunDir(p)) for p in sorted(runs.glob("*/seed-*"))]
+    return [(arm, int(seed), run) for arm, seed, run in found if re.fullmatch(r"0|-?[1-9][0-9]{0,18}", seed)]
+
+
+def name_cells(names: Sequence[str]) -> str:
+    """Names of cells on one line; of more than eight, by arm: baseline/seed-[1-4, 7], both/seed-1."""
+    if len(names) <= 8:
+        return ", ".join(names)
+    seeds: dict[str, list[int]] = {}
+    for name in names:
+        stem, _, seed = name.rpartition("-")
+        if seed.isdecimal():
+            seeds.setdefault(stem, []).append(int(seed))
+        else:
+            seeds[name] = []
+    lists = {stem: f"[{', '.join(spans(n))}]" if n[1:] else "".join(map(str, n)) for stem, n in seeds.items()}
+    return ", ".join(f"{stem}-{found}" if found else stem for stem, found in lists.items())
+
+
+def spans(numbers: Iterable[int]) -> list[str]:
+    """Whole numbers in ascending order, neighbours as one: 1-4, 7."""
+    runs: list[list[int]] = []
+    for n in sorted(numbers):
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return [str(a) if a == b else f"{a}-{b}" for a, b in runs]
+
+
+def is_trained(run: RunDir) -> bool:
+    """Whether a cell has been trained to its last step, completions or not (UserError: its manifest is damaged)."""
+    return "finished_at" in read_object(run.manifest)
+
+
+def step_of(folder: Path) -> int:
+    """The step in the name of a checkpoint folder."""
+    return int(folder.name.removeprefix("step-"))

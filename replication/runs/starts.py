@@ -1,0 +1,157 @@
+"""What a cell's starts recorded: which code ran, and how the machine cut the sums. Imports no torch.
+
+Neither is part of a cell's config, so a cell may go on under other code or on another machine. That is allowed and
+told: in fp32 another cut is another rounding, which grows over the steps. Other data are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from replication.config import RunConfig, machine_cut
+from replication.errors import UserError
+from replication.runs.files import read_object
+from replication.runs.journal import read_tail
+from replication.runs.layout import RunDir, cells_in, name_cells
+
+Facts = dict[str, Any]
+"""Of one start: name -> value."""
+NOT_RECORDED = "not recorded"
+
+
+def read_manifest(run: RunDir) -> dict[str, Any] | None:
+    """A cell's manifest; None where it is missing or cannot be read."""
+    try:
+        return read_object(run.manifest) or None
+    except (UserError, OSError):
+        return None
+
+
+def has_logged(run: RunDir) -> bool:
+    """Whether a cell has ever logged a step, which is when its data begin: a start that died before has none.
+
+    The journal says it, and the manifest where the journal is gone, or was begun anew for want of a checkpoint.
+    """
+    with suppress(UserError):  # a journal that cannot be read says nothing
+        if run.complete.is_file() or read_tail(run.metrics) is not None:
+            return True
+    manifest = read_manifest(run) or {}
+    return "finished_at" in manifest or bool(manifest.get("logged_before"))
+
+
+def logged_cells(runs: Path) -> dict[str, RunDir]:
+    """Every cell under OUT/runs that has logged a step, by arm/seed-n, planned or not."""
+    return {f"{arm}/seed-{seed}": run for arm, seed, run in cells_in(runs) if has_logged(run)}
+
+
+def refuse_other_data(runs: Path, corpus: Path | str, hash: str, but: RunDir | None = None) -> None:
+    """Refuse to train a cell beside cells that were trained on other data.
+
+    Args:
+        runs: OUT/runs.
+        corpus: the folder of the data.
+        hash: theirs.
+        but: a cell that is not asked: its own checkpoints say what it may go on with.
+
+    Raises:
+        UserError: names both hashes and the seeds.
+    """
+    others: dict[str, dict[str, None]] = {}
+    for name, run in logged_cells(runs).items():
+        data = (read_manifest(run) or {}).get("data")
+        there = data.get("hash") if isinstance(data, dict) else None
+        if there and there != hash and (but is None or run.root.resolve() != but.root.resolve()):
+            others.setdefault(str(there)[:16], {})[name.rpartition("-")[2]] = None
+    if others:
+        said = "; ".join(f"{there} of seeds {', '.join(seeds)}" for there, seeds in others.items())
+        raise UserError(
+            f"data.dir: {corpus} holds the data {hash[:16]}, and cells in {runs} were trained on others ({said}); all "
+            "of a suite share one corpus and validation set: name the folder of theirs, or choose another --out"
+        )
+
+
+def code_of(manifest: Mapping[str, Any]) -> list[Facts]:
+    """Hash of the code and version of each package, of every start that lasts and of what made the completions.
+
+    A hash that an older version of this package did not record is NOT_RECORDED.
+    """
+    records = [*lasting_starts(manifest), *_objects([manifest.get("generated_by")])]
+    return [code_facts(record) for record in records]
+
+
+def code_facts(record: Mapping[str, Any]) -> Facts:
+    """Of one record that holds what provenance.code_identity gives."""
+    packages = record.get("packages")
+    return {"code_hash": record.get("code_hash") or NOT_RECORDED, **(packages if isinstance(packages, dict) else {})}
+
+
+def machine_of(manifest: Mapping[str, Any], config: RunConfig | None) -> list[Facts]:
+    """What of the machine may change a rounding, of every start that lasts.
+
+    Older records have the strategy and the ranks alone; the cell's config.yaml, of its last start, says more of that.
+    """
+    found = []
+    for start in lasting_starts(manifest):
+        layout = start.get("strategy")
+        old = {"ranks" if k == "world_size" else k: v for k, v in (layout if isinstance(layout, dict) else {}).items()}
+        old["device"] = NOT_RECORDED
+        found.append(old | (start["machine"] if isinstance(start.get("machine"), dict) else {}))
+    if config is not None and found:
+        found[-1] = machine_cut(config) | found[-1]
+    return found
+
+
+def lasting_starts(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The records of those starts of which a step is still in the cell's weights, oldest first.
+
+    A start that a later one fell back behind, because it died before its first checkpoint, says nothing of the cell.
+    """
+    starts: list[Mapping[str, Any]] = [*_objects(manifest.get("starts"))] or [manifest]
+    kept: list[Mapping[str, Any]] = []
+    behind = float("inf")
+    for start in reversed(starts):
+        step = start.get("step", -1)  # older records do not say where they began
+        if behind == 0 or (isinstance(step, int) and step >= behind):
+            continue
+        behind = step if isinstance(step, int) and step >= 0 else behind
+        kept.append(start)
+    return kept[::-1]
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def unlike(of: Mapping[str, Sequence[Facts]]) -> str:
+    """The facts that are not one value over all starts of all these cells, in words; "" where all are alike.
+
+    Args:
+        of: name of a cell -> the facts of its starts. A fact that a start lacks is not compared, save that code whose
+            hash was not recorded is other code than one whose hash was.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, starts in of.items():
+        for facts in starts:
+            for key, value in facts.items():
+                names = found.setdefault(key, {}).setdefault(str(value), [])
+                if name not in names and (value != NOT_RECORDED or key == "code_hash"):
+                    names.append(name)
+    known = {key: {value: names for value, names in values.items() if names} for key, values in found.items()}
+    return "; ".join(
+        f"{key} is " + " and ".join(f"{value} ({name_cells(names)})" for value, names in values.items())
+        for key, values in known.items()
+        if len(values) > 1
+    )
+
+
+def changes(before: Sequence[Facts], now: Facts) -> str:
+    """In which facts a start is not as the last of those before it, in words; "" where it is, or there is none."""
+    last = before[-1] if before else {}
+    return ", ".join(
+        f"{k} {last[k]} -> {v}"
+        for k, v in now.items()
+        if k in last and str(last[k]) != str(v) and (last[k] != NOT_RECORDED or k == "code_hash")
+    )

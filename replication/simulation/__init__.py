@@ -1,0 +1,1 @@
+"""Simulated votes: power and calibration."""

@@ -1,0 +1,1 @@
+"""Pure statistics with the seed as the unit."""

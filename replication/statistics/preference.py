@@ -1,0 +1,250 @@
+"""Which of two arms' texts is preferred: estimators over votes. Pure functions on arrays.
+
+The estimand is a preference over seeds, prompts and judges that could have been drawn, not over these. The primary
+decision is `crossed.CrossedDesign.t`; what is here stands beside it, each with its own scope.
+
+Shapes: V votes, S seeds, leading axes [...] are experiments with the same pattern of votes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats as scipy_stats
+
+from replication.votes.record import Vote
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+WEIGHTS_AT_ONCE = 4_000_000
+"""Resampled votes in memory at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ballots:
+    """Votes on one pair of arms; every array is [V]."""
+
+    score: Floats
+    """1 where the treatment was chosen, 0 where the baseline was, 0.5 for a tie or both bad."""
+    seed: Ints
+    """Training seed."""
+    prompt: Ints
+    """Prompt id."""
+    judge: NDArray[np.str_]
+    is_human: Bools
+    seconds: Floats
+    """From shown to chosen; NaN where unknown."""
+    treatment_left: Bools
+    """Whether the treatment stood on the left."""
+
+    @property
+    def decisive(self) -> Bools:
+        return self.score != 0.5
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def where(self, kept: Bools) -> Ballots:
+        """The votes that a mask [V] keeps."""
+        names = self.__dataclass_fields__
+        return replace(self, **{name: getattr(self, name)[kept] for name in names})
+
+
+def ballots(votes: Iterable[Vote], baseline: str, treatment: str) -> Ballots:
+    """First votes between two arms, sides undone; repeats and other pairs are left out."""
+    rows = [v for v in votes if {v.arm_left, v.arm_right} == {baseline, treatment} and not v.repeat_of]
+    return Ballots(
+        score=np.array([score(v, treatment) for v in rows], dtype=np.float64),
+        seed=np.array([v.seed for v in rows], dtype=np.int64),
+        prompt=np.array([v.prompt_id for v in rows], dtype=np.int64),
+        judge=np.array([v.judge_id for v in rows], dtype=np.str_),
+        is_human=np.array([v.judge_kind == "human" for v in rows], dtype=np.bool_),
+        seconds=np.array([v.seconds for v in rows], dtype=np.float64),
+        treatment_left=np.array([v.arm_left == treatment for v in rows], dtype=np.bool_),
+    )
+
+
+def score(vote: Vote, treatment: str) -> float:
+    """1, 0.5 or 0; both_bad counts as a tie."""
+    if vote.choice not in ("left", "right"):
+        return 0.5
+    chosen = vote.arm_left if vote.choice == "left" else vote.arm_right
+    return float(chosen == treatment)
+
+
+# ---------------------------------------------------------------- beside the primary decision
+
+
+def shares_by(scores: ArrayLike, groups: ArrayLike) -> Floats:
+    """Share of decisive votes of each group; of seeds for the per-seed t, conditional on these prompts and judges.
+
+    Args:
+        scores: float [..., V]; 0.5 is a tie.
+        groups: [V], any labels.
+
+    Returns:
+        float64 [..., G], groups in sorted order; NaN for a group without a decisive vote.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    index = np.unique(np.asarray(groups), return_inverse=True)[1]
+    indicator = np.eye(index.max() + 1 if len(index) else 0)[index]  # [V, G]
+    with np.errstate(invalid="ignore"):
+        return np.asarray(((values == 1) @ indicator) / ((values != 0.5) @ indicator))
+
+
+def bootstrap_share(
+    scores: ArrayLike,
+    factors: Sequence[ArrayLike],
+    generator: np.random.Generator,
+    resamples: int,
+    alpha: float = 0.05,
+) -> tuple[Floats, Floats]:
+    """Percentile bootstrap of the share of decisive votes: seeds, prompts and judges are each drawn again.
+
+    The levels are crossed, so a vote counts the product of how often its seed, its prompt and its judge were drawn (the
+    pigeonhole bootstrap; Owen 2007, Annals of Applied Statistics 1:386), which is conservative. All experiments of one
+    call share the draws.
+
+    Args:
+        scores: float [..., V]; 0.5 is a tie, which counts neither above nor below the line.
+        factors: labels [V] of each level: seed, prompt and judge of every vote.
+        generator: of the draws.
+        resamples: number of draws; those without a decisive vote are left out.
+        alpha: the interval covers 1 - alpha.
+
+    Returns:
+        (low [...], high [...]); NaN where the decisive votes are all the same, or there are none.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    chosen, decisive = (values == 1).astype(np.float64), (values != 0.5).astype(np.float64)
+    share = chosen.sum(-1) / np.maximum(decisive.sum(-1), 1)
+    varies = (share > 0) & (share < 1)
+    if not varies.any():
+        return np.full(varies.shape, np.nan), np.full(varies.shape, np.nan)
+    indices = [np.unique(np.asarray(labels), return_inverse=True)[1] for labels in factors]
+    at_once = max(1, WEIGHTS_AT_ONCE // values.shape[-1])
+    shares = []
+    for start in range(0, resamples, at_once):
+        weights = np.ones((min(at_once, resamples - start), values.shape[-1]))
+        for index in indices:
+            size = int(index.max()) + 1
+            weights *= generator.multinomial(size, np.full(size, 1 / size), len(weights))[:, index]
+        with np.errstate(invalid="ignore"):
+            shares.append((chosen @ weights.T) / (decisive @ weights.T))
+    low, high = np.nanquantile(np.concatenate(shares, axis=-1), [alpha / 2, 1 - alpha / 2], axis=-1)
+    return np.where(varies, low, np.nan), np.where(varies, high, np.nan)
+
+
+def naive_binomial_p(chosen: ArrayLike, decisive: ArrayLike) -> Floats:
+    """The published test, which takes every decisive vote as independent: two-sided exact binomial against one half.
+
+    Here for comparison alone: it counts a seed, a prompt or a judge as often as there are votes on it.
+
+    Args:
+        chosen: int [...], decisive votes for the treatment.
+        decisive: int [...], decisive votes.
+
+    Returns:
+        float64 [...]; NaN where no vote is decisive.
+    """
+    k, n = np.broadcast_arrays(np.asarray(chosen, dtype=np.int64), np.asarray(decisive, dtype=np.int64))
+    tail = scipy_stats.binom.cdf(np.minimum(k, n - k), n, 0.5)  # symmetric, so both tails are alike
+    return np.where(n > 0, np.minimum(1.0, 2 * tail), np.nan)
+
+
+# ---------------------------------------------------------------- judges
+
+
+def fast_judges(b: Ballots, seconds: float) -> set[str]:
+    """People whose median time to a vote is below so many seconds; models are fast by nature, and exempt."""
+    timed = b.where(b.is_human & np.isfinite(b.seconds))
+    return {judge for judge, part in _by_judge(timed, timed.seconds) if np.median(part) < seconds}
+
+
+def tie_judges(b: Ballots, share: float) -> set[str]:
+    """Judges more than this share of whose votes are ties."""
+    return {judge for judge, part in _by_judge(b, ~b.decisive) if part.mean() > share}
+
+
+def _by_judge(b: Ballots, values: NDArray) -> Iterator[tuple[str, NDArray]]:
+    """(judge, their values), judge by judge."""
+    if not len(b):
+        return
+    judges, index = np.unique(b.judge, return_inverse=True)
+    parts = np.split(values[np.argsort(index, kind="stable")], np.cumsum(np.bincount(index))[:-1])
+    yield from ((str(judge), part) for judge, part in zip(judges, parts, strict=True))
+
+
+# ---------------------------------------------------------------- agreement
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Do two groups of judges lean alike, prompt by prompt?"""
+
+    n_prompts: int
+    """Prompts on which both groups voted."""
+    same_majority: int
+    """Prompts on which both have the same majority; an even split is a majority of neither."""
+    pearson: float
+    """Correlation of both groups' shares of decisive votes; NaN below three prompts, or where one does not vary."""
+    n_pearson: int
+    """Prompts with a decisive vote of both."""
+
+
+def agreement(first: Ballots, second: Ballots) -> Agreement:
+    """Compare two groups' votes by prompt; seeds are pooled."""
+    prompts = np.intersect1d(first.prompt, second.prompt)
+    sides, shares = [], []
+    for prompt in prompts:
+        wins = [(g.score[(g.prompt == prompt) & g.decisive] == 1) for g in (first, second)]
+        sides.append([np.sign(2 * w.sum() - len(w)) for w in wins])
+        if all(len(w) for w in wins):
+            shares.append([w.mean() for w in wins])
+    x, y = np.array(shares, dtype=np.float64).reshape(-1, 2).T
+    varies = len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0
+    pearson = float(scipy_stats.pearsonr(x, y).statistic) if varies else float("nan")
+    return Agreement(len(prompts), sum(a == b != 0 for a, b in sides), pearson, len(x))
+
+
+def krippendorff_alpha(values: ArrayLike, units: ArrayLike, ordered: bool = True) -> float:
+    """Krippendorff's alpha: 1 for perfect agreement of judges on units, 0 for what chance gives.
+
+    Computed from the coincidences within units (Krippendorff 2011, Computing Krippendorff's alpha-reliability).
+
+    Args:
+        values: float [V], such as scores of 0, 0.5 and 1.
+        units: [V], what was judged: here a seed's pair of models at one prompt.
+        ordered: whether values have distances (interval), or only differ (nominal).
+
+    Returns:
+        float; NaN where no unit has two votes, or all votes are the same.
+    """
+    _, value_index = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True)
+    levels = np.unique(np.asarray(values, dtype=np.float64))
+    _, unit_index = np.unique(np.asarray(units), return_inverse=True)
+    if not len(levels):
+        return float("nan")
+    counts = np.zeros((unit_index.max() + 1, len(levels)))
+    np.add.at(counts, (unit_index, value_index), 1)
+    counts = counts[counts.sum(1) > 1]
+    per_unit = counts.sum(1, keepdims=True)
+    coincidences = (counts / (per_unit - 1)).T @ counts - np.diag((counts / (per_unit - 1)).sum(0))
+    distance = (levels[:, None] - levels) ** 2 if ordered else 1.0 - np.eye(len(levels))
+    totals = coincidences.sum(0)
+    expected = (np.outer(totals, totals) * distance).sum() / max(totals.sum() - 1, 1)
+    observed = (coincidences * distance).sum()
+    return float(1 - observed / expected) if expected > 0 else float("nan")
+
+
+def self_consistency(votes: Sequence[Vote]) -> tuple[int, int]:
+    """(repeats that chose the same arm, or a tie again; repeats whose first vote is there)."""
+    by_id = {vote.vote_id: vote for vote in votes}
+    pairs = [(vote, by_id[vote.repeat_of]) for vote in votes if vote.repeat_of in by_id]
+    same = sum(score(vote, vote.arm_left) == score(first, vote.arm_left) for vote, first in pairs)
+    return same, len(pairs)

@@ -1,0 +1,1 @@
+"""Curves over seeds for TensorBoard."""

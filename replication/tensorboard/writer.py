@@ -1,0 +1,204 @@
+"""TensorBoard over seeds: runs beside the cells' own, that hold means, bands and paired differences; from the journals.
+
+DIR/tensorboard/over-seeds/<arm>/mean low high                          under the cells' tags, so that curves overlay
+DIR/tensorboard/difference/<arm>-minus-<first arm>/seed-<n> mean low high   under difference/<tag>
+DIR/tensorboard/events.*                                                 the custom-scalars page
+
+A mean run also holds the band of each question's scalar (with_band/<tag>/mean low high), and n_seeds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from replication.config import SuiteConfig, load_suite
+from replication.errors import UserError
+from replication.runs.files import remove_tree, write_text
+from replication.runs.layout import RunDir, SuiteDir
+from replication.runs.locks import hold_lock
+from replication.tensorboard.event_file import SUFFIX, EventFile
+from replication.tensorboard.live import Curve, LiveJournal
+from replication.tensorboard.over_seeds import Curves, differences, mean_runs
+from replication.tensorboard.tags import (
+    BLOCK,
+    averaged_tags,
+    band_tag,
+    is_read,
+    layout,
+    question_tags,
+    shown_blocks,
+)
+
+FOLDERS = ("over-seeds", "difference")
+MARKER = "WRITTEN_BY_REPLICATE_TENSORBOARD"
+ALIVE_SECONDS = 1800.0
+"""How long after its journal's last line an interrupted cell counts as running: its lock may be another machine's."""
+DESCRIPTIONS = {
+    "mean": "Mean over the {what} that are complete or running, at the steps that all of them have. "
+    "with_band/: the pointwise 95 % t interval of that mean. n_seeds/: how many are behind it.",
+    "low": "Lower end of the pointwise 95 % t interval of the mean over {what}.",
+    "high": "Upper end of the pointwise 95 % t interval of the mean over {what}.",
+}
+
+
+class OverSeeds:
+    """The synthetic runs of a suite's folder; `refresh` brings them up to the journals."""
+
+    def __init__(self, suite: SuiteConfig, suite_dir: SuiteDir) -> None:
+        self.root, self._dir = suite_dir.tensorboard, suite_dir
+        self._journals: dict[tuple[str, int], LiveJournal] = {}
+        self._suite_time: int | None = None
+        self._take(suite)
+        self._files: dict[str, EventFile] = {}
+        self._page = EventFile(self.root)
+        self._pages_written: list[tuple[list[int], bool]] = []
+        self._counted: set[tuple[str, int]] = set()
+
+    def refresh(self) -> int:
+        """Read what is new in the journals, and write what follows from it.
+
+        Returns:
+            How many points were written; 0 where nothing changed.
+        """
+        self._follow_suite()
+        changed = [journal.read() for journal in self._journals.values()]
+        counted = {key for key, run in self._cells.items() if counts(run)}
+        if not any(changed) and counted == self._counted:
+            return 0
+        self._counted = counted
+        curves = {key: journal.curves() for key, journal in self._journals.items()}
+        blocks = shown_blocks(_n_blocks(curves.values()))
+        return self._write_means(curves, blocks) + self._write_differences(curves, blocks)
+
+    def _take(self, suite: SuiteConfig) -> None:
+        self.suite = suite
+        self._cells = {(arm, seed): self._dir.cell(arm, seed) for arm in suite.arms for seed in suite.seeds}
+        for key, run in self._cells.items():
+            self._journals.setdefault(key, LiveJournal(run.metrics, is_read))
+
+    def _follow_suite(self) -> None:
+        """Take in the seeds that a later `replicate grid run` or `submit` added to suite.yaml; its arms stay."""
+        try:
+            now = self._dir.suite.stat().st_mtime_ns
+            if now == self._suite_time:
+                return
+            self._suite_time = now
+            seeds = (*self.suite.seeds, *load_suite(self._dir.suite).seeds)
+        except (UserError, OSError):  # while somebody edits it
+            return
+        self._take(replace(self.suite, seeds=tuple(dict.fromkeys(seeds))))
+
+    def _write_means(self, curves: Mapping[tuple[str, int], Curves], blocks: list[int]) -> int:
+        n_points, banded = 0, []
+        for arm in self.suite.arms:
+            cells = [curves[arm, seed] for seed in self.suite.seeds if (arm, seed) in self._counted]
+            runs = mean_runs(cells, averaged_tags(blocks), question_tags(blocks))
+            n_points += self._bring(f"over-seeds/{arm}", runs, "seeds")
+            if runs["mean"]:
+                banded.append(band_tag("train/loss_nats", "low") in runs["mean"])
+        self._write_page(blocks, bool(banded) and all(banded))
+        return n_points
+
+    def _write_differences(self, curves: Mapping[tuple[str, int], Curves], blocks: list[int]) -> int:
+        tags, n_points = averaged_tags(blocks), 0
+        first, *others = self.suite.arms
+        for arm in others:
+            pairs = {seed: differences(curves[arm, seed], curves[first, seed], tags) for seed in self.suite.seeds}
+            both = [pairs[s] for s in self.suite.seeds if {(arm, s), (first, s)} <= self._counted]
+            name = f"difference/{arm}-minus-{first}"
+            n_points += self._bring(
+                name, mean_runs(both, tags, question_tags(blocks), "difference/"), "paired differences of seeds"
+            )
+            for seed, pair in pairs.items():
+                file = self._file(f"{name}/seed-{seed}", f"{arm} minus {first} at seed {seed}, step by step")
+                n_points += file.bring_to({f"difference/{tag}": curve for tag, curve in pair.items()})
+        return n_points
+
+    def _bring(self, name: str, runs: dict[str, dict[str, Curve]], what: str) -> int:
+        return sum(
+            self._file(f"{name}/{which}", DESCRIPTIONS[which].format(what=what)).bring_to(curves)
+            for which, curves in runs.items()
+        )
+
+    def _file(self, name: str, description: str) -> EventFile:
+        return self._files.setdefault(name, EventFile(self.root / name, description))
+
+    def _write_page(self, blocks: list[int], has_bands: bool) -> None:
+        """Write the page where it is not the one that stands there: bands come with the second seed."""
+        page = (blocks, has_bands)
+        if self._pages_written[-1:] != [page]:
+            self._page.write_layout(layout(blocks, has_bands, self.suite.arms[0]), len(self._pages_written))
+            self._pages_written.append(page)
+
+
+@contextmanager
+def claim(suite: SuiteConfig, suite_dir: SuiteDir) -> Iterator[OverSeeds]:
+    """The synthetic runs of a folder, for one process; what an earlier one wrote is removed.
+
+    Raises:
+        UserError: another process writes them; an arm or a folder that is not ours has their name.
+    """
+    root = suite_dir.tensorboard
+    refuse_taken_names(suite)
+    with hold_lock(root, "another `replicate tensorboard` writes here; look at its page, or end it"):
+        for name in FOLDERS:
+            folder = root / name
+            if folder.exists() and not (folder / MARKER).is_file():
+                raise UserError(f"{folder}: not written by `replicate tensorboard`; move it away")
+            _renew(folder)
+        for path in root.glob(f"events.*.{SUFFIX}"):
+            path.unlink()
+        yield OverSeeds(suite, suite_dir)
+
+
+def refuse_taken_names(suite: SuiteConfig) -> None:
+    """Raise UserError where an arm has the name of our own runs."""
+    for name in FOLDERS:
+        if name in suite.arms:
+            raise UserError(f"suite {suite.name}: key arms: '{name}' is the name of runs over seeds; rename the arm")
+
+
+def _renew(folder: Path) -> None:
+    """Put an empty folder with our marker in a folder's place.
+
+    Both are renamed whole: were this interrupted, no folder without the marker would be left, which the next start
+    would take for somebody else's.
+    """
+    old, new = (folder.with_name(f".{folder.name}.{word}") for word in ("old", "new"))
+    remove_tree(old)
+    remove_tree(new)
+    try:
+        write_text(new / MARKER, "Removed and written anew by each `replicate tensorboard`.\n")
+    except OSError:
+        remove_tree(new)
+        raise
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    remove_tree(old)
+
+
+def counts(run: RunDir) -> bool:
+    """Whether a cell is among those that a mean is over: complete, or running as far as its files tell.
+
+    A cell that failed leaves the mean at all of its steps: it would hold the mean back for ever. It comes back when it
+    runs again.
+    """
+    state = run.state()
+    if state != "interrupted":
+        return state in ("complete", "running")
+    try:
+        # of another node's clock, which may be ahead of this one's
+        return abs(time.time() - run.metrics.stat().st_mtime) < ALIVE_SECONDS
+    except OSError:
+        return False
+
+
+def _n_blocks(cells: Iterable[Curves]) -> int:
+    """How many blocks the journals tell of; 0 before the first line."""
+    found = [int(match[2]) + 1 for curves in cells for tag in curves if (match := BLOCK.fullmatch(tag))]
+    return max(found, default=0)

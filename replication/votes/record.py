@@ -1,0 +1,183 @@
+"""The vote record, DIR/votes.csv: one row a vote. What judges write and the report reads. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from replication.errors import UserError
+from replication.runs.files import write_text
+
+CHOICES = ("left", "right", "tie", "both_bad")
+JUDGE_KINDS = ("human", "model")
+LONGEST_CELL = 1 << 20
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One judge's choice between two completions of one prompt by two arms of the same seed."""
+
+    vote_id: str
+    """Unique in its file; what `repeat_of` of another vote may name."""
+    suite: str
+    seed: int
+    """Training seed of both models."""
+    arm_left: str
+    arm_right: str
+    prompt_id: int
+    sample_left: int
+    """Which of the arm's completions of the prompt was shown, from 0."""
+    sample_right: int
+    judge_id: str
+    judge_kind: str
+    """human or model."""
+    vendor: str
+    """Of a model judge; empty for a person."""
+    choice: str
+    """left, right, tie or both_bad; both_bad counts as a tie."""
+    shown_at: str
+    """ISO 8601 time at which the pair was shown; may be empty."""
+    seconds: float
+    """From shown to chosen; NaN where unknown."""
+    repeat_of: str
+    """vote_id of the vote that this one repeats, sides swapped; empty: a first vote. For self-consistency alone."""
+
+
+COLUMNS = tuple(field.name for field in fields(Vote))
+
+
+def write_votes(path: Path, votes: Iterable[Vote]) -> None:
+    """Write the record whole."""
+    write_text(path, votes_text(votes))
+
+
+def votes_text(votes: Iterable[Vote]) -> str:
+    """The record as CSV; an unknown number of seconds is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for vote in votes:
+        row = asdict(vote)
+        writer.writerow(row | {"seconds": "" if math.isnan(vote.seconds) else row["seconds"]})
+    return text.getvalue()
+
+
+def read_votes(path: Path) -> list[Vote]:
+    """Every vote, in the file's order; no file is no votes.
+
+    Raises:
+        UserError: a column is missing, the end is torn off, or a row holds what no vote can; the message names line
+            and column.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return []
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); export the votes again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable, or export again") from None
+    return parse_votes(text, str(path))
+
+
+def parse_votes(text: str, path: str) -> list[Vote]:
+    """What read_votes gives, of a text; `path` is its name in messages."""
+    if text and not text.endswith(("\n", "\r")):  # a cell that lost its last digits would read as another number
+        raise UserError(f"{path}: is torn in its last line, which has no line break; export the votes again, or end "
+                        "the line if it is whole")  # fmt: skip
+    csv.field_size_limit(LONGEST_CELL)
+    reader = csv.DictReader(io.StringIO(text))
+    try:
+        found = list(reader.fieldnames or [])
+        odd = next((name for name in COLUMNS if found.count(name) != 1), None)
+        if odd:
+            fault = f"has the column {odd} twice" if odd in found else f"lacks the column {odd}"
+            raise UserError(f"{path}: {fault}; its first line must name {', '.join(COLUMNS)}")
+        votes = [_vote(row, f"{path}: line {reader.line_num}") for row in reader]
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num}: {error}; export the votes again") from None
+    _check_ids(votes, path)
+    return votes
+
+
+def _vote(row: dict[str | None, Any], place: str) -> Vote:
+    if None in row or None in row.values():
+        raise UserError(f"{place}: has {'more' if None in row else 'fewer'} cells than the first line names columns; "
+                        "export the votes again")  # fmt: skip
+    values = {name: (row[name] or "").strip() for name in COLUMNS}
+    for name, allowed in (("choice", CHOICES), ("judge_kind", JUDGE_KINDS)):
+        if values[name] not in allowed:
+            raise UserError(f"{place}: {name} is '{values[name]}', which must be one of {', '.join(allowed)}")
+    for name in ("vote_id", "arm_left", "arm_right", "judge_id"):
+        if not values[name]:
+            raise UserError(f"{place}: {name} is empty; every vote needs it")
+    if values["arm_left"] == values["arm_right"]:
+        raise UserError(f"{place}: arm_left and arm_right are both '{values['arm_left']}'; a vote is between two arms")
+    numbers = {name: _whole(values[name], name, place) for name in ("seed", "prompt_id", "sample_left", "sample_right")}
+    return Vote(**(values | numbers | {"seconds": _seconds(values["seconds"], place)}))  # type: ignore[arg-type]
+
+
+def check_number(value: int, place: str) -> None:
+    """Refuse what no vote record, and no database, holds as the number of a prompt, a seed or a sample.
+
+    Raises:
+        UserError: it has more than 64 bits; says `place`.
+    """
+    if not -(2**63) <= value < 2**63:
+        raise UserError(
+            f"{place} is one of {value.bit_length()} bits, which must be a whole number of 64 bits; give a smaller one"
+        )
+
+
+def _whole(text: str, name: str, place: str) -> int:
+    if not re.fullmatch(r"[+-]?[0-9]{1,19}", text):
+        raise UserError(f"{place}: {name} is '{text:.60}', which must be a whole number of 64 bits")
+    check_number(int(text), f"{place}: {name}")
+    return int(text)
+
+
+def _seconds(text: str, place: str) -> float:
+    try:
+        value = float(text) if text else math.nan
+    except ValueError:
+        value = -1.0
+    if value < 0 or math.isinf(value):
+        raise UserError(f"{place}: seconds is '{text}', which must be a number of at least 0, or empty")
+    return value
+
+
+def _check_ids(votes: list[Vote], path: str) -> None:
+    """Ids are unique, a repeat is of a first vote on the same pair by the same judge, and no first vote comes twice."""
+    by_id: dict[str, Vote] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for vote in votes:
+        if vote.vote_id in by_id:
+            raise UserError(f"{path}: vote_id '{vote.vote_id}' comes twice; every vote needs its own")
+        by_id[vote.vote_id] = vote
+        if not vote.repeat_of and first.setdefault(_judged(vote), vote.vote_id) != vote.vote_id:
+            raise UserError(
+                f"{path}: vote '{vote.vote_id}' is on the same completions by the same judge as "
+                f"'{first[_judged(vote)]}'; name that in repeat_of, or remove one"
+            )
+    for vote in votes:
+        if vote.repeat_of:
+            original = by_id.get(vote.repeat_of)
+            if original is None:
+                raise UserError(f"{path}: vote '{vote.vote_id}' repeats '{vote.repeat_of}', which is not in the file")
+            if original.repeat_of or _judged(original) != _judged(vote):
+                raise UserError(
+                    f"{path}: vote '{vote.vote_id}' repeats '{vote.repeat_of}', which is not a first vote on the same "
+                    "completions by the same judge"
+                )
+
+
+def _judged(vote: Vote) -> tuple[Any, ...]:
+    """Who judged what, whatever the sides."""
+    shown = sorted([(vote.arm_left, vote.sample_left), (vote.arm_right, vote.sample_right)])
+    return vote.suite, vote.seed, vote.prompt_id, vote.judge_id, *shown

@@ -1,0 +1,193 @@
+"""`replicate doctor`: the real thing on this machine, broken config files, and the estimates."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import shutil
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from replication.cli.main import main
+from replication.config import ModelConfig, RunConfig, SourceConfig, TokenizerConfig, config_root, load_suite
+from replication.grid.doctor import Machine, _obstacles, data_needs, doctor, needs_of
+from replication.model.size import parameter_count
+
+PUBLISHED_MODEL = ModelConfig(
+    vocab_size=100_031, n_blocks=20, d_model=1024, n_heads=16, n_kv_heads=8, d_head=64, d_ff=3072
+)
+LARGE_MACHINE = Machine(memory_gib=64, gpu_gib=80, disk_gib=1000, hub=True)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is not looked at, for tests of the config part."""
+    monkeypatch.setattr("replication.grid.doctor.examine_machine", lambda: Machine(memory_gib=8, disk_gib=100))
+
+
+@pytest.fixture
+def configs(tmp_path: Path) -> Path:
+    """A copy of the shipped configs that a test may break, with one suite: each takes a while to look at."""
+    root = Path(shutil.copytree(config_root(), tmp_path / "configs"))
+    for suite in (root / "suites").glob("*.yaml"):
+        if suite.stem != "ablation_2x2":
+            suite.unlink()
+    return root
+
+
+def examine(root: Path) -> tuple[int, str]:
+    out = io.StringIO()
+    code = doctor(Console(file=out, width=200), root)
+    return code, out.getvalue()
+
+
+# ---------------------------------------------------------------- the real thing
+
+
+def test_on_this_machine() -> None:
+    code, text = examine(config_root())
+    assert code == 0, text
+    for item in ("Python", "CPU", "memory", "torch", "GPUs", "ZeRO", "SLURM", "disk", "data hub", "git"):
+        assert item in text
+    for path in config_root().glob("*/*.*"):
+        assert path.stem in text
+    assert "Traceback" not in text
+
+
+def test_the_verb() -> None:
+    command = [sys.executable, "-m", "replication", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "ablation_2x2" in done.stdout
+    assert done.stderr == ""
+
+
+def test_what_is_asked_of_a_cluster_needs_the_cluster(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--suite", "ablation_2x2"]) == 2
+    assert "--suite: says what a cluster is asked about; name that with --cluster" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- broken config files
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("model/tiny.yaml", "model:\n  n_blocks: [1\n", "line 2"),
+        ("arms/both.yaml", "token_gain:\n  enable: true\n", "enable"),
+        ("cluster/cpu.yaml", "cluster:\n  threads: many\n", "many"),
+        ("suites/new.yaml", "name: new\narms: [nope]\nseeds: [1]\n", "nope"),
+        ("suites/new.yaml", "name: new\nseeds: [1]\n", "arms"),
+        ("prompts/new.json", "[{]", "not valid JSON"),
+    ],
+)
+@pytest.mark.usefixtures("quick")
+def test_a_broken_file_is_named(configs: Path, name: str, text: str, expected: str) -> None:
+    (configs / name).write_text(text)
+    code, output = examine(configs)
+    assert code == 2
+    assert name in output.splitlines()[-1]
+    assert expected in " ".join(output.split())
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_suite_is_read_from_the_given_folder(configs: Path) -> None:
+    tiny = configs / "model" / "tiny.yaml"
+    tiny.write_text(tiny.read_text().replace("n_blocks: 4", "n_blocks: 3"))
+    code, output = examine(configs)
+    assert code == 0
+    model = ModelConfig(n_blocks=3, d_ff=160)
+    assert f"{parameter_count(model):,}" in output
+
+
+# ---------------------------------------------------------------- estimates
+
+
+@pytest.mark.parametrize(
+    ("tied", "feed_forward", "qk_norm", "shared"),
+    list(product([False, True], ["moe", "dense"], ["none", "after_rotary", "before_rotary"], [False, True])),
+)
+def test_parameter_count_is_the_real_models(tied: bool, feed_forward: str, qk_norm: str, shared: bool) -> None:
+    from replication.model.transformer import Transformer
+
+    model = ModelConfig(
+        vocab_size=50,
+        n_blocks=3,
+        d_model=24,
+        n_heads=6,
+        n_kv_heads=2,
+        d_head=8,
+        d_ff=40,
+        n_experts=3,
+        feed_forward=feed_forward,  # type: ignore[arg-type]
+        qk_norm=qk_norm,  # type: ignore[arg-type]
+        tied_head=tied,
+        shared_expert=shared,
+    )
+    assert parameter_count(model) == sum(p.numel() for p in Transformer(model).parameters())
+
+
+def test_the_published_model_has_1_21_billion_parameters() -> None:
+    assert round(parameter_count(PUBLISHED_MODEL) / 1e6) == 1212
+
+
+def test_needs_are_counted_over_all_cells() -> None:
+    suite = dataclasses.replace(load_suite("ablation_2x2"), seeds=(1, 2, 3))
+    config = RunConfig()
+    needs = needs_of(suite, config)
+    assert needs.n_cells == 12
+    assert needs.tokens == 12 * config.training.steps * config.training.batch_tokens
+    assert needs.training_gib == pytest.approx(needs.parameters * 16 / 2**30)
+    assert needs.checkpoints_gib == pytest.approx(12 * 3 * needs.parameters * 16 / 2**30)
+
+
+def obstacles(machine: Machine, **changes: object) -> list[str]:
+    config = dataclasses.replace(RunConfig(), **changes)  # type: ignore[arg-type]
+    needs = needs_of(load_suite("ablation_2x2"), config)
+    return [o for o in _obstacles(needs, config, machine) if "names no source" not in o]
+
+
+def test_what_keeps_a_suite_from_running() -> None:
+    cpu_only = dataclasses.replace(LARGE_MACHINE, gpu_gib=0)
+    on_gpu = dataclasses.replace(RunConfig().cluster, accelerator="gpu")
+    full_run = dataclasses.replace(RunConfig().training, steps=30_000, batch_tokens=131_072)
+    assert obstacles(LARGE_MACHINE) == []
+    assert obstacles(cpu_only) == []
+    assert "accelerator" in obstacles(cpu_only, cluster=on_gpu)[0]
+    assert "months on a CPU" in obstacles(cpu_only, model=PUBLISHED_MODEL, training=full_run)[0]
+    assert "do not fit the GPU" in obstacles(dataclasses.replace(LARGE_MACHINE, gpu_gib=8), model=PUBLISHED_MODEL)[0]
+    assert "free memory" in obstacles(Machine(memory_gib=8, disk_gib=1000), model=PUBLISHED_MODEL)[0]
+    assert "free on disk" in obstacles(dataclasses.replace(LARGE_MACHINE, disk_gib=0.001))[0]
+
+
+def test_where_the_data_come_from(tmp_path: Path) -> None:
+    (tmp_path / "here.txt").write_text("text")
+    sources = (
+        SourceConfig("docs", "python_docstrings"),
+        SourceConfig("files", "text", f"{tmp_path}/*.txt"),
+        SourceConfig("gone", "jsonl", f"{tmp_path}/*.jsonl"),
+        SourceConfig("web", "hub", "someone/corpus"),
+    )
+    data = dataclasses.replace(RunConfig().data, sources=sources, tokenizer=TokenizerConfig("someone/bpe"))
+    states = dict(data_needs(dataclasses.replace(RunConfig(), data=data)))
+    assert {name: state.split(":")[0] for name, state in states.items()} == {
+        "docs": "embedded",
+        "files": "local",
+        "gone": "missing",
+        "web": "hub",
+        "tokenizer": "hub",
+    }
+    found = obstacles(dataclasses.replace(LARGE_MACHINE, hub=False), data=data)
+    assert [o.split()[0] for o in found] == ["gone:", "web", "tokenizer"]
+
+
+def test_a_prepared_folder_stands_for_the_sources(tmp_path: Path) -> None:
+    config = dataclasses.replace(RunConfig(), data=dataclasses.replace(RunConfig().data, dir=str(tmp_path)))
+    assert data_needs(config)[0][1].startswith("missing")
+    (tmp_path / "manifest.json").write_text("{}")
+    assert data_needs(config) == [("data.dir", "local: prepared")]

@@ -1,0 +1,156 @@
+"""The report's answers: plan, equivalence, the 2x2, other arms, how completions were sampled, the methods paragraph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_runs import build_suite, edit_manifest
+from test_report import PLANTED, report
+
+from replication.config import AnalysisConfig
+from replication.protocol.preregistration import freeze, plan_stamp
+from replication.report import load
+from replication.report.divergence import block_of
+from replication.report.load import load_cells
+from replication.runs.files import file_sha256, read_json
+
+
+def test_other_arms_get_their_answers_and_no_words_of_the_2x2(tmp_path: Path) -> None:
+    """`both` is planted 0.001 away, inside the margin; `token_gain` 0.25 away, a secondary question."""
+    suite_dir, suite = build_suite(
+        tmp_path / "out",
+        arms=("baseline", "token_gain", "both"),
+        seeds=(1, 2, 3, 4, 5),
+        noise=0.001,
+        effects={"both": {"val/loss_nats": 0.001}, "token_gain": {"val/loss_nats": 0.25}},
+    )
+    results, text, markdown = report(suite_dir, suite)
+    assert results["loss"]["verdict"] == "equivalent" and results["factorial"] is None
+    for page in (text, markdown):
+        assert "Validation loss of both beside baseline: equivalent within 0.02 nats" in page
+        assert "two switches" not in page and "The 2x2" not in page
+    rows = {row["id"]: row for row in results["secondary"]}
+    assert list(rows) == ["loss_equivalence", "loss_difference_token_gain"]
+    assert rows["loss_difference_token_gain"]["mean"] == pytest.approx(0.25, abs=0.01)
+    assert rows["loss_difference_token_gain"]["verdict"] == "other than zero"
+    smaller, larger = sorted(row["p"] for row in rows.values())
+    assert sorted(row["p_holm"] for row in rows.values()) == pytest.approx([2 * smaller, max(2 * smaller, larger)])
+    far = report(suite_dir, replace(suite, analysis=AnalysisConfig(treatment="token_gain", primary="loss")))
+    assert far[0]["loss"]["verdict"] == "different beyond the margin"
+    assert far[0]["verdict"]["headline"].startswith(
+        "Validation loss of token_gain beside baseline: higher by more than"
+    )
+    assert [row["id"] for row in far[0]["secondary"]] == ["preference", "loss_difference_both"]
+    assert far[0]["secondary"][0]["p_holm"] is None and "no p" in far[0]["secondary"][0]["verdict"]
+    once = far[0]["secondary"][1]  # the preference without votes counts as p = 1, so this one is doubled
+    assert once["p_holm"] == pytest.approx(min(1, 2 * once["p"]))
+
+
+def test_the_2x2_finds_what_was_planted_and_says_where_it_cannot_be_read(tmp_path: Path) -> None:
+    """0.25 in `both` alone: half of it is each main effect, all of it the interaction."""
+    suite_dir, suite = build_suite(tmp_path / "out", effects=PLANTED, noise=0.0)
+    results, text, markdown = report(suite_dir, suite)
+    assert [e["mean"] for e in results["factorial"]["effects"]] == pytest.approx([0.125, 0.125, 0.25])
+    assert results["factorial"]["n"] == 2
+    assert "Interaction on the loss: +0.2500 nats" in text and "Interaction on the loss" in markdown
+    for seed in suite.seeds:
+        edit_manifest(suite_dir.cell("layer_gain", seed), initial_weights_sha256="f" * 64)
+    results, text, _ = report(suite_dir, suite)
+    assert [e["mean"] for e in results["factorial"]["effects"]] == [None] * 3
+    assert "The 2x2 cannot be read: at no seed are all four arms complete and certified." in text
+
+
+def test_a_plan_that_was_followed_or_not_stands_in_the_first_lines(tmp_path: Path) -> None:
+    suite_dir, suite = build_suite(tmp_path / "out", arms=("baseline", "both"), seeds=(1,))
+    frozen = freeze(suite_dir, suite).record
+    _, text, _ = report(suite_dir, suite)
+    assert "after the data" in text.split("Preference: no votes yet")[0]
+    suite_dir.plan.unlink()
+    suite_dir.runs.rename(tmp_path / "later")
+    frozen = freeze(suite_dir, suite).record
+    (tmp_path / "later").rename(suite_dir.runs)
+    for arm in suite.arms:
+        edit_manifest(suite_dir.cell(arm, 1), plan=plan_stamp(suite_dir.cell(arm, 1)))
+    results, text, markdown = report(suite_dir, suite)
+    assert results["plan"]["followed"] and results["plan"]["sha256"] == frozen["sha256"]
+    for page in (text, markdown):
+        assert "It was followed" in page and frozen["sha256"] in page.split("Methods")[1]
+    moved = replace(suite, analysis=replace(suite.analysis, margin_nats=0.5))
+    results, text, markdown = report(suite_dir, moved)
+    assert not results["plan"]["followed"]
+    for page in (text, markdown):
+        assert "analysis.margin" in page.split("Verdict")[0].replace("\\", "").split("Preference: no votes yet")[0]
+
+
+def test_an_unreadable_plan_is_said_and_stops_nothing(tmp_path: Path) -> None:
+    suite_dir, suite = build_suite(tmp_path / "out", arms=("baseline", "both"), seeds=(1,))
+    suite_dir.plan.write_text("{}")
+    results, text, _ = report(suite_dir, suite)
+    assert not results["plan"]["followed"] and "plan.json: is no frozen plan" in text
+    assert "every result here is exploratory" in text
+
+
+def test_completions_are_described_by_what_was_recorded_with_them(tmp_path: Path) -> None:
+    suite_dir, suite = build_suite(tmp_path / "out", arms=("baseline", "both"), seeds=(1,))
+    for arm in suite.arms:
+        samples = suite_dir.cell(arm, 1).samples
+        settings = {"temperature": 0.5, "prompts_sha256": "a" * 64, "samples_sha256": file_sha256(samples)}
+        edit_manifest(suite_dir.cell(arm, 1), generation=settings)
+    results, text, _ = report(suite_dir, suite)
+    assert "7 prompts, 14 completions a cell: temperature 0.5" in text
+    assert not [key for key in results["config"]["all"] if key.startswith("generation.")]
+    assert not [line for line in results["warnings"] if "completions" in line]
+    with open(suite_dir.cell("both", 1).samples, "a") as file:
+        file.write('{"completion": "added later"}\n')
+    results, text, _ = report(suite_dir, suite)
+    assert "not those that were recorded when they were sampled: both/seed-1" in text
+    assert len(results["generation"]) == 2
+
+
+def test_settings_stand_beside_the_published_run(tmp_path: Path) -> None:
+    suite_dir, suite = build_suite(tmp_path / "out", arms=("baseline", "both"), seeds=(1,))
+    results, text, _ = report(suite_dir, suite)
+    rows = {row["key"]: row for row in results["fidelity"]["rows"]}
+    assert results["fidelity"]["run"] == "Phase 3" and "Fidelity: this suite beside the published run (Phase 3)" in text
+    assert rows["training.steps, training.batch_tokens"]["here"] == "60, 2048"
+    assert rows["training.steps, training.batch_tokens"]["verdict"] == "deviates"
+    assert rows["layer_gain.t, layer_gain.m_min, layer_gain.m_max"]["verdict"] == "as published"
+
+
+def test_divergences_are_read_at_the_published_shares_of_training(tmp_path: Path) -> None:
+    """60 steps: the shares 1/30, 1/3 and 299/300 are steps 2, 20 and 59.8; logged are 5, 10, ... 60."""
+    suite_dir, suite = build_suite(tmp_path / "out", arms=("baseline", "both"), seeds=(1, 2))
+    results, text, _ = report(suite_dir, suite)
+    here = results["divergence"]["here"]
+    assert [(row["arm"], row["block"], row["steps"]) for row in here][:2] == [
+        ("baseline", 0, [5, 20, 60]),
+        ("baseline", 3, [5, 20, 60]),
+    ]
+    assert here[0]["mean"] == pytest.approx([0.5 + np.exp(-0.5), 0.5 + np.exp(-2), 0.5 + np.exp(-6)])
+    assert here[0]["growth"] == pytest.approx(here[0]["mean"][2] / here[0]["mean"][0]) and len(here[0]["seeds"]) == 2
+    assert "published, 1000, 10,000, 29,900" in text
+    assert [block_of("fourth", n) for n in (4, 5, 20)] == [None, 3, 3]
+
+
+def test_many_cells_are_read_as_few_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From MANY_CELLS on several processes read: the same cells in the same order."""
+    suite_dir, suite = build_suite(tmp_path / "out", arms=("baseline", "both"), seeds=(1, 2), failed={("both", 1): 20})
+    one = load_cells(suite_dir, suite.arms, suite.seeds)
+    monkeypatch.setattr(load, "MANY_CELLS", 1)
+    several = load_cells(suite_dir, suite.arms, suite.seeds)
+    assert [(c.arm, c.seed, c.state) for c in one] == [(c.arm, c.seed, c.state) for c in several]
+    for a, b in zip(one, several, strict=True):
+        np.testing.assert_array_equal(a.train.column("gain/mean"), b.train.column("gain/mean"))
+        assert a.logged == b.logged and a.manifest == b.manifest
+
+
+def test_methods_can_be_pasted(tmp_path: Path) -> None:
+    suite_dir, suite = build_suite(tmp_path / "out", seeds=(1, 2))
+    results, text, markdown = report(suite_dir, suite)
+    assert len(results["methods"]) == 4 and "\n" not in "".join(results["methods"])
+    for words in ("60 steps of 2,048 tokens", "margin of 0.02 nats", "No votes on completions", "torch 2.13.0"):
+        assert words in text and words in markdown
+    assert read_json(suite_dir.results)["methods"] == results["methods"]

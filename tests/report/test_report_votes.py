@@ -1,0 +1,114 @@
+"""The report with votes: the verdict on preference with its interval, and records that are short of something."""
+
+from __future__ import annotations
+
+from html import unescape
+from pathlib import Path
+
+import pytest
+from synthetic_runs import build_suite, edit_manifest
+from test_preference import record, vote
+from test_report import report
+
+from replication.errors import UserError
+from replication.runs.files import file_sha256, write_json
+from replication.runs.layout import SuiteDir
+from replication.votes.record import write_votes
+
+SEEDS = (1, 2, 3, 4, 5, 6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory):
+    return build_suite(tmp_path_factory.mktemp("votes") / "out", arms=("baseline", "both"), seeds=SEEDS)
+
+
+def with_votes(folder, votes, figures: bool = False):
+    suite_dir, suite = folder
+    write_votes(suite_dir.votes, [v if v.suite != "s" else _of(v, suite.name) for v in votes])
+    return report(suite_dir, suite, figures)
+
+
+def _of(v, name):
+    return type(v)(**(vars(v) | {"suite": name}))
+
+
+def test_a_preference_is_the_first_sentence(folder):
+    results, text, markdown = with_votes(folder, record(n_judges=40), figures=True)
+    assert results["preference"]["decision"] == "preferred"
+    headline = results["verdict"]["headline"]
+    assert headline.startswith("Preference: both is preferred to baseline (")
+    low, high = (f"{100 * results['preference'][key]:.1f} %" for key in ("low", "high"))
+    assert f"95 % interval {low} to {high} over seeds, prompts and judges" in headline
+    assert headline in text and "conditional on these prompts and judges" in text and "conditional on" in markdown
+    assert "not to be believed" in text
+    for page in (text, unescape(markdown)):
+        assert "that chance gives in 95 of 100 records" in page
+    assert ".The" not in text
+    assert "preference.png" in {figure["file"] for figure in results["figures"]}
+    assert "crossed random effects" in " ".join(results["methods"]) or "crossed random effects" in str(
+        results["methods"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("votes", "said"),
+    [
+        ([], "Preference: no votes yet."),
+        (
+            record(ties=1.0),
+            "not decided: no seed has decisive votes, and at least 5 are asked for (analysis.min_seeds)",
+        ),
+        (
+            record(seeds=(1,)),
+            "not decided: one seed has decisive votes, and at least 5 are asked for (analysis.min_seeds)",
+        ),
+        ([vote()], "not decided: one seed has decisive votes"),
+        (record(share=0.5), "not decided: the interval holds one half, no preference"),
+        ([vote(suite="another")], "not decided: there are no usable votes on this pair"),
+        ([*record(), vote(999, 2, 3, "once")], "is preferred to baseline"),
+    ],
+    ids=["none", "ties", "seed", "single", "null", "elsewhere", "once"],
+)
+def test_a_record_that_is_short_says_so(folder, votes, said):
+    results, text, markdown = with_votes(folder, votes)
+    assert said in results["verdict"]["headline"]
+    assert said in text and "nan" not in text.lower().split() and "None" not in markdown
+
+
+def test_the_report_says_how_the_panel_was_locked_and_whether_its_votes_were_changed(tmp_path: Path):
+    suite_dir, suite = build_suite(tmp_path / "out", arms=("baseline", "both"), seeds=SEEDS)
+    results, text, markdown = with_votes((suite_dir, suite), record())
+    assert results["votes_note"] is None and "locked" not in text + markdown
+    why = "two judges fell ill | & left"
+    note = {"locked_at": "2030-01-02T03:04:05+00:00", "locked_early_because": why, "n_refusals": 1, "n_garbage": 0}
+    write_json(suite_dir.votes_note, note | {"votes_sha256": file_sha256(suite_dir.votes), "key_sha256": "ab" * 32})
+    results, text, markdown = report(suite_dir, suite)
+    assert results["votes_note"]["locked_early_because"] == why and results["votes_note"]["changed"] is False
+    for page in (text, unescape(markdown.replace("\\", ""))):
+        assert f"before all planned votes were in. The reason given: {why}" in page and "ab" * 32 in page
+        assert "1 answer of a model was no choice" in page and "was locked (votes.json" not in page
+    with open(suite_dir.votes, "a") as file:
+        file.write("\n")
+    results, text, markdown = report(suite_dir, suite)
+    assert results["votes_note"]["changed"] is True
+    assert all("votes.csv is not the file that was written when the panel was locked" in x for x in (text, markdown))
+
+
+def test_votes_of_a_pair_that_the_certificate_refuses_are_not_used(tmp_path: Path):
+    suite_dir, suite = build_suite(tmp_path / "out", arms=("baseline", "both"), seeds=SEEDS)
+    edit_manifest(suite_dir.cell("both", 2), initial_weights_sha256="0" * 64)
+    votes = [_of(v, suite.name) for v in record()]
+    write_votes(suite_dir.votes, votes)
+    results, text, _ = report(suite_dir, suite)
+    lost = sum(v.seed == 2 for v in votes)
+    assert results["preference"]["n_votes"] == len(votes) - lost
+    assert f"{lost} votes on a seed whose pair does not pass the certificate: not used" in text
+
+
+def test_a_damaged_record_is_one_clear_line(folder):
+    suite_dir, suite = folder
+    suite_dir.votes.write_text("vote_id\n")
+    with pytest.raises(UserError, match="lacks the column suite"):
+        report(SuiteDir(suite_dir.root), suite)
+    suite_dir.votes.unlink()

@@ -1,0 +1,303 @@
+"""Preference from votes: estimators against references, and records that are short of something."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from replication.config import AnalysisConfig
+from replication.report.judged import NOT_DECIDED, PREFERRED, analyse_votes, votes_by_judge
+from replication.statistics.format import clean
+from replication.statistics.preference import (
+    agreement,
+    ballots,
+    bootstrap_share,
+    krippendorff_alpha,
+    naive_binomial_p,
+    self_consistency,
+    shares_by,
+)
+from replication.votes.record import Vote
+
+ANALYSIS = AnalysisConfig(baseline="baseline", treatment="both", votes_per_judge=8, bootstrap_resamples=400)
+SEEDS = (1, 2, 3, 4, 5, 6)
+CERTIFIED = {"both": SEEDS, "token_gain": SEEDS}
+CATEGORIES = {p: "factual" if p < 4 else "creative" for p in range(8)}
+
+
+def vote(n=0, seed=1, prompt=0, judge="a", choice="left", left="both", right="baseline", **more):
+    fields = {"kind": "human", "vendor": "", "seconds": 20.0, "repeat_of": "", "suite": "s"} | more
+    return Vote(
+        f"v{n}", fields["suite"], seed, left, right, prompt, 0, 0, judge, fields["kind"], fields["vendor"], choice, "",
+        fields["seconds"], fields["repeat_of"],
+    )  # fmt: skip
+
+
+def record(share=0.8, n_judges=10, seeds=SEEDS, ties=0.2, random_seed=0):
+    """Every judge on every prompt, seeds in rotation, sides drawn; half the judges are models."""
+    rng = np.random.default_rng(random_seed)
+    votes = []
+    for judge in range(n_judges):
+        for prompt in range(8):
+            left, right = ("both", "baseline") if rng.random() < 0.5 else ("baseline", "both")
+            wins = "left" if (left == "both") == (rng.random() < share) else "right"
+            choice = "tie" if rng.random() < ties else wins
+            kind = {"kind": "model", "vendor": "x"} if judge % 2 else {}
+            seed = seeds[(judge + prompt) % len(seeds)]
+            votes.append(vote(len(votes), seed, prompt, f"j{judge}", choice, left, right, **kind))
+    return votes
+
+
+def analyse(votes, **changes):
+    found = analyse_votes(votes, "s", AnalysisConfig(**(vars(ANALYSIS) | changes)), CERTIFIED, CATEGORIES)
+    json.dumps(clean(found), allow_nan=False)  # a file can hold it, and what is missing is null
+    return found
+
+
+# ---------------------------------------------------------------- estimators
+
+
+def test_sides_are_undone_and_both_bad_is_a_tie():
+    votes = [
+        vote(0, choice="left"),
+        vote(1, choice="right"),
+        vote(2, choice="left", left="baseline", right="both"),
+        vote(3, choice="right", left="baseline", right="both"),
+        vote(4, choice="both_bad"),
+        vote(5, choice="tie"),
+        vote(6, choice="left", right="token_gain"),
+        vote(7, choice="right", repeat_of="v0"),
+    ]
+    b = ballots(votes, "baseline", "both")
+    assert b.score.tolist() == [1, 0, 0, 1, 0.5, 0.5]
+    assert b.treatment_left.tolist() == [True, True, False, False, True, True]
+    assert self_consistency(votes) == (0, 1)
+
+
+def test_the_naive_p_is_scipys_exact_binomial():
+    for k, n in ((470, 784), (3, 3), (5, 10), (0, 7)):
+        assert naive_binomial_p(k, n) == pytest.approx(scipy_stats.binomtest(k, n).pvalue)
+    assert np.isnan(naive_binomial_p(0, 0))
+
+
+def test_shares_by_seed_leave_ties_out():
+    shares = shares_by([1, 0, 0.5, 1, 0.5, 0.5], [3, 3, 3, 1, 1, 2])
+    assert shares[:1].tolist() == [1.0] and np.isnan(shares[1]) and shares[2] == 0.5
+
+
+def test_a_bootstrap_of_independent_units_equals_scipys():
+    rng = np.random.default_rng(0)
+    scores, unit = (rng.random(80) < 0.6).astype(float), np.arange(80)
+    ours = bootstrap_share(scores, [unit], np.random.default_rng(1), 4000)
+    theirs = scipy_stats.bootstrap(
+        (scores,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(2)
+    ).confidence_interval
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.013)  # one vote in 80
+
+
+def test_resampled_levels_multiply():
+    # Two seeds of one vote each: the share is of seed 1, of seed 2, or of both, with 1/4, 1/4 and 1/2.
+    low, high = bootstrap_share([0.0, 1.0], [[1, 2], [5, 5]], np.random.default_rng(0), 400)
+    assert (low, high) == (0.0, 1.0)
+    assert np.isnan(bootstrap_share([1.0, 1.0, 0.5], [[1, 2, 3]], np.random.default_rng(0), 40)).all()
+
+
+def test_an_even_split_is_a_majority_of_neither():
+    ties = ballots([vote(n, prompt=n, choice="tie") for n in range(2)], "baseline", "both")
+    assert agreement(ties, ties).same_majority == 0
+    wins = ballots([vote(n, prompt=n) for n in range(2)], "baseline", "both")
+    assert agreement(wins, wins).same_majority == 2
+
+
+def test_krippendorffs_published_example():
+    # Krippendorff 2011, section C: four observers, twelve units; nominal 0.743, interval 0.849.
+    observers = (
+        (1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None),
+        (1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3),
+        (None, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, None),
+        (1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None),
+    )
+    values, units = zip(
+        *((v, u) for row in observers for u, v in enumerate(row) if v is not None), strict=True
+    )  # fmt: skip
+    assert krippendorff_alpha(values, units, ordered=False) == pytest.approx(0.743, abs=5e-4)
+    assert krippendorff_alpha(values, units) == pytest.approx(0.849, abs=5e-4)
+    assert np.isnan(krippendorff_alpha([1, 1], [0, 0])) and np.isnan(krippendorff_alpha([], []))
+
+
+# ---------------------------------------------------------------- all of it
+
+
+def test_a_planted_preference_is_found_and_everything_is_there():
+    found = analyse(record())
+    assert found["decision"] == PREFERRED and found["why"] == ""
+    assert (found["n_votes"], found["n_seeds"], found["n_prompts"], found["n_judges"]) == (80, 6, 8, 10)
+    assert found["low"] < found["estimate"] < found["high"] and found["low"] > 0.5
+    assert found["estimate"] == pytest.approx(found["n_treatment"] / found["n_decisive"])
+    win_half = (found["n_treatment"] + found["n_ties"] / 2) / 80
+    assert found["win_half"]["estimate"] == pytest.approx(win_half)
+    assert found["sign_flip"]["smallest"] == 2 / 2**6
+    assert {row["name"] for row in found["categories"]} == {"factual", "creative"}
+    assert sum(row["n_votes"] for row in found["kinds"]) == 80
+    assert found["per_seed"]["scope"] == "conditional on these prompts and judges"
+    assert found["agreement"]["people_and_models"]["n_prompts"] == 8
+
+
+def test_nobody_prefers_anything_and_more_seeds_are_named():
+    found = analyse(record(share=0.5))
+    assert found["decision"] == NOT_DECIDED and "no preference" in found["why"]
+    more = found["more_seeds"]
+    assert (more["k"] is None) == bool(more["limit"])
+
+
+def test_the_published_filters_leave_out_whom_they_name():
+    votes = record(n_judges=6)
+    votes += [vote(100 + p, 1 + p % 6, p, "fast", "left", seconds=5.0) for p in range(8)]
+    votes += [vote(200 + p, 1 + p % 6, p, "quick-model", "left", seconds=5.0, kind="model") for p in range(8)]
+    votes += [vote(300 + p, 1 + p % 6, p, "tied", "tie" if p else "left") for p in range(8)]
+    votes += [vote(400, 1, 0, "short", "left")]
+    votes += [vote(500 + p, 1 + p % 6, p, "author", "left") for p in range(8)]
+    rows = {row["name"]: row for row in analyse(votes, experimenters=("author",))["filters"]}
+    left_out = {name: 81 - row["n_votes"] for name, row in rows.items()}
+    assert left_out == {
+        "all judges": 0,
+        "models only": 49,
+        "people only": 32,
+        "without people faster than 15 s in the median": 8,
+        "without judges with more than 80% ties": 8,
+        "without those who run the experiment": 8,
+        "without judges of fewer than 8 votes": 1,
+        "without all of these judges": 25,
+    }
+
+
+def test_votes_that_may_not_count_are_counted_aloud():
+    votes = record()
+    votes += [vote(900, suite="other"), vote(901, seed=7), vote(902, left="focal")]
+    found = analyse(votes)
+    assert found["n_votes"] == 80
+    assert found["left_out"] == [
+        "1 vote of another suite than s: not used",
+        "1 vote on a seed whose pair does not pass the certificate: not used",
+        "1 vote on an arm that no certified pair has: not used",
+    ]
+
+
+def test_repeats_serve_self_consistency_alone():
+    votes = record()
+    again = [
+        vote(500 + i, v.seed, v.prompt_id, v.judge_id, "tie", v.arm_right, v.arm_left, repeat_of=v.vote_id)
+        for i, v in enumerate(votes[:10])
+    ]
+    plain, found = analyse(votes), analyse(votes + again)
+    assert found["primary"] == plain["primary"]
+    assert found["agreement"]["repeats"] == 10
+    assert found["agreement"]["repeats_same"] == Counter(v.choice for v in votes[:10])["tie"]
+
+
+def test_other_pairs_are_secondary():
+    votes = record() + [vote(700 + p, 1 + p % 6, p, "j0", "left", "token_gain") for p in range(8)]
+    (row,) = analyse(votes)["other_pairs"]
+    assert (row["baseline"], row["treatment"], row["n_votes"], row["estimate"]) == ("baseline", "token_gain", 8, 1.0)
+
+
+# ---------------------------------------------------------------- short of something
+
+
+def test_no_votes_is_nothing():
+    assert analyse_votes([], "s", ANALYSIS, CERTIFIED, CATEGORIES) is None
+
+
+def test_votes_on_no_certified_pair():
+    found = analyse_votes(record(), "s", ANALYSIS, {"both": ()}, CATEGORIES)
+    assert (found["n_votes"], found["decision"]) == (0, NOT_DECIDED)
+    assert found["why"] == "there are no usable votes on this pair"
+
+
+def test_one_seed_says_nothing_of_the_method():
+    found = analyse(record(seeds=(1,)))
+    assert found["decision"] == NOT_DECIDED and "one seed" in found["why"]
+    assert np.isnan(found["p"]) and found["primary"]["note"] == "conditional on the one seed"
+    assert np.isnan(found["bootstrap"]["low"]) and np.isnan(found["per_seed"]["p"])
+
+
+def test_all_ties():
+    found = analyse(record(ties=1.0))
+    assert found["n_decisive"] == 0 and np.isnan(found["estimate"])
+    assert found["primary"]["note"] == "none of the 80 votes is decisive"
+    assert found["win_half"]["estimate"] == 0.5 and np.isnan(found["win_half"]["p"])
+    assert "every vote is a tie" in found["win_half"]["note"]
+    assert found["decision"] == NOT_DECIDED and np.isnan(found["naive"]["p"])
+
+
+@pytest.mark.parametrize("ties", [0.0, 0.3])
+def test_every_decisive_vote_for_one_arm(ties):
+    found = analyse(record(share=1.0, ties=ties))
+    assert found["estimate"] == 1.0 and np.isnan(found["p"]) and np.isnan(found["bootstrap"]["low"])
+    assert found["decision"] == NOT_DECIDED and "every decisive vote is for the treatment" in found["why"]
+
+
+def test_seeds_of_nothing_but_ties_are_no_evidence():
+    votes = [v if v.seed <= 2 else type(v)(**(vars(v) | {"choice": "tie"})) for v in record(n_judges=40)]
+    found = analyse(votes)
+    assert (found["n_seeds"], found["n"]) == (6, 2)
+    assert found["decision"] == NOT_DECIDED
+    assert found["why"] == "2 seeds have decisive votes, and at least 5 are asked for (analysis.min_seeds)"
+    assert found["sign_flip"]["smallest"] == 2 / 2**2
+    assert found["more_seeds"]["k"] is None or found["more_seeds"]["k"] >= 3
+
+
+def test_one_judge_says_nothing_of_others():
+    found = analyse([v for v in record(n_judges=40) if v.judge_id == "j0"])
+    assert found["n_judges"] == 1 and np.isnan(found["p"]) and found["decision"] == NOT_DECIDED
+    assert "conditional on the one judge" in found["primary"]["note"]
+    assert found["high"] <= 1 and found["low"] >= 0
+
+
+def test_a_refused_seed_makes_nobodys_set_partial():
+    certified = {"both": SEEDS[:-1], "token_gain": SEEDS}
+    found = analyse_votes(record(), "s", ANALYSIS, {"both": certified["both"]}, CATEGORIES)
+    rows = {row["name"]: row["n_votes"] for row in found["filters"]}
+    assert rows["without judges of fewer than 8 votes"] == rows["all judges"] > 0
+
+
+def test_a_judge_with_one_vote_and_a_single_vote():
+    found = analyse([*record(), vote(999, 2, 3, "once", "left")])
+    assert found["n_judges"] == 11 and np.isfinite(found["p"])
+    found = analyse([vote()])
+    assert found["estimate"] == 1.0 and found["primary"]["note"] == "a single decisive vote has no interval"
+
+
+def test_fewer_seeds_than_planned_are_not_decided():
+    found = analyse(record(seeds=(1, 2, 3, 4)))
+    assert found["decision"] == NOT_DECIDED
+    assert found["why"] == "4 seeds have decisive votes, and at least 5 are asked for (analysis.min_seeds)"
+
+
+def test_a_frozen_plan_is_named_where_there_is_one():
+    found = analyse_votes(record(seeds=(1,)), "s", ANALYSIS, CERTIFIED, CATEGORIES, is_planned=True)
+    assert found["why"] == "one seed has decisive votes, and the plan asks for at least 5"
+
+
+def test_the_left_side_is_of_people_and_stands_beside_chance():
+    people = [vote(n, seed=1, choice="left" if n < 60 else "right") for n in range(100)]
+    left = analyse(people)["agreement"]["left"]
+    assert (left["share"], left["n"], left["has_models"], left["is_outside"]) == (0.6, 100, False, False)
+    assert (left["low"], left["high"]) == (0.4, 0.6)  # scipy's binomial, by hand: 40 to 60 of 100
+    models = [vote(n, seed=1, judge="m", kind="model", choice="right") for n in range(100, 300)]
+    assert analyse([*people, *models])["agreement"]["left"] == left | {"has_models": True}
+    assert analyse(models)["agreement"]["left"] is None
+    more = [*people, *(vote(n, seed=1, choice="left") for n in range(300, 310))]
+    assert analyse(more)["agreement"]["left"]["is_outside"]
+
+
+def test_a_filter_that_leaves_nobody_says_so():
+    rows = {row["name"]: row["note"] for row in analyse([vote()])["filters"]}
+    assert rows["models only"] == "leaves no votes" and rows["all judges"] == "a single decisive vote has no interval"
+
+
+def test_votes_by_judge_counts_first_votes_of_the_kinds_that_count():
+    votes = [vote(0), vote(1, judge="m", kind="model"), vote(2, repeat_of="v0")]
+    assert votes_by_judge(votes, ("human",)) == {"a": 1}
