@@ -13,8 +13,8 @@ import pytest
 from synthetic_runs import build_suite
 
 from replication.cli import grid as grid_cli
-from replication.cli.main import main
 from replication.cli import main as cli
+from replication.cli.main import main
 from replication.config import SuiteConfig
 from replication.errors import UserError
 from replication.grid.cells import claim_folder
