@@ -20,7 +20,7 @@ from replication.runs.provenance import COMPUTES
 
 # From the floor up. A module may import its own layer and those before it; a longer name is placed before its folder.
 LAYERS = [
-    ["errors", "console"],
+    ["errors", "console", "protocol.paper"],
     ["config"],
     ["runs"],
     ["processes", "cli.arguments"],

@@ -1,4 +1,4 @@
-"""Each setting of the published runs beside ours: the published facts stand here, our values come from the configs.
+"""Each setting of the published runs beside ours: published facts from paper.py and here, ours from the configs.
 
     python -m replication.protocol.fidelity                      print the tables
     python -m replication.protocol.fidelity --write README.md    renew them between the markers of a file
@@ -20,6 +20,7 @@ from replication.config import RunConfig, SuiteConfig, config_root, flatten, loa
 from replication.errors import UserError
 from replication.model.needs import checkpoint_gib, checkpoints_kept
 from replication.model.size import parameter_count
+from replication.protocol import paper
 from replication.runs.files import write_text
 
 BEGIN, END = "<!-- fidelity:begin -->", "<!-- fidelity:end -->"
@@ -74,8 +75,8 @@ DERIVED: dict[str, Callable[[SuiteConfig, RunConfig], Any]] = {
 """What is not one key of a run: of (suite, config of one cell)."""
 
 PHASE_3 = (
-    Row("parameters", 1.2e9),
-    Row("model.n_blocks model.d_model", (20, 1024)),
+    Row("parameters", paper.PHASE_3.parameters),
+    Row("model.n_blocks model.d_model", (paper.PHASE_3.blocks, paper.PHASE_3.width)),
     Row("model.n_heads model.n_kv_heads model.d_head", (16, 8, 64)),
     Row("model.feed_forward model.n_experts model.top_k model.shared_expert", ("moe", 4, 2, True)),
     Row("model.d_ff model.tied_head", reason="an untied head and three times the width give the published size"),
@@ -87,9 +88,9 @@ PHASE_3 = (
     Row("model.aux_coef", reason="the Switch loss in each gain group; balanced routing costs 0.01"),
     Row("data", "13 sources by curriculum", "neither shares nor sampler are published: ours draws by fixed weights"),
     Row("data.block_size_tokens", 2048),
-    Row("training.steps training.batch_tokens", (30_000, 131_072)),
-    Row("tokens", 3_932_160_000),
-    Row("seeds", [1337]),
+    Row("training.steps training.batch_tokens", (paper.PHASE_3.steps, paper.PHASE_3.batch_tokens)),
+    Row("tokens", paper.PHASE_3.tokens),
+    Row("seeds", [paper.PHASE_3.seed]),
     Row("training.gain_group_sequences", 2, words="2: its micro-batch"),
     Row("cluster.micro_batch_sequences", 2, "a matter of speed: the statistics are taken over groups of two"),
     Row("training.optimizer", "muon", words="muon on 2-D weights, AdamW on the rest"),
@@ -121,13 +122,13 @@ PHASE_3 = (
 )  # fmt: skip
 
 PHASE_1 = (
-    Row("parameters", 5e7),
+    Row("parameters", paper.PHASE_1.parameters),
     Row("model.n_blocks model.d_model model.d_ff model.tied_head", reason="1b2 made narrow; untied, 100,031 rows would "
         "take all 50 million"),
     Row("data", "data/fineweb_edu.yaml", words="FineWeb-Edu"),
     Row("data.block_size_tokens", reason="as in phase 3"),
-    Row("training.steps training.batch_tokens", (5000, 32_768)),
-    Row("tokens", 163_840_000),
+    Row("training.steps training.batch_tokens", (paper.PHASE_1.steps, paper.PHASE_1.batch_tokens)),
+    Row("tokens", paper.PHASE_1.tokens),
     Row("training.optimizer", "muon", words="muon beside AdamW"),
     Row("training.learning_rate training.warmup_steps training.label_smoothing", reason="as in phase 3"),
     Row("training.gain_group_sequences", reason="as in phase 3"),
@@ -140,9 +141,9 @@ PHASE_1 = (
 )  # fmt: skip
 
 PHASE_2 = (
-    Row("parameters", 5e7),
-    Row("training.steps training.batch_tokens", (8000, 32_768)),
-    Row("tokens", 262_144_000),
+    Row("parameters", paper.PHASE_2.parameters),
+    Row("training.steps training.batch_tokens", (paper.PHASE_2.steps, paper.PHASE_2.batch_tokens)),
+    Row("tokens", paper.PHASE_2.tokens),
     Row("training.decay_steps", reason="a decay phase is spoken of, its length is not; the last tenth"),
     Row("token_gain.variant token_gain.c_min token_gain.c_max", ("linear", 0.1, 5.0), arm="linear_wide"),
     Row("token_gain.variant token_gain.c_min token_gain.c_max", ("linear", 0.5, 2.0), arm="linear_conservative"),
@@ -151,15 +152,15 @@ PHASE_2 = (
 )
 
 SCALE_UP = (
-    Row("parameters", 1.48e9),
-    Row("model.n_blocks model.d_model", (24, 1280)),
+    Row("parameters", paper.SCALE_UP.parameters),
+    Row("model.n_blocks model.d_model", (paper.SCALE_UP.blocks, paper.SCALE_UP.width)),
     Row("model.n_heads model.n_kv_heads model.d_ff", reason="phase 3's head width; d_ff gives the size"),
     Row("training.warmup_steps", 4000),
-    Row("training.steps", 7000, words="7,000, where the pair was read; one run went on"),
+    Row("training.steps", paper.SCALE_UP.steps, words="7,000, where the pair was read; one run went on"),
     Row("training.batch_tokens", reason="as in phase 3"),
     Row("layer_gain.exclude_blocks", [], arm="block0_in"),
     Row("layer_gain.exclude_blocks", [0], arm="block0_out"),
-    Row("seeds", [1337], "the published seed and more: one pair says nothing of the method"),
+    Row("seeds", [paper.SCALE_UP.seed], "the published seed and more: one pair says nothing of the method"),
 )  # fmt: skip
 
 SECTIONS = (
