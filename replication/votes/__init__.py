@@ -1,1 +1,1 @@
-"""The record of votes."""
+"""Votes: the record, the note beside it, their tally and the published filters."""
