@@ -1,7 +1,7 @@
 """Each setting of the published runs beside ours: published facts from paper.py and here, ours from the configs.
 
-    python -m replication.protocol.fidelity                      print the tables
-    python -m replication.protocol.fidelity --write README.md    renew them between the markers of a file
+    python -m replication.protocol.fidelity                   print the tables
+    python -m replication.protocol.fidelity --write [FILE]    renew them between the markers of configs/README.md
 
 Published means: in the paper or its data files. Imports no torch.
 """
@@ -277,7 +277,7 @@ def _suites_table() -> str:
         n = len(suite.arms) * len(suite.seeds)
         tokens = _billions(DERIVED["tokens"](suite, config))
         disk = f"{n * checkpoints_kept(config) * checkpoint_gib(config):,.0f} GiB"
-        shown = f"[{suite.name}](configs/suites/{path.name}) | {len(suite.arms)} x {len(suite.seeds)}"
+        shown = f"[{suite.name}](suites/{path.name}) | {len(suite.arms)} x {len(suite.seeds)}"
         text.append(f"| {shown} | {_billions(parameter_count(config.model))} | {tokens} | {disk} |")
     return "\n".join(text)
 
@@ -333,7 +333,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m replication.protocol.fidelity", description="Published settings and ours."
     )
-    parser.add_argument("--write", type=Path, metavar="FILE", help="renew the tables between the markers of FILE")
+    parser.add_argument("--write", nargs="?", type=Path, const=config_root() / "README.md", metavar="FILE",
+                        help="renew the tables between the markers of FILE (default: configs/README.md)")  # fmt: skip
     file = parser.parse_args(argv).write
     try:
         if file is None:

@@ -1,4 +1,4 @@
-"""The fidelity table: README is up to date, every key is there, and what deviates is marked and explained."""
+"""The fidelity tables of configs/README.md: up to date, every key there, what deviates marked and explained."""
 
 from __future__ import annotations
 
@@ -24,11 +24,9 @@ def all_lines() -> list[Line]:
     return [line for section in SECTIONS for line in lines(section)]
 
 
-def test_readme_is_up_to_date() -> None:
-    text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    assert renewed(text, fresh()) == text, (
-        "run python -m replication.protocol.fidelity --write README.md, and read the difference"
-    )
+def test_the_page_is_up_to_date() -> None:
+    text = (CHECKOUT / "configs" / "README.md").read_text(encoding="utf-8")
+    assert renewed(text, fresh()) == text, "run python -m replication.protocol.fidelity --write; read the difference"
 
 
 def test_a_verdict_is_what_the_values_say() -> None:
