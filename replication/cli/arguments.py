@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -23,14 +24,39 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **({"allow_abbrev": False} | kwargs))
+        self._old_spellings: dict[str, tuple[str, int]] = {}
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message.removeprefix('argument ')}; see `{self.prog} --help`")
 
+    def old_spelling(self, old: str, new: str = "", words: int = 1) -> None:
+        """Let a flag's earlier name work for one more release, with a line on stderr that names the new one.
+
+        Args:
+            old: such as --seed-of-kills; --help does not show it.
+            new: the flag as it is now, such as --seed; "" where its value stands bare now, as OUT does.
+            words: that the old flag took: `--arms A B` with 2 is read as `--pair A,B`; 0 for a switch.
+        """
+        self._old_spellings[old] = (new, words)
+
+    def _as_spelled_now(self, given: Sequence[str]) -> list[str]:
+        found, rest = [], iter(given)
+        for word in rest:
+            name, equals, value = word.partition("=")
+            if name in self._old_spellings:
+                new, words = self._old_spellings[name]
+                print(f"{self.prog}: {name} is {new or 'left out'} now; the old form goes soon", file=sys.stderr)
+                values = [value] * bool(equals) + [*islice(rest, words - bool(equals))]
+                found += [new, ",".join(values)] if new and words else [new or ",".join(values)]
+            else:
+                found.append(word)
+        return found
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """As argparse does it, but a folder that is given by --out to a verb that takes it bare is named."""
+        args = self._as_spelled_now(sys.argv[1:] if args is None else args)
         bare = any(action.dest in ("out", "dir") and not action.option_strings for action in self._actions)
-        for i, word in enumerate(args or () if bare and "--out" not in self._option_string_actions else ()):
+        for i, word in enumerate(args if bare and "--out" not in self._option_string_actions else ()):
             if word.partition("=")[0] == "--out":
                 out = word.partition("=")[2] or "".join(args[i + 1 : i + 2]) or "DIR"
                 raise UserError(f"{self.prog}: the output folder stands without --out: `{self.prog} {out}`")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from replication.config import DataConfig, TokenizerConfig
-from replication.console import Reporter
+from replication.console import Reporter, timestamp
 from replication.data.files import changed, local_files
 from replication.data.folder import ORIGINS, PROGRESS, written_whole
 from replication.data.hub import commit_of
@@ -180,7 +179,7 @@ def _write(data: DataConfig, folder: Path, reporter: Reporter) -> dict[str, Any]
         "vocab_size": max(tokenizer.vocab_size, data.tokenizer.padded_vocab_size or 0),
         "end_of_text_id": tokenizer.end_of_text_id,
         "block_size_tokens": data.block_size_tokens,
-        "created_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "created_at": timestamp(),
         "sources": sources,
         "packages": {
             "python": platform.python_version(),

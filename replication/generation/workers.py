@@ -66,7 +66,7 @@ class Display:
         self._show(0.0)
 
     def _show(self, begun: float) -> None:
-        self._meter.now = self._done + begun  # type: ignore[assignment]  # in completions, the begun ones by parts
+        self._meter.now = self._done + begun  # in completions, the begun ones by parts
         if self._progress is not None:
             self._progress.update(self._task, completed=self._meter.now, note=str(self))
         elif self._meter.is_due():

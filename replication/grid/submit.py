@@ -13,7 +13,6 @@ import hashlib
 import json
 import re
 import shlex
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from replication.config import ClusterConfig
+from replication.console import timestamp
 from replication.errors import UserError
 from replication.grid import slurm
 from replication.grid.cells import Cell
@@ -128,7 +128,7 @@ def hidden_jobs(suite_dir: SuiteDir, earlier: Sequence[Submission]) -> list[slur
 
 def note_cancelled(suite_dir: SuiteDir, cells: Sequence[str]) -> None:
     """Add to each cell's jobs.jsonl that it was taken out of the queue by us."""
-    note = {"event": "cancelled", "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    note = {"event": "cancelled", "at": timestamp()}
     for cell in cells:
         with open(RunDir(suite_dir.root / cell).jobs, "a", encoding="utf-8") as file:
             file.write(json.dumps(note) + "\n")
@@ -270,7 +270,7 @@ class Submitter:
                 remove_tree(folder)  # it never was a submission
                 raise
             ids.append(id)
-            write_json(folder / "submitted.json", {"id": id, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+            write_json(folder / "submitted.json", {"id": id, "at": timestamp()})
             n = len(step.job.cells)
             self.console.print(f"job {id}: {folder.name}{f', {n} cell(s)' if n else ''}", soft_wrap=True)
 

@@ -33,12 +33,13 @@ from replication.config import (
     to_dict,
     without_seeds,
 )
+from replication.console import timestamp
 from replication.data.prompts import find_prompts
 from replication.errors import UserError
 from replication.protocol.preregistration_text import exclusions, markdown, questions
 from replication.runs.files import file_sha256, read_json, write_json, write_text
 from replication.runs.layout import RunDir, SuiteDir, name_cells, spans
-from replication.runs.provenance import git_state, timestamp
+from replication.runs.provenance import git_state
 from replication.runs.starts import code_of, has_logged, logged_cells, read_manifest, unlike
 
 FORMAT = 1

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from replication.console import timestamp
 from replication.errors import Diverged, UserError
 from replication.runs.files import read_object, write_json
 from replication.runs.journal import read_tail
@@ -27,7 +27,7 @@ def record_failure(run: RunDir, error: BaseException | str) -> None:
                 "diverged": isinstance(error, Diverged),
                 "log": str(run.log),
                 "step": tail["step"] if tail else 0,
-                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "time": timestamp(),
             },
         )
 

@@ -1,11 +1,10 @@
-"""Which code this is, where it can be told; and the form of every time that is written down. Imports no torch."""
+"""The identity of the code that runs: its hash, its packages, its commit. Imports no torch."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
 import subprocess
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -68,8 +67,3 @@ def git_state() -> dict[str, Any]:
     commit = git("rev-parse", "HEAD")
     status = git("status", "--porcelain")
     return {"commit": commit, "dirty": None if status is None else bool(status)}
-
-
-def timestamp() -> str:
-    """Now, to the second, with the offset from UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

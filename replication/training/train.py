@@ -13,6 +13,7 @@ from rich.markup import escape
 from torch import Tensor
 
 from replication.config import RunConfig, arm_keys, refuse_other_config, scientific, scientific_hash, to_yaml
+from replication.console import timestamp
 from replication.data.module import TokenDataModule
 from replication.data.store import TokenStore
 from replication.errors import UserError
@@ -22,7 +23,6 @@ from replication.protocol.preregistration import first_stamp, plan_stamp
 from replication.runs.files import read_object, write_json, write_text
 from replication.runs.journal import due_validations, journal_gaps, logged_steps, read_journal
 from replication.runs.layout import RunDir
-from replication.runs.provenance import timestamp
 from replication.runs.starts import changes, code_facts, code_of, machine_of, refuse_other_data
 from replication.training.checkpoints import Checkpoints, checkpoint_folder, load_weights, step_of
 from replication.training.checks import Checks, check_neighbours
