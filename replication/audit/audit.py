@@ -158,7 +158,7 @@ def _sums(what: str, entry: Any, tally: Tally) -> Iterator[Stated]:
         if isinstance(entry, dict) and key in entry:
             yield _compare(f"{what}: {key}", entry[key], count)
     if isinstance(entry, dict) and entry.get("p_value") is not None:  # null: no decisive vote
-        yield _compare(f"{what}: p", entry["p_value"], recompute_votes.binomial_p(tally))
+        yield _compare(f"{what}: p", entry["p_value"], recompute_votes.OF_TALLY["p"](tally))
 
 
 def _compare(what: str, stated: float, recomputed: float) -> Stated:
@@ -206,10 +206,5 @@ def markdown(found: Audit) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"cell": formats.markdown_cell, "percent": formats.percent, "signed": formats.signed}
-    environment.filters |= {"number": formats.number, "p": p_value}
+    environment.filters |= {"number": formats.number, "p": formats.p_value}
     return environment.get_template("audit.md.j2").render(a=found.to_dict())
-
-
-def p_value(value: float | None) -> str:
-    """Two digits; a missing one is a dash."""
-    return formats.MISSING if value is None else f"{value:.2g}"

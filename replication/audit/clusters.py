@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats as scipy_stats
 
 from replication.audit.published import Tally
+from replication.statistics.preference import binomial_p
 
 RESAMPLES = 20_000
 SEED = 1
@@ -60,7 +60,7 @@ def cluster(unit: str, tallies: Sequence[Tally], confidence: float = 0.95, resam
         for_gain=ahead,
         for_baseline=behind,
         even=leans.count("even"),
-        sign_p=float(scipy_stats.binomtest(ahead, ahead + behind).pvalue) if ahead + behind else float("nan"),
+        sign_p=float(binomial_p(ahead, ahead + behind)),
     )
 
 

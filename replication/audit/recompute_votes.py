@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats as scipy_stats
 
 from replication.audit.published import Judge, Published, Question, Tally
 from replication.audit.recompute import Value, recomputes
+from replication.statistics.preference import binomial_p
 
 Rules = Mapping[str, Any]
 
@@ -23,11 +23,6 @@ def add_up(tallies: Iterable[Tally]) -> Tally:
     """The sum of tallies."""
     listed = list(tallies)
     return Tally(sum(t.baseline for t in listed), sum(t.gain for t in listed), sum(t.ties for t in listed))
-
-
-def binomial_p(tally: Tally) -> float:
-    """Exact two-sided p of the decisive votes against one half, as if votes were independent; NaN without one."""
-    return float(scipy_stats.binomtest(tally.gain, tally.decisive).pvalue) if tally.decisive else float("nan")
 
 
 OF_TALLY: dict[str, Callable[[Tally], float]] = {
@@ -41,7 +36,7 @@ OF_TALLY: dict[str, Callable[[Tally], float]] = {
     "tie_share": lambda t: t.tie_share,
     "gain_of_all": lambda t: t.gain / t.n,
     "baseline_of_all": lambda t: t.baseline / t.n,
-    "p": binomial_p,
+    "p": lambda t: float(binomial_p(t.gain, t.decisive)),
 }
 """What can be asked of a tally; shares are of the decisive votes unless they say `of_all`."""
 

@@ -80,15 +80,14 @@ def _figures(title: str, rows: Sequence[Row]) -> Table:
 
 
 def _clusters(found: Audit) -> Table:
-    from replication.audit.audit import p_value
-    from replication.statistics.format import percent
+    from replication.statistics.format import p_value, percent
 
     table = Table(title="The same votes with other units", title_justify="left")
     for column in ("unit", "clusters", "share for gain", "95 % interval", "gain : baseline : even", "sign test p"):
         table.add_column(column)
     for c in found.clusters:
-        bounds = "–" if c.low != c.low else f"{percent(c.low, 1)} to {percent(c.high, 1)}"
+        bounds = f"{percent(c.low, 1)} to {percent(c.high, 1)}"
         leans = f"{c.for_gain} : {c.for_baseline} : {c.even}"
-        p = p_value(None if c.sign_p != c.sign_p else c.sign_p)
+        p = p_value(c.sign_p)
         table.add_row(c.unit, str(c.n_clusters), percent(c.share, 1), bounds, leans, p)
     return table

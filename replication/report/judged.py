@@ -18,10 +18,11 @@ from replication.statistics.preference import (
     Ballots,
     agreement,
     ballots,
+    binomial_p,
     bootstrap_share,
+    chance_interval,
     fast_judges,
     krippendorff_alpha,
-    naive_binomial_p,
     self_consistency,
     shares_by,
     tie_judges,
@@ -217,7 +218,7 @@ def _beside(b: Ballots, analysis: AnalysisConfig) -> dict[str, Any]:
             "high": float(high) if len(seeds) > 1 else nan,
             "resamples": analysis.bootstrap_resamples,
         },
-        "naive": {"p": float(naive_binomial_p(chosen, decisive)), "share": chosen / decisive if decisive else nan},
+        "naive": {"p": float(binomial_p(chosen, decisive)), "share": chosen / decisive if decisive else nan},
     }
 
 
@@ -345,13 +346,13 @@ def _left(b: Ballots, has_models: bool) -> dict[str, Any] | None:
     if not len(b):
         return None
     n_left = int(((b.score == 1) == b.treatment_left).sum())
-    low, high = scipy_stats.binom.interval(0.95, len(b), 0.5)
+    share, (low, high) = n_left / len(b), chance_interval(len(b))
     return {
-        "share": n_left / len(b),
+        "share": share,
         "n": len(b),
-        "low": float(low) / len(b),
-        "high": float(high) / len(b),
-        "is_outside": not low <= n_left <= high,
+        "low": low,
+        "high": high,
+        "is_outside": not low <= share <= high,
         "has_models": has_models,
     }
 

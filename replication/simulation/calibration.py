@@ -24,7 +24,7 @@ from replication.statistics.losses import (
     power_of_equivalence,
     sign_flip_p,
 )
-from replication.statistics.preference import bootstrap_share, naive_binomial_p, shares_by
+from replication.statistics.preference import binomial_p, bootstrap_share, shares_by
 
 Floats = NDArray[np.float64]
 
@@ -173,7 +173,7 @@ def _votes(cell: VoteCell, n: int, generator: np.random.Generator) -> dict[str, 
         "per_seed": _judged(per_seed.p < ALPHA, per_seed.mean, per_seed.low, per_seed.high, truth - 0.5, cell),
         "sign_flip": _judged(flips < ALPHA, effect, None, None, truth, cell),
         "bootstrap": _judged((low > 0.5) | (high < 0.5), effect, low, high, truth, cell),
-        "naive": _judged(naive_binomial_p(chosen, total) < ALPHA, effect, share - naive, share + naive, truth, cell),
+        "naive": _judged(binomial_p(chosen, total) < ALPHA, effect, share - naive, share + naive, truth, cell),
     }
 
 

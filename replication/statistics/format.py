@@ -13,7 +13,7 @@ KEPT_CHARACTERS = "\n\t\u00a0\u200c\u200d"  # not printable to Python, but harml
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -58,7 +58,7 @@ def duration(seconds: Any) -> str:
 
 def plain(value: Any) -> str:
     """A config value or check value: short hashes, words for none, true and false."""
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -6,13 +6,14 @@ NaN is a seed without a value: it is left out, and the result is over the others
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import integrate
 from scipy import stats as scipy_stats
+
+from replication.statistics.seeds import MeanTest, mean_test, t_p
 
 Floats = NDArray[np.float64]
 
@@ -25,21 +26,6 @@ MOST_SEEDS = 10_000
 MOST_SIGN_FLIPS = 40
 """Seeds up to which sign flips are enumerated: 2**20 sums for each half of them."""
 NODES = 200
-
-
-@dataclass(frozen=True, eq=False)
-class MeanTest:
-    """A mean of paired differences, its t interval and the two-sided p of a zero mean; every array is [...]."""
-
-    n: NDArray[np.int64]
-    """Seeds with a value."""
-    mean: Floats
-    sd: Floats
-    """Sample standard deviation (n - 1); NaN below two seeds."""
-    low: Floats
-    high: Floats
-    p: Floats
-    """NaN below two seeds, and where the differences do not vary: a t test has nothing to stand on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,21 +65,6 @@ class FurtherSeeds:
 # ---------------------------------------------------------------- one mean
 
 
-def mean_test(differences_N: ArrayLike, confidence: float = 0.95) -> MeanTest:
-    """t test of a zero mean over seeds.
-
-    Args:
-        differences_N: float [..., N].
-        confidence: coverage of the interval.
-    """
-    values = np.asarray(differences_N, dtype=np.float64)
-    n, mean, sd = _moments(values)
-    half = scipy_stats.t.ppf(0.5 + confidence / 2, np.maximum(n - 1, 1)) * sd / np.sqrt(np.maximum(n, 1))
-    return MeanTest(
-        n, mean, sd, mean - half, mean + half, np.where(_varies(values, sd), _t_p(values, 0.0, "two-sided"), np.nan)
-    )
-
-
 def equivalence(differences_N: ArrayLike, margin: float, alpha: float = 0.05) -> Equivalence:
     """Two one-sided t tests (Schuirmann 1987): is the mean within +/- margin?
 
@@ -109,38 +80,11 @@ def equivalence(differences_N: ArrayLike, margin: float, alpha: float = 0.05) ->
     assert margin > 0 and 0 < alpha < 0.5
     values = np.asarray(differences_N, dtype=np.float64)
     test = mean_test(values, 1 - 2 * alpha)
-    varies = _varies(values, test.sd)
-    p_lower = np.where(varies, _t_p(values, -margin, "greater"), np.nan)
-    p_upper = np.where(varies, _t_p(values, margin, "less"), np.nan)
+    p_lower, p_upper = t_p(values, -margin, "greater"), t_p(values, margin, "less")
     p = np.maximum(p_lower, p_upper)
-    outside = varies & ((test.low > margin) | (test.high < -margin))
+    outside = np.isfinite(p) & ((test.low > margin) | (test.high < -margin))
     verdict = np.where(p < alpha, EQUIVALENT, np.where(outside, DIFFERENT, NOT_DECIDED))
     return Equivalence(test.n, test.mean, test.sd, test.low, test.high, p_lower, p_upper, p, verdict)
-
-
-def _varies(values_N: Floats, sd: Floats) -> NDArray[np.bool_]:
-    """Whether differences vary by more than rounding; False below two seeds."""
-    largest = np.where(np.isfinite(values_N), np.abs(values_N), 0.0).max(-1, initial=0.0)
-    return np.asarray(sd > 1e-12 * largest)
-
-
-def _moments(values_N: Floats) -> tuple[NDArray[np.int64], Floats, Floats]:
-    """(seeds with a value [...], their mean [...], their sample standard deviation [...]); NaN where there is none."""
-    there = np.isfinite(values_N)
-    n = there.sum(-1)
-    enough = np.where(n > 0, n, np.nan)
-    mean = np.where(there, values_N, 0.0).sum(-1) / enough
-    squares = np.where(there, (values_N - np.asarray(mean)[..., None]) ** 2, 0.0).sum(-1)
-    return n, mean, np.sqrt(squares / np.where(n > 1, n - 1, np.nan))
-
-
-def _t_p(values_N: Floats, null: float, alternative: str) -> Floats:
-    """p of scipy's one-sample t test [...]; NaN below two seeds."""
-    finite = np.where(np.isfinite(values_N), values_N, np.nan)
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # too few values, or equal ones: the result is NaN, which the callers handle
-        result = scipy_stats.ttest_1samp(finite, null, axis=-1, nan_policy="omit", alternative=alternative)
-    return np.asarray(result.pvalue, dtype=np.float64)
 
 
 # ---------------------------------------------------------------- power

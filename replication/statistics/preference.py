@@ -140,21 +140,30 @@ def bootstrap_share(
     return np.where(varies, low, np.nan), np.where(varies, high, np.nan)
 
 
-def naive_binomial_p(chosen: ArrayLike, decisive: ArrayLike) -> Floats:
-    """The published test, which takes every decisive vote as independent: two-sided exact binomial against one half.
+def binomial_p(chosen: ArrayLike, decisive: ArrayLike) -> Floats:
+    """Exact two-sided binomial p against one half; NaN [...] without a decisive vote.
 
-    Here for comparison alone: it counts a seed, a prompt or a judge as often as there are votes on it.
+    It takes votes as independent, as the published test does. On votes themselves it is for comparison alone, because
+    it counts a seed, a prompt or a judge as often as there are votes on it; on prompts or judges it is a sign test.
 
     Args:
         chosen: int [...], decisive votes for the treatment.
         decisive: int [...], decisive votes.
-
-    Returns:
-        float64 [...]; NaN where no vote is decisive.
     """
     k, n = np.broadcast_arrays(np.asarray(chosen, dtype=np.int64), np.asarray(decisive, dtype=np.int64))
     tail = scipy_stats.binom.cdf(np.minimum(k, n - k), n, 0.5)  # symmetric, so both tails are alike
     return np.where(n > 0, np.minimum(1.0, 2 * tail), np.nan)
+
+
+def chance_interval(n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact range of shares that chance alone gives of n votes of an even coin; (NaN, NaN) without a vote.
+
+    Shares are k / n of whole k, both ends within, so that `low <= k / n <= high` says whether chance would give k.
+    """
+    if not n:
+        return float("nan"), float("nan")
+    low, high = scipy_stats.binom.interval(confidence, n, 0.5)
+    return float(low) / n, float(high) / n
 
 
 # ---------------------------------------------------------------- judges

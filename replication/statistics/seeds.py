@@ -5,7 +5,9 @@ Shapes: A arms, N seeds, V validations, S steps. The unit of every interval is t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,21 @@ LATE_VALIDATIONS = 10
 """The published late-checkpoint mean is over the last ten."""
 BUDGET_TOLERANCE = 0.01
 """A mean gain further than this from 1 does not preserve the total gradient budget (METHOD 1)."""
+
+
+@dataclass(frozen=True, eq=False)
+class MeanTest:
+    """A mean of paired differences, its t interval and the two-sided p of a zero mean; every array is [...]."""
+
+    n: NDArray[np.int64]
+    """Seeds with a value."""
+    mean: Floats
+    sd: Floats
+    """Sample standard deviation (n - 1); NaN below two seeds."""
+    low: Floats
+    high: Floats
+    p: Floats
+    """NaN below two seeds, and where the differences do not vary: a t test has nothing to stand on."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,49 @@ class Budget:
     """n_failing / n_measured; NaN where nothing was measured."""
 
 
+# ---------------------------------------------------------------- the t interval
+
+
+def mean_test(differences_N: ArrayLike, confidence: float = 0.95) -> MeanTest:
+    """Mean over seeds with its t interval, mean -/+ t(n - 1) * sd / sqrt(n), and the t test of a zero mean.
+
+    Args:
+        differences_N: float [..., N]; NaN is a seed without a value, and left out.
+        confidence: coverage of the interval.
+    """
+    values = _finite(differences_N)
+    n = np.isfinite(values).sum(-1)
+    with _no_warnings():
+        mean, sd = np.nanmean(values, -1), np.nanstd(values, -1, ddof=1)
+    half = scipy_stats.t.ppf(0.5 + confidence / 2, np.maximum(n - 1, 1)) * sd / np.sqrt(np.maximum(n, 1))
+    return MeanTest(n, mean, sd, mean - half, mean + half, t_p(values))
+
+
+def t_p(values_N: ArrayLike, null: float = 0.0, alternative: str = "two-sided") -> Floats:
+    """p of scipy's one-sample t test over the last axis; NaN below two seeds, and where nothing varies."""
+    values = _finite(values_N)
+    with _no_warnings():
+        result = scipy_stats.ttest_1samp(values, null, axis=-1, nan_policy="omit", alternative=alternative)
+        varies = np.nanstd(values, -1, ddof=1) > 1e-12 * np.nan_to_num(np.abs(values)).max(-1, initial=0.0)
+    return np.where(varies, np.asarray(result.pvalue, dtype=np.float64), np.nan)
+
+
+def _finite(values: ArrayLike) -> Floats:
+    found = np.asarray(values, dtype=np.float64)
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Too few values, or equal ones, give NaN, which callers handle."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        yield
+
+
+# ---------------------------------------------------------------- paired differences
+
+
 def differences_to_first(values_AN: ArrayLike) -> Floats:
     """Each arm minus the first arm, seed by seed.
 
@@ -82,14 +142,18 @@ def summarize_paired(differences_N: ArrayLike, confidence: float = 0.95) -> Pair
     """
     values = np.asarray(differences_N, dtype=np.float64)
     values = values[np.isfinite(values)]
-    n, nan = len(values), float("nan")
-    signs = int((values > 0).sum()), int((values < 0).sum())
-    if n < 2:
-        note = "one seed: no interval" if n else "no seed has both values"
-        return Paired(n, float(values[0]) if n else nan, nan, nan, nan, *signs, note)
-    mean, sd = float(values.mean()), float(values.std(ddof=1))
-    half = float(scipy_stats.t.ppf(0.5 + confidence / 2, n - 1)) * sd / np.sqrt(n)
-    return Paired(n, mean, sd, float(mean - half), float(mean + half), *signs, "")
+    test = mean_test(values, confidence)
+    note = "" if test.n > 1 else "one seed: no interval" if test.n else "no seed has both values"
+    return Paired(
+        n=int(test.n),
+        mean=float(test.mean),
+        sd=float(test.sd),
+        low=float(test.low),
+        high=float(test.high),
+        n_positive=int((values > 0).sum()),
+        n_negative=int((values < 0).sum()),
+        note=note,
+    )
 
 
 def smallest_sign_flip_p(n_seeds: int) -> float:
@@ -183,21 +247,3 @@ def mean_over_seeds(
     common = sorted(set.intersection(*(set(table) for table in tables)))
     stacked = np.array([[table[step] for step in common] for table in tables], dtype=np.float64)
     return np.array(common, dtype=np.float64), stacked.mean(0) if common else np.empty(0)
-
-
-def mean_and_interval(values_NT: ArrayLike, confidence: float = 0.95) -> tuple[Floats, Floats, Floats]:
-    """Mean and t interval of the mean over seeds, at each step by itself.
-
-    Args:
-        values_NT: float [N, T], one row a seed, N at least 1.
-        confidence: pointwise coverage of the interval.
-
-    Returns:
-        (mean [T], low [T], high [T]). NaN where one seed has no value; low and high are NaN below two seeds.
-    """
-    values = np.asarray(values_NT, dtype=np.float64)
-    n, mean = len(values), values.mean(0)
-    if n < 2:
-        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    half = float(scipy_stats.t.ppf(0.5 + confidence / 2, n - 1)) * values.std(0, ddof=1) / np.sqrt(n)
-    return mean, mean - half, mean + half

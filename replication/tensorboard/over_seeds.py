@@ -12,7 +12,7 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from replication.statistics.seeds import mean_and_interval
+from replication.statistics.seeds import mean_test
 from replication.tensorboard.live import Curve
 from replication.tensorboard.tags import COUNTED, band_tag
 
@@ -46,8 +46,9 @@ def mean_runs(
         if not there:
             continue
         steps, values_NT = shared(there)
-        for which, values in zip(runs, mean_and_interval(values_NT), strict=True):
-            if np.isnan(values).any() or not len(steps):
+        over_N = mean_test(values_NT.T)
+        for which, values in (("mean", over_N.mean), ("low", over_N.low), ("high", over_N.high)):
+            if np.isnan(values_NT).any() or np.isnan(values).any() or not len(steps):
                 continue
             runs[which][prefix + tag] = steps, values
             if tag in banded:

@@ -19,7 +19,7 @@ from replication.audit.claims import load_claims, same, shown
 from replication.audit.clusters import cluster
 from replication.audit.published import Tally
 from replication.audit.recompute import FUNCTIONS
-from replication.audit.recompute_votes import binomial_p
+from replication.audit.recompute_votes import OF_TALLY
 from replication.cli.main import main
 from replication.config import config_root
 from replication.errors import UserError
@@ -164,8 +164,8 @@ def test_recomputed_values_show_two_digits_more(printed: str, value: Any, text: 
 
 def test_p_is_the_exact_two_sided_one() -> None:
     tail = sum(math.comb(25, k) for k in range(17, 26)) / 2**25
-    assert binomial_p(Tally(8, 17, 10)) == pytest.approx(2 * tail, rel=1e-12)
-    assert math.isnan(binomial_p(Tally(0, 0, 3)))
+    assert OF_TALLY["p"](Tally(8, 17, 10)) == pytest.approx(2 * tail, rel=1e-12)
+    assert math.isnan(OF_TALLY["p"](Tally(0, 0, 3)))
 
 
 # ---------------------------------------------------------------- clusters

@@ -13,9 +13,10 @@ from replication.statistics.format import clean
 from replication.statistics.preference import (
     agreement,
     ballots,
+    binomial_p,
     bootstrap_share,
+    chance_interval,
     krippendorff_alpha,
-    naive_binomial_p,
     self_consistency,
     shares_by,
 )
@@ -76,10 +77,20 @@ def test_sides_are_undone_and_both_bad_is_a_tie():
     assert self_consistency(votes) == (0, 1)
 
 
+def test_what_chance_gives_of_the_left_is_exact():
+    """Of 341 votes 152 to 189 lie within (44.6 to 55.4 %); the normal approximation said 44.7 to 55.3 %."""
+    low, high = chance_interval(341)
+    assert [round(100 * bound, 1) for bound in (low, high)] == [44.6, 55.4]
+    assert low <= 152 / 341 and high >= 189 / 341 and not low <= 151 / 341 and not high >= 190 / 341
+    outside = scipy_stats.binomtest(190, 341).pvalue / 2
+    assert outside < 0.025 < scipy_stats.binomtest(189, 341).pvalue / 2
+    assert np.isnan(chance_interval(0)).all()
+
+
 def test_the_naive_p_is_scipys_exact_binomial():
     for k, n in ((470, 784), (3, 3), (5, 10), (0, 7)):
-        assert naive_binomial_p(k, n) == pytest.approx(scipy_stats.binomtest(k, n).pvalue)
-    assert np.isnan(naive_binomial_p(0, 0))
+        assert binomial_p(k, n) == pytest.approx(scipy_stats.binomtest(k, n).pvalue)
+    assert np.isnan(binomial_p(0, 0))
 
 
 def test_shares_by_seed_leave_ties_out():
