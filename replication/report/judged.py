@@ -20,7 +20,7 @@ from replication.statistics.preference import (
     ballots,
     binomial_p,
     bootstrap_share,
-    chance_interval,
+    chance_range,
     fast_judges,
     krippendorff_alpha,
     self_consistency,
@@ -346,7 +346,7 @@ def _left(b: Ballots, has_models: bool) -> dict[str, Any] | None:
     if not len(b):
         return None
     n_left = int(((b.score == 1) == b.treatment_left).sum())
-    share, (low, high) = n_left / len(b), chance_interval(len(b))
+    share, (low, high) = n_left / len(b), chance_range(len(b))
     return {
         "share": share,
         "n": len(b),

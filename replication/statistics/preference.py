@@ -155,7 +155,7 @@ def binomial_p(chosen: ArrayLike, decisive: ArrayLike) -> Floats:
     return np.where(n > 0, np.minimum(1.0, 2 * tail), np.nan)
 
 
-def chance_interval(n: int, confidence: float = 0.95) -> tuple[float, float]:
+def chance_range(n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Exact range of shares that chance alone gives of n votes of an even coin; (NaN, NaN) without a vote.
 
     Shares are k / n of whole k, both ends within, so that `low <= k / n <= high` says whether chance would give k.

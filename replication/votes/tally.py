@@ -89,11 +89,3 @@ def first_votes(votes: Iterable[Vote]) -> list[Vote]:
 def votes_per_judge(votes: Iterable[Vote], kinds: Sequence[str] = ("human", "model")) -> Counter[str]:
     """First votes of each judge of these kinds, on whatever pair."""
     return Counter(vote.judge_id for vote in first_votes(votes) if vote.judge_kind in kinds)
-
-
-def chance_range(n: int) -> tuple[float, float]:
-    """The shares within which a fair coin's share of heads in n throws lies 95 times in 100, exactly; for n of 1 on."""
-    from scipy import stats  # loaded where it is asked for: what counts votes also answers at once
-
-    low, high = stats.binom.interval(0.95, n, 0.5)
-    return float(low) / n, float(high) / n

@@ -15,7 +15,7 @@ from replication.statistics.preference import (
     ballots,
     binomial_p,
     bootstrap_share,
-    chance_interval,
+    chance_range,
     krippendorff_alpha,
     self_consistency,
     shares_by,
@@ -79,12 +79,16 @@ def test_sides_are_undone_and_both_bad_is_a_tie():
 
 def test_what_chance_gives_of_the_left_is_exact():
     """Of 341 votes 152 to 189 lie within (44.6 to 55.4 %); the normal approximation said 44.7 to 55.3 %."""
-    low, high = chance_interval(341)
+    low, high = chance_range(341)
     assert [round(100 * bound, 1) for bound in (low, high)] == [44.6, 55.4]
     assert low <= 152 / 341 and high >= 189 / 341 and not low <= 151 / 341 and not high >= 190 / 341
     outside = scipy_stats.binomtest(190, 341).pvalue / 2
     assert outside < 0.025 < scipy_stats.binomtest(189, 341).pvalue / 2
-    assert np.isnan(chance_interval(0)).all()
+    assert np.isnan(chance_range(0)).all()
+    for n in (1, 2, 7, 100, 1000):
+        low, high = chance_range(n)
+        inside = scipy_stats.binom.cdf(high * n, n, 0.5) - scipy_stats.binom.cdf(low * n - 1, n, 0.5)
+        assert inside >= 0.95 and low + high == pytest.approx(1)
 
 
 def test_the_naive_p_is_scipys_exact_binomial():

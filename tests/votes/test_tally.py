@@ -4,10 +4,9 @@ import dataclasses
 import math
 
 import pytest
-from scipy import stats as scipy_stats
 
 from replication.votes.record import CHOICES, Vote
-from replication.votes.tally import Tally, chance_range, chosen_arm, count, first_votes, total, votes_per_judge, winner
+from replication.votes.tally import Tally, chosen_arm, count, first_votes, total, votes_per_judge, winner
 
 VOTE = Vote("v1", "s", 1, "baseline", "both", 7, 0, 2, "a", "human", "", "left", "2026-11-24T10:00:00+0000", 21.5, "")
 
@@ -51,12 +50,3 @@ def test_a_repeat_is_no_first_vote():
     assert first_votes([VOTE, again, model]) == [VOTE, model]
     assert votes_per_judge([VOTE, again, model]) == {"a": 1, "m": 1}
     assert votes_per_judge([VOTE, again, model], ["model"]) == {"m": 1}
-
-
-def test_the_range_of_chance_is_exact():
-    low, high = chance_range(340)
-    assert (round(100 * low, 1), round(100 * high, 1)) == (44.7, 55.3)
-    for n in (1, 2, 7, 100, 1000):
-        low, high = chance_range(n)
-        inside = scipy_stats.binom.cdf(high * n, n, 0.5) - scipy_stats.binom.cdf(low * n - 1, n, 0.5)
-        assert inside >= 0.95 and low + high == pytest.approx(1)
