@@ -79,7 +79,7 @@ HEAVY = ["torch", "lightning", "deepspeed", "transformers"]
 # Absolute paths of a developer's machine.
 MACHINE_PATH = re.compile(r"(?<![\w.)}])/(work|tmp/dev|root)/")
 NOT_OURS = {".git", ".venv", "out", "dist", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
-BINARY = {".png", ".npz", ".safetensors", ".parquet", ".arrow"}
+BINARY = {".xz", ".png", ".npz", ".safetensors", ".parquet", ".arrow"}
 INVISIBLE = {*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xAD, 0xFEFF}
 
 PACKAGE = CHECKOUT / "replication"
