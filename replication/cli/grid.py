@@ -37,7 +37,7 @@ from replication.grid.status import (
     print_status,
     read_notes,
 )
-from replication.protocol.preregistration import read_plan, unplanned_cells
+from replication.protocol.preregistration import read_plan
 from replication.runs.files import read_object
 from replication.runs.layout import SuiteDir, is_trained, name_cells
 from replication.runs.provenance import code_identity
@@ -279,8 +279,8 @@ def _make_ready(cells: Sequence[Cell], suite_dir: SuiteDir, console: Console) ->
 
 
 def _say_plan(suite_dir: SuiteDir, cells: Sequence[Cell], console: Console) -> None:
-    """A line each: whether the folder's cells ran other code than this; whether an analysis plan is frozen, and whether
-    it has the cells that are about to run."""
+    """A line each: whether the folder's cells ran other code than this; whether an analysis plan is registered, and
+    whether it has the cells that are about to run."""
     if not cells:
         return
     ran = {name: code_of(read_manifest(run) or {}) for name, run in logged_cells(suite_dir.runs).items()}
@@ -290,14 +290,17 @@ def _say_plan(suite_dir: SuiteDir, cells: Sequence[Cell], console: Console) -> N
         console.print(line, soft_wrap=True, highlight=False)
     record = read_plan(suite_dir)
     if record is None:
-        line = "no analysis plan is frozen; `replicate plan freeze` before the first cell makes the result confirmatory"
+        line = (
+            "no analysis plan is registered; `replicate preregistration register` before the first cell makes the "
+            "result confirmatory"
+        )
         console.print(line, soft_wrap=True)
         return
-    console.print(f"analysis plan {record['sha256'][:16]}, frozen at {record['frozen_at']}", soft_wrap=True)
-    others = unplanned_cells(record, {c.name: c.hash for c in cells})
+    console.print(f"analysis plan {record.sha256[:16]}, registered at {record.frozen_at}", soft_wrap=True)
+    others = [c.name for c in cells if record.plan.cells.get(c.name) != c.hash]
     if others:
         line = f"these cells are not the plan's, and the report will say so: {escape(name_cells(others))}"
-        console.print(f"[yellow]{line}[/yellow]; see `replicate plan show`", soft_wrap=True)
+        console.print(f"[yellow]{line}[/yellow]; see `replicate preregistration show`", soft_wrap=True)
 
 
 def _say_votes(suite: SuiteConfig, cells: Sequence[Cell], console: Console) -> None:

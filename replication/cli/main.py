@@ -132,7 +132,7 @@ def _overview() -> str:
         "usage: replicate VERB [options]      (replicate VERB --help says more; --debug shows tracebacks)",
         "",
     ]
-    lines += [f"  {name:<11} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    lines += [f"  {name:<15} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
     return "\n".join(lines)
 
 
@@ -231,11 +231,16 @@ def grid(argv: list[str]) -> int:
     return run_grid(argv)
 
 
-def plan(argv: list[str]) -> int:
-    """Freeze a suite's analysis plan before its first cell, show it, or check whether it was followed."""
-    from replication.cli.plan import plan as run_plan
+def preregistration(argv: list[str]) -> int:
+    """Register a suite's analysis plan before its first cell, show it, or check whether it was followed."""
+    from replication.cli.preregistration import preregistration as run_preregistration
 
-    return run_plan(argv)
+    return run_preregistration(argv)
+
+
+def plan(argv: list[str]) -> int:
+    """Another name of `preregistration`; `plan freeze` is `preregistration register`."""
+    return preregistration(argv)
 
 
 def generate(argv: list[str]) -> int:
@@ -374,6 +379,7 @@ def doctor(argv: list[str]) -> int:
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "prepare": prepare,
     "train": train,
+    "preregistration": preregistration,
     "plan": plan,
     "grid": grid,
     "generate": generate,

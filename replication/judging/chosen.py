@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from replication.generation.completions import suite_completions
 from replication.generation.export import read_export
 from replication.judging.pairs import Completions, matched
 from replication.protocol.certificate import certify
-from replication.protocol.preregistration import read_plan
+from replication.protocol.preregistration import Plan, read_plan
 from replication.runs.files import read_object
 from replication.runs.layout import SuiteDir
 
@@ -31,7 +30,7 @@ class Chosen:
         completions: seed -> arm -> completions, of the seeds that are used.
         left_out: a line for each seed that is not.
         analysis: the suite's section.
-        plan: the frozen plan; None without one.
+        plan: the registered plan; None without one.
     """
 
     suite: str
@@ -39,7 +38,7 @@ class Chosen:
     completions: Completions
     left_out: tuple[str, ...]
     analysis: AnalysisConfig
-    plan: Mapping[str, Any] | None
+    plan: Plan | None
 
     @property
     def n_pairs(self) -> int:
@@ -86,7 +85,7 @@ def from_suite(root: Path, pair: str | None) -> Chosen:
     _check_alike(suite_dir, two, sorted(kept))
     record = read_plan(suite_dir)
     lines = tuple(f"seed {seed} is left out: {why}" for seed, why in left_out.items())
-    return Chosen(suite.name, two, kept, lines, analysis, record["plan"] if record else None)
+    return Chosen(suite.name, two, kept, lines, analysis, record.plan if record else None)
 
 
 def from_file(path: Path) -> Chosen:
@@ -137,23 +136,21 @@ def _check_alike(suite_dir: SuiteDir, arms: tuple[str, str], seeds: list[int]) -
 
 
 def departures(chosen: Chosen, judges: int, votes: int) -> list[str]:
-    """A line for each thing that the frozen plan has otherwise."""
+    """A line for each thing that the registered plan has otherwise."""
     if chosen.plan is None:
         return []
-    planned = chosen.plan["analysis"]
+    planned = chosen.plan.analysis
     lines = []
-    if chosen.arms != (planned["baseline"], planned["treatment"]):
+    if chosen.arms != (planned.baseline, planned.treatment):
+        lines.append(f"the plan's pair is {planned.baseline},{planned.treatment}: votes on another are exploratory")
+    if votes != planned.votes_per_judge:
+        lines.append(f"the plan has {planned.votes_per_judge} votes a judge, the panel {votes}: a departure")
+    if judges < planned.judges:
+        more = planned.judges - judges
         lines.append(
-            f"the plan's pair is {planned['baseline']},{planned['treatment']}: votes on another are exploratory"
-        )
-    if votes != planned["votes_per_judge"]:
-        lines.append(f"the plan has {planned['votes_per_judge']} votes a judge, the panel {votes}: a departure")
-    if judges < planned["judges"]:
-        more = planned["judges"] - judges
-        lines.append(
-            f"the plan has {planned['judges']} judges, people and models together: {more} more are to come from "
+            f"the plan has {planned.judges} judges, people and models together: {more} more are to come from "
             "`replicate judge model`, `sheet` or `invite`, or it is a departure"
         )
-    if judges > planned["judges"]:
-        lines.append(f"the plan has {planned['judges']} judges, the panel {judges}: a departure")
+    if judges > planned.judges:
+        lines.append(f"the plan has {planned.judges} judges, the panel {judges}: a departure")
     return lines

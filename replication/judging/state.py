@@ -23,8 +23,8 @@ WIDEST_NAME = 14  # that 80 columns hold beside the counts; a longer one goes on
 def rules_of(folder: PanelFolder, database: Database) -> tuple[AnalysisConfig, tuple[int, int]]:
     """The suite's analysis section, and (judges, votes of each) that the panel is to come to.
 
-    The frozen plan says how many judges, people and models together; the panel how many votes each was given. Where the
-    suite is not here the section has its defaults, and the panel says both.
+    The registered plan says how many judges, people and models together; the panel how many votes each was given. Where
+    the suite is not here the section has its defaults, and the panel says both.
     """
     panel = Store(database).panel()
     rules, judges = AnalysisConfig(), panel.planned_judges
@@ -33,7 +33,7 @@ def rules_of(folder: PanelFolder, database: Database) -> tuple[AnalysisConfig, t
         suite = load_suite(suite_dir.suite)
         rules = suite.analysis.resolved(suite.arms)
         record = read_plan(suite_dir)
-        judges = record["plan"]["analysis"]["judges"] if record else judges
+        judges = record.plan.analysis.judges if record else judges
     return rules, (judges, panel.votes_per_judge)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from replication.config import SuiteConfig, to_dict
 from replication.protocol.certificate import Certificate
+from replication.protocol.deviations import check_plan
 from replication.protocol.diverged import why_diverged
-from replication.protocol.preregistration import check_plan
 from replication.report.answers import certified, factorial_answer, loss_answer, places, secondary_answers
 from replication.report.description import (
     completions,

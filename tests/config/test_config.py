@@ -297,7 +297,7 @@ def test_a_folder_and_a_suite_are_told_apart(tmp_path, monkeypatch, capsys):
             "report --out out/mine",
             "replicate report: the output folder stands without --out: `replicate report out/mine`",
         ),
-        ("plan check --out=out/mine", "`replicate plan check out/mine`"),
+        ("plan check --out=out/mine", "`replicate preregistration check out/mine`"),
         ("judge status --out", "`replicate judge status DIR`"),
         ("report mine", "mine: no such folder; did you mean out/mine?"),
         ("tensorboard mine", "did you mean out/mine?"),

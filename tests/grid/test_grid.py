@@ -23,7 +23,8 @@ from small_corpus import prose_layer, texts, write_folder
 
 from replication.config import load_run, load_suite
 from replication.protocol.certificate import certify
-from replication.protocol.preregistration import check_plan, freeze
+from replication.protocol.deviations import check_plan
+from replication.protocol.preregistration import register
 from replication.runs.files import read_json
 from replication.runs.journal import read_journal
 from replication.runs.layout import SuiteDir
@@ -349,10 +350,10 @@ def test_a_stopped_grid_stops_its_cells_and_the_same_command_goes_on(tmp_path, s
     assert cell.state() == "interrupted"
     stopped_at = read_journal(cell.metrics)[-1]["step"]
     assert stopped_at == 8
-    assert "no analysis plan is frozen" in output
+    assert "no analysis plan is registered" in output
     two_arms = replace(load_suite(suite), arms=("baseline", "both"))  # a plan compares
-    late = freeze(SuiteDir(out), two_arms)
-    assert late.record["began_before"] == ["baseline/seed-1"]
+    late = register(SuiteDir(out), two_arms)
+    assert late.record.began_before == ("baseline/seed-1",)
     again = replicate("grid", "run", suite, "--out", out, "--seeds", "1")
     assert again.returncode == 0, again.stdout + again.stderr
     steps = [line["step"] for line in read_journal(cell.metrics) if "tokens" in line]
@@ -362,7 +363,7 @@ def test_a_stopped_grid_stops_its_cells_and_the_same_command_goes_on(tmp_path, s
     assert [bool(start["plan"]) for start in manifest["starts"]] == [False, True]
     checked = replicate("plan", "check", out)
     assert checked.returncode == 1
-    assert "cells that started before the plan was frozen: baseline/seed-1" in checked.stdout
+    assert "cells that started before the plan was registered: baseline/seed-1" in checked.stdout
 
 
 # ---------------------------------------------------------------- mistakes

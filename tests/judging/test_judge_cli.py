@@ -38,7 +38,7 @@ from replication.judging.panel import add_judges
 from replication.judging.preview import preview
 from replication.judging.state import print_state
 from replication.judging.store import Store, hash_token
-from replication.protocol.preregistration import freeze
+from replication.protocol.preregistration import register
 from replication.runs.files import file_sha256, read_json, write_text
 from replication.runs.layout import SuiteDir
 from replication.votes.note import read_note
@@ -316,7 +316,7 @@ def test_80_columns_hold_every_name(out: Path) -> None:
 
 def test_a_departure_from_the_plan_is_one_line_each(out: Path, said) -> None:
     suite_dir = SuiteDir(out)
-    freeze(suite_dir, load_suite(suite_dir.suite))
+    register(suite_dir, load_suite(suite_dir.suite))
     text = said("prepare", out, "--pair", "both,baseline", "--judges", 3, "--votes", 6)
     assert "the plan's pair is baseline,both" in text and "has 7 votes a judge, the panel 6" in text
     assert "the plan has 4 judges, people and models together: 1 more are to come" in text

@@ -11,7 +11,7 @@ from synthetic_runs import build_suite, edit_manifest
 from test_report import PLANTED, report
 
 from replication.config import AnalysisConfig
-from replication.protocol.preregistration import freeze, plan_stamp
+from replication.protocol.preregistration import plan_stamp, register
 from replication.report import load
 from replication.report.divergence import block_of
 from replication.report.load import load_cells
@@ -65,19 +65,19 @@ def test_the_2x2_finds_what_was_planted_and_says_where_it_cannot_be_read(tmp_pat
 
 def test_a_plan_that_was_followed_or_not_stands_in_the_first_lines(tmp_path: Path) -> None:
     suite_dir, suite = build_suite(tmp_path / "out", arms=("baseline", "both"), seeds=(1,))
-    frozen = freeze(suite_dir, suite).record
+    registered = register(suite_dir, suite).record
     _, text, _ = report(suite_dir, suite)
     assert "after the data" in text.split("Preference: no votes yet")[0]
     suite_dir.plan.unlink()
     suite_dir.runs.rename(tmp_path / "later")
-    frozen = freeze(suite_dir, suite).record
+    registered = register(suite_dir, suite).record
     (tmp_path / "later").rename(suite_dir.runs)
     for arm in suite.arms:
         edit_manifest(suite_dir.cell(arm, 1), plan=plan_stamp(suite_dir.cell(arm, 1)))
     results, text, markdown = report(suite_dir, suite)
-    assert results["plan"]["followed"] and results["plan"]["sha256"] == frozen["sha256"]
+    assert results["plan"]["followed"] and results["plan"]["sha256"] == registered.sha256
     for page in (text, markdown):
-        assert "It was followed" in page and frozen["sha256"] in page.split("Methods")[1]
+        assert "It was followed" in page and registered.sha256 in page.split("Methods")[1]
     moved = replace(suite, analysis=replace(suite.analysis, margin_nats=0.5))
     results, text, markdown = report(suite_dir, moved)
     assert not results["plan"]["followed"]
@@ -89,7 +89,7 @@ def test_an_unreadable_plan_is_said_and_stops_nothing(tmp_path: Path) -> None:
     suite_dir, suite = build_suite(tmp_path / "out", arms=("baseline", "both"), seeds=(1,))
     suite_dir.plan.write_text("{}")
     results, text, _ = report(suite_dir, suite)
-    assert not results["plan"]["followed"] and "plan.json: is no frozen plan" in text
+    assert not results["plan"]["followed"] and "plan.json: is not a registered plan" in text
     assert "every result here is exploratory" in text
 
 

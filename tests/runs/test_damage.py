@@ -28,13 +28,15 @@ from replication.grid.cells import places
 from replication.grid.status import cell_status, print_status
 from replication.grid.submit import submissions
 from replication.protocol.certificate import certify
-from replication.protocol.preregistration import begun_cells, check_plan, freeze
+from replication.protocol.deviations import check_plan
+from replication.protocol.preregistration import register
 from replication.report.load import load_cells
 from replication.report.report import collect
 from replication.runs.failures import record_failure
 from replication.runs.files import file_sha256, mark_complete, read_json, write_json, write_text
 from replication.runs.grace_period import lead_seconds_needed
 from replication.runs.layout import RunDir, SuiteDir
+from replication.runs.starts import logged_cells
 from replication.tensorboard.live import LiveJournal
 from replication.tensorboard.writer import claim
 from replication.training.checkpoints import newest_checkpoint
@@ -60,7 +62,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> SuiteDir:
         tmp_path_factory.mktemp("damage") / "out", arms=ARMS, seeds=(1, 2, 3), steps=20,
         interrupted={("baseline", 3): 10},
     )  # fmt: skip
-    freeze(suite_dir, suite)
+    register(suite_dir, suite)
     for _, _, run in suite_dir.cells():
         write_json(run.times, {"save_seconds": 1.0, "step_seconds": 2.0})
         if run.complete.is_file():
@@ -142,7 +144,7 @@ def read(suite_dir: SuiteDir) -> Iterator[str]:
         ),
         lambda: load_cells(suite_dir, suite.arms, suite.seeds),
         lambda: check_plan(suite_dir, suite),
-        lambda: begun_cells(suite_dir),
+        lambda: logged_cells(suite_dir.runs),
         lambda: suite_completions(suite_dir, ARMS),
         lambda: write_export(suite_dir.root / "ab.json", suite_dir, 2, ARMS),
         lambda: _report_is_current(suite_dir),

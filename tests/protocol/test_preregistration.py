@@ -1,4 +1,4 @@
-"""The analysis plan: what it says, that it is frozen once, and that every departure from it is named."""
+"""The preregistration: what it says, that it is registered once, and that every deviation from it is named."""
 
 from __future__ import annotations
 
@@ -15,24 +15,16 @@ import yaml
 from synthetic_runs import Synthetic, build_suite, cell_config, edit_manifest, edit_start, rewrite_config
 
 from replication.cli.grid import _report_is_current
-from replication.cli.plan import plan as plan_verb
-from replication.config import AnalysisConfig, DivergedRule, SuiteConfig, load_suite, scientific_hash, to_yaml
+from replication.cli.preregistration import preregistration as verb
+from replication.config import AnalysisConfig, DivergedRule, SuiteConfig, load_suite, scientific_hash, to_dict, to_yaml
 from replication.errors import UserError
 from replication.grid.cells import claim_folder, places
-from replication.protocol.preregistration import (
-    PlanStatus,
-    begun_cells,
-    build_plan,
-    check_plan,
-    first_stamp,
-    freeze,
-    plan_hash,
-    plan_stamp,
-    read_plan,
-)
+from replication.protocol.deviations import PlanStatus, check_plan
+from replication.protocol.preregistration import build_plan, first_stamp, plan_hash, plan_stamp, read_plan, register
 from replication.runs.files import read_json, write_json, write_text
 from replication.runs.journal import Journal
 from replication.runs.layout import RunDir, SuiteDir, name_cells
+from replication.runs.starts import logged_cells
 
 ARMS, SEEDS = ("baseline", "both"), (1, 2)
 CELLS = [f"{arm}/seed-{seed}" for arm in ARMS for seed in SEEDS]
@@ -40,11 +32,11 @@ CELLS = [f"{arm}/seed-{seed}" for arm in ARMS for seed in SEEDS]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[SuiteDir, SuiteConfig]:
-    """A plan that is frozen in an empty folder, and then the cells, each stamped as training stamps it."""
+    """A plan that is registered in an empty folder, and then the cells, each stamped as training stamps it."""
     what = Synthetic(arms=ARMS, seeds=SEEDS, steps=20, samples=False, data_manifest=False)
     _, suite = build_suite(tmp_path_factory.mktemp("first") / "out", what)
     suite_dir = SuiteDir(tmp_path_factory.mktemp("suite") / "out")
-    assert freeze(suite_dir, suite).is_new
+    assert register(suite_dir, suite).is_new
     build_suite(suite_dir.root, what)
     for run in runs(suite_dir):
         edit_manifest(run, plan=plan_stamp(run))
@@ -133,17 +125,18 @@ def test_a_plan_says_everything_and_its_hash_is_of_the_content(built: tuple[Suit
     suite_dir, suite = built
     record = read_plan(suite_dir)
     assert record is not None
-    plan = record["plan"]
-    assert plan["analysis"]["treatment"] == "both" and plan["seeds"] == list(SEEDS)
-    assert plan["cells"] == {
+    plan = record.plan
+    assert plan.analysis.treatment == "both" and plan.seeds == SEEDS
+    assert plan.cells == {
         f"{arm}/seed-{seed}": scientific_hash(cell_config(suite, arm, seed)) for seed in SEEDS for arm in ARMS
     }
-    assert plan["settings"]["arms"]["both"]["token_gain.enabled"] is True
-    assert plan["settings"]["shared"]["training.steps"] == 20
-    assert record["sha256"] == plan_hash(plan) == plan_hash(dict(reversed(plan.items())))
-    assert plan_hash(plan | {"seeds": [1, 3]}) != record["sha256"]
+    assert plan.settings.arms["both"]["token_gain.enabled"] is True
+    assert plan.settings.shared["training.steps"] == 20
+    written = read_json(suite_dir.plan)["plan"]
+    assert record.sha256 == plan_hash(written) == plan_hash(dict(reversed(written.items())))
+    assert plan_hash(written | {"seeds": [1, 3]}) != record.sha256
     page = suite_dir.plan_md.read_text()
-    for text in (record["sha256"], "0.02 nats", "Satterthwaite", "No cell had logged a step", *plan["exclusions"]):
+    for text in (record.sha256, "0.02 nats", "Satterthwaite", "No cell had logged a step", *plan.exclusions):
         assert text in page
 
 
@@ -151,16 +144,16 @@ def test_the_analysis_changes_no_cell_and_a_flag_does(built: tuple[SuiteDir, Sui
     suite = built[1]
     plan = build_plan(suite)
     other = build_plan(replace(suite, analysis=AnalysisConfig(primary="loss", margin_nats=0.1)))
-    assert other["cells"] == plan["cells"] and plan_hash(other) != plan_hash(plan)
-    assert build_plan(suite, ["--training.weight_decay=0.2"])["cells"].keys() == plan["cells"].keys()
-    assert not set(build_plan(suite, ["--training.weight_decay=0.2"])["cells"].values()) & set(plan["cells"].values())
+    assert other.cells == plan.cells and plan_hash(to_dict(other)) != plan_hash(to_dict(plan))
+    assert build_plan(suite, ["--training.weight_decay=0.2"]).cells.keys() == plan.cells.keys()
+    assert not set(build_plan(suite, ["--training.weight_decay=0.2"]).cells.values()) & set(plan.cells.values())
 
 
 def test_the_questions_follow_the_arms() -> None:
     def asked(suite: SuiteConfig) -> list[tuple[str, str]]:
         plan = build_plan(suite)
-        assert plan["secondary"] == [q["id"] for q in plan["questions"][1:]]
-        return [(q["role"], q["id"]) for q in plan["questions"]]
+        assert plan.secondary == tuple(q.id for q in plan.questions[1:])
+        return [(q.role, q.id) for q in plan.questions]
 
     effects = [("secondary", f"{e}_loss") for e in ("main_effect_token_gain", "main_effect_layer_gain", "interaction")]
     first = [("primary", "preference"), ("secondary", "loss_equivalence")]
@@ -172,29 +165,33 @@ def test_the_questions_follow_the_arms() -> None:
         build_plan(SuiteConfig("s", ("baseline",), (1,)))
 
 
-# ---------------------------------------------------------------- freezing
+# ---------------------------------------------------------------- registering
 
 
-def test_a_plan_is_frozen_once_and_amended_with_a_reason(tmp_path: Path, built: tuple[SuiteDir, SuiteConfig]) -> None:
+def test_a_plan_is_registered_once_and_amended_with_a_reason(
+    tmp_path: Path, built: tuple[SuiteDir, SuiteConfig]
+) -> None:
     suite, suite_dir = built[1], SuiteDir(tmp_path / "out")
-    first = freeze(suite_dir, suite).record
+    first = register(suite_dir, suite).record
     text = suite_dir.plan.read_text()
-    assert not freeze(suite_dir, suite).is_new and suite_dir.plan.read_text() == text
+    assert not register(suite_dir, suite).is_new and suite_dir.plan.read_text() == text
     wider = replace(suite, analysis=AnalysisConfig(margin_nats=0.05))
-    with pytest.raises(UserError, match=r"another plan is frozen \(analysis\.margin_nats: 0\.02 -> 0\.05\)") as refused:
-        freeze(suite_dir, wider)
+    with pytest.raises(
+        UserError, match=r"another plan is registered \(analysis\.margin_nats: 0\.02 -> 0\.05\)"
+    ) as refused:
+        register(suite_dir, wider)
     assert "--amend" in str(refused.value) and suite_dir.plan.read_text() == text
     with pytest.raises(UserError):
-        freeze(suite_dir, wider, amend=" ")
-    amended = freeze(suite_dir, wider, amend="a typing error").record
+        register(suite_dir, wider, amend=" ")
+    amended = register(suite_dir, wider, amend="a typing error").record
     assert (suite_dir.root / "plan-1.json").read_text() == text
-    assert [entry["sha256"] for entry in amended["history"]] == [first["sha256"]]
+    assert [entry.sha256 for entry in amended.history] == [first.sha256]
     assert "a typing error" in suite_dir.plan_md.read_text()
     found = check_plan(suite_dir)
     assert found.state == "before the data"
-    assert found.departures == found.unfinished == ("0 of 2 planned seeds are complete in every planned arm; not: 1-2",)
+    assert found.deviations == found.unfinished == ("0 of 2 planned seeds are complete in every planned arm; not: 1-2",)
     assert "margin_nats: 0.02 -> 0.05" in found.notes[0] and "a typing error" in found.notes[0]
-    claim_folder(suite, suite_dir, [])  # what freezing wrote is ours
+    claim_folder(suite, suite_dir, [])  # what registering wrote is ours
 
 
 def test_a_stamp_is_of_the_cells_own_folder(built: tuple[SuiteDir, SuiteConfig], tmp_path: Path) -> None:
@@ -205,21 +202,21 @@ def test_a_stamp_is_of_the_cells_own_folder(built: tuple[SuiteDir, SuiteConfig],
     assert plan_stamp(SuiteDir(tmp_path).cell("both", 1)) is None
 
 
-def test_a_freeze_that_ended_between_its_files_is_finished_by_the_next(
+def test_a_registration_that_ended_between_its_files_is_finished_by_the_next(
     tmp_path: Path, built: tuple[SuiteDir, SuiteConfig]
 ) -> None:
     suite, suite_dir = built[1], SuiteDir(tmp_path / "out")
     suite_dir.plan_md.mkdir(parents=True)  # so that the page cannot be written
     with pytest.raises(OSError):
-        freeze(suite_dir, suite)
+        register(suite_dir, suite)
     suite_dir.plan_md.rmdir()
     claim_folder(suite, suite_dir, [])  # not refused as somebody else's
-    assert not freeze(suite_dir, suite).is_new
+    assert not register(suite_dir, suite).is_new
     assert suite_dir.plan_md.read_text() == built[0].plan_md.read_text().replace(
         read_json(built[0].plan)["frozen_at"], read_json(suite_dir.plan)["frozen_at"]
     )
     suite_dir.plan_md.write_text("the page of an earlier plan")
-    freeze(suite_dir, suite)
+    register(suite_dir, suite)
     assert read_json(suite_dir.plan)["sha256"] in suite_dir.plan_md.read_text()
 
 
@@ -233,28 +230,28 @@ def test_a_cell_is_stamped_anew_until_it_has_logged_a_step(tmp_path: Path, built
         return read_json(run.manifest)["plan"]
 
     assert start() is None  # and died before its first step
-    assert freeze(suite_dir, suite).record["began_before"] == []
+    assert register(suite_dir, suite).record.began_before == ()
     found = check_plan(suite_dir)
-    assert found.state == "before the data" and found.departures == found.unfinished
+    assert found.state == "before the data" and found.deviations == found.unfinished
     first = start()
     assert first == plan_stamp(run)
     journal = Journal(run.metrics)
     journal.append({"step": 1, "tokens": 1})
     journal.close()
-    freeze(suite_dir, replace(suite, analysis=AnalysisConfig(alpha=0.1)), amend="why not")
+    register(suite_dir, replace(suite, analysis=AnalysisConfig(alpha=0.1)), amend="why not")
     assert start() == first != plan_stamp(run)
     Journal(run.metrics).close()  # no checkpoint: the journal begins anew
-    assert begun_cells(suite_dir) == ["both/seed-1"]
+    assert list(logged_cells(suite_dir.runs)) == ["both/seed-1"]
     assert start() == first
 
 
-# ---------------------------------------------------------------- departures
+# ---------------------------------------------------------------- deviations
 
 
 def test_a_plan_that_was_followed(suite_dir: SuiteDir) -> None:
     found = status(suite_dir)
-    assert (found.state, found.departures, found.followed) == ("before the data", (), True)
-    assert "before the data." in found.sentences[0] and "no departure" in found.sentences[1]
+    assert (found.state, found.deviations, found.followed) == ("before the data", (), True)
+    assert "before the data." in found.sentences[0] and "no deviation" in found.sentences[1]
     votes = {f"judge {i}": 32 for i in range(40)}
     assert status(suite_dir, votes).followed
 
@@ -284,8 +281,8 @@ def sample_otherwise(suite_dir: SuiteDir) -> None:
     edit_manifest(suite_dir.cell("both", 2), generation=planned | {"temperature": 0.1, "samples_sha256": "x"})
 
 
-DEPARTURES: dict[str, tuple[Callable[[SuiteDir], object], str]] = {
-    "edited plan": (edit_plan, "plan.json was edited after it was frozen"),
+DEVIATIONS: dict[str, tuple[Callable[[SuiteDir], object], str]] = {
+    "edited plan": (edit_plan, "plan.json was edited after it was registered"),
     "forged plan": (forge_plan, f"cells that carry the hash of another plan (HASH): {name_cells(CELLS)}"),
     "new arm": (lambda d: change_suite(d, arms=(*ARMS, "layer_gain")), "arm layer_gain was added to the suite"),
     "no arm": (
@@ -335,17 +332,17 @@ DEPARTURES: dict[str, tuple[Callable[[SuiteDir], object], str]] = {
     ),
     "too early": (
         lambda d: edit_manifest(d.cell("both", 2), plan=None),
-        "cells that started before the plan was frozen: both/seed-2",
+        "cells that started before the plan was registered: both/seed-2",
     ),
     "trained elsewhere": (
         lambda d: edit_manifest(d.cell("both", 2), plan=None, started_at="2999-01-01T00:00:00+0000"),
-        "cells that started without a plan in their folder, though later than the freeze: both/seed-2",
+        "cells that started without a plan in their folder, though later than it was registered: both/seed-2",
     ),
-    "frozen again": (
+    "registered again": (
         lambda d: edit_manifest(
             d.cell("both", 2), plan=plan_stamp(d.cell("both", 2)) | {"frozen_at": "2020-01-01T00:00:00+0000"}
         ),
-        "cells that carry another time of freezing (2020-01-01T00:00:00+0000): both/seed-2",
+        "cells that carry another time of registration (2020-01-01T00:00:00+0000): both/seed-2",
     ),
     "no manifest": (
         lambda d: d.cell("both", 2).manifest.write_text("{"),
@@ -360,26 +357,26 @@ DEPARTURES: dict[str, tuple[Callable[[SuiteDir], object], str]] = {
         "1 of 2 planned seeds are complete in every planned arm; not: 2",
     ),
     "plan removed": (lambda d: d.plan.unlink(), f"plan.json is gone, whose hash HASH these cells carry: {CELLS[0]}"),
-    "plan damaged": (lambda d: d.plan.write_text("{}"), "is no frozen plan; restore it"),
+    "plan damaged": (lambda d: d.plan.write_text("{}"), "is not a registered plan; restore it"),
 }
 
 
-@pytest.mark.parametrize("name", DEPARTURES)
-def test_each_departure_is_named_and_nothing_else(suite_dir: SuiteDir, name: str) -> None:
-    change, words = DEPARTURES[name]
+@pytest.mark.parametrize("name", DEVIATIONS)
+def test_each_deviation_is_named_and_nothing_else(suite_dir: SuiteDir, name: str) -> None:
+    change, words = DEVIATIONS[name]
     sha = read_json(suite_dir.plan)["sha256"]
     change(suite_dir)
     found = status(suite_dir)
     assert not found.followed
-    named = [line for line in found.departures if words.replace("HASH", sha[:16]) in line]
+    named = [line for line in found.deviations if words.replace("HASH", sha[:16]) in line]
     others = 2 if name == "no arm" else 0  # another arm in its place, which is the treatment now
-    assert len(named) == 1 and len(found.departures) == 1 + others, found.departures
-    assert found.unfinished == (found.departures if name == "seed not complete" else ())
+    assert len(named) == 1 and len(found.deviations) == 1 + others, found.deviations
+    assert found.unfinished == (found.deviations if name == "seed not complete" else ())
     assert (found.state == "after the data") == (name == "too early")
     assert (found.state == "none") == name.startswith("plan ")
 
 
-def test_what_older_files_do_not_record_is_no_departure(suite_dir: SuiteDir) -> None:
+def test_what_older_files_do_not_record_is_no_deviation(suite_dir: SuiteDir) -> None:
     """Manifests without starts and hashes; and a plan that lacks a key of the analysis is not another plan."""
     for run in runs(suite_dir):
         edit_manifest(run, starts=None)
@@ -389,7 +386,7 @@ def test_what_older_files_do_not_record_is_no_departure(suite_dir: SuiteDir) -> 
     for run in runs(suite_dir):
         edit_manifest(run, plan=plan_stamp(run))
     assert status(suite_dir).followed
-    assert not freeze(suite_dir, load_suite(suite_dir.suite)).is_new
+    assert not register(suite_dir, load_suite(suite_dir.suite)).is_new
 
 
 def test_a_cell_without_a_logged_step_is_no_data_and_one_that_lost_its_journal_is(suite_dir: SuiteDir) -> None:
@@ -402,7 +399,7 @@ def test_a_cell_without_a_logged_step_is_no_data_and_one_that_lost_its_journal_i
     edit_manifest(run, finished_at=None)
     found = status(suite_dir)
     assert found.state == "before the data"
-    assert found.departures == found.unfinished and len(found.departures) == 1
+    assert found.deviations == found.unfinished and len(found.deviations) == 1
 
 
 def without(*keys: str) -> Callable[[dict[str, Any]], object]:
@@ -429,24 +426,24 @@ DAMAGES: list[Callable[[dict[str, Any]], object]] = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_plan_that_lacks_what_is_read_of_it_is_a_departure(
+def test_a_plan_that_lacks_what_is_read_of_it_is_a_deviation(
     suite_dir: SuiteDir, damage: Callable[[dict[str, Any]], object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = read_json(suite_dir.plan)
     damage(record)
     write_json(suite_dir.plan, record)
-    assert plan_verb(["check", str(suite_dir.root)]) == 1
-    assert "plan.json: is no frozen plan; restore it" in capsys.readouterr().out
-    with pytest.raises(UserError, match="is no frozen plan"):
-        plan_verb(["show", str(suite_dir.root)])
+    assert verb(["check", str(suite_dir.root)]) == 1
+    assert "plan.json: is not a registered plan; restore it" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is not a registered plan"):
+        verb(["show", str(suite_dir.root)])
 
 
 @pytest.mark.parametrize("text", ["{", "{}", None])
-def test_an_earlier_plan_that_is_lost_is_a_departure(suite_dir: SuiteDir, text: str | None) -> None:
-    freeze(suite_dir, change_suite(suite_dir, analysis=AnalysisConfig(alpha=0.1)), amend="we saw p = 0.07")
-    n_before, kept = len(status(suite_dir).departures), suite_dir.root / "plan-1.json"
+def test_an_earlier_plan_that_is_lost_is_a_deviation(suite_dir: SuiteDir, text: str | None) -> None:
+    register(suite_dir, change_suite(suite_dir, analysis=AnalysisConfig(alpha=0.1)), amend="we saw p = 0.07")
+    n_before, kept = len(status(suite_dir).deviations), suite_dir.root / "plan-1.json"
     kept.unlink() if text is None else kept.write_text(text)
-    found = status(suite_dir).departures
+    found = status(suite_dir).deviations
     assert "plan-1.json cannot be read" in found and len(found) == n_before + 1
 
 
@@ -471,10 +468,10 @@ def test_a_report_is_current_until_what_it_is_made_from_changes(suite_dir: Suite
 
 def test_votes_that_are_fewer_or_more_than_planned(suite_dir: SuiteDir) -> None:
     found = status(suite_dir, {"a": 32, "b": 31})
-    assert found.departures == found.unfinished
-    assert found.departures == ("2 of 40 planned judges voted", "1 of 2 judges gave fewer than 32 votes")
+    assert found.deviations == found.unfinished
+    assert found.deviations == ("2 of 40 planned judges voted", "1 of 2 judges gave fewer than 32 votes")
     found = status(suite_dir, {f"judge {i}": 32 for i in range(41)})
-    assert found.departures == ("41 judges voted, 40 are planned",) and found.unfinished == ()
+    assert found.deviations == ("41 judges voted, 40 are planned",) and found.unfinished == ()
 
 
 def test_a_plan_of_after_the_data_says_so(suite_dir: SuiteDir) -> None:
@@ -482,21 +479,21 @@ def test_a_plan_of_after_the_data_says_so(suite_dir: SuiteDir) -> None:
     for run in runs(suite_dir):
         edit_manifest(run, plan=None)
     found = status(suite_dir)
-    assert (found.state, found.departures, found.followed) == ("none", (), False)
+    assert (found.state, found.deviations, found.followed) == ("none", (), False)
     assert "exploratory" in found.sentences[0]
-    record = freeze(suite_dir, load_suite(suite_dir.suite)).record
-    assert record["began_before"] == CELLS
+    record = register(suite_dir, load_suite(suite_dir.suite)).record
+    assert record.began_before == tuple(CELLS)
     found = status(suite_dir)
     assert found.state == "after the data" and "no result confirmatory" in found.sentences[0]
-    assert found.departures == (f"cells that started before the plan was frozen: {name_cells(CELLS)}",)
+    assert found.deviations == (f"cells that started before the plan was registered: {name_cells(CELLS)}",)
     assert "had logged steps" in suite_dir.plan_md.read_text()
 
 
-def test_an_amendment_after_the_data_is_a_departure_with_its_reason(suite_dir: SuiteDir) -> None:
+def test_an_amendment_after_the_data_is_a_deviation_with_its_reason(suite_dir: SuiteDir) -> None:
     suite = change_suite(suite_dir, analysis=AnalysisConfig(alpha=0.1))
-    freeze(suite_dir, suite, amend="we saw p = 0.07")
+    register(suite_dir, suite, amend="we saw p = 0.07")
     found = status(suite_dir)
-    amended, cells = found.departures
+    amended, cells = found.deviations
     assert found.state == "after the data" and found.notes == ()
     assert 'analysis.alpha: 0.05 -> 0.1); reason given: "we saw p = 0.07"' in amended
     assert cells == f"cells that started under an earlier plan (plan-1.json): {name_cells(CELLS)}"
@@ -505,52 +502,52 @@ def test_an_amendment_after_the_data_is_a_departure_with_its_reason(suite_dir: S
 # ---------------------------------------------------------------- the command line
 
 
-def test_the_verb_freezes_shows_and_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_registers_shows_and_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    command = ["freeze", "laptop", "--out", str(out), "--seeds", "1,2", "--training.steps=40"]
-    assert plan_verb([*command, "--training.warmup_steps=2"]) == 0
+    command = ["register", "laptop", "--out", str(out), "--seeds", "1,2", "--training.steps=40"]
+    assert verb([*command, "--training.warmup_steps=2"]) == 0
     sha = read_json(out / "plan.json")["sha256"]
     said = capsys.readouterr().out
     assert sha in said and f"replicate grid run laptop --out {out} --seeds 1,2 --training.steps=40" in said
-    assert plan_verb([*command, "--training.warmup_steps=2"]) == 0
-    assert "frozen already" in capsys.readouterr().out
-    assert plan_verb(["show", str(out)]) == 0
+    assert verb([*command, "--training.warmup_steps=2"]) == 0
+    assert "registered already" in capsys.readouterr().out
+    assert verb(["show", str(out)]) == 0
     assert capsys.readouterr().out == (out / "plan.md").read_text()
-    assert plan_verb(["check", str(out)]) == 0
+    assert verb(["check", str(out)]) == 0
     assert "- 0 of 2 planned seeds are complete" in capsys.readouterr().out
-    with pytest.raises(UserError, match="another plan is frozen"):
-        plan_verb([*command, "--training.warmup_steps=3"])
+    with pytest.raises(UserError, match="another plan is registered"):
+        verb([*command, "--training.warmup_steps=3"])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(UserError, match="is not empty and holds no suite"):
-        plan_verb(["freeze", "laptop", "--out", str(tmp_path / "full")])
-    with pytest.raises(UserError, match="replicate plan freeze SUITE"):
-        plan_verb(["show", str(tmp_path / "nowhere")])
+        verb(["register", "laptop", "--out", str(tmp_path / "full")])
+    with pytest.raises(UserError, match="replicate preregistration register SUITE"):
+        verb(["show", str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="no such folder"):
-        plan_verb(["check", str(tmp_path / "nowhere")])
+        verb(["check", str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match=r"--training\.steps=3 does not act here"):
-        plan_verb(["check", str(out), "--training.steps=3"])
+        verb(["check", str(out), "--training.steps=3"])
     assert json.loads(json.dumps(check_plan(SuiteDir(out)).to_dict()))["followed"] is False
 
 
-def test_check_fails_of_a_departure_that_nothing_to_come_would_mend(suite_dir: SuiteDir) -> None:
-    assert plan_verb(["check", str(suite_dir.root)]) == 0
+def test_check_fails_of_a_deviation_that_nothing_to_come_would_mend(suite_dir: SuiteDir) -> None:
+    assert verb(["check", str(suite_dir.root)]) == 0
     suite_dir.cell("both", 2).complete.unlink()
-    assert plan_verb(["check", str(suite_dir.root)]) == 0
+    assert verb(["check", str(suite_dir.root)]) == 0
     edit_plan(suite_dir)
-    assert plan_verb(["check", str(suite_dir.root)]) == 1
+    assert verb(["check", str(suite_dir.root)]) == 1
 
 
 def test_a_script_leaves_a_folder_that_was_begun_without_a_plan(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["freeze", "laptop", "--unless-begun", "--out"]
-    assert plan_verb([*command, str(tmp_path / "new")]) == 0
+    command = ["register", "laptop", "--unless-begun", "--out"]
+    assert verb([*command, str(tmp_path / "new")]) == 0
     said = capsys.readouterr().out
-    assert "frozen at" in said and "next:" not in said
+    assert "registered at" in said and "next:" not in said
     claim_folder(load_suite("laptop"), SuiteDir(tmp_path / "begun"), [])
-    assert plan_verb([*command, str(tmp_path / "begun")]) == 0
+    assert verb([*command, str(tmp_path / "begun")]) == 0
     assert "was begun without an analysis plan" in capsys.readouterr().out
     assert not (tmp_path / "begun" / "plan.json").exists()
-    with pytest.raises(UserError, match="another plan is frozen"):
-        plan_verb([*command, str(tmp_path / "new"), "--seeds", "1,2"])
+    with pytest.raises(UserError, match="another plan is registered"):
+        verb([*command, str(tmp_path / "new"), "--seeds", "1,2"])

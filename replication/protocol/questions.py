@@ -1,0 +1,157 @@
+"""The questions of a plan with their tests, and its exclusion rules, in words. Every text here is hashed with the plan.
+
+A changed word makes the same plan another one; so words are not changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from replication.config import AnalysisConfig, DivergedRule
+
+LOSSES = {
+    "late_val_loss": "validation loss (mean of the last {k} validations)",
+    "final_val_loss": "validation loss at the last step",
+}
+ALL_FOUR = {(False, False), (True, False), (False, True), (True, True)}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question that the votes or the losses answer."""
+
+    id: str
+    role: str
+    """primary or secondary."""
+    question: str
+    test: str
+    beside: tuple[str, ...]
+    """Supplementary figures, which decide nothing."""
+
+
+def questions(
+    a: AnalysisConfig, arms: Sequence[str], n_seeds: int, gains: Mapping[str, tuple[bool, bool]]
+) -> tuple[Question, ...]:
+    """The primary question first, then the secondary ones.
+
+    Args:
+        a: the resolved section.
+        arms: of the suite.
+        n_seeds: how many are planned.
+        gains: arm -> whether (token gain, layer gain) act; four arms with all four make the 2x2.
+    """
+    first = [_preference(a, n_seeds), _loss(a, n_seeds)]
+    if a.primary == "loss":
+        first.reverse()
+    factorial = len(arms) == 4 and {gains[arm] for arm in arms} == ALL_FOUR
+    rest = _factorial(a) if factorial else _others(a, arms)
+    return (replace(first[0], role="primary"), first[1], *rest)
+
+
+def _sign_flip(n_seeds: int) -> str:
+    return (
+        f"exact sign-flip test over the seeds (with {n_seeds} seeds its smallest p is {min(1.0, 2 / 2**n_seeds):.2g})"
+    )
+
+
+def _preference(a: AnalysisConfig, n_seeds: int) -> Question:
+    return Question(
+        "preference",
+        "secondary",
+        f"Do judges prefer the text of `{a.treatment}` to that of `{a.baseline}`? Measured by the share of "
+        f"decisive votes for `{a.treatment}`; ties are counted, shown, and left out of the share.",
+        f"t test of a share of one half in a model with crossed random effects of seed, prompt and judge, and "
+        "the interaction of seed and prompt, over the decisive votes, with "
+        f"Satterthwaite's degrees of freedom; two-sided at {a.alpha:g}.",
+        (
+            "t test over the seeds' shares, conditional on these prompts and judges",
+            _sign_flip(n_seeds),
+            f"bootstrap of three levels (seeds, prompts, judges), {a.bootstrap_resamples:,} resamples, seed "
+            f"{a.bootstrap_seed}",
+        ),
+    )
+
+
+def _loss(a: AnalysisConfig, n_seeds: int) -> Question:
+    return Question(
+        "loss_equivalence",
+        "secondary",
+        f"Is the {_loss_words(a)} of `{a.treatment}` equivalent to that of `{a.baseline}`, within "
+        f"{a.margin_nats:g} nats on either side?",
+        f"Difference `{a.treatment}` - `{a.baseline}` at each seed; two one-sided t tests over the seeds, "
+        f"against -{a.margin_nats:g} and +{a.margin_nats:g} nats, each at {a.alpha:g}. Equivalent where both reject: "
+        f"where the {1 - 2 * a.alpha:.0%} interval of the mean lies within the margin. That no difference is found is "
+        "not equivalence.",
+        (f"t test of no difference over the seeds, two-sided at {a.alpha:g}", _sign_flip(n_seeds)),
+    )
+
+
+def _factorial(a: AnalysisConfig) -> list[Question]:
+    halved = "arms with it minus arms without, halved"
+    words = {
+        "main_effect_token_gain": ("the main effect of token gain", halved),
+        "main_effect_layer_gain": ("the main effect of layer gain", halved),
+        "interaction": (
+            "the interaction of the two",
+            "both minus token gain alone minus layer gain alone plus neither",
+        ),
+    }
+    return [
+        Question(
+            f"{name}_loss",
+            "secondary",
+            f"Is {what} on the {_loss_words(a)} other than zero?",
+            f"The contrast within each seed ({contrast}), so that the seed is the block; t test over the "
+            f"seeds, two-sided at {a.alpha:g}.",
+            (),
+        )
+        for name, (what, contrast) in words.items()
+    ]
+
+
+def _others(a: AnalysisConfig, arms: Sequence[str]) -> list[Question]:
+    return [
+        Question(
+            f"loss_difference_{arm}",
+            "secondary",
+            f"Does the {_loss_words(a)} of `{arm}` differ from that of `{a.baseline}`?",
+            f"Difference `{arm}` - `{a.baseline}` at each seed; t test over the seeds, two-sided at {a.alpha:g}.",
+            (),
+        )
+        for arm in arms
+        if arm not in (a.baseline, a.treatment)
+    ]
+
+
+def _loss_words(a: AnalysisConfig) -> str:
+    return LOSSES[a.loss].format(k=a.late_validations)
+
+
+STRICT = (
+    " A pair is refused too whose cells at any start ran other code or packages, or on a machine that rounds otherwise."
+)
+
+
+def exclusions(a: AnalysisConfig, diverged: DivergedRule) -> tuple[str, ...]:
+    """What is left out of which figure, what stays in, and when collecting ends; a sentence or two each."""
+    above = diverged.above_nats
+    limit = "what guessing uniformly costs" if above is None else f"{above:g} nats"
+    return (
+        "A pair (an arm and the first arm at one seed) that the pair certificate refuses enters no comparison. It is "
+        "listed with the reason." + (STRICT if a.strict_pairs else ""),
+        "A cell that is not complete is listed with its state, and never dropped in silence.",
+        f"A cell counts as diverged where its loss is not finite, or its training loss stays above {limit} for the "
+        f"last {diverged.for_steps} steps, all after the warm-up. A diverged cell stays in every comparison that "
+        "its files allow, and is listed.",
+        f"A question is answered with at least {a.min_seeds} certified seeds. With fewer there is an estimate and no "
+        "verdict.",
+        f"Votes of these kinds of judges count: {', '.join(a.judge_kinds)}. The primary analysis leaves out no judge, "
+        "and no vote but repeats (for self-consistency alone) and those on pairs that the certificate refuses.",
+        f"Sensitivity, beside the primary analysis: without people whose median time to a vote is below "
+        f"{a.fast_seconds:g} seconds; without judges of more than {a.tie_share:.0%} ties; without judges of fewer than "
+        f"{a.votes_per_judge} votes; without those who run the experiment; without all of these; models alone; people "
+        "alone.",
+        f"Collecting ends with all planned seeds, and with {a.judges} judges of {a.votes_per_judge} votes each. No "
+        "look at the results ends it earlier or later.",
+    )
