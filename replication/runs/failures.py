@@ -47,10 +47,11 @@ def read_failure(run: RunDir) -> dict[str, Any] | None:
 _ERROR = r"error: |Error: |: Killed|ended by SIG"
 ERROR_LINES = (
     re.compile(r" job \S+: error: "),
+    re.compile(r"slurmstepd\S*: .* CANCELLED AT "),
     re.compile(rf"^(?!srun: .*Exited with exit code).*(?:{_ERROR})"),
     re.compile(_ERROR),
 )
-"""What the job script says of its own; anything that says error; srun's word on a code, which may come before that."""
+"""The job script's own words; SLURM's on why it ended the step; any error; srun's on a code, which may come first."""
 
 
 def first_error(log: Path, n_bytes: int = 65536) -> str:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from paths import SUPPORT
@@ -187,7 +188,7 @@ def test_decoding_shows_or_hides_the_end_of_text(trained):
 
 def test_training_gives_the_same_tokenizer_in_every_process(trained):
     code = (
-        f"import sys; sys.path.insert(0, {str(SUPPORT)!r}); "
+        f"import sys; sys.path[:0] = {[str(SUPPORT), str(Path(__file__).parent)]!r}; "
         "from small_corpus import texts; from test_tokenizer import CONFIG;"
         "from replication.data.tokenizer import train_tokenizer;"
         "sys.stdout.write(train_tokenizer(CONFIG, texts(30)).json())"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from paths import CHECKOUT
+from paths import CHECKOUT, SUPPORT
 from shadows import shadowed
 from small_corpus import prose_layer, texts, write_folder
 
@@ -333,7 +333,7 @@ def test_a_stopped_grid_stops_its_cells_and_the_same_command_goes_on(tmp_path, s
         "2",
     ]
     (tmp_path / "hold").write_text("8")
-    held = {"PYTHONPATH": f"{CHECKOUT / 'tests' / 'held'}:{CHECKOUT}", "REPLICATION_HELD": str(tmp_path)}
+    held = {"PYTHONPATH": f"{SUPPORT / 'held'}:{CHECKOUT}", "REPLICATION_HELD": str(tmp_path)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as with & in a script
                                env=os.environ | {"OMP_NUM_THREADS": "1"} | held)  # fmt: skip

@@ -366,7 +366,7 @@ def test_every_bad_end_is_shown_as_what_it_is_with_accounts_and_without(idle, co
         for line in (
             r"baseline/seed-1: srun: error: n\d: task 0: Killed \(log: ",
             r"token_gain/seed-1: (its job ended without a word: )?timeout: slurmstepd.* DUE TO TIME LIMIT",
-            r"layer_gain/seed-1: cancelled( by \w+)?: slurmstepd.* CANCELLED AT",
+            r"layer_gain/seed-1: cancelled( by \w+)?: (slurmstepd.* CANCELLED AT|srun: error: n\d: task 0: Terminated)",
             r"both/seed-1: its job ended without a word: (node_fail: )?"
             r"(srun: error: Node failure on n\d|slurmstepd.* DUE TO NODE FAILURE)",
             rf"{'/seed-2, '.join(ARMS)}/seed-2: cancelled by" if cancelled == "cancelled" else "never began; see ",

@@ -24,9 +24,9 @@ import httpx
 import pytest
 from judging_setup import at_random, completions, hasty, vote_all
 from paths import CHECKOUT
+from reported import report
 from rich.console import Console
 from synthetic_runs import build_suite, edit_manifest
-from test_report import report
 
 from replication.cli.main import main
 from replication.config import AnalysisConfig, load_suite, to_yaml

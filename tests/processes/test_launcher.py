@@ -90,7 +90,7 @@ def test_the_current_folder_holds_no_module_of_ours(tmp_path):
 
 BACKGROUND = """
 import sys, time
-from replication import cli
+from replication.cli import main as cli
 def wait(args):
     print("ready", flush=True)
     time.sleep(60)

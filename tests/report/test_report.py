@@ -11,17 +11,16 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from paths import CHECKOUT
+from reported import PLANTED, page_text, parsed, report
 from synthetic_runs import ARMS, build_suite, edit_journal, edit_manifest, edit_start
 
 from replication.config import AnalysisConfig, DivergedRule, SuiteConfig
 from replication.errors import UserError
-from replication.report.report import collect, render, write_report
+from replication.report.report import render, write_report
 from replication.runs.files import read_json, write_json, write_text
 from replication.runs.layout import SuiteDir
 from replication.statistics import format as shown
@@ -38,7 +37,6 @@ FIGURES = {
     "divergence_blocks.png",
 }
 OF_THE_2X2 = {"factorial.png"}
-PLANTED = {"both": {"val/loss_nats": 0.25, "train/grad_norm": 0.5, "val/entropy_predicted_tokens_nats": -0.125}}
 
 
 @pytest.fixture(scope="module")
@@ -47,55 +45,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[SuiteDir, SuiteConf
     suite_dir, suite = build_suite(tmp_path_factory.mktemp("whole") / "out", effects=PLANTED, noise=0.0)
     write_report(suite_dir, suite)
     return suite_dir, suite
-
-
-def report(suite_dir: SuiteDir, suite: SuiteConfig, figures: bool = False) -> tuple[dict[str, Any], str, str]:
-    """Write the report, without figures unless asked for, which are most of its time; returns results, the page's text
-    without tags, and the Markdown."""
-    if figures:
-        write_report(suite_dir, suite)
-    else:
-        write_json(suite_dir.results, collect(suite_dir, suite)[1])
-    path = render(suite_dir)
-    assert path == suite_dir.report_html
-    return read_json(suite_dir.results), page_text(path), suite_dir.report_md.read_text()
-
-
-class _Page(HTMLParser):
-    """Tags and attributes of a page, and its rows as lists of cell texts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: list[list[str]] = []
-        self.text: list[str] = []
-        self.in_cell = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-            self.in_cell = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self.in_cell &= tag not in ("td", "th")
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-        if self.in_cell:
-            self.rows[-1][-1] += data.strip()
-
-
-def parsed(path: Path) -> _Page:
-    page = _Page()
-    page.feed(path.read_text())
-    return page
-
-
-def page_text(path: Path) -> str:
-    return " ".join("".join(parsed(path).text).split())
 
 
 # ---------------------------------------------------------------- a whole suite

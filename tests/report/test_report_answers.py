@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reported import PLANTED, report
 from synthetic_runs import build_suite, edit_manifest
-from test_report import PLANTED, report
 
 from replication.config import AnalysisConfig
 from replication.protocol.preregistration import plan_stamp, register

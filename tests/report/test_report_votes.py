@@ -6,9 +6,9 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from reported import report
 from synthetic_runs import build_suite, edit_manifest
-from test_preference import record, vote
-from test_report import report
+from vote_records import record, vote
 
 from replication.errors import UserError
 from replication.runs.files import file_sha256, write_json

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from rank_cells import HERE, run_cell
+from paths import CHECKOUT, SUPPORT
+from rank_cells import run_cell
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_setup import ARMS, furthest, weights
 
@@ -40,9 +41,9 @@ def two_processes(tmp_path_factory) -> Path:
     (root / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         str(HERE / "rank_cells.py"), str(root)],
+         str(SUPPORT / "rank_cells.py"), str(root)],
         capture_output=True, text=True, timeout=600,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent}:{HERE}"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{CHECKOUT}:{SUPPORT}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return root

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_no_host_sync import NoHostSync
+from host_sync import NoHostSync
 
 from replication.config import load_run
 from replication.errors import UserError

@@ -9,23 +9,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from host_sync import NoHostSync
 from memory_store import MemoryStore
-from torch.utils._python_dispatch import TorchDispatchMode
 from training_setup import ARMS, fit, small_config
 
 from replication.objectives.callbacks import LayerGain
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
-
-FORBIDDEN = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal")
-
-
-class NoHostSync(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.name().split(".")[0] in FORBIDDEN:
-            raise AssertionError(f"{func.name()} makes the host wait for the device")
-        return func(*args, **(kwargs or {}))
-
 
 GUARDED = {
     LanguageModel: ("training_step", "backward", "configure_gradient_clipping"),

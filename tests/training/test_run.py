@@ -354,12 +354,12 @@ def fingerprint() -> dict[str, object]:
 
 def losses_of_a_fresh_process(root: Path) -> dict[str, list[float]]:
     script = (
-        "import json, sys; sys.path[:0] = [sys.argv[2]]\nfrom pathlib import Path\n"
+        "import json, sys; sys.path[:0] = sys.argv[2:]\nfrom pathlib import Path\n"
         "from test_run import golden_losses\nfrom training_setup import ARMS\n"
         "print('LOSSES' + json.dumps({a: golden_losses(Path(sys.argv[1]) / a, a) for a in ARMS}))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(root), str(SUPPORT)],
+        [sys.executable, "-c", script, str(root), str(SUPPORT), str(Path(__file__).parent)],
         capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     return json.loads(done.stdout.split("LOSSES")[1])
@@ -369,7 +369,7 @@ def test_golden_losses(tmp_path):
     """Bit-equal between two fresh processes; against the stored ones bit-equal on the same CPU and torch, else 1e-4.
 
     To store new ones after a numeric change, say why in the commit and run:
-    python tests/test_run.py
+    PYTHONPATH=tests/support python tests/training/test_run.py
     """
     first = losses_of_a_fresh_process(tmp_path / "1")
     assert first == losses_of_a_fresh_process(tmp_path / "2")
