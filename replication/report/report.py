@@ -6,13 +6,9 @@ file alone. Imports no torch.
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from replication.config import SuiteConfig
 from replication.errors import UserError
@@ -21,11 +17,11 @@ from replication.report.drawing import arm_styles
 from replication.report.figures import draw_figures
 from replication.report.load import Cell, load_cells
 from replication.report.methods import data_words, methods
+from replication.report.page import html, markdown
 from replication.report.results import compute_results
 from replication.report.verdict import verdict
 from replication.runs.files import read_object, remove_temporaries, write_json, write_text
 from replication.runs.layout import SuiteDir
-from replication.statistics import format as shown
 from replication.votes.note import read_note
 from replication.votes.record import read_votes
 
@@ -92,43 +88,9 @@ def render(suite_dir: SuiteDir) -> Path:
     results = read_object(suite_dir.results)
     if not results:
         raise UserError(f"{suite_dir.results}: no such file; run `replicate report` on the folder")
-    images = {figure["file"]: _data_uri(suite_dir.figures / figure["file"]) for figure in results["figures"]}
+    text = markdown("report.md.j2", results, data_words=data_words)
+    write_text(suite_dir.report_md, text)
     colours = {name: style.colour for name, style in arm_styles(results["suite"]["arms"]).items()}
-    write_text(suite_dir.report_md, template("report.md.j2").render(r=results))
-    write_text(suite_dir.report_html, template("report.html.j2").render(r=results, images=images, colours=colours))
+    title = f"{results['suite']['name']}: replication report"
+    write_text(suite_dir.report_html, html(text, title, colours, suite_dir.root))
     return suite_dir.report_html
-
-
-def template(name: str) -> Any:
-    """A template; the HTML one escapes everything, the Markdown one only what passes its filters `cell` and `fence`."""
-    environment = Environment(
-        loader=PackageLoader("replication.report"),
-        autoescape=name.endswith(".html.j2"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "number": shown.number,
-        "signed": shown.signed,
-        "count": shown.count,
-        "percent": shown.percent,
-        "duration": shown.duration,
-        "plain": shown.plain,
-        "p": shown.p_value,
-        "data_words": data_words,
-        "cell": shown.markdown_cell,
-        "fence": shown.markdown_fence,
-    }
-    environment.globals |= {"row": _row}
-    return environment.get_template(name)
-
-
-def _row(cells: Sequence[Any]) -> str:
-    """One line of a Markdown table; everything in it is escaped."""
-    return "| " + " | ".join(shown.markdown_cell(cell) for cell in cells) + " |"
-
-
-def _data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -17,7 +17,7 @@ from replication.report.figures import save_figure
 from replication.report.judged import NOT_DECIDED, analyse_votes
 from replication.report.preference_figures import preference_figure
 from replication.report.preference_words import preference_lines
-from replication.report.report import template
+from replication.report.page import markdown
 from replication.runs.files import read_object, write_json, write_text
 from replication.runs.layout import SuiteDir
 from replication.statistics.format import clean
@@ -52,7 +52,7 @@ def write_votes_report(suite_dir: SuiteDir) -> Path:
     figure, drawn = preference_figure(results, arm_styles(arms))
     results["figures"] = [asdict(save_figure(figure, drawn, suite_dir.figures))]
     write_json(suite_dir.results, results)
-    write_text(suite_dir.report_md, template("votes.md.j2").render(r=results))
+    write_text(suite_dir.report_md, markdown("votes.md.j2", results))
     return suite_dir.report_md
 
 

@@ -1,0 +1,170 @@
+"""Text of the report: Jinja templates of Markdown that escape every value, and the Markdown as one HTML page.
+
+The page holds its pictures and runs no script. markdown-it-py reads the Markdown, whose form says what is laid out
+otherwise: a second-level heading opens a section with an anchor, a picture and the paragraph after it are a figure, a
+table without names of columns has names of rows, and a row with its first cell alone is the title of a group.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markdown_it.tree import SyntaxTreeNode
+from markupsafe import Markup, escape
+
+from replication.statistics import format as shown
+
+STATES = {"holds", "fails", "incomplete", "complete", "failed", "interrupted", "pending", "running"}
+LONG = 24
+"""Characters from which the words of a cell may be broken."""
+OUR_HTML = re.compile(r"<br>|</details>|<details( open)?><summary>[\w ]+</summary>")
+"""HTML of the templates themselves; anything else that looks like HTML is text."""
+SAMPLES = "completions-side-by-side"
+
+
+def markdown(template: str, results: Any, **filters: Any) -> str:
+    """A template of templates/ with results as `r`: every value is text in it, whatever it holds."""
+    environment = Environment(
+        loader=PackageLoader("replication.report"),
+        autoescape=True,
+        finalize=_text,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    formats = ("number", "signed", "count", "percent", "duration", "plain")
+    environment.filters |= {name: getattr(shown, name) for name in formats} | filters
+    environment.filters |= {"p": shown.p_value, "fence": lambda text: Markup(shown.markdown_fence(text))}
+    return environment.get_template(template).render(r=results)
+
+
+def _text(value: Any) -> Markup:
+    """One line in which Markdown has no meaning, at the start of a paragraph too."""
+    if isinstance(value, Markup):
+        return value
+    line = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", shown.markdown_cell(value))
+    line = re.sub(r"^(\d{1,9})([.)])(?=\s|$)", r"\1\\\2", line)
+    return Markup(re.sub(r"^[-+=](?=[-+=\s]|$)", r"\\\g<0>", line))
+
+
+def html(text: str, title: str, colours: Mapping[str, str], folder: Path) -> str:
+    """The page of a Markdown text.
+
+    Args:
+        text: the Markdown.
+        title: of the browser's tab.
+        colours: arm -> colour of the dot before its name.
+        folder: what the links of pictures are relative to.
+    """
+    page = Environment(loader=PackageLoader("replication.report"), autoescape=True).get_template("page.html.j2")
+    return page.render(title=title, body=Markup(_Body(colours, folder).html(text)))
+
+
+class _Body:
+    """HTML of the nodes of one Markdown text."""
+
+    def __init__(self, colours: Mapping[str, str], folder: Path) -> None:
+        self._colours, self._folder, self._section = colours, folder, ""
+        self._reader = MarkdownIt("commonmark").enable("table")
+        self._reader.add_render_rule("html_inline", lambda _, tokens, i, *rest: _ours(tokens[i].content))
+        self._reader.add_render_rule("image", lambda _, tokens, i, *rest: self._image(tokens[i]))
+
+    def html(self, text: str) -> str:
+        nodes = SyntaxTreeNode(self._reader.parse(text)).children
+        pieces = []
+        while nodes:
+            pair = self._pair(*nodes[:2]) if len(nodes) > 1 else None
+            pieces.append(pair or self._block(nodes[0]))
+            nodes = nodes[2 if pair else 1 :]
+        return "\n".join([*pieces, "</section>"])
+
+    def _pair(self, node: SyntaxTreeNode, after: SyntaxTreeNode) -> str | None:
+        """A figure with its caption, or an arm's name with its completion; None for what stands alone."""
+        if node.type == "paragraph" and [child.type for child in node.children[0].children] == ["image"]:
+            return f"<figure>{self._inline(node)}<figcaption>{self._inline(after)}</figcaption></figure>"
+        if self._section == SAMPLES and after.type == "fence":
+            return f'<div class="sample">{self._named(node)}{self._block(after)}</div>'
+        return None
+
+    def _block(self, node: SyntaxTreeNode) -> str:
+        match node.type:
+            case "heading" if node.tag == "h2":
+                return self._new_section(node)
+            case "heading" | "paragraph":
+                return f"<{node.tag}>{self._inline(node)}</{node.tag}>"
+            case "bullet_list":
+                items = "".join(f"<li>{self._named(item.children[0])}</li>" for item in node.children)
+                return f"<ul>{items}</ul>"
+            case "blockquote":
+                inner = "".join(self._block(child) for child in node.children)
+                kind = ' class="plan"' if "<strong>Plan." in inner else ""
+                return f"<blockquote{kind}>{inner}</blockquote>"
+            case "fence":
+                return f"<pre>{escape(node.content.removesuffix(chr(10)))}</pre>"
+            case "table":
+                return f'<div class="box"><table>\n{self._table(node)}\n</table></div>'
+            case _:
+                return _ours(node.content)
+
+    def _new_section(self, heading: SyntaxTreeNode) -> str:
+        end = "</section>\n" if self._section else ""
+        self._section = re.sub(r"\W+", "-", _words(heading).split(":")[0].lower()).strip("-")
+        return f'{end}<section id="{self._section}">\n<h2>{self._inline(heading)}</h2>'
+
+    def _table(self, table: SyntaxTreeNode) -> str:
+        head, *rows = [row.children for part in table.children for row in part.children]
+        named = any(map(_words, head))
+        classes = [_column_class(cells) for cells in zip(head, *rows, strict=True)]
+        lines = [self._row(head, ["th"] * len(head), classes)] if named else []
+        tags = ["td" if named else "th", *["td"] * (len(head) - 1)]
+        for row in rows:
+            is_group = named and len(row) > 1 and not any(map(_words, row[1:]))
+            title = f'<tr class="group"><th colspan="{len(row)}">{_words(row[0])}</th></tr>'
+            lines.append(title if is_group else self._row(row, tags, classes))
+        return "\n".join(lines)
+
+    def _row(self, cells: Sequence[SyntaxTreeNode], tags: Sequence[str], classes: Sequence[str]) -> str:
+        parts = zip(cells, tags, classes, strict=True)
+        return f"<tr>{''.join(f'<{tag}{kind}>{self._named(cell)}</{tag}>' for cell, tag, kind in parts)}</tr>"
+
+    def _named(self, node: SyntaxTreeNode) -> str:
+        """Inline text; the name of an arm at its start has the arm's colour, and a state its own."""
+        content, words = self._inline(node), _words(node)
+        for arm, colour in self._colours.items():
+            if words == arm or words.startswith(f"{arm}, "):
+                name = str(escape(arm))
+                return f'<span class="arm"><i style="background:{colour}"></i>{name}</span>{content[len(name) :]}'
+        return f'<span class="state {words}">{words}</span>' if words in STATES else content
+
+    def _inline(self, node: SyntaxTreeNode) -> str:
+        (inline,) = node.children
+        token = inline.token
+        return str(self._reader.renderer.renderInline(token.children or [], self._reader.options, {}))
+
+    def _image(self, token: Any) -> str:
+        data = base64.b64encode((self._folder / token.attrs["src"]).read_bytes()).decode("ascii")
+        return f'<img src="data:image/png;base64,{data}" alt="{escape(token.content)}">'
+
+
+def _words(node: SyntaxTreeNode) -> str:
+    """The text of a heading, paragraph or cell without its marks."""
+    return "".join(part.content for inline in node.children for part in inline.walk() if part.type == "text")
+
+
+def _column_class(cells: Sequence[SyntaxTreeNode]) -> str:
+    """Of one column of a table: numbers, long words, or neither."""
+    if "right" in str(cells[0].attrs.get("style")):
+        return ' class="n"'
+    return ' class="long"' if any(len(_words(cell)) > LONG for cell in cells) else ""
+
+
+def _ours(content: str) -> str:
+    content = content.strip()
+    return content if OUR_HTML.fullmatch(content) else str(escape(content))
