@@ -1,9 +1,10 @@
-"""Fast tests first; and tables that tests measure, printed at the end of the run whether or not they pass."""
+"""Fast tests first; time by file, and tables that tests measure, at the end of the run whether or not they pass."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -38,7 +39,12 @@ def publish(record_property: Callable[[str, object], None]) -> Callable[[str], N
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    reports = [r for outcome in ("passed", "failed") for r in terminalreporter.stats.get(outcome, [])]
+    reports = [r for outcome in ("passed", "failed", "") for r in terminalreporter.stats.get(outcome, [])]
+    seconds: Counter[str] = Counter()
+    for r in reports:
+        seconds[r.nodeid.partition("::")[0]] += r.duration
+    terminalreporter.section("seconds by file, the longest 30")
+    terminalreporter.write_line("\n".join(f"{s:7.1f} {file}" for file, s in seconds.most_common(30)))
     lines = [text for r in reports if r.when == "call" for name, text in r.user_properties if name == MEASURED]
     if lines:
         terminalreporter.section(MEASURED)
