@@ -144,9 +144,7 @@ class _Body:
         return f'<span class="state {words}">{words}</span>' if words in STATES else content
 
     def _inline(self, node: SyntaxTreeNode) -> str:
-        (inline,) = node.children
-        token = inline.token
-        return str(self._reader.renderer.renderInline(token.children or [], self._reader.options, {}))
+        return str(self._reader.renderer.render(node.to_tokens()[1:-1], self._reader.options, {}))
 
     def _image(self, token: Any) -> str:
         data = base64.b64encode((self._folder / token.attrs["src"]).read_bytes()).decode("ascii")

@@ -15,9 +15,9 @@ from replication.errors import UserError
 from replication.report.drawing import arm_styles
 from replication.report.figures import save_figure
 from replication.report.judged import NOT_DECIDED, analyse_votes
+from replication.report.page import markdown
 from replication.report.preference_figures import preference_figure
 from replication.report.preference_words import preference_lines
-from replication.report.page import markdown
 from replication.runs.files import read_object, write_json, write_text
 from replication.runs.layout import SuiteDir
 from replication.statistics.format import clean
