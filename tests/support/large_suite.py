@@ -1,6 +1,6 @@
 """A suite of 128 cells of 30,000 steps with the scalars of the 1.2B run, and what a report over it costs. By hand:
 
-python tests/large_suite.py DIR      build it (0.6 GB, about a minute), report on it, print seconds and memory
+python tests/support/large_suite.py DIR      build it (0.6 GB, about a minute), report on it, print seconds and memory
 """
 
 from __future__ import annotations

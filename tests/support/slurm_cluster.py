@@ -4,7 +4,7 @@ With accounts, as most sites keep them: slurmdbd and a MariaDB of its own.
 
 For the tests of the launch scripts, and to try them by hand:
 
-    python tests/slurm_cluster.py        starts it, prints what points SLURM's commands to it, waits for Ctrl-C
+    python tests/support/slurm_cluster.py        starts it, prints what points SLURM's commands to it, waits for Ctrl-C
 
 Everything lies in one temporary folder. The daemons are children of this process and end with it, however it ends;
 nothing else on the machine is touched.
