@@ -165,9 +165,8 @@ def help_of(*words: str) -> str:
     return said.getvalue()
 
 
-def actions_of(verb: str) -> list[str]:
-    listed = re.search(r"\[-h\]\s+([\w|]+\|\w+) \.\.\.", help_of(verb))
-    return listed[1].split("|") if listed else []
+def takes_an_action(verb: str) -> bool:
+    return re.search(r"\[-h\]\s+[\w|]+\|\w+ \.\.\.", help_of(verb)) is not None
 
 
 def unknown_keys(rest: list[str]) -> list[str]:
@@ -202,10 +201,10 @@ def check_replicate(command: Command, monkeypatch: pytest.MonkeyPatch) -> list[s
         except UserError as error:
             return [str(error)]
         return unknown_keys(parsed.rest) + unknown_files(parsed.namespace)
-    actions = actions_of(words[0])
-    if len(words) > 1 and actions and words[1] not in (*actions, "ACTION", "--help"):
+    try:
+        known = help_of(*words[: 2 if takes_an_action(words[0]) and words[1:2] != ["ACTION"] else 1])
+    except UserError:
         return [f"no action {words[1]}"]
-    known = help_of(*words[: 2 if actions and words[1:] and words[1] in actions else 1])
     flags = [w.partition("=")[0] for w in words if w.startswith("--")]
     return [f for f in flags if f[2:] not in KEYS and f != "--help" and not re.search(rf"{f}(?![\w-])", known)]
 
