@@ -31,8 +31,10 @@ from replication.report.load import load_cell_files
 from replication.report.results import quantities
 from replication.runs.files import remove_tree, write_json
 from replication.runs.layout import SuiteDir
-from replication.runs.provenance import code_identity
-from replication.runs.starts import code_of, read_manifest, unlike
+from replication.runs.manifest import Manifest, find_manifest
+from replication.runs.provenance import code_hash, code_identity
+from replication.runs.records import to_json
+from replication.runs.starts import code_of, unlike
 
 AS_IT_IS = "as it is"
 CUTS = ("micro-batch", "head", "attention", "checkpointing", "ranks", "again")
@@ -82,7 +84,7 @@ def bench_noise(
         UserError: a run failed, or DIR/noise has runs of another config, cut or code.
     """
     rows: list[dict[str, Any]] = []
-    result = {"bench": "noise", "suite": suite.name, **code_identity(), "rows": rows}
+    result = {"bench": "noise", "suite": suite.name, **to_json(code_identity()), "rows": rows}
     for base in bases:
         config = replace(base.config, generation=replace(base.config.generation, prompts=None))
         first: dict[str, float] = {}
@@ -125,8 +127,8 @@ def _losses(
     outcome = run_cells([cell], folder, 1, console)
     if not (outcome.complete or outcome.skipped):
         raise UserError(f"{cell.run.root}: the run did not end (log: {cell.run.log}); the same command goes on")
-    ran = code_of(read_manifest(cell.run) or {})
-    changed = unlike({"this run": ran, "now": [{"code_hash": code_identity()["code_hash"]}]})
+    ran = code_of(find_manifest(cell.run) or Manifest())
+    changed = unlike({"this run": ran, "now": [{"code_hash": code_hash()}]})
     if changed:
         raise UserError(f"{cell.run.root}: ran other code ({changed}); remove {folder.root.parent}, and measure anew")
     remove_tree(cell.run.checkpoints)  # the losses are in the journal

@@ -21,7 +21,8 @@ from replication.generation.parts import Samples, Share
 from replication.generation.workers import Display, run_workers
 from replication.grid.cell import data_folder, mark_cell_complete
 from replication.processes.preemption import listen
-from replication.runs.layout import RunDir, SuiteDir, is_trained
+from replication.runs.layout import RunDir, SuiteDir
+from replication.runs.manifest import is_trained
 
 if TYPE_CHECKING:
     from replication.data.store import TokenStore

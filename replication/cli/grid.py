@@ -39,9 +39,10 @@ from replication.grid.status import (
 )
 from replication.protocol.preregistration import read_plan
 from replication.runs.files import read_object
-from replication.runs.layout import SuiteDir, is_trained, name_cells
+from replication.runs.layout import SuiteDir, name_cells
+from replication.runs.manifest import Manifest, find_manifest, is_trained
 from replication.runs.provenance import code_identity
-from replication.runs.starts import code_facts, code_of, logged_cells, read_manifest, refuse_other_data, unlike
+from replication.runs.starts import code_facts, code_of, logged_cells, refuse_other_data, unlike
 
 TEXTS = {
     "plan": "list the cells",
@@ -283,7 +284,7 @@ def _say_plan(suite_dir: SuiteDir, cells: Sequence[Cell], console: Console) -> N
     whether it has the cells that are about to run."""
     if not cells:
         return
-    ran = {name: code_of(read_manifest(run) or {}) for name, run in logged_cells(suite_dir.runs).items()}
+    ran = {name: code_of(find_manifest(run) or Manifest()) for name, run in logged_cells(suite_dir.runs).items()}
     changed = unlike({**ran, "now": [code_facts(code_identity())]})
     if changed:
         line = f"[yellow]cells of this folder ran other code:[/yellow] {escape(changed)}; the report will say so"

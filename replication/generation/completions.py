@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from replication.errors import UserError
-from replication.runs.files import file_sha256, read_object
+from replication.runs.files import file_sha256
 from replication.runs.layout import RunDir, SuiteDir
+from replication.runs.manifest import Manifest, read_manifest
 
 KEYS = {
     "arm": str, "seed": int, "prompt_id": int, "category": str, "question": str, "sample": int, "completion": str,
@@ -72,8 +73,7 @@ def _refuse_changed(run: RunDir) -> None:
 
     It was edited, or sampled anew and killed before the manifest was written: then the settings are of other texts.
     """
-    generation = read_object(run.manifest).get("generation")
-    recorded = generation.get("samples_sha256") if isinstance(generation, dict) else None
+    recorded = (read_manifest(run) or Manifest()).generation.get("samples_sha256")
     if recorded is not None and file_sha256(run.samples) != recorded:
         raise UserError(
             f"{run.samples}: is not the file whose settings {run.manifest.name} records; it was edited, or sampling it "

@@ -9,6 +9,7 @@ Entry i of a list is sample i. The file names no seed.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from replication.config.reading import load_json, read_utf8
 from replication.data.prompts import find_prompts
 from replication.errors import UserError
 from replication.generation.completions import Completion, read_samples
-from replication.runs.files import file_sha256, read_object, write_text
+from replication.runs.files import file_sha256, write_text
 from replication.runs.layout import SuiteDir
+from replication.runs.manifest import Manifest, read_manifest
 
 SIDES = ("a", "b")
 QUESTION_KEYS: dict[str, tuple[type, str]] = {
@@ -123,7 +125,7 @@ def write_export(
     """
     runs = [suite_dir.cell(arm, seed) for arm in arms]
     first, second = (read_samples(run) for run in runs)
-    settings, other = (_settings(read_object(run.manifest).get("generation")) for run in runs)
+    settings, other = (_settings((read_manifest(run) or Manifest()).generation) for run in runs)
     both = f"{arms[0]} and {arms[1]} at seed {seed}"
     again = "`replicate generate` makes them alike"
     if settings != other:
@@ -161,10 +163,10 @@ def write_export(
     return len(questions)
 
 
-def _settings(recorded: Any) -> dict[str, Any]:
+def _settings(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """How completions were made, without what is a cell's own."""
     own = ("samples_sha256", "weights_sha256")
-    return {k: v for k, v in recorded.items() if k not in own} if isinstance(recorded, dict) else {}
+    return {k: v for k, v in recorded.items() if k not in own}
 
 
 def _by_prompt(completions: list[Completion]) -> dict[int, list[Completion]]:

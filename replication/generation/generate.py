@@ -27,6 +27,7 @@ from replication.model.transformer import Transformer
 from replication.processes.preemption import Preempted, told_to_stop
 from replication.runs.files import read_object
 from replication.runs.layout import RunDir
+from replication.runs.manifest import Manifest, read_manifest
 from replication.training.checkpoints import load_weights, newest_checkpoint
 from replication.training.environment import prepare_torch
 from replication.training.strategies import uses_gpu
@@ -138,8 +139,7 @@ def _line(config: RunConfig, prompt: Prompt, sample: int, tokens: list[int], tex
 
 def refuse_other_tokenizer(run: RunDir, store: TokenStore) -> None:
     """Raise UserError where a cell was trained on other data than the corpus that is there now."""
-    data = read_object(run.manifest).get("data")
-    trained = data.get("hash") if isinstance(data, dict) else None
+    trained = (read_manifest(run) or Manifest()).data.hash
     if trained is not None and trained != store.hash:
         raise UserError(
             f"data.dir: {run.root} was trained on another corpus ({trained:.16} then, {store.hash:.16} now), so its "

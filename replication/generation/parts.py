@@ -25,8 +25,9 @@ from replication.config import RunConfig, sampling_settings
 from replication.data.prompts import Prompt, find_prompts, load_prompts
 from replication.errors import UserError
 from replication.generation.completions import is_completion
-from replication.runs.files import file_sha256, naming, read_object, remove_tree, write_json, write_text
-from replication.runs.layout import RunDir, is_trained
+from replication.runs.files import file_sha256, naming, remove_tree, write_text
+from replication.runs.layout import RunDir
+from replication.runs.manifest import read_manifest, refuse_untrained, update_manifest
 from replication.runs.provenance import code_identity
 
 Key = tuple[int, int]
@@ -79,9 +80,7 @@ class Samples:
         named = config.generation.prompts
         if named is None:
             raise UserError(f"{run.config}: key generation.prompts is empty; name a prompt file")
-        if not is_trained(run):
-            raise UserError(f"{run.root}: is not trained to its last step, so it cannot generate; train it first")
-        weights = read_object(run.manifest).get("final_weights_sha256")
+        weights = refuse_untrained(run).final_weights_sha256
         record = sampling_settings(config.generation)
         record |= {"prompts_sha256": file_sha256(find_prompts(named)), "weights_sha256": weights}
         return cls(config, run, tuple(load_prompts(named)), record)
@@ -104,11 +103,11 @@ class Samples:
 
     def are_there(self) -> bool:
         """Whether samples.jsonl is whole and was made with these settings, prompts and weights."""
-        there = read_object(self.run.manifest).get("generation")
-        if not isinstance(there, dict) or not self.run.samples.is_file():
+        manifest = read_manifest(self.run)
+        if manifest is None or not self.run.samples.is_file():
             return False
         wanted = self.record | {"samples_sha256": file_sha256(self.run.samples)}
-        return BEFORE | there == wanted
+        return BEFORE | dict(manifest.generation) == wanted
 
     # ------------------------------------------------------------ while they are sampled
 
@@ -141,8 +140,7 @@ class Samples:
         lines = [parts[prompt.id, sample] for prompt, sample in self.rows]
         write_text(self.run.samples, "".join(_dump(line) for line in lines))
         record = self.record | {"samples_sha256": file_sha256(self.run.samples)}
-        made = {"generation": record, "generated_by": code_identity()}
-        write_json(self.run.manifest, read_object(self.run.manifest) | made)
+        update_manifest(self.run, generation=record, generated_by=code_identity())
         remove_tree(self.run.samples_part)
         return len(lines)
 

@@ -17,8 +17,9 @@ from replication.config import RunConfig, refuse_other_config, scientific_hash
 from replication.errors import UserError, is_lost_peer
 from replication.processes.preemption import Preempted, told_to_stop
 from replication.runs.failures import record_failure
-from replication.runs.files import file_sha256, read_object, sync, write_json
-from replication.runs.layout import KEPT, RunDir, SuiteDir, is_trained
+from replication.runs.files import file_sha256, sync, write_json
+from replication.runs.layout import KEPT, RunDir, SuiteDir
+from replication.runs.manifest import Manifest, read_manifest, refuse_untrained
 
 if TYPE_CHECKING:
     from replication.data.store import TokenStore
@@ -60,7 +61,7 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
             console.print(f"{config.arm}/seed-{config.seed}: complete already")
             return
         if stage == "generate":
-            check_is_trained(run)  # here, where the error of its training stays
+            refuse_untrained(run)  # here, where the error of its training stays
         if first:
             run.failed.unlink(missing_ok=True)
         try:
@@ -146,16 +147,10 @@ def mark_cell_complete(config: RunConfig, run: RunDir) -> None:
     """
     if not run.metrics.is_file():
         raise UserError(f"{run.metrics}: is gone, and with it the cell's numbers; restore it, or train the cell again")
-    manifest = read_object(run.manifest)
+    manifest = read_manifest(run) or Manifest()
     sync(run.metrics)  # manifest, checkpoints and samples.jsonl were, when they were written
-    marker = {"config_hash": scientific_hash(config), **{k: manifest.get(k) for k in (*KEPT, "finished_at")}}
+    marker = {"config_hash": scientific_hash(config), **{k: getattr(manifest, k) for k in (*KEPT, "finished_at")}}
     write_json(run.complete, marker | {"journal_sha256": file_sha256(run.metrics)})
-
-
-def check_is_trained(run: RunDir) -> None:
-    """Raise UserError where a cell has not been trained to its last step."""
-    if not is_trained(run):
-        raise UserError(f"{run.root}: is not trained to its last step, so it cannot generate; train it first")
 
 
 def check_before_training(config: RunConfig, store: TokenStore) -> None:

@@ -29,7 +29,8 @@ from replication.protocol.diverged import why_diverged
 from replication.runs.failures import first_error, last_line, read_failure
 from replication.runs.files import number, parse_objects
 from replication.runs.journal import read_tail
-from replication.runs.layout import RunDir, is_trained, name_cells
+from replication.runs.layout import RunDir, name_cells
+from replication.runs.manifest import is_trained
 
 STYLE = {
     "complete": "green",

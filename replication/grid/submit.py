@@ -31,8 +31,9 @@ from replication.grid.site import Site
 from replication.grid.status import read_notes
 from replication.runs.files import read_json, read_object, remove_tree, write_json, write_text
 from replication.runs.grace_period import lead_seconds_needed
-from replication.runs.layout import RunDir, SuiteDir, is_trained
+from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.locks import hold_lock
+from replication.runs.manifest import is_trained
 
 # ---------------------------------------------------------------- what was submitted
 

@@ -13,8 +13,8 @@ from replication.generation.export import read_export
 from replication.judging.pairs import Completions, matched
 from replication.protocol.certificate import certify
 from replication.protocol.preregistration import Plan, read_plan
-from replication.runs.files import read_object
 from replication.runs.layout import SuiteDir
+from replication.runs.manifest import Manifest, read_manifest
 
 IMPORTED = "imported"
 OWN_TO_A_CELL = ("samples_sha256", "weights_sha256")  # every other key of a manifest's `generation` must be alike
@@ -122,9 +122,8 @@ def _check_alike(suite_dir: SuiteDir, arms: tuple[str, str], seeds: list[int]) -
     first: tuple[str, dict[str, Any]] | None = None
     for seed in seeds:
         for arm in arms:
-            recorded = read_object(suite_dir.cell(arm, seed).manifest).get("generation")
-            found = recorded.items() if isinstance(recorded, dict) else ()
-            settings = {k: v for k, v in found if k not in OWN_TO_A_CELL}
+            recorded = (read_manifest(suite_dir.cell(arm, seed)) or Manifest()).generation
+            settings = {k: v for k, v in recorded.items() if k not in OWN_TO_A_CELL}
             name = f"{arm}/seed-{seed}"
             first = first or (name, settings)
             if settings != first[1]:

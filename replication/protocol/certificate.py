@@ -18,9 +18,10 @@ from typing import Any, Literal
 from replication.config import RunConfig, differences, load_run, scientific, scientific_hash, without_seeds
 from replication.errors import UserError
 from replication.runs.failures import read_failure
-from replication.runs.files import file_sha256, read_json, read_object
+from replication.runs.files import file_sha256, read_object
 from replication.runs.journal import Logged, due_validations, journal_gaps, logged_steps, read_journal
 from replication.runs.layout import KEPT, RunDir, SuiteDir
+from replication.runs.manifest import Manifest, read_manifest
 from replication.runs.starts import NOT_RECORDED, Facts, code_of, machine_of, unlike
 
 State = Literal["holds", "fails", "incomplete"]
@@ -195,7 +196,7 @@ class _Evidence:
     state: str
     missing: str
     """One line about a cell that is not complete."""
-    manifest: dict[str, Any]
+    manifest: Manifest
     config: RunConfig | None
     """Of config.yaml; None where that cannot be read."""
     scientific: dict[str, Any]
@@ -217,7 +218,7 @@ class _Gatherer:
     def __call__(self, run: RunDir, arm: str, seed: int) -> _Evidence:
         state = run.state()
         if state != "complete":
-            return _Evidence(arm, seed, state, _missing_line(run, arm, state), {}, None, {}, (), {})
+            return _Evidence(arm, seed, state, _missing_line(run, arm, state), Manifest(), None, {}, (), {})
         manifest, faults = _read_manifest(run)
         loaded, keys = None, dict[str, Any]()
         try:
@@ -248,18 +249,16 @@ def _missing_line(run: RunDir, arm: str, state: str) -> str:
     return f"{arm}: the cell is not complete: {state}{why}"
 
 
-def _read_manifest(run: RunDir) -> tuple[dict[str, Any], list[str]]:
+def _read_manifest(run: RunDir) -> tuple[Manifest, list[str]]:
     arm = run.root.parent.name
     try:
-        manifest = read_json(run.manifest)
+        manifest = read_manifest(run)
     except (UserError, OSError) as error:
-        return {}, [f"{arm}: manifest.json cannot be used ({_one_line(error)})"]
-    if not isinstance(manifest, dict):
-        return {}, [f"{arm}: manifest.json is missing or holds no object"]
-    return manifest, []
+        return Manifest(), [f"{arm}: manifest.json cannot be used ({_one_line(error)})"]
+    return manifest or Manifest(), [] if manifest else [f"{arm}: manifest.json is missing or holds nothing"]
 
 
-def _unlike_complete(run: RunDir, manifest: dict[str, Any]) -> list[str]:
+def _unlike_complete(run: RunDir, manifest: Manifest) -> list[str]:
     """Where COMPLETE is damaged, or journal and manifest are not those that it was written for."""
     try:
         marker = read_object(run.complete)
@@ -268,25 +267,23 @@ def _unlike_complete(run: RunDir, manifest: dict[str, Any]) -> list[str]:
         return [f"COMPLETE cannot be used ({_one_line(error)})"]
     if not marker:
         return ["COMPLETE holds nothing; remove it and run again"]
-    keys = [k for k in KEPT if k in marker and manifest and marker[k] != manifest.get(k)]
-    found = [f"manifest.json has {k} {manifest.get(k)}, COMPLETE has {marker[k]}" for k in keys]
+    keys = [k for k in KEPT if k in marker and manifest != Manifest() and marker[k] != getattr(manifest, k)]
+    found = [f"manifest.json has {k} {getattr(manifest, k)}, COMPLETE has {marker[k]}" for k in keys]
     if marker.get("journal_sha256", journal) != journal:
         found.append("metrics.jsonl is not the file that COMPLETE was written for: it was cut, damaged or edited")
     return found
 
 
-def _contradictions(
-    arm: str, seed: int, config: dict[str, Any], config_hash: str, manifest: dict[str, Any]
-) -> list[str]:
+def _contradictions(arm: str, seed: int, config: dict[str, Any], config_hash: str, manifest: Manifest) -> list[str]:
     """Where config.yaml, manifest.json and the folder's name contradict one another."""
     found = []
-    if manifest.get("config_hash") != config_hash:
+    if manifest.config_hash != config_hash:
         found.append(
-            f"{arm}: config.yaml hashes to {config_hash}, manifest.json has {manifest.get('config_hash')}: the file "
+            f"{arm}: config.yaml hashes to {config_hash}, manifest.json has {manifest.config_hash}: the file "
             "was edited, or another version of this package wrote it"
         )
     for key, folder in (("arm", arm), ("seed", seed)):
-        for file, value in (("config.yaml", config.get(key)), ("manifest.json", manifest.get(key))):
+        for file, value in (("config.yaml", config.get(key)), ("manifest.json", getattr(manifest, key))):
             if value != folder:
                 found.append(f"{arm}: {file} has {key} {value} in the folder of {key} {folder}")
     return found
@@ -315,33 +312,27 @@ def _unlike_first(cells: Sequence[_Evidence], values: Sequence[Any], what: str) 
     return faults
 
 
-def _manifest_check(*path: str) -> Callable[[str, Sequence[_Evidence]], Check]:
+def _manifest_check(what: str, of: Callable[[Manifest], object]) -> Callable[[str, Sequence[_Evidence]], Check]:
     """The check that one value of manifest.json is there and equal in all arms."""
 
     def check(name: str, cells: Sequence[_Evidence]) -> Check:
-        values = [_dig(cell.manifest, path) for cell in cells]
-        return _verdict(name, cells, values, _unlike_first(cells, values, ".".join(path)))
+        values = [of(cell.manifest) for cell in cells]
+        return _verdict(name, cells, values, _unlike_first(cells, values, what))
 
     return check
 
 
-def _dig(tree: Any, path: Sequence[str]) -> Any:
-    for key in path:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
-
-
 def _check_chain(name: str, cells: Sequence[_Evidence]) -> Check:
     """The hash chain of the data fed so far: at every step that two journals share, and at the end."""
-    final = [cell.manifest.get("data_chain") for cell in cells]
+    final = [cell.manifest.data_chain for cell in cells]
     faults = []
     for cell in cells:
-        step = cell.manifest.get("step")
-        last = cell.logged.get(step) if isinstance(step, int) else None
-        if last is not None and last.get("data_hash") != cell.manifest.get("data_chain"):
+        step = cell.manifest.step
+        last = None if step is None else cell.logged.get(step)
+        if last is not None and last.get("data_hash") != cell.manifest.data_chain:
             faults.append(
                 f"{cell.arm}: data_hash of the journal's last step is {last.get('data_hash')}, manifest.json has "
-                f"data_chain {cell.manifest.get('data_chain')}"
+                f"data_chain {cell.manifest.data_chain}"
             )
     for cell in cells[1:]:
         line = _first_difference(cells[0], cell, "data_hash")
@@ -370,7 +361,7 @@ def _check_schedule(name: str, cells: Sequence[_Evidence]) -> Check:
     values = [{word: cell.scientific.get(key) for key, word in SCHEDULE_KEYS.items()} for cell in cells]
     faults = []
     for cell in cells:
-        planned, reached = cell.scientific.get("training.steps"), cell.manifest.get("step")
+        planned, reached = cell.scientific.get("training.steps"), cell.manifest.step
         if planned != reached:
             faults.append(f"{cell.arm}: reached step {reached}, training.steps is {planned}")
     for key in SCHEDULE_KEYS:
@@ -378,7 +369,7 @@ def _check_schedule(name: str, cells: Sequence[_Evidence]) -> Check:
     for cell in cells[1:]:
         line = _first_difference(cells[0], cell, "train/learning_rate")
         faults += [line] if line else []
-    shown = [{**value, "step reached": cell.manifest.get("step")} for value, cell in zip(values, cells, strict=True)]
+    shown = [{**value, "step reached": cell.manifest.step} for value, cell in zip(values, cells, strict=True)]
     return _verdict(name, cells, shown, faults)
 
 
@@ -407,15 +398,14 @@ def _check_declared(name: str, cells: Sequence[_Evidence]) -> Check:
 
 
 def _declared(cell: _Evidence) -> set[str]:
-    keys = cell.manifest.get("arm_keys")
-    return {key for key in keys if isinstance(key, str)} if isinstance(keys, list) else set()
+    return set(cell.manifest.arm_keys)
 
 
 _CHECKS: dict[str, Callable[[str, Sequence[_Evidence]], Check]] = {
-    "initial weights": _manifest_check("initial_weights_sha256"),
+    "initial weights": _manifest_check("initial_weights_sha256", lambda m: m.initial_weights_sha256),
     "data chain": _check_chain,
-    "data": _manifest_check("data", "hash"),
-    "tokens": _manifest_check("tokens"),
+    "data": _manifest_check("data.hash", lambda m: m.data.hash),
+    "tokens": _manifest_check("tokens", lambda m: m.tokens),
     "schedule": _check_schedule,
     "journal": _check_journal,
     "declared keys": _check_declared,
@@ -478,7 +468,7 @@ def _shared(cell: _Evidence) -> dict[str, Any]:
 
 def _data_hash(cell: _Evidence) -> str:
     """First 16 hex digits of the data's hash: enough to tell corpora apart, and to be read."""
-    return str(_dig(cell.manifest, ("data", "hash")))[:16]
+    return str(cell.manifest.data.hash)[:16]
 
 
 def _seeds(seeds: Sequence[int]) -> str:

@@ -22,7 +22,8 @@ from replication.protocol.preregistration import (
 )
 from replication.runs.files import read_object
 from replication.runs.layout import RunDir, SuiteDir, name_cells, spans
-from replication.runs.starts import code_of, has_logged, read_manifest, unlike
+from replication.runs.manifest import Manifest, PlanStamp, find_manifest
+from replication.runs.starts import code_of, has_logged, unlike
 
 State = Literal["none", "before the data", "after the data"]
 
@@ -74,13 +75,12 @@ class _Cell:
     """A cell that has a manifest."""
 
     run: RunDir
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @property
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> PlanStamp:
         """Of the first start that logged a step; empty where no plan was registered then."""
-        stamp = self.manifest.get("plan")
-        return stamp if isinstance(stamp, dict) else {}
+        return self.manifest.plan or PlanStamp()
 
 
 def check_plan(
@@ -102,14 +102,14 @@ def check_plan(
     except UserError as error:
         return PlanStatus("none", None, None, (str(error),))
     if record is None:
-        gone = _grouped((f"plan.json is gone, whose hash {str(cell.stamp.get('sha256'))[:16]} these cells carry", name)
-                        for name, cell in cells.items() if cell.stamp)  # fmt: skip
+        gone = _grouped((f"plan.json is gone, whose hash {str(cell.stamp.sha256)[:16]} these cells carry", name)
+                        for name, cell in cells.items() if cell.manifest.plan)  # fmt: skip
         return PlanStatus("none", None, None, tuple(gone))
     plan = record.plan
     cells = {name: cell for name, cell in cells.items() if has_logged(cell.run)}
     early = sorted({*record.began_before, *(name for name, cell in cells.items() if _is_early(cell, record))})
     earlier_plans = {entry.sha256 for entry in record.history}
-    unplanned = [name for name in early if name not in cells or cells[name].stamp.get("sha256") not in earlier_plans]
+    unplanned = [name for name in early if name not in cells or cells[name].stamp.sha256 not in earlier_plans]
     amendments, notes = _amendments(suite_dir, record)
     deviations = [*_edits(suite_dir, record), *amendments]
     if unplanned:
@@ -196,7 +196,7 @@ def _read_cells(suite_dir: SuiteDir) -> tuple[dict[str, _Cell], list[str]]:
     """Every cell of the folder that has started, planned or not, by arm/seed-n; and those that cannot be read."""
     cells, unreadable = {}, []
     for arm, seed, run in suite_dir.cells():
-        name, manifest = f"{arm}/seed-{seed}", read_manifest(run)
+        name, manifest = f"{arm}/seed-{seed}", find_manifest(run)
         if manifest is not None:
             cells[name] = _Cell(run, manifest)
         elif run.manifest.exists() or has_logged(run):
@@ -207,10 +207,10 @@ def _read_cells(suite_dir: SuiteDir) -> tuple[dict[str, _Cell], list[str]]:
 def _is_early(cell: _Cell, record: Preregistration) -> bool:
     """Whether a cell first started before the plan was registered: it has no hash of it, whatever the clocks say of
     those that have. A time that cannot be read is no later one."""
-    if cell.stamp:
+    if cell.manifest.plan:
         return False
     try:
-        started = datetime.fromisoformat(str(cell.manifest.get("started_at")))
+        started = datetime.fromisoformat(str(cell.manifest.started_at))
         return started <= datetime.fromisoformat(record.frozen_at)
     except (ValueError, TypeError):
         return True
@@ -231,7 +231,7 @@ def _under_another_plan(record: Preregistration, cells: Mapping[str, _Cell]) -> 
             )
         return "" if at == record.frozen_at else f"carry another time of registration ({at})"
 
-    faults = ((fault(cell.stamp.get("sha256"), cell.stamp.get("frozen_at")), name) for name, cell in cells.items())
+    faults = ((fault(cell.stamp.sha256, cell.stamp.frozen_at), name) for name, cell in cells.items())
     return _grouped((f"cells that {why}", name) for why, name in faults if why)
 
 
@@ -242,10 +242,10 @@ def _of_another_config(plan: Plan, cells: Mapping[str, _Cell]) -> list[str]:
         if name not in plan.cells:
             faults.append(("cells outside the plan", name))
             continue
-        if cell.manifest.get("config_hash") != plan.cells[name]:
+        if cell.manifest.config_hash != plan.cells[name]:
             faults.append((f"cells trained under another config{_other_keys(plan, name, cell.run)}", name))
-        sampled = cell.manifest.get("generation")
-        changed = differences(plan.generation, sampled) if isinstance(sampled, dict) else {}
+        sampled = dict(cell.manifest.generation)
+        changed = differences(plan.generation, sampled) if sampled else {}
         # prompts by their hash: a name is not a text
         changed = {k: pair for k, pair in changed.items() if k in plan.generation and k != "prompts"}
         if changed:
@@ -268,7 +268,7 @@ def _other_keys(plan: Plan, name: str, run: RunDir) -> str:
 def _not_alike(cells: Mapping[str, _Cell]) -> list[str]:
     """Code, package versions and data in which cells differ, of one seed or of several, or two starts of one cell."""
     code = unlike({name: code_of(cell.manifest) for name, cell in cells.items()})
-    hashes = {n: data.get("hash") for n, c in cells.items() if isinstance(data := c.manifest.get("data"), dict)}
+    hashes = {n: c.manifest.data.hash for n, c in cells.items() if c.manifest.data.hash}
     data = unlike({name: [{"the data's hash": str(hash)[:16]}] for name, hash in hashes.items()})
     return [f"cells {what}: {line}" for what, line in (("ran other code", code), ("on other data", data)) if line]
 

@@ -37,7 +37,8 @@ from replication.errors import UserError
 from replication.protocol.questions import Question, exclusions, questions
 from replication.runs.files import file_sha256, read_json, write_bytes, write_json, write_text
 from replication.runs.layout import RunDir, SuiteDir
-from replication.runs.provenance import git_state
+from replication.runs.manifest import PlanStamp
+from replication.runs.provenance import Git, git_state
 from replication.runs.starts import has_logged, logged_cells
 
 FORMAT = 1
@@ -102,12 +103,6 @@ class EarlierPlan:
 
 
 @dataclass(frozen=True)
-class GitState:
-    commit: str | None
-    dirty: bool | None
-
-
-@dataclass(frozen=True)
 class Preregistration:
     """DIR/plan.json."""
 
@@ -115,7 +110,7 @@ class Preregistration:
     sha256: str
     """Of the plan as it was registered."""
     frozen_at: str
-    git: GitState
+    git: Git
     began_before: tuple[str, ...]
     """Cells that had logged a step by then."""
     amends: str | None
@@ -192,7 +187,7 @@ def build_plan(suite: SuiteConfig, flags: Sequence[str] = (), cluster: Path | No
             for seed in suite.seeds
             for arm in suite.arms
         },
-        code=PlannedCode(__version__, git_state()["commit"]),
+        code=PlannedCode(__version__, git_state().commit),
     )
 
 
@@ -275,7 +270,7 @@ def register(
         plan,
         sha256=plan_hash(to_dict(plan)),
         frozen_at=timestamp(),
-        git=GitState(**git_state()),
+        git=git_state(),
         began_before=tuple(logged_cells(suite_dir.runs)),
         amends=amend if history else None,
         history=history,
@@ -296,33 +291,33 @@ def _put_aside(suite_dir: SuiteDir, earlier: Preregistration) -> tuple[EarlierPl
 # ---------------------------------------------------------------- stamps in the cells' manifests
 
 
-def plan_stamp(run: RunDir) -> dict[str, str] | None:
-    """The {"sha256", "frozen_at"} of the plan in a cell's output folder, for its manifest.
+def plan_stamp(run: RunDir) -> PlanStamp | None:
+    """The stamp of the plan in a cell's output folder, for its manifest.
 
     None where nothing is registered, or the cell lies in no output folder.
     """
     if run.root.parent.parent.name != "runs":
         return None
     record = read_plan(SuiteDir(run.root.parent.parent.parent))
-    return None if record is None else {"sha256": record.sha256, "frozen_at": record.frozen_at}
+    return None if record is None else PlanStamp(sha256=record.sha256, frozen_at=record.frozen_at)
 
 
-def first_stamp(run: RunDir, earlier: Mapping[str, Any], stamp: Mapping[str, str] | None) -> dict[str, Any]:
+def first_stamp(run: RunDir, earlier: PlanStamp | None, stamp: PlanStamp | None) -> tuple[PlanStamp | None, bool]:
     """The stamp at the top of a cell's manifest, at every start: that of the first start that logged a step.
 
     Before a step is logged there are no data, and a plan is in time; one that is registered after it came too late.
 
     Args:
         run: the cell.
-        earlier: its manifest so far; empty at the first start.
+        earlier: what its manifest has; None at the first start.
         stamp: `plan_stamp` now.
 
     Returns:
-        {"plan", "logged_before": whether a start before this one logged a step; it stays, where the journal begins
-        anew for want of a checkpoint}.
+        The stamp, and whether a start before this one logged a step; that stays, where the journal begins anew for
+        want of a checkpoint.
     """
     logged = has_logged(run)
-    return {"plan": earlier.get("plan") if logged else stamp, "logged_before": logged}
+    return (earlier if logged else stamp), logged
 
 
 # ---------------------------------------------------------------- plan.md

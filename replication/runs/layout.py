@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from replication.runs.files import file_sha256, read_object, remove_temporaries, remove_tree
+from replication.runs.files import file_sha256, remove_temporaries, remove_tree
 from replication.runs.locks import HELD, hold_lock
 
 KEPT = ("step", "tokens", "data_chain", "final_weights_sha256")
@@ -298,11 +298,6 @@ def spans(numbers: Iterable[int]) -> list[str]:
         else:
             runs.append([n, n])
     return [str(a) if a == b else f"{a}-{b}" for a, b in runs]
-
-
-def is_trained(run: RunDir) -> bool:
-    """Whether a cell has been trained to its last step, completions or not (UserError: its manifest is damaged)."""
-    return "finished_at" in read_object(run.manifest)
 
 
 def step_of(folder: Path) -> int:

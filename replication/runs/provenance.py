@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 COMPUTES = ("config", "data", "generation", "grid/cell.py", "model", "objectives", "training")
 """The part of this package on which a cell's weights, measures and completions depend: what its processes load, but
@@ -40,13 +41,32 @@ def _version(package: str) -> str | None:
         return None
 
 
-def code_identity() -> dict[str, Any]:
-    """What is stored of the code that runs: {"code_hash", "packages": {name: version}}."""
-    return {"code_hash": code_hash(), "packages": package_versions()}
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """Code that ran."""
+
+    code_hash: str | None = None
+    """None: an older version of this package did not record it."""
+    packages: Mapping[str, str | None] = field(default_factory=dict)
+    """Versions; None for what was not installed."""
 
 
-def git_state() -> dict[str, Any]:
-    """{"commit": of this checkout, "dirty": whether it has changes}; None for what cannot be told."""
+def code_identity() -> Code:
+    """Of the code that runs."""
+    return Code(code_hash=code_hash(), packages=package_versions())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Git:
+    """State of a checkout; None for what could not be told."""
+
+    commit: str | None = None
+    dirty: bool | None = None
+    """Whether it had changes that no commit holds."""
+
+
+def git_state() -> Git:
+    """Of the checkout that this package is in."""
 
     def git(*args: str) -> str | None:
         try:
@@ -66,4 +86,4 @@ def git_state() -> dict[str, Any]:
 
     commit = git("rev-parse", "HEAD")
     status = git("status", "--porcelain")
-    return {"commit": commit, "dirty": None if status is None else bool(status)}
+    return Git(commit=commit, dirty=None if status is None else bool(status))

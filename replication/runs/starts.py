@@ -9,25 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from replication.config import RunConfig, machine_cut
 from replication.errors import UserError
-from replication.runs.files import read_object
 from replication.runs.journal import read_tail
 from replication.runs.layout import RunDir, cells_in, name_cells
+from replication.runs.manifest import Manifest, Start, find_manifest
+from replication.runs.provenance import Code
 
-Facts = dict[str, Any]
+Facts = Mapping[str, object]
 """Of one start: name -> value."""
 NOT_RECORDED = "not recorded"
-
-
-def read_manifest(run: RunDir) -> dict[str, Any] | None:
-    """A cell's manifest; None where it is missing or cannot be read."""
-    try:
-        return read_object(run.manifest) or None
-    except (UserError, OSError):
-        return None
 
 
 def has_logged(run: RunDir) -> bool:
@@ -38,8 +30,8 @@ def has_logged(run: RunDir) -> bool:
     with suppress(UserError):  # a journal that cannot be read says nothing
         if run.complete.is_file() or read_tail(run.metrics) is not None:
             return True
-    manifest = read_manifest(run) or {}
-    return "finished_at" in manifest or bool(manifest.get("logged_before"))
+    manifest = find_manifest(run)
+    return manifest is not None and (manifest.finished_at is not None or manifest.logged_before)
 
 
 def logged_cells(runs: Path) -> dict[str, RunDir]:
@@ -61,10 +53,9 @@ def refuse_other_data(runs: Path, corpus: Path | str, hash: str, but: RunDir | N
     """
     others: dict[str, dict[str, None]] = {}
     for name, run in logged_cells(runs).items():
-        data = (read_manifest(run) or {}).get("data")
-        there = data.get("hash") if isinstance(data, dict) else None
+        there = (find_manifest(run) or Manifest()).data.hash
         if there and there != hash and (but is None or run.root.resolve() != but.root.resolve()):
-            others.setdefault(str(there)[:16], {})[name.rpartition("-")[2]] = None
+            others.setdefault(there[:16], {})[name.rpartition("-")[2]] = None
     if others:
         said = "; ".join(f"{there} of seeds {', '.join(seeds)}" for there, seeds in others.items())
         raise UserError(
@@ -73,56 +64,45 @@ def refuse_other_data(runs: Path, corpus: Path | str, hash: str, but: RunDir | N
         )
 
 
-def code_of(manifest: Mapping[str, Any]) -> list[Facts]:
-    """Hash of the code and version of each package, of every start that lasts and of what made the completions.
-
-    A hash that an older version of this package did not record is NOT_RECORDED.
-    """
-    records = [*lasting_starts(manifest), *_objects([manifest.get("generated_by")])]
-    return [code_facts(record) for record in records]
+def code_of(manifest: Manifest) -> list[Facts]:
+    """Hash of the code and version of each package, of every start that lasts and of what made the completions."""
+    made = [manifest.generated_by] if manifest.generated_by else []
+    return [code_facts(code) for code in (*lasting_starts(manifest), *made)]
 
 
-def code_facts(record: Mapping[str, Any]) -> Facts:
-    """Of one record that holds what provenance.code_identity gives."""
-    packages = record.get("packages")
-    return {"code_hash": record.get("code_hash") or NOT_RECORDED, **(packages if isinstance(packages, dict) else {})}
+def code_facts(code: Code) -> Facts:
+    """Of one record; a hash that an older version of this package did not record is NOT_RECORDED."""
+    return {"code_hash": code.code_hash or NOT_RECORDED, **code.packages}
 
 
-def machine_of(manifest: Mapping[str, Any], config: RunConfig | None) -> list[Facts]:
+def machine_of(manifest: Manifest, config: RunConfig | None) -> list[Facts]:
     """What of the machine may change a rounding, of every start that lasts.
 
     Older records have the strategy and the ranks alone; the cell's config.yaml, of its last start, says more of that.
     """
-    found = []
+    found: list[Facts] = []
     for start in lasting_starts(manifest):
-        layout = start.get("strategy")
-        old = {"ranks" if k == "world_size" else k: v for k, v in (layout if isinstance(layout, dict) else {}).items()}
-        old["device"] = NOT_RECORDED
-        found.append(old | (start["machine"] if isinstance(start.get("machine"), dict) else {}))
+        old = {"ranks" if k == "world_size" else k: v for k, v in start.strategy.items()}
+        found.append(old | {"device": NOT_RECORDED} | dict(start.machine or {}))
     if config is not None and found:
-        found[-1] = machine_cut(config) | found[-1]
+        found[-1] = machine_cut(config) | dict(found[-1])
     return found
 
 
-def lasting_starts(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def lasting_starts(manifest: Manifest) -> list[Start]:
     """The records of those starts of which a step is still in the cell's weights, oldest first.
 
     A start that a later one fell back behind, because it died before its first checkpoint, says nothing of the cell.
     """
-    starts: list[Mapping[str, Any]] = [*_objects(manifest.get("starts"))] or [manifest]
-    kept: list[Mapping[str, Any]] = []
+    kept: list[Start] = []
     behind = float("inf")
-    for start in reversed(starts):
-        step = start.get("step", -1)  # older records do not say where they began
-        if behind == 0 or (isinstance(step, int) and step >= behind):
+    for start in reversed(manifest.all_starts):
+        step = -1 if start.step is None else start.step  # older records do not say where they began
+        if behind == 0 or step >= behind:
             continue
-        behind = step if isinstance(step, int) and step >= 0 else behind
+        behind = step if step >= 0 else behind
         kept.append(start)
     return kept[::-1]
-
-
-def _objects(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def unlike(of: Mapping[str, Sequence[Facts]]) -> str:

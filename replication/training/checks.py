@@ -10,8 +10,8 @@ from lightning import Callback, LightningModule, Trainer
 from replication.config import RunConfig
 from replication.data.module import Batch
 from replication.errors import Diverged, UserError
-from replication.runs.files import read_object, write_json
 from replication.runs.layout import RunDir, cells_in
+from replication.runs.manifest import find_manifest, update_manifest
 from replication.training.module import LanguageModel
 from replication.training.preflight import preflight
 from replication.training.strategies import ZeroStrategy
@@ -40,7 +40,7 @@ class Checks(Callback):
 
     def _note(self, key: str, value: dict[str, Any], trainer: Trainer) -> None:
         if trainer.is_global_zero:
-            write_json(self.run.manifest, read_object(self.run.manifest) | {key: value})
+            update_manifest(self.run, **{key: value})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.strategy, ZeroStrategy):  # a resumed engine remembers what it skipped
@@ -83,22 +83,18 @@ def check_neighbours(config: RunConfig, run: RunDir, initial_weights: str) -> No
         UserError: another arm of the same seed started elsewhere, or another seed at the same place.
     """
     for _, _, neighbour in cells_in(run.root.parent.parent):
-        path = neighbour.manifest
-        try:
-            other = read_object(path)
-        except UserError:
-            continue  # a neighbour's damage is the certificate's to name
-        if neighbour.root == run.root or "weights_seed" not in other:
+        other = find_manifest(neighbour)  # a neighbour's damage is the certificate's to name
+        if neighbour.root == run.root or other is None or other.weights_seed is None:
             continue
-        same_seed = other["weights_seed"] == config.effective_weights_seed
-        same_start = other.get("initial_weights_sha256") == initial_weights
+        same_seed = other.weights_seed == config.effective_weights_seed
+        same_start = other.initial_weights_sha256 == initial_weights
         if same_seed and not same_start:
             raise UserError(
-                f"{path.parent}: started from other weights at the same seed {config.effective_weights_seed}; "
+                f"{neighbour.root}: started from other weights at the same seed {config.effective_weights_seed}; "
                 "arms can be compared only from the same start: choose another --out, or remove that cell"
             )
         if same_start and not same_seed and config.training.initial_weights is None:
             raise UserError(
-                f"{path.parent}: started from the same weights at another seed ({other['weights_seed']}, this cell has "
+                f"{neighbour.root}: started from the same weights at another seed ({other.weights_seed}, this cell has "
                 f"{config.effective_weights_seed}); seeds would not be independent: remove that cell, or this one"
             )

@@ -13,22 +13,21 @@ import psutil
 import torch
 
 from replication.config import RunConfig, machine_cut
+from replication.runs.manifest import Environment, Hardware
 from replication.runs.provenance import code_identity, git_state
 from replication.training.strategies import uses_gpu
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_machine() -> Environment:
     """Code, package versions, hardware; a thing that cannot be told is None, never guessed."""
-    return {
-        "git": git_state(),
-        **code_identity(),
-        "hardware": {
-            "cpu": cpu_name(),
-            "cores": psutil.cpu_count(),
-            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        },
-    }
+    code = code_identity()
+    hardware = Hardware(
+        cpu=cpu_name(),
+        cores=psutil.cpu_count(),
+        gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+    )
+    return Environment(git=git_state(), code_hash=code.code_hash, packages=code.packages, hardware=hardware)
 
 
 def arithmetic(config: RunConfig) -> dict[str, Any]:

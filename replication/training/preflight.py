@@ -46,8 +46,8 @@ def preflight(config: RunConfig, run: RunDir, identity: dict[str, str]) -> dict[
         UserError: see the checks below.
     """
     code = code_identity()
-    versions = ", ".join(f"{name} {version}" for name, version in code["packages"].items())
-    check_ranks(config, identity | {"code hash": code["code_hash"], "package versions": versions})
+    versions = ", ".join(f"{name} {version}" for name, version in code.packages.items())
+    check_ranks(config, identity | {"code hash": str(code.code_hash), "package versions": versions})
     room = check_room(config, run)
     bandwidth = check_all_reduce()
     return {**room, "all_reduce_gb_per_second": bandwidth}

@@ -20,9 +20,10 @@ from replication.errors import UserError
 from replication.model.transformer import Transformer, weights_sha256
 from replication.objectives.callbacks import LayerGain, TokenGain
 from replication.protocol.preregistration import first_stamp, plan_stamp
-from replication.runs.files import read_object, write_json, write_text
+from replication.runs.files import read_object, write_text
 from replication.runs.journal import due_validations, journal_gaps, logged_steps, read_journal
 from replication.runs.layout import RunDir
+from replication.runs.manifest import Data, Manifest, Start, is_trained, read_manifest, update_manifest, write_manifest
 from replication.runs.starts import changes, code_facts, code_of, machine_of, refuse_other_data
 from replication.training.checkpoints import Checkpoints, checkpoint_folder, load_weights, step_of
 from replication.training.checks import Checks, check_neighbours
@@ -74,10 +75,11 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     start["data sample"] = data_sample(store)
     start["checkpoint"] = checkpoint.name if checkpoint else "none"
     if checkpoint and config.training.initial_weights:
-        start["weights at start"] = str(read_object(run.manifest).get("initial_weights_sha256"))
-        if start["weights at start"] == "None":
+        recorded = (read_manifest(run) or Manifest()).initial_weights_sha256
+        if recorded is None:
             raise UserError(f"{run.manifest}: does not say what weights the cell began with; restore it, or remove "
                             f"{run.root} and train from the beginning")  # fmt: skip
+        start["weights at start"] = recorded
     else:
         start["weights at start"] = weights_sha256(dict(module.model.named_parameters()))
     if first:
@@ -228,8 +230,8 @@ def start_manifest(
     Raises:
         UserError: the initial weights differ from those of the first start.
     """
-    earlier = read_object(run.manifest)
-    if earlier.get("initial_weights_sha256", initial) != initial:
+    earlier = read_manifest(run) or Manifest()
+    if earlier.initial_weights_sha256 not in (None, initial):
         raise UserError(
             f"{run.manifest}: this machine makes other initial weights for the same seed than the first start did; "
             "resume where it began, or remove the cell and run it again"
@@ -239,28 +241,31 @@ def start_manifest(
     except UserError:
         keys = []  # an arm without a file declares nothing, and the certificate will say so
     machine, plan, cut = describe_machine(), plan_stamp(run), arithmetic(config)
-    here = {"at": timestamp(), "step": step, "plan": plan, **machine, "strategy": layout(config), "machine": cut}
-    changed = [changes(code_of(earlier), code_facts(here)), changes(machine_of(earlier, None), cut)]
-    if step and any(changed):
-        said = ", ".join(filter(None, changed))
-        console.print(f"[yellow]goes on otherwise than it began:[/yellow] {escape(said)}; the report will say so")
-    manifest = {
-        "arm": config.arm,
-        "seed": config.seed,
-        "config_hash": scientific_hash(config),
-        "arm_keys": keys,
-        **first_stamp(run, earlier, plan),
-        "data": {"hash": store.hash, "dir": str(config.data.dir or "data")},
-        **machine,
-        "world_size": config.world_size,
-        "strategy": layout(config),
-        "weights_seed": config.effective_weights_seed,
-        "parameters": sum(p.numel() for p in module.model.parameters()),
-        "initial_weights_sha256": initial,
-        "started_at": earlier.get("started_at", timestamp()),
-        "starts": [*earlier.get("starts", []), here],
-    }
-    write_json(run.manifest, manifest)
+    here = Start(at=timestamp(), step=step, plan=plan, strategy=layout(config), machine=cut, **vars(machine))
+    if step:
+        changed = [changes(code_of(earlier), code_facts(here)), changes(machine_of(earlier, None), cut)]
+        if any(changed):
+            said = ", ".join(filter(None, changed))
+            console.print(f"[yellow]goes on otherwise than it began:[/yellow] {escape(said)}; the report will say so")
+    first_plan, logged_before = first_stamp(run, earlier.plan, plan)
+    manifest = Manifest(
+        arm=config.arm,
+        seed=config.seed,
+        config_hash=scientific_hash(config),
+        arm_keys=tuple(keys),
+        plan=first_plan,
+        logged_before=logged_before,
+        data=Data(hash=store.hash, dir=str(config.data.dir or "data")),
+        world_size=config.world_size,
+        strategy=layout(config),
+        weights_seed=config.effective_weights_seed,
+        parameters=sum(p.numel() for p in module.model.parameters()),
+        initial_weights_sha256=initial,
+        started_at=earlier.started_at or timestamp(),
+        starts=(*earlier.starts, here),
+        **vars(machine),
+    )
+    write_manifest(run, manifest)
 
 
 def finish_manifest(run: RunDir, folder: Path) -> None:
@@ -268,8 +273,7 @@ def finish_manifest(run: RunDir, folder: Path) -> None:
 
     The checkpoint has just been read or written whole, and is not read again: the other ranks are leaving.
     """
-    marker, manifest = read_object(folder / "COMPLETE"), read_object(run.manifest)
-    if "finished_at" not in manifest:
+    if not is_trained(run):
+        marker = read_object(folder / "COMPLETE")
         final = {k: marker[k] for k in ("step", "tokens", "data_chain", "wall_seconds")}
-        final["final_weights_sha256"] = marker["weights_sha256"]
-        write_json(run.manifest, manifest | final | {"finished_at": timestamp()})
+        update_manifest(run, **final, final_weights_sha256=marker["weights_sha256"], finished_at=timestamp())

@@ -24,6 +24,8 @@ from replication.protocol.preregistration import build_plan, first_stamp, plan_h
 from replication.runs.files import read_json, write_json, write_text
 from replication.runs.journal import Journal
 from replication.runs.layout import RunDir, SuiteDir, name_cells
+from replication.runs.manifest import read_manifest
+from replication.runs.records import to_json
 from replication.runs.starts import logged_cells
 
 ARMS, SEEDS = ("baseline", "both"), (1, 2)
@@ -197,7 +199,7 @@ def test_a_plan_is_registered_once_and_amended_with_a_reason(
 def test_a_stamp_is_of_the_cells_own_folder(built: tuple[SuiteDir, SuiteConfig], tmp_path: Path) -> None:
     suite_dir, _ = built
     stamp = plan_stamp(suite_dir.cell("both", 1))
-    assert stamp == {k: read_json(suite_dir.plan)[k] for k in ("sha256", "frozen_at")}
+    assert to_json(stamp) == {k: read_json(suite_dir.plan)[k] for k in ("sha256", "frozen_at")}
     assert plan_stamp(RunDir(suite_dir.root / "cell")) is None
     assert plan_stamp(SuiteDir(tmp_path).cell("both", 1)) is None
 
@@ -226,7 +228,9 @@ def test_a_cell_is_stamped_anew_until_it_has_logged_a_step(tmp_path: Path, built
 
     def start() -> Any:
         earlier = read_json(run.manifest) or {"started_at": "2020-01-01T00:00:00+0000"}
-        write_json(run.manifest, {**earlier, **first_stamp(run, earlier, plan_stamp(run))})
+        there = read_manifest(run)
+        first, logged = first_stamp(run, there and there.plan, plan_stamp(run))
+        write_json(run.manifest, {**earlier, "plan": to_json(first), "logged_before": logged})
         return read_json(run.manifest)["plan"]
 
     assert start() is None  # and died before its first step
@@ -234,12 +238,12 @@ def test_a_cell_is_stamped_anew_until_it_has_logged_a_step(tmp_path: Path, built
     found = check_plan(suite_dir)
     assert found.state == "before the data" and found.deviations == found.unfinished
     first = start()
-    assert first == plan_stamp(run)
+    assert first == to_json(plan_stamp(run))
     journal = Journal(run.metrics)
     journal.append({"step": 1, "tokens": 1})
     journal.close()
     register(suite_dir, replace(suite, analysis=AnalysisConfig(alpha=0.1)), amend="why not")
-    assert start() == first != plan_stamp(run)
+    assert start() == first != to_json(plan_stamp(run))
     Journal(run.metrics).close()  # no checkpoint: the journal begins anew
     assert list(logged_cells(suite_dir.runs)) == ["both/seed-1"]
     assert start() == first
@@ -340,7 +344,7 @@ DEVIATIONS: dict[str, tuple[Callable[[SuiteDir], object], str]] = {
     ),
     "registered again": (
         lambda d: edit_manifest(
-            d.cell("both", 2), plan=plan_stamp(d.cell("both", 2)) | {"frozen_at": "2020-01-01T00:00:00+0000"}
+            d.cell("both", 2), plan=to_json(plan_stamp(d.cell("both", 2))) | {"frozen_at": "2020-01-01T00:00:00+0000"}
         ),
         "cells that carry another time of registration (2020-01-01T00:00:00+0000): both/seed-2",
     ),

@@ -18,6 +18,7 @@ from replication.config import RunConfig, SuiteConfig, arm_keys, load_cell, mach
 from replication.runs.files import read_json, write_json, write_text
 from replication.runs.journal import Journal, read_journal
 from replication.runs.layout import RunDir, SuiteDir
+from replication.runs.records import to_json
 
 ARMS = ("baseline", "token_gain", "layer_gain", "both")
 CATEGORIES = (
@@ -85,7 +86,7 @@ def build_suite(root: Path, what: Synthetic | None = None, **changes: Any) -> tu
 
 def edit_manifest(run: RunDir, **changes: Any) -> None:
     """Change top-level values of a cell's manifest; a value of None removes the key."""
-    manifest = {**read_json(run.manifest), **changes}
+    manifest = {**read_json(run.manifest), **to_json(changes)}
     write_json(run.manifest, {k: v for k, v in manifest.items() if v is not None})
 
 

@@ -1,0 +1,172 @@
+"""The manifest of a cell: what ran, from what, on what, and how it ended; and the marker COMPLETE's copy of its end.
+
+Written by the training at every start and at the end, and by the sampling of completions. Every other part reads it
+here: `read_manifest` where damage is an error, `find_manifest` where it counts as missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from replication.errors import UserError
+from replication.runs.files import read_object, write_json
+from replication.runs.layout import RunDir
+from replication.runs.provenance import Code, Git
+from replication.runs.records import from_json, to_json
+
+SCHEMA = 2
+"""Of manifests that say so; those of version 0.1.0 have no schema, and from_json reads them too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """None for what could not be told."""
+
+    cpu: str | None = None
+    cores: int | None = None
+    gpus: tuple[str, ...] = ()
+    memory_gib: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment(Code):
+    """Code, packages, checkout and hardware that a start ran with."""
+
+    git: Git = field(default_factory=Git)
+    hardware: Hardware = field(default_factory=Hardware)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanStamp:
+    """The registered plan that lay in the folder at a start."""
+
+    sha256: str | None = None
+    frozen_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The corpus that a cell was trained on."""
+
+    hash: str | None = None
+    dir: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start(Environment):
+    """One start of a cell's training."""
+
+    at: str | None = None
+    step: int | None = None
+    """From which it went on; 0: the first. Older records have none."""
+    plan: PlanStamp | None = None
+    strategy: Mapping[str, Any] = field(default_factory=dict)
+    """How the state was cut over processes: strategy, world_size, offload_optimizer."""
+    machine: Mapping[str, Any] | None = None
+    """All that may change a rounding, `training.environment.arithmetic`; older records have none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Environment):
+    """What is not known, or has another form than it should, is None or empty."""
+
+    schema: int = SCHEMA
+    arm: str | None = None
+    seed: int | None = None
+    config_hash: str | None = None
+    arm_keys: tuple[str, ...] = ()
+    """Dotted keys that the arm's file sets."""
+    plan: PlanStamp | None = None
+    """Of the first start that logged a step."""
+    logged_before: bool = False
+    """Whether a start before the latest one logged a step."""
+    data: Data = field(default_factory=Data)
+    world_size: int | None = None
+    strategy: Mapping[str, Any] = field(default_factory=dict)
+    weights_seed: int | None = None
+    parameters: int | None = None
+    initial_weights_sha256: str | None = None
+    started_at: str | None = None
+    starts: tuple[Start, ...] = ()
+    """Oldest first; the oldest manifests have none, see `all_starts`."""
+    preflight: Mapping[str, Any] | None = None
+    """What the ranks measured and agreed on before the first step."""
+    deepspeed: Mapping[str, Any] | None = None
+    """The config that DeepSpeed resolved."""
+    step: int | None = None
+    """The last; with it the cell is trained, as are the five below."""
+    tokens: int | None = None
+    data_chain: str | None = None
+    wall_seconds: float | None = None
+    final_weights_sha256: str | None = None
+    finished_at: str | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the completions, with prompts_sha256, weights_sha256 and samples_sha256."""
+    generated_by: Code | None = None
+
+    @property
+    def all_starts(self) -> tuple[Start, ...]:
+        """Those that are recorded; of an older manifest the one that its own fields describe."""
+        if self.starts:
+            return self.starts
+        inherited = {f.name: getattr(self, f.name) for f in dataclasses.fields(Environment)}
+        return (Start(at=self.started_at, plan=self.plan, strategy=self.strategy, **inherited),)
+
+
+ONCE_KNOWN = ("preflight", "deepspeed", "step", "tokens", "data_chain", "wall_seconds", "final_weights_sha256",
+              "finished_at", "generation", "generated_by")  # fmt: skip
+"""What a manifest has no key for until it is known."""
+
+
+def write_manifest(run: RunDir, manifest: Manifest) -> None:
+    """Begin the cell's manifest, or begin it anew."""
+    tree = to_json(manifest)
+    write_json(run.manifest, {k: v for k, v in tree.items() if v not in (None, {}) or k not in ONCE_KNOWN})
+
+
+def update_manifest(run: RunDir, **changes: Any) -> None:
+    """Change fields of the manifest that is there; keys that only another version knows stay."""
+    dataclasses.replace(Manifest(), **changes)  # TypeError for what is no field
+    write_json(run.manifest, read_object(run.manifest) | to_json(changes))
+
+
+def read_manifest(run: RunDir) -> Manifest | None:
+    """A cell's manifest, of any version; None where there is none.
+
+    Raises:
+        UserError: it cannot be read, or a later version of this package wrote it.
+    """
+    tree = read_object(run.manifest)
+    if not tree:
+        return None
+    manifest = from_json(Manifest, tree, lenient=True)
+    if manifest.schema > SCHEMA:
+        raise UserError(
+            f"{run.manifest}: has schema {manifest.schema}, this version of replication reads up to {SCHEMA}; update it"
+        )
+    return manifest
+
+
+def find_manifest(run: RunDir) -> Manifest | None:
+    """As read_manifest, but None also where it cannot be read."""
+    try:
+        return read_manifest(run)
+    except (UserError, OSError):
+        return None
+
+
+def is_trained(run: RunDir) -> bool:
+    """Whether a cell has been trained to its last step, completions or not (UserError: its manifest is damaged)."""
+    manifest = read_manifest(run)
+    return manifest is not None and manifest.finished_at is not None
+
+
+def refuse_untrained(run: RunDir) -> Manifest:
+    """The manifest of a cell that has been trained to its last step; UserError where it has not been."""
+    manifest = read_manifest(run)
+    if manifest is None or manifest.finished_at is None:
+        raise UserError(f"{run.root}: is not trained to its last step, so it cannot generate; train it first")
+    return manifest
