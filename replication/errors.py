@@ -65,3 +65,8 @@ def told(error: OSError) -> str:
 def is_lost_peer(error: BaseException) -> bool:
     """Whether a collective failed because another process of the run has ended: that one says why."""
     return isinstance(error, RuntimeError) and LOST_PEER.search(str(error)) is not None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another package's error, or its class: fit for a message of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

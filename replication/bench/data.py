@@ -133,8 +133,8 @@ def bench_preparation(data: DataConfig, turns: int, n_bytes: int, console: Conso
                 manifest, seconds = _timed(lambda turn=turn: prepare(config, root / f"out-{turn}"))  # type: ignore[misc]
                 product.append(seconds)
                 by_itself.append(alone())
-    entry = manifest["sources"]["bench"]
-    tokens = entry["train"]["tokens"] + entry["validation"]["tokens"]
+    entry = manifest.sources["bench"]
+    tokens = entry.train.tokens + entry.validation.tokens
     alone_seconds, alone_cpu = zip(*by_itself, strict=True)
     seconds, cpu = zip(*product, strict=True)
     return PreparationBench(data.num_proc, tokens, sum(sizes), alone_seconds, seconds, alone_cpu, cpu)

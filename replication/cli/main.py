@@ -156,7 +156,7 @@ def prepare(argv: list[str]) -> int:
     config = load_run(args.config or ["data/python.yaml"], flags)
     console = Console()
     from replication.data.prepare import prepare as prepare_corpus
-    from replication.data.show import show_batch
+    from replication.data.store import show_batch
 
     if args.show_batch is not None:
         show_batch(config, args.out, args.show_batch, console, full=args.full)

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from replication.config import SourceConfig
+from replication.data.records import MAX_NAMED, ReadReport
 from replication.data.render import columns_of, refusal, render, require_columns
-from replication.data.report import MAX_NAMED, ReadReport, left_out
-from replication.data.retries import first_line, is_local
-from replication.errors import UserError
+from replication.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import pyarrow
@@ -60,7 +59,7 @@ class FilePart:
             raise
         except Exception as error:  # of files, decompressors and pyarrow: many classes
             reason = getattr(error, "strerror", None) or first_line(error)
-            raise refusal(self._source, f"{self.name} cannot be read ({reason})", "mend or remove it") from error
+            raise refusal(self._source, f"{self.name} cannot be read ({reason})", "fix or remove it") from error
 
     def place(self) -> list[int]:
         return [self._done, self._sum]
@@ -136,6 +135,11 @@ ENDINGS = {
 }
 
 
+def is_local(source: SourceConfig) -> bool:
+    """Whether a hub source's path is a folder of this machine."""
+    return source.path is not None and Path(source.path).is_dir()
+
+
 def local_files(source: SourceConfig) -> dict[str, list[int]] | None:
     """{name: [size in bytes, time of change in ns]} of the files that a source is read from; None where it has none.
 
@@ -188,7 +192,7 @@ def _no_file(source: SourceConfig, path: Path, report: ReadReport) -> UserError:
     if path.exists() and not path.is_dir():
         return refusal(source, f"{source.path} is a pipe or a device, not a file", "write it to a file first")
     if report.other or report.hidden:
-        found = f"no file{kinds} in {source.path}{left_out(report)}"
+        found = f"no file{kinds} in {source.path}{report.left_out()}"
         return refusal(source, found, "correct its kind or path")
     remedy = f"paths are relative to the current folder, {Path.cwd()}; correct data.sources.path, or fetch the corpus"
     return refusal(source, f"no file{kinds} matches {source.path}", remedy)
@@ -198,7 +202,7 @@ def _walk(source: SourceConfig, folder: Path) -> Iterator[Path]:
     """Every file below a folder; linked folders are entered, each real folder once."""
 
     def fail(error: OSError) -> None:
-        raise refusal(source, f"{error.filename} cannot be read ({error.strerror})", "mend or remove it") from error
+        raise refusal(source, f"{error.filename} cannot be read ({error.strerror})", "fix or remove it") from error
 
     seen = set()
     for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
@@ -275,7 +279,7 @@ def _parquet(source: SourceConfig, report: ReadReport, name: str, path: Path) ->
         head = raw.read(HEAD_BYTES)
     if not head.startswith((b"PAR1", b"PARE")):
         what = what_bytes_are(head) or ("not Parquet" if head else "empty")
-        raise refusal(source, f"{path} is {what}", "correct its kind, or mend or remove it")
+        raise refusal(source, f"{path} is {what}", "correct its kind, or fix or remove it")
     with pyarrow.parquet.ParquetFile(path) as file:
         require_columns(source, file.schema_arrow.names, name)
         number = 0

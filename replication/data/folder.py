@@ -7,17 +7,23 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from replication.data.request import changed_sources, request_differences
-from replication.data.writer import SPLITS
+from replication.data.records import (
+    ORIGINS,
+    SPLITS,
+    Request,
+    changed_sources,
+    read_origins,
+    request_differences,
+    write_record,
+)
 from replication.errors import UserError, is_disk_full
-from replication.runs.files import read_json, remove_tree, sync, write_json
+from replication.runs.files import read_object, remove_tree, sync, write_json
 from replication.runs.locks import HELD, without_locks
 
 LOCK = ".lock"
 REQUEST = "request.json"
-ORIGINS = "origins.json"  # of each source: the commit of a hub set, or the sizes and times of local files
 PROGRESS = "progress"  # folder of the files that say how far a preparation has come
 _REMEDIES = {
     True: "what was done is kept; free space, then run the same command again",
@@ -27,7 +33,7 @@ _REMEDIES = {
 
 @contextmanager
 def written_whole(
-    out: Path, request: dict[str, Any] | None = None, notify: Callable[[str], None] = lambda line: None
+    out: Path, request: Request | None = None, notify: Callable[[str], None] = lambda line: None
 ) -> Iterator[Path]:
     """Give OUT.partial to write into; on success it becomes OUT.
 
@@ -37,7 +43,7 @@ def written_whole(
 
     Args:
         out: the folder that appears when it is complete.
-        request: plain values on which the work depends.
+        request: everything on which the work depends.
         notify: gets a line for every source that is begun anew.
 
     Raises:
@@ -96,42 +102,39 @@ def _has_work(partial: Path) -> bool:
     return (partial / REQUEST).is_file() and any((partial / PROGRESS).glob("*.json"))
 
 
-def _make_free(partial: Path, request: dict[str, Any] | None, notify: Callable[[str], None]) -> None:
-    """Remove what OUT.partial holds, unless it is work of this request; refuse where it is work of another.
-
-    Sources that were corrected since are removed alone.
+def _make_free(partial: Path, request: Request | None, notify: Callable[[str], None]) -> None:
+    """Remove what OUT.partial holds, unless it is work of this request; of sources that were corrected, theirs alone.
 
     Raises:
-        UserError: names the keys in which the requests differ.
+        UserError: it holds the work of another request; names the keys.
     """
-    if _has_work(partial):
-        found = read_json(partial / REQUEST)
-        if request is not None and found == request:
-            return
-        changed = changed_sources(request, found) if request is not None else []
-        for name in changed:
-            _remove_source(partial, name)
-            notify(f"{name}: its keys have changed since; begun anew, what the other sources have is kept")
-        if changed:
-            return
+    if not _has_work(partial):
+        for left in partial.iterdir():
+            if left.name != LOCK:
+                remove_tree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        return
+    found = read_object(partial / REQUEST)
+    changed = changed_sources(request, found) if request is not None else []
+    for name in changed:
+        _remove_source(partial, name)
+        notify(f"{name}: its keys have changed since; begun anew, what the other sources have is kept")
+    if not changed and found != request:
         raise UserError(
             f"{partial}: holds unfinished work with {_difference(request, found)}; set what it has and go on, or "
             "remove the folder, or choose another --out"
         )
-    for left in partial.iterdir():
-        if left.name != LOCK:
-            remove_tree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
 def _remove_source(partial: Path, name: str) -> None:
     (partial / PROGRESS / f"{name}.json").unlink(missing_ok=True)
-    origins = read_json(partial / ORIGINS) or {}
-    write_json(partial / ORIGINS, {source: origin for source, origin in origins.items() if source != name})
+    origins = read_origins(partial)
+    origins.pop(name, None)
+    write_record(partial / ORIGINS, origins)
     for split in SPLITS:
         remove_tree(partial / split / name)
 
 
-def _difference(request: dict[str, Any] | None, found: dict[str, Any]) -> str:
+def _difference(request: Request | None, found: Request) -> str:
     if request is None:
         return f"a data.token_budget of {found['token_budget']:,}, and this config has none"
     keys = request_differences(request, found)

@@ -1,6 +1,6 @@
 """`replicate prepare`: named sources in, packed token blocks and a manifest out.
 
-Without a token budget the sources are read whole, then tokenised (spool.py); with one they are streamed (stream.py).
+Without a token budget the sources are read whole, then tokenised (ingest.py); with one they are streamed (stream.py).
 
 OUT/manifest.json            written last: the marker of completeness
 OUT/origins.json             commits of hub sets, sizes and times of local files
@@ -19,20 +19,32 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from replication.config import DataConfig, TokenizerConfig
+from replication.config import DataConfig, SourceConfig, TokenizerConfig
 from replication.console import Reporter, timestamp
 from replication.data.files import changed, local_files
-from replication.data.folder import ORIGINS, PROGRESS, written_whole
-from replication.data.hub import commit_of
-from replication.data.request import request_differences, request_of
-from replication.data.retries import Retries
-from replication.data.show import show_batch
-from replication.data.spool import SpooledCorpus
-from replication.data.store import FORMAT
+from replication.data.folder import PROGRESS, written_whole
+from replication.data.hub import Retries, commit_of
+from replication.data.ingest import IngestedCorpus
+from replication.data.records import (
+    FORMAT,
+    MANIFEST,
+    ORIGINS,
+    SPLITS,
+    CorpusManifest,
+    Origin,
+    Progress,
+    Request,
+    SourceRecord,
+    read_manifest,
+    read_origins,
+    read_record,
+    request_differences,
+    request_of,
+    write_record,
+)
 from replication.data.stream import StreamedCorpus
 from replication.data.tokenise import Pool
 from replication.data.tokenizer import (
@@ -43,12 +55,9 @@ from replication.data.tokenizer import (
     tokenizer_file,
     train_tokenizer,
 )
-from replication.data.writer import SPLITS
 from replication.errors import UserError
 from replication.processes.children import tethered
-from replication.runs.files import read_json, write_json, write_text
-
-__all__ = ["prepare", "show_batch"]
+from replication.runs.files import write_text
 
 TOKENIZER_BYTES = 8_000_000  # text that a tokenizer is trained on, shared among sources by training bytes or weight
 
@@ -61,20 +70,16 @@ WORDS = 1000
 TIMES_VALIDATION = 3  # times data.validation_fraction
 TIMES_READ = 16  # a source, while another is read once
 
-Corpus = SpooledCorpus | StreamedCorpus
-Files = dict[str, list[int]] | None
+Corpus = IngestedCorpus | StreamedCorpus
 
 
-def prepare(data: DataConfig, out: Path, console: Console | None = None) -> dict[str, Any]:
+def prepare(data: DataConfig, out: Path, console: Console | None = None) -> CorpusManifest:
     """Prepare a corpus, or find it prepared.
 
     Args:
         data: sources, tokenizer, block size and split.
         out: folder to write; it appears when it is complete, not before.
         console: where to report; none: nowhere.
-
-    Returns:
-        The manifest.
 
     Raises:
         UserError: a source or tokenizer that cannot be had, a corpus too small, a folder that holds something else or
@@ -106,30 +111,29 @@ def _check(data: DataConfig) -> None:
     check_tokenizer(data.tokenizer)
 
 
-def _existing(data: DataConfig, out: Path) -> dict[str, Any] | None:
+def _existing(data: DataConfig, out: Path) -> CorpusManifest | None:
     """The manifest where OUT holds this very preparation; None where OUT is free."""
     if not out.exists():
         return None
     if not out.is_dir():
         raise UserError(f"{out}: is a file, not a folder; choose another --out")
-    manifest = read_json(out / "manifest.json")
-    if manifest is None and not any(out.iterdir()):
+    manifest = read_manifest(out)
+    if manifest is None:
+        if any(out.iterdir()):
+            raise UserError(f"{out}: exists and is not a preparation; choose another --out, or remove the folder")
         return None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "request" not in manifest:
-        raise UserError(f"{out}: exists and is not a preparation; choose another --out, or remove the folder")
-    different = request_differences(request_of(data), manifest["request"])
+    different = request_differences(request_of(data), manifest.request)
     if different:
         keys = " and ".join(different)
         raise UserError(f"{out}: holds a preparation with another {keys}; choose another --out, or remove the folder")
     return manifest
 
 
-def _summary(manifest: dict[str, Any]) -> str:
-    sources = manifest["sources"].values()
-    tokens = {split: sum(source[split]["tokens"] for source in sources) for split in SPLITS}
+def _summary(manifest: CorpusManifest) -> str:
+    tokens = [sum(source.split(split).tokens for source in manifest.sources.values()) for split in SPLITS]
     return (
-        f"{tokens['train']:,} training and {tokens['validation']:,} validation tokens, vocabulary "
-        f"{manifest['vocab_size']:,}, data hash {manifest['hash'][:12]}"
+        f"{tokens[0]:,} training and {tokens[1]:,} validation tokens, vocabulary {manifest.vocab_size:,}, data hash "
+        f"{manifest.hash[:12]}"
     )
 
 
@@ -150,7 +154,7 @@ def _quiet_datasets() -> Iterator[None]:
 # ---------------------------------------------------------------- the steps
 
 
-def _unfinished_request(data: DataConfig) -> dict[str, Any] | None:
+def _unfinished_request(data: DataConfig) -> Request | None:
     """What another call must have in common with this one to go on with its work; None where none can."""
     if data.token_budget is None:
         return None
@@ -158,11 +162,11 @@ def _unfinished_request(data: DataConfig) -> dict[str, Any] | None:
     return {**request_of(data), "packages": packages}
 
 
-def _write(data: DataConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
+def _write(data: DataConfig, folder: Path, reporter: Reporter) -> CorpusManifest:
     """Read, split, tokenise and cut every source into folder; the manifest comes last."""
     request = request_of(data)
     data = _from_origins(data, folder, reporter)
-    kind = SpooledCorpus if data.token_budget is None else StreamedCorpus
+    kind = IngestedCorpus if data.token_budget is None else StreamedCorpus
     corpus = kind(data, folder, reporter)
     tokenizer = _tokenizer(data, corpus, folder, reporter)
     with Pool.started(tokenizer, data.num_proc) as pool:
@@ -172,21 +176,19 @@ def _write(data: DataConfig, folder: Path, reporter: Reporter) -> dict[str, Any]
         for warning in _warnings(entry, tokenizer, data.validation_fraction):
             reporter.line(f"{name}: warning: {warning}")
     _say_repeats(data, sources, reporter)
-    manifest = {
-        "format": FORMAT,
-        "request": request,
-        "hash": _content_hash(tokenizer, data.block_size_tokens, sources),
-        "vocab_size": max(tokenizer.vocab_size, data.tokenizer.padded_vocab_size or 0),
-        "end_of_text_id": tokenizer.end_of_text_id,
-        "block_size_tokens": data.block_size_tokens,
-        "created_at": timestamp(),
-        "sources": sources,
-        "packages": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("datasets", "tokenizers", "pyarrow")},
-        },
-    }
-    write_json(folder / "manifest.json", manifest)
+    packages = {name: version(name) for name in ("datasets", "tokenizers", "pyarrow")}
+    manifest = CorpusManifest(
+        format=FORMAT,
+        request=request,
+        hash=_content_hash(tokenizer, data.block_size_tokens, sources),
+        vocab_size=max(tokenizer.vocab_size, data.tokenizer.padded_vocab_size or 0),
+        end_of_text_id=tokenizer.end_of_text_id,
+        block_size_tokens=data.block_size_tokens,
+        created_at=timestamp(),
+        sources=sources,
+        packages={"python": platform.python_version(), **packages},
+    )
+    write_record(folder / MANIFEST, manifest)
     return manifest
 
 
@@ -200,31 +202,28 @@ def _from_origins(data: DataConfig, folder: Path, reporter: Reporter) -> DataCon
         UserError: a set that the hub does not give, before anything is read; or local files that have changed since
             an earlier call began to read them.
     """
-    path = folder / ORIGINS
-    known = read_json(path) or {}
+    known = read_origins(folder)
     for source in data.sources:
-        state, before = read_json(folder / PROGRESS / f"{source.name}.json") or {}, known.get(source.name)
+        done, before = read_record(Progress, folder / PROGRESS / f"{source.name}.json"), known.get(source.name)
         if before is None:
             commit = commit_of(source, Retries(source, reporter.line, None))
-            known[source.name] = {"commit": commit, "files": local_files(source)}
-        elif not state and data.tokenizer.path is not None:  # nothing that was read of it has been kept
-            before["files"] = local_files(source)
-        elif "entry" not in state and (names := _changed_files(before["files"], local_files(source), source.kind)):
-            raise changed(source, names)
-        write_json(path, known)
-    commits = {name: origin["commit"] for name, origin in known.items()}
-    return replace(data, sources=tuple(replace(s, revision=commits[s.name] or s.revision) for s in data.sources))
+            known[source.name] = Origin(commit, local_files(source))
+        elif done is None and data.tokenizer.path is not None:  # nothing that was read of it has been kept
+            before.files = local_files(source)
+        elif done is None or done.entry is None:
+            # A time alone says nothing of files whose rows are compared with what was read of them, as all but a hub
+            # set's are while a preparation goes on.
+            names = _changed_files(before, source, 2 if source.kind == "hub" else 1)
+            if names:
+                raise changed(source, names)
+        write_record(folder / ORIGINS, known)
+    return replace(data, sources=tuple(replace(s, revision=known[s.name].commit or s.revision) for s in data.sources))
 
 
-def _changed_files(before: Files, now: Files, kind: str = "hub") -> list[str]:
-    """Names of files that came, went or changed.
-
-    The time alone says nothing of files whose rows are compared with what was read of them, as all but a hub set's are
-    while a preparation goes on.
-    """
-    a, b = before or {}, now or {}
-    n = 2 if kind == "hub" else 1
-    return [name for name in sorted(a.keys() | b.keys()) if a.get(name, [])[:n] != b.get(name, [])[:n]]
+def _changed_files(before: Origin, source: SourceConfig, n_facts: int = 2) -> list[str]:
+    """Names of files that came, went or are not alike in the first of their facts, size and time."""
+    a, b = before.files or {}, local_files(source) or {}
+    return [name for name in sorted(a.keys() | b.keys()) if a.get(name, [])[:n_facts] != b.get(name, [])[:n_facts]]
 
 
 def _say_changed(data: DataConfig, out: Path, reporter: Reporter) -> None:
@@ -234,10 +233,11 @@ def _say_changed(data: DataConfig, out: Path, reporter: Reporter) -> None:
             f"tokenizer: warning: {data.tokenizer.path} is another one than the corpus was prepared with; to prepare "
             f"it again, remove {out} or choose another --out"
         )
+    origins = read_origins(out)
     for source in data.sources:
-        origin = (read_json(out / ORIGINS) or {}).get(source.name, {})
+        origin = origins.get(source.name)
         try:
-            names = _changed_files(origin["files"], local_files(source)) if origin.get("files") else []
+            names = _changed_files(origin, source) if origin is not None and origin.files else []
         except UserError:
             continue
         if names:
@@ -281,35 +281,33 @@ def _tokenizer(data: DataConfig, corpus: Corpus, folder: Path, reporter: Reporte
     return tokenizer
 
 
-def _write_source(corpus: Corpus, number: int, pool: Pool, reporter: Reporter) -> dict[str, Any]:
+def _write_source(corpus: Corpus, number: int, pool: Pool, reporter: Reporter) -> SourceRecord:
     entry = corpus.write(number, pool)
-    train, validation = entry["train"], entry["validation"]
     unknown = _unknown_share(entry)
     reporter.line(
-        f"{corpus.names[number]}: {train['tokens']:,} training tokens in {train['blocks']:,} blocks, "
-        f"{validation['tokens']:,} validation tokens in {validation['blocks']:,}"
+        f"{corpus.names[number]}: {entry.train.tokens:,} training tokens in {entry.train.blocks:,} blocks, "
+        f"{entry.validation.tokens:,} validation tokens in {entry.validation.blocks:,}"
         + (f"; {unknown:.2%} of it unknown to the tokenizer" if unknown else "")
     )
     return entry
 
 
-def _unknown_share(entry: dict[str, Any]) -> float:
-    """What the tokenizer does not know of a source's text, by bytes."""
-    return sum(entry[split]["unknown_bytes"] for split in SPLITS) / int(entry["text_bytes"])
+def _unknown_share(entry: SourceRecord) -> float:
+    """Bytes of a source's text that the tokenizer does not know, as a share."""
+    return (entry.train.unknown_bytes + entry.validation.unknown_bytes) / entry.text_bytes
 
 
-def _warnings(entry: dict[str, Any], tokenizer: TextTokenizer, validation_fraction: float) -> Iterator[str]:
-    """What a source's entry in the manifest holds that is rarely meant."""
-    train, validation = entry["train"], entry["validation"]
-    tokens, unknown = train["tokens"] + validation["tokens"], _unknown_share(entry)
+def _warnings(entry: SourceRecord, tokenizer: TextTokenizer, validation_fraction: float) -> Iterator[str]:
+    """Numbers of a source that are rarely meant, in words."""
+    tokens, unknown = entry.train.tokens + entry.validation.tokens, _unknown_share(entry)
     if unknown > UNKNOWN_SHARE:
         yield f"{unknown:.1%} of it is unknown to the tokenizer; take one that knows this text (data.tokenizer)"
-    if tokenizer.vocab_size >= WORDS and entry["text_bytes"] < TOKEN_BYTES * tokens:
+    if tokenizer.vocab_size >= WORDS and entry.text_bytes < TOKEN_BYTES * tokens:
         yield (
-            f"a token stands for {entry['text_bytes'] / tokens:.2f} bytes of it: the tokenizer spells it out; take one "
+            f"a token stands for {entry.text_bytes / tokens:.2f} bytes of it: the tokenizer spells it out; take one "
             "made for this text (data.tokenizer)"
         )
-    share = validation["tokens"] / tokens
+    share = entry.validation.tokens / tokens
     if share > TIMES_VALIDATION * validation_fraction:
         yield (
             f"validation holds {share:.1%} of its tokens, data.validation_fraction asks for {validation_fraction:.1%}: "
@@ -317,9 +315,9 @@ def _warnings(entry: dict[str, Any], tokenizer: TextTokenizer, validation_fracti
         )
 
 
-def _say_repeats(data: DataConfig, sources: dict[str, Any], reporter: Reporter) -> None:
-    """Which sources their weights make training read far more often than another."""
-    often = {s.name: s.weight / sources[s.name]["train"]["tokens"] for s in data.sources if s.weight > 0}
+def _say_repeats(data: DataConfig, sources: dict[str, SourceRecord], reporter: Reporter) -> None:
+    """The sources that their weights make training read far more often than another."""
+    often = {s.name: s.weight / sources[s.name].train.tokens for s in data.sources if s.weight > 0}
     least = min(often, key=lambda name: often[name], default="")
     for name, times in often.items():
         if times > TIMES_READ * often[least]:
@@ -329,16 +327,16 @@ def _say_repeats(data: DataConfig, sources: dict[str, Any], reporter: Reporter) 
             )
 
 
-def _say_pins(data: DataConfig, manifest: dict[str, Any], reporter: Reporter) -> None:
+def _say_pins(data: DataConfig, manifest: CorpusManifest, reporter: Reporter) -> None:
     """The `revision:` lines that make another preparation read the same commits."""
     for source in data.sources:
-        commit = manifest["sources"][source.name].get("revision")
+        commit = manifest.sources[source.name].revision
         if commit is not None and commit != source.revision:
             reporter.line(f"{source.name}: to pin what was read, set  revision: {commit}")
 
 
-def _content_hash(tokenizer: TextTokenizer, block_size_tokens: int, sources: dict[str, Any]) -> str:
+def _content_hash(tokenizer: TextTokenizer, block_size_tokens: int, sources: dict[str, SourceRecord]) -> str:
     """SHA-256 over the tokenizer, the block size and the hash of every source's tokens, in order."""
     lines = [hashlib.sha256(tokenizer.json().encode()).hexdigest(), str(block_size_tokens)]
-    lines += [f"{split} {source[split]['sha256']}" for source in sources.values() for split in SPLITS]
+    lines += [f"{split} {source.split(split).sha256}" for source in sources.values() for split in SPLITS]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -7,13 +7,13 @@ and another stream can go on from there.
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import io
 import sysconfig
 import tokenize
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,11 +22,10 @@ import numpy as np
 
 from replication.config import SourceConfig
 from replication.data.files import ENDINGS, FORMS, FilePart, Rows, changed, file_parts
-from replication.data.hub import hub_parts
+from replication.data.hub import Retries, hub_parts
 from replication.data.order import PARTS, KeyedPermutation
+from replication.data.records import Place, ReadReport
 from replication.data.render import refusal
-from replication.data.report import ReadReport
-from replication.data.retries import Retries
 from replication.errors import UserError
 
 # Tests are not what the standard library says of itself; the rest is installed or generated on this machine.
@@ -44,7 +43,7 @@ def no_text(source: SourceConfig, report: ReadReport) -> UserError:
 
 
 class Part(Protocol):
-    """A file or a shard: what is read from one end to the other."""
+    """A file or a shard: read from one end to the other."""
 
     name: str
 
@@ -62,7 +61,7 @@ class DocumentStream:
         self,
         source: SourceConfig,
         report: ReadReport | None = None,
-        place: dict[str, Any] | None = None,
+        place: Place | None = None,
         shuffled: bool = False,
         retries: Retries | None = None,
         cache_dir: Path | None = None,
@@ -82,17 +81,17 @@ class DocumentStream:
         """
         self.source, self.report = source, report if report is not None else ReadReport()
         if place is not None:
-            self._take(place["report"])
+            self._set_report(place.report)
         retries = retries or Retries(source)
         self._parts: Sequence[Part] = (
             hub_parts(source, retries, cache_dir) if source.kind == "hub" else _PARTS[source.kind](source, self.report)
         )
         n = len(self._parts)
         self._order = KeyedPermutation(n, (PARTS,))(np.arange(n)).tolist() if shuffled else list(range(n))
-        self._turn: int = place["turn"] if place else 0
-        self._start: Any = place["row"] if place else None
-        if place is not None and (n, self._part_name()) != (place["parts"], place["part"]):
-            raise changed(source, [f"{place['parts']} parts then, {n} now"])
+        self._turn = place.turn if place is not None else 0
+        self._start: Any = place.row if place is not None else None
+        if place is not None and (n, self._part_name()) != (place.parts, place.part):
+            raise changed(source, [f"{place.parts} parts then, {n} now"])
 
     def check_first(self) -> None:
         """Read the first document for what there is to refuse in it, and go back to where the stream stands.
@@ -100,15 +99,15 @@ class DocumentStream:
         Raises:
             UserError: it cannot be rendered, or there is none.
         """
-        report, turn, start = asdict(self.report), self._turn, self._start
-        if next(iter(self), None) is None and not report["documents"]:
+        report, turn, start = copy.deepcopy(self.report), self._turn, self._start
+        if next(iter(self), None) is None and not report.documents:
             raise no_text(self.source, self.report)
         self._turn, self._start = turn, start
-        self._take(report)
+        self._set_report(report)
 
-    def _take(self, report: dict[str, Any]) -> None:
-        for key, value in report.items():
-            setattr(self.report, key, list(value) if isinstance(value, list) else value)
+    def _set_report(self, report: ReadReport) -> None:
+        """Take over its counts: the parts and the caller count in the report that there is."""
+        vars(self.report).update(vars(copy.deepcopy(report)))
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         while self._turn < len(self._order):
@@ -124,12 +123,11 @@ class DocumentStream:
             self._turn += 1
             self._start = None
 
-    def place(self) -> dict[str, Any]:
-        """Where the stream stands after the document that it gave last, in plain values."""
+    def place(self) -> Place:
+        """Where the stream stands after the document that it gave last."""
         inside = self._turn < len(self._order)
         row = self._parts[self._order[self._turn]].place() if inside else None
-        report = asdict(self.report)
-        return {"parts": len(self._parts), "part": self._part_name(), "turn": self._turn, "row": row, "report": report}
+        return Place(len(self._parts), self._part_name(), self._turn, row, copy.deepcopy(self.report))
 
     def _part_name(self) -> str | None:
         return self._parts[self._order[self._turn]].name if self._turn < len(self._order) else None
@@ -139,11 +137,6 @@ def documents(
     source: SourceConfig, report: ReadReport | None = None, cache_dir: Path | None = None
 ) -> Iterator[tuple[str, str]]:
     """Yield (id, text) of every document that holds text, in the same order each time.
-
-    Args:
-        source: what to read.
-        report: counts, final when the iterator is exhausted.
-        cache_dir: where `datasets` may keep files; none: its own choice.
 
     Raises:
         UserError: nothing at the path, a missing text field, a damaged container, or a hub that cannot be reached.
@@ -177,23 +170,22 @@ def _module(read: Callable[[bytes], str | None], name: str, path: Path) -> Rows:
     yield name, read(path.read_bytes())
 
 
-def _stdlib_files() -> list[tuple[str, Path]]:
-    """(name, path) of the standard library's modules, without tests and what the build writes about this machine."""
-    root = Path(sysconfig.get_paths()["stdlib"])
+def _modules(root: Path) -> list[tuple[str, Path]]:
+    """(name, path) of the modules under a folder, without tests."""
     named = [(file.relative_to(root), file) for file in root.rglob("*.py")]
-    return sorted(
-        (name.as_posix(), file)
-        for name, file in named
-        if not NOT_STDLIB.intersection(name.parts) and not name.parts[0].startswith(("config-", "_sysconfigdata"))
-    )
+    return sorted((name.as_posix(), file) for name, file in named if not NOT_STDLIB.intersection(name.parts))
+
+
+def _stdlib_files() -> list[tuple[str, Path]]:
+    """The standard library's modules, without what the build writes about this machine."""
+    found = _modules(Path(sysconfig.get_paths()["stdlib"]))
+    return [(name, file) for name, file in found if not name.startswith(("config-", "_sysconfigdata"))]
 
 
 def _package_parts(source: SourceConfig, report: ReadReport) -> list[Part]:
-    """Modules of the installed packages, without their tests; what is larger than a module is data in disguise."""
+    """Modules of the installed packages; what is larger than a module is data in disguise."""
     root = Path(sysconfig.get_paths()["purelib"])
-    named = [(file.relative_to(root), file) for file in root.rglob("*.py")]
-    files = sorted((name.as_posix(), file) for name, file in named if not NOT_STDLIB.intersection(name.parts))
-    small = [(name, file) for name, file in files if file.stat().st_size <= MAX_MODULE_BYTES]
+    small = [(name, file) for name, file in _modules(root) if file.stat().st_size <= MAX_MODULE_BYTES]
     if not small:
         raise refusal(source, f"no module is installed in {root}", "take another kind")
     return [FilePart(source, name, partial(_module, _python_text, name, path)) for name, path in small]
@@ -208,13 +200,10 @@ def _python_text(raw: bytes) -> str | None:
         return None
 
 
-def _docstrings_of(raw: bytes) -> str | None:
-    text = _python_text(raw)
-    return _docstrings(text) if text is not None else None
-
-
-def _docstrings(text: str) -> str | None:
+def _docstrings(text: str | None) -> str | None:
     """Docstrings of a module, its classes and functions, in the order of the file; None where it does not parse."""
+    if text is None:
+        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in the library's own strings
@@ -231,7 +220,7 @@ def _docstrings(text: str) -> str | None:
 _PARTS: dict[str, Callable[[SourceConfig, ReadReport], Sequence[Part]]] = {
     **dict.fromkeys(ENDINGS, file_parts),
     "python_topics": _topic_parts,
-    "python_docstrings": partial(_stdlib_parts, _docstrings_of),
+    "python_docstrings": partial(_stdlib_parts, lambda raw: _docstrings(_python_text(raw))),
     "python_source": partial(_stdlib_parts, _python_text),
     "python_packages": _package_parts,
 }

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
 
 from replication.config import RunConfig
-from replication.data.blocks import Int32
-from replication.data.order import Int64
-from replication.data.request import request_differences, request_of
+from replication.data.blocks import PAD, arrow_blocks
+from replication.data.order import Int64, MixtureOrder
+from replication.data.records import CorpusManifest, Split, read_manifest, request_differences, request_of
+from replication.data.tokenise import Int32
 from replication.errors import UserError
-from replication.runs.files import read_json
 
 if TYPE_CHECKING:
     from replication.data.tokenizer import TextTokenizer
 
-Split = Literal["train", "validation"]
-
-FORMAT = 1
+SHOWN_CHARACTERS = 72
 
 
 class TokenStore:
@@ -30,14 +28,16 @@ class TokenStore:
 
     Attributes:
         dir: the folder.
-        manifest: the parsed manifest.json.
+        manifest: its manifest.json.
         source_names: names in the order of source numbers.
     """
 
-    def __init__(self, dir: Path, manifest: dict[str, Any]):
+    def __init__(self, dir: Path, manifest: CorpusManifest):
         self.dir, self.manifest = dir, manifest
-        self.source_names: list[str] = list(manifest["sources"])
-        self._columns: dict[tuple[str, int], _BlockColumn] = {}
+        self.source_names = list(manifest.sources)
+        self.hash, self.vocab_size, self.end_of_text_id = manifest.hash, manifest.vocab_size, manifest.end_of_text_id
+        self.block_size_tokens = manifest.block_size_tokens
+        self._columns: dict[tuple[Split, int], _BlockColumn] = {}
 
     @classmethod
     def open(cls, dir: Path | str | None) -> TokenStore:
@@ -49,40 +49,18 @@ class TokenStore:
         if not dir:
             raise UserError("data.dir: is not set; give the folder that `replicate prepare --out DIR` wrote")
         dir = Path(dir)
-        manifest = read_json(dir / "manifest.json") if dir.is_dir() else None
+        manifest = read_manifest(dir) if dir.is_dir() else None
         if manifest is None:
             state = "holds no complete preparation" if dir.exists() else "does not exist"
             raise UserError(f"data.dir: {dir} {state}; run `replicate prepare --out {dir}` first")
-        if manifest.get("format") != FORMAT or "sources" not in manifest:
-            raise UserError(
-                f"data.dir: {dir}/manifest.json is not of format {FORMAT}; remove the folder and run "
-                f"`replicate prepare --out {dir}` again"
-            )
         return cls(dir, manifest)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenStore, (self.dir, self.manifest)
 
-    @property
-    def hash(self) -> str:
-        """Content identity of the data: tokenizer, block size and every token (SHA-256, hex)."""
-        return str(self.manifest["hash"])
-
-    @property
-    def vocab_size(self) -> int:
-        return int(self.manifest["vocab_size"])
-
-    @property
-    def end_of_text_id(self) -> int:
-        return int(self.manifest["end_of_text_id"])
-
-    @property
-    def block_size_tokens(self) -> int:
-        return int(self.manifest["block_size_tokens"])
-
     def sizes(self, split: Split) -> list[int]:
         """Blocks of each source in a split, in the order of source_names."""
-        return [int(source[split]["blocks"]) for source in self.manifest["sources"].values()]
+        return [source.split(split).blocks for source in self.manifest.sources.values()]
 
     def read(self, split: Split, source_ids: npt.ArrayLike, indices: npt.ArrayLike) -> Int32:
         """Blocks by source number and index.
@@ -105,7 +83,7 @@ class TokenStore:
         """Targets that are tokens, not padding, in each block, int64 [n]; from the manifest alone, nothing is read."""
         size = self.block_size_tokens
         blocks = np.array(self.sizes(split), dtype=np.int64)
-        tokens = np.array([s[split]["tokens"] for s in self.manifest["sources"].values()], dtype=np.int64)
+        tokens = np.array([s.split(split).tokens for s in self.manifest.sources.values()], dtype=np.int64)
         last = tokens - 1 - (blocks - 1) * size
         source_ids, indices = np.asarray(source_ids), np.asarray(indices)
         return np.where(indices == blocks[source_ids] - 1, last[source_ids], size).astype(np.int64)
@@ -119,15 +97,13 @@ class TokenStore:
         from replication.data.tokenizer import TextTokenizer
 
         text = (self.dir / "tokenizer.json").read_text(encoding="utf-8")
-        return TextTokenizer(text, self.manifest["request"]["tokenizer"]["end_of_text"])
+        return TextTokenizer(text, self.manifest.request["tokenizer"]["end_of_text"])
 
-    def _column(self, split: str, source: int) -> _BlockColumn:
+    def _column(self, split: Split, source: int) -> _BlockColumn:
         column = self._columns.get((split, source))
         if column is None:
-            name = self.source_names[source]
-            expected = int(self.manifest["sources"][name][split]["blocks"])
-            column = _BlockColumn(self.dir / split / name, expected, self.block_size_tokens)
-            self._columns[split, source] = column
+            folder = self.dir / split / self.source_names[source]
+            column = self._columns[split, source] = _BlockColumn(folder, self.sizes(split)[source])
         return column
 
     def check(self, config: RunConfig) -> None:
@@ -145,12 +121,8 @@ class TokenStore:
         self.check_data(config)
 
     def check_data(self, config: RunConfig) -> None:
-        """check without the model: that these are the data which the config describes, and enough of them.
-
-        Raises:
-            UserError: block size, sources, tokenizer or split differ, or there is less than one global batch.
-        """
-        different = request_differences(request_of(config.data), self.manifest["request"])
+        """check without the model: that these are the data which the config describes, and enough of them."""
+        different = request_differences(request_of(config.data), self.manifest.request)
         if different:
             raise UserError(
                 f"data.dir: {self.dir} was prepared with another {' and '.join(different)}; set what the preparation "
@@ -165,25 +137,20 @@ class TokenStore:
 
 
 class _BlockColumn:
-    """The blocks of one source and split: zero-copy views of the memory-mapped Arrow chunks.
+    """The blocks of one source and split: zero-copy views of the memory-mapped Arrow batches.
 
     Indexing through datasets costs about a tenth of a millisecond a row (it builds a table and formats it); a view
     costs a microsecond.
     """
 
-    def __init__(self, folder: Path, expected_blocks: int, block_size_tokens: int):
-        import datasets
-
+    def __init__(self, folder: Path, expected_blocks: int):
         try:
-            self._dataset = datasets.load_from_disk(str(folder))
-            chunks = self._dataset.data.column("tokens").chunks
-        except (OSError, KeyError, ValueError) as error:
+            files = sorted(path for path in folder.iterdir() if path.suffix == ".arrow")
+            self._views = [blocks for path in files for blocks in arrow_blocks(path)]
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"{folder}: cannot be read ({error}); remove the data folder and prepare it again"
             ) from error
-        self._views: Sequence[Int32] = [
-            chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, block_size_tokens + 1) for chunk in chunks
-        ]
         self._ends = np.cumsum([len(view) for view in self._views])
         found = int(self._ends[-1]) if len(self._ends) else 0
         if found != expected_blocks:
@@ -196,4 +163,42 @@ class _BlockColumn:
         """One block, int32 [T + 1], a view."""
         assert 0 <= index < self._ends[-1], index
         chunk = int(np.searchsorted(self._ends, index, side="right"))
-        return self._views[chunk][index - int(self._ends[chunk])]  # negative: counted from the chunk's end
+        view: Int32 = self._views[chunk][index - int(self._ends[chunk])]  # negative: counted from the chunk's end
+        return view
+
+
+def show_batch(config: RunConfig, data_dir: Path, step: int, console: Console, full: bool = False) -> None:
+    """Print each sequence of a step's global batch: position in the batch, source, block, and decoded text.
+
+    Args:
+        config: seed, weights and batch size are taken from it.
+        data_dir: a complete preparation.
+        step: 0 is the first.
+        console: where to print.
+        full: whole sequences; otherwise the beginning and the end of each, on one line.
+
+    Raises:
+        UserError: a negative step, or data that do not fit the config (vocabulary sizes are not compared).
+    """
+    if step < 0:
+        raise UserError(f"--show-batch: step {step} must be 0 (the first) or more")
+    store = TokenStore.open(data_dir)
+    store.check_data(config)
+    weights = [source.weight for source in config.data.sources]
+    order = MixtureOrder(store.sizes("train"), weights, config.effective_data_seed)
+    source_ids, indices = order.global_batch(step, config.batch_sequences)
+    tokens = store.read("train", source_ids, indices)
+    tokenizer = store.tokenizer()
+    console.print(
+        f"step {step}, data seed {config.effective_data_seed}: {len(indices)} sequences of {store.block_size_tokens} "
+        f"predicted tokens, data hash {store.hash[:12]}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for position, (source, index, block) in enumerate(zip(source_ids, indices, tokens, strict=True)):
+        text = repr(tokenizer.decode(block[block != PAD], skip_special_tokens=False))
+        if not full and len(text) > SHOWN_CHARACTERS:
+            half = SHOWN_CHARACTERS // 2
+            text = f"{text[:half]} ... {text[-half:]}"
+        line = f"{position:5d}  {store.source_names[source]:<16s} block {index:<8d} {text}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

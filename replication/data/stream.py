@@ -21,23 +21,22 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from replication.config import DataConfig, SourceConfig
 from replication.console import Meter, Reporter
+from replication.data.blocks import SourceWriter
 from replication.data.folder import PROGRESS
-from replication.data.report import ReadReport, counts_of, left_out
-from replication.data.retries import Retries
+from replication.data.hub import Retries
+from replication.data.ingest import text_key
+from replication.data.records import Place, Progress, ReadReport, SourceRecord, read_record, write_record
 from replication.data.sources import DocumentStream, no_text
-from replication.data.spool import text_key
-from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, Piece, Pool
-from replication.data.writer import SourceWriter
+from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, Piece, Pool, batches
 from replication.errors import UserError
-from replication.runs.files import read_json, write_json
 
 SAVE_SECONDS = 2.0  # writing that a kill costs at most, besides the pieces on their way and the way back to its place
 VALIDATION_TOKENS = 1 << 21  # of one source: 1,024 sequences of 2,048
@@ -71,20 +70,20 @@ class StreamedCorpus:
         size = data.block_size_tokens
         self._limits = [n * size + 1 for n in share_blocks(data)]
         self._validation_limit = max(1, VALIDATION_TOKENS // size) * size + 1
-        self._states = [read_json(self._state_path(source)) or {} for source in data.sources]
+        self._progress = [read_record(Progress, self._path(source)) or Progress() for source in data.sources]
         self._check_disk()
         # All before the first is read: a mistake in the last source's keys is not one to find after hours.
-        pairs = zip(data.sources, self._states, strict=True)
-        self._opened = {source.name: self._stream(source, None) for source, state in pairs if not state}
+        pairs = zip(data.sources, self._progress, strict=True)
+        self._opened = {source.name: self._stream(source, None) for source, done in pairs if done == Progress()}
         for opened in self._opened.values():
             opened.check_first()
 
-    def _state_path(self, source: SourceConfig) -> Path:
+    def _path(self, source: SourceConfig) -> Path:
         return self._folder / PROGRESS / f"{source.name}.json"
 
     def _check_disk(self) -> None:
-        done = [_training_tokens(state) for state in self._states]
-        missing = sum(max(0, limit - have) for limit, have in zip(self._limits, done, strict=True))
+        pairs = zip(self._limits, self._progress, strict=True)
+        missing = sum(max(0, limit - done.training_tokens) for limit, done in pairs)
         need, free = missing * 4 * (1 + 1 / self._data.block_size_tokens), shutil.disk_usage(self._folder).free
         if need > free:
             raise UserError(
@@ -105,44 +104,37 @@ class StreamedCorpus:
                 if left <= 0:
                     break
 
-    def write(self, number: int, pool: Pool) -> dict[str, Any]:
-        """Stream a source from where it stands until it has its share; its entry in the manifest.
+    def write(self, number: int, pool: Pool) -> SourceRecord:
+        """Stream a source from where it stands until it has its share.
 
         Raises:
             UserError: the source cannot be read, or is too short for one block.
         """
-        source, state = self._data.sources[number], self._states[number]
-        if "entry" in state:
-            return dict(state["entry"])
-        limit = self._limits[number]
+        source, done, limit = self._data.sources[number], self._progress[number], self._limits[number]
+        if done.entry is not None:
+            return done.entry
+        if done.place is not None:
+            so_far = f"{done.training_tokens:,} of {limit:,} training tokens"
+            self._reporter.line(f"{source.name}: goes on after {so_far}, and reads up to there once more first")
         limits = (limit, self._validation_limit)
-        place = state.get("place")
-        if place is not None:
-            done = f"{_training_tokens(state):,} of {limit:,} training tokens"
-            self._reporter.line(f"{source.name}: goes on after {done}, and reads up to there once more first")
-        writer = SourceWriter(source.name, self._folder, self._data.block_size_tokens, limits, state.get("writer"))
+        writer = SourceWriter(source.name, self._folder, self._data.block_size_tokens, limits, done.writer)
         label = f"{source.name} ({number + 1} of {len(self._data.sources)})"
         whole = self._whole if len(self._data.sources) > 1 else None
         with self._reporter.tokens_bar(label, limit, writer.tokens, whole) as update:
-            report = self._fill(source, writer, place, pool, update)
+            report = self._fill(source, writer, done.place, pool, update)
         self._whole.skip(limit - writer.tokens)
-        entry = self._entry(source, writer, report, limit)
-        write_json(self._state_path(source), {"entry": entry})
+        entry = self._finish(source, writer, report, limit)
+        write_record(self._path(source), Progress(entry=entry))
         return entry
 
     @cached_property
     def _whole(self) -> Meter:
         """Of the training tokens of all sources, from when the first of this call is begun."""
-        return Meter(sum(self._limits), sum(_training_tokens(state) for state in self._states))
+        return Meter(sum(self._limits), sum(done.training_tokens for done in self._progress))
 
     def _fill(
-        self,
-        source: SourceConfig,
-        writer: SourceWriter,
-        place: dict[str, Any] | None,
-        pool: Pool,
-        update: Callable[[int], None],
-    ) -> dict[str, Any]:
+        self, source: SourceConfig, writer: SourceWriter, place: Place | None, pool: Pool, update: Callable[[int], None]
+    ) -> ReadReport:
         """Write until the share is reached or the stream ends; the report of what was read for it.
 
         Nothing is saved on the way out of an interruption or a failed write: the writer may then hold half a piece, and
@@ -173,59 +165,48 @@ class StreamedCorpus:
         finally:
             tokenised.close()
         assert place is not None or writer.tokens == 0
-        return place["report"] if place is not None else {}
+        return place.report if place is not None else ReadReport()
 
-    def _save(self, source: SourceConfig, writer: SourceWriter, place: dict[str, Any] | None) -> None:
+    def _save(self, source: SourceConfig, writer: SourceWriter, place: Place | None) -> None:
         if place is not None:
-            write_json(self._state_path(source), {"place": place, "writer": writer.save()})
+            write_record(self._path(source), Progress(place=place, writer=writer.save()))
 
-    def _entry(self, source: SourceConfig, writer: SourceWriter, report: dict[str, Any], limit: int) -> dict[str, Any]:
-        found = ReadReport(**report)
-        if not found.documents:
-            raise no_text(source, found)
-        splits = writer.finish()
-        ended = splits["train"]["tokens"] < limit
-        if ended:
+    def _finish(self, source: SourceConfig, writer: SourceWriter, report: ReadReport, limit: int) -> SourceRecord:
+        if not report.documents:
+            raise no_text(source, report)
+        train, validation = writer.finish()
+        if train.tokens < limit:
             self._reporter.line(
-                f"{source.name}: ended after {splits['train']['tokens']:,} of its share of {limit:,} training tokens; "
+                f"{source.name}: ended after {train.tokens:,} of its share of {limit:,} training tokens; "
                 "training repeats it (lower its weight, or data.token_budget, if that is too often)"
             )
         self._reporter.line(
-            f"{source.name}: {splits['train']['documents']:,} training documents, "
-            f"{splits['validation']['documents']:,} for validation{left_out(found)}"
+            f"{source.name}: {train.documents:,} training documents, {validation.documents:,} for validation"
+            f"{report.left_out()}"
         )
-        return {
-            "kind": source.kind,
-            "path": source.path,
-            "revision": source.revision,
-            "share_tokens": limit,
-            "ended_before_its_share": ended,
-            "documents": sum(split["documents"] for split in splits.values()),
-            **counts_of(found),
-            "text_bytes": sum(split["text_bytes"] for split in splits.values()),
-            **splits,
-        }
+        found = asdict(report) | {"documents": train.documents + validation.documents}
+        return SourceRecord(
+            kind=source.kind,
+            path=source.path,
+            revision=source.revision,
+            share_tokens=limit,
+            ended_before_its_share=train.tokens < limit,
+            **found,
+            text_bytes=train.text_bytes + validation.text_bytes,
+            train=train,
+            validation=validation,
+        )
 
-    def _stream(self, source: SourceConfig, place: dict[str, Any] | None) -> DocumentStream:
+    def _stream(self, source: SourceConfig, place: Place | None) -> DocumentStream:
         retries = Retries(source, self._reporter.line, None)
         return DocumentStream(source, place=place, shuffled=True, retries=retries, cache_dir=self._folder / "hub")
 
-    def _pieces(self, source: SourceConfig, place: dict[str, Any] | None) -> Iterator[Piece]:
+    def _pieces(self, source: SourceConfig, place: Place | None) -> Iterator[Piece]:
         stream = (self._opened.pop(source.name, None) if place is None else None) or self._stream(source, place)
-        texts: list[str] = []
-        sizes: list[int] = []
-        validation: list[bool] = []
-        n_bytes = 0
-        for _, text in stream:
-            raw = text.encode()
-            texts.append(text)
-            sizes.append(len(raw))
-            n_bytes += len(raw)
-            validation.append(self._is_validation(raw))
-            if len(texts) >= PIECE_DOCUMENTS or n_bytes >= PIECE_BYTES:
-                yield Piece(texts, np.array(sizes), np.array(validation), stream.place())
-                texts, sizes, validation, n_bytes = [], [], [], 0
-        yield Piece(texts, np.array(sizes, dtype=np.int64), np.array(validation, dtype=bool), stream.place())
+        for batch in batches((text for _, text in stream), PIECE_DOCUMENTS, PIECE_BYTES):
+            sizes = np.array([len(raw) for _, raw in batch], dtype=np.int64)
+            validation = np.array([self._is_validation(raw) for _, raw in batch], dtype=bool)
+            yield Piece([text for text, _ in batch], sizes, validation, stream.place())
 
     def _is_validation(self, raw: bytes) -> bool:
         return text_key(raw) < self._data.validation_fraction * 2**64
@@ -233,10 +214,3 @@ class StreamedCorpus:
     def close(self) -> None:
         """Nothing but tokens is on disk."""
         shutil.rmtree(self._folder / "hub", ignore_errors=True)
-
-
-def _training_tokens(state: dict[str, Any]) -> int:
-    """Training tokens that a source's state holds already."""
-    if "entry" in state:
-        return int(state["entry"]["share_tokens"])  # ended or full: it will write no more
-    return int(state["writer"]["train"]["blocks"]["tokens"]) if "writer" in state else 0

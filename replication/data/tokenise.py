@@ -12,12 +12,12 @@ from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from replication.data.blocks import Int32
+from replication.data.order import Int64
+from replication.data.records import Place
 from replication.data.tokenizer import TextTokenizer
 from replication.errors import UserError
 
@@ -26,7 +26,7 @@ PIECE_DOCUMENTS = 256
 AHEAD = 4  # pieces a worker that are read before the oldest one is waited for
 
 Bool = npt.NDArray[np.bool_]
-Int64 = npt.NDArray[np.int64]
+Int32 = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Piece:
     """UTF-8 length of each."""
     validation: Bool
     """Which of them are validation."""
-    place: dict[str, Any] | None = None
+    place: Place | None = None
     """Where the source stands after them; none: it cannot be gone on with."""
 
 
@@ -52,6 +52,20 @@ class Tokens:
     """Tokens of each document, end-of-text included."""
     unknown_bytes: Int64
     """Of each document's text, what the tokenizer does not know."""
+
+
+def batches(texts: Iterable[str], n_documents: int, n_bytes: int) -> Iterator[list[tuple[str, bytes]]]:
+    """Texts with their UTF-8 bytes, in lists bounded in number and bytes; the last, of what is left, may be empty."""
+    batch: list[tuple[str, bytes]] = []
+    size = 0
+    for text in texts:
+        raw = text.encode()
+        batch.append((text, raw))
+        size += len(raw)
+        if len(batch) >= n_documents or size >= n_bytes:
+            yield batch
+            batch, size = [], 0
+    yield batch
 
 
 class Pool:

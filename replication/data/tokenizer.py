@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replication.config import TokenizerConfig
-from replication.data.retries import first_line
-from replication.errors import UserError
+from replication.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

@@ -18,16 +18,16 @@ import numpy as np
 import pytest
 from paths import SUPPORT
 from rich.console import Console
-from small_corpus import END_OF_TEXT, texts, two_sources, write_folder, write_jsonl
+from small_corpus import END_OF_TEXT, texts, two_sources, uncut, write_folder, write_jsonl
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from replication.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig, TrainingConfig
-from replication.data.blocks import PAD, Cutter, block_count, uncut
+from replication.data.blocks import PAD, Cutter, block_count
+from replication.data.ingest import text_key
 from replication.data.order import MixtureOrder
-from replication.data.prepare import prepare, show_batch
-from replication.data.request import request_differences, request_of
-from replication.data.spool import text_key
-from replication.data.store import TokenStore
+from replication.data.prepare import prepare
+from replication.data.records import read_manifest, request_differences, request_of
+from replication.data.store import TokenStore, show_batch
 from replication.data.tokenizer import train_tokenizer
 from replication.errors import UserError, is_disk_full
 
@@ -72,36 +72,40 @@ def test_every_document_comes_back_whole(prepared):
     _, out, manifest = prepared
     store = TokenStore.open(out)
     for source, (name, seed) in enumerate((("files", 1), ("lines", 2))):
-        entry, found = manifest["sources"][name], []
+        entry, found = manifest.sources[name], []
         for split in ("train", "validation"):
             size = store.sizes(split)[source]
             stream = uncut(store.read(split, np.full(size, source), np.arange(size)))
-            assert len(stream) == entry[split]["tokens"]
-            assert entry[split]["predicted_tokens"] == len(stream) - 1
-            assert hashlib.sha256(stream.astype("<i4").tobytes()).hexdigest() == entry[split]["sha256"]
+            assert len(stream) == entry.split(split).tokens
+            assert entry.split(split).predicted_tokens == len(stream) - 1
+            assert hashlib.sha256(stream.astype("<i4").tobytes()).hexdigest() == entry.split(split).sha256
             ends = np.flatnonzero(stream == store.end_of_text_id)
-            assert len(ends) == entry[split]["documents"] and ends[-1] == len(stream) - 1
+            assert len(ends) == entry.split(split).documents and ends[-1] == len(stream) - 1
             found += [store.tokenizer().decode(part[:-1]) for part in np.split(stream, ends + 1)[:-1]]
         assert sorted(found) == sorted(texts(40, seed=seed))
         assert any(END_OF_TEXT in text for text in found)
         assert found != texts(40, seed=seed), "neighbouring files must not be neighbours"
-        assert entry["text_bytes"] == sum(len(text.encode()) for text in found)
-        assert entry["text_bytes"] == entry["train"]["text_bytes"] + entry["validation"]["text_bytes"]
+        assert entry.text_bytes == sum(len(text.encode()) for text in found)
+        assert entry.text_bytes == entry.train.text_bytes + entry.validation.text_bytes
 
 
 def test_the_manifest_says_what_was_read(prepared, tmp_path):
     data, out, manifest = prepared
-    assert manifest == json.loads((out / "manifest.json").read_text())
+    assert manifest == read_manifest(out)
+    stored = json.loads((out / "manifest.json").read_text())
+    assert stored["hash"] == manifest.hash and stored["sources"]["files"]["train"] == dataclasses.asdict(
+        manifest.sources["files"].train
+    )
     names = ["manifest.json", "origins.json", "tokenizer.json", "train", "validation"]
     assert sorted(p.name for p in out.iterdir()) == names
-    assert manifest["format"] == 1 and manifest["request"] == request_of(data)
-    assert (manifest["vocab_size"], manifest["end_of_text_id"], manifest["block_size_tokens"]) == (320, 0, 16)
-    assert {"datasets", "tokenizers", "python"} <= set(manifest["packages"])
-    files = manifest["sources"]["files"]
-    assert files["documents"] == 40 == files["train"]["documents"] + files["validation"]["documents"]
-    assert (files["kind"], files["empty"], files["undecodable"], files["undecodable_files"]) == ("text", 0, 0, [])
-    for entry in manifest["sources"].values():
-        assert 0.1 <= entry["validation"]["text_bytes"] / entry["text_bytes"] < 0.2
+    assert manifest.format == 1 and manifest.request == request_of(data)
+    assert (manifest.vocab_size, manifest.end_of_text_id, manifest.block_size_tokens) == (320, 0, 16)
+    assert {"datasets", "tokenizers", "python"} <= set(manifest.packages)
+    files = manifest.sources["files"]
+    assert files.documents == 40 == files.train.documents + files.validation.documents
+    assert (files.kind, files.empty, files.undecodable, files.undecodable_files) == ("text", 0, 0, [])
+    for entry in manifest.sources.values():
+        assert 0.1 <= entry.validation.text_bytes / entry.text_bytes < 0.2
 
 
 def test_left_out_files_are_reported(tmp_path):
@@ -111,9 +115,9 @@ def test_left_out_files_are_reported(tmp_path):
     source = SourceConfig(name="files", path=str(folder))
     console = Console(record=True, width=200, file=StringIO())
     data = DataConfig(block_size_tokens=16, sources=(source,), tokenizer=TokenizerConfig(vocab_size=300))
-    entry = prepare(data, tmp_path / "out", console)["sources"]["files"]
-    assert (entry["documents"], entry["empty"], entry["undecodable"]) == (30, 1, 1)
-    assert entry["undecodable_files"] == ["binary.txt"]
+    entry = prepare(data, tmp_path / "out", console).sources["files"]
+    assert (entry.documents, entry.empty, entry.undecodable) == (30, 1, 1)
+    assert entry.undecodable_files == ["binary.txt"]
     assert "files: 30 documents" in (printed := console.export_text())
     assert "left out 1 empty; 1 undecodable: binary.txt" in printed
 
@@ -150,7 +154,7 @@ def test_two_preparations_are_the_same_to_the_byte(prepared, tmp_path, num_proc)
     data, out, manifest = prepared
     console = Console(file=StringIO(), force_terminal=True)  # with bars
     again = prepare(dataclasses.replace(data, num_proc=num_proc), tmp_path / "out", console)
-    assert again["hash"] == manifest["hash"]
+    assert again.hash == manifest.hash
     mine, other = files_of(tmp_path / "out"), files_of(out)
     assert set(mine) == set(other)
     assert [name for name in mine if mine[name] != other[name] and name.endswith((".arrow", "tokenizer.json"))] == []
@@ -159,17 +163,17 @@ def test_two_preparations_are_the_same_to_the_byte(prepared, tmp_path, num_proc)
 def test_the_hash_follows_the_content(prepared, tmp_path):
     data, _, manifest = prepared
     longer = dataclasses.replace(data, block_size_tokens=32)
-    assert prepare(longer, tmp_path / "longer")["hash"] != manifest["hash"]
+    assert prepare(longer, tmp_path / "longer").hash != manifest.hash
     changed = write_folder(tmp_path / "files", [*texts(39, seed=1), "something else " * 100])
     sources = (dataclasses.replace(data.sources[0], path=str(changed)), data.sources[1])
-    assert prepare(dataclasses.replace(data, sources=sources), tmp_path / "changed")["hash"] != manifest["hash"]
+    assert prepare(dataclasses.replace(data, sources=sources), tmp_path / "changed").hash != manifest.hash
 
 
 def test_a_tokenizer_file_is_used_as_it_is(prepared, tmp_path):
     data, out, manifest = prepared
     loaded = dataclasses.replace(data, tokenizer=TokenizerConfig(path=str(out / "tokenizer.json")))
     again = prepare(loaded, tmp_path / "out")
-    assert again["hash"] == manifest["hash"] and again["vocab_size"] == 320
+    assert again.hash == manifest.hash and again.vocab_size == 320
 
 
 def test_the_tokenizer_sees_each_source_in_proportion_and_a_bounded_text(prepared, monkeypatch, tmp_path):
@@ -210,10 +214,10 @@ def test_shares_far_from_what_was_asked_and_unknown_text_are_told(prepared, tmp_
     console = Console(record=True, width=300, file=StringIO())
     manifest = prepare(data, tmp_path / "out", console)
     printed = console.export_text()
-    entry = manifest["sources"]["long"]
+    entry = manifest.sources["long"]
     unknown = 2000 * (long.index(" w1", 3) - 3)  # bytes of the long document's second word
-    assert (entry["train"]["unknown_bytes"], entry["validation"]["unknown_bytes"]) == (0, unknown)
-    share = unknown / entry["text_bytes"]
+    assert (entry.train.unknown_bytes, entry.validation.unknown_bytes) == (0, unknown)
+    share = unknown / entry.text_bytes
     assert f"; {share:.2%} of it unknown to the tokenizer" in printed
     assert f"long: warning: {share:.1%} of it is unknown to the tokenizer; take one that knows this text" in printed
     assert re.search(
@@ -249,7 +253,7 @@ def test_local_files_that_changed_since_are_told(tmp_path):
 
     def told():
         console = Console(record=True, width=300, file=StringIO())
-        assert prepare(data, tmp_path / "out", console)["hash"] == manifest["hash"]
+        assert prepare(data, tmp_path / "out", console).hash == manifest.hash
         return [line for line in console.export_text().splitlines() if "warning" in line]
 
     assert told() == []
@@ -293,7 +297,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_kept(prepared, tmp_pa
 
 def test_an_empty_folder_is_filled(prepared, tmp_path):
     (tmp_path / "out").mkdir()
-    assert prepare(prepared[0], tmp_path / "out")["hash"] == prepared[2]["hash"]
+    assert prepare(prepared[0], tmp_path / "out").hash == prepared[2].hash
 
 
 # ---------------------------------------------------------------- a corpus that cannot be
@@ -352,8 +356,8 @@ def start(root, code, num_proc=2):
 
 
 SLOW = """
-from replication.data import spool
-spool.PIECE_DOCUMENTS = 50
+from replication.data import ingest
+ingest.PIECE_DOCUMENTS = 50
 real = TextTokenizer.encode_batch
 def slow(self, texts):
     time.sleep(0.4)
@@ -393,7 +397,7 @@ def is_alive(pid):
 def undisturbed(tmp_path_factory):
     """The hash of the corpus of start()."""
     root = tmp_path_factory.mktemp("undisturbed")
-    return prepare(two_sources(root, n=200), root / "out")["hash"]
+    return prepare(two_sources(root, n=200), root / "out").hash
 
 
 def test_a_killed_preparation_is_started_over(tmp_path, undisturbed):
@@ -411,7 +415,7 @@ def test_a_killed_preparation_is_started_over(tmp_path, undisturbed):
     with pytest.raises(UserError, match=r"data\.dir: .*out does not exist"):
         TokenStore.open(out)
     wait_for(lambda: not any(map(is_alive, children)), seconds=5)
-    assert prepare(two_sources(tmp_path, n=200), out)["hash"] == undisturbed
+    assert prepare(two_sources(tmp_path, n=200), out).hash == undisturbed
     assert not (tmp_path / "out.partial").exists()
 
 
@@ -420,7 +424,7 @@ def test_a_preparation_killed_at_the_last_moment_is_not_complete(tmp_path, undis
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    assert prepare(two_sources(tmp_path, n=200), tmp_path / "out")["hash"] == undisturbed
+    assert prepare(two_sources(tmp_path, n=200), tmp_path / "out").hash == undisturbed
 
 
 def test_a_worker_that_dies_is_an_error_not_a_hang(tmp_path):

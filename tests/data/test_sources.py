@@ -19,7 +19,7 @@ import pytest
 from small_corpus import texts, write_folder, write_jsonl
 
 from replication.config import SourceConfig
-from replication.data.report import MAX_NAMED, ReadReport, left_out
+from replication.data.records import MAX_NAMED, ReadReport
 from replication.data.sources import _docstrings, _package_parts, _stdlib_files, documents, no_text
 from replication.errors import UserError
 
@@ -151,7 +151,7 @@ def test_packed_lines_are_read_under_any_name(tmp_path, pack):
     whole = pack(ROWS * 2000)
     for damaged in (whole[:-8], whole[: len(whole) // 2] + bytes(40) + whole[len(whole) // 2 + 40 :]):
         (tmp_path / "c.json").write_bytes(damaged)
-        with pytest.raises(UserError, match=r"source 'x': c\.json cannot be read \(.+\); mend or remove it"):
+        with pytest.raises(UserError, match=r"source 'x': c\.json cannot be read \(.+\); fix or remove it"):
             read(kind="jsonl", path=str(tmp_path))
 
 
@@ -186,7 +186,7 @@ def test_what_is_no_json_lines_is_told_by_its_bytes(tmp_path, raw, what):
     (tmp_path / "a.jsonl").write_bytes(ROWS)
     assert len(read(kind="jsonl", path=str(tmp_path))[0]) == 2
     (tmp_path / "a.parquet").write_bytes(raw.replace(b"PAR1", b"PAR2"))
-    with pytest.raises(UserError, match=r"source 'x': .*a\.parquet is .*; correct its kind, or mend or remove it"):
+    with pytest.raises(UserError, match=r"source 'x': .*a\.parquet is .*; correct its kind, or fix or remove it"):
         read(kind="parquet", path=str(tmp_path))
 
 
@@ -202,7 +202,7 @@ def test_a_text_that_is_none_says_why(tmp_path):
         (tmp_path / "a.txt").write_bytes(raw)
         assert list(documents(source, report := ReadReport())) == []
         assert f"a.txt is {what}; correct its kind, or turn it into UTF-8 text" in str(no_text(source, report))
-        assert left_out(report) == f"; left out 1 undecodable: a.txt; a.txt is {what}"
+        assert report.left_out() == f"; left out 1 undecodable: a.txt; a.txt is {what}"
 
 
 def test_rows_that_cannot_be_decoded_are_counted_one_by_one(tmp_path):
@@ -237,7 +237,7 @@ def test_what_is_passed_over_is_named(tmp_path):
     assert len(found) == 4 and found[0][0] == r"\xff.jsonl:1"
     others = ["gone.jsonl", "loop.jsonl", "notes.md", "pipe.jsonl"]
     assert (report.other, report.other_files) == (4, others)
-    assert left_out(report) == f"; left out 4 of other kinds: {', '.join(others)}"
+    assert report.left_out() == f"; left out 4 of other kinds: {', '.join(others)}"
     with pytest.raises(
         UserError, match=r"no file \(\.parquet\) in .*; left out 6 of other kinds: .*; correct its kind"
     ):
@@ -265,7 +265,7 @@ def test_what_may_not_be_read_is_refused(tmp_path, monkeypatch):
         return real_scan(path)
 
     monkeypatch.setattr(os, "scandir", scan)
-    with pytest.raises(UserError, match=r"/a cannot be read \(Permission denied\); mend or remove it"):
+    with pytest.raises(UserError, match=r"/a cannot be read \(Permission denied\); fix or remove it"):
         read(path=str(tmp_path))
 
 
@@ -348,7 +348,7 @@ def test_python_docstrings_are_cleaned_and_in_order(monkeypatch):
 
 
 def test_the_data_modules_load_without_torch():
-    modules = ["order", "sources", "tokenizer", "prepare", "store", "show"]
+    modules = ["order", "sources", "tokenizer", "prepare", "store", "records"]
     code = f"import sys; {'; '.join(f'import replication.data.{m}' for m in modules)}; "
     code += "sys.exit(bool({'torch', 'datasets', 'tokenizers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

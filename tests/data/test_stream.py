@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from importlib.metadata import version
 from io import StringIO
 
 import datasets
@@ -21,21 +22,21 @@ import numpy as np
 import pytest
 import yaml
 from hub_sets import SETS, as_local, write_set
+from paths import SUPPORT
 from rich.console import Console
-from small_corpus import END_OF_TEXT, texts, write_folder, write_jsonl
+from small_corpus import END_OF_TEXT, texts, uncut, write_folder, write_jsonl
 
 from replication.config import DataConfig, SourceConfig, TokenizerConfig, find_config, load_run, to_dict
 from replication.console import Meter
-from replication.data import stream, tokenise, writer
-from replication.data.blocks import uncut
+from replication.data import blocks, stream, tokenise
+from replication.data.blocks import BlockWriter
+from replication.data.hub import may_pass
+from replication.data.ingest import text_key
 from replication.data.prepare import prepare
-from replication.data.request import changed_sources, request_of
-from replication.data.retries import may_pass
+from replication.data.records import BlockState, changed_sources, read_manifest, read_record, request_of, write_record
 from replication.data.sources import DocumentStream
-from replication.data.spool import text_key
 from replication.data.store import TokenStore
 from replication.data.tokenizer import train_tokenizer
-from replication.data.writer import BlockWriter
 from replication.errors import UserError
 
 T, BLOCKS = 16, 5000
@@ -129,12 +130,12 @@ def test_every_source_of_the_published_mix_is_read_as_its_set_is_laid_out(mix):
 def test_every_source_has_its_share_to_the_block(mix):
     data, out, manifest = mix
     store = TokenStore.open(out)
-    assert not [name for name, s in manifest["sources"].items() if s["ended_before_its_share"]]
+    assert not [name for name, s in manifest.sources.items() if s.ended_before_its_share]
     for source, size in zip(data.sources, store.sizes("train"), strict=True):
         assert size == round(1000 * source.weight), source.name
-        entry = manifest["sources"][source.name]["train"]
-        assert entry["predicted_tokens"] == size * T and entry["tokens"] == size * T + 1
-    assert manifest["vocab_size"] == 400 and store.tokenizer().vocab_size == 320
+        entry = manifest.sources[source.name].train
+        assert entry.predicted_tokens == size * T and entry.tokens == size * T + 1
+    assert manifest.vocab_size == 400 and store.tokenizer().vocab_size == 320
 
 
 def test_the_shipped_mixes_add_up_and_are_pinned():
@@ -154,9 +155,9 @@ def test_the_shipped_mixes_add_up_and_are_pinned():
 def test_the_split_is_by_key_and_validation_is_bounded(web, tokenizer, undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "VALIDATION_TOKENS", 10 * T)
     manifest = prepare(web_config(web, tokenizer), tmp_path / "out")
-    entry = manifest["sources"]["web"]
-    assert entry["train"] == undisturbed["sources"]["web"]["train"]
-    assert (entry["validation"]["blocks"], entry["validation"]["tokens"]) == (10, 10 * T + 1)
+    entry = manifest.sources["web"]
+    assert entry.train == undisturbed.sources["web"].train
+    assert (entry.validation.blocks, entry.validation.tokens) == (10, 10 * T + 1)
     for split in ("train", "validation"):
         (_, documents), *_ = streams(tmp_path / "out", split)
         for text in documents[:-1]:  # the last is cut off
@@ -173,10 +174,10 @@ def test_files_come_in_a_fixed_order_that_is_not_theirs(web, tokenizer, tmp_path
 
 def test_a_source_that_ends_early_is_said_and_recorded(web, tokenizer, tmp_path):
     manifest, printed = prepared_lines(web_config(web, tokenizer, blocks=10**6), tmp_path / "out")
-    entry = manifest["sources"]["web"]
-    assert entry["ended_before_its_share"] and entry["documents"] == 600
+    entry = manifest.sources["web"]
+    assert entry.ended_before_its_share and entry.documents == 600
     assert "web: ended after" in printed and "training repeats it" in printed
-    assert entry["train"]["predicted_tokens"] == entry["train"]["tokens"] - 1
+    assert entry.train.predicted_tokens == entry.train.tokens - 1
 
 
 def test_local_files_and_a_trained_tokenizer(tmp_path):
@@ -195,9 +196,9 @@ def test_local_files_and_a_trained_tokenizer(tmp_path):
         validation_fraction=0.2,
     )
     manifest = prepare(config, tmp_path / "out")
-    blocks = [s["train"]["blocks"] for s in manifest["sources"].values()]
-    assert blocks == [750, 250, 250] and manifest["vocab_size"] == 300
-    assert manifest["sources"]["lines"]["empty"] == 1
+    blocks = [s.train.blocks for s in manifest.sources.values()]
+    assert blocks == [750, 250, 250] and manifest.vocab_size == 300
+    assert manifest.sources["lines"].empty == 1
     heavier = tuple(dataclasses.replace(s, weight=2.0) for s in sources)
     with pytest.raises(UserError, match=r"another data\.sources\.files\.weight and"):
         prepare(dataclasses.replace(config, sources=heavier), tmp_path / "out")
@@ -207,8 +208,8 @@ def test_local_files_and_a_trained_tokenizer(tmp_path):
 
 
 def test_writing_goes_on_from_any_state(tmp_path, monkeypatch):
-    monkeypatch.setattr("replication.data.writer.BATCH_TOKENS", 50)
-    monkeypatch.setattr("replication.data.writer.SHARD_BYTES", 3000)
+    monkeypatch.setattr("replication.data.blocks.BATCH_TOKENS", 50)
+    monkeypatch.setattr("replication.data.blocks.SHARD_BYTES", 3000)
     stream_n = np.random.default_rng(0).integers(0, 1000, 5000).astype(np.int32)
     parts = np.array_split(stream_n, 83)
     whole = BlockWriter(tmp_path / "whole", T)
@@ -221,7 +222,8 @@ def test_writing_goes_on_from_any_state(tmp_path, monkeypatch):
         for i, part in enumerate(parts):
             first.add(part)
             if i == stop:
-                state = json.loads(json.dumps(first.save()))
+                write_record(tmp_path / "state.json", first.save())
+                state = read_record(BlockState, tmp_path / "state.json")
             if i == stop + 9:
                 first.save()  # and then a kill: all after the state is to be cut off
                 break
@@ -286,11 +288,34 @@ def test_killed_it_goes_on_where_it_stopped(web, tokenizer, undisturbed, tmp_pat
     monkeypatch.setattr(tokenise, "tokens_of", lambda t, x: again.append(found := real(t, x)) or found)
     manifest, printed = prepared_lines(dataclasses.replace(config, num_proc=1), out)
     assert f"web: goes on after {kept:,} of {BLOCKS * T + 1:,} training tokens" in printed
-    assert manifest["hash"] == undisturbed["hash"] and manifest["sources"] == undisturbed["sources"]
-    n_again, whole = sum(len(t.stream) for t in again), undisturbed["sources"]["web"]["train"]["tokens"]
+    assert manifest.hash == undisturbed.hash and manifest.sources == undisturbed.sources
+    n_again, whole = sum(len(t.stream) for t in again), undisturbed.sources["web"].train.tokens
     assert n_again < 1.2 * (whole - kept) + 2000 < 0.9 * whole, (n_again, kept)
     names = ["manifest.json", "origins.json", "tokenizer.json", "train", "validation"]
     assert sorted(p.name for p in out.iterdir()) == names
+
+
+def test_what_an_earlier_version_left_is_read_and_gone_on_with(tmp_path, monkeypatch):
+    """A folder of version 0.1.0, killed in its second source, and the manifest that it would have ended with."""
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "first.jsonl", texts(12, seed=1))
+    write_jsonl(tmp_path / "second.jsonl", ["", *texts(30, seed=2)])
+    partial = shutil.copytree(SUPPORT / "old_preparation" / "partial", tmp_path / "out.partial")
+    shutil.copy(partial / "tokenizer.json", tmp_path)
+    request = json.loads((partial / "request.json").read_text())
+    request["packages"] |= {name: version(name) for name in ("datasets", "tokenizers")}
+    (partial / "request.json").write_text(json.dumps(request))
+    sources = tuple(SourceConfig(name=n, kind="jsonl", path=f"{n}.jsonl") for n in ("first", "second"))
+    keys = {"validation_fraction": 0.1, "num_proc": 1, "token_budget": 2 * 300 * T, "block_size_tokens": T}
+    data = DataConfig(sources=sources, tokenizer=TokenizerConfig(path="tokenizer.json"), **keys)
+    manifest, printed = prepared_lines(data, tmp_path / "out")
+    old = read_manifest(SUPPORT / "old_preparation")
+    assert "second: goes on after 3,976 of 4,801 training tokens" in printed and "first: goes on" not in printed
+    assert (manifest.hash, manifest.request, manifest.sources) == (old.hash, old.request, old.sources)
+    assert dataclasses.asdict(old) == json.loads((SUPPORT / "old_preparation" / "manifest.json").read_text())
+    shutil.copy(SUPPORT / "old_preparation" / "manifest.json", tmp_path / "out")
+    assert [len(documents) for _, documents in streams(tmp_path / "out")] == [4, 3]
+    assert prepare(data, tmp_path / "out") == old
 
 
 class Interruption:
@@ -308,7 +333,7 @@ class Interruption:
         sys.settrace(self._before)
 
     def _call(self, frame, event, arg):
-        return self._line if frame.f_code.co_filename in (stream.__file__, writer.__file__) else None
+        return self._line if frame.f_code.co_filename in (stream.__file__, blocks.__file__) else None
 
     def _line(self, frame, event, arg):
         if event == "line":
@@ -319,7 +344,7 @@ class Interruption:
 
 
 def test_ctrl_c_at_any_line_costs_no_token(tokenizer, tmp_path, small_pieces, monkeypatch):
-    monkeypatch.setattr("replication.data.writer.SHARD_BYTES", 10_000)
+    monkeypatch.setattr("replication.data.blocks.SHARD_BYTES", 10_000)
     monkeypatch.setattr(stream, "PIECE_DOCUMENTS", 2)
     lines = write_jsonl(tmp_path / "lines.jsonl", texts(40))
     source = SourceConfig(name="web", kind="jsonl", path=str(lines))
@@ -333,8 +358,8 @@ def test_ctrl_c_at_any_line_costs_no_token(tokenizer, tmp_path, small_pieces, mo
         with pytest.raises(KeyboardInterrupt), Interruption(n):
             prepare(config, out)
         saved.append(saved_tokens(out))
-        ends.append(prepare(config, out)["hash"])
-    assert ends == [expected["hash"]] * len(points)
+        ends.append(prepare(config, out).hash)
+    assert ends == [expected.hash] * len(points)
     assert max(saved) > 0.5 * 1000 * T, "some of the calls had work to go on with"
 
 
@@ -357,8 +382,8 @@ def line(monkeypatch):
             yield found
 
     monkeypatch.setattr(Parquet, "_generate_tables", generate)
-    monkeypatch.setattr("replication.data.retries.PAUSES_SECONDS", (0, 0, 0))
-    monkeypatch.setattr("replication.data.retries.is_local", lambda source: False)
+    monkeypatch.setattr("replication.data.hub.PAUSES_SECONDS", (0, 0, 0))
+    monkeypatch.setattr("replication.data.hub.Retries._is_local", lambda self: False)
     return state
 
 
@@ -368,7 +393,7 @@ def line(monkeypatch):
 def test_a_dropped_connection_is_taken_up(web, tokenizer, undisturbed, tmp_path, small_pieces, line, error):
     line |= {"fails": {1, 2, 30, 31, 40}, "error": error}
     manifest, printed = prepared_lines(web_config(web, tokenizer), tmp_path / "out")
-    assert manifest["hash"] == undisturbed["hash"]
+    assert manifest.hash == undisturbed.hash
     assert printed.count("web: reading failed") >= 4 and "(2 of 3)" in printed and type(error).__name__ in printed
 
 
@@ -379,7 +404,7 @@ def test_a_line_that_stays_down_keeps_what_was_done(web, tokenizer, undisturbed,
     assert saved_tokens(tmp_path / "out") > 0
     line["fails"] = set()
     manifest, printed = prepared_lines(web_config(web, tokenizer), tmp_path / "out")
-    assert manifest["hash"] == undisturbed["hash"] and "web: goes on after" in printed
+    assert manifest.hash == undisturbed.hash and "web: goes on after" in printed
 
 
 def response(status):
@@ -427,7 +452,7 @@ def test_a_full_disk_keeps_what_was_done(web, tokenizer, undisturbed, tmp_path, 
         prepare(web_config(web, tokenizer), out)
     monkeypatch.setattr(BlockWriter, "_write", real)
     assert 10_000 < saved_tokens(out) <= 20_000
-    assert prepare(web_config(web, tokenizer), out)["hash"] == undisturbed["hash"]
+    assert prepare(web_config(web, tokenizer), out).hash == undisturbed.hash
 
 
 def test_a_disk_that_is_full_for_a_moment_costs_no_token(
@@ -444,7 +469,7 @@ def test_a_disk_that_is_full_for_a_moment_costs_no_token(
     with pytest.raises(UserError, match="disk full"):
         prepare(web_config(web, tokenizer), tmp_path / "out")
     assert saved_tokens(tmp_path / "out") > 0
-    assert prepare(web_config(web, tokenizer), tmp_path / "out")["hash"] == undisturbed["hash"]
+    assert prepare(web_config(web, tokenizer), tmp_path / "out").hash == undisturbed.hash
 
 
 def test_a_kill_before_the_rename_costs_nothing(web, tokenizer, undisturbed, tmp_path, monkeypatch):
@@ -452,7 +477,7 @@ def test_a_kill_before_the_rename_costs_nothing(web, tokenizer, undisturbed, tmp
         patch.setattr("replication.data.folder._sync", lambda folder: signal.raise_signal(signal.SIGINT))
         prepare(web_config(web, tokenizer), tmp_path / "out")
     monkeypatch.setattr(tokenise, "tokens_of", lambda tokenizer, texts: pytest.fail("tokenised again"))
-    assert prepare(web_config(web, tokenizer), tmp_path / "out")["hash"] == undisturbed["hash"]
+    assert prepare(web_config(web, tokenizer), tmp_path / "out").hash == undisturbed.hash
 
 
 def test_progress_says_how_much_how_fast_and_how_long(web, tokenizer, tmp_path, small_pieces, monkeypatch):
@@ -523,7 +548,7 @@ def test_a_corrected_source_is_begun_anew_and_the_others_are_kept(tokenizer, tmp
     monkeypatch.setattr(tokenise, "tokens_of", lambda t, x: read.extend(x) or real(t, x))
     manifest, printed = prepared_lines(mended, out)
     assert "bad.1: its keys have changed since; begun anew, what the other sources have is kept" in printed
-    assert manifest["hash"] == expected["hash"] and manifest["sources"] == expected["sources"]
+    assert manifest.hash == expected.hash and manifest.sources == expected.sources
     assert len(read) == 35 and all(text.startswith("User: ") for text in read)
 
 
@@ -591,7 +616,7 @@ def test_a_branch_is_resolved_once(web, tokenizer, undisturbed, tmp_path, small_
     line["fails"] = set()
     manifest, printed = prepared_lines(config, tmp_path / "out")
     assert asked == [("someone/web", "main")] and set(read) == {"a" * 40}
-    assert manifest["sources"]["web"]["revision"] == "a" * 40 and manifest["hash"] == undisturbed["hash"]
+    assert manifest.sources["web"].revision == "a" * 40 and manifest.hash == undisturbed.hash
     assert f"web: to pin what was read, set  revision: {'a' * 40}" in printed
 
 
@@ -622,7 +647,7 @@ def test_local_sets_that_cannot_be_read_are_not_retried(tokenizer, tmp_path, mon
     whole = gzip.compress(b'{"text": "a"}\n' * 20_000)
     for name, raw, message in (
         ("empty.jsonl", b"", r"source 'web': \S+ has no rows; check its subset and split"),
-        ("cut.jsonl.gz", whole[:-20], r"load_dataset failed for .*; check these keys, and mend or replace the files"),
+        ("cut.jsonl.gz", whole[:-20], r"load_dataset failed for .*; check these keys, and fix or replace the files"),
     ):
         (folder := tmp_path / name.partition(".")[0]).mkdir()
         (folder / name).write_bytes(raw)
@@ -694,9 +719,9 @@ def test_local_files_edited_meanwhile_are_refused_and_touched_ones_are_not(
             return
     if edit in ("touched", "not begun"):
         manifest = prepare(config, out)
-        assert (manifest["hash"] == expected["hash"]) == (edit == "touched")
-        assert manifest["sources"]["web"] == expected["sources"]["web"]
-        assert manifest["sources"]["web"]["other_files"] == ["notes.md"]
+        assert (manifest.hash == expected.hash) == (edit == "touched")
+        assert manifest.sources["web"] == expected.sources["web"]
+        assert manifest.sources["web"].other_files == ["notes.md"]
         return
     name = other.name if edit == "a later file" else current.name
     message = rf"source 'web': its files have changed since the preparation began: {name}; restore them, or remove"
@@ -713,18 +738,18 @@ def size_of(folder):
 
 def test_the_disk_never_holds_more_than_the_tokens(web, tokenizer, tmp_path, small_pieces, monkeypatch):
     sizes = []
-    real = stream.write_json
+    real = stream.write_record
 
     def watched(path, value):
         real(path, value)
         sizes.append(size_of(tmp_path))
 
-    monkeypatch.setattr(stream, "write_json", watched)
+    monkeypatch.setattr(stream, "write_record", watched)
     manifest = prepare(web_config(web, tokenizer), tmp_path / "out")
     final = size_of(tmp_path)
     assert len(sizes) > 20 and max(sizes) < 1.1 * final
-    entry = manifest["sources"]["web"]
-    tokens = entry["train"]["blocks"] + entry["validation"]["blocks"]
+    entry = manifest.sources["web"]
+    tokens = entry.train.blocks + entry.validation.blocks
     overhead = final - tokens * (T + 1) * 4 - (tmp_path / "out" / "tokenizer.json").stat().st_size
     assert overhead < 40_000, "nothing is stored twice"
     assert not (tmp_path / "out.partial").exists()

@@ -6,7 +6,10 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
+
 from replication.config import DataConfig, SourceConfig, TokenizerConfig
+from replication.data.blocks import PAD
 
 END_OF_TEXT = "<|endoftext|>"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -59,3 +62,9 @@ def two_sources(root: Path, n: int = 40, vocab_size: int = 320, num_proc: int = 
         validation_fraction=0.1,
         num_proc=num_proc,
     )
+
+
+def uncut(blocks: np.ndarray) -> np.ndarray:
+    """The stream (int32 [n]) that consecutive blocks int32 [k, T + 1], from the first to the last, were cut from."""
+    stream = np.concatenate([blocks[:1, 0], blocks[:, 1:].ravel()])
+    return stream[stream != PAD]

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from replication.config import DataConfig, SourceConfig
 from replication.console import Reporter
-from replication.data.report import ReadReport, counts_of, left_out
-from replication.data.retries import Retries
+from replication.data.blocks import SourceWriter
+from replication.data.hub import Retries
+from replication.data.order import Int64, UInt64
+from replication.data.records import ReadReport, SourceRecord
 from replication.data.sources import DocumentStream, no_text
-from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, Bool, Int64, Piece, Pool
-from replication.data.writer import SourceWriter
+from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, Bool, Piece, Pool, batches
 from replication.errors import UserError
 from replication.runs.files import remove_tree
 
@@ -32,14 +32,14 @@ BATCH_BYTES = 8 << 20
 
 
 @dataclass
-class Spool:
-    """One source, read once."""
+class Documents:
+    """All documents of one source."""
 
     source: SourceConfig
     report: ReadReport
     texts: datasets.Dataset
     """Column `text`, memory-mapped, in reading order."""
-    keys: npt.NDArray[np.uint64]
+    keys: UInt64
     """Hash of each document's text: identical documents have one key."""
     sizes_bytes: Int64
     """UTF-8 length of each document."""
@@ -49,13 +49,33 @@ class Spool:
         numbers = np.flatnonzero(chosen)
         return numbers[np.argsort(self.keys[numbers], kind="stable")]
 
+    def smallest_keys(self, fraction: float) -> UInt64:
+        """Keys of the documents of smallest key that hold a fraction of the bytes."""
+        order = np.argsort(self.keys, kind="stable")
+        held = np.cumsum(self.sizes_bytes[order])
+        n = int(np.searchsorted(held, fraction * held[-1], side="left")) + 1
+        return self.keys[order[:n]]
+
+    def pieces(self, validation: Bool) -> Iterator[Piece]:
+        """The training documents by key, then the validation documents by key."""
+        order = np.concatenate([self.ordered(~validation), self.ordered(validation)])
+        start = 0
+        while start < len(order):
+            numbers = order[start : start + PIECE_DOCUMENTS]
+            n = max(1, int(np.searchsorted(np.cumsum(self.sizes_bytes[numbers]), PIECE_BYTES, side="right")))
+            numbers = numbers[:n]
+            yield Piece(list(self.texts[numbers.tolist()]["text"]), self.sizes_bytes[numbers], validation[numbers])
+            start += n
+
 
 def text_key(raw: bytes) -> int:
     """Hash of a document's text, below 2**64: identical documents have one key."""
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
 
 
-def spool(source: SourceConfig, work: Path, update: Callable[[int], None], retries: Retries | None = None) -> Spool:
+def ingest(
+    source: SourceConfig, work: Path, update: Callable[[int], None], retries: Retries | None = None
+) -> Documents:
     """Read a source into an Arrow file under work.
 
     Raises:
@@ -70,59 +90,42 @@ def spool(source: SourceConfig, work: Path, update: Callable[[int], None], retri
     schema = pa.schema([("text", pa.large_string())])
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         stream = DocumentStream(source, report, retries=retries, cache_dir=work / "hub")
-        for batch in _batches(iter(stream), keys, sizes):
-            writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema=schema))
+        for batch in batches((text for _, text in stream), BATCH_DOCUMENTS, BATCH_BYTES):
+            keys += [text_key(raw) for _, raw in batch]
+            sizes += [len(raw) for _, raw in batch]
+            writer.write_batch(pa.record_batch([pa.array([t for t, _ in batch], pa.large_string())], schema=schema))
             update(len(keys))
     if not keys:
         raise no_text(source, report)
-    return Spool(
-        source,
-        report,
-        datasets.Dataset.from_file(str(path)),
-        np.array(keys, dtype=np.uint64),
-        np.array(sizes, dtype=np.int64),
-    )
+    texts = datasets.Dataset.from_file(str(path))
+    return Documents(source, report, texts, np.array(keys, dtype=np.uint64), np.array(sizes, dtype=np.int64))
 
 
-def _batches(texts: Iterator[tuple[str, str]], keys: list[int], sizes: list[int]) -> Iterator[list[str]]:
-    """Texts in batches bounded in number and bytes; each one's key and size are appended as it passes."""
-    batch: list[str] = []
-    n_bytes = 0
-    for _, text in texts:
-        raw = text.encode()
-        keys.append(text_key(raw))
-        sizes.append(len(raw))
-        batch.append(text)
-        n_bytes += len(raw)
-        if len(batch) >= BATCH_DOCUMENTS or n_bytes >= BATCH_BYTES:
-            yield batch
-            batch, n_bytes = [], 0
-    if batch:
-        yield batch
-
-
-def validation_documents(spools: Sequence[Spool], fraction: float) -> list[Bool]:
-    """Which documents of each source are validation: those of smallest key that hold `fraction` of its bytes.
+def validation_documents(sources: Sequence[Documents], fraction: float) -> list[Bool]:
+    """The validation documents: those of smallest key that hold `fraction` of each source's bytes.
 
     A rule by key, so that identical documents never straddle the split, not even when two sources share them; and by
     bytes, so that a source of few documents has a validation split too, on every machine.
 
     Returns:
         One bool [documents] for each source.
+
+    Raises:
+        UserError: all documents of a source fall to validation.
     """
-    keys = [_smallest_keys(s, fraction) for s in spools]
-    taken = np.unique(np.concatenate(keys))
-    return [np.isin(s.keys, taken) for s in spools]
+    taken = np.unique(np.concatenate([s.smallest_keys(fraction) for s in sources]))
+    chosen = [np.isin(s.keys, taken) for s in sources]
+    for s, of_source in zip(sources, chosen, strict=True):
+        if of_source.all():
+            raise UserError(
+                f"data.sources: source '{s.source.name}': its {len(of_source)} document(s) all fall to validation, "
+                "which is split off by whole documents; give more documents (cut a long file into several), or lower "
+                "data.validation_fraction"
+            )
+    return chosen
 
 
-def _smallest_keys(s: Spool, fraction: float) -> npt.NDArray[np.uint64]:
-    order = np.argsort(s.keys, kind="stable")
-    held = np.cumsum(s.sizes_bytes[order])
-    n = int(np.searchsorted(held, fraction * held[-1], side="left")) + 1
-    return s.keys[order[:n]]
-
-
-class SpooledCorpus:
+class IngestedCorpus:
     """All sources of a corpus without a token budget."""
 
     def __init__(self, data: DataConfig, folder: Path, reporter: Reporter):
@@ -140,20 +143,19 @@ class SpooledCorpus:
         self.names = [source.name for source in data.sources]
         self._work = folder / "work"
         self._work.mkdir()
-        self._spools = [self._read(source) for source in data.sources]
-        self._validation = validation_documents(self._spools, data.validation_fraction)
-        _check_split(self._spools, self._validation)
+        self._sources = [self._read(source) for source in data.sources]
+        self._validation = validation_documents(self._sources, data.validation_fraction)
 
-    def _read(self, source: SourceConfig) -> Spool:
+    def _read(self, source: SourceConfig) -> Documents:
         with self._reporter.bar(f"{source.name}: reading", None) as update:
-            found = spool(source, self._work, update, Retries(source, self._reporter.line, None))
+            found = ingest(source, self._work, update, Retries(source, self._reporter.line, None))
         text = f"{source.name}: {found.report.documents:,} documents, {int(found.sizes_bytes.sum()):,} bytes"
-        self._reporter.line(text + left_out(found.report))
+        self._reporter.line(text + found.report.left_out())
         return found
 
     def tokenizer_texts(self, n_bytes: int) -> Iterator[str]:
         """Training documents up to n_bytes in all, each source in proportion to its training bytes."""
-        pairs = list(zip(self._spools, self._validation, strict=True))
+        pairs = list(zip(self._sources, self._validation, strict=True))
         available = [int(s.sizes_bytes[~chosen].sum()) for s, chosen in pairs]
         share = min(1.0, n_bytes / sum(available))
         for (s, chosen), n_source in zip(pairs, available, strict=True):
@@ -165,51 +167,29 @@ class SpooledCorpus:
                 yield text[:left]  # a sample: only the tokenizer's training sees a document cut short
                 left -= int(s.sizes_bytes[number])
 
-    def write(self, number: int, pool: Pool) -> dict[str, Any]:
-        """Write the blocks of a source's splits; its entry in the manifest."""
-        s, chosen = self._spools[number], self._validation[number]
-        name, report = s.source.name, s.report
+    def write(self, number: int, pool: Pool) -> SourceRecord:
+        """Write the blocks of a source's splits."""
+        s, chosen = self._sources[number], self._validation[number]
+        name = s.source.name
         writer = SourceWriter(name, self._folder, self._data.block_size_tokens)
         with self._reporter.bar(f"{name}: tokenising", len(s.keys)) as update:
             done = 0
-            for piece, tokens in pool.tokenise(_pieces(s, chosen)):
+            for piece, tokens in pool.tokenise(s.pieces(chosen)):
                 writer.add(piece, tokens)
                 update(done := done + len(piece.texts))
-        entry = {
-            "kind": s.source.kind,
-            "path": s.source.path,
-            "revision": s.source.revision,
-            "documents": report.documents,
-            **counts_of(report),
-            "text_bytes": int(s.sizes_bytes.sum()),
-            **writer.finish(),
-        }
+        train, validation = writer.finish()
         for left in self._work.glob(f"{name}.*"):
             left.unlink()
-        return entry
+        return SourceRecord(
+            kind=s.source.kind,
+            path=s.source.path,
+            revision=s.source.revision,
+            **asdict(s.report),
+            text_bytes=int(s.sizes_bytes.sum()),
+            train=train,
+            validation=validation,
+        )
 
     def close(self) -> None:
         """Remove the text."""
         remove_tree(self._work)
-
-
-def _check_split(spools: Sequence[Spool], validation: Sequence[Bool]) -> None:
-    for s, chosen in zip(spools, validation, strict=True):
-        if chosen.all():
-            raise UserError(
-                f"data.sources: source '{s.source.name}': its {len(chosen)} document(s) all fall to validation, which "
-                "is split off by whole documents; give more documents (cut a long file into several), or lower "
-                "data.validation_fraction"
-            )
-
-
-def _pieces(s: Spool, chosen: Bool) -> Iterator[Piece]:
-    """The training documents by key, then the validation documents by key."""
-    order = np.concatenate([s.ordered(~chosen), s.ordered(chosen)])
-    start = 0
-    while start < len(order):
-        numbers = order[start : start + PIECE_DOCUMENTS]
-        n = max(1, int(np.searchsorted(np.cumsum(s.sizes_bytes[numbers]), PIECE_BYTES, side="right")))
-        numbers = numbers[:n]
-        yield Piece(list(s.texts[numbers.tolist()]["text"]), s.sizes_bytes[numbers], chosen[numbers])
-        start += n

@@ -1,0 +1,307 @@
+"""The records of a prepared folder: each file of it is written from one of these and read as one.
+
+OUT/manifest.json            CorpusManifest; written last: the marker of completeness
+OUT/origins.json             {source: Origin}
+OUT.partial/request.json     Request: what a later call must have in common with an interrupted one
+OUT.partial/progress/*.json  Progress of each source
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from replication.config import DataConfig, differences, flatten, to_dict
+from replication.errors import UserError
+from replication.runs.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, Split] = ("train", "validation")
+MANIFEST = "manifest.json"
+ORIGINS = "origins.json"
+FORMAT = 1
+MAX_NAMED = 20
+
+R = TypeVar("R")
+
+
+@dataclass(kw_only=True)
+class ReadReport:
+    """Counts of what reading one source found; filled while its documents are read."""
+
+    documents: int = 0
+    """Documents that hold text."""
+    empty: int = 0
+    """Documents with nothing but white space; they are left out."""
+    undecodable: int = 0
+    """Files or lines that are not UTF-8 (or not Python, or not JSON); they are left out."""
+    undecodable_files: list[str] = field(default_factory=list)
+    """Names of the first 20 of those."""
+    foreign: str = ""
+    """Kind of the bytes of the first of those files, such as "a.txt is UTF-16 text"; "" where that is not known."""
+    hidden: int = 0
+    """Files of a folder whose path has a part that begins with a dot; they are left out."""
+    other: int = 0
+    """Other files of a folder: of another ending, or pipes, devices and dangling links; they are left out."""
+    other_files: list[str] = field(default_factory=list)
+    """Names of the first 20 of those."""
+
+    def add_undecodable(self, name: str) -> None:
+        self.undecodable += 1
+        if len(self.undecodable_files) < MAX_NAMED:
+            self.undecodable_files.append(name)
+
+    def left_out(self) -> str:
+        """Everything that the documents lack, for the end of a line; "" where that is nothing."""
+        parts = [f"{self.empty:,} empty"] if self.empty else []
+        parts += [f"{self.hidden:,} hidden"] if self.hidden else []
+        for n, what, names in (
+            (self.other, "of other kinds", self.other_files),
+            (self.undecodable, "undecodable", self.undecodable_files),
+        ):
+            parts += [f"{n:,} {what}: {', '.join(names)}{', ...' if n > len(names) else ''}"] if n else []
+        parts += [self.foreign] if self.foreign else []
+        return f"; left out {'; '.join(parts)}" if parts else ""
+
+
+@dataclass
+class Origin:
+    """What a source was read from, fixed when its preparation begins."""
+
+    commit: str | None
+    """Of a hub set."""
+    files: dict[str, list[int]] | None
+    """Name -> [size in bytes, time of change in ns] of local files."""
+
+
+# ---------------------------------------------------------------- an unfinished source
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stream of documents stands."""
+
+    parts: int
+    """Files or shards of the source."""
+    part: str | None
+    """Name of the one it stands in; none: past the last."""
+    turn: int
+    """That one's number in reading order."""
+    row: Any
+    """Place within it, in the part's own terms (plain values); none: its beginning."""
+    report: ReadReport
+    """Of everything up to there."""
+
+
+@dataclass
+class BlockState:
+    """A BlockWriter that another process can go on with."""
+
+    tokens: int = 0
+    blocks: int = 0
+    """Whole blocks on the disk."""
+    predicted_tokens: int = 0
+    held: list[int] = field(default_factory=list)
+    """Tokens that no whole block has covered yet."""
+    files: list[tuple[str, int]] = field(default_factory=list)
+    """Name and length in bytes of each file."""
+    open: bool = False
+    """Whether the last of them is still appended to."""
+
+
+@dataclass
+class SplitState:
+    """A SplitWriter that another process can go on with."""
+
+    documents: int = 0
+    text_bytes: int = 0
+    unknown_bytes: int = 0
+    """Bytes of text that the tokenizer does not know."""
+    blocks: BlockState = field(default_factory=BlockState)
+
+
+@dataclass(frozen=True)
+class WriterState:
+    """A SourceWriter that another process can go on with."""
+
+    train: SplitState = field(default_factory=SplitState)
+    validation: SplitState = field(default_factory=SplitState)
+
+
+# ---------------------------------------------------------------- a finished one
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRecord:
+    """One split of one source."""
+
+    documents: int
+    text_bytes: int
+    unknown_bytes: int = 0  # folders of earlier versions do not say
+    tokens: int
+    blocks: int
+    predicted_tokens: int
+    sha256: str
+    """Of the stream's little-endian int32 bytes."""
+
+
+@dataclass(kw_only=True)
+class SourceRecord(ReadReport):
+    """One source of a prepared corpus."""
+
+    kind: str
+    path: str | None
+    revision: str | None = None
+    """Commit of a hub set."""
+    share_tokens: int | None = None
+    """Training tokens that the token budget gives it; none: there is no budget."""
+    ended_before_its_share: bool = False
+    text_bytes: int
+    train: SplitRecord
+    validation: SplitRecord
+
+    def split(self, split: Split) -> SplitRecord:
+        return self.train if split == "train" else self.validation
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a streamed source has come: finished, or at a place with what was written up to it."""
+
+    entry: SourceRecord | None = None
+    place: Place | None = None
+    writer: WriterState | None = None
+
+    @property
+    def training_tokens(self) -> int:
+        """Training tokens that are there; all of its share where it will write no more."""
+        if self.entry is not None:
+            return self.entry.share_tokens or 0
+        return self.writer.train.blocks.tokens if self.writer is not None else 0
+
+
+Request = dict[str, Any]
+"""DataConfig as plain values; a dict, because those of other versions may have other keys, which differences name."""
+
+
+@dataclass(frozen=True)
+class CorpusManifest:
+    """A complete preparation."""
+
+    format: int
+    request: Request
+    hash: str
+    """SHA-256 over the tokenizer, the block size and every token."""
+    vocab_size: int
+    end_of_text_id: int
+    block_size_tokens: int
+    created_at: str
+    sources: dict[str, SourceRecord]
+    """In the order of source numbers, which key the data order."""
+    packages: dict[str, str]
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Write a record, or a dict of them; a field that is None is left out."""
+    fields = asdict(record) if is_dataclass(record) and not isinstance(record, type) else record
+    plain = {k: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for k, v in fields.items()}
+    write_json(path, {k: v for k, v in plain.items() if v is not None})
+
+
+def read_record(kind: type[R], path: Path) -> R | None:
+    """The record in a file; None where there is no file.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    from pydantic import ValidationError
+
+    value = read_json(path)
+    if value is None:
+        return None
+    try:
+        record: R = _adapter(kind).validate_python(value)  # type: ignore[arg-type]
+        return record
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise UserError(f"{path}: {where}: {first['msg']}; restore it, or remove the folder and run again") from None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def read_origins(folder: Path) -> dict[str, Origin]:
+    return read_record(dict[str, Origin], folder / ORIGINS) or {}
+
+
+def read_manifest(folder: Path) -> CorpusManifest | None:
+    """The manifest of a prepared folder; None where it has none.
+
+    Raises:
+        UserError: it is not JSON, or not of FORMAT.
+    """
+    path = folder / MANIFEST
+    value = read_json(path)
+    if value is None:
+        return None
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise UserError(
+            f"{path} is not of format {FORMAT}; remove the folder and run `replicate prepare --out {folder}` again"
+        )
+    return read_record(CorpusManifest, path)
+
+
+# ---------------------------------------------------------------- requests
+
+
+def request_of(data: DataConfig) -> Request:
+    """Everything that a preparation depends on: DataConfig without what changes no token.
+
+    That is the folder, the processes, and the weights too where no token budget is shared by them.
+    """
+    request = to_dict(data)
+    for key in ("dir", "num_proc"):
+        del request[key]
+    if data.token_budget is None:
+        for source in request["sources"]:
+            del source["weight"]
+    return request
+
+
+def request_differences(a: Request, b: Request) -> list[str]:
+    """Config keys in which two requests differ, such as `data.sources.web.path` or `data.tokenizer.vocab_size`."""
+    return [f"data.{key}" for key in differences(_by_name(a), _by_name(b))]
+
+
+def changed_sources(a: Request, b: Request) -> list[str]:
+    """Sources in which two requests differ where the tokens of all others are the same in both; else none.
+
+    A tokenizer that is trained here depends on the text of every source, and every share on each weight.
+    """
+
+    def shared(request: Request) -> Request:
+        return {**request, "sources": [(source["name"], source["weight"]) for source in request["sources"]]}
+
+    trained = a["token_budget"] is None or a["tokenizer"]["path"] is None
+    if trained or shared(a) != shared(b):
+        return []
+    return [s["name"] for s, t in zip(a["sources"], b["sources"], strict=True) if s != t]
+
+
+def _by_name(request: Request) -> Request:
+    sources = {source["name"]: source for source in request.get("sources", [])}
+    # The place of a source is part of the request: source numbers key the data order.
+    return flatten({**request, "sources": {name: {**s, "place": i} for i, (name, s) in enumerate(sources.items())}})
