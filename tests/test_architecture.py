@@ -23,7 +23,7 @@ LAYERS = [
     ["errors", "console", "protocol.paper"],
     ["config"],
     ["runs"],
-    ["processes", "cli.arguments"],
+    ["processes"],
     ["model", "objectives", "votes"],
     ["data", "statistics"],
     ["audit", "protocol"],

@@ -4,53 +4,45 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from replication.cli.arguments import COUNT, NATURAL, Parser, folder, number, whole
+from replication.cli.judge_models import ask_model, model_arguments, read_or_write_sheet, sheet_arguments
+from replication.console import plural, say, table, utc
 from replication.errors import UserError
 
 if TYPE_CHECKING:
-    from replication.judging.attendance import Fill
-    from replication.judging.chosen import Chosen
+    from replication.judging.completions import Chosen
     from replication.judging.database import Database
     from replication.judging.folder import PanelFolder
-    from replication.judging.options import PanelOptions
+    from replication.judging.panel import PanelOptions
+    from replication.judging.progress import Fill, Overview
 
-TEXTS = {
-    "prepare": "make a panel from the completions of two arms: items, sealed key, a set of pairs for each judge",
-    "invite": "links for people: to sets that nobody has yet, then to further ones; or a new link for a judge",
-    "serve": "open the page on which people vote",
-    "status": "how far each judge is, and the panel from its plan; no arm is known",
-    "model": "let a model behind an OpenAI-compatible endpoint judge",
-    "sheet": "let a chat model judge by hand: write a sheet of questions, read the filled one",
-    "lock": "close the panel for good, open the seal, write votes.csv for the report",
-    "export": "after the lock: votes, counts, judges and models' answers as files",
-}
-ELSEWHERE = {
-    "model": "replication.judging.models.run",
-    "sheet": "replication.judging.models.sheets",
-}
-"""Actions whose flags and work lie in a module of their own: add_arguments(parser), run(args, console) -> int."""
-
+MOVED = {"rehearse": "load", "blinding": "blinding"}
+"""Earlier actions that a checkout has as a test of the page: their names there."""
 BASE_URL = "http://127.0.0.1:8765"
 PACKAGES = "sqlalchemy psycopg fastapi starlette uvicorn python_multipart openai httpx tenacity aiohttp sklearn"
 """Of the extra `judge`."""
+DASH = "–"
+WIDEST_NAME = 14  # that 80 columns hold beside the counts; a longer one goes on in the next line
 
 
 def judge(argv: list[str]) -> int:
     """The verb: parse, then act."""
+    if argv and argv[0] in MOVED:
+        raise UserError(
+            f"replicate judge {argv[0]}: is `python tests/load_test {MOVED[argv[0]]}` now, in a checkout of the project"
+        )
     try:
         return _act(argv)
     except ModuleNotFoundError as error:
@@ -71,29 +63,16 @@ def judge(argv: list[str]) -> int:
 
 def _act(argv: list[str]) -> int:
     parser = Parser(prog="replicate judge", description="People and models compare completions of two arms, blind.")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(TEXTS), parser_class=Parser)
-    wanted = next((word for word in argv if word in TEXTS), None)
-    for name, text in TEXTS.items():
+    actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS), parser_class=Parser)
+    for name, (text, add_arguments, _) in ACTIONS.items():
         sub = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        if name in ELSEWHERE:
-            if name == wanted:  # its module loads packages that the others do without
-                _module(name).add_arguments(sub)
-            continue
         sub.add_argument("dir", type=folder, metavar="DIR", help="output folder of a suite")
-        if name in ARGUMENTS:
-            ARGUMENTS[name](sub)
+        if add_arguments is not None:
+            add_arguments(sub)
         sub.add_argument("--database", metavar="URL", help="panel in another database: a file, or a URL such as "
                          "postgresql://user@host/name (default: DIR/judging/judging.sqlite)")  # fmt: skip
     args = parser.parse_args(argv)
-    console = Console(highlight=False, soft_wrap=True)
-    if args.action in ELSEWHERE:
-        run: Callable[[argparse.Namespace, Console], int] = _module(args.action).run
-        return run(args, console)
-    return ACTIONS[args.action](args, console)
-
-
-def _module(action: str) -> Any:
-    return importlib.import_module(ELSEWHERE[action])
+    return ACTIONS[args.action][2](args, Console(highlight=False, soft_wrap=True))
 
 
 def _open(args: argparse.Namespace, only_reads: bool = False) -> tuple[PanelFolder, Database]:
@@ -104,31 +83,40 @@ def _open(args: argparse.Namespace, only_reads: bool = False) -> tuple[PanelFold
 
 
 def _command(*words: object) -> str:
-    return escape(shlex.join(["replicate", "judge", *map(str, words)]))
+    return shlex.join(["replicate", "judge", *map(str, words)])
+
+
+def _fact(console: Console, name: str, text: object, style: str = "") -> None:
+    """One line of a name and what is to be said of it, in two columns."""
+    say(console, (f"{name}:".ljust(14), style), str(text))
+
+
+def _warn(console: Console, text: str) -> None:
+    say(console, text, style="yellow")
 
 
 # ---------------------------------------------------------------- a new panel
 
 
 def _prepare_arguments(sub: Parser) -> None:
-    sub.add_argument("--pair", metavar="A,B", help="baseline and treatment (default: those of the suite's analysis)")
-    sub.add_argument("--judges", type=NATURAL, help="people, each with a set of pairs (default: the suite's analysis)")
-    sub.add_argument("--votes", type=COUNT, help="first votes of a set (default: the suite's analysis)")
-    sub.add_argument("--repeats", type=number("[0, 0.5]"), default=0.1, help="share of a set that comes again, "
-                     "sides swapped (default 0.1)")  # fmt: skip
-    sub.add_argument("--attention", type=NATURAL, default=0, help="attention items of a set (default 0)")
-    sub.add_argument("--no-survey", action="store_true", help="ask people nothing about themselves")
-    sub.add_argument("--invite-only", action="store_true", help="no open link: each judge needs a link of their own")
-    sub.add_argument("--import", dest="file", type=Path, metavar="FILE", help="completions that the published A/B tool "
-                     "exports, in place of a suite's")  # fmt: skip
+    add = sub.add_argument
+    add("--pair", metavar="A,B", help="baseline and treatment (default: those of the suite's analysis)")
+    add("--judges", type=NATURAL, help="people, each with a set of pairs (default: the suite's analysis)")
+    add("--votes", type=COUNT, help="first votes of a set (default: the suite's analysis)")
+    add("--repeats", type=number("[0, 0.5]"), default=0.1, help="share of a set that comes again, sides swapped "
+        "(default 0.1)")  # fmt: skip
+    add("--attention", type=NATURAL, default=0, help="attention items of a set (default 0)")
+    add("--no-survey", action="store_true", help="ask people nothing about themselves")
+    add("--invite-only", action="store_true", help="no open link: each judge needs a link of their own")
+    add("--import", dest="file", type=Path, metavar="FILE", help="completions that the published A/B tool exports, in "
+        "place of a suite's")  # fmt: skip
 
 
 def _prepare(args: argparse.Namespace, console: Console) -> int:
-    from replication.judging.chosen import departures, from_file, from_suite
+    from replication.judging.completions import deviations, from_file, from_suite
     from replication.judging.database import Database
     from replication.judging.folder import PanelFolder
-    from replication.judging.options import PanelOptions
-    from replication.judging.panel import create_panel
+    from replication.judging.panel import PanelOptions, create_panel
     from replication.runs.layout import SuiteDir
 
     folder = PanelFolder(args.dir, SuiteDir(args.dir).judging)
@@ -138,7 +126,7 @@ def _prepare(args: argparse.Namespace, console: Console) -> int:
         raise UserError("--pair: does not act with --import; the file names its two models")
     chosen = from_file(args.file) if args.file is not None else from_suite(args.dir, args.pair)
     for line in chosen.left_out:
-        console.print(f"[yellow]{escape(line)}[/yellow]")
+        _warn(console, line)
     n_judges = chosen.analysis.judges if args.judges is None else args.judges
     options = PanelOptions(
         judges=n_judges,
@@ -152,18 +140,15 @@ def _prepare(args: argparse.Namespace, console: Console) -> int:
     sources = (chosen.suite, chosen.completions, chosen.arms)
     tokens = create_panel(database, folder.sealed, *sources, options, keep=folder.keep_tokens)
     folder.write_facts(database, options, is_named=bool(args.database))
-    for line in departures(chosen, options.judges, options.votes_per_judge):
-        console.print(f"[yellow]{escape(line)}[/yellow]")
-    n_seeds = len(chosen.completions)
-    console.print(
-        f"panel:        {_sets(options)}, {n_seeds} {'seed' if n_seeds == 1 else 'seeds'}, in {escape(database.name)}"
-    )
-    console.print(f"sealed key:   {escape(str(folder.sealed / 'key.json'))}; the page neither needs nor reads it")
+    for line in deviations(chosen, options.judges, options.votes_per_judge):
+        _warn(console, line)
+    _fact(console, "panel", f"{_sets(options)}, {plural(len(chosen.completions), 'seed')}, in {database.name}")
+    _fact(console, "sealed key", f"{folder.sealed / 'key.json'}; the page neither needs nor reads it")
     if not options.judges:
-        console.print(f"judges:       models, {_command('model', args.dir)} ...; people by `replicate judge invite`")
+        _fact(console, "judges", f"models, {_command('model', args.dir)} ...; people by `replicate judge invite`")
     elif tokens.join is None:
-        console.print(f"links:        {_command('invite', args.dir, '--judges', options.judges)}")
-    console.print(f"next:         {_command('serve', args.dir)}   (opens the page, prints its links)")
+        _fact(console, "links", _command("invite", args.dir, "--judges", options.judges))
+    _fact(console, "next", f"{_command('serve', args.dir)}   (opens the page, prints its links)")
     return 0
 
 
@@ -174,65 +159,61 @@ def _votes(args: argparse.Namespace, chosen: Chosen, console: Console) -> int:
         return int(args.votes)
     if args.file is None or n_pairs >= votes:
         return votes
-    console.print(f"[yellow]the file has {n_pairs} pairs of completions: a set is all of them, not {votes}[/yellow]")
+    _warn(console, f"the file has {n_pairs} pairs of completions: a set is all of them, not {votes}")
     return n_pairs
 
 
 def _sets(options: PanelOptions) -> str:
     """Such as '40 sets of 32 pairs, 4 repeats and 2 attention items'."""
-
-    def some(n: int, one: str) -> str:
-        return f"{n} {one}" if n == 1 else f"{n} {one}s"
-
-    more = [some(n, one) for n, one in ((options.n_repeats, "repeat"), (options.attention, "attention item")) if n]
-    parts = [some(options.votes_per_judge, "pair"), *more]
+    more = [plural(n, one) for n, one in ((options.n_repeats, "repeat"), (options.attention, "attention item")) if n]
+    parts = [plural(options.votes_per_judge, "pair"), *more]
     listed = ", ".join(parts[:-1]) + " and " + parts[-1] if more else parts[0]
-    return f"{some(options.judges, 'set')} of {listed}"
+    return f"{plural(options.judges, 'set')} of {listed}"
 
 
 # ---------------------------------------------------------------- links
 
 
 def _invite_arguments(sub: Parser) -> None:
-    sub.add_argument("--judges", type=COUNT, metavar="N", help="links for so many people")
-    sub.add_argument("--judge-id", nargs="+", metavar="NAME", help="a new link for each; the old one stops working")
-    sub.add_argument("--test", action="store_true", help="links for trials: votes by them enter no record and no count")
-    sub.add_argument("--base-url", help=f"where the page is reached (default: where it is served, or {BASE_URL})")
-    sub.add_argument("--csv", action="store_true", help="print judge_id,link instead of a table")
+    add = sub.add_argument
+    add("--judges", type=COUNT, metavar="N", help="links for so many people")
+    add("--judge-id", nargs="+", metavar="NAME", help="a new link for each; the old one stops working")
+    add("--test", action="store_true", help="links to try the page: votes by them enter no record and no count")
+    add("--base-url", type=_base_url, help=f"where the page is reached (default: where it is served, or {BASE_URL})")
+    add("--csv", action="store_true", help="print judge_id,link instead of a table")
 
 
 def _invite(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.panel import invite, invite_people, invite_tests
 
-    base = None if args.base_url is None else _base_url(args.base_url)
     if (args.judges is None) == (args.judge_id is None):
         raise UserError("replicate judge invite: give --judges N, or --judge-id NAME")
     if args.test and args.judge_id:
         raise UserError("--test: goes with --judges N; a judge stays what they were made as")
     folder, database = _open(args)
+    further = 0
     if args.judge_id:
-        tokens, further = invite(database, args.judge_id), 0
+        tokens = invite(database, args.judge_id)
     elif args.test:
-        tokens, further = invite_tests(database, folder.sealed, args.judges), 0
+        tokens = invite_tests(database, folder.sealed, args.judges)
     else:
         tokens, further = invite_people(database, folder.sealed, args.judges)
-    if base is None and (base := folder.served_at()) is None:
+    base = args.base_url or folder.served_at()
+    if base is None:
         base = BASE_URL
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"[yellow]the page is not served from here now: the links name {base}, where `replicate judge serve` opens "
-            "it unless told otherwise; --base-url names another address[/yellow]"
+        _warn(
+            Console(stderr=True),
+            f"the page is not served from here now: the links name {base}, where `replicate judge serve` opens it "
+            "unless told otherwise; --base-url names another address",
         )
     links = [(name, f"{base}/j/{token}") for name, token in tokens.items()]
     if args.csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerows([("judge_id", "link"), *links])
+        csv.writer(sys.stdout, lineterminator="\n").writerows([("judge_id", "link"), *links])
         return 0
-    table = Table("judge_id", "link", title="Links; each is a judge's own and is shown this once")
-    for row in links:
-        table.add_row(*map(escape, row))
-    Console(width=max(console.width, 110)).print(table)
+    shown = table("Links; each is a judge's own and is shown this once", ["judge_id", "link"], links)
+    Console(width=max(console.width, 110)).print(shown)
     if further:
-        console.print(f"{further} of them are further sets: every planned one has its judge")
+        say(console, f"{further} of them are further sets: every planned one has its judge")
     return 0
 
 
@@ -243,7 +224,7 @@ def _base_url(text: str) -> str:
     except ValueError:  # a port that is none, half a bracket
         is_one = False
     if not is_one or parts.query or parts.fragment or any(c.isspace() for c in text):
-        raise UserError(f"--base-url: '{text}' is no address such as https://judge.example.org")
+        raise argparse.ArgumentTypeError(f"'{text}' is no address such as https://judge.example.org")
     return text.rstrip("/")
 
 
@@ -251,74 +232,62 @@ def _base_url(text: str) -> str:
 
 
 def _serve_arguments(sub: Parser) -> None:
-    sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)")
-    sub.add_argument("--port", type=whole(0, 65535), default=8765, help="(default 8765; 0: any free one)")
-    sub.add_argument("--base-url", help="where judges reach the page, if not there: that of a proxy in front of it")
-    sub.add_argument("--allowed-host", action="append", default=[], help="a further name that the page answers to")
-    sub.add_argument("--preview", action="store_true", help="try the page on a copy: votes there are thrown away")
-    sub.add_argument("--log", action="store_true", help="print a line for each request, without its link")
+    add = sub.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)")
+    add("--port", type=whole(0, 65535), default=8765, help="(default 8765; 0: any free one)")
+    add("--base-url", type=_base_url, help="where judges reach the page, if not there: that of a proxy in front of it")
+    add("--allowed-host", action="append", default=[], help="a further name that the page answers to")
+    add("--preview", action="store_true", help="try the page on a copy: votes there are thrown away")
+    add("--log", action="store_true", help="print a line for each request, without its link")
 
 
 def _serve(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.page.server import serve
+    from replication.judging.panel import preview
     from replication.judging.store import Store, hash_token
 
-    base = _base_url(args.base_url) if args.base_url else None
+    base = args.base_url
     allowed = [*args.allowed_host, *([str(urlsplit(base).hostname)] if base else [])]
+    log = console.print if args.log else None
     folder, database = _open(args, only_reads=args.preview)
     if args.preview:
         with TemporaryDirectory() as temporary:
-            return _preview(args, database, Path(temporary), base, allowed, console)
+            copy, link = preview(database, Path(temporary) / "preview.sqlite")
+
+            def say_preview(address: str) -> None:
+                say(console, "Ctrl-C ends it, and what was voted in it is thrown away; the panel is not touched")
+                say(console, f"preview:       {base or address}/join/{link}")
+
+            serve(copy, args.host, args.port, log, allowed_hosts=allowed, ready=say_preview, preview=True)
+            copy.database.close()
+        return 0
     store = Store(database)
     hashed = store.panel().join_sha256
     served = ""
 
-    def say(address: str) -> None:
+    def say_where(address: str) -> None:
         nonlocal served
         join = folder.read_secret(folder.join_token)
         served, where = address, base or address
         folder.note_serving(address, where)
         if store.panel().is_locked:
-            console.print("[yellow]the panel is locked: the page says so and takes no more votes[/yellow]")
-        console.print("Ctrl-C ends it; a vote that is acknowledged is on the disk")
-        console.print(f"administrator: {where}/admin   (token: {escape(str(folder.admin_token))})")
+            _warn(console, "the panel is locked: the page says so and takes no more votes")
+        say(console, "Ctrl-C ends it; a vote that is acknowledged is on the disk")
+        say(console, f"administrator: {where}/admin   (token: {folder.admin_token})")
+        invitation = f"by invitation{{}} {_command('invite', args.dir, '--judges', 'N')}"
         if hashed is None:
-            console.print(f"judges:        by invitation, {_command('invite', args.dir, '--judges', 'N')}")
+            say(console, f"judges:        {invitation.format(',')}")
         elif join is None or hash_token(join) != hashed:
             what = "the rest of the link was in" if join is None else "its end is not what stands in"
-            console.print(f"judges:        {where}/join/...   ({what} {folder.join_token.name}; by invitation: "
-                          f"{_command('invite', args.dir, '--judges', 'N')})")  # fmt: skip
+            tail = f"({what} {folder.join_token.name}; {invitation.format(':')})"
+            say(console, f"judges:        {where}/join/...   {tail}")
         else:
-            console.print(f"judges:        {where}/join/{join}")
+            say(console, f"judges:        {where}/join/{join}")
 
-    log = console.print if args.log else None
     try:
-        serve(store, args.host, args.port, log, allowed_hosts=allowed, ready=say)
+        serve(store, args.host, args.port, log, allowed_hosts=allowed, ready=say_where)
     finally:
         folder.forget_serving(served)
-    return 0
-
-
-def _preview(
-    args: argparse.Namespace,
-    database: Database,
-    temporary: Path,
-    base: str | None,
-    allowed: list[str],
-    console: Console,
-) -> int:
-    from replication.judging.page.server import serve
-    from replication.judging.preview import preview
-
-    store, join = preview(database, temporary / "preview.sqlite")
-
-    def say(address: str) -> None:
-        console.print("Ctrl-C ends it, and what was voted in it is thrown away; the panel is not touched")
-        console.print(f"preview:       {base or address}/join/{join}")
-
-    log = console.print if args.log else None
-    serve(store, args.host, args.port, log, allowed_hosts=allowed, ready=say, preview=True)
-    store.database.close()
     return 0
 
 
@@ -326,11 +295,58 @@ def _preview(
 
 
 def _status(args: argparse.Namespace, console: Console) -> int:
-    from replication.judging.state import print_state
-
     folder, database = _open(args, only_reads=True)
     print_state(folder, database, console)
     return 0
+
+
+def print_state(folder: PanelFolder, database: Database, console: Console) -> None:
+    """Judges, votes, sides, coverage, and how far from the plan; no arm."""
+    from replication.judging.progress import fill, gather
+    from replication.judging.store import Store
+
+    o = gather(database)
+    console.print(_judges(o), soft_wrap=False)
+    if o.n_unclaimed:
+        _fact(console, "not taken", f"{o.n_unclaimed} sets")
+    _fact(console, "votes", f"{o.votes.part} of {o.votes.whole}, repeats and attention items included")
+    if o.left.value is not None and o.left.chance is not None:
+        low, high = o.left.chance
+        share = f"{100 * o.left.value:.1f} % of {o.left.whole} decisive first votes"
+        _fact(console, "left", f"{share}; by chance {100 * low:.1f} to {100 * high:.1f} %")
+    if o.n_test_judges:
+        text = f"{o.n_test_votes} votes of {o.n_test_judges} test judges, here and everywhere"
+        _fact(console, "left out", text)
+    _fact(console, "coverage", _coverage(o))
+    _fact(console, "plan", fill(database, folder.rules(Store(database).panel())).sentence)
+    if o.locked_at:
+        _fact(console, "locked", utc(o.locked_at, "minutes") + (f", early: {o.lock_note}" if o.lock_note else ""))
+
+
+def _judges(o: Overview) -> Table:
+    names = [j.judge_id + (f" ({j.vendor or 'model'})" if j.kind == "model" else "") for j in o.judges]
+    widest = max([len("judge"), *(len(word) for name in names for word in name.split())])
+    column = Column("judge", overflow="fold", min_width=min(widest, WIDEST_NAME))
+    heads = [">votes", ">ties", ">both bad", ">left", ">median s", ">attention", ">repeats alike"]
+    rows = [
+        (
+            name,
+            f"{j.votes.part}/{j.votes.whole}",
+            *(DASH if p.value is None else f"{100 * p.value:.0f} %" for p in (j.ties, j.both_bad, j.left)),
+            DASH if j.median_seconds is None else f"{j.median_seconds:.1f}",
+            *(f"{p.part}/{p.whole}" if p.whole else DASH for p in (j.attention, j.repeats_alike)),
+        )
+        for name, j in zip(names, o.judges, strict=True)
+    ]
+    return table(f"{o.suite}: judges", [column, *heads], rows)
+
+
+def _coverage(o: Overview) -> str:
+    cast = [sum(share.part for share in prompt.votes.values()) for prompt in o.coverage]
+    if not cast:
+        return "no prompts"
+    none = f"; {cast.count(0)} with none" if 0 in cast else ""
+    return f"{len(cast)} prompts, each with {min(cast)} to {max(cast)} first votes{none}"
 
 
 # ---------------------------------------------------------------- the lock
@@ -342,47 +358,47 @@ def _lock_arguments(sub: Parser) -> None:
 
 
 def _lock(args: argparse.Namespace, console: Console) -> int:
-    from replication.judging.attendance import fill
-    from replication.judging.chosen import IMPORTED
+    from replication.judging.completions import IMPORTED
     from replication.judging.export import check_record, check_votes_file, write_record
-    from replication.judging.folder import utc
     from replication.judging.panel import lock_panel
-    from replication.judging.state import rules_of
+    from replication.judging.progress import fill
     from replication.judging.store import Store
 
     early = (args.early or "").strip()
     if args.early is not None and not early:
         raise UserError("--early: is empty; say why, in words that are kept")
     folder, database = _open(args)
-    rules, planned = rules_of(folder, database)
     panel = Store(database).panel()
+    rules = folder.rules(panel)
     check_votes_file(folder, panel.panel_id)
     if panel.locked_at is not None and early:
-        since = utc(panel.locked_at)
-        console.print(f"[yellow]the panel is locked already, since {since} UTC: the reason is not taken[/yellow]")
-    if not panel.is_locked:
-        filled = fill(database, *planned, rules.judge_kinds)
+        _warn(console, f"the panel is locked already, since {utc(panel.locked_at)} UTC: the reason is not taken")
+    if panel.locked_at is None:
+        filled = fill(database, rules)
         if filled.n_short:
-            console.print(f"[yellow]{filled.n_short} judges gave fewer than the {filled.votes} planned votes: where a "
-                          "plan was frozen, the report names that as a departure from it[/yellow]")  # fmt: skip
+            _warn(
+                console,
+                f"{filled.n_short} judges gave fewer than the {filled.votes} planned votes: where a plan was "
+                "registered, the report names that as a deviation from it",
+            )
         _may_be_locked(args, filled, console)
         if filled.is_full and early:
-            console.print("[yellow]nothing planned is missing: the reason is not taken[/yellow]")
+            _warn(console, "nothing planned is missing: the reason is not taken")
         early = "" if filled.is_full else early  # it would be read as if votes had been missing
     lock_panel(database, folder.sealed, early, check_record)
     note = write_record(folder, database, rules)
     counts = f"{note['n_votes']} first votes of {note['n_judges']} judges, {note['n_repeats']} repeats"
-    console.print(f"votes:        {escape(str(folder.votes))}: {counts}")
-    console.print(f"SHA-256:      {note['votes_sha256']}")
-    console.print(f"sealed key:   {note['key_sha256']}, as the panel has named it since it was made")
+    _fact(console, "votes", f"{folder.votes}: {counts}")
+    _fact(console, "SHA-256", note["votes_sha256"])
+    _fact(console, "sealed key", f"{note['key_sha256']}, as the panel has named it since it was made")
     if note["locked_early_because"]:
-        console.print(f"[yellow]locked early:[/yellow] {escape(note['locked_early_because'])}")
+        _fact(console, "locked early", note["locked_early_because"], style="yellow")
     if note["n_repeats_without_first_vote"]:
-        console.print(f"left out:     {note['n_repeats_without_first_vote']} repeats of pairs without a first vote")
-    _say_test_votes(note, console)
-    console.print(f"counts:       {escape(str(folder.marginals))}")
+        _fact(console, "left out", f"{note['n_repeats_without_first_vote']} repeats of pairs without a first vote")
+    _say_test_votes(note["n_test_votes"], console)
+    _fact(console, "counts", folder.marginals)
     if folder.has_suite or note["suite"] == IMPORTED:
-        console.print(f"next:         {escape(shlex.join(['replicate', 'report', str(folder.root)]))}")
+        _fact(console, "next", shlex.join(["replicate", "report", str(folder.root)]))
     return 0
 
 
@@ -405,34 +421,43 @@ def _export_arguments(sub: Parser) -> None:
 
 def _export(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.export import write_export, write_record
-    from replication.judging.state import rules_of
+    from replication.judging.store import Store
 
     folder, database = _open(args, only_reads=True)
-    rules, _ = rules_of(folder, database)
+    rules = folder.rules(Store(database).panel())
     target = folder if args.out is None else replace(folder, root=args.out, judging=args.out)
-    _say_test_votes(write_record(target, database, rules), console)
+    _say_test_votes(write_record(target, database, rules)["n_test_votes"], console)
     for path in (target.votes, target.marginals, *write_export(target, database)):
-        console.print(f"wrote {escape(str(path))}")
+        say(console, f"wrote {path}")
     return 0
 
 
-def _say_test_votes(note: Mapping[str, Any], console: Console) -> None:
-    if note["n_test_votes"]:
-        console.print(f"left out:     {note['n_test_votes']} votes of test judges")
+def _say_test_votes(n: int, console: Console) -> None:
+    if n:
+        _fact(console, "left out", f"{n} votes of test judges")
 
 
-ARGUMENTS: dict[str, Callable[[Parser], None]] = {
-    "prepare": _prepare_arguments,
-    "invite": _invite_arguments,
-    "serve": _serve_arguments,
-    "lock": _lock_arguments,
-    "export": _export_arguments,
+Arguments = Callable[[Parser], None]
+ACTIONS: dict[str, tuple[str, Arguments | None, Callable[[argparse.Namespace, Console], int]]] = {
+    "prepare": (
+        "make a panel from the completions of two arms: items, sealed key, a set of pairs for each judge",
+        _prepare_arguments,
+        _prepare,
+    ),
+    "invite": (
+        "links for people: to sets that nobody has yet, then to further ones; or a new link for a judge",
+        _invite_arguments,
+        _invite,
+    ),
+    "serve": ("open the page on which people vote", _serve_arguments, _serve),
+    "status": ("how far each judge is, and the panel from its plan; no arm is known", None, _status),
+    "model": ("let a model behind an OpenAI-compatible endpoint judge", model_arguments, ask_model),
+    "sheet": (
+        "let a chat model judge by hand: write a sheet of questions, read the filled one",
+        sheet_arguments,
+        read_or_write_sheet,
+    ),
+    "lock": ("close the panel for good, open the seal, write votes.csv for the report", _lock_arguments, _lock),
+    "export": ("after the lock: votes, counts, judges and models' answers as files", _export_arguments, _export),
 }
-ACTIONS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
-    "prepare": _prepare,
-    "invite": _invite,
-    "serve": _serve,
-    "status": _status,
-    "lock": _lock,
-    "export": _export,
-}
+"""Action -> its help, what adds its arguments, and what it does."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,15 @@ from sqlalchemy import Connection, func, select
 
 from replication.config import AnalysisConfig
 from replication.errors import UserError
-from replication.judging.attendance import attendance
 from replication.judging.database import Database
 from replication.judging.folder import PanelFolder
 from replication.judging.marginals import marginals
+from replication.judging.progress import judge_progress
 from replication.judging.schema import answers, assignments, panel
 from replication.judging.unsealing import NOT_LOCKED, iso, unsealed_votes, unsealed_within, vote_id
 from replication.runs.files import file_sha256, write_json, write_text
 from replication.votes.record import parse_votes, read_votes, votes_text
+from replication.votes.tally import first_votes, votes_per_judge
 
 
 def votes_csv(database: Database) -> str:
@@ -64,14 +63,14 @@ def judges_csv(database: Database) -> str:
     """
     with database.read() as c:
         _refuse_unlocked(c)
-    rows = [row for row in attendance(database) if row.n_first or row.n_repeats or row.n_asked]
+    rows = [row for row in judge_progress(database) if row.votes.part]
     questions = sorted({question for row in rows for question in row.survey})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     counts = ["votes", "repeats", "attention_passed", "attention_asked"]
     writer.writerow(["judge_id", "kind", "vendor", *counts, *questions])
     for row in rows:
-        numbers = [row.n_first, row.n_repeats, row.n_passed, row.n_asked]
+        numbers = [row.first.part, row.n_repeats, row.attention.part, row.attention.whole]
         said = [row.survey.get(question, "") for question in questions]
         writer.writerow([row.judge_id, row.kind, row.vendor, *numbers, *said])
     return text.getvalue()
@@ -114,7 +113,7 @@ def check_votes_file(folder: PanelFolder, panel_id: str) -> None:
         raise UserError(f"{folder.votes}: holds votes of something else than this panel; move it away first")
 
 
-def write_record(folder: PanelFolder, database: Database, rules: AnalysisConfig) -> Mapping[str, Any]:
+def write_record(folder: PanelFolder, database: Database, rules: AnalysisConfig) -> dict[str, Any]:
     """Write votes.csv, votes.json and marginals.json of a locked panel; the same again for the same panel.
 
     Returns:
@@ -123,7 +122,11 @@ def write_record(folder: PanelFolder, database: Database, rules: AnalysisConfig)
     found = unsealed_votes(database)
     check_votes_file(folder, found.panel_id)
     write_text(folder.votes, votes_text(found.votes))
-    first = [vote for vote in found.votes if not vote.repeat_of]
+    first, per_judge = first_votes(found.votes), votes_per_judge(found.votes)
+    attention = [judge.attention for judge in judge_progress(database) if judge.kind == "human"]
+    with database.read() as c:
+        query = select(answers.c.status, func.count().label("n")).group_by(answers.c.status)
+        replies = {row.status: row.n for row in c.execute(query)}
     note = {
         "panel_id": found.panel_id,
         "suite": found.suite,
@@ -134,32 +137,17 @@ def write_record(folder: PanelFolder, database: Database, rules: AnalysisConfig)
         "n_votes": len(first),
         "n_repeats": len(found.votes) - len(first),
         "n_repeats_without_first_vote": found.lone_repeats,
-        "n_judges": len({vote.judge_id for vote in first}),
-        "n_judges_short": sum(n < found.votes_per_judge for n in Counter(vote.judge_id for vote in first).values()),
+        "n_judges": len(per_judge),
+        "n_judges_short": sum(n < found.votes_per_judge for n in per_judge.values()),
         "n_test_votes": found.test_votes,
-        **_no_choice(database),
-        **_attention(database),
+        "n_refusals": replies.get("refusal", 0),
+        "n_garbage": replies.get("garbage", 0),
+        "n_attention_asked": sum(part.whole for part in attention),
+        "n_attention_passed": sum(part.part for part in attention),
     }
     write_json(folder.votes_note, note)
     write_text(folder.marginals, marginals_json(database, rules))
     return note
-
-
-def _no_choice(database: Database) -> dict[str, int]:
-    """Answers of models that are no choice."""
-    with database.read() as c:
-        query = select(answers.c.status, func.count().label("n")).group_by(answers.c.status)
-        counts = {row.status: row.n for row in c.execute(query)}
-    return {"n_refusals": counts.get("refusal", 0), "n_garbage": counts.get("garbage", 0)}
-
-
-def _attention(database: Database) -> dict[str, int]:
-    """Attention items that people answered, and answered as asked."""
-    people = [row for row in attendance(database) if row.kind == "human"]
-    return {
-        "n_attention_asked": sum(row.n_asked for row in people),
-        "n_attention_passed": sum(row.n_passed for row in people),
-    }
 
 
 def write_export(folder: PanelFolder, database: Database) -> list[Path]:

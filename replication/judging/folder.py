@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from replication.config import AnalysisConfig, load_suite
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.options import PanelOptions
-from replication.judging.panel import Tokens
-from replication.judging.store import Store
+from replication.judging.panel import PanelOptions, Tokens
+from replication.judging.store import PanelFacts, Store
+from replication.protocol.preregistration import read_plan
 from replication.runs.files import read_json, write_json, write_text
 from replication.runs.layout import SuiteDir
 
@@ -112,6 +112,21 @@ class PanelFolder:
         """Whether the output folder is a suite's, for which a report can be written."""
         return SuiteDir(self.root).suite.is_file()
 
+    def rules(self, about: PanelFacts) -> AnalysisConfig:
+        """The suite's analysis section, with the judges and the votes of each that the panel is to come to.
+
+        The registered plan says how many judges, people and models together; the panel how many votes each was given.
+        Where the suite is not here the section has its defaults, and the panel says both.
+        """
+        rules, n_judges = AnalysisConfig(), about.planned_judges
+        suite_dir = SuiteDir(self.root)
+        if suite_dir.suite.is_file():
+            suite = load_suite(suite_dir.suite)
+            rules = suite.analysis.resolved(suite.arms)
+            record = read_plan(suite_dir)
+            n_judges = record.plan.analysis.judges if record else n_judges
+        return replace(rules, judges=n_judges, votes_per_judge=about.votes_per_judge)
+
     def keep_tokens(self, tokens: Tokens) -> None:
         """Write the two tokens, of which the database has hashes alone."""
         self._write_secret(self.admin_token, tokens.admin)
@@ -180,8 +195,3 @@ def find_panel(folder: Path) -> PanelFolder:
         is_at_home = SuiteDir(whole).judging == folder.absolute() and SuiteDir(whole).sealed.is_dir()
         return PanelFolder(whole if is_at_home else folder, folder)
     return PanelFolder(folder, judging)
-
-
-def utc(seconds: float) -> str:
-    """Seconds since 1970 as YYYY-MM-DD HH:MM:SS."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))

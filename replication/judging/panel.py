@@ -1,8 +1,12 @@
-"""Make a panel from completions; give judges their assignments and links; lock it. Needs the sealed key."""
+"""A panel: made from completions, judges given their assignments and links, locked. Needs the sealed key.
+
+What happens while judges vote is in store.py.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import secrets
 import time
@@ -12,24 +16,79 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
-from sqlalchemy import Connection, Row, func, insert, select, text, update
+from sqlalchemy import Connection, Row, func, insert, null, select, text, update
 
+from replication.config.reading import Range, check_values
+from replication.config.schema import Count, Natural
 from replication.errors import UserError
+from replication.judging.completions import Completions, draw_items, matched
 from replication.judging.database import Database
-from replication.judging.design import Cell, Design, Place, session
-from replication.judging.options import PanelOptions, check_votes, repeats
-from replication.judging.pairs import Completions, draw_items, matched
+from replication.judging.design import Design, Place, session
 from replication.judging.schema import COUNTS, IS_FIRST, TEST, assignments, items, judges, panel, unsealed
-from replication.judging.seal import Behind, Key, read_key, remove_key, write_key
-from replication.judging.store import hash_token, is_locked
+from replication.judging.seal import Key, read_key, remove_key, write_key
+from replication.judging.store import Store, hash_token, is_locked
 
 ATTENTION_QUESTION = "Nothing is to be compared here: please choose “{choice}”. It shows us that the page is read."
 ATTENTION_TEXT = "(no text)"
 LOCKED = "the panel is locked; no judge can join it any more"
 JUDGE_ID = re.compile(r"[\w.@-]([\w.@ -]{0,198}[\w.@-])?")
 LABELS = {"left": "Left is better", "right": "Right is better"}
+
+
+MOST_JUDGES = 100_000
+
+
+@dataclass(frozen=True)
+class PanelOptions:
+    """How a panel is made."""
+
+    judges: Annotated[int, Range(f"[0, {MOST_JUDGES}]")]
+    """People it is planned for; each gets a set of assignments."""
+    votes_per_judge: Count
+    """First votes of a set."""
+    repeat_share: Annotated[float, Range("[0, 0.5]")] = 0.1
+    """Share of a set that comes again, sides swapped."""
+    attention: Natural = 0
+    """Attention items of a set."""
+    survey: bool = True
+    """Whether the page asks about the judge."""
+    open_link: bool = True
+    """Whether one link gives each who opens it a set that is free."""
+
+    @property
+    def n_repeats(self) -> int:
+        """Pairs of a set that come again."""
+        return repeats(self.repeat_share, self.votes_per_judge)
+
+    def check(self) -> None:
+        """
+        Raises:
+            UserError: a value that no panel can have.
+        """
+        check_values(self)
+        if self.attention > (room := self.votes_per_judge + self.n_repeats):
+            raise UserError(
+                f"--attention: {self.attention} is more than the {room} other places of a set; give at most {room}"
+            )
+
+
+def repeats(share: float, votes: int) -> int:
+    """Pairs of a set that come again: of its first half, each once."""
+    return min(math.ceil(share * votes), (votes + 1) // 2)
+
+
+def check_votes(votes: int, n_pairs: int) -> None:
+    """
+    Raises:
+        UserError: a judge cannot be given so many first votes, as none is given a pair twice.
+    """
+    if votes > n_pairs:
+        raise UserError(
+            f"--votes: {votes} is more than the {n_pairs} pairs of completions there are; give at most {n_pairs}, or "
+            "make a panel of more completions"
+        )
 
 
 @dataclass(frozen=True)
@@ -57,10 +116,8 @@ def create_panel(
     Args:
         database: where no panel is yet.
         sealed: folder of the key.
-        suite: name of the suite, for the vote record.
-        completions: of both arms at each seed.
+        suite: its name, for the vote record.
         arms: (baseline, treatment).
-        options: see PanelOptions.
         keep: is given the tokens before the panel is there for good: a panel whose tokens are lost is of no use.
 
     Raises:
@@ -245,7 +302,11 @@ def _add(
     check_votes(votes, design.n_distinct)
     given = [] if (kind, vendor) == ("human", TEST) else _given(c)
     hands = islice(design.deal([*given, *[votes] * len(names)]), len(given), None)
-    known = {_name(behind, prompt): item for item, prompt, behind in _behind(c, key)}
+    prompts = c.execute(select(items.c.item_id, items.c.prompt_id).where(items.c.prompt_id.is_not(None)))
+    known = {}
+    for item, prompt in prompts:
+        b = key.items[item]
+        known[_pair(b.seed, prompt, (b.arm_first, b.sample_first), (b.arm_second, b.sample_second))] = item
     for name, cells in zip(names, hands, strict=True):
         hashed = hash_token(tokens[name]) if name in tokens else None
         person = {"judge_id": name, "kind": kind, "vendor": vendor, "token_sha256": hashed}
@@ -263,61 +324,40 @@ def _given(c: Connection) -> Sequence[int]:
     return c.execute(query.order_by(func.min(assignments.c.assignment_id))).scalars().all()
 
 
-def _behind(c: Connection, key: Key) -> list[tuple[str, int, Behind]]:
-    prompts = c.execute(select(items.c.item_id, items.c.prompt_id).where(items.c.prompt_id.is_not(None)))
-    return [(item, prompt, key.items[item]) for item, prompt in prompts]
-
-
-def _name(behind: Behind, prompt: int) -> tuple[Any, ...]:
-    """(seed, prompt, {arm: sample}) in a form that the order does not change."""
-    pairs = sorted([(behind.arm_first, behind.sample_first), (behind.arm_second, behind.sample_second)])
-    return behind.seed, prompt, *pairs
+def _pair(seed: int, prompt: int, *shown: tuple[str, int]) -> tuple[Any, ...]:
+    """(seed, prompt, (arm, sample) of both) in a form that the order does not change."""
+    return seed, prompt, *sorted(shown)
 
 
 def _assign(c: Connection, key: Key, name: str, places: Sequence[Place], known: Mapping[tuple[Any, ...], str]) -> None:
     ids: dict[int, int] = {}  # place -> assignment
+
+    def row(position: int) -> dict[str, Any]:
+        place, first_is_left = places[position], True
+        if place.cell is None:
+            assert place.expected is not None
+            item = _attention_item(c, place.expected)
+        else:
+            cell = place.cell
+            baseline = key.baseline, key.samples_baseline[cell.sample_baseline]
+            treatment = key.treatment, key.samples_treatment[cell.sample_treatment]
+            item = known[_pair(key.seeds[cell.seed], key.prompts[cell.prompt], baseline, treatment)]
+            first_is_left = (key.items[item].arm_first == key.treatment) == place.treatment_left
+        return {
+            "judge_id": name,
+            "position": position,
+            "item_id": item,
+            "first_is_left": first_is_left,
+            "repeats": None if place.repeats is None else ids[place.repeats],
+            "expected": place.expected,
+        }
+
     # first votes before repeats, which name them
     for is_repeat in (False, True):
         at = [i for i, place in enumerate(places) if (place.repeats is not None) == is_repeat]
-        rows = [_assignment(c, key, name, i, places[i], ids, known) for i in at]
-        if rows:
+        if at:
             query = insert(assignments).returning(assignments.c.assignment_id, sort_by_parameter_order=True)
-            ids |= zip(at, c.execute(query, rows).scalars(), strict=True)
-
-
-def _assignment(
-    c: Connection,
-    key: Key,
-    name: str,
-    position: int,
-    place: Place,
-    ids: Mapping[int, int],
-    known: Mapping[tuple[Any, ...], str],
-) -> dict[str, Any]:
-    if place.cell is None:
-        assert place.expected is not None
-        item, first_is_left = _attention_item(c, place.expected), True
-    else:
-        item = known[_wanted(place.cell, key)]
-        first_is_left = (key.items[item].arm_first == key.treatment) == place.treatment_left
-    return {
-        "judge_id": name,
-        "position": position,
-        "item_id": item,
-        "first_is_left": first_is_left,
-        "repeats": None if place.repeats is None else ids[place.repeats],
-        "expected": place.expected,
-    }
-
-
-def _wanted(cell: Cell, key: Key) -> tuple[Any, ...]:
-    pairs = sorted(
-        [
-            (key.baseline, key.samples_baseline[cell.sample_baseline]),
-            (key.treatment, key.samples_treatment[cell.sample_treatment]),
-        ]
-    )
-    return key.seeds[cell.seed], key.prompts[cell.prompt], *pairs
+            ids |= zip(at, c.execute(query, [row(i) for i in at]).scalars(), strict=True)
 
 
 def _attention_item(c: Connection, expected: str) -> str:
@@ -364,3 +404,30 @@ def lock_panel(
             c.execute(insert(unsealed), rows)
         if row.locked_at is None and check is not None:
             check(c)
+
+
+# ---------------------------------------------------------------- a copy to try the page on
+
+
+def preview(database: Database, file: Path) -> tuple[Store, str]:
+    """A copy in a new SQLite file, every set free and no vote cast, and the token of its open link.
+
+    No link of the panel itself opens it.
+
+    Raises:
+        UserError: the panel has no set of pairs.
+    """
+    join, copy = secrets.token_urlsafe(24), Database(file)
+    with database.read() as there, copy.write(durable=False) as here:
+        copy.create(here)
+        for table in (panel, items, judges, assignments):
+            rows = [dict(row._mapping) for row in there.execute(select(table).order_by(*table.primary_key))]
+            if not rows:
+                raise UserError("--preview: nobody has pairs yet; `replicate judge invite` gives the first set")
+            here.execute(insert(table), rows)
+        is_open = {"locked_at": None, "lock_note": None, "baseline": None, "treatment": None}
+        here.execute(update(panel).values(**is_open, join_sha256=hash_token(join)))
+        fresh = {"kind": "human", "vendor": "", "token_sha256": None, "started_at": None, "survey": null()}
+        here.execute(update(judges).values(fresh))
+        here.execute(update(assignments).values(showing=None, shown_at=None))
+    return Store(copy), join

@@ -22,8 +22,8 @@ from replication.votes.record import CHOICES
 
 
 @dataclass(frozen=True)
-class Panel:
-    """The panel as the page may know it."""
+class PanelFacts:
+    """What the page may know of the panel."""
 
     panel_id: str
     suite: str
@@ -104,10 +104,10 @@ class Store:
 
     # ------------------------------------------------------------ looking
 
-    def panel(self) -> Panel:
+    def panel(self) -> PanelFacts:
         with self.database.read() as c:
             row = c.execute(select(panel)).one()
-        return Panel(**{field.name: getattr(row, field.name) for field in fields(Panel)})
+        return PanelFacts(**{field.name: getattr(row, field.name) for field in fields(PanelFacts)})
 
     def judge_by_token(self, token: str) -> Judge | None:
         """The judge whose link holds this token."""

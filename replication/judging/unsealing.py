@@ -24,37 +24,33 @@ NOT_LOCKED = "the panel is not locked, so its votes are blind; `replicate judge 
 
 @dataclass(frozen=True)
 class Unsealed:
-    """A locked panel's votes with their arms.
-
-    Attributes:
-        votes: first votes and repeats, in order of casting.
-        cast_at: of each, seconds since 1970.
-        category: prompt id -> category.
-        surveys: judge id -> answers; of those who answered.
-        lone_repeats: repeats whose first vote was never cast: left out.
-        test_votes: of test judges: left out.
-        arms: (baseline, treatment).
-        locked_at: seconds since 1970.
-        lock_note: why it was locked early; empty where it was not.
-    """
+    """Everything that was voted, with what stood behind it. Times are seconds since 1970."""
 
     panel_id: str
     suite: str
     votes: tuple[Vote, ...]
+    """First votes and repeats, in order of casting."""
     cast_at: tuple[float, ...]
+    """Of each vote."""
     category: Mapping[int, str]
+    """By prompt id."""
     surveys: Mapping[str, Mapping[str, Any]]
+    """By judge id, of those who answered."""
     lone_repeats: int
+    """Repeats whose first vote was never cast: left out."""
     test_votes: int
+    """Of test judges: left out."""
     arms: tuple[str, str]
+    """(baseline, treatment)"""
     votes_per_judge: int
     key_sha256: str
     locked_at: float
     lock_note: str
+    """Why it was locked early; empty where it was not."""
 
 
 def unsealed_votes(database: Database) -> Unsealed:
-    """Everything that was voted, with what stood behind it.
+    """The votes of a locked panel.
 
     Raises:
         UserError: the panel is not locked, or its lock was interrupted.

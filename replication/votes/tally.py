@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from replication.votes.record import Vote
 
-T = TypeVar("T", bound=Hashable)
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 BASELINE, TREATMENT, EVEN, TIES = "baseline", "treatment", "even", "ties"
 
 
@@ -74,6 +75,14 @@ def count(chosen: Iterable[str | None], baseline: str, treatment: str) -> Tally:
     counts = Counter(chosen)
     assert counts.keys() <= {baseline, treatment, None}, f"votes on other arms than {baseline} and {treatment}"
     return Tally(counts[baseline], counts[treatment], counts[None])
+
+
+def count_by(votes: Iterable[Vote], key: Callable[[Vote], K], baseline: str, treatment: str) -> dict[K, Tally]:
+    """A tally of each group of votes on one pair of arms, such as those of a judge, in order of appearance."""
+    chosen: dict[K, list[str | None]] = {}
+    for vote in votes:
+        chosen.setdefault(key(vote), []).append(chosen_arm(vote))
+    return {name: count(arms, baseline, treatment) for name, arms in chosen.items()}
 
 
 def total(tallies: Iterable[Tally]) -> Tally:

@@ -28,15 +28,14 @@ from reported import report
 from rich.console import Console
 from synthetic_runs import build_suite, edit_manifest
 
+from replication.cli.judge import print_state
 from replication.cli.main import main
 from replication.config import AnalysisConfig, load_suite, to_yaml
 from replication.errors import UserError
-from replication.judging.chosen import Chosen
+from replication.judging.completions import Chosen
 from replication.judging.database import Database
 from replication.judging.folder import find_panel
-from replication.judging.panel import add_judges
-from replication.judging.preview import preview
-from replication.judging.state import print_state
+from replication.judging.panel import add_judges, preview
 from replication.judging.store import Store, hash_token
 from replication.protocol.preregistration import register
 from replication.runs.files import file_sha256, read_json, write_text
@@ -314,7 +313,7 @@ def test_80_columns_hold_every_name(out: Path) -> None:
     assert max(map(len, table.splitlines())) <= 80
 
 
-def test_a_departure_from_the_plan_is_one_line_each(out: Path, said) -> None:
+def test_a_deviation_from_the_plan_is_one_line_each(out: Path, said) -> None:
     suite_dir = SuiteDir(out)
     register(suite_dir, load_suite(suite_dir.suite))
     text = said("prepare", out, "--pair", "both,baseline", "--judges", 3, "--votes", 6)
@@ -722,6 +721,12 @@ def test_damage_to_a_panel_s_files_is_one_line(out: Path, said) -> None:
     (out / "sealed" / "key.json").unlink()
     (out / "sealed" / "key.json").mkdir()
     assert "key.json: cannot be read" in one_line(said("lock", out, "--yes", "--early", "x", code=2))
+
+
+@pytest.mark.parametrize(("earlier", "now"), [("rehearse", "load"), ("blinding", "blinding")])
+def test_an_action_that_became_a_test_of_the_page_names_it(said, earlier: str, now: str) -> None:
+    told = one_line(said(earlier, "--judges", 3, code=2))
+    assert f"replicate judge {earlier}" in told and f"`python tests/load_test {now}`" in told
 
 
 @pytest.mark.parametrize("package", ["sqlalchemy", "fastapi"])

@@ -393,7 +393,7 @@ def test_a_share_of_left_that_chance_hardly_gives_is_marked(tmp_path: Path, n_le
         panel.store.vote(name, shown.showing, "left" if n < n_left else "right")
     text = overview_of(panel)
     plain = " ".join(re.sub("<[^>]+>", "", text).split())
-    assert "between 21.7 and 78.3 % in 95 of 100 panels by chance" in plain
+    assert "between 25.0 and 75.0 % in 95 of 100 panels by chance" in plain
     assert ("Outside of that range" in plain) == is_outside
 
 

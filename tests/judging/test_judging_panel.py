@@ -20,10 +20,10 @@ from sqlalchemy.exc import IntegrityError
 from replication.audit.published import load_published
 from replication.config import AnalysisConfig
 from replication.errors import UserError
-from replication.judging.attendance import attendance
 from replication.judging.design import Cell, Design, session
 from replication.judging.export import answers_jsonl, judges_csv, marginals_json, votes_csv, write_record
 from replication.judging.folder import PanelFolder
+from replication.judging.progress import judge_progress
 from replication.judging.schema import answers, assignments, items, judges, metadata, votes
 from replication.judging.seal import read_key
 from replication.judging.store import Cast, Store
@@ -311,8 +311,7 @@ def test_the_database_refuses_a_second_first_vote_on_a_pair(tmp_path: Path) -> N
 )
 def test_completions_that_do_not_match_are_refused_by_name(tmp_path: Path, change, said: str) -> None:
     from replication.judging.database import Database
-    from replication.judging.options import PanelOptions
-    from replication.judging.panel import create_panel
+    from replication.judging.panel import PanelOptions, create_panel
 
     with pytest.raises(UserError, match=said):
         create_panel(
@@ -324,10 +323,11 @@ def test_completions_that_do_not_match_are_refused_by_name(tmp_path: Path, chang
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"judges": -1}, "--judges: -1 must be at least 0"),
-        ({"votes_per_judge": 0}, "--votes: 0 must be at least 1"),
-        ({"attention": -1}, "--attention: -1"),
-        ({"repeat_share": 0.6}, r"--repeats: 0\.6 must lie between 0 and 0\.5"),
+        ({"judges": -1}, "judges: -1 must be at least 0"),
+        ({"judges": 100_001}, "judges: 100001 must be at most 100000"),
+        ({"votes_per_judge": 0}, "votes_per_judge: 0 must be at least 1"),
+        ({"attention": -1}, "attention: -1 must be at least 0"),
+        ({"repeat_share": 0.6}, r"repeat_share: 0\.6 must lie in \[0, 0\.5\]"),
         ({"votes_per_judge": 10, "attention": 12}, "--attention: 12 is more than the 11 other places"),
         ({"votes_per_judge": 33}, "--votes: 33 is more than the 32 pairs"),
     ],
@@ -487,16 +487,16 @@ def test_the_counts_are_read_as_the_published_ones_are(tmp_path: Path) -> None:
     head = found["headline"]
     assert head["decisive"] == head["a"] + head["b"]
     assert head["b_pct_decisive"] == round(100 * head["b"] / head["decisive"], 2)
-    assert head["p_value"] == scipy_stats.binomtest(head["b"], head["decisive"]).pvalue
+    assert head["p_value"] == pytest.approx(scipy_stats.binomtest(head["b"], head["decisive"]).pvalue, rel=1e-12)
     assert sum(c["n"] for c in found["category_breakdown"].values()) == head["n"]
     for key, lean in (("gain_majority", "gain"), ("baseline_majority", "baseline"), ("tied", "even")):
         assert found["question_majorities"][key] == sum(q.tally.leans == lean for q in data.questions)
     by_label = {row["label"]: row for row in found["sensitivity_filters"]}
     assert by_label["all judges"]["n"] == head["n"] and by_label["models only"]["n_judges"] == 0
     assert by_label["without people faster than 1e+09 s a vote (median)"]["n"] == 0
-    assert by_label["without experimenters"]["excluded"] == ["judge-002"]
+    assert by_label["without those who run the experiment"]["excluded"] == ["judge-002"]
     assert "judge-004" in by_label["without judges of fewer than 8 votes"]["excluded"]
-    assert by_label["without all of these"]["p_value"] is None
+    assert by_label["without all of these judges"]["p_value"] is None
     assert found["human_by_background"]["ml"]["n_judges"] == 1
     assert "no test of the arms" in found["note"]
     fitted = fit_marginals(found, "ours")
@@ -506,8 +506,8 @@ def test_the_counts_are_read_as_the_published_ones_are(tmp_path: Path) -> None:
 def test_attendance_knows_no_arm(tmp_path: Path) -> None:
     panel = make_panel(tmp_path / "x.sqlite", tmp_path / "sealed", repeat_share=0.5)
     vote_all(panel.store, "judge-001", at_random(0))
-    one, other = attendance(panel.database)
-    assert (one.n_first, one.n_repeats, other.n_first) == (6, 3, 0)
+    one, other = judge_progress(panel.database)
+    assert (one.first.part, one.n_repeats, other.first.part) == (6, 3, 0)
     assert {field.name for field in dataclasses.fields(one)}.isdisjoint({"arm", "seed"})
 
 

@@ -33,9 +33,9 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from tiny_judge import save_tiny_judge
 
 from replication.cli.main import main
+from replication.config import AnalysisConfig
 from replication.errors import UserError
 from replication.judging import rubric
-from replication.judging.attendance import Fill, attendance, fill
 from replication.judging.database import Database
 from replication.judging.models import endpoint as endpoint_module
 from replication.judging.models import network
@@ -48,6 +48,7 @@ from replication.judging.models.settings import DEFAULT_KEY, ModelSettings
 from replication.judging.models.sheets import read_sheet, write_sheet
 from replication.judging.models.summary import Summary
 from replication.judging.page import rendering
+from replication.judging.progress import Fill, Part, fill, judge_progress
 from replication.judging.schema import answers, assignments, judges, panel, votes
 from replication.runs.files import read_json
 from replication.runs.layout import SuiteDir
@@ -879,13 +880,14 @@ def test_a_panel_of_models_is_full_when_they_have_nothing_more_to_say(
 
     ask("brief", lambda body, n: "TIE", "--votes", 4)
     ask("shy", lambda body, n: odd.get(n, "TIE"), "--max-requests", 9)
-    assert fill(database, 2, 6, ("human", "model")) == Fill(2, 6, n_voted=2, n_full=1, n_short=1, n_people=0)
+    planned = AnalysisConfig(judges=2, votes_per_judge=6)
+    assert fill(database, planned) == Fill(2, 6, n_voted=2, n_full=1, n_short=1, n_people=0)
     assert judge("lock", out, "--yes") == 2
     assert "(0 people have voted, 2 models have)" in capsys.readouterr().err
     ask("shy", lambda body, n: "Perhaps" if n == 1 else "TIE")
-    (shy,) = [row for row in attendance(database) if row.judge_id == "shy"]
-    assert (shy.n_assigned, shy.n_first, shy.n_no_choice) == (6, 4, 2)
-    assert fill(database, 2, 6, ("human", "model")) == Fill(2, 6, n_voted=2, n_full=2, n_short=2, n_people=0)
+    (shy,) = [row for row in judge_progress(database) if row.judge_id == "shy"]
+    assert (shy.first, shy.n_no_choice) == (Part(4, 6), 2)
+    assert fill(database, planned) == Fill(2, 6, n_voted=2, n_full=2, n_short=2, n_people=0)
     capsys.readouterr()
     assert judge("lock", out, "--yes") == 0
     assert "2 judges gave fewer than the 6 planned votes" in " ".join(capsys.readouterr().out.split())

@@ -42,9 +42,9 @@ from synthetic import ARMS, completions
 from replication.cli.arguments import COUNT, NATURAL, whole
 from replication.errors import UserError
 from replication.generation.completions import Completion, suite_completions
+from replication.judging.completions import Completions
 from replication.judging.database import Database
-from replication.judging.options import PanelOptions
-from replication.judging.panel import Completions, create_panel, invite
+from replication.judging.panel import PanelOptions, create_panel, invite
 from replication.runs.files import write_json
 from replication.runs.layout import SuiteDir
 

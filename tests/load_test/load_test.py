@@ -32,8 +32,7 @@ from virtual_users import Crowd, Notes, Request, Said
 from replication.cli.arguments import COUNT, NATURAL, POSITIVE
 from replication.data.prompts import load_prompts
 from replication.judging.database import Database
-from replication.judging.options import PanelOptions
-from replication.judging.panel import create_panel, invite
+from replication.judging.panel import PanelOptions, create_panel, invite
 from replication.runs.files import read_json, write_json
 from replication.runs.layout import SuiteDir
 

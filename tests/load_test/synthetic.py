@@ -9,7 +9,7 @@ from random import Random
 
 from replication.data.prompts import load_prompts
 from replication.generation.completions import Completion
-from replication.judging.panel import Completions
+from replication.judging.completions import Completions
 
 ARMS = ("baseline", "both")
 SAMPLES = 3

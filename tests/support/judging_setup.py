@@ -14,8 +14,7 @@ from sqlalchemy import event, select
 
 from replication.generation.completions import Completion
 from replication.judging.database import Database
-from replication.judging.options import PanelOptions
-from replication.judging.panel import create_panel, invite, lock_panel
+from replication.judging.panel import PanelOptions, create_panel, invite, lock_panel
 from replication.judging.schema import assignments, judges, votes
 from replication.judging.store import Cast, Store
 from replication.votes.record import CHOICES

@@ -14,9 +14,8 @@ from sqlalchemy import select
 
 from replication.generation.completions import Completion
 from replication.judging.database import Database
-from replication.judging.options import PanelOptions
 from replication.judging.page.server import create_app, http_server, listen
-from replication.judging.panel import create_panel, invite, lock_panel
+from replication.judging.panel import PanelOptions, create_panel, invite, lock_panel
 from replication.judging.schema import metadata
 from replication.judging.store import Store
 

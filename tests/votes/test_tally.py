@@ -6,7 +6,7 @@ import math
 import pytest
 
 from replication.votes.record import CHOICES, Vote
-from replication.votes.tally import Tally, chosen_arm, count, first_votes, total, votes_per_judge, winner
+from replication.votes.tally import Tally, chosen_arm, count, count_by, first_votes, total, votes_per_judge, winner
 
 VOTE = Vote("v1", "s", 1, "baseline", "both", 7, 0, 2, "a", "human", "", "left", "2026-11-24T10:00:00+0000", 21.5, "")
 
@@ -50,3 +50,12 @@ def test_a_repeat_is_no_first_vote():
     assert first_votes([VOTE, again, model]) == [VOTE, model]
     assert votes_per_judge([VOTE, again, model]) == {"a": 1, "m": 1}
     assert votes_per_judge([VOTE, again, model], ["model"]) == {"m": 1}
+
+
+def test_votes_are_counted_by_any_group():
+    other = dataclasses.replace(VOTE, vote_id="v2", prompt_id=8, choice="tie")
+    model = dataclasses.replace(VOTE, vote_id="v3", judge_id="m", choice="right")
+    votes = [other, VOTE, model]
+    by_prompt = count_by(votes, lambda vote: vote.prompt_id, "baseline", "both")
+    assert list(by_prompt.items()) == [(8, Tally(0, 0, 1)), (7, Tally(1, 1, 0))]
+    assert count_by(votes, lambda vote: vote.judge_id, "both", "baseline") == {"a": Tally(0, 1, 1), "m": Tally(1, 0, 0)}

@@ -1,27 +1,22 @@
-"""`replicate judge model`: each pair in both orders, answers kept as they come; the same command goes on."""
+"""A model that judges: each pair in both orders, answers kept as they come; the same command goes on."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from replication.cli.arguments import COUNT, NATURAL, POSITIVE, folder, number, whole
+from replication.console import progress
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.folder import find_panel
 from replication.judging.models.answers import (
     Answer,
     Comparison,
     answered,
     comparisons,
-    join_panel,
     keep,
     settle,
     tally,
@@ -30,7 +25,7 @@ from replication.judging.models.endpoint import Endpoint, GivenUp, Refused
 from replication.judging.models.meter import BudgetSpent
 from replication.judging.models.parsing import Parsed, parse_reply
 from replication.judging.models.prompt import comparison_prompt, prompt_version
-from replication.judging.models.settings import DEFAULT_KEY, ModelSettings
+from replication.judging.models.settings import ModelSettings
 from replication.judging.models.summary import Summary, print_summary
 
 GIVEN_UP_IN_A_ROW = 5  # then the endpoint is taken to be down
@@ -41,52 +36,8 @@ SECONDS_BETWEEN_LINES = 2.0  # of failures that are tried again; an endpoint tha
 ABOUT_THE_TEXT = re.compile(
     r"context|token|too (long|large)|flag|filter|content|moderat|inappropriate|polic|safety", re.I
 )
+COLUMNS = ("bar", "count", "{task.fields[so_far]}", "left")
 FIRST_CONTACT = "This only shows that you can be reached. Answer with one word: TIE"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `replicate judge model`."""
-    d = {field.name: field.default for field in fields(ModelSettings)}
-    add = parser.add_argument
-    add("dir", type=folder, metavar="DIR", help="output folder of a suite, with a panel")
-    add("--model", required=True, metavar="NAME", help="the model, as the endpoint knows it")
-    add("--base-url", required=True, metavar="URL", help="an OpenAI-compatible endpoint, up to and with its /v1")
-    add("--vendor", metavar="V", help="who makes the model; needed when the judge is new")
-    add("--judge-id", metavar="ID", help="(default: the model's name, without what stands before its last /)")
-    add("--votes", type=COUNT, metavar="N", help="pairs of a new judge (default: as many as a person's)")
-    add("--api-key-env", default=DEFAULT_KEY, metavar="NAME", help=f"variable with the key (default {DEFAULT_KEY})")
-    add("--parallel", type=COUNT, default=d["parallel"], metavar="N", help="requests in flight at once (default 4)")
-    add("--requests-per-minute", type=POSITIVE, metavar="N", help="pace, further tries included (default: no limit)")
-    add("--max-requests", type=COUNT, metavar="N", help="of this run, further tries included (default: no limit)")
-    add("--max-tokens", type=whole(1, 2**53), metavar="N", help="of this run, both ways (default: no limit)")
-    add("--timeout-seconds", type=POSITIVE, default=d["timeout_seconds"], metavar="S", help="of one try (default 60)")
-    add("--retries", type=NATURAL, default=d["retries"], metavar="N", help="further tries of a request (default 8)")
-    add("--max-answer-tokens", type=COUNT, default=d["max_answer_tokens"], metavar="N", help="length of an answer; a "
-        "model that thinks first needs thousands (default 16)")  # fmt: skip
-    add("--temperature", type=_temperature, default=d["temperature"], metavar="T", help="none: the endpoint's own "
-        "(default 0)")  # fmt: skip
-    add("--database", metavar="URL", help="panel in another database (default: the panel's)")
-
-
-def _temperature(text: str) -> float | None:
-    return None if text.lower() == "none" else number("[0, 2]")(text)
-
-
-def run(args: argparse.Namespace, console: Console) -> int:
-    """`replicate judge model`: 0 where every comparison has its answer, else 1."""
-    names = {field.name for field in fields(ModelSettings)}
-    settings = ModelSettings(**{name: value for name, value in vars(args).items() if name in names})
-    settings.check()
-    folder = find_panel(args.dir)
-    database = folder.open(args.database)
-    judge_id = args.judge_id or default_judge_id(args.model)
-    join = join_panel(database, folder.sealed, judge_id, args.vendor, args.votes)
-    return run_model_judge(database, judge_id, settings, console, join).exit_code
-
-
-def default_judge_id(model: str) -> str:
-    """The model's name without what stands before its last /, such as `llama3-8b` for `lab/llama3:8b`."""
-    return re.sub(r"[^\w.@-]", "-", model.rstrip("/").rpartition("/")[2])
 
 
 def run_model_judge(
@@ -170,15 +121,8 @@ class _Run:
 
     async def _ask(self, todo: list[Comparison]) -> None:
         """As many workers as requests may be in flight take comparisons until none is left, or none may be sent."""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[so_far]}"),
-            TimeRemainingColumn(),
-        )
         n_every = 2 * tally(self._database, self._judge_id).n_pairs
-        with Progress(*columns, console=self._console, transient=True) as self._progress:
+        with progress(self._console, *COLUMNS, transient=True) as self._progress:
             done = n_every - len(todo)
             self._task = self._progress.add_task(self._judge_id, total=n_every, completed=done, so_far=self._so_far())
             each = iter(todo)

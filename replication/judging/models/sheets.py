@@ -7,33 +7,27 @@ written again; parts that were answered are left out.
 
 from __future__ import annotations
 
-import argparse
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
-from replication.cli.arguments import COUNT, folder
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.folder import find_panel
 from replication.judging.models.answers import (
     Answer,
     Comparison,
     answered,
     comparisons,
     how_asked,
-    join_panel,
     keep,
     settle,
     tally,
 )
 from replication.judging.models.parsing import Parsed, parse_reply
 from replication.judging.models.prompt import ANSWERS, FENCE, RUBRIC, prompt_version, settled_code
-from replication.judging.models.summary import Summary, print_summary
+from replication.judging.models.summary import Summary
 from replication.judging.store import Store
 from replication.runs.files import write_text
 
@@ -82,37 +76,6 @@ class _Part:
     number: int
     comparisons: dict[int, Comparison]
     """By the number printed in the sheet."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `replicate judge sheet`."""
-    add = parser.add_argument
-    add("dir", type=folder, metavar="DIR", help="output folder of a suite, with a panel")
-    add("--judge-id", required=True, metavar="ID", help="the judge; a new one gets its pairs")
-    add("--vendor", metavar="V", help="who makes the model; needed when the judge is new")
-    add("--model", default="", metavar="NAME", help="what the chat window calls the model (default: the judge's id)")
-    add("--votes", type=COUNT, metavar="N", help="pairs of a new judge (default: as many as a person's)")
-    add("--items-per-part", type=COUNT, metavar="N", help="comparisons that are pasted at once (default 8)")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", type=Path, metavar="FILE", help="write the sheet: what is not answered yet")
-    what.add_argument("--read", type=Path, metavar="FILE", help="read the pasted answers of whole parts")
-    add("--database", metavar="URL", help="panel in another database (default: the panel's)")
-
-
-def run(args: argparse.Namespace, console: Console) -> int:
-    """`replicate judge sheet`: 0."""
-    folder = find_panel(args.dir)
-    database = folder.open(args.database)
-    if args.read is not None:
-        print_summary(read_sheet(database, args.judge_id, args.read), console)
-        return 0
-    check_target(database, args.judge_id, args.out)
-    join = join_panel(database, folder.sealed, args.judge_id, args.vendor, args.votes)
-    if join is not None:
-        join()
-    n = write_sheet(database, args.judge_id, args.out, args.items_per_part or 0, args.model)
-    console.print(f"{args.out}: {n} parts, each for a new chat; its first lines say how", markup=False)
-    return 0
 
 
 def write_sheet(database: Database, judge_id: str, path: Path, items_per_part: int = 0, model: str = "") -> int:

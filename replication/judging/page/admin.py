@@ -8,8 +8,8 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Form, Request
 from starlette.responses import Response
 
-from replication.judging.overview import gather, minute
 from replication.judging.page.rendering import page, problem, see_other
+from replication.judging.progress import gather
 from replication.judging.store import Store, hash_token
 
 COOKIE: Final = "judging_admin"
@@ -24,7 +24,7 @@ def admin_routes(store: Store) -> APIRouter:
     def overview(request: Request) -> Response:
         if not _is_signed_in(request, store):
             return _sign_in_form()
-        return page("admin", o=gather(store.database), minute=minute)
+        return page("admin", o=gather(store.database))
 
     @routes.post("/sign-in")
     def sign_in(request: Request, token: Annotated[str, Form(max_length=200)]) -> Response:

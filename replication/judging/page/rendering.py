@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, RedirectResponse
 
+from replication.console import utc
 from replication.judging import rubric
 
 STATIC_TYPES: Final = {"judge.css": "text/css; charset=utf-8", "judge.js": "text/javascript; charset=utf-8"}
@@ -66,6 +67,7 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     environment.filters["readable"] = _readable
+    environment.filters["utc"] = utc
     environment.filters["percent"] = lambda share: "" if share is None else f"{100 * share:.1f} %"
     environment.globals.update(css=_static("judge.css"), js=_static("judge.js"), rubric=rubric)
     return environment

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from replication.judging import numbers
-from replication.judging.numbers import Share
+from replication.judging import progress
+from replication.judging.progress import Part
+from replication.votes.tally import Tally
 
 
 def row(judge: str, item: str, choice: str, first_is_left: bool = True, **more: Any) -> SimpleNamespace:
@@ -27,8 +28,9 @@ def row(judge: str, item: str, choice: str, first_is_left: bool = True, **more: 
 
 
 def test_a_choice_without_its_sides() -> None:
-    assert [numbers.verdict(c, True) for c in ("left", "right", "tie", "both_bad")] == ["first", "second", "tie", "tie"]
-    assert [numbers.verdict(c, False) for c in ("left", "right")] == ["second", "first"]
+    sides = ("left", "right", "tie", "both_bad")
+    assert [progress.chosen_text(row("a", "i", c)) for c in sides] == ["first", "second", None, None]
+    assert [progress.chosen_text(row("a", "i", c, False)) for c in ("left", "right")] == ["second", "first"]
 
 
 def test_numbers_of_a_judge() -> None:
@@ -43,15 +45,24 @@ def test_numbers_of_a_judge() -> None:
         row("a", "y", "tie", assignment_id=8, expected="right", cast_at=65.0),
         row("b", "i", "tie"),
     ]
-    one, other, nobody = numbers.by_judge(rows, {"a": 12, "b": 1, "c": 3})
-    assert one == numbers.JudgeNumbers(
-        "a", Share(8, 12), ties=Share(0, 4), both_bad=Share(1, 4), left=Share(2, 3), median_seconds=4.5,
-        last_vote_at=70.0, attention=Share(1, 2), repeats=Share(1, 2),
+    people = [SimpleNamespace(judge_id=name, kind="human", vendor="", survey=None, token_sha256="x", started_at=1.0)
+              for name in "abc"]  # fmt: skip
+    one, other, nobody = (
+        progress.of_judge(person, [r for r in rows if r.judge_id == person.judge_id], n, n)
+        for person, n in zip(people, (12, 1, 3), strict=True)
+    )
+    assert one == progress.JudgeProgress(
+        "a", "human", "", {}, True, True, votes=Part(8, 12), first=Part(4, 12), n_no_choice=0, n_repeats=2,
+        ties=Part(0, 4), both_bad=Part(1, 4), left=Part(2, 3), attention=Part(1, 2), repeats_alike=Part(1, 2),
+        median_seconds=4.5, last_vote_at=70.0,
     )  # fmt: skip
-    assert (other.ties, other.left.value, other.median_seconds) == (Share(1, 1), None, None)
-    assert (nobody.votes, nobody.last_vote_at) == (Share(0, 3), None)
-    assert numbers.left_share(rows) == Share(2, 3)
-    assert Share(50, 100).chance_margin == pytest.approx(0.098, abs=1e-3)
+    assert (other.ties, other.left.value, other.median_seconds) == (Part(1, 1), None, None)
+    assert (nobody.votes, nobody.last_vote_at) == (Part(0, 3), None)
+    assert [judge.state for judge in (one, other, nobody)] == ["voting", "finished", "started"]
+    assert [judge.is_done for judge in (one, other, nobody)] == [False, True, False]
+    assert progress.left_share(rows) == Part(2, 3)
+    assert Part(50, 100).chance == (pytest.approx(0.4), pytest.approx(0.6))
+    assert Part(0, 0).chance is None
 
 
 def test_coverage_counts_first_votes_by_prompt_and_kind() -> None:
@@ -62,9 +73,9 @@ def test_coverage_counts_first_votes_by_prompt_and_kind() -> None:
         row("m", "i", "left", kind="model"),
     ]
     planned = {(2, "hard", "human"): 4, (1, "plain", "model"): 3, (1, "plain", "human"): 5}
-    assert numbers.coverage(rows, planned) == [
-        numbers.PromptNumbers(1, "plain", {"human": Share(2, 5), "model": Share(1, 3)}),
-        numbers.PromptNumbers(2, "hard", {"human": Share(0, 4)}),
+    assert progress.coverage(rows, planned) == [
+        progress.PromptNumbers(1, "plain", {"human": Part(2, 5), "model": Part(1, 3)}),
+        progress.PromptNumbers(2, "hard", {"human": Part(0, 4)}),
     ]
 
 
@@ -80,7 +91,7 @@ def test_agreement_is_over_pairs_of_judges_of_an_item() -> None:
         row("a", "i", "right", repeats=1),  # not a first vote
         row("a", "k", "left"),  # alone
     ]
-    assert numbers.agreement(rows) == {"human": Share(2, 4), "model": Share(0, 0), "human and model": Share(4, 5)}
+    assert progress.agreement(rows) == {"human": Part(2, 4), "model": Part(0, 0), "human and model": Part(4, 5)}
 
 
 def test_results_by_arm() -> None:
@@ -96,14 +107,15 @@ def test_results_by_arm() -> None:
         row("b", "j", "left", repeats=1),
         row("a", "attention", "left", expected="left"),
     ]
-    assert numbers.results(rows, truth) == [
-        numbers.Tally("human", "baseline", "both", None, 1, 2, 1),
-        numbers.Tally("human", "baseline", "both", 1, 0, 1, 1),
-        numbers.Tally("human", "baseline", "both", 2, 1, 1, 0),
+    arms = ("baseline", "both")
+    assert progress.results(rows, truth, arms) == [
+        progress.ArmResult("human", None, *arms, Tally(1, 2, 1)),
+        progress.ArmResult("human", 1, *arms, Tally(0, 1, 1)),
+        progress.ArmResult("human", 2, *arms, Tally(1, 1, 0)),
     ]
-    assert numbers.results(rows, {}) == []
+    assert progress.results(rows, {}, arms) == []
 
 
 def test_the_survey_is_counted() -> None:
     surveys = [None, {}, {"background": "ml"}, {"background": "ml", "native_english": "no"}]
-    assert numbers.survey_counts(surveys) == (2, {"background": {"ml": 2}, "native_english": {"no": 1}})
+    assert progress.survey_counts(surveys) == (2, {"background": {"ml": 2}, "native_english": {"no": 1}})

@@ -1,44 +1,46 @@
-"""Which completions a panel compares: both arms' at every seed that may be compared, and why others are left out."""
+"""The completions that a panel compares: both arms' at every seed that may be compared, and the items made of them."""
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from replication.config import AnalysisConfig, SuiteConfig, load_suite
 from replication.errors import UserError
-from replication.generation.completions import suite_completions
+from replication.generation.completions import Completion, suite_completions
 from replication.generation.export import read_export
-from replication.judging.pairs import Completions, matched
+from replication.judging.seal import Behind
 from replication.protocol.certificate import certify
 from replication.protocol.preregistration import Plan, read_plan
 from replication.runs.layout import SuiteDir
 from replication.runs.manifest import Manifest, read_manifest
+from replication.votes.record import check_number
 
+Completions = Mapping[int, Mapping[str, Sequence[Completion]]]
+"""seed -> arm -> completions"""
 IMPORTED = "imported"
 OWN_TO_A_CELL = ("samples_sha256", "weights_sha256")  # every other key of a manifest's `generation` must be alike
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a panel is made from.
-
-    Attributes:
-        suite: its name, for the vote record.
-        arms: (baseline, treatment).
-        completions: seed -> arm -> completions, of the seeds that are used.
-        left_out: a line for each seed that is not.
-        analysis: the suite's section.
-        plan: the registered plan; None without one.
-    """
+    """What a panel is made from."""
 
     suite: str
+    """Its name, for the vote record."""
     arms: tuple[str, str]
+    """(baseline, treatment)"""
     completions: Completions
+    """Of the seeds that are used."""
     left_out: tuple[str, ...]
+    """A line for each seed that is not."""
     analysis: AnalysisConfig
     plan: Plan | None
+    """The preregistration; None without one."""
 
     @property
     def n_pairs(self) -> int:
@@ -59,11 +61,7 @@ class Chosen:
 
 
 def from_suite(root: Path, pair: str | None) -> Chosen:
-    """Completions of an output folder.
-
-    Args:
-        root: DIR.
-        pair: "baseline,treatment"; None: the suite's own.
+    """Completions of an output folder, of the pair "baseline,treatment" or the suite's own.
 
     Raises:
         UserError: no suite there, no such arms, or completions that were not sampled alike.
@@ -134,7 +132,7 @@ def _check_alike(suite_dir: SuiteDir, arms: tuple[str, str], seeds: list[int]) -
                 )
 
 
-def departures(chosen: Chosen, judges: int, votes: int) -> list[str]:
+def deviations(chosen: Chosen, judges: int, votes: int) -> list[str]:
     """A line for each thing that the registered plan has otherwise."""
     if chosen.plan is None:
         return []
@@ -143,13 +141,84 @@ def departures(chosen: Chosen, judges: int, votes: int) -> list[str]:
     if chosen.arms != (planned.baseline, planned.treatment):
         lines.append(f"the plan's pair is {planned.baseline},{planned.treatment}: votes on another are exploratory")
     if votes != planned.votes_per_judge:
-        lines.append(f"the plan has {planned.votes_per_judge} votes a judge, the panel {votes}: a departure")
+        lines.append(f"the plan has {planned.votes_per_judge} votes a judge, the panel {votes}: a deviation")
     if judges < planned.judges:
         more = planned.judges - judges
         lines.append(
             f"the plan has {planned.judges} judges, people and models together: {more} more are to come from "
-            "`replicate judge model`, `sheet` or `invite`, or it is a departure"
+            "`replicate judge model`, `sheet` or `invite`, or it is a deviation"
         )
     if judges > planned.judges:
-        lines.append(f"the plan has {planned.judges} judges, the panel {judges}: a departure")
+        lines.append(f"the plan has {planned.judges} judges, the panel {judges}: a deviation")
     return lines
+
+
+# ---------------------------------------------------------------- items
+
+
+@dataclass(frozen=True)
+class Found:
+    """Completions by name, and what there is of each."""
+
+    prompts: list[int]
+    seeds: list[int]
+    samples: tuple[list[int], list[int]]
+    by_name: dict[tuple[int, str, int, int], Completion]  # (seed, arm, prompt, sample)
+
+
+def matched(completions: Completions, arms: tuple[str, str]) -> Found:
+    """The completions by name.
+
+    Raises:
+        UserError: not every seed and arm has the same prompts and samples, or there is no seed.
+    """
+    if not completions:
+        raise UserError(f"no seed has completions of both {arms[0]} and {arms[1]}; run `replicate generate` first")
+    seeds = sorted(completions)
+    by_name: dict[tuple[int, str, int, int], Completion] = {}
+    shapes: dict[str, dict[tuple[int, int], str]] = {}
+    for seed in seeds:
+        check_number(seed, "seed")
+        for arm in arms:
+            shape = {}
+            for one in completions[seed].get(arm, ()):
+                check_number(one.prompt_id, f"{arm}/seed-{seed}: prompt_id")
+                check_number(one.sample, f"{arm}/seed-{seed}: sample")
+                by_name[seed, arm, one.prompt_id, one.sample] = one
+                shape[one.prompt_id, one.sample] = one.question
+            if not shape or shape != shapes.setdefault(arm, shape):
+                raise UserError(
+                    f"{arm}/seed-{seed}: has completions of other prompts, or other numbers of them, than "
+                    f"{arms[0]}/seed-{seeds[0]}; generate all cells with the same settings"
+                )
+    prompts, others = ({prompt for prompt, _ in shapes[arm]} for arm in arms)
+    if prompts != others:
+        raise UserError(
+            f"{arms[1]}: has completions of other prompts than {arms[0]}; generate both with one prompt file"
+        )
+    samples = [sorted({sample for _, sample in shapes[arm]}) for arm in arms]
+    for arm, numbers in zip(arms, samples, strict=True):
+        for prompt, sample in product(sorted(prompts), numbers):
+            if (prompt, sample) not in shapes[arm]:
+                raise UserError(f"{arm}: prompt {prompt} lacks some of the samples {numbers}; generate the cells again")
+    return Found(sorted(prompts), seeds, (samples[0], samples[1]), by_name)
+
+
+def draw_items(found: Found, arms: tuple[str, str]) -> list[tuple[dict[str, Any], Behind]]:
+    """Every pair of completions of one prompt and seed: its row, in an order drawn at random, and what is behind it."""
+    drawn = []
+    for seed, prompt, a, b in product(found.seeds, found.prompts, *found.samples):
+        both = [(arms[0], a), (arms[1], b)]
+        if secrets.randbits(1):
+            both.reverse()
+        first, second = (found.by_name[seed, arm, prompt, sample] for arm, sample in both)
+        row = {
+            "item_id": secrets.token_hex(8),
+            "prompt_id": prompt,
+            "category": first.category,
+            "question": first.question,
+            "first": first.text,
+            "second": second.text,
+        }
+        drawn.append((row, Behind(seed, both[0][0], both[1][0], both[0][1], both[1][1])))
+    return drawn

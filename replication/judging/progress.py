@@ -1,0 +1,383 @@
+"""How the judging goes, in numbers: judge by judge, by prompt, and how far from the plan. Blind until the lock.
+
+The counts are pure functions over the rows of `standing_votes()`; `gather` reads a panel in one consistent view. A
+first vote is one on an item that the judge had not seen before and that is no attention item.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import median
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from replication.config import AnalysisConfig
+from replication.judging.database import Database
+from replication.judging.schema import COUNTS, IS_FIRST, answers, assignments, items, judges, panel, unsealed
+from replication.judging.store import standing_votes, test_votes
+from replication.votes.tally import Tally, count, winner
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a whole."""
+
+    part: int
+    whole: int
+
+    @property
+    def value(self) -> float | None:
+        """The share; None of nothing."""
+        return self.part / self.whole if self.whole else None
+
+    @property
+    def chance(self) -> tuple[float, float] | None:
+        """Where a share that is .5 in truth lies 95 times in 100."""
+        from replication.statistics.preference import chance_range  # scipy: only once there are votes
+
+        return chance_range(self.whole) if self.whole else None
+
+
+@dataclass(frozen=True)
+class JudgeProgress:
+    """One judge's votes; no arm."""
+
+    judge_id: str
+    kind: str
+    vendor: str
+    survey: Mapping[str, str]
+    has_link: bool
+    """A person's: whether anybody has the set."""
+    has_started: bool
+    votes: Part
+    """Of what is assigned, repeats and attention items included."""
+    first: Part
+    """First votes, of those assigned."""
+    n_no_choice: int
+    """Pairs without a vote because a model answered both orders for good, and not both with a choice."""
+    n_repeats: int
+    """Repeats cast."""
+    ties: Part
+    """Of first votes, as both_bad."""
+    both_bad: Part
+    left: Part
+    """Of the decisive first votes."""
+    attention: Part
+    """Answered as expected, of those answered."""
+    repeats_alike: Part
+    """Answered alike with the sides swapped, of those whose first vote is there."""
+    median_seconds: float | None
+    last_vote_at: float | None
+
+    @property
+    def is_taken(self) -> bool:
+        return self.kind == "model" or self.has_link
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no vote is to come any more, and some came."""
+        return self.first.part > 0 and self.first.part + self.n_no_choice >= self.first.whole
+
+    @property
+    def state(self) -> str:
+        if self.votes.whole and self.votes.part == self.votes.whole:
+            return "finished"
+        return "voting" if self.votes.part else "started" if self.has_started else "not started"
+
+
+@dataclass(frozen=True)
+class PromptNumbers:
+    """First votes on one prompt, of those assigned."""
+
+    prompt_id: int
+    category: str
+    votes: Mapping[str, Part]
+    """By kind of judge."""
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """First votes of a kind of judge between the two arms."""
+
+    kind: str
+    seed: int | None
+    """None: all seeds."""
+    baseline: str
+    treatment: str
+    tally: Tally
+
+
+@dataclass(frozen=True)
+class Overview:
+    """All that the administrator's page, and `judge status`, show."""
+
+    suite: str
+    created_at: float
+    locked_at: float | None
+    lock_note: str | None
+    planned_judges: int
+    votes: Part
+    left: Part
+    judges: list[JudgeProgress]
+    """Those who have a link, and models."""
+    n_unclaimed: int
+    coverage: list[PromptNumbers]
+    """Every prompt that has an item, whether or not any is in a set."""
+    agreement: dict[str, Part]
+    answers: dict[str, dict[str, int]]
+    """Model judge -> status -> requests."""
+    n_surveyed: int
+    survey: dict[str, Counter[str]]
+    results: list[ArmResult]
+    n_test_judges: int
+    n_test_votes: int
+    """In no other number."""
+
+
+@dataclass(frozen=True)
+class Fill:
+    """How far a panel is from what was planned."""
+
+    judges: int
+    """Planned."""
+    votes: int
+    """Planned first votes of each."""
+    n_voted: int
+    """Judges of the kinds that count who voted at all."""
+    n_full: int
+    """Of them, those from whom no vote is to come any more."""
+    n_short: int = 0
+    """Of these, those who gave fewer votes than planned: models that were assigned fewer, or gave no choice."""
+    n_people: int | None = None
+    """People among n_voted; None where the plan counts one kind alone."""
+
+    @property
+    def is_full(self) -> bool:
+        return self.n_full >= self.judges
+
+    @property
+    def sentence(self) -> str:
+        all_votes = "their votes" if self.n_short else f"{self.votes} votes"
+        who = "planned judges" if self.n_people is None else "planned judges, people and models together,"
+        counts = f"{self.n_full} of {self.judges} {who} have given all {all_votes}"
+        short = f"; {self.n_short} of them fewer than the {self.votes} planned" if self.n_short else ""
+        voted = f"{self.n_voted} have voted"
+        if self.n_people == 0 and self.n_voted:
+            voted = f"0 people have voted, {self.n_voted} {'model has' if self.n_voted == 1 else 'models have'}"
+        return f"{counts} ({voted}){short}"
+
+
+# ---------------------------------------------------------------- from the database
+
+
+def gather(database: Database) -> Overview:
+    """Everything in one consistent view."""
+    with database.read() as c:
+        the_panel = c.execute(select(panel)).one()
+        rows = c.execute(standing_votes()).all()
+        everybody = _judges(c, rows)
+        planned = _assigned_by_prompt(c)
+        n_test_judges, n_test_votes = test_votes(c)
+        by = (assignments.c.judge_id, answers.c.status)
+        query = select(*by, func.count()).join_from(answers, assignments).group_by(*by).order_by(*by)
+        replies: dict[str, dict[str, int]] = defaultdict(dict)
+        for judge_id, status, n in c.execute(query):
+            replies[judge_id][status] = n
+        truth = {row.item_id: row for row in c.execute(select(unsealed))} if the_panel.locked_at else {}
+    taken = sorted((judge for judge in everybody if judge.is_taken), key=lambda judge: judge.kind)
+    n_surveyed, survey = survey_counts(judge.survey for judge in taken)
+    return Overview(
+        suite=the_panel.suite,
+        created_at=the_panel.created_at,
+        locked_at=the_panel.locked_at,
+        lock_note=the_panel.lock_note,
+        planned_judges=the_panel.planned_judges,
+        votes=Part(len(rows), sum(judge.votes.whole for judge in everybody)),
+        left=left_share(rows),
+        judges=taken,
+        n_unclaimed=len(everybody) - len(taken),
+        coverage=coverage(rows, planned),
+        agreement=agreement(rows),
+        answers=replies,
+        n_surveyed=n_surveyed,
+        survey=survey,
+        results=results(rows, truth, (the_panel.baseline, the_panel.treatment)),
+        n_test_judges=n_test_judges,
+        n_test_votes=n_test_votes,
+    )
+
+
+def judge_progress(database: Database) -> list[JudgeProgress]:
+    """Every judge of a panel, locked or not, in order of name; no test judge."""
+    with database.read() as c:
+        return _judges(c, c.execute(standing_votes()).all())
+
+
+def fill(database: Database, rules: AnalysisConfig) -> Fill:
+    """Those who have voted, and those who are done, against the planned judges, votes_per_judge and judge_kinds."""
+    voted = [judge for judge in judge_progress(database) if judge.kind in rules.judge_kinds and judge.first.part]
+    done = [judge for judge in voted if judge.is_done]
+    return Fill(
+        judges=rules.judges,
+        votes=rules.votes_per_judge,
+        n_voted=len(voted),
+        n_full=len(done),
+        n_short=sum(judge.first.part < rules.votes_per_judge for judge in done),
+        n_people=sum(judge.kind == "human" for judge in voted) if len(rules.judge_kinds) > 1 else None,
+    )
+
+
+def _judges(c: Connection, rows: Sequence[Any]) -> list[JudgeProgress]:
+    people = c.execute(select(judges).where(COUNTS).order_by(judges.c.judge_id)).all()
+    by = assignments.c.judge_id
+    counts = func.count().label("n_all"), func.count().filter(IS_FIRST).label("n_first")
+    assigned = {row.judge_id: (row.n_all, row.n_first) for row in c.execute(select(by, *counts).group_by(by))}
+    no_choice = _no_choice(c)
+    cast: dict[str, list[Any]] = defaultdict(list)
+    for row in rows:
+        cast[row.judge_id].append(row)
+    return [
+        of_judge(person, cast[name], *assigned.get(name, (0, 0)), no_choice.get(name, 0))
+        for person in people
+        for name in [person.judge_id]
+    ]
+
+
+def _no_choice(c: Connection) -> dict[str, int]:
+    """Pairs that are answered in both orders, at least once by a refusal or garbage."""
+    by = (assignments.c.judge_id, assignments.c.assignment_id)
+    both = select(*by).join_from(answers, assignments).where(IS_FIRST).group_by(*by)
+    pairs = both.having(func.count() == 2, func.count(answers.c.choice) < 2).subquery()
+    query = select(pairs.c.judge_id, func.count().label("n")).group_by(pairs.c.judge_id)
+    return {row.judge_id: row.n for row in c.execute(query)}
+
+
+def _assigned_by_prompt(c: Connection) -> dict[tuple[int, str, str], int]:
+    by = (items.c.prompt_id, items.c.category, judges.c.kind)
+    query = select(*by, func.count()).join_from(assignments, items).join(judges).where(COUNTS)
+    first = query.where(items.c.prompt_id.is_not(None), assignments.c.repeats.is_(None)).group_by(*by)
+    everything = select(items.c.prompt_id, items.c.category).where(items.c.prompt_id.is_not(None)).distinct()
+    none = {(prompt_id, category, "human"): 0 for prompt_id, category in c.execute(everything)}
+    return none | {(prompt_id, category, kind): n for prompt_id, category, kind, n in c.execute(first)}
+
+
+# ---------------------------------------------------------------- counts over rows of votes
+
+
+def is_first(row: Any) -> bool:
+    return row.expected is None and row.repeats is None
+
+
+def chosen_text(row: Any) -> str | None:
+    """Which of the item's two texts a vote is for, first or second, whatever the sides; None: neither."""
+    return winner(row.choice, *(("first", "second") if row.first_is_left else ("second", "first")))
+
+
+def left_share(rows: Iterable[Any]) -> Part:
+    """Left among decisive first votes; .5 is expected, for sides are drawn at random."""
+    sides = [winner(row.choice, "left", "right") for row in rows if is_first(row)]
+    return Part(sides.count("left"), len(sides) - sides.count(None))
+
+
+def of_judge(
+    person: Any, rows: Sequence[Any], n_assigned: int, n_assigned_first: int, n_no_choice: int = 0
+) -> JudgeProgress:
+    """The progress of one judge.
+
+    Args:
+        person: row of the table of judges.
+        rows: their votes.
+        n_assigned: assignments, repeats and attention items included.
+        n_assigned_first: assignments without these.
+        n_no_choice: see JudgeProgress.
+    """
+    first = [row.choice for row in rows if is_first(row)]
+    seconds = [row.seconds for row in rows if row.seconds is not None]
+    attention = [row.choice == row.expected for row in rows if row.expected is not None]
+    earlier = {row.assignment_id: chosen_text(row) for row in rows}
+    alike = [earlier[row.repeats] == chosen_text(row) for row in rows if row.repeats in earlier]
+    return JudgeProgress(
+        judge_id=person.judge_id,
+        kind=person.kind,
+        vendor=person.vendor,
+        survey=person.survey or {},
+        has_link=person.token_sha256 is not None,
+        has_started=person.started_at is not None,
+        votes=Part(len(rows), n_assigned),
+        first=Part(len(first), n_assigned_first),
+        n_no_choice=n_no_choice,
+        n_repeats=sum(row.repeats is not None for row in rows),
+        ties=Part(first.count("tie"), len(first)),
+        both_bad=Part(first.count("both_bad"), len(first)),
+        left=left_share(rows),
+        attention=Part(sum(attention), len(attention)),
+        repeats_alike=Part(sum(alike), len(alike)),
+        median_seconds=median(seconds) if seconds else None,
+        last_vote_at=max((row.cast_at for row in rows), default=None),
+    )
+
+
+def coverage(rows: Iterable[Any], n_assigned: Mapping[tuple[int, str, str], int]) -> list[PromptNumbers]:
+    """One entry a prompt, in order of their numbers.
+
+    Args:
+        rows: votes.
+        n_assigned: (prompt_id, category, kind of judge) -> assignments without repeats.
+    """
+    cast = Counter((row.prompt_id, row.category, row.kind) for row in rows if is_first(row))
+    by_prompt: dict[tuple[int, str], dict[str, Part]] = defaultdict(dict)
+    for key in sorted(n_assigned):
+        by_prompt[key[:2]][key[2]] = Part(cast[key], n_assigned[key])
+    return [PromptNumbers(prompt_id, category, of) for (prompt_id, category), of in by_prompt.items()]
+
+
+def agreement(rows: Iterable[Any]) -> dict[str, Part]:
+    """Pairs of judges of the same item that chose the same text, or both none, of all such pairs.
+
+    Keys: "human", "model" for pairs within a kind, "human and model" for those across; a judge's first vote counts.
+    """
+    of_item: dict[str, list[tuple[str, str | None]]] = defaultdict(list)
+    for row in rows:
+        if is_first(row):
+            of_item[row.item_id].append((row.kind, chosen_text(row)))
+    alike: Counter[str] = Counter()
+    pairs: Counter[str] = Counter()
+    for said in of_item.values():
+        for (kind, one), (other_kind, other) in combinations(said, 2):
+            name = kind if kind == other_kind else "human and model"
+            pairs[name] += 1
+            alike[name] += one == other
+    return {name: Part(alike[name], pairs[name]) for name in ("human", "model", "human and model")}
+
+
+def survey_counts(surveys: Iterable[Mapping[str, str] | None]) -> tuple[int, dict[str, Counter[str]]]:
+    """Judges who answered any question, and question -> answer -> judges."""
+    answered = [survey for survey in surveys if survey]
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for survey in answered:
+        for question, answer in survey.items():
+            counts[question][answer] += 1
+    return len(answered), dict(counts)
+
+
+def results(rows: Iterable[Any], truth: Mapping[str, Any], arms: tuple[str, str]) -> list[ArmResult]:
+    """First votes by arm: for each kind of judge all seeds together, then each seed.
+
+    Args:
+        rows: votes.
+        truth: item_id -> row of the table `unsealed`; empty before the lock.
+        arms: (baseline, treatment).
+    """
+    chosen: dict[tuple[str, int | None], list[str | None]] = defaultdict(list)
+    for row in rows:
+        if is_first(row) and row.item_id in truth:
+            behind = truth[row.item_id]
+            arm = {"first": behind.arm_first, "second": behind.arm_second, None: None}[chosen_text(row)]
+            chosen[row.kind, None].append(arm)
+            chosen[row.kind, behind.seed].append(arm)
+    in_order = sorted(chosen, key=lambda key: (key[0], key[1] is not None, key[1] or 0))
+    return [ArmResult(kind, seed, *arms, count(chosen[kind, seed], *arms)) for kind, seed in in_order]
