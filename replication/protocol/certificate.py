@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from replication.config import RunConfig, differences, load_run, scientific, scientific_hash, without_seeds
@@ -146,8 +146,7 @@ def certify(
     Returns:
         The certificate. Damaged or edited files make a check fail; nothing is raised for them.
     """
-    gather = _Gatherer(logged)
-    cells = [[gather(suite_dir.cell(arm, seed), arm, seed) for arm in arms] for seed in seeds]
+    cells = [[_gather(suite_dir.cell(arm, seed), arm, seed, logged) for arm in arms] for seed in seeds]
     of_arm = {arm: _certify_seeds([[of[0], of[i]] for of in cells], seeds, strict) for i, arm in enumerate(arms) if i}
     pairs = [
         PairCertificate(arm, arms[0], seed, two.state, two.reasons, two.departures)
@@ -175,7 +174,7 @@ def _certify_seeds(cells: Sequence[Sequence[_Evidence]], seeds: Sequence[int], s
 def _certify_cells(cells: Sequence[_Evidence], seed: int, strict: bool) -> SeedCertificate:
     complete = [cell for cell in cells if cell.state == "complete"]
     missing = tuple(cell.missing for cell in cells if cell.state != "complete")
-    checks = [check(name, complete) for name, check in _CHECKS.items()]
+    checks = [_check(name, complete, *compare(complete)) for name, compare in _COMPARISONS.items()]
     checks += [_check_facts(name, complete, of, strict) for name, of in _FACTS.items()]
     if missing:
         state: State = "incomplete"
@@ -184,61 +183,60 @@ def _certify_cells(cells: Sequence[_Evidence], seed: int, strict: bool) -> SeedC
     return SeedCertificate(seed, state, missing, tuple(checks))
 
 
+def _check(name: str, cells: Sequence[_Evidence], values: Iterable[Any], faults: Sequence[str]) -> Check:
+    shown = {cell.arm: value for cell, value in zip(cells, values, strict=True)}
+    return Check(name, None, shown) if len(cells) < 2 else Check(name, not faults, shown, "; ".join(faults))
+
+
 # ---------------------------------------------------------------- what a cell's files say
 
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What one cell's files say, read once."""
+    """What one cell's files say, read once; of one that is not complete, `missing` alone."""
 
     arm: str
     seed: int
     state: str
-    missing: str
+    missing: str = ""
     """One line about a cell that is not complete."""
-    manifest: Manifest
-    config: RunConfig | None
+    manifest: Manifest = field(default_factory=Manifest)
+    config: RunConfig | None = None
     """Of config.yaml; None where that cannot be read."""
-    scientific: dict[str, Any]
+    scientific: dict[str, Any] = field(default_factory=dict)
     """Recomputed from it; empty where it cannot be read."""
-    faults: tuple[str, ...]
+    faults: tuple[str, ...] = ()
     """What is wrong with manifest.json or config.yaml themselves."""
-    logged: Logged
+    logged: Logged = field(default_factory=dict)
     """Of training lines."""
     journal: tuple[str, ...] = ()
     """What is wrong with the journal, or with COMPLETE."""
 
 
-class _Gatherer:
-    """Reads cells, each once."""
-
-    def __init__(self, logged: Mapping[tuple[str, int], Logged] | None) -> None:
-        self._logged = logged
-
-    def __call__(self, run: RunDir, arm: str, seed: int) -> _Evidence:
-        state = run.state()
-        if state != "complete":
-            return _Evidence(arm, seed, state, _missing_line(run, arm, state), Manifest(), None, {}, (), {})
-        manifest, faults = _read_manifest(run)
-        loaded, keys = None, dict[str, Any]()
-        try:
-            loaded = load_run([run.config])
-            keys = scientific(loaded)
-            faults += _contradictions(arm, seed, keys, scientific_hash(loaded), manifest)
-        except (UserError, OSError, ValueError) as error:
-            faults.append(f"{arm}: config.yaml cannot be used ({_one_line(error)})")
-        journal = []
-        try:
-            logged = logged_steps(read_journal(run.metrics)) if self._logged is None else self._logged[arm, seed]
-        except UserError as error:
-            logged, journal = {}, [_one_line(error)]
-        if keys:
-            last = keys["training.steps"]
-            journal += journal_gaps(logged, last, due_validations(keys))
-            journal += [f"metrics.jsonl goes on to step {max(logged)}"] if max(logged, default=0) > last else []
-        journal = [f"{arm}: {fault}" for fault in (*journal, *_unlike_complete(run, manifest))]
-        lines = {step: line for step, line in logged.items() if "tokens" in line}
-        return _Evidence(arm, seed, state, "", manifest, loaded, keys, tuple(faults), lines, tuple(journal))
+def _gather(run: RunDir, arm: str, seed: int, given: Mapping[tuple[str, int], Logged] | None) -> _Evidence:
+    state = run.state()
+    if state != "complete":
+        return _Evidence(arm, seed, state, _missing_line(run, arm, state))
+    manifest, faults = _read_manifest(run)
+    loaded, keys = None, dict[str, Any]()
+    try:
+        loaded = load_run([run.config])
+        keys = scientific(loaded)
+        faults += _contradictions(arm, seed, keys, scientific_hash(loaded), manifest)
+    except (UserError, OSError, ValueError) as error:
+        faults.append(f"{arm}: config.yaml cannot be used ({_one_line(error)})")
+    journal = []
+    try:
+        logged = logged_steps(read_journal(run.metrics)) if given is None else given[arm, seed]
+    except UserError as error:
+        logged, journal = {}, [_one_line(error)]
+    if keys:
+        last = keys["training.steps"]
+        journal += journal_gaps(logged, last, due_validations(keys))
+        journal += [f"metrics.jsonl goes on to step {max(logged)}"] if max(logged, default=0) > last else []
+    journal = [f"{arm}: {fault}" for fault in (*journal, *_unlike_complete(run, manifest))]
+    lines = {step: line for step, line in logged.items() if "tokens" in line}
+    return _Evidence(arm, seed, state, "", manifest, loaded, keys, tuple(faults), lines, tuple(journal))
 
 
 def _missing_line(run: RunDir, arm: str, state: str) -> str:
@@ -296,11 +294,8 @@ def _one_line(value: object) -> str:
 # ---------------------------------------------------------------- the checks
 
 
-def _verdict(name: str, cells: Sequence[_Evidence], values: Iterable[Any], faults: Sequence[str]) -> Check:
-    shown = {cell.arm: value for cell, value in zip(cells, values, strict=True)}
-    if len(cells) < 2:
-        return Check(name, None, shown)
-    return Check(name, not faults, shown, "; ".join(faults))
+Comparison = tuple[Sequence[Any], Sequence[str]]
+"""(what each arm has, faults) of complete cells; a fault is one line that names arm and key."""
 
 
 def _unlike_first(cells: Sequence[_Evidence], values: Sequence[Any], what: str) -> list[str]:
@@ -312,17 +307,17 @@ def _unlike_first(cells: Sequence[_Evidence], values: Sequence[Any], what: str) 
     return faults
 
 
-def _manifest_check(what: str, of: Callable[[Manifest], object]) -> Callable[[str, Sequence[_Evidence]], Check]:
-    """The check that one value of manifest.json is there and equal in all arms."""
+def _in_manifest(what: str, of: Callable[[Manifest], object]) -> Callable[[Sequence[_Evidence]], Comparison]:
+    """The comparison of one value of manifest.json, which must be there and equal in all arms."""
 
-    def check(name: str, cells: Sequence[_Evidence]) -> Check:
+    def compare(cells: Sequence[_Evidence]) -> Comparison:
         values = [of(cell.manifest) for cell in cells]
-        return _verdict(name, cells, values, _unlike_first(cells, values, what))
+        return values, _unlike_first(cells, values, what)
 
-    return check
+    return compare
 
 
-def _check_chain(name: str, cells: Sequence[_Evidence]) -> Check:
+def _chains(cells: Sequence[_Evidence]) -> Comparison:
     """The hash chain of the data fed so far: at every step that two journals share, and at the end."""
     final = [cell.manifest.data_chain for cell in cells]
     faults = []
@@ -334,12 +329,14 @@ def _check_chain(name: str, cells: Sequence[_Evidence]) -> Check:
                 f"{cell.arm}: data_hash of the journal's last step is {last.get('data_hash')}, manifest.json has "
                 f"data_chain {cell.manifest.data_chain}"
             )
-    for cell in cells[1:]:
-        line = _first_difference(cells[0], cell, "data_hash")
-        faults += [line] if line else []
+    faults += _first_differences(cells, "data_hash")
     # A journal that already differs says at which step; the end would only repeat it.
-    faults = faults or _unlike_first(cells, final, "data_chain")
-    return _verdict(name, cells, final, faults)
+    return final, faults or _unlike_first(cells, final, "data_chain")
+
+
+def _first_differences(cells: Sequence[_Evidence], key: str) -> list[str]:
+    found = (_first_difference(cells[0], cell, key) for cell in cells[1:])
+    return [line for line in found if line]
 
 
 def _first_difference(first: _Evidence, other: _Evidence, key: str) -> str | None:
@@ -356,9 +353,8 @@ def _first_difference(first: _Evidence, other: _Evidence, key: str) -> str | Non
     return None
 
 
-def _check_schedule(name: str, cells: Sequence[_Evidence]) -> Check:
+def _schedules(cells: Sequence[_Evidence]) -> Comparison:
     """The schedule's keys, the step reached, and the learning rate at every common logged step."""
-    values = [{word: cell.scientific.get(key) for key, word in SCHEDULE_KEYS.items()} for cell in cells]
     faults = []
     for cell in cells:
         planned, reached = cell.scientific.get("training.steps"), cell.manifest.step
@@ -366,49 +362,42 @@ def _check_schedule(name: str, cells: Sequence[_Evidence]) -> Check:
             faults.append(f"{cell.arm}: reached step {reached}, training.steps is {planned}")
     for key in SCHEDULE_KEYS:
         faults += _unlike_first(cells, [cell.scientific.get(key) for cell in cells], key)
-    for cell in cells[1:]:
-        line = _first_difference(cells[0], cell, "train/learning_rate")
-        faults += [line] if line else []
-    shown = [{**value, "step reached": cell.manifest.step} for value, cell in zip(values, cells, strict=True)]
-    return _verdict(name, cells, shown, faults)
+    shown = [
+        {word: cell.scientific.get(key) for key, word in SCHEDULE_KEYS.items()} | {"step reached": cell.manifest.step}
+        for cell in cells
+    ]
+    return shown, faults + _first_differences(cells, "train/learning_rate")
 
 
-def _check_journal(name: str, cells: Sequence[_Evidence]) -> Check:
+def _journals(cells: Sequence[_Evidence]) -> Comparison:
     """Each arm's journal has every step and every validation that is due, and is what COMPLETE vouches for."""
-    last = [max(cell.logged, default=None) for cell in cells]
-    return _verdict(name, cells, last, [fault for cell in cells for fault in cell.journal])
+    return [max(cell.logged, default=None) for cell in cells], [fault for cell in cells for fault in cell.journal]
 
 
-def _check_declared(name: str, cells: Sequence[_Evidence]) -> Check:
+def _declared_keys(cells: Sequence[_Evidence]) -> Comparison:
     """Arms differ in declared keys alone, and every arm declares the same ones."""
-    declared = [_declared(cell) for cell in cells]
+    declared = [set(cell.manifest.arm_keys) for cell in cells]
     union: set[str] = set().union(*declared)
     faults = [fault for cell in cells for fault in cell.faults]
     for cell, keys in zip(cells, declared, strict=True):
         if union - keys:
-            faults.append(
-                f"{cell.arm}: its arm file does not set {', '.join(sorted(union - keys))}, another arm's does"
-            )
+            lacking = ", ".join(sorted(union - keys))
+            faults.append(f"{cell.arm}: its arm file does not set {lacking}, another arm's does")
     for cell in cells[1:]:
         for key, (a, b) in differences(cells[0].scientific, cell.scientific).items():
             if key not in union and cells[0].scientific and cell.scientific:
                 faults.append(f"{cell.arm}: {key} is {b}, {cells[0].arm} has {a}, and no arm file declares it")
-    values = [{key: cell.scientific.get(key) for key in sorted(union)} for cell in cells]
-    return _verdict(name, cells, values, faults)
+    return [{key: cell.scientific.get(key) for key in sorted(union)} for cell in cells], faults
 
 
-def _declared(cell: _Evidence) -> set[str]:
-    return set(cell.manifest.arm_keys)
-
-
-_CHECKS: dict[str, Callable[[str, Sequence[_Evidence]], Check]] = {
-    "initial weights": _manifest_check("initial_weights_sha256", lambda m: m.initial_weights_sha256),
-    "data chain": _check_chain,
-    "data": _manifest_check("data.hash", lambda m: m.data.hash),
-    "tokens": _manifest_check("tokens", lambda m: m.tokens),
-    "schedule": _check_schedule,
-    "journal": _check_journal,
-    "declared keys": _check_declared,
+_COMPARISONS: dict[str, Callable[[Sequence[_Evidence]], Comparison]] = {
+    "initial weights": _in_manifest("initial_weights_sha256", lambda m: m.initial_weights_sha256),
+    "data chain": _chains,
+    "data": _in_manifest("data.hash", lambda m: m.data.hash),
+    "tokens": _in_manifest("tokens", lambda m: m.tokens),
+    "schedule": _schedules,
+    "journal": _journals,
+    "declared keys": _declared_keys,
 }
 
 
@@ -432,7 +421,7 @@ def _check_facts(
     different = unlike(facts)
     if not different and any(NOT_RECORDED in f.values() for starts in facts.values() for f in starts):
         return Check(name, None, dict(zip(facts, values, strict=True)), NOT_RECORDED, strict)
-    return dataclasses.replace(_verdict(name, cells, values, [different] if different else []), refuses=strict)
+    return dataclasses.replace(_check(name, cells, values, [different] if different else []), refuses=strict)
 
 
 # ---------------------------------------------------------------- what all seeds must share

@@ -11,9 +11,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from replication import __version__
 from replication.config import (
@@ -39,19 +39,12 @@ from replication.runs.files import file_sha256, read_json, write_bytes, write_js
 from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.manifest import PlanStamp
 from replication.runs.provenance import Git, git_state
+from replication.runs.records import WrongForm, from_json
 from replication.runs.starts import has_logged, logged_cells
 
 FORMAT = 1
 
 # ---------------------------------------------------------------- records: their fields are the keys of plan.json
-
-
-def _has_first_keys(analysis: Any) -> Any:
-    """Refuse a section that lacks what every plan has said; keys that came later have their defaults."""
-    first = {"baseline", "treatment", "alpha", "judges", "votes_per_judge"}
-    if isinstance(analysis, dict) and not first <= analysis.keys():
-        raise ValueError(f"lacks {', '.join(sorted(first - analysis.keys()))}")
-    return analysis
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,7 @@ class Plan:
     suite: str
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
-    analysis: Annotated[AnalysisConfig, BeforeValidator(_has_first_keys)]
+    analysis: AnalysisConfig
     diverged: DivergedRule
     questions: tuple[Question, ...]
     secondary: tuple[str, ...]
@@ -119,7 +112,8 @@ class Preregistration:
     """Oldest first."""
 
 
-READER = TypeAdapter(Preregistration)
+IN_EVERY_PLAN = {"baseline", "treatment", "alpha", "judges", "votes_per_judge"}
+"""Keys of its section `analysis`; others may be missing from an older plan, and have their defaults."""
 
 
 def plan_hash(plan: Mapping[str, Any]) -> str:
@@ -139,14 +133,23 @@ def read_plan(suite_dir: SuiteDir) -> Preregistration | None:
 
 def read_plan_file(path: Path) -> Preregistration | None:
     """See read_plan."""
-    record = read_json(path)
+    tree = read_json(path)
+    if tree is None:
+        return None
     try:
-        found = None if record is None else READER.validate_python(record)
-    except ValidationError:
-        raise UserError(f"{path}: is not a registered plan; restore it, or remove it and register again") from None
-    if found and found.plan.format > FORMAT:
-        raise UserError(f"{path}: has format {found.plan.format}, this version reads up to {FORMAT}; update it")
-    return found
+        record = from_json(Preregistration, tree)
+        lacking = IN_EVERY_PLAN - tree["plan"]["analysis"].keys()
+    except WrongForm as error:
+        raise UserError(
+            f"{path}: is not a registered plan ({error}); restore it, or remove it and register again"
+        ) from None
+    if lacking:
+        raise UserError(
+            f"{path}: is not a registered plan (plan.analysis lacks {', '.join(sorted(lacking))}); restore it"
+        )
+    if record.plan.format > FORMAT:
+        raise UserError(f"{path}: has format {record.plan.format}, this version reads up to {FORMAT}; update it")
+    return record
 
 
 # ---------------------------------------------------------------- what a plan says
@@ -325,53 +328,13 @@ def first_stamp(run: RunDir, earlier: PlanStamp | None, stamp: PlanStamp | None)
 
 def markdown(record: Preregistration) -> str:
     """plan.md: the plan for a reader."""
-    plan, a = record.plan, record.plan.analysis
-    changes = " with uncommitted changes" if record.git.dirty else ""
-    began = ", ".join(record.began_before)
-    lines = [
-        f"# Analysis plan of {plan.suite}",
-        "",
-        f"Registered at {record.frozen_at}, sha256 `{record.sha256}`, code {plan.code.version} at commit "
-        f"{record.git.commit or 'not known'}{changes}. plan.json is what counts; this page says the same.",
-        "",
-        f"**Cells had logged steps by then**: {began}. The plan makes no result confirmatory."
-        if began
-        else "No cell had logged a step by then.",
-        "",
-    ]
-    if record.history:
-        earlier = [f"- {e.file}: registered at {e.frozen_at}, sha256 `{e.sha256}`" for e in record.history]
-        lines += ["## Earlier plans", "", *earlier, "", f"Amended for this reason: {record.amends}", ""]
-    for q in plan.questions:
-        lines += [f"## {q.role.capitalize()}: {q.id}", "", q.question, "", f"- test: {q.test}"]
-        lines += [*(f"- supplementary: {line}" for line in q.beside), ""]
-    lines += [
-        f"The primary question is one test, without correction. The {len(plan.secondary)} secondary questions are "
-        f"corrected together by Holm's method at {a.alpha:g}. Everything else in the report is exploratory.",
-        "",
-        "## Arms, seeds, judges",
-        "",
-        f"- arms: {', '.join(plan.arms)}; `{a.treatment}` is compared with `{a.baseline}`",
-        f"- training seeds: {', '.join(map(str, plan.seeds))}",
-        f"- judges: {a.judges}, each with {a.votes_per_judge} votes",
-        "",
-        "## Exclusion, divergence, stopping",
-        "",
-        *(f"- {line}" for line in plan.exclusions),
-        "",
-        "## Settings",
-        "",
-        *_table({"cell": "config hash"} | {name: f"`{hash}`" for name, hash in plan.cells.items()}),
-        "",
-    ]
-    of_arms = [(f"{arm}: {k}", v) for arm, keys in plan.settings.arms.items() for k, v in keys.items() if k != "arm"]
-    sampling = [(f"generation.{k}", v) for k, v in plan.generation.items()]
-    lines += _table({"key": "value"} | dict([*of_arms, *plan.settings.shared.items(), *sampling]))
-    return "\n".join(lines) + "\n"
-
-
-def _table(rows: Mapping[str, object]) -> list[str]:
-    """Lines of a Markdown table of two columns, the first row its head."""
+    environment = Environment(
+        loader=PackageLoader("replication.protocol"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     escaped = str.maketrans({"|": "\\|", "\n": "\\n"})
-    head, *lines = (f"| {key} | {str(value).translate(escaped)} |" for key, value in rows.items())
-    return [head, "|---|---|", *lines]
+    environment.filters["cell"] = lambda value: str(value).translate(escaped)
+    return environment.get_template("plan.md.j2").render(record=record, plan=record.plan)

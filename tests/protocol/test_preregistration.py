@@ -361,7 +361,7 @@ DEVIATIONS: dict[str, tuple[Callable[[SuiteDir], object], str]] = {
         "1 of 2 planned seeds are complete in every planned arm; not: 2",
     ),
     "plan removed": (lambda d: d.plan.unlink(), f"plan.json is gone, whose hash HASH these cells carry: {CELLS[0]}"),
-    "plan damaged": (lambda d: d.plan.write_text("{}"), "is not a registered plan; restore it"),
+    "plan damaged": (lambda d: d.plan.write_text("{}"), "is not a registered plan (plan is missing); restore it"),
 }
 
 
@@ -437,9 +437,18 @@ def test_a_plan_that_lacks_what_is_read_of_it_is_a_deviation(
     damage(record)
     write_json(suite_dir.plan, record)
     assert verb(["check", str(suite_dir.root)]) == 1
-    assert "plan.json: is not a registered plan; restore it" in capsys.readouterr().out
-    with pytest.raises(UserError, match="is not a registered plan"):
+    said = capsys.readouterr().out
+    assert "plan.json: is not a registered plan (" in said and "; restore it" in said
+    with pytest.raises(UserError, match=r"is not a registered plan \(.*; restore it"):
         verb(["show", str(suite_dir.root)])
+
+
+def test_a_plan_of_a_later_format_is_refused_by_name(suite_dir: SuiteDir) -> None:
+    record = read_json(suite_dir.plan)
+    record["plan"]["format"] += 1
+    write_json(suite_dir.plan, record)
+    with pytest.raises(UserError, match=r"plan\.json: has format 2, this version reads up to 1; update it"):
+        read_plan(suite_dir)
 
 
 @pytest.mark.parametrize("text", ["{", "{}", None])
