@@ -6,20 +6,24 @@ Imports no torch. What differs is a finding, never an error.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from replication.audit import recompute_training, recompute_votes
-from replication.audit.claims import Claim, Claims, check_number, load_claims, same, shown
-from replication.audit.clusters import RESAMPLES, SEED, Clustered, cluster
-from replication.audit.published import Published, Tally, load_published
-from replication.audit.recompute import call
+from replication.audit.claims import Claim, check_number, load_claims, same, shown
+from replication.audit.published import Judge, Published, Question, Sums, Votes, load_published, side_of
+from replication.audit.recompute import Figures, call
+from replication.audit.recompute_votes import OF_TALLY, select
+from replication.protocol.paper import LATE_CHECKPOINTS
 from replication.statistics import format as formats
+from replication.statistics.preference import binomial_p
+from replication.votes.tally import Tally, total
 
+RESAMPLES, SEED = 20_000, 1
 SAME, DIFFERS, CANNOT = "same", "differs", "not recomputable"
 RUN_PAIR = ("gain", "baseline")
 
@@ -52,6 +56,25 @@ class Stated:
     stated: float
     recomputed: float
     verdict: str
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """The share of decisive votes for gain, with an interval that treats clusters as the unit."""
+
+    unit: str
+    n_clusters: int
+    n_decisive: int
+    """Clusters with a decisive vote."""
+    share: float
+    low: float
+    high: float
+    """Percentile interval over resampled clusters; NaN below two clusters with a decisive vote."""
+    for_gain: int
+    for_baseline: int
+    even: int
+    sign_p: float
+    """Exact two-sided sign test over the clusters that lean; NaN without one."""
 
 
 @dataclass(frozen=True)
@@ -103,19 +126,19 @@ def audit(folder: Path, claims_file: Path) -> Audit:
     data = load_published(folder, claims.files)
     return Audit(
         paper=claims.paper,
-        rows=tuple(_row(claim, claims, data) for claim in claims.claims),
+        rows=tuple(_row(claim, data) for claim in claims.claims),
         stated=tuple(_stated(data)),
-        clusters=tuple(_clusters(data)),
+        clusters=tuple(_clusters(data.votes)),
         late_loss=_late_loss(data),
         cannot_answer=claims.cannot_answer,
     )
 
 
-def _row(claim: Claim, claims: Claims, data: Published) -> Row:
+def _row(claim: Claim, data: Published) -> Row:
     recomputed, verdict = "", CANNOT
-    if claim.function is not None:
-        place = f"{claims.path}: {claim.id}"
-        value = call(claim.function, claim.arguments, data, place)
+    if claim.recompute is not None:
+        place = f"{claim.place}: {claim.id}"
+        value = call(claim.recompute, claim.args, data, place)
         check_number(claim.printed, value, place)
         recomputed = shown(value, claim.printed)
         verdict = SAME if same(claim.printed, value) else DIFFERS
@@ -130,65 +153,101 @@ def _row(claim: Claim, claims: Claims, data: Published) -> Row:
 
 def _stated(data: Published) -> Iterator[Stated]:
     """Each sum that the file of votes states of itself, from its judges or its prompts."""
-    votes = data.raw["votes"][0]
-    everyone = recompute_votes.add_up(j.tally for j in data.judges)
-    yield from _sums("headline, from the judges", votes.get("headline"), everyone)
-    yield from _sums("headline, from the prompts", votes.get("headline"), _of_prompts(data))
-    for entry in votes.get("sensitivity_filters", ()):
-        if "excluded" in entry:
-            kept = [j.tally for j in data.judges if j.name not in entry["excluded"]]
-            yield from _sums(f"filter {entry['label']}", entry, recompute_votes.add_up(kept))
-    for name, entry in (votes.get("category_breakdown") or {}).items():
-        yield from _sums(f"category {name}", entry, _of_prompts(data, name))
-    for name, entry in (votes.get("human_by_background") or {}).items():
-        kept = [j.tally for j in data.judges if j.type == "Human" and j.background == name]
-        yield from _sums(f"background {name}", entry, recompute_votes.add_up(kept))
+    votes = data.votes
+    yield from _sums("headline, from the judges", votes.headline, votes.judges)
+    yield from _sums("headline, from the prompts", votes.headline, votes.questions)
+    for entry in votes.sensitivity_filters:
+        if entry.excluded is not None:
+            kept = [judge for judge in votes.judges if judge.name not in entry.excluded]
+            yield from _sums(f"filter {entry.label}", entry, kept)
+    for name, entry in votes.category_breakdown.items():
+        yield from _sums(f"category {name}", entry, [q for q in votes.questions if q.category == name])
+    for name, entry in votes.human_by_background.items():
+        kept = select(votes.judges, {"type": "Human", "background": name})
+        yield from _sums(f"background {name}", entry, kept)
+    majorities = votes.question_majorities
     for key, side in (("gain_majority", "gain"), ("baseline_majority", "baseline"), ("tied", "even")):
-        if key in votes["question_majorities"]:
-            found = sum(q.tally.leans == side for q in data.questions)
-            yield _compare(f"prompts: {key}", votes["question_majorities"][key], found)
+        found = sum(side_of(q.tally) == side for q in votes.questions)
+        yield from _compare(f"prompts: {key}", getattr(majorities, key), found)
 
 
-def _of_prompts(data: Published, category: str | None = None) -> Tally:
-    return recompute_votes.add_up(q.tally for q in data.questions if category in (None, q.category))
+def _sums(what: str, entry: Sums, rows: Iterable[Judge | Question]) -> Iterator[Stated]:
+    tally = total(row.tally for row in rows)
+    for key, count in (("n", tally.n), ("a", tally.baseline), ("b", tally.treatment), ("t", tally.ties)):
+        yield from _compare(f"{what}: {key}", getattr(entry, key), count)
+    yield from _compare(f"{what}: p", entry.p_value, OF_TALLY["p"](tally))
 
 
-def _sums(what: str, entry: Any, tally: Tally) -> Iterator[Stated]:
-    for key, count in (("n", tally.n), ("a", tally.baseline), ("b", tally.gain), ("t", tally.ties)):
-        if isinstance(entry, dict) and key in entry:
-            yield _compare(f"{what}: {key}", entry[key], count)
-    if isinstance(entry, dict) and entry.get("p_value") is not None:  # null: no decisive vote
-        yield _compare(f"{what}: p", entry["p_value"], recompute_votes.OF_TALLY["p"](tally))
-
-
-def _compare(what: str, stated: float, recomputed: float) -> Stated:
-    return Stated(what, stated, recomputed, SAME if math.isclose(stated, recomputed, rel_tol=1e-9) else DIFFERS)
+def _compare(what: str, stated: float | None, recomputed: float) -> Iterator[Stated]:
+    """Nothing where nothing is stated."""
+    if stated is not None:
+        yield Stated(what, stated, recomputed, SAME if math.isclose(stated, recomputed, rel_tol=1e-9) else DIFFERS)
 
 
 # ---------------------------------------------------------------- the same questions with clusters
 
 
-def _clusters(data: Published) -> Iterator[Clustered]:
-    yield cluster("prompts", [q.tally for q in data.questions])
-    yield cluster("judges", [j.tally for j in data.judges])
-    for category in dict.fromkeys(q.category for q in data.questions):
-        yield cluster(f"prompts of {category}", [q.tally for q in data.questions if q.category == category])
+def _clusters(votes: Votes) -> Iterator[Clustered]:
+    yield cluster("prompts", [q.tally for q in votes.questions])
+    yield cluster("judges", [j.tally for j in votes.judges])
+    for category in votes.categories:
+        yield cluster(f"prompts of {category}", [q.tally for q in votes.questions if q.category == category])
+
+
+def cluster(unit: str, tallies: Sequence[Tally], confidence: float = 0.95, resamples: int = RESAMPLES) -> Clustered:
+    """Treat each tally as one observation.
+
+    Args:
+        unit: name of a cluster, for the table.
+        tallies: votes of each of K clusters; all of a cluster's votes are resampled together.
+        confidence: coverage of the interval.
+        resamples: R, drawn with the seed SEED.
+    """
+    gain_K = np.array([t.treatment for t in tallies], dtype=np.float64)
+    decisive_K = np.array([t.decisive for t in tallies], dtype=np.float64)
+    low, high = _interval(gain_K, decisive_K, confidence, resamples)
+    leans = [side_of(t) for t in tallies]
+    ahead, behind = leans.count("gain"), leans.count("baseline")
+    return Clustered(
+        unit=unit,
+        n_clusters=len(tallies),
+        n_decisive=int((decisive_K > 0).sum()),
+        share=float(gain_K.sum() / decisive_K.sum()) if decisive_K.sum() else float("nan"),
+        low=low,
+        high=high,
+        for_gain=ahead,
+        for_baseline=behind,
+        even=leans.count("even"),
+        sign_p=float(binomial_p(ahead, ahead + behind)),
+    )
+
+
+def _interval(gain_K: np.ndarray, decisive_K: np.ndarray, confidence: float, resamples: int) -> tuple[float, float]:
+    if (decisive_K > 0).sum() < 2:
+        return float("nan"), float("nan")
+    k = len(gain_K)
+    times_RK = np.random.default_rng(SEED).multinomial(k, np.full(k, 1 / k), size=resamples)
+    decisive_R = times_RK @ decisive_K
+    shares_R = np.divide(times_RK @ gain_K, decisive_R, out=np.full(resamples, np.nan), where=decisive_R > 0)
+    low, high = np.nanquantile(shares_R, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return float(low), float(high)
 
 
 def _late_loss(data: Published) -> LateLoss | None:
     run, minus = RUN_PAIR
-    if not {run, minus} <= set(data.curves):
+    if not {run, minus} <= set(data.losses):
         return None
-    k = min(recompute_training.LATE, *(len(data.curves[name].steps) - 1 for name in RUN_PAIR))
+    k = min(LATE_CHECKPOINTS, *(len(data.losses[name].steps) - 1 for name in RUN_PAIR))
     if k < 2:
         return None
-    earlier = [float(data.curves[name].validation[-k - 1 : -1].mean()) for name in RUN_PAIR]
+    figures = Figures(data)
+    earlier = [float(data.losses[name].validation[-k - 1 : -1].mean()) for name in RUN_PAIR]
     return LateLoss(
         run=run,
         minus=minus,
         checkpoints=k,
-        difference=recompute_training.late_loss(data, run, minus, k),
-        standard_error=recompute_training.late_loss_error(data, run, minus, k),
+        difference=figures.late_loss(run, minus, k),
+        standard_error=figures.late_loss_error(run, minus, k),
         one_earlier=earlier[0] - earlier[1],
     )
 

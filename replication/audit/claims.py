@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from replication.audit.recompute import Value
-from replication.config.reading import read_yaml, untyped
+from replication.audit.recompute_votes import Value
+from replication.config.reading import Layer, build, read_yaml
 from replication.errors import UserError
 
 PRINTED = re.compile(
@@ -23,26 +23,62 @@ PRINTED = re.compile(
 ROUNDING_ROOM = 1e-9  # of half a unit: 46.25 may be printed as 46.2 or 46.3, whichever way ties go
 
 
+# ---------------------------------------------------------------- the file
+
+
 @dataclass(frozen=True)
-class Claim:
-    """One printed figure."""
+class TableRow:
+    """A row of a table of claims."""
+
+    printed: tuple[Any, ...]
+    """One figure a column; null where the paper's cell is empty."""
+    args: dict[str, Any] = field(default_factory=dict)
+    reading: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One figure, or with `rows` a table of them."""
 
     id: str
-    entry: str
-    """Id of the entry of the file; the same for all cells of a table."""
     what: str
     """In our words."""
     where: str
     """Section, table and row, or several places that print the same."""
-    printed: str
-    """As printed: `59.9 %`, `2.80e-8`, `~0.2`, `< 0.005`, `yes`, or a name."""
-    function: str | None
-    """Of `recompute`; None where the files cannot tell."""
-    arguments: Mapping[str, Any]
-    why_not: str
+    printed: Any = None
+    """As printed: `59.9 %`, `2.80e-8`, `~0.2`, `< 0.005`, `yes`, or a name; text in quotes."""
+    recompute: str | None = None
+    """Function of `recompute`; None where the files cannot tell."""
+    args: dict[str, Any] = field(default_factory=dict)
+    why_not: str = ""
     """What is not published; empty where there is a function."""
-    reading: str
+    reading: str = ""
     """How a sentence is read as a figure; empty where there is nothing to choose."""
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Arguments of each."""
+    rows: dict[str, TableRow] | None = None
+
+
+@dataclass(frozen=True)
+class ClaimsFile:
+    claims: tuple[Entry, ...]
+    files: dict[str, Any]
+    """Role -> file name, or several; see `published.ROLES`."""
+    paper: str = ""
+    filters: Any = None
+    """Of no meaning: a place for YAML anchors."""
+    cannot_answer: tuple[str, ...] = ()
+    """Questions that no recomputation of these files settles."""
+
+
+@dataclass(frozen=True)
+class Claim(Entry):
+    """One printed figure: an entry without rows, or a cell of one with."""
+
+    entry: str = ""
+    """Id of the entry of the file; the same for all cells of a table."""
+    place: str = ""
+    """File and line, for messages."""
 
     @property
     def is_sentence(self) -> bool:
@@ -52,22 +88,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class Claims:
-    """A claims file."""
+    """A claims file, its tables taken apart."""
 
-    path: Path
     paper: str
-    files: Mapping[str, Any]
-    """Role -> file name, see `published.ROLES`."""
+    files: Mapping[str, tuple[str, ...]]
     claims: tuple[Claim, ...]
-    cannot_answer: tuple[str, ...] = field(default=())
-    """Questions that no recomputation of these files settles."""
-
-
-KEYS = {"id", "what", "where", "printed", "recompute", "args", "why_not", "reading", "columns", "rows"}
-TEXTS = ("id", "what", "where", "recompute", "why_not", "reading")
-ROW = {"args", "printed", "reading"}
-TOP = {"paper", "files", "filters", "claims", "cannot_answer"}
-FORM = "see configs/claims for the form"
+    cannot_answer: tuple[str, ...]
 
 
 def load_claims(path: Path) -> Claims:
@@ -77,112 +103,54 @@ def load_claims(path: Path) -> Claims:
         UserError: no such file, no YAML, a key that is unknown, comes twice or holds another type, an id that comes
             twice, or an entry without a function and without the reason why not.
     """
-    content = _read(path)
-    _check_top(content, path)
-    claims = tuple(claim for i, entry in enumerate(content["claims"]) for claim in _expand(entry, f"{path}: [{i}]"))
+    try:
+        layer = read_yaml(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such claims file; name one with --claims") from None
+    content = build(ClaimsFile, [layer])
+    files = {role: (names,) if isinstance(names, str) else names for role, names in content.files.items()}
+    for role, names in files.items():
+        if not names or not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise layer.error(f"files.{role}", f"must be a file name or a list of them, not {content.files[role]!r}")
+    claims = [claim for i, entry in enumerate(content.claims) for claim in _expand(entry, f"claims[{i}]", layer)]
     seen: set[str] = set()
     for claim in claims:
         if claim.id in seen:
-            raise UserError(f"{path}: id {claim.id} comes twice; give each claim its own")
+            raise UserError(f"{claim.place}: id {claim.id} comes twice; give each claim its own")
         seen.add(claim.id)
-    listed = tuple(content.get("cannot_answer", ()))
-    return Claims(path, content.get("paper", path.stem), content["files"], claims, listed)
+    return Claims(content.paper or path.stem, files, tuple(claims), content.cannot_answer)
 
 
-def _read(path: Path) -> Any:
-    try:
-        return untyped(read_yaml(path).tree)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such claims file; name one with --claims") from None
+def _expand(entry: Entry, key: str, layer: Layer) -> Iterator[Claim]:
+    """The claims of an entry; a cell that is empty in the paper is none."""
+    if (entry.recompute is None) == (not entry.why_not):
+        raise layer.error(key, f"{entry.id}: give either `recompute`, a function, or `why_not`, what is not published")
+    if entry.rows is None:
+        yield _claim(entry, entry, key, layer)
+        return
+    for name, row in entry.rows.items():
+        at = f"{key}.rows.{name}"
+        if len(row.printed) != len(entry.columns):
+            raise layer.error(at, f"needs a list `printed` of {len(entry.columns)} figures, one a column")
+        for (column, arguments), figure in zip(entry.columns.items(), row.printed, strict=True):
+            if figure is not None:
+                cell = replace(
+                    entry,
+                    id=f"{entry.id}.{name}.{column}",
+                    what=f"{entry.what}: {name}, {column}",
+                    printed=figure,
+                    args={**entry.args, **arguments, **row.args},
+                    reading=entry.reading if row.reading is None else row.reading,
+                )
+                yield _claim(cell, entry, at, layer)
 
 
-def _check_top(content: Any, path: Path) -> None:
-    if not isinstance(content, dict) or not isinstance(content.get("claims"), list):
-        raise UserError(f"{path}: key claims must be a list; {FORM}")
-    _refuse_unknown(content, TOP, str(path))
-    files = content.get("files")
-    if not isinstance(files, dict):
-        raise UserError(f"{path}: key files must map roles to file names; {FORM}")
-    for role, names in files.items():
-        if not (isinstance(names, str) or (_is_texts(names) and names)):
-            raise UserError(f"{path}: files.{role} must be a file name or a list of them, not {names!r}; {FORM}")
-    if not isinstance(content.get("paper", ""), str):
-        raise UserError(f"{path}: key paper must be text, not {content['paper']!r}; {FORM}")
-    if not _is_texts(content.get("cannot_answer", [])):
-        raise UserError(f"{path}: key cannot_answer must be a list of texts; leave it out where there is none")
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-
-
-def _refuse_unknown(entry: Mapping[Any, Any], keys: set[str], place: str) -> None:
-    unknown = sorted(set(entry) - keys, key=str)
-    if unknown:
-        raise UserError(f"{place}: unknown key {unknown[0]}; the keys are {', '.join(sorted(keys))}")
-
-
-def _mapping(entry: Mapping[str, Any], key: str, place: str) -> dict[str, Any]:
-    """A mapping of an entry; empty where the key is absent or has no value."""
-    value = entry.get(key)
-    if not isinstance(value, dict | None):
-        raise UserError(f"{place}: {key} must be a mapping of names, not {value!r}; {FORM}")
-    return value or {}
-
-
-def _expand(entry: Any, place: str) -> Iterator[Claim]:
-    if not isinstance(entry, dict) or not {"id", "what", "where"} <= set(entry):
-        raise UserError(f"{place}: a claim needs the keys id, what, where, printed, recompute")
-    for key in TEXTS:
-        if key in entry and not isinstance(entry[key], str):
-            raise UserError(f"{place}: {key} must be text, not {entry[key]!r}; {FORM}")
-    place = f"{place[: place.rindex('[')]}{entry['id']}"
-    _refuse_unknown(entry, KEYS, place)
-    if "rows" in entry:
-        yield from _cells(entry, place)
-    else:
-        yield _claim(entry, entry["id"], place)
-
-
-def _cells(entry: Mapping[str, Any], place: str) -> Iterator[Claim]:
-    """The claims of a table; a cell that is empty in the paper is none."""
-    columns, common = _mapping(entry, "columns", place), _mapping(entry, "args", place)
-    for row, cells in _mapping(entry, "rows", place).items():
-        printed = cells.get("printed") if isinstance(cells, dict) else None
-        if not isinstance(printed, list) or len(printed) != len(columns):
-            raise UserError(f"{place}: row {row} needs a list `printed` of {len(columns)} figures, one a column")
-        at = f"{place}.{row}"
-        _refuse_unknown(cells, ROW, at)
-        if not isinstance(cells.get("reading", ""), str):
-            raise UserError(f"{at}: reading must be text, not {cells['reading']!r}; {FORM}")
-        for column, figure in zip(columns, printed, strict=True):
-            if figure is None:
-                continue
-            merged = {**common, **_mapping(columns, column, f"{place}: columns"), **_mapping(cells, "args", at)}
-            names = {"id": f"{entry['id']}.{row}.{column}", "what": f"{entry['what']}: {row}, {column}"}
-            own = {key: cells[key] for key in ("reading",) if key in cells}
-            yield _claim({**entry, **own, **names, "printed": figure, "args": merged}, entry["id"], place)
-
-
-def _claim(entry: Mapping[str, Any], parent: str, place: str) -> Claim:
-    function, why_not = entry.get("recompute"), entry.get("why_not", "")
-    if (function is None) == (not why_not):
-        raise UserError(f"{place}: give either `recompute`, a function, or `why_not`, what is not published")
-    if not isinstance(entry.get("printed"), str):
-        raise UserError(
-            f"{place}: printed must be text in quotes, which keeps its digits, not {entry.get('printed')!r}"
-        )
-    return Claim(
-        id=entry["id"],
-        entry=parent,
-        what=entry["what"],
-        where=entry["where"],
-        printed=entry["printed"],
-        function=function,
-        arguments=_mapping(entry, "args", place),
-        why_not=why_not,
-        reading=entry.get("reading", ""),
-    )
+def _claim(cell: Entry, entry: Entry, key: str, layer: Layer) -> Claim:
+    if not isinstance(cell.printed, str):
+        problem = f"must be text in quotes, which keep its digits, not {cell.printed!r}"
+        raise layer.error(f"{key}.printed", problem)
+    line = layer.lines.get(key, 1)
+    return Claim(**vars(cell), entry=entry.id, place=f"{layer.where} line {line}")
 
 
 # ---------------------------------------------------------------- printed and recomputed
@@ -219,7 +187,7 @@ def check_number(printed: str, value: Value, place: str) -> None:
     match = PRINTED.fullmatch(printed.strip())
     if match is None or not math.isfinite(float(match["number"].replace(",", ""))):
         raise UserError(
-            f"{place}: printed {printed!r} is no number, but one is recomputed; write 12, 1.5 %, 3e-8 or < 5"
+            f"{place}: printed {printed!r} is not a number, but one is recomputed; write 12, 1.5 %, 3e-8 or < 5"
         )
 
 

@@ -1,12 +1,15 @@
-"""An author's published data files as typed rows: votes by judge and by prompt, losses, divergences, final metrics.
+"""An author's published data files as typed rows, in the files' own keys: votes, prompts, losses, divergences, finals.
 
 The claims file says which file plays which role. What a file lacks is None or NaN, never 0. Imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import re
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,45 +18,18 @@ from numpy.typing import NDArray
 
 from replication.errors import UserError
 from replication.runs.files import read_json
+from replication.runs.records import WrongForm, from_json
+from replication.votes.filters import JudgeVotes
+from replication.votes.tally import TREATMENT, Tally
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-ROLES = ("votes", "prompts", "losses", "divergences", "finals")
-"""What a file can be: votes (judges and prompts), prompt texts, loss curves, divergences, last metrics of runs."""
+DIVERGENCE = "layer_gain/div_layer_"
 
 
-@dataclass(frozen=True)
-class Tally:
-    """Votes of one judge, or on one prompt."""
-
-    baseline: int
-    gain: int
-    ties: int
-
-    @property
-    def n(self) -> int:
-        return self.baseline + self.gain + self.ties
-
-    @property
-    def decisive(self) -> int:
-        return self.baseline + self.gain
-
-    @property
-    def share(self) -> float:
-        """Of the decisive votes, those for gain; NaN without one."""
-        return self.gain / self.decisive if self.decisive else float("nan")
-
-    @property
-    def tie_share(self) -> float:
-        return self.ties / self.n if self.n else float("nan")
-
-    @property
-    def leans(self) -> str:
-        """gain, baseline, even, or ties where no vote is decisive."""
-        if not self.decisive:
-            return "ties"
-        return "even" if self.gain == self.baseline else "gain" if self.gain > self.baseline else "baseline"
+def side_of(tally: Tally) -> str:
+    """Where a majority is, in the paper's words: gain, baseline, even, or ties where no vote is decisive."""
+    return "gain" if tally.leans == TREATMENT else tally.leans
 
 
 @dataclass(frozen=True)
@@ -63,91 +39,198 @@ class Judge:
     name: str
     type: str
     """Human or FM (foundation model)."""
-    background: str | None
-    tally: Tally
-    median_seconds: float
-    """Median time between votes; NaN where not published."""
-    first_vote: str
-    """Time of the first vote, as a sortable text; empty where not published."""
+    n: int
+    a: int
+    b: int
+    ties: int
+    background: str | None = None
+    median_seconds_between_votes: float | None = None
+    first_ts: str | None = None
+    """Time of the first vote, as a sortable text."""
+
+    @property
+    def tally(self) -> Tally:
+        return Tally(self.a, self.b, self.ties)
+
+    @property
+    def filtered(self) -> JudgeVotes:
+        """As the published filters see a judge."""
+        return JudgeVotes(self.name, self.type == "Human", self.tally, _nan(self.median_seconds_between_votes), self.n)
 
 
 @dataclass(frozen=True)
 class Question:
     """One prompt and the votes that the file counts for it."""
 
-    id: int
+    question_id: int
     category: str
-    tally: Tally
+    a: int
+    b: int
+    tie: int
+
+    @property
+    def tally(self) -> Tally:
+        return Tally(self.a, self.b, self.tie)
 
 
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """Losses of one run at its published checkpoints, in order of steps."""
+@dataclass(frozen=True)
+class Majorities:
+    """The prompts, and how many of them the file says lean to either side."""
 
-    steps: Ints
-    """int64 [V]."""
-    train: Floats
-    """float64 [V], nats; NaN where not published."""
-    validation: Floats
-    """float64 [V], nats; NaN where not published."""
+    details: tuple[Question, ...]
+    gain_majority: int | None = None
+    baseline_majority: int | None = None
+    tied: int | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Divergences:
-    """Per-block divergences of one run."""
+@dataclass(frozen=True)
+class Sums:
+    """What the file states of some of its votes."""
 
-    steps: Ints
-    """int64 [T]."""
-    values_TB: Floats
-    """float64 [T, B], one column a block; NaN where not published."""
+    n: int | None = None
+    a: int | None = None
+    b: int | None = None
+    t: int | None = None
+    p_value: float | None = None
+    """Null where no vote is decisive."""
+    label: str = ""
+    excluded: tuple[str, ...] | None = None
+    """Judges whom a filter leaves out."""
 
 
-@dataclass(frozen=True, eq=False)
-class Published:
-    """Everything that the audit reads."""
+@dataclass(frozen=True)
+class MajorityByType:
+    human_majority: str
+    fm_majority: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    details: tuple[MajorityByType, ...] = ()
+
+
+@dataclass(frozen=True)
+class Votes:
+    """The file of votes; what has a default is what it states of itself."""
 
     judges: tuple[Judge, ...]
-    questions: tuple[Question, ...]
-    prompts: Mapping[int, Mapping[str, Any]]
-    """id -> entry of the prompt file; empty without one."""
-    curves: Mapping[str, Curve]
-    divergences: Divergences | None
-    finals: Mapping[str, Mapping[str, Any]]
-    """Run -> its last metrics."""
-    raw: Mapping[str, Any]
-    """Role -> the parsed file (finals: a list of them), for what the file states of itself."""
+    question_majorities: Majorities
+    headline: Sums = Sums()
+    sensitivity_filters: tuple[Sums, ...] = ()
+    category_breakdown: dict[str, Sums] = field(default_factory=dict)
+    human_by_background: dict[str, Sums] = field(default_factory=dict)
+    inter_annotator_agreement: Agreement = Agreement()
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        return self.question_majorities.details
+
+    @property
+    def categories(self) -> list[str]:
+        """In the order of the prompts."""
+        return list(dict.fromkeys(q.category for q in self.questions))
 
 
-def load_published(folder: Path, files: Mapping[str, Any]) -> Published:
+@dataclass(frozen=True)
+class Prompt:
+    id: int
+    question: str
+
+
+@dataclass(frozen=True)
+class Point:
+    step: int
+    train_loss: float | None = None
+    val_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Losses of one run at its published checkpoints; arrays are [V], nats, in order of steps, NaN where missing."""
+
+    trajectory: tuple[Point, ...]
+
+    @cached_property
+    def _points(self) -> list[Point]:
+        return sorted(self.trajectory, key=lambda point: point.step)
+
+    @cached_property
+    def steps(self) -> Ints:
+        return np.array([p.step for p in self._points], dtype=np.int64)
+
+    @cached_property
+    def train(self) -> Floats:
+        return np.array([_nan(p.train_loss) for p in self._points])
+
+    @cached_property
+    def validation(self) -> Floats:
+        return np.array([_nan(p.val_loss) for p in self._points])
+
+    @property
+    def gap(self) -> Floats:
+        return self.validation - self.train
+
+
+@dataclass(frozen=True)
+class Published:
+    """Everything that the audit reads; a field is the role of a file, `raw` the parsed files of each role."""
+
+    votes: Votes
+    prompts: tuple[Prompt, ...] = ()
+    losses: dict[str, Curve] = field(default_factory=dict)
+    """By run."""
+    divergences: tuple[dict[str, float | None], ...] = ()
+    """A sample of one run: `_step`, and a key for each block."""
+    finals: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Last metrics by run."""
+    raw: dict[str, list[Any]] = field(default_factory=dict)
+
+    @cached_property
+    def _samples(self) -> list[dict[str, float | None]]:
+        if not self.divergences:
+            raise LookupError("divergences")
+        return sorted(self.divergences, key=lambda row: _nan(row["_step"]))
+
+    @cached_property
+    def sampled_steps(self) -> Ints:
+        """int64 [T]."""
+        return np.array([row["_step"] for row in self._samples], dtype=np.int64)
+
+    @cached_property
+    def divergences_TB(self) -> Floats:
+        """float64 [T, B], one column a block; NaN where not published."""
+        keys = sorted({key for row in self._samples for key in row if key.startswith(DIVERGENCE)})
+        return np.array([[_nan(row.get(key)) for key in keys] for row in self._samples])
+
+
+ROLES = tuple(role.name for role in fields(Published) if role.name != "raw")
+
+
+def load_published(folder: Path, files: Mapping[str, Sequence[str]]) -> Published:
     """Read the files of a paper.
 
     Args:
         folder: where they lie.
-        files: role -> file name, or a list of names for `finals`; `votes` is needed, the others may be absent.
+        files: role -> file names; `votes` is needed, the others may be absent.
 
     Raises:
-        UserError: no folder, a file that is missing, is not JSON or lacks a key; one line that names it.
+        UserError: no folder, a file that is missing, is not JSON, has another form or contradicts itself; names it.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of the author's data files")
-    unknown = sorted(set(files) - set(ROLES), key=str)
+    unknown = sorted(set(files) - set(ROLES))
     if unknown or "votes" not in files:
         what = f"unknown role '{unknown[0]}'" if unknown else "the role 'votes' is missing"
         raise UserError(f"claims: key files: {what}; the roles are {', '.join(ROLES)}")
-    names = {role: [name] if isinstance(name, str) else list(name) for role, name in files.items()}
-    read = {role: [(folder / name, _read(folder / name)) for name in listed] for role, listed in names.items()}
-    votes_path, votes = read["votes"][0]
-    return Published(
-        judges=tuple(_judge(entry, f"{votes_path}: judges[{i}]") for i, entry in _entries(votes, "judges", votes_path)),
-        questions=_questions(votes, votes_path),
-        prompts={
-            prompt["id"]: prompt for path, content in read.get("prompts", []) for prompt in _prompts(content, path)
-        },
-        curves={k: _curve(v, path, k) for path, content in read.get("losses", []) for k, v in _runs(content, path)},
-        divergences=next((_divergences(content, path) for path, content in read.get("divergences", [])), None),
-        finals={run: metrics for path, content in read.get("finals", []) for run, metrics in _runs(content, path)},
-        raw={role: [content for _, content in listed] for role, listed in read.items()},
-    )
+    raw = {role: [_read(folder / name) for name in names] for role, names in files.items()}
+    try:
+        found = from_json(Published, {role: _merged(contents) for role, contents in raw.items()} | {"raw": raw})
+        _check(found)
+    except WrongForm as error:
+        role = re.split(r"\W", str(error))[0]
+        names = ", ".join(str(folder / name) for name in files[role])
+        raise UserError(f"{names}: {error}; restore the published file") from None
+    return found
 
 
 def _read(path: Path) -> Any:
@@ -157,82 +240,33 @@ def _read(path: Path) -> Any:
     return content
 
 
-def _entries(content: Any, key: str, path: Path) -> Iterable[tuple[int, Any]]:
-    found = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(found, list) or not found:
-        raise UserError(f"{path}: key {key} must be a list with entries; is this the file of votes?")
-    return enumerate(found)
+def _merged(contents: Sequence[Any]) -> Any:
+    """The runs of several files as one; whatever holds no runs is left for the reader to refuse."""
+    wrong = (content for content in contents if not isinstance(content, dict))
+    return contents[0] if len(contents) == 1 else next(wrong, dict(ChainMap(*reversed(contents))))
 
 
-def _need(entry: Any, key: str, kind: type, place: str) -> Any:
-    value = entry.get(key) if isinstance(entry, dict) else None
-    negative = isinstance(value, int) and value < 0
-    if not isinstance(value, kind) or isinstance(value, bool) or negative:
-        word = {int: "a whole number from 0", str: "text", list: "a list"}[kind]
-        raise UserError(f"{place}: key {key} must be {word}, not {value!r}; restore the published file")
-    return value
+def _check(found: Published) -> None:
+    """Refuse what the form of the rows does not tell: a file that contradicts itself is not audited as if it did not.
+
+    Raises:
+        WrongForm: its first word is the role of the file.
+    """
+    votes = found.votes
+    if not (votes.judges and votes.questions):
+        raise WrongForm("votes needs entries in judges and in question_majorities.details")
+    for i, judge in enumerate(votes.judges):
+        if judge.n != judge.tally.n:
+            raise WrongForm(f"votes.judges[{i}]: n is {judge.n}, but a + b + ties is {judge.tally.n}")
+    tallies = [judge.tally for judge in votes.judges] + [question.tally for question in votes.questions]
+    if any(min(t.baseline, t.treatment, t.ties) < 0 for t in tallies):
+        raise WrongForm("votes counts fewer than no votes of a judge or a prompt")
+    if "divergences" in found.raw and not found.divergences:
+        raise WrongForm("divergences has no samples")
+    for i, sample in enumerate(found.divergences):
+        if sample.get("_step") is None or not any(key.startswith(DIVERGENCE) for key in sample):
+            raise WrongForm(f"divergences[{i}] needs the keys _step and {DIVERGENCE}NN")
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
-
-
-def _runs(content: Any, path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    if not isinstance(content, dict) or not all(isinstance(run, dict) for run in content.values()):
-        raise UserError(f"{path}: must map the names of runs to their values; restore the published file")
-    return content.items()
-
-
-def _prompts(content: Any, path: Path) -> list[dict[str, Any]]:
-    if not isinstance(content, list):
-        raise UserError(f"{path}: must be a list of prompts; is this the file of prompts?")
-    for i, entry in enumerate(content):
-        _need(entry, "id", int, f"{path}: [{i}]")
-        _need(entry, "question", str, f"{path}: [{i}]")
-    return content
-
-
-def _judge(entry: Any, place: str) -> Judge:
-    """A judge's n must be the sum of their votes: a file that contradicts itself is not audited as if it did not."""
-    tally = Tally(*(_need(entry, key, int, place) for key in ("a", "b", "ties")))
-    if _need(entry, "n", int, place) != tally.n:
-        raise UserError(f"{place}: n is {entry['n']}, but a + b + ties is {tally.n}; restore the published file")
-    return Judge(
-        name=_need(entry, "name", str, place),
-        type=_need(entry, "type", str, place),
-        background=entry.get("background") or None,
-        tally=tally,
-        median_seconds=_number(entry.get("median_seconds_between_votes")),
-        first_vote=str(entry.get("first_ts") or ""),
-    )
-
-
-def _questions(votes: Any, path: Path) -> tuple[Question, ...]:
-    found = []
-    for i, entry in _entries(votes.get("question_majorities"), "details", path):
-        place = f"{path}: question_majorities.details[{i}]"
-        tally = Tally(*(_need(entry, key, int, place) for key in ("a", "b", "tie")))
-        found.append(Question(_need(entry, "question_id", int, place), _need(entry, "category", str, place), tally))
-    return tuple(found)
-
-
-def _curve(entry: Any, path: Path, run: str) -> Curve:
-    place = f"{path}: {run}"
-    points = _need(entry, "trajectory", list, place)
-    steps = [_need(point, "step", int, place) for point in points]
-    order = np.argsort(steps)
-    columns = [np.array([_number(p.get(key)) for p in points])[order] for key in ("train_loss", "val_loss")]
-    return Curve(np.array(steps, dtype=np.int64)[order], *columns)
-
-
-def _divergences(content: Any, path: Path) -> Divergences:
-    prefix = "layer_gain/div_layer_"
-    if not isinstance(content, list) or not content:
-        raise UserError(f"{path}: must be a list of samples; is this the file of divergences?")
-    steps = [_need(row, "_step", int, f"{path}: [{i}]") for i, row in enumerate(content)]
-    keys = sorted({key for row in content for key in row if key.startswith(prefix)})
-    if not keys:
-        raise UserError(f"{path}: no key {prefix}NN; is this the file of divergences?")
-    values_TB = np.array([[_number(row.get(key)) for key in keys] for row in content])
-    order = np.argsort(steps)
-    return Divergences(np.array(steps, dtype=np.int64)[order], values_TB[order])
+def _nan(value: float | None) -> float:
+    return float("nan") if value is None else value

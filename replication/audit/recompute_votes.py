@@ -7,43 +7,38 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from replication.audit.published import Judge, Published, Question, Tally
-from replication.audit.recompute import Value, recomputes
+from replication.audit.published import Judge, Published, Question, side_of
 from replication.statistics.preference import binomial_p
+from replication.votes.tally import Tally, total
 
+Value = float | int | bool | str
 Rules = Mapping[str, Any]
-
-
-def add_up(tallies: Iterable[Tally]) -> Tally:
-    """The sum of tallies."""
-    listed = list(tallies)
-    return Tally(sum(t.baseline for t in listed), sum(t.gain for t in listed), sum(t.ties for t in listed))
-
+EXTREME = {"min": min, "max": max}
 
 OF_TALLY: dict[str, Callable[[Tally], float]] = {
     "n": lambda t: t.n,
     "baseline": lambda t: t.baseline,
-    "gain": lambda t: t.gain,
+    "gain": lambda t: t.treatment,
     "ties": lambda t: t.ties,
     "decisive": lambda t: t.decisive,
     "share": lambda t: t.share,
     "baseline_share": lambda t: 1 - t.share,
     "tie_share": lambda t: t.tie_share,
-    "gain_of_all": lambda t: t.gain / t.n,
+    "gain_of_all": lambda t: t.treatment / t.n,
     "baseline_of_all": lambda t: t.baseline / t.n,
-    "p": lambda t: float(binomial_p(t.gain, t.decisive)),
+    "p": lambda t: float(binomial_p(t.treatment, t.decisive)),
 }
 """What can be asked of a tally; shares are of the decisive votes unless they say `of_all`."""
 
 LEAVES_OUT: dict[str, Callable[[Judge, Any], bool]] = {
-    "humans_faster_than": lambda j, seconds: j.type == "Human" and j.median_seconds < seconds,
-    "ties_above": lambda j, share: j.tally.tie_share > share,
-    "fewer_than": lambda j, n: j.tally.n < n,
+    "humans_faster_than": lambda j, seconds: j.filtered.is_fast(seconds),
+    "ties_above": lambda j, share: j.filtered.mostly_ties(share),
+    "fewer_than": lambda j, n: j.filtered.is_partial(n),
     "without": lambda j, names: j.name in names,
     "decisive_below": lambda j, n: j.tally.decisive < n,
 }
@@ -53,9 +48,9 @@ KEEPS: dict[str, Callable[[Judge, Any], bool]] = {
     "type": lambda j, kind: j.type == kind,
     "background": lambda j, background: j.background == background,
     "names": lambda j, names: j.name in names,
-    "leans": lambda j, side: j.tally.leans == side,
+    "leans": lambda j, side: side_of(j.tally) == side,
     "share_from": lambda j, share: j.tally.share >= share,
-    "answered": lambda j, yes: (j.background is not None) == yes,
+    "answered": lambda j, yes: bool(j.background) == yes,
 }
 """Rules that keep judges."""
 
@@ -71,225 +66,168 @@ def select(judges: Sequence[Judge], rules: Rules) -> list[Judge]:
     unknown = set(rules) - {*LEAVES_OUT, *KEEPS, "first", "after_first", "caught"}
     if unknown:
         raise LookupError(f"rule '{sorted(unknown)[0]}'; the rules are {', '.join([*LEAVES_OUT, *KEEPS])}")
-    kept = sorted(judges, key=lambda j: j.first_vote)
+    kept = sorted(judges, key=lambda j: j.first_ts or "")
     kept = kept[rules.get("after_first", 0) : rules.get("first")]
     kept = [j for j in kept if all(KEEPS[rule](j, bound) for rule, bound in rules.items() if rule in KEEPS)]
     out = [rule for rule in rules if rule in LEAVES_OUT]
     return [j for j in kept if any(LEAVES_OUT[rule](j, rules[rule]) for rule in out) == bool(rules.get("caught"))]
 
 
-def _tally(data: Published, rules: Rules) -> Tally:
-    return add_up(j.tally for j in select(data.judges, rules))
+class VoteFigures:
+    """The functions of a claims file that count votes."""
 
+    data: Published
 
-def _questions(data: Published, category: str | None = None, leans: str | None = None) -> list[Question]:
-    if category is not None and all(q.category != category for q in data.questions):
-        raise LookupError(f"category '{category}'")
-    return [
-        q
-        for q in data.questions
-        if (category is None or q.category == category) and (leans is None or q.tally.leans == leans)
-    ]
+    def _select(self, rules: Rules) -> list[Judge]:
+        return select(self.data.votes.judges, rules)
 
+    def _tally(self, rules: Rules) -> Tally:
+        return total(j.tally for j in self._select(rules))
 
-def _categories(data: Published) -> dict[str, Tally]:
-    names = dict.fromkeys(q.category for q in data.questions)
-    return {name: add_up(q.tally for q in _questions(data, name)) for name in names}
+    def _questions(self, category: str | None = None, leans: str | None = None) -> list[Question]:
+        if category is not None and category not in self.data.votes.categories:
+            raise LookupError(f"category '{category}'")
+        kept = [q for q in self.data.votes.questions if category in (None, q.category)]
+        return [q for q in kept if leans in (None, side_of(q.tally))]
 
+    # ------------------------------------------------------------ by judge
 
-# ---------------------------------------------------------------- by judge
+    def judges(self, **rules: Any) -> int:
+        """How many judges a filter keeps."""
+        return len(self._select(rules))
 
+    def votes(self, count: str, **rules: Any) -> float:
+        """A count, share or p of the votes of the judges that a filter keeps."""
+        return OF_TALLY[count](self._tally(rules))
 
-@recomputes
-def judges(data: Published, **rules: Any) -> int:
-    """How many judges a filter keeps."""
-    return len(select(data.judges, rules))
+    def filtered(self, count: str, **rules: Any) -> float:
+        """A cell of a filter table: `judges`, or a count of their votes."""
+        return self.judges(**rules) if count == "judges" else self.votes(count, **rules)
 
+    def moved(self, count: str, **rules: Any) -> float:
+        """By how much a filter changes a share: with the filter minus without."""
+        return self.votes(count, **rules) - self.votes(count)
 
-@recomputes
-def votes(data: Published, count: str, **rules: Any) -> float:
-    """A count, share or p of the votes of the judges that a filter keeps."""
-    return OF_TALLY[count](_tally(data, rules))
+    def apart(self, of: Rules, minus: Rules) -> float:
+        """The share for gain among some judges minus that among others."""
+        return self._tally(of).share - self._tally(minus).share
 
+    def judge(self, name: str, count: str) -> Value:
+        """A cell of the table of judges: a count of their votes, or type, background, median_seconds."""
+        found = next((j for j in self.data.votes.judges if j.name == name), None)
+        if found is None:
+            raise LookupError(f"judge '{name}'")
+        if count in OF_TALLY:
+            return OF_TALLY[count](found.tally)
+        own: dict[str, Value] = {
+            "type": found.type,
+            "background": found.background or "-",
+            "median_seconds": found.filtered.pace_seconds,
+        }
+        return own[count]
 
-@recomputes
-def filtered(data: Published, count: str, **rules: Any) -> float:
-    """A cell of a filter table: `judges`, or a count of their votes."""
-    return judges(data, **rules) if count == "judges" else votes(data, count, **rules)
+    def judge_names(self, **rules: Any) -> str:
+        """Names that a filter keeps, sorted."""
+        return ", ".join(sorted(j.name for j in self._select(rules)))
 
+    def extreme_judge(self, count: str, which: str, **rules: Any) -> str:
+        """The judge with the highest or lowest value (`which`: max, min) among those that a filter keeps."""
+        values = {j.name: OF_TALLY[count](j.tally) for j in self._select(rules)}
+        known = {name: value for name, value in values.items() if not math.isnan(value)}
+        if not known:
+            raise LookupError("judge that the rules keep")
+        return EXTREME[which](known, key=lambda name: known[name])
 
-@recomputes
-def moved(data: Published, count: str, **rules: Any) -> float:
-    """By how much a filter changes a share: with the filter minus without."""
-    return votes(data, count, **rules) - votes(data, count)
+    def extreme_share(self, which: str, **rules: Any) -> float:
+        """The highest or lowest share for gain of one judge among those that a filter keeps."""
+        return EXTREME[which]((j.tally.share for j in self._select(rules) if j.tally.decisive), default=math.nan)
 
+    def mean_share(self, **rules: Any) -> float:
+        """Mean over judges of their share for gain; judges without a decisive vote have none."""
+        return float(np.nanmean([j.tally.share for j in self._select(rules)]))
 
-@recomputes
-def apart(data: Published, of: Rules, minus: Rules) -> float:
-    """The share for gain among some judges minus that among others."""
-    return _tally(data, of).share - _tally(data, minus).share
+    def part_of_votes(self, count: str, part: Rules, whole: Rules) -> float:
+        """The votes of some judges as a share of those of others."""
+        return OF_TALLY[count](self._tally(part)) / OF_TALLY[count](self._tally(whole))
 
+    def filters_above(self, filters: Sequence[Rules]) -> int:
+        """How many filters give a higher share for gain than all judges do."""
+        return sum(self._tally(rules).share > self._tally({}).share for rules in filters)
 
-@recomputes
-def judge(data: Published, name: str, count: str) -> Value:
-    """A cell of the table of judges: a count of their votes, or type, background, median_seconds."""
-    found = [j for j in data.judges if j.name == name]
-    if not found:
-        raise LookupError(f"judge '{name}'")
-    if count in OF_TALLY:
-        return OF_TALLY[count](found[0].tally)
-    known: dict[str, Value] = {
-        "type": found[0].type,
-        "background": found[0].background or "-",
-        "median_seconds": found[0].median_seconds,
-    }
-    return known[count]
+    def filters_extreme(self, filters: Sequence[Rules], which: str) -> float:
+        """The lowest or highest share for gain over filters."""
+        return EXTREME[which](self._tally(rules).share for rules in filters)
 
+    def every_filter_leans(self, filters: Sequence[Rules], to: str) -> bool:
+        """Whether every filter leaves a majority for one side."""
+        return all(side_of(self._tally(rules)) == to for rules in filters)
 
-@recomputes
-def judge_names(data: Published, **rules: Any) -> str:
-    """Names that a filter keeps, sorted."""
-    return ", ".join(sorted(j.name for j in select(data.judges, rules)))
+    def backgrounds(self) -> int:
+        """How many backgrounds judges name."""
+        return len({j.background for j in self.data.votes.judges if j.background})
 
+    def vendors(self, of: Mapping[str, str], type: str) -> int:
+        """How many vendors the judges of a type come from, by a table of names."""
+        return len({of[j.name] for j in self.data.votes.judges if j.type == type})
 
-@recomputes
-def extreme_judge(data: Published, count: str, which: str, **rules: Any) -> str:
-    """The judge with the highest or lowest value (`which`: max, min) among those that a filter keeps."""
-    kept = [j for j in select(data.judges, rules) if not math.isnan(OF_TALLY[count](j.tally))]
-    if not kept:
-        raise LookupError("judge that the rules keep")
-    return {"max": max, "min": min}[which](kept, key=lambda j: OF_TALLY[count](j.tally)).name
+    def listed_by_first_vote(self) -> bool:
+        """Whether the judges stand in the order of their first votes."""
+        times = [j.first_ts or "" for j in self.data.votes.judges]
+        return times == sorted(times)
 
+    # ------------------------------------------------------------ by prompt
 
-@recomputes
-def extreme_share(data: Published, which: str, **rules: Any) -> float:
-    """The highest or lowest share for gain of one judge among those that a filter keeps."""
-    shares = [j.tally.share for j in select(data.judges, rules) if j.tally.decisive]
-    return {"max": max, "min": min}[which](shares, default=math.nan)
+    def prompt_votes(self, count: str, category: str | None = None) -> float:
+        """A count, share or p of the votes on all prompts, or on those of a category."""
+        return OF_TALLY[count](total(q.tally for q in self._questions(category)))
 
+    def prompts(self, category: str | None = None, leans: str | None = None) -> int:
+        """How many prompts there are, or lean to a side (even: an exact split)."""
+        return len(self._questions(category, leans))
 
-@recomputes
-def mean_share(data: Published, **rules: Any) -> float:
-    """Mean over judges of their share for gain; judges without a decisive vote have none."""
-    return float(np.nanmean([j.tally.share for j in select(data.judges, rules)]))
+    def categories_of(self, leans: str, outside: Sequence[str] = ()) -> str:
+        """The categories of the prompts that lean to a side, sorted, some left aside."""
+        return ", ".join(sorted({q.category for q in self._questions(leans=leans)} - set(outside)))
 
+    def categories(self, share_from: float = 0.0, share_below: float = math.inf) -> int:
+        """How many categories have a share for gain in a range."""
+        return sum(share_from <= self.prompt_votes("share", name) < share_below for name in self.data.votes.categories)
 
-@recomputes
-def part_of_votes(data: Published, count: str, part: Rules, whole: Rules) -> float:
-    """The votes of some judges as a share of those of others."""
-    return OF_TALLY[count](_tally(data, part)) / OF_TALLY[count](_tally(data, whole))
+    def categories_that_hold(self, leans: str) -> int:
+        """How many categories hold a prompt that leans to a side."""
+        return len({q.category for q in self._questions(leans=leans)})
 
+    def fewest_votes_on_a_prompt(self) -> int:
+        """No more judges than this can have judged every prompt."""
+        return min(q.tally.n for q in self.data.votes.questions)
 
-@recomputes
-def filters_above(data: Published, filters: Sequence[Rules]) -> int:
-    """How many filters give a higher share for gain than all judges do."""
-    return sum(_tally(data, rules).share > _tally(data, {}).share for rules in filters)
+    def prompts_out_of_step(self) -> str:
+        """Prompts, in a fixed order, with another number of votes than judges who got that far, with both numbers."""
+        ordered = sorted(self.data.votes.questions, key=lambda q: q.question_id)
+        reached = [sum(j.n >= place for j in self.data.votes.judges) for place in range(1, len(ordered) + 1)]
+        odd = [(q, n) for q, n in zip(ordered, reached, strict=True) if q.tally.n != n]
+        return ", ".join(f"{q.question_id} ({q.tally.n} votes, {n} judges)" for q, n in odd) or "none"
 
+    def prompts_as_printed(self, hashes: Sequence[str]) -> int:
+        """How many published prompts have the text that the paper prints, by the hashes of the printed texts."""
+        return sum(text_hash(prompt.question) in hashes for prompt in self.data.prompts)
 
-@recomputes
-def filters_extreme(data: Published, filters: Sequence[Rules], which: str) -> float:
-    """The lowest or highest share for gain over filters."""
-    return {"max": max, "min": min}[which](_tally(data, rules).share for rules in filters)
+    def agreeing_prompts(self, of: str = "agree") -> float:
+        """From the published majorities of both types: `agree`, `decided` (neither tied), or `exceptions_SIDE`.
 
-
-@recomputes
-def every_filter_leans(data: Published, filters: Sequence[Rules], to: str) -> bool:
-    """Whether every filter leaves a majority for one side."""
-    return all(_tally(data, rules).leans == to for rules in filters)
-
-
-@recomputes
-def backgrounds(data: Published) -> int:
-    """How many backgrounds judges name."""
-    return len({j.background for j in data.judges} - {None})
-
-
-@recomputes
-def vendors(data: Published, of: Mapping[str, str], type: str) -> int:
-    """How many vendors the judges of a type come from, by a table of names."""
-    return len({of[j.name] for j in data.judges if j.type == type})
-
-
-@recomputes
-def listed_by_first_vote(data: Published) -> bool:
-    """Whether the judges stand in the order of their first votes."""
-    times = [j.first_vote for j in data.judges]
-    return times == sorted(times)
-
-
-# ---------------------------------------------------------------- by prompt
-
-
-@recomputes
-def prompt_votes(data: Published, count: str, category: str | None = None) -> float:
-    """A count, share or p of the votes on all prompts, or on those of a category."""
-    return OF_TALLY[count](add_up(q.tally for q in _questions(data, category)))
-
-
-@recomputes
-def prompts(data: Published, category: str | None = None, leans: str | None = None) -> int:
-    """How many prompts there are, or lean to a side (even: an exact split)."""
-    return len(_questions(data, category, leans))
-
-
-@recomputes
-def categories_of(data: Published, leans: str, outside: Sequence[str] = ()) -> str:
-    """The categories of the prompts that lean to a side, sorted, some left aside."""
-    return ", ".join(sorted({q.category for q in _questions(data, leans=leans)} - set(outside)))
-
-
-@recomputes
-def categories(data: Published, share_from: float = 0.0, share_below: float = math.inf) -> int:
-    """How many categories have a share for gain in a range."""
-    return sum(share_from <= tally.share < share_below for tally in _categories(data).values())
-
-
-@recomputes
-def categories_that_hold(data: Published, leans: str) -> int:
-    """How many categories hold a prompt that leans to a side."""
-    return len({q.category for q in _questions(data, leans=leans)})
-
-
-@recomputes
-def fewest_votes_on_a_prompt(data: Published) -> int:
-    """No more judges than this can have judged every prompt."""
-    return min(q.tally.n for q in data.questions)
-
-
-@recomputes
-def prompts_out_of_step(data: Published) -> str:
-    """Prompts, in a fixed order, with another number of votes than judges who got that far, with both numbers."""
-    reached = [sum(j.tally.n >= place for j in data.judges) for place in range(1, len(data.questions) + 1)]
-    ordered = sorted(data.questions, key=lambda q: q.id)
-    odd = [(q, n) for q, n in zip(ordered, reached, strict=True) if q.tally.n != n]
-    return ", ".join(f"{q.id} ({q.tally.n} votes, {n} judges)" for q, n in odd) or "none"
-
-
-@recomputes
-def prompts_as_printed(data: Published, hashes: Sequence[str]) -> int:
-    """How many published prompts have the text that the paper prints, by the hashes of the printed texts."""
-    return sum(text_hash(entry["question"]) in hashes for entry in data.prompts.values())
+        `share` and `decided_share` are those that agree, of all and of the decided; `exceptions_gain` and
+        `exceptions_baseline` count prompts where humans lean to the side and models do not.
+        """
+        rows = self.data.votes.inter_annotator_agreement.details
+        if of.startswith("exceptions_"):
+            side = of.removeprefix("exceptions_")
+            return sum(row.human_majority == side != row.fm_majority for row in rows)
+        same = sum(row.human_majority == row.fm_majority for row in rows)
+        decided = sum("tied" not in (row.human_majority, row.fm_majority) for row in rows)
+        return {"agree": same, "decided": decided, "share": same / len(rows), "decided_share": same / decided}[of]
 
 
 def text_hash(text: str) -> str:
     """Of letters and digits alone, so that quotes and line breaks do not count; 12 hex digits of SHA-256."""
     plain = "".join(c for c in text.lower() if c.isalnum())
     return hashlib.sha256(plain.encode()).hexdigest()[:12]
-
-
-@recomputes
-def agreeing_prompts(data: Published, of: str = "agree") -> float:
-    """From the published majorities of both types: `agree`, `decided` (neither tied), or a side on which both must be.
-
-    `exceptions_gain` and `exceptions_baseline` count prompts where humans lean to the side and models do not.
-    """
-    rows = data.raw["votes"][0]["inter_annotator_agreement"]["details"]
-    human, model = [row["human_majority"] for row in rows], [row["fm_majority"] for row in rows]
-    pairs = list(zip(human, model, strict=True))
-    if of == "decided":
-        return sum("tied" not in pair for pair in pairs)
-    if of.startswith("exceptions_"):
-        side = of.removeprefix("exceptions_")
-        return sum(h == side and m != side for h, m in pairs)
-    same = sum(h == m for h, m in pairs)
-    return {"agree": same, "share": same / len(pairs), "decided_share": same / agreeing_prompts(data, "decided")}[of]

@@ -330,7 +330,7 @@ def _keys(cls: type, tree: Any, prefix: str) -> dict[str, Any]:
         hint = hints(cls).get(name)
         if hint is None or (dot and not dataclasses.is_dataclass(hint)):
             close = difflib.get_close_matches(str(key), hints(cls), 1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else "`replicate train --help` lists every key of a run"
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"the keys are {', '.join(hints(cls))}"
             raise _Problem(f"{prefix}{key}", f"no such key; {hint}")
         if dataclasses.is_dataclass(hint):
             more = _keys(hint, {rest: value} if dot else value, f"{prefix}{name}.")  # type: ignore[arg-type]

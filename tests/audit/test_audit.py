@@ -14,15 +14,14 @@ from paths import PUBLISHED
 from published_data import CLAIMS, VOTES, losses_file, votes_file, write_claims, write_data
 
 from replication.audit import audit as audits
-from replication.audit.audit import CANNOT, DIFFERS, SAME, Audit, audit, markdown
+from replication.audit.audit import CANNOT, DIFFERS, SAME, Audit, audit, cluster, markdown
 from replication.audit.claims import load_claims, same, shown
-from replication.audit.clusters import cluster
-from replication.audit.published import Tally
 from replication.audit.recompute import FUNCTIONS
 from replication.audit.recompute_votes import OF_TALLY
 from replication.cli.main import main
 from replication.config import config_root
 from replication.errors import UserError
+from replication.votes.tally import Tally
 
 SHIPPED = config_root() / "claims" / "precision_weighted_training.yaml"
 needs_published = pytest.mark.skipif(
@@ -216,11 +215,11 @@ def replaced(old: str, new: str) -> str:
     [
         (CLAIMS, {"losses.json": None}, "losses.json: no such file"),
         (CLAIMS, {"votes.json": "{"}, "votes.json: not valid JSON"),
-        (CLAIMS, {"votes.json": "[]"}, "votes.json: key judges must be a list"),
-        (CLAIMS, {"last.json": "[]"}, "last.json: must map the names of runs"),
-        (CLAIMS, {"prompts.json": '[{"id": 1}]'}, "prompts.json: [0]: key question must be text"),
-        (CLAIMS, {"losses.json": '{"gain": {}}'}, "losses.json: gain: key trajectory must be a list"),
-        (CLAIMS, {"divergences.json": "{}"}, "divergences.json: must be a list of samples"),
+        (CLAIMS, {"votes.json": "[]"}, "votes.json: votes must have keys of its own"),
+        (CLAIMS, {"last.json": "[]"}, "last.json: finals must have keys of its own"),
+        (CLAIMS, {"prompts.json": '[{"id": 1}]'}, "prompts.json: prompts[0].question is missing"),
+        (CLAIMS, {"losses.json": '{"gain": {}}'}, "losses.json: losses.gain.trajectory is missing"),
+        (CLAIMS, {"divergences.json": "{}"}, "divergences.json: divergences must be a list"),
         (replaced("recompute: final,", "recompute: fnal,"), {}, "final: no function 'fnal'"),
         (replaced("key: val_loss", "ky: val_loss"), {}, "final: final: missing a required argument: 'key'"),
         (replaced("{type: FM}, printed", "{tipe: FM}, printed"), {}, "all.models.n: votes: the data hold no rule"),
@@ -228,8 +227,8 @@ def replaced(old: str, new: str) -> str:
         (replaced("args: {which: min, decisive_below: 4}}", "args: {which: least}}"), {}, "the data hold no 'least'"),
         (replaced("run: gain, key", "run: gian, key"), {}, "the data hold no metric val_loss of 'gian'"),
         (replaced("id: range", "id: growth"), {}, "id growth comes twice"),
-        (replaced("where: text, printed", "wo: text, printed"), {}, "a claim needs the keys id, what, where"),
-        (replaced('printed: "6"', "printed: 6"), {}, "leans.gain: printed must be text in quotes"),
+        (replaced("where: text, printed", "wo: text, printed"), {}, "claims[3].wo: no such key; the keys are id"),
+        (replaced('printed: "6"', "printed: 6"), {}, "].printed: must be text in quotes"),
         (replaced("why_not: votes by prompt and type are not published", "reading: none"), {}, "r: give either"),
         (replaced("votes: votes.json, ", ""), {}, "the role 'votes' is missing"),
         ("claims: [", {}, "claims.yaml: not valid YAML"),
@@ -266,27 +265,28 @@ claims:
          "one: stated: the data hold no key headline.n.x"),
         (ONE, "recompute: product, args: {of: [1, 2]}", "recompute: stated, args: {role: votes, path: 5}",
          "one: stated: 'int' object has no attribute 'split'"),
-        (ONE, "args: {of: [1, 2]}", "args: [1, 2]", "one: args must be a mapping"),
-        (ONE, "id: one", "id: [a]", "[0]: id must be text"),
-        (ONE, "where: text", "where: 7.2", "[0]: where must be text"),
-        (ONE, "recompute: product", "recompute: [product]", "[0]: recompute must be text"),
-        (ONE, 'printed: "2"', "printed: twelve", "one: printed 'twelve' is no number"),
-        (ONE, 'printed: "2"', "printed: 1e999", "one: printed must be text in quotes"),
+        (ONE, "args: {of: [1, 2]}", "args: [1, 2]", "line 3: claims[0].args: must have keys of its own"),
+        (ONE, "id: one", "id: [a]", "line 3: claims[0].id: must be text"),
+        (ONE, "where: text", "where: [7.2]", "line 3: claims[0].where: must be text"),
+        (ONE, "recompute: product", "recompute: [product]", "line 3: claims[0].recompute: must be text"),
+        (ONE, 'printed: "2"', "printed: twelve", "one: printed 'twelve' is not a number"),
+        (ONE, 'printed: "2"', "printed: 1e999", "claims[0].printed: must be text in quotes"),
         (ONE, "what: w", "what: w, what: v", "line 3: key 'what' comes twice"),
         (ONE, "files: {", "files: {votes: v.json, ", "key 'votes' comes twice"),
-        (ONE, "{votes: votes.json}", "{votes: 5}", "files.votes must be a file name or a list"),
-        (ONE, "{votes: votes.json}", "{votes: null}", "files.votes must be a file name or a list"),
-        (ONE, "{votes: votes.json}", "{votes: []}", "files.votes must be a file name or a list"),
-        (ONE, "claims:", "cannot_answer:\nclaims:", "key cannot_answer must be a list of texts"),
-        (ONE, "claims:", "cannot_answer: no\nclaims:", "key cannot_answer must be a list of texts"),
-        (ONE, "claims:", "paper: [a]\nclaims:", "key paper must be text"),
+        (ONE, "{votes: votes.json}", "{votes: 5}", "files.votes: must be a file name or a list"),
+        (ONE, "{votes: votes.json}", "{votes: null}", "files.votes: must be a file name or a list"),
+        (ONE, "{votes: votes.json}", "{votes: []}", "files.votes: must be a file name or a list"),
+        (ONE, "claims:", "cannot_answer:\nclaims:", "line 2: cannot_answer: must be a list"),
+        (ONE, "claims:", "cannot_answer: no\nclaims:", "line 2: cannot_answer: must be a list"),
+        (ONE, "claims:", "paper: [a]\nclaims:", "line 2: paper: must be text"),
         (ONE, "what: w", "what: \udcff", "claims.yaml: cannot be read as UTF-8 text"),
-        (TABLE, '{all: {printed: ["35"]}}', "[1]", "one: rows must be a mapping"),
-        (TABLE, "{n: {count: n}}", "[a]", "one: columns must be a mapping"),
-        (TABLE, "n: {count: n}", "n: 5", "one: columns: n must be a mapping"),
-        (TABLE, '["35"]', "null", "one: row all needs a list `printed` of 1"),
-        (TABLE, '["35"]', '["35"], args: 3', "one.all: args must be a mapping"),
-        (TABLE, '["35"]', '["35"], why_not: x', "one.all: unknown key why_not"),
+        (TABLE, '{all: {printed: ["35"]}}', "[1]", "claims[0].rows: must have keys of its own"),
+        (TABLE, "{n: {count: n}}", "[a]", "claims[0].columns: must have keys of its own"),
+        (TABLE, "n: {count: n}", "n: 5", "claims[0].columns.n: must have keys of its own"),
+        (TABLE, '["35"]', "null", "claims[0].rows.all.printed: must be a list"),
+        (TABLE, '["35"]', '["35", "36"]', "claims[0].rows.all: needs a list `printed` of 1"),
+        (TABLE, '["35"]', '["35"], args: 3', "claims[0].rows.all.args: must have keys of its own"),
+        (TABLE, '["35"]', '["35"], why_not: x', "claims[0].rows.all.why_not: no such key; the keys are printed"),
     ],
 )  # fmt: skip
 def test_a_malformed_claims_file_is_one_line(
@@ -301,9 +301,14 @@ def test_a_malformed_claims_file_is_one_line(
     assert message in captured.err
 
 
+def test_a_text_without_quotes_is_as_it_is_written(tmp_path: Path) -> None:
+    claims = load_claims(write_claims(tmp_path, ONE.replace("where: text", "where: 7.20")))
+    assert claims.claims[0].where == "7.20"
+
+
 def test_what_a_merge_takes_over_may_be_overridden(tmp_path: Path) -> None:
     text = ONE.replace("args: {of: [1, 2]}", "args: {<<: {of: [7, 8]}, of: [1, 2]}")
-    assert load_claims(write_claims(tmp_path, text)).claims[0].arguments == {"of": [1, 2]}
+    assert load_claims(write_claims(tmp_path, text)).claims[0].args == {"of": [1, 2]}
 
 
 def test_a_judge_whose_votes_do_not_add_up_is_refused(tmp_path: Path) -> None:
@@ -324,8 +329,8 @@ def test_every_shipped_claim_names_a_function_and_its_arguments() -> None:
     claims = load_claims(SHIPPED)
     assert len(claims.claims) > 700 and claims.cannot_answer
     for claim in claims.claims:
-        if claim.function is not None:
-            inspect.signature(FUNCTIONS[claim.function]).bind(None, **claim.arguments)
+        if claim.recompute is not None:
+            inspect.signature(FUNCTIONS[claim.recompute]).bind(None, **claim.args)
 
 
 @pytest.fixture(scope="module")
