@@ -10,15 +10,19 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from replication.bench.plain import HEAD
+from replication.bench.loops import HEAD
+from replication.console import table
 from replication.data.module import Batch
 from replication.model.transformer import Transformer
 
@@ -110,26 +114,18 @@ class Marks(Callback):
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self._undo: list[Callable[[], None]] = []
+        self._undo = ExitStack()
 
     def install(self, model: Transformer, optimizer: Optimizer) -> None:
         for module, name, part in parts_of(model):
-            self._wrap(module, name, part)
+            original, own = getattr(module, name), module.__dict__
+            self._undo.callback(partial(own.__setitem__, name, original) if name in own else partial(own.pop, name))
+            own[name] = timed(original, part, self.clock)
         handle = optimizer.register_step_post_hook(lambda *_: self.clock(REST))
-        self._undo.append(handle.remove)
+        self._undo.callback(handle.remove)
 
     def remove(self) -> None:
-        for undo in self._undo:
-            undo()
-        self._undo = []
-
-    def _wrap(self, module: nn.Module, name: str, part: str) -> None:
-        original, shadowed = getattr(module, name), name in module.__dict__
-        module.__dict__[name] = timed(original, part, self.clock)
-        if shadowed:
-            self._undo.append(lambda: module.__dict__.__setitem__(name, original))
-        else:
-            self._undo.append(lambda: module.__dict__.__delitem__(name))
+        self._undo.close()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self.clock(OPTIMIZER)  # the layer scale, the clipping and the update; the optimizer's own hook ends it
@@ -162,5 +158,8 @@ class Breakdown:
         longest = sorted(seconds, key=lambda part: (part == REST, -seconds[part]))
         return cls(steps, {part: 1000 * seconds[part] / steps for part in longest})
 
-    def share(self, part: str) -> float:
-        return self.milliseconds[part] / sum(self.milliseconds.values())
+    def table(self) -> Table:
+        whole = sum(self.milliseconds.values())
+        rows = [(part, f"{ms:,.2f}", f"{ms / whole:.1%}") for part, ms in self.milliseconds.items()]
+        columns = ["part, forward and backward", ">ms a step", ">share"]
+        return table("where a step's time goes (arm both, with marks)", columns, rows)

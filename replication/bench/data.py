@@ -1,4 +1,4 @@
-"""Speed of the data: preparing a corpus beside its tokenizer alone, and the training loader beside what the model eats.
+"""`replicate bench data`: preparing a corpus beside its tokenizer alone, and the training loader beside the model.
 
 Both sides of the first take turns in one run, so that they see the same machine at the same time; each preparation is
 compared with the mean of the tokenizer's times before and after it.
@@ -14,30 +14,30 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count, pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
-from scipy.stats import quantile_test
 
+from replication.bench.blocks import Elapsed, Interleaved, Ratio, interleave
+from replication.bench.result import Result, facts
 from replication.config import DataConfig, RunConfig, SourceConfig
+from replication.console import progress
 from replication.data.module import CountFrom, TrainingBatches, batch_loader
 from replication.data.prepare import prepare
+from replication.data.records import CorpusManifest
 from replication.data.sources import documents
 from replication.data.store import TokenStore
 from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, library_threads
 from replication.data.tokenizer import TextTokenizer, load_tokenizer
 from replication.errors import UserError
 
-T = TypeVar("T")
-Seconds = tuple[float, float]  # by the clock, and of CPU
-
+ALONE, PRODUCT = "tokenizer alone", "preparation"
 VALIDATION_FRACTION = 0.1  # so that a few megabytes have documents in both splits
 ROW_GROUP = 1000  # rows, as large sets have them
 
@@ -49,6 +49,10 @@ class PreparationBench:
     CPU seconds are those of all processes together: where others use the machine as well, they say more than the clock.
     """
 
+    figures: ClassVar = (
+        "alone_tokens_per_second_per_core", "product_tokens_per_second_per_core", "median_ratio", "lower_bound_95",
+        "median_cpu_ratio",
+    )  # fmt: skip
     num_proc: int
     tokens: int
     text_bytes: int
@@ -56,6 +60,12 @@ class PreparationBench:
     product_seconds: tuple[float, ...]
     alone_cpu_seconds: tuple[float, ...]
     product_cpu_seconds: tuple[float, ...]
+
+    @classmethod
+    def of(cls, num_proc: int, tokens: int, text_bytes: int, turns: Interleaved) -> PreparationBench:
+        wall = (tuple(turns.times(name)) for name in (ALONE, PRODUCT))
+        cpu = (tuple(turns.times(name, "cpu_seconds")) for name in (ALONE, PRODUCT))
+        return cls(num_proc, tokens, text_bytes, *wall, *cpu)
 
     @property
     def ratios(self) -> list[float]:
@@ -72,34 +82,106 @@ class PreparationBench:
         return statistics.median(self.ratios)
 
     @property
-    def lower_bound(self) -> float:
-        """One-sided 95 % lower confidence bound of the median ratio; it needs 5 turns, and is 0 with fewer."""
-        low = float(quantile_test(self.ratios, p=0.5, alternative="greater").confidence_interval(0.95).low)
-        return max(0.0, low) if low == low else 0.0
+    def median_cpu_ratio(self) -> float:
+        return statistics.median(self.cpu_ratios)
 
-    def per_core(self, seconds: tuple[float, ...]) -> float:
+    @property
+    def lower_bound_95(self) -> float:
+        """One-sided confidence bound of the median ratio; it needs 5 turns, and is 0 with fewer."""
+        inverse = Ratio.of([1 / ratio for ratio in self.ratios]).upper_bound_95
+        return 1 / inverse if inverse else 0.0
+
+    @property
+    def alone_tokens_per_second_per_core(self) -> float:
+        return self._per_core(self.alone_seconds)
+
+    @property
+    def product_tokens_per_second_per_core(self) -> float:
+        return self._per_core(self.product_seconds)
+
+    def _per_core(self, seconds: tuple[float, ...]) -> float:
         """Tokens a second and process, at the median turn."""
         return self.tokens / statistics.median(seconds) / self.num_proc
 
-    def to_dict(self) -> dict[str, object]:
-        return {
-            "num_proc": self.num_proc,
-            "tokens": self.tokens,
-            "text_bytes": self.text_bytes,
-            "alone_tokens_per_second_per_core": self.per_core(self.alone_seconds),
-            "product_tokens_per_second_per_core": self.per_core(self.product_seconds),
-            "median_ratio": self.median_ratio,
-            "lower_bound_95": self.lower_bound,
-            "median_cpu_ratio": statistics.median(self.cpu_ratios),
-            "alone_seconds": list(self.alone_seconds),
-            "product_seconds": list(self.product_seconds),
-            "alone_cpu_seconds": list(self.alone_cpu_seconds),
-            "product_cpu_seconds": list(self.product_cpu_seconds),
+    def table(self) -> Table:
+        rows = {
+            "text": f"{self.text_bytes / 1e6:,.1f} MB, {self.tokens:,} tokens",
+            "processes": self.num_proc,
+            "turns": len(self.product_seconds),
+            "tokenizer alone": f"{self.alone_tokens_per_second_per_core:,.0f} tokens/s per core",
+            "preparation": f"{self.product_tokens_per_second_per_core:,.0f} tokens/s per core",
+            "ratio of speeds, median": f"{self.median_ratio:.3f}",
+            "  95 % lower bound": f"{self.lower_bound_95:.3f}",
+            "the same by CPU time": f"{self.median_cpu_ratio:.3f}",
         }
+        return facts("preparing a corpus beside its tokenizer alone", rows)
 
 
 def _paired(alone: tuple[float, ...], product: tuple[float, ...]) -> list[float]:
     return [statistics.mean(pair) / p for p, pair in zip(product, pairwise(alone), strict=True)]
+
+
+@dataclass(frozen=True)
+class LoaderBench:
+    """Tokens a second of the training loader in each turn, and of the model that it feeds."""
+
+    figures: ClassVar = ("median_tokens_per_second", "times")
+    loader_workers: int
+    micro_batch_tokens: int
+    eaten_tokens_per_second: float
+    tokens_per_second: tuple[float, ...]
+
+    @property
+    def median_tokens_per_second(self) -> float:
+        return statistics.median(self.tokens_per_second)
+
+    @property
+    def times(self) -> float:
+        """Tokens that the loader delivers for each that the model trains on, at the median turn."""
+        return self.median_tokens_per_second / self.eaten_tokens_per_second
+
+    def table(self) -> Table:
+        rows = {
+            "micro-batch": f"{self.micro_batch_tokens:,} tokens",
+            "loader workers": self.loader_workers,
+            "loader": f"{self.median_tokens_per_second:,.0f} tokens/s",
+            "model": f"{self.eaten_tokens_per_second:,.0f} tokens/s",
+            "loader over model": f"{self.times:,.1f}",
+        }
+        return facts("training loader beside the model", rows)
+
+
+@dataclass(frozen=True)
+class DataBench(Result):
+    """Findings of one run of `bench data`."""
+
+    bench: ClassVar = "data"
+    loader: LoaderBench
+    preparation: PreparationBench
+
+    def tables(self) -> list[Table]:
+        return [self.loader.table(), self.preparation.table()]
+
+
+def bench_data(
+    config: RunConfig, prepared: Path, turns: int, n_bytes: int, trained_per_second: float, console: Console
+) -> DataBench:
+    """Time the loader and the preparation of a corpus, with the tokenizer of one that `replicate prepare` wrote.
+
+    Args:
+        config: of both.
+        prepared: the corpus that the loader reads.
+        turns: preparations that count.
+        n_bytes: text that each prepares.
+        trained_per_second: tokens that one process of the training takes.
+        console: for progress.
+    """
+    loader = bench_loader(config, TokenStore.open(prepared), trained_per_second)
+    tokenizer = replace(config.data.tokenizer, path=str(prepared / "tokenizer.json"), revision=None)
+    return DataBench(loader, bench_preparation(replace(config.data, tokenizer=tokenizer), turns, n_bytes, console))
+
+
+# ---------------------------------------------------------------- preparation
 
 
 def bench_preparation(data: DataConfig, turns: int, n_bytes: int, console: Console) -> PreparationBench:
@@ -121,33 +203,27 @@ def bench_preparation(data: DataConfig, turns: int, n_bytes: int, console: Conso
         raise UserError("data.tokenizer.path: bench data times a tokenizer that is loaded; name a tokenizer.json")
     tokenizer, texts = load_tokenizer(data.tokenizer), _texts(data, n_bytes)
     sizes = [len(text.encode()) for text in texts]
-    with tempfile.TemporaryDirectory() as folder, Progress(console=console) as progress:
-        root = Path(folder)
+    manifests: list[CorpusManifest] = []
+    with tempfile.TemporaryDirectory() as folder, progress(console) as bars:
+        root, numbers = Path(folder), count()
         config = _corpus(data, tokenizer, texts, root)
-        task = progress.add_task("turns", total=turns + 1)
-        product: list[Seconds] = []
-        with _alone(tokenizer, _batches(texts, sizes), data.num_proc) as alone:
-            by_itself = [alone()]
-            for turn in range(turns):
-                progress.advance(task)
-                manifest, seconds = _timed(lambda turn=turn: prepare(config, root / f"out-{turn}"))  # type: ignore[misc]
-                product.append(seconds)
-                by_itself.append(alone())
-    entry = manifest.sources["bench"]
+        with _alone(tokenizer, _batches(texts, sizes), data.num_proc) as tokenise:
+
+            def run(name: str) -> Elapsed:
+                if name == ALONE:
+                    return tokenise()
+                wall, cpu = time.perf_counter(), _cpu_seconds()
+                manifests.append(prepare(config, root / f"out-{next(numbers)}"))
+                return Elapsed(time.perf_counter() - wall, _cpu_seconds() - cpu)
+
+            blocks = interleave(ALONE, [PRODUCT], turns, 0, run, bars, warm_up=False)  # tokens: known only afterwards
+    entry = manifests[0].sources["bench"]
     tokens = entry.train.tokens + entry.validation.tokens
-    alone_seconds, alone_cpu = zip(*by_itself, strict=True)
-    seconds, cpu = zip(*product, strict=True)
-    return PreparationBench(data.num_proc, tokens, sum(sizes), alone_seconds, seconds, alone_cpu, cpu)
-
-
-def _timed(work: Callable[[], T]) -> tuple[T, Seconds]:
-    """What some work gives, and how long it took; processes count once they have ended."""
-    wall, cpu = time.perf_counter(), _cpu_seconds()
-    value = work()
-    return value, (time.perf_counter() - wall, _cpu_seconds() - cpu)
+    return PreparationBench.of(data.num_proc, tokens, sum(sizes), blocks)
 
 
 def _cpu_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
     used = os.times()
     return used.user + used.system + used.children_user + used.children_system
 
@@ -191,19 +267,15 @@ def _batches(texts: list[str], sizes: list[int]) -> list[list[str]]:
     return batches
 
 
-_alone_tokenizer: TextTokenizer | None = None
-_alone_batches: list[list[str]] = []
+_inherited: tuple[TextTokenizer, list[list[str]]] | None = None
+"""What the tokenizer's processes take over from the one that forks them."""
 
 
 @contextmanager
-def _alone(tokenizer: TextTokenizer, batches: list[list[str]], num_proc: int) -> Iterator[Callable[[], Seconds]]:
-    """Gives a function that tokenises every batch as a preparation's pool would: as many processes, or threads.
-
-    The processes inherit the texts.
-    """
-    global _alone_tokenizer, _alone_batches
-    _alone_tokenizer, _alone_batches = tokenizer, batches
-    numbers = range(len(batches))
+def _alone(tokenizer: TextTokenizer, batches: list[list[str]], num_proc: int) -> Iterator[Callable[[], Elapsed]]:
+    """A function that tokenises every batch as a preparation's pool would: as many processes, or threads."""
+    global _inherited
+    _inherited = tokenizer, batches
     with library_threads(num_proc == 1), ExitStack() as stack:
         each: Callable[..., Iterable[float]] = map
         if num_proc > 1:
@@ -211,87 +283,41 @@ def _alone(tokenizer: TextTokenizer, batches: list[list[str]], num_proc: int) ->
             executor.submit(os.getpid).result()
             each = executor.map
 
-        def turn() -> Seconds:
+        def turn() -> Elapsed:
             started = time.perf_counter()
-            cpu = sum(each(_encode, numbers))
-            return time.perf_counter() - started, cpu
+            cpu = sum(each(_encode, range(len(batches))))
+            return Elapsed(time.perf_counter() - started, cpu)
 
         yield turn
-    _alone_tokenizer, _alone_batches = None, []
+    _inherited = None
 
 
 def _encode(number: int) -> float:
     """Tokenise a batch and drop its tokens; CPU seconds."""
-    assert _alone_tokenizer is not None
+    assert _inherited is not None
+    tokenizer, batches = _inherited
     started = time.process_time()
-    _alone_tokenizer.encode_only(_alone_batches[number])
+    tokenizer.encode_only(batches[number])
     return time.process_time() - started
-
-
-def preparation_table(bench: PreparationBench) -> Table:
-    """The figures in words."""
-    rows = {
-        "text": f"{bench.text_bytes / 1e6:,.1f} MB, {bench.tokens:,} tokens",
-        "processes": str(bench.num_proc),
-        "turns": str(len(bench.product_seconds)),
-        "tokenizer alone": f"{bench.per_core(bench.alone_seconds):,.0f} tokens/s per core",
-        "preparation": f"{bench.per_core(bench.product_seconds):,.0f} tokens/s per core",
-        "ratio of speeds, median": f"{bench.median_ratio:.3f}",
-        "  95 % lower bound": f"{bench.lower_bound:.3f}",
-        "the same by CPU time": f"{statistics.median(bench.cpu_ratios):.3f}",
-    }
-    return _table("preparing a corpus beside its tokenizer alone", rows)
-
-
-def _table(title: str, rows: dict[str, str]) -> Table:
-    table = Table("", "", title=title, show_header=False)
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
 
 
 # ---------------------------------------------------------------- the training loader
 
 
-@dataclass(frozen=True)
-class LoaderBench:
-    """Tokens a second of the training loader in each turn, and of the model that it feeds."""
-
-    loader_workers: int
-    micro_batch_tokens: int
-    eaten_tokens_per_second: float
-    tokens_per_second: tuple[float, ...]
-
-    @property
-    def times(self) -> float:
-        """How many times what the model eats the loader delivers, at the median turn."""
-        return statistics.median(self.tokens_per_second) / self.eaten_tokens_per_second
-
-    def to_dict(self) -> dict[str, object]:
-        return {
-            "loader_workers": self.loader_workers,
-            "micro_batch_tokens": self.micro_batch_tokens,
-            "eaten_tokens_per_second": self.eaten_tokens_per_second,
-            "median_tokens_per_second": statistics.median(self.tokens_per_second),
-            "times": self.times,
-            "tokens_per_second": list(self.tokens_per_second),
-        }
-
-
 def bench_loader(
     config: RunConfig, store: TokenStore, eaten_tokens_per_second: float, turns: int = 5, turn_seconds: float = 1.0
 ) -> LoaderBench:
-    """Time the loader of a config's training, with nothing that eats what it delivers.
+    """Time the loader of a config's training, with nothing that takes what it delivers.
 
     Args:
         config: batch, order and loader_workers are taken from it; one process is timed.
         store: the prepared data.
-        eaten_tokens_per_second: what one process of the training takes.
+        eaten_tokens_per_second: taken by one process of the training.
         turns: how often the speed is taken.
         turn_seconds: how long for.
 
     Raises:
-        UserError: the data do not fit the config, or the model eats nothing.
+        UserError: the data do not fit the config, or the model takes nothing.
     """
     if eaten_tokens_per_second <= 0:
         raise UserError(f"eaten_tokens_per_second: {eaten_tokens_per_second} must be positive")
@@ -307,15 +333,3 @@ def bench_loader(
             n += 1
         speeds.append(n * micro_batch_tokens / seconds)
     return LoaderBench(config.cluster.loader_workers, micro_batch_tokens, eaten_tokens_per_second, tuple(speeds))
-
-
-def loader_table(bench: LoaderBench) -> Table:
-    """The figures in words."""
-    rows = {
-        "micro-batch": f"{bench.micro_batch_tokens:,} tokens",
-        "loader workers": str(bench.loader_workers),
-        "loader": f"{statistics.median(bench.tokens_per_second):,.0f} tokens/s",
-        "model": f"{bench.eaten_tokens_per_second:,.0f} tokens/s",
-        "loader over model": f"{bench.times:,.1f}",
-    }
-    return _table("training loader beside the model", rows)

@@ -9,9 +9,7 @@ already differ, that difference is the noise floor beside which the drill's own 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
-import json
+import itertools
 import os
 import random
 import signal
@@ -20,30 +18,36 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
+from replication.bench.result import plain
 from replication.config import RunConfig, flatten, refuse_differences, to_dict, to_yaml
+from replication.console import progress, say, table
 from replication.errors import UserError
+from replication.processes.launcher import end
 from replication.runs.failures import last_line
-from replication.runs.files import read_json, write_json, write_text
+from replication.runs.files import read_object, write_json, write_text
 from replication.runs.journal import read_journal
 from replication.runs.layout import RunDir, SuiteDir, step_of
+from replication.runs.records import read_record
 from replication.training.phases import VARIABLE, Board, Reading
 
+STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3")
 AIMS = {"mid-step": ("forward", "update"), "mid-accumulation": ("accumulate",), "mid-save": ("save",)}
-"""What a kill aims at, as phases of the board; the next one aims where the fewest have landed."""
+"""Aims of a kill, as phases of the board; the next one aims where the fewest have landed."""
 KILLS_A_RUN = 6
 NOISE_FACTOR = 10.0
-"""How many times the distance of one rerun a disturbed run may end away: both are single draws of the same noise."""
+"""Times the distance of one rerun that a disturbed run may end away: both are single draws of the same noise."""
 TIMING = ("wall_seconds", "train/tokens_per_second")
 END_SECONDS = 120.0
-"""How long the rest of a run may take to end after a rank was killed."""
+"""Time for the rest of a run to end after a rank was killed."""
 
 
 @dataclass
@@ -82,6 +86,7 @@ class Disturbed:
 class StrategyResult:
     """The drill of one strategy."""
 
+    figures: ClassVar = ("holds", "spread")
     strategy: str
     world_size: int
     accumulation: int
@@ -112,13 +117,40 @@ class StrategyResult:
         return equal and self.n_resumed > 0
 
 
+@dataclass
+class DrillResults:
+    """All of drill.json."""
+
+    config: dict[str, Any]
+    """Every key that two calls of one drill must share: all but the strategy, and where the corpus lies."""
+    strategies: list[StrategyResult]
+
+    @classmethod
+    def of(cls, config: RunConfig, path: Path) -> DrillResults:
+        """The results of an earlier call, or none.
+
+        Raises:
+            UserError: it drilled another config, or the file is damaged.
+        """
+        other = ("cluster.strategy", "data.dir", "data.num_proc", "generation.")
+        shared = {k: v for k, v in flatten(to_dict(config)).items() if not k.startswith(other)}
+        earlier = read_record(path, cls)
+        if earlier is None:
+            return cls(shared, [])
+        refuse_differences(f"{path}: of another config", earlier.config, shared, "choose another --out")
+        return earlier
+
+    def of_strategy(self, strategy: str) -> StrategyResult | None:
+        return next((result for result in self.strategies if result.strategy == strategy), None)
+
+
 def drill(
     config: RunConfig, strategies: Sequence[str], out: Path, n_kills: int, seed: int, console: Console
 ) -> list[StrategyResult]:
     """Drill every strategy; results go to out/drill.json as they come, and a second call goes on from there.
 
     Args:
-        config: what to train; its data.dir is prepared.
+        config: what to train; where it names no data.dir, the corpus is prepared in out/data.
         strategies: values of cluster.strategy; single runs one process, the others cluster.devices of them.
         out: folder of the runs.
         n_kills: in all, shared evenly among the strategies.
@@ -126,35 +158,46 @@ def drill(
         console: for progress and the table.
 
     Raises:
-        UserError: a run failed on its own, or out holds a drill of another config.
+        UserError: no such drill is possible, a run failed on its own, or out holds a drill of another config.
     """
-    kept = _earlier_results(config, out)
-    results: list[StrategyResult] = []
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("kills"),
-               TimeElapsedColumn())  # fmt: skip
-    with Progress(*columns, console=console) as progress:
+    check_drill(config, strategies, n_kills)
+    if config.data.dir is None:
+        from replication.data.prepare import prepare
+
+        prepare(config.data, out / "data", console)
+        config = replace(config, data=replace(config.data, dir=str((out / "data").resolve())))
+    path = out / "drill.json"
+    all_results, results = DrillResults.of(config, path), list[StrategyResult]()
+    with progress(console, "bar", "count", "kills", "elapsed") as bars:
         for i, strategy in enumerate(strategies):
             share = n_kills * (i + 1) // len(strategies) - n_kills * i // len(strategies)
             one = _Drill(_with_strategy(config, strategy), out / strategy, random.Random(f"{seed}/{strategy}"))
-            task = progress.add_task(strategy, total=share)
-            tick = functools.partial(progress.advance, task)
-            result = kept.get(strategy) or StrategyResult(
-                strategy, one.config.world_size, one.config.accumulation, one.noise_floor(progress.console)
-            )
+            task = bars.add_task(strategy, total=share)
+            result = all_results.of_strategy(strategy)
+            if result is None:
+                floor = one.noise_floor(bars.console)
+                result = StrategyResult(strategy, one.config.world_size, one.config.accumulation, floor)
+                all_results.strategies.append(result)
             results.append(result)
-            progress.update(task, completed=len(result.kills))
+            bars.update(task, completed=len(result.kills))
             while len(result.kills) < share:
-                one.disturb(result, share, tick)
-                _write_results(config, out, kept | {r.strategy: r for r in results})
+                one.disturb(result, share, partial(bars.advance, task))
+                write_json(path, plain(all_results))
     console.print(result_table(results))
     for result in results:
         if not result.n_resumed:
-            console.print(f"[red]{result.strategy}: no killed run went on from a checkpoint, so nothing is shown[/]")
+            no = f"{result.strategy}: no killed run went on from a checkpoint, so nothing is shown"
+            say(console, no, style="red")
     return results
 
 
-def check_saves(config: RunConfig) -> None:
-    """Raise UserError where no checkpoint is saved that a killed run could go on from."""
+def check_drill(config: RunConfig, strategies: Sequence[str], n_kills: int) -> None:
+    """Raise UserError for a strategy that there is not, too few kills, or no checkpoint that a run could go on from."""
+    for strategy in strategies:
+        if strategy not in STRATEGIES:
+            raise UserError(f"--strategies: no strategy '{strategy}'; the strategies are {', '.join(STRATEGIES)}")
+    if n_kills < len(strategies):
+        raise UserError(f"--kills: {n_kills} leaves some of the {len(strategies)} strategies without one; raise it")
     every, steps = config.checkpoints.every_steps, config.training.steps
     if every > steps - 2:
         raise UserError(
@@ -165,9 +208,8 @@ def check_saves(config: RunConfig) -> None:
 
 def _with_strategy(config: RunConfig, strategy: str) -> RunConfig:
     devices = 1 if strategy == "single" else max(2, config.cluster.devices)
-    cluster = dataclasses.replace(config.cluster, strategy=strategy, devices=devices)  # type: ignore[arg-type]
-    generation = dataclasses.replace(config.generation, prompts=None)
-    return dataclasses.replace(config, cluster=cluster, generation=generation).check()
+    cluster = replace(config.cluster, strategy=strategy, devices=devices)  # type: ignore[arg-type]
+    return replace(config, cluster=cluster, generation=replace(config.generation, prompts=None)).check()
 
 
 # ---------------------------------------------------------------- one strategy
@@ -185,7 +227,7 @@ class _Drill:
     def noise_floor(self, console: Console) -> float:
         """Run the undisturbed run and its rerun; how far apart they end."""
         for name in ("undisturbed", "rerun"):
-            console.print(f"{self.config.cluster.strategy}: {name} run")
+            say(console, f"{self.config.cluster.strategy}: {name} run")
             with self._started(name) as (process, board):
                 self._watch(process, board)
             self._check_ended(process, name)
@@ -195,8 +237,7 @@ class _Drill:
         """One run that is killed several times, then left to end, then compared."""
         name = self._next_name()
         run, kills = self._cell(name), list[Kill]()
-        before = len(result.kills)
-        planned = min(KILLS_A_RUN, share - before)
+        planned = min(KILLS_A_RUN, share - len(result.kills))
         while True:
             starting_step = newest_step(run)
             if kills:
@@ -204,9 +245,10 @@ class _Drill:
             kill = None
             with self._started(name) as (process, board):
                 if len(kills) < planned:
-                    must_resume = len(kills) == planned - 1 and not any(k.resumed_from for k in [*result.kills, *kills])
+                    so_far = [*result.kills, *kills]
+                    must_resume = len(kills) == planned - 1 and not any(k.resumed_from for k in so_far)
                     step = max(starting_step, self._moment(len(kills), planned, must_resume))
-                    kill = self._kill(process, board, self._next_aim([*result.kills, *kills]), step, len(kills))
+                    kill = self._kill(process, board, self._next_aim(so_far), step, len(kills))
                 if kill is None:  # it ended before the moment came, or has been killed often enough
                     self._watch(process, board)
             if kill is None:
@@ -218,10 +260,8 @@ class _Drill:
 
     def _next_name(self) -> str:
         """A name that no folder has; what an interrupted drill left half killed is not gone on with."""
-        n = 1
-        while (self.folder / f"killed-{n:02d}").exists():
-            n += 1
-        return f"killed-{n:02d}"
+        names = (f"killed-{n:02d}" for n in itertools.count(1))
+        return next(name for name in names if not (self.folder / name).exists())
 
     def _next_aim(self, kills: Sequence[Kill]) -> str:
         landed = Counter(kill.landed for kill in kills)
@@ -245,15 +285,13 @@ class _Drill:
         """Wait for a moment of the aim's kind from a step on, kill one rank or all; None where the run ended first."""
         victim = self.rng.randrange(self.config.world_size)
         ranks = list(range(self.config.world_size)) if self.rng.random() < 0.5 else [victim]
-        phases = [self.rng.choice(AIMS[aim])]
-        while (reading := _slot(board, victim)) is None or reading.phase not in phases or reading.step < step:
+        phase = self.rng.choice(AIMS[aim])
+        while (reading := _slot(board, victim)) is None or reading.phase != phase or reading.step < step:
             if process.poll() is not None:
                 return None
             time.sleep(0.0002)
-        time.sleep(self.rng.uniform(0, self.phase_seconds[phases[0]]))
-        for reading in board.read():
-            if reading.rank in ranks:
-                _sigkill(reading.pid)
+        time.sleep(self.rng.uniform(0, self.phase_seconds[phase]))
+        _sigkill(board, ranks)
         last = _slot(board, victim)
         assert last is not None
         self._wait_for_the_rest(process, board)
@@ -264,8 +302,7 @@ class _Drill:
             process.wait(timeout=END_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-            for reading in board.read():
-                _sigkill(reading.pid)
+            _sigkill(board, range(self.config.world_size))
             raise UserError(
                 f"{self.folder}: the other ranks did not end within {END_SECONDS:.0f} seconds after one was killed; "
                 "see log.txt there"
@@ -291,29 +328,22 @@ class _Drill:
 
     @contextlib.contextmanager
     def _started(self, name: str) -> Iterator[tuple[subprocess.Popen[bytes], Board]]:
-        """The run's next start; where the drill itself is interrupted, the run is interrupted too and waited for."""
-        process, board = self._start(name)
-        try:
-            yield process, board
-        except BaseException:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-            raise
-
-    def _start(self, name: str) -> tuple[subprocess.Popen[bytes], Board]:
-        suite = SuiteDir(self.folder / name)
-        config = suite.root / "drill.yaml"
+        """The run's next start, as a user starts it; where the drill itself is interrupted, the run is ended too."""
+        root = self.folder / name
+        config, board_path = root / "drill.yaml", root / "phase_board"
         write_text(config, to_yaml(self.config))
-        board_path = suite.root / "phase_board"
         board = Board(board_path, self.config.world_size, create=True)
-        command = [sys.executable, "-P", "-m", "replication", "train", "--config", str(config)]
-        command += ["--out", str(suite.root)]
-        with open(suite.root / "log.txt", "ab") as log:
+        command = [sys.executable, "-P", "-m", "replication", "train", "--config", str(config), "--out", str(root)]
+        with open(root / "log.txt", "ab") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                 env=os.environ | {VARIABLE: str(board_path)}, start_new_session=True,
             )  # fmt: skip
-        return process, board
+        try:
+            yield process, board
+        except BaseException:
+            end([process], signal.SIGTERM)
+            raise
 
     def _check_ended(self, process: subprocess.Popen[bytes], name: str) -> None:
         if process.returncode:
@@ -329,9 +359,11 @@ def _slot(board: Board, rank: int) -> Reading | None:
     return next((reading for reading in board.read() if reading.rank == rank), None)
 
 
-def _sigkill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+def _sigkill(board: Board, ranks: Sequence[int]) -> None:
+    for reading in board.read():
+        if reading.rank in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(reading.pid, signal.SIGKILL)
 
 
 # ---------------------------------------------------------------- comparing two ends
@@ -356,13 +388,16 @@ def spread(run: RunDir, reference: RunDir) -> float:
 
 
 def faults(run: RunDir, reference: RunDir) -> list[str]:
-    """What a disturbed run's journal and manifest have that the undisturbed ones do not, a line each."""
+    """Differences of a disturbed run's journal and manifest from the undisturbed ones, a line each."""
     found = []
-    a, b = read_json(run.manifest), read_json(reference.manifest)
+    a, b = read_object(run.manifest), read_object(reference.manifest)
     for key in ("step", "tokens", "data_chain", "initial_weights_sha256", "config_hash"):
         if a.get(key) != b.get(key):
             found.append(f"{key} is {a.get(key)}, undisturbed {b.get(key)}")
-    lines = [[_untimed(line) for line in read_journal(r.metrics)] for r in (run, reference)]
+    lines = [
+        [{k: v for k, v in line.items() if k not in TIMING} for line in read_journal(r.metrics)]
+        for r in (run, reference)
+    ]
     steps = [[(line["step"], len(line.get("per_step", {}).get("train/loss_nats", []))) for line in part]
              for part in lines]  # fmt: skip
     if steps[0] != steps[1]:
@@ -372,23 +407,13 @@ def faults(run: RunDir, reference: RunDir) -> list[str]:
     return found
 
 
-def _untimed(line: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in line.items() if k not in TIMING}
-
-
 def _first_unlike(a: Sequence[Any], b: Sequence[Any]) -> str:
-    for left, right in zip(a, b, strict=False):
-        if left != right:
-            return f"{str(left)[:100]} instead of {str(right)[:100]}"
-    return f"{len(a)} lines instead of {len(b)}"
-
-
-# ---------------------------------------------------------------- results
+    unlike = (f"{str(x)[:100]} instead of {str(y)[:100]}" for x, y in zip(a, b, strict=False) if x != y)
+    return next(unlike, f"{len(a)} lines instead of {len(b)}")
 
 
 def result_table(results: Sequence[StrategyResult]) -> Table:
     """A column a strategy: kills by phase, kills of resumed runs, spread beside the noise floor, the verdict."""
-    table = Table("", title="killed and resumed runs beside an undisturbed one")
     landed = [Counter(kill.landed for kill in r.kills) for r in results]
     rows: dict[str, list[object]] = {
         "ranks": [r.world_size for r in results],
@@ -403,40 +428,7 @@ def result_table(results: Sequence[StrategyResult]) -> Table:
         "noise floor": [f"{r.noise_floor:.1e}" for r in results],
         "spread": [f"{r.spread:.1e}" for r in results],
         "lost or repeated steps": [sum(bool(run.faults) for run in r.runs) for r in results],
-        "holds": ["[green]yes[/]" if r.holds else "[red]no[/]" for r in results],
+        "holds": [Text("yes", "green") if r.holds else Text("no", "red") for r in results],
     }
-    for r in results:
-        table.add_column(r.strategy, justify="right")
-    for name, values in rows.items():
-        table.add_row(name, *map(str, values))
-    return table
-
-
-def _write_results(config: RunConfig, out: Path, results: dict[str, StrategyResult]) -> None:
-    plain = [asdict(r) | {"holds": r.holds, "spread": r.spread} for r in results.values()]
-    write_json(out / "drill.json", {"config": _compared(config), "strategies": plain})
-
-
-def _compared(config: RunConfig) -> dict[str, Any]:
-    """Every key that two calls of one drill must share: all but the strategy, and where the corpus lies."""
-    other = ("cluster.strategy", "data.dir", "data.num_proc", "generation.")
-    return {k: v for k, v in flatten(to_dict(config)).items() if not k.startswith(other)}
-
-
-def _earlier_results(config: RunConfig, out: Path) -> dict[str, StrategyResult]:
-    """What an earlier call found in this folder, by strategy.
-
-    Raises:
-        UserError: it drilled another config.
-    """
-    earlier = read_json(out / "drill.json")
-    if earlier is None:
-        return {}
-    what = f"{out / 'drill.json'}: of another config"
-    refuse_differences(what, earlier.get("config", {}), _compared(config), "choose another --out")
-    results = {}
-    for plain in json.loads(json.dumps(earlier["strategies"])):
-        runs = [Disturbed(**(run | {"kills": [Kill(**kill) for kill in run["kills"]]})) for run in plain["runs"]]
-        known = {f.name: plain[f.name] for f in dataclasses.fields(StrategyResult)}
-        results[plain["strategy"]] = StrategyResult(**(known | {"runs": runs}))
-    return results
+    columns = ["", *(f">{r.strategy}" for r in results)]
+    return table("killed and resumed runs beside an undisturbed one", columns, [(k, *v) for k, v in rows.items()])

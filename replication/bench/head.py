@@ -9,22 +9,25 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+import weakref
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import psutil
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from replication.bench.allocations import CountAllocations
+from replication.bench.blocks import synchronize
+from replication.bench.loops import head_losses
 from replication.bench.machine import describe
-from replication.bench.plain import head_losses
-from replication.bench.turns import synchronize
+from replication.bench.result import Result
 from replication.config import ClusterConfig, ModelConfig
+from replication.console import progress, table
 from replication.errors import UserError
 from replication.model.transformer import Transformer
 
@@ -57,16 +60,30 @@ class HeadRow:
 
 
 @dataclass(frozen=True)
-class HeadBench:
-    """What one run of `bench head` found."""
+class HeadBench(Result):
+    """Findings of one run of `bench head`."""
 
+    bench: ClassVar = "head"
     size: HeadSize
     repeats: int
     rows: tuple[HeadRow, ...]
     machine: dict[str, Any]
 
-    def to_dict(self) -> dict[str, object]:
-        return {"bench": "head", **asdict(self)}
+    def tables(self) -> list[Table]:
+        s = self.size
+        title = (
+            f"{s.tokens:,} tokens x {s.vocabulary:,} vocabulary x {s.width:,} width, "
+            f"{'bf16' if s.bf16 else 'fp32'}{', compiled' if s.compile else ''}"
+        )
+        rows = [
+            (r.kind, _gib(r.counted_bytes), _gib(r.measured_bytes), r.seconds and f"{r.seconds:.3f}", r.note)
+            for r in self.rows
+        ]
+        return [table(title, ["head", ">counted GiB", ">measured GiB", ">seconds", "remark"], rows)]
+
+
+def _gib(n_bytes: int | None) -> str | None:
+    return None if n_bytes is None else f"{n_bytes / 2**30:.2f}"
 
 
 def bench_head(size: HeadSize, device: torch.device, repeats: int, console: Console) -> HeadBench:
@@ -79,12 +96,9 @@ def bench_head(size: HeadSize, device: torch.device, repeats: int, console: Cons
         console: for progress.
     """
     rows = []
-    with Progress(console=console) as progress:
-        task = progress.add_task("", total=len(KINDS))
-        for kind in KINDS:
-            progress.update(task, description=f"head: {kind}")
+    with progress(console) as bars:
+        for kind in bars.track(KINDS, description="heads"):
             rows.append(_row(kind, size, device, repeats))
-            progress.advance(task)
     return HeadBench(size, repeats, tuple(rows), describe(device))
 
 
@@ -168,22 +182,40 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-# ---------------------------------------------------------------- in words
+# ---------------------------------------------------------------- counted memory
 
 
-def head_table(bench: HeadBench) -> Table:
-    """The heads side by side; it fits 80 columns."""
-    s = bench.size
-    title = (
-        f"{s.tokens:,} tokens x {s.vocabulary:,} vocabulary x {s.width:,} width, "
-        f"{'bf16' if s.bf16 else 'fp32'}{', compiled' if s.compile else ''}"
-    )
-    table = Table(title=title, title_justify="left")
-    table.add_column("head")
-    for name in ("counted GiB", "measured GiB", "seconds"):
-        table.add_column(name, justify="right")
-    table.add_column("remark")
-    for row in bench.rows:
-        gib = ("" if b is None else f"{b / 2**30:.2f}" for b in (row.counted_bytes, row.measured_bytes))
-        table.add_row(row.kind, *gib, "" if row.seconds is None else f"{row.seconds:.3f}", row.note)
-    return table
+class CountAllocations(TorchDispatchMode):
+    """Bytes of the storages made inside the block, on real tensors or on fake ones: `live` now, `peak` at most.
+
+    What a kernel allocates and frees inside itself is not seen; every result of an operator is, views counted once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.Tensor):
+                self._see(tensor, 0)  # its storage is older than the block, or known
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._see(tensor, tensor.untyped_storage().nbytes())
+        return out
+
+    def _see(self, tensor: torch.Tensor, n_bytes: int) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._seen:
+            return
+
+        def freed(_: Any) -> None:
+            self.live -= n_bytes
+            del self._seen[key]
+
+        self._seen[key] = weakref.ref(storage, freed)
+        self.live += n_bytes
+        self.peak = max(self.peak, self.live)

@@ -1,13 +1,15 @@
-"""What a speed is held against: the machine's arithmetic peak, its memory, and the versions that ran."""
+"""The measure of a speed: the machine's arithmetic peak, its memory, and the versions that ran."""
 
 from __future__ import annotations
 
 import resource
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from replication.bench.blocks import synchronize
 from replication.config import RunConfig
 from replication.model.size import flops_per_token
 from replication.runs.provenance import package_versions
@@ -34,7 +36,7 @@ PEAK_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Peak:
-    """How fast a device multiplies matrices at best."""
+    """Highest speed at which a device multiplies matrices."""
 
     flops_per_second: float
     source: str
@@ -63,8 +65,7 @@ def measured_peak(device: torch.device, precision: str) -> Peak:
     while time.perf_counter() < until:
         started = time.perf_counter()
         torch.mm(a, b)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize()
         best = min(best, time.perf_counter() - started)
     where = "" if device.type == "cuda" else f", {torch.get_num_threads()} CPU thread(s)"
     return Peak(2 * size**3 / best, f"measured, {size}-square products in {str(dtype).removeprefix('torch.')}{where}")
@@ -77,17 +78,20 @@ class Utilisation:
     flops_per_token_full: float  # all of the attention counts
     flops_per_token_causal: float  # only what the causal mask leaves
     peak: Peak
+    baseline_full: float
+    baseline_causal: float
 
     @classmethod
-    def of(cls, config: RunConfig, device: torch.device) -> Utilisation:
+    def of(cls, config: RunConfig, device: torch.device, tokens_per_second: float) -> Utilisation:
+        """At the baseline's speed."""
         full, causal = (flops_per_token(config.model, config.data.block_size_tokens, c) for c in (False, True))
-        return cls(full, causal, arithmetic_peak(device, config.training.precision))
+        peak = arithmetic_peak(device, config.training.precision)
+        share = tokens_per_second / peak.flops_per_second
+        return cls(full, causal, peak, full * share, causal * share)
 
     def full(self, tokens_per_second: float) -> float:
+        """At another speed, with all of the attention counted."""
         return self.flops_per_token_full * tokens_per_second / self.peak.flops_per_second
-
-    def causal(self, tokens_per_second: float) -> float:
-        return self.flops_per_token_causal * tokens_per_second / self.peak.flops_per_second
 
 
 class PeakMemory:
@@ -107,10 +111,6 @@ class PeakMemory:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def describe(device: torch.device) -> dict[str, object]:
+def describe(device: torch.device) -> dict[str, Any]:
     """Device and versions, for a result file."""
-    return {
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "versions": package_versions(),
-    }
+    return {"device": device_name(device), "threads": torch.get_num_threads(), "versions": package_versions()}

@@ -1,4 +1,4 @@
-"""How far rounding alone moves the loss: one cell trained again and again, cut otherwise each time.
+"""`replicate bench noise`: one cell trained again and again, cut otherwise each time, so that rounding alone differs.
 
 Arm, seed, data and objective are the suite's; strategy, micro-batch or kernels are not. In exact arithmetic all would
 end alike, so what they differ in is no effect of an arm: the floor that stands beside the margin in the report. Each
@@ -8,14 +8,16 @@ run is one of `grid run`, in DIR/noise/<cut>; a second call goes on where the fi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 from rich.console import Console
 from rich.table import Table
 
+from replication.bench.result import Result
 from replication.config import (
+    DataConfig,
     RunConfig,
     SuiteConfig,
     load_run,
@@ -24,6 +26,9 @@ from replication.config import (
     scientific,
     scientific_hash,
 )
+from replication.console import say, table
+from replication.data.prepare import prepare
+from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.grid.cells import Cell, write_configs
 from replication.grid.local import run_cells
@@ -33,15 +38,14 @@ from replication.runs.files import remove_tree, write_json
 from replication.runs.layout import SuiteDir
 from replication.runs.manifest import Manifest, find_manifest
 from replication.runs.provenance import code_hash, code_identity
-from replication.runs.records import to_json
-from replication.runs.starts import code_of, unlike
+from replication.runs.starts import code_of, refuse_other_data, unlike
 
 AS_IT_IS = "as it is"
 CUTS = ("micro-batch", "head", "attention", "checkpointing", "ranks", "again")
 
 
 def cuts(config: RunConfig, kinds: Sequence[str]) -> Iterator[tuple[str, RunConfig | None, str]]:
-    """Yield (name, config, "") of each cut of the kinds, or (name, None, why it is left out)."""
+    """(name, config, "") of each cut of the kinds, or (name, None, why it is left out)."""
     c, n = config.cluster, config.micro_batch_sequences
     head, attention = "logits" if c.head != "logits" else "chunked", "auto" if c.attention == "math" else "math"
     of_kind: dict[str, list[tuple[str, dict[str, Any]]]] = {
@@ -65,53 +69,103 @@ def cuts(config: RunConfig, kinds: Sequence[str]) -> Iterator[tuple[str, RunConf
                 yield name, cut, ""
 
 
+@dataclass(frozen=True)
+class NoiseRow:
+    """One run: its losses, by the names that `analysis.loss` may have, and their differences to the cell as it is."""
+
+    cell: str
+    cut: str
+    config_hash: str
+    precision: str
+    steps: int
+    machine: dict[str, Any]
+    final_val_loss: float
+    late_val_loss: float
+    differences: dict[str, float]
+
+
+@dataclass(frozen=True)
+class NoiseBench(Result):
+    """Findings of `bench noise`, as DIR/noise.json holds them."""
+
+    bench: ClassVar = "noise"
+    suite: str
+    code_hash: str | None
+    packages: Mapping[str, str | None]
+    rows: list[NoiseRow] = field(default_factory=list)
+
+    def tables(self) -> list[Table]:
+        """A row for each run; differences in nats."""
+        rows = [
+            (r.cell, r.cut, f"{r.final_val_loss:.4f}",
+             *(f"{r.differences[loss]:+.2g}" for loss in ("final_val_loss", "late_val_loss")))
+            for r in self.rows
+        ]  # fmt: skip
+        columns = ["cell", "cut", ">final loss", ">difference", ">late mean"]
+        return [table("Validation loss of one cell, cut otherwise", columns, rows)]
+
+
 def bench_noise(
     suite: SuiteConfig, suite_dir: SuiteDir, bases: Sequence[Cell], kinds: Sequence[str], console: Console
-) -> dict[str, Any]:
+) -> NoiseBench:
     """Train each cell as it is and in every cut; DIR/noise.json is written after each run.
 
     Args:
         suite: names the validations of the late mean.
-        suite_dir: DIR.
-        bases: cells of the suite, with their configs; data.dir is prepared.
+        suite_dir: DIR, with the data that its cells share, or none yet.
+        bases: cells of the suite, with their configs.
         kinds: of CUTS.
         console: for progress and what is left out.
-
-    Returns:
-        What noise.json holds: a row for each run, with its losses and their differences to the cell as it is.
 
     Raises:
         UserError: a run failed, or DIR/noise has runs of another config, cut or code.
     """
-    rows: list[dict[str, Any]] = []
-    result = {"bench": "noise", "suite": suite.name, **to_json(code_identity()), "rows": rows}
+    data = _prepared(bases[0].config.data, suite_dir, console)
+    code = code_identity()
+    result = NoiseBench(suite.name, code.code_hash, code.packages)
     for base in bases:
-        config = replace(base.config, generation=replace(base.config.generation, prompts=None))
+        config = replace(base.config, data=data, generation=replace(base.config.generation, prompts=None))
         first: dict[str, float] = {}
         for name, cut, why in [(AS_IT_IS, config, ""), *cuts(config, kinds)]:
             if cut is None:
-                console.print(f"{name}: left out ({why})", soft_wrap=True, markup=False)
+                say(console, f"{name}: left out ({why})")
                 continue
             losses = _losses(name, cut, suite, suite_dir, console)
             first = first or losses
-            rows.append({
-                "cell": base.name,
-                "cut": name,
-                "config_hash": scientific_hash(cut),
-                "precision": cut.training.precision,
-                "steps": cut.training.steps,
-                "machine": machine_cut(cut),
-                **losses,
-                "differences": {key: value - first[key] for key, value in losses.items()},
-            })  # fmt: skip
-            write_json(suite_dir.noise, result)
+            result.rows.append(
+                NoiseRow(
+                    cell=base.name,
+                    cut=name,
+                    config_hash=scientific_hash(cut),
+                    precision=cut.training.precision,
+                    steps=cut.training.steps,
+                    machine=machine_cut(cut),
+                    final_val_loss=losses["final_val_loss"],
+                    late_val_loss=losses["late_val_loss"],
+                    differences={key: value - first[key] for key, value in losses.items()},
+                )
+            )
+            write_json(suite_dir.noise, result.to_dict())
     return result
+
+
+def _prepared(data: DataConfig, suite_dir: SuiteDir, console: Console) -> DataConfig:
+    """The data with the folder that holds them, prepared if need be.
+
+    Raises:
+        UserError: cells of DIR were trained on others.
+    """
+    if data.dir is None:
+        prepare(data, suite_dir.data, console)
+    store = TokenStore.open(data.dir or suite_dir.data)
+    refuse_other_data(suite_dir.runs, str(store.dir), store.hash)
+    return replace(data, dir=str(store.dir.resolve()))
 
 
 def _losses(
     name: str, config: RunConfig, suite: SuiteConfig, suite_dir: SuiteDir, console: Console
 ) -> dict[str, float]:
-    """Train one cut, unless it is there; its losses by the names that `analysis.loss` may have."""
+    """Train one cut, unless it is there; its losses."""
     folder = SuiteDir(suite_dir.root / "noise" / re.sub(r"\W+", "-", name))
     cell = Cell(config.arm, config.seed, folder.cell(config.arm, config.seed), config)
     if cell.run.config.is_file():
@@ -123,7 +177,7 @@ def _losses(
             f"remove {folder.root.parent}, and measure anew",
         )
     write_configs([cell])
-    console.print(f"{cell.name}, {name}:", markup=False)
+    say(console, f"{cell.name}, {name}:")
     outcome = run_cells([cell], folder, 1, console)
     if not (outcome.complete or outcome.skipped):
         raise UserError(f"{cell.run.root}: the run did not end (log: {cell.run.log}); the same command goes on")
@@ -134,14 +188,3 @@ def _losses(
     remove_tree(cell.run.checkpoints)  # the losses are in the journal
     read = load_cell_files(cell.run, cell.arm, cell.seed)
     return {q.key: q.value(read) for q in quantities(suite.analysis.late_validations)[:2]}
-
-
-def noise_table(result: dict[str, Any]) -> Table:
-    """A row for each run; differences in nats, to the cell as it is."""
-    table = Table(
-        "cell", "cut", "final loss", "difference", "late mean", title="Validation loss of one cell, cut otherwise"
-    )
-    for row in result["rows"]:
-        final, late = row["differences"]["final_val_loss"], row["differences"]["late_val_loss"]
-        table.add_row(row["cell"], row["cut"], f"{row['final_val_loss']:.4f}", f"{final:+.2g}", f"{late:+.2g}")
-    return table

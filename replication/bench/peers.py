@@ -1,73 +1,89 @@
 """`replicate bench peers`: one dense model and batch in our training, in a plain torch loop, and in other trainers.
 
 All of them take turns in one process, with the plain loop between any two. Beside them the two interventions: ours, and
-as a first version writes them.
+as a first version writes them. The other trainers are Hugging Face's around our model, and LitGPT's own model in its
+own loop; their packages are imported where they are used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from replication.bench.blocks import RATIOS, Interleaved, interleave
+from replication.bench.blocks import RATIOS, Interleaved, Pause, Turns, interleave, share_one_heap
+from replication.bench.loops import NaiveLoop, PlainLoop, synthetic_store, training_loader
 from replication.bench.machine import describe
-from replication.bench.naive import NaiveLoop
-from replication.bench.others import missing, train_with_hugging_face, train_with_litgpt
-from replication.bench.plain import PlainLoop
 from replication.bench.product import Product, configure
-from replication.bench.synthetic import SyntheticStore
-from replication.bench.turns import Elapsed, Pause, Turns, share_one_heap
-from replication.config import RunConfig, to_dict
+from replication.bench.result import Result, facts
+from replication.config import RunConfig
+from replication.console import progress, table
+from replication.data.module import Batch, CountFrom, TrainingBatches, batch_loader
 from replication.errors import UserError
+from replication.model.size import padded_vocabulary
 from replication.training.environment import prepare_torch
 
-PLAIN, NAIVE = "plain loop", "both, naive"
+PLAIN, NAIVE, HUGGING_FACE, LITGPT = "plain loop", "both, naive", "HF Trainer", "LitGPT"
 PRODUCTS = {"product": "baseline", "both, product": "both"}
-OTHERS = {"HF Trainer": train_with_hugging_face, "LitGPT": train_with_litgpt}
-NAMES = ("product", "HF Trainer", "LitGPT", "both, product", NAIVE)
+NAMES = ("product", HUGGING_FACE, LITGPT, "both, product", NAIVE)
 PACKAGES = ("torch", "lightning", "transformers", "accelerate", "litgpt")
-
-
-class Contestant(Protocol):
-    """A training that runs block by block."""
-
-    def block(self) -> Elapsed:
-        """Run the next block."""
-
-    def close(self) -> None:
-        """End it."""
+NEEDED = {
+    HUGGING_FACE: (("transformers", "accelerate"), "pip install 'replication[peers]'"),
+    # its pinned jsonargparse and huggingface-hub are older than ours, and its model and loop need neither
+    LITGPT: (("litgpt",), "pip install --no-deps 'litgpt>=0.5.13,<0.6'"),
+}
+REMARKS = {
+    PLAIN: "the same step in torch alone",
+    "product": "Lightning, callbacks, journal, TensorBoard",
+    HUGGING_FACE: "the same model; logs kept in memory",
+    LITGPT: "its own model and loop; no smoothing",
+    "both, product": "both interventions, as trained here",
+    NAIVE: "host reads, quantiles, loop over names",
+}
 
 
 @dataclass(frozen=True)
-class PeersBench:
-    """What one run of `bench peers` measured."""
+class PeersBench(Result):
+    """Findings of one run of `bench peers`."""
 
-    config: RunConfig
+    bench: ClassVar = "peers"
+    machine: dict[str, Any]
     block_steps: int
     interleaved: Interleaved
     skipped: dict[str, str]  # what the contestants lack that did not run
-    machine: dict[str, Any]
-
-    def to_dict(self) -> dict[str, object]:
-        return {
-            "bench": "peers",
-            "machine": self.machine,
-            "block_steps": self.block_steps,
-            "interleaved": self.interleaved.to_dict(),
-            "skipped": self.skipped,
-            "config": to_dict(self.config),
-        }
+    config: RunConfig
 
     @property
     def names(self) -> list[str]:
         return [name for name in NAMES if name not in self.skipped]
+
+    def tables(self) -> list[Table]:
+        """The contestants, then what they are."""
+        c, speeds = self.interleaved, self.interleaved.tokens_per_second
+        speed = {name: 1 / ratio.median for name, ratio in c.time_over_reference.items()} | {PLAIN: 1.0}
+        rows = [(n, f"{speeds[n]:,.0f}", f"{speed[n]:.4f}", *c.ratio_cells(n)) for n in (PLAIN, *self.names)]
+        versions = ", ".join(f"{k} {v}" for k, v in self.machine["versions"].items() if v)
+        about = {
+            **(REMARKS | self.skipped),
+            "versions": versions,
+            "machine": f"{self.machine['device']}, {self.machine['threads']} CPU thread(s)",
+            "compiled": "yes" if self.config.cluster.compile else "no",
+            "pairs": f"{len(c.times(self.names[0]))} blocks of {self.block_steps} steps, a log line every "
+            f"{self.config.logging.log_every_steps}",
+        }
+        title = "one dense model and batch, interleaved in one run"
+        return [table(title, ["", ">tokens/s", ">speed", *RATIOS], rows), facts("what they are", about)]
 
 
 def check_comparable(config: RunConfig) -> None:
@@ -94,22 +110,29 @@ def bench_peers(config: RunConfig, block_steps: int, rounds: int, console: Conso
     prepare_torch(config)
     share_one_heap()
     skipped = {name: lack for name in NAMES if (lack := missing(name))}
-    contestants: dict[str, Contestant] = {}
-    try:
-        with Progress(console=console) as progress:
-            task = progress.add_task("setting up", total=None)
-            for name in (PLAIN, *(n for n in NAMES if n not in skipped)):
-                progress.update(task, description=f"setting up: {name}")
-                contestants[name] = _contestant(name, config, block_steps)
-            progress.remove_task(task)
-            others, tokens = list(contestants)[1:], block_steps * config.training.batch_tokens
-            run: Callable[[str], Elapsed] = lambda name: contestants[name].block()  # noqa: E731
-            interleaved = interleave(PLAIN, others, rounds, tokens, run, progress)
-    finally:
-        for contestant in contestants.values():
-            contestant.close()
+    with progress(console) as bars, ExitStack() as stack:
+        task = bars.add_task("", total=None)
+        contestants: dict[str, Turns | Product] = {}
+        for name in (PLAIN, *(n for n in NAMES if n not in skipped)):
+            bars.update(task, description=f"setting up: {name}")
+            contestants[name] = stack.enter_context(closing(_contestant(name, config, block_steps)))
+        bars.remove_task(task)
+        others, tokens = list(contestants)[1:], block_steps * config.training.batch_tokens
+        interleaved = interleave(PLAIN, others, rounds, tokens, lambda name: contestants[name].block(), bars)
     machine = describe(_device(config)) | {"versions": versions()}
-    return PeersBench(config, block_steps, interleaved, skipped, machine)
+    return PeersBench(machine, block_steps, interleaved, skipped, config)
+
+
+def missing(name: str) -> str | None:
+    """The packages that a contestant lacks, with the remedy; None where it can run."""
+    packages, remedy = NEEDED.get(name, ((), ""))
+    absent = [p for p in packages if importlib.util.find_spec(p) is None]
+    return f"{', '.join(absent)} not installed: {remedy}" if absent else None
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what is compared; None for what is not installed."""
+    return {p: metadata.version(p) if importlib.util.find_spec(p) else None for p in PACKAGES}
 
 
 def _device(config: RunConfig) -> torch.device:
@@ -117,70 +140,166 @@ def _device(config: RunConfig) -> torch.device:
     return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
 
-def _contestant(name: str, config: RunConfig, block_steps: int) -> Contestant:
-    store, device = SyntheticStore(config), _device(config)
+def _contestant(name: str, config: RunConfig, block_steps: int) -> Turns | Product:
     if name in PRODUCTS:
-        return Product(configure(config, block_steps, PRODUCTS[name]), store, block_steps)
-    if name in OTHERS:
-        return Turns(lambda pause: OTHERS[name](config, store, device, block_steps, pause))
-    return Turns(lambda pause: _train_by_hand(NaiveLoop if name == NAIVE else PlainLoop, config, block_steps, pause))
+        return Product(configure(config, block_steps, PRODUCTS[name]), synthetic_store(config), block_steps)
+    train: Callable[[RunConfig, torch.device, int, Pause], None] = {
+        PLAIN: _train_by_hand, NAIVE: _train_naively, HUGGING_FACE: train_with_hugging_face, LITGPT: train_with_litgpt
+    }[name]  # fmt: skip
+    return Turns(lambda pause: train(config, _device(config), block_steps, pause))
 
 
-def _train_by_hand(kind: type[PlainLoop], config: RunConfig, block_steps: int, pause: Pause) -> None:
-    loop = kind(config, SyntheticStore(config), _device(config), block_steps)
+def _train_by_hand(
+    config: RunConfig, device: torch.device, block_steps: int, pause: Pause, kind: type[PlainLoop] = PlainLoop
+) -> None:
+    loop = kind(config, synthetic_store(config), device, block_steps)
     while True:
         pause()
         loop.block()
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of what is compared; None for what is not installed."""
-    found: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+def _train_naively(config: RunConfig, device: torch.device, block_steps: int, pause: Pause) -> None:
+    _train_by_hand(config, device, block_steps, pause, NaiveLoop)
 
 
-# ---------------------------------------------------------------- in words
-
-REMARKS = {
-    PLAIN: "the same step in torch alone",
-    "product": "Lightning, callbacks, journal, TensorBoard",
-    "HF Trainer": "the same model; logs kept in memory",
-    "LitGPT": "its own model and loop; no smoothing",
-    "both, product": "both interventions, as trained here",
-    NAIVE: "host reads, quantiles, loop over names",
-}
+# ---------------------------------------------------------------- Hugging Face
 
 
-def peers_tables(bench: PeersBench) -> list[Table]:
-    """The contestants, then what they are; each fits 80 columns."""
-    c = bench.interleaved
-    table = Table(title="one dense model and batch, interleaved in one run", title_justify="left")
-    table.add_column("")
-    for name in ("tokens/s", "speed", *RATIOS):
-        table.add_column(name, justify="right")
-    for name in (PLAIN, *bench.names):
-        speed = 1.0 if name == PLAIN else 1 / c.ratio(name).median
-        table.add_row(name, f"{c.tokens_per_second(name):,.0f}", f"{speed:.4f}", *c.ratio_cells(name))
-    return [table, _facts_table(bench)]
+class _Objective(nn.Module):
+    """Our model and objective as transformers' Trainer wants them: keyword inputs to a loss."""
+
+    def __init__(self, loop: PlainLoop) -> None:
+        super().__init__()
+        self.model, self._objective, self._accumulation = loop.model, loop.objective, loop.config.accumulation
+
+    def forward(self, tokens_BS: Tensor, step_groups: int) -> dict[str, Tensor]:
+        # the Trainer divides by the accumulation, which the objective has done
+        return {"loss": self._objective(Batch(tokens_BS, step_groups)) * self._accumulation}
 
 
-def _facts_table(bench: PeersBench) -> Table:
-    c, config = bench.interleaved, bench.config
-    table = Table(show_header=False, title="what they are", title_justify="left")
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name in (PLAIN, *NAMES):
-        table.add_row(name, bench.skipped.get(name, REMARKS[name]))
-    present = {k: v for k, v in bench.machine["versions"].items() if v}
-    table.add_row("versions", ", ".join(f"{k} {v}" for k, v in present.items()))
-    table.add_row("machine", f"{bench.machine['device']}, {bench.machine['threads']} CPU thread(s)")
-    table.add_row("compiled", "yes" if config.cluster.compile else "no")
-    pairs = c.ratio(bench.names[0]).pairs
-    table.add_row("pairs", f"{pairs} blocks of {bench.block_steps} steps, a log line every "
-                  f"{config.logging.log_every_steps}")  # fmt: skip
-    return table
+class _Inputs(Dataset):
+    """Micro-batches as keyword inputs."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.batches = TrainingBatches(config, synthetic_store(config))
+
+    def __getitem__(self, m: int) -> dict[str, Any]:
+        return self.batches[m]._asdict()
+
+
+def train_with_hugging_face(config: RunConfig, device: torch.device, block_steps: int, pause: Pause) -> None:
+    """transformers' Trainer on the plain loop's model, objective, optimizer and schedule; logs, saves nothing."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    loop, inputs = PlainLoop(config, synthetic_store(config), device, block_steps), _Inputs(config)
+
+    class Blocks(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step % block_steps == 0:
+                pause()
+
+    class OnOurBatches(Trainer):
+        def get_train_dataloader(self) -> DataLoader:
+            return batch_loader(config, inputs, CountFrom(0))
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=config.training.steps,
+            per_device_train_batch_size=config.micro_batch_sequences,
+            gradient_accumulation_steps=config.accumulation,
+            max_grad_norm=loop.limit,
+            logging_steps=config.logging.log_every_steps,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=device.type == "cpu",
+            bf16=config.training.precision == "bf16-mixed",
+            remove_unused_columns=False,
+        )
+        if arguments.n_gpu > 1:
+            arguments._n_gpu = 1  # it would spread the batch over every GPU that it sees
+        trainer = OnOurBatches(
+            model=_Objective(loop), args=arguments, train_dataset=inputs,
+            optimizers=(loop.optimizer, loop.schedule), callbacks=[Blocks()],
+        )  # fmt: skip
+        cast(Any, trainer).log = lambda *args, **kwargs: None  # it prints
+        trainer.train()
+
+
+# ---------------------------------------------------------------- LitGPT
+
+
+def litgpt_sizes(config: RunConfig) -> dict[str, Any]:
+    """Arguments of LitGPT's Config for a dense model of our sizes."""
+    m = config.model
+    return {
+        "name": "bench",
+        "block_size": config.data.block_size_tokens,
+        "vocab_size": m.vocab_size,
+        "padded_vocab_size": padded_vocabulary(m),
+        "n_layer": m.n_blocks,
+        "n_embd": m.d_model,
+        "n_head": m.n_heads,
+        "n_query_groups": m.n_kv_heads,
+        "head_size": m.d_head,
+        "mlp_class_name": "LLaMAMLP",
+        "intermediate_size": m.d_ff,
+        "norm_class_name": "RMSNorm",
+        "norm_eps": m.norm_eps,
+        "norm_qk": m.qk_norm != "none",
+        "rope_base": int(m.rotary_base),
+        "rotary_percentage": 1.0,
+        "parallel_residual": False,
+        "bias": False,
+    }
+
+
+def train_with_litgpt(config: RunConfig, device: torch.device, block_steps: int, pause: Pause) -> None:
+    """LitGPT's model of our sizes in the loop of its pretraining, which logs at our log lines and saves nothing.
+
+    It differs from the others in what it computes: no label smoothing, no groups or divergences, and its loss is taken
+    128 tokens at a time.
+    """
+    from lightning.fabric import Fabric
+    from litgpt import GPT, Config
+    from litgpt.args import EvalArgs, TrainArgs
+    from litgpt.pretrain import fit
+
+    class Tokens:
+        """Stored blocks alone, on the device, with a pause before the first of every block of steps."""
+
+        def __iter__(self) -> Iterator[Tensor]:
+            for m, batch in enumerate(training_loader(config, synthetic_store(config))):
+                if m % (block_steps * config.accumulation) == 0:
+                    pause()
+                yield batch.tokens_BS.to(device, non_blocking=True)
+
+    t, sequences = config.training, config.micro_batch_sequences
+    fabric = Fabric(accelerator=device.type, devices=1, precision=t.precision)
+    fabric.print = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    with fabric.init_module():
+        model = GPT(Config(**litgpt_sizes(config)))
+    model.max_seq_length = config.data.block_size_tokens
+    optimizer = torch.optim.AdamW(
+        model.parameters(), t.learning_rate, (t.beta1, t.beta2), t.adam_eps, t.weight_decay, fused=True
+    )
+    state = {
+        "model": fabric.setup(cast(nn.Module, torch.compile(model)) if config.cluster.compile else model),
+        "optimizer": fabric.setup_optimizers(optimizer),
+        "iter_num": 0,
+        "step_count": 0,
+    }
+    training = TrainArgs(
+        save_interval=None,
+        log_interval=config.logging.log_every_steps,
+        global_batch_size=config.batch_sequences,
+        micro_batch_size=sequences,
+        lr_warmup_steps=t.warmup_steps,
+        max_tokens=t.steps * t.batch_tokens,
+        max_norm=t.clip_norm or None,
+    )
+    never = EvalArgs(interval=t.steps, max_iters=1, initial_validation=False, final_validation=False)
+    looked_at = [torch.zeros(sequences, config.data.block_size_tokens + 1, dtype=torch.int64, device=device)]
+    with tempfile.TemporaryDirectory() as folder:
+        fit(fabric, 1, state, Tokens(), looked_at, Path(folder), None, training, never)

@@ -7,15 +7,12 @@ import io
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import cast
 
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
-from torch import device as Device
 
+from replication.bench.blocks import Elapsed, Pause, Turns
 from replication.bench.breakdown import Clock, MarkedLoader
-from replication.bench.synthetic import SyntheticStore
-from replication.bench.turns import Elapsed, Pause, Turns
 from replication.config import RunConfig, SourceConfig
 from replication.data.module import Batch, TokenDataModule
 from replication.data.store import TokenStore
@@ -80,11 +77,28 @@ def endless(config: RunConfig, block_steps: int, arm: str) -> RunConfig:
     ).check()
 
 
-class MarkedData(TokenDataModule):
+def silent_trainer(config: RunConfig, store: TokenStore, folder: str) -> Trainer:
+    """The product's trainer, journal, TensorBoard and all, in a folder that nobody keeps."""
+    start = {"config hash": "", "data hash": store.hash}
+    return build_trainer(config, RunDir(Path(folder)), start, None, Console(file=io.StringIO()))
+
+
+class BeforeBlock(Callback):
+    """First of the callbacks: calls something before the first micro-batch of every block."""
+
+    def __init__(self, call: Callable[[], None], config: RunConfig, block_steps: int) -> None:
+        self.call, self.micro_batches = call, block_steps * config.accumulation
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        if batch_idx % self.micro_batches == 0:
+            self.call()
+
+
+class _MarkedData(TokenDataModule):
     """The product's loaders, with marks around the wait for a training batch."""
 
-    def __init__(self, config: RunConfig, store: SyntheticStore, clock: Clock) -> None:
-        super().__init__(config, cast(TokenStore, store))
+    def __init__(self, config: RunConfig, store: TokenStore, clock: Clock) -> None:
+        super().__init__(config, store)
         self.clock = clock
 
     def train_dataloader(self) -> Iterable[Batch]:  # type: ignore[override]
@@ -100,16 +114,14 @@ class Product:
         block_steps: optimizer steps in a block.
     """
 
-    def __init__(self, config: RunConfig, store: SyntheticStore, block_steps: int) -> None:
+    def __init__(self, config: RunConfig, store: TokenStore, block_steps: int) -> None:
         self.config, self.block_steps = config, block_steps
         self.module = LanguageModel(config, store.end_of_text_id)
         self._folder = tempfile.TemporaryDirectory()
-        run = RunDir(Path(self._folder.name))
-        start = {"config hash": "", "data hash": store.hash}
-        self.trainer = build_trainer(config, run, start, None, Console(file=io.StringIO()))
-        self.device: Device = self.trainer.strategy.root_device
+        self.trainer = silent_trainer(config, store, self._folder.name)
+        self.device = self.trainer.strategy.root_device
         self.clock = Clock(self.device)
-        self._data = MarkedData(config, store, self.clock)
+        self._data = _MarkedData(config, store, self.clock)
         self._all: list[Callback] = list(self.trainer.callbacks)  # type: ignore[attr-defined]
         self._on = set(ARMS[config.arm])
         self._turns = Turns(self._train)
@@ -128,33 +140,20 @@ class Product:
         """From the next step on train as this arm: callbacks that it lacks leave the training, the others join it."""
         for callback in self._all:
             kind = type(callback)
-            if kind in (TokenGain, LayerGain) and (kind in ARMS[arm]) != (kind in self._on):
-                self._toggle(callback, kind in ARMS[arm])
+            if kind not in (TokenGain, LayerGain) or (kind in ARMS[arm]) == (kind in self._on):
+                continue
+            if kind in ARMS[arm]:
+                callback.setup(self.trainer, self.module, "fit")
+                callback.on_fit_start(self.trainer, self.module)
+            else:
+                callback.on_fit_end(self.trainer, self.module)
+                callback.teardown(self.trainer, self.module, "fit")
         self._on = set(ARMS[arm])
         left_out = {TokenGain, LayerGain} - self._on
         present = [c for c in self._all if type(c) not in left_out]
         self.trainer.callbacks[1:] = present  # type: ignore[attr-defined]
 
-    def _toggle(self, callback: Callback, on: bool) -> None:
-        if on:
-            callback.setup(self.trainer, self.module, "fit")
-            callback.on_fit_start(self.trainer, self.module)
-        else:
-            callback.on_fit_end(self.trainer, self.module)
-            callback.teardown(self.trainer, self.module, "fit")
-
     def _train(self, pause: Pause) -> None:
-        steps = self.block_steps * self.config.accumulation
-        self.trainer.callbacks.insert(0, _Pause(pause, steps))  # type: ignore[attr-defined]
+        before_block = BeforeBlock(pause, self.config, self.block_steps)
+        self.trainer.callbacks.insert(0, before_block)  # type: ignore[attr-defined]
         self.trainer.fit(self.module, datamodule=self._data)
-
-
-class _Pause(Callback):
-    """First of the callbacks: pauses before the first micro-batch of every block."""
-
-    def __init__(self, pause: Pause, micro_batches: int) -> None:
-        self.pause, self.micro_batches = pause, micro_batches
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        if batch_idx % self.micro_batches == 0:
-            self.pause()

@@ -1,27 +1,44 @@
 """`replicate bench scaling`: the product's own training on 1, 2, ... processes of this machine.
 
 Each number of processes is a run of its own, started as `replicate train` starts its ranks. Weak scaling keeps the work
-of a process and grows the batch; strong scaling keeps the batch and cuts it finer.
+of a process and grows the batch; strong scaling keeps the batch and cuts it finer. One process, started by the
+launcher, is `python -m replication.bench.scaling CONFIG OUT BLOCK_STEPS BLOCKS`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
+import os
 import statistics
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+import psutil
+import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from replication.config import RunConfig, to_dict, to_yaml
+from replication.bench.blocks import Stopped, synchronize
+from replication.bench.loops import synthetic_store
+from replication.bench.machine import describe
+from replication.bench.product import BeforeBlock, endless, silent_trainer
+from replication.bench.result import Result
+from replication.config import RunConfig, load_run, to_yaml
+from replication.console import progress, table
+from replication.data.module import TokenDataModule
 from replication.errors import UserError
-from replication.processes.launcher import run_ranks
-from replication.runs.files import read_json, write_text
+from replication.processes.launcher import adopt_place, run_ranks
+from replication.runs.files import read_json, write_json, write_text
+from replication.training.environment import prepare_torch
+from replication.training.module import LanguageModel
+from replication.training.ranks import is_first
 
 Mode = Literal["weak", "strong"]
 
@@ -30,6 +47,7 @@ Mode = Literal["weak", "strong"]
 class ScalingRow:
     """One number of processes."""
 
+    figures: ClassVar = ("tokens_per_second",)
     ranks: int
     batch_tokens: int
     micro_batch_sequences: int
@@ -43,28 +61,36 @@ class ScalingRow:
 
 
 @dataclass(frozen=True)
-class ScalingBench:
-    """What one run of `bench scaling` measured."""
+class ScalingBench(Result):
+    """Findings of one run of `bench scaling`."""
 
-    config: RunConfig
+    bench: ClassVar = "scaling"
+    machine: dict[str, Any]
     mode: Mode
     rows: tuple[ScalingRow, ...]
-    machine: dict[str, Any]
+    config: RunConfig
 
     def efficiency(self, row: ScalingRow) -> float:
         """Tokens per second and process, relative to the fewest processes that ran."""
         first = self.rows[0]
         return row.tokens_per_second / row.ranks / (first.tokens_per_second / first.ranks)
 
-    def to_dict(self) -> dict[str, object]:
-        extra = [{"tokens_per_second": r.tokens_per_second, "efficiency": self.efficiency(r)} for r in self.rows]
-        return {
-            "bench": "scaling",
-            "machine": self.machine,
-            "mode": self.mode,
-            "rows": [dataclasses.asdict(row) | more for row, more in zip(self.rows, extra, strict=True)],
-            "config": to_dict(self.config),
-        }
+    def to_dict(self) -> dict[str, Any]:
+        written = super().to_dict()
+        for row, found in zip(written["rows"], self.rows, strict=True):
+            row["efficiency"] = self.efficiency(found)
+        return written
+
+    def tables(self) -> list[Table]:
+        shared = "" if self.machine["gpus"] else f"; all share {self.machine['cores']} CPU core(s)"
+        title = f"{self.mode} scaling, {self.config.cluster.strategy}, {self.machine['device']}{shared}"
+        columns = [">processes", ">batch tokens", ">micro-batch", ">accum.", ">tokens/s", ">efficiency"]
+        rows = [
+            (r.ranks, f"{r.batch_tokens:,}", r.micro_batch_sequences, r.accumulation, f"{r.tokens_per_second:,.0f}",
+             f"{self.efficiency(r):.1%}")
+            for r in self.rows
+        ]  # fmt: skip
+        return [table(title, columns, rows)]
 
 
 def at_ranks(config: RunConfig, ranks: int, mode: Mode) -> RunConfig:
@@ -103,25 +129,21 @@ def bench_scaling(
     """
     configs = [at_ranks(config, n, mode) for n in ranks]
     rows, machine = [], {}
-    with Progress(console=console) as progress, tempfile.TemporaryDirectory() as folder:
-        task = progress.add_task("", total=len(ranks))
-        for n, one in zip(ranks, configs, strict=True):
-            progress.update(task, description=f"{n} process(es)")
-            out = Path(folder) / f"{n}.json"
-            measured = _run(one, out, block_steps, blocks)
-            machine = measured["machine"]
+    with progress(console) as bars, tempfile.TemporaryDirectory() as folder:
+        for one in bars.track(configs, description="numbers of processes"):
+            measured = _run(one, Path(folder) / f"{one.world_size}.json", block_steps, blocks)
+            machine, seconds = measured["machine"], tuple(measured["seconds"])
             cut = (one.training.batch_tokens, one.micro_batch_sequences, one.accumulation)
-            rows.append(ScalingRow(n, *cut, block_steps, tuple(measured["seconds"])))
-            progress.advance(task)
-    return ScalingBench(config, mode, tuple(rows), machine)
+            rows.append(ScalingRow(one.world_size, *cut, block_steps, seconds))
+    return ScalingBench(machine, mode, tuple(rows), config)
 
 
 def _run(config: RunConfig, out: Path, block_steps: int, blocks: int) -> dict[str, Any]:
-    """One run; what its first rank wrote."""
+    """One run: {"seconds", "machine"} as its first rank wrote them."""
     layer = out.with_suffix(".yaml")
     write_text(layer, to_yaml(config))
-    worker = [sys.executable, "-P", "-m", "replication.bench.rank", str(layer), str(out), str(block_steps), str(blocks)]
-    code = run_ranks(worker, config.world_size, config.cluster.stop_signal)
+    command = [sys.executable, "-P", "-m", "replication.bench.scaling", str(layer), str(out)]
+    code = run_ranks([*command, str(block_steps), str(blocks)], config.world_size, config.cluster.stop_signal)
     if code:
         raise UserError(
             f"bench scaling: {config.world_size} process(es) of {config.cluster.strategy} ended with code {code}; "
@@ -132,19 +154,39 @@ def _run(config: RunConfig, out: Path, block_steps: int, blocks: int) -> dict[st
     return measured
 
 
-# ---------------------------------------------------------------- in words
+# ---------------------------------------------------------------- one process
 
 
-def scaling_table(bench: ScalingBench) -> Table:
-    """The numbers of processes side by side; it fits 80 columns."""
-    strategy = bench.config.cluster.strategy
-    shared = "" if bench.machine["gpus"] else f"; all share {bench.machine['cores']} CPU core(s)"
-    table = Table(title=f"{bench.mode} scaling, {strategy}, {bench.machine['device']}{shared}", title_justify="left")
-    for name in ("processes", "batch tokens", "micro-batch", "accum.", "tokens/s", "efficiency"):
-        table.add_column(name, justify="right")
-    for row in bench.rows:
-        table.add_row(
-            str(row.ranks), f"{row.batch_tokens:,}", str(row.micro_batch_sequences), str(row.accumulation),
-            f"{row.tokens_per_second:,.0f}", f"{bench.efficiency(row):.1%}",
-        )  # fmt: skip
-    return table
+def train_as_rank(layer: str, out: str, block_steps: int, blocks: int) -> None:
+    """Train as a rank of the run until the blocks are timed; the first rank writes them."""
+    given = load_run([layer])
+    adopt_place(given)
+    config = endless(given, block_steps, "both")
+    prepare_torch(config)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    store = synthetic_store(config)
+    ends: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:  # each rank's own; the first writes into it
+        trainer, module = silent_trainer(config, store, folder), LanguageModel(config, store.end_of_text_id)
+
+        def time_block() -> None:
+            synchronize()
+            ends.append(time.perf_counter())
+            if len(ends) < blocks + 2:  # the first block warms up
+                return
+            if is_first():
+                seconds = [b - a for a, b in pairwise(ends[1:])]
+                machine = describe(module.device) | {"cores": psutil.cpu_count(), "gpus": torch.cuda.device_count()}
+                write_json(Path(out), {"seconds": seconds, "machine": machine})
+            trainer.strategy.barrier()  # nobody leaves while another may still need it
+            raise Stopped
+
+        trainer.callbacks.insert(0, BeforeBlock(time_block, config, block_steps))  # type: ignore[attr-defined]
+        with contextlib.suppress(Stopped):
+            trainer.fit(module, datamodule=TokenDataModule(config, store))
+    sys.stdout.flush()
+    os._exit(0)  # a process group that is torn down aborts now and then, and nothing is left to do
+
+
+if __name__ == "__main__":
+    train_as_rank(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from rich.console import Console
 
 from replication import __version__
-from replication.cli.arguments import COUNT, NATURAL, Parser, folder
+from replication.cli.arguments import NATURAL, Parser, folder
 from replication.errors import NO_ROOM, REMEDIES, UserError, is_disk_full, is_lost_peer, told
 from replication.processes.launcher import forget_place_of_the_shell
 from replication.processes.preemption import PREEMPTED, Preempted, ToldEarly
@@ -289,38 +289,9 @@ def tensorboard(argv: list[str]) -> int:
 
 def drill(argv: list[str]) -> int:
     """Kill a run at random points, resume it, and compare its end with an undisturbed run."""
-    from replication.config import load_run
+    from replication.cli.bench import drill as run_drill
 
-    parser = Parser(prog="replicate drill", description=f"{drill.__doc__} Any key of a run may follow as a flag.")
-    parser.add_argument("--config", action="append", default=[], help="config file; repeat it, later files win")
-    parser.add_argument("--out", required=True, type=Path, help="folder of the drill's runs and of drill.json")
-    parser.add_argument("--strategies", help="comma-separated values of cluster.strategy (default: the config's)")
-    parser.add_argument("--kills", type=COUNT, default=12, help="in all, shared among the strategies (default 12)")
-    parser.add_argument("--seed-of-kills", type=NATURAL, default=0, help="chooses the moments (default 0)")
-    args, flags = parser.parse_known_args(argv)
-    config = load_run(args.config, flags)
-    strategies = args.strategies.split(",") if args.strategies else [config.cluster.strategy]
-    known = ("single", "ddp", "zero1", "zero2", "zero3")
-    for strategy in strategies:
-        if strategy not in known:
-            raise UserError(f"--strategies: no strategy '{strategy}'; the strategies are {', '.join(known)}")
-    if args.kills < len(strategies):
-        raise UserError(f"--kills: {args.kills} leaves some of the {len(strategies)} strategies without one; raise it")
-    from dataclasses import replace
-
-    from replication.bench.drill import check_saves
-    from replication.bench.drill import drill as run_drill
-
-    check_saves(config)
-    console = Console()
-    if config.data.dir is None:
-        from replication.data.prepare import prepare as prepare_corpus
-
-        prepare_corpus(config.data, args.out / "data", console)
-        config = replace(config, data=replace(config.data, dir=str((args.out / "data").resolve())))
-    results = run_drill(config, strategies, args.out, args.kills, args.seed_of_kills, console)
-    console.print(f"every kill:   {args.out / 'drill.json'}", soft_wrap=True)
-    return 0 if all(result.holds for result in results) else 1
+    return run_drill(argv)
 
 
 def bench(argv: list[str]) -> int:

@@ -20,21 +20,17 @@ from trained_suite import write_trained_suite
 from training_setup import MODEL, small_config
 
 from replication.bench import noise
-from replication.bench.allocations import CountAllocations
-from replication.bench.blocks import Block, Interleaved, Ratio, interleave, running_order
+from replication.bench.blocks import Block, Elapsed, Interleaved, Ratio, Turns, interleave, running_order
 from replication.bench.breakdown import DATA, OPTIMIZER, REST
-from replication.bench.head import HeadSize, bench_head, head_table
+from replication.bench.head import CountAllocations, HeadSize, bench_head
+from replication.bench.loops import NaiveLoop, PlainLoop, synthetic_store
 from replication.bench.machine import BF16_PEAKS, arithmetic_peak
-from replication.bench.naive import NaiveLoop
 from replication.bench.noise import CUTS, cuts
-from replication.bench.others import missing
-from replication.bench.peers import PLAIN, bench_peers, peers_tables
-from replication.bench.plain import PlainLoop
+from replication.bench.peers import PLAIN, bench_peers, missing
 from replication.bench.product import ARMS, Product, configure
-from replication.bench.scaling import ScalingBench, ScalingRow, at_ranks, bench_scaling, scaling_table
-from replication.bench.step import bench_step, step_tables, take_breakdown
-from replication.bench.synthetic import SyntheticStore
-from replication.bench.turns import Elapsed, Turns
+from replication.bench.result import plain
+from replication.bench.scaling import ScalingBench, ScalingRow, at_ranks, bench_scaling
+from replication.bench.step import bench_step, take_breakdown
 from replication.cli.bench import bench as bench_cli
 from replication.cli.main import main
 from replication.config import ModelConfig, load_suite, scientific_hash
@@ -76,10 +72,10 @@ def test_each_block_is_paired_with_the_reference_blocks_beside_it():
     bench = Interleaved("ref", 120, blocks)
     assert bench.ratios("a") == [1.5, 1.0] and bench.ratios("b") == [1.0]
     assert bench.ratios("a", "cpu_seconds") == [1.5, 1.0]
-    assert bench.ratio("a").median == 1.25
+    assert bench.time_over_reference["a"].median == 1.25
     assert bench.reference_over("a").median == pytest.approx((2 / 3 + 1) / 2)
-    assert bench.tokens_per_second("a") == 60
-    json.dumps(bench.to_dict(), allow_nan=False)
+    assert bench.tokens_per_second["a"] == 60
+    json.dumps(plain(bench), allow_nan=False)
 
 
 def test_the_upper_bound_is_the_order_statistic():
@@ -115,7 +111,7 @@ def test_flops_agree_with_torch_s_own_counter():
     """Forward and backward; the plain attention kernel multiplies all of the matrix, masked or not."""
     model = dataclasses.replace(DENSE, vocab_size=128)
     config = configure(small_config("baseline", "--cluster.attention=math", model=model), 2, "baseline")
-    loop = PlainLoop(config, SyntheticStore(config), CPU, 1)
+    loop = PlainLoop(config, synthetic_store(config), CPU, 1)
     batch = next(loop.loader)
     with FlopCounterMode(display=False) as counter:
         loop.objective(batch).backward()
@@ -172,7 +168,7 @@ def test_exactly_one_training_runs_at_a_time_and_errors_come_home():
 def test_the_plain_loop_is_the_same_step(micro):
     """Both end on the same weights, bit for bit, so that a ratio compares like with like."""
     config = configure(small_config("both", f"--cluster.micro_batch_sequences={micro}"), 2, "baseline")
-    store = SyntheticStore(config)
+    store = synthetic_store(config)
     product, plain = Product(config, store, 2), PlainLoop(config, store, CPU, 2)
     for _ in range(2):
         product.block()
@@ -191,7 +187,7 @@ def test_an_arm_that_is_switched_to_trains_as_if_it_had_been_alone(apply, arms):
         weights = []
         for start in (arm, "both"):
             config = configure(small_config("both", f"--layer_gain.apply={apply}"), 2, start)
-            product = Product(config, SyntheticStore(config), 2)
+            product = Product(config, synthetic_store(config), 2)
             if start != arm:
                 product.switch("baseline")
                 product.switch(arm)
@@ -213,14 +209,14 @@ def test_bench_step_measures_every_arm_and_every_part():
     assert all(bench.peak_bytes.values())
     assert set(bench.breakdown.milliseconds) == {"attention", "experts", "head", OPTIMIZER, DATA, REST}
     assert all(ms > 0 for ms in bench.breakdown.milliseconds.values())
-    text = printed(*step_tables(bench))
+    text = printed(*bench.tables())
     assert "of 5 pairs on" in text and "all of the attention" in " ".join(text.split())
     json.dumps(bench.to_dict(), allow_nan=False)
 
 
 def test_a_breakdown_leaves_the_model_as_it_was():
     config = configure(small_config("both", "--cluster.activation_checkpointing=true"), 2)
-    product = Product(config, SyntheticStore(config), 2)
+    product = Product(config, synthetic_store(config), 2)
     before = {name: dict(m.__dict__) for name, m in product.module.named_modules()}
     take_breakdown(product, 1)
     for name, module in product.module.named_modules():
@@ -230,7 +226,7 @@ def test_a_breakdown_leaves_the_model_as_it_was():
 
 def test_a_closed_training_frees_its_model():
     config = configure(small_config(), 2)
-    product = Product(config, SyntheticStore(config), 2)
+    product = Product(config, synthetic_store(config), 2)
     product.block()
     weight = weakref.ref(product.module.model)
     product.close()
@@ -248,7 +244,7 @@ def test_bench_peers_says_what_it_skips():
     assert {"product", "both, product", "both, naive"} <= set(bench.names)
     for name in ("HF Trainer", "LitGPT"):
         assert (name in bench.names) == (missing(name) is None)
-    text = printed(*peers_tables(bench))
+    text = printed(*bench.tables())
     assert f"torch {torch.__version__}" in " ".join(text.split())
     json.dumps(bench.to_dict(), allow_nan=False)
 
@@ -257,8 +253,8 @@ def test_the_naive_way_computes_the_same_update():
     """With the whole micro-batch as its group; otherwise the comparison would be of two different things."""
     flags = ("--training.gain_group_sequences=8", "--training.precision=64-true")
     config = configure(small_config("both", *flags, model=DENSE), 2, "both")
-    product = Product(config, SyntheticStore(config), 2)
-    naive = NaiveLoop(config, SyntheticStore(config), CPU, 2)
+    product = Product(config, synthetic_store(config), 2)
+    naive = NaiveLoop(config, synthetic_store(config), CPU, 2)
     product.block()
     naive.block()
     ends = product.module.model.state_dict()
@@ -299,7 +295,7 @@ def test_bench_head_times_what_fits():
     logits, chunked, liger = bench.rows
     assert logits.seconds and chunked.seconds
     assert liger.seconds is None and "GPU" in liger.note
-    assert "64 tokens x 100 vocabulary" in printed(head_table(bench))
+    assert "64 tokens x 100 vocabulary" in printed(*bench.tables())
     json.dumps(bench.to_dict(), allow_nan=False)
 
 
@@ -311,13 +307,13 @@ def test_bench_scaling_runs_the_ranks():
     bench = bench_scaling(config, [2], "weak", 2, 1, quiet())
     (row,) = bench.rows
     assert (row.batch_tokens, len(row.seconds)) == (256, 1)
-    assert "all share" in " ".join(printed(scaling_table(bench)).split())
+    assert "all share" in " ".join(printed(*bench.tables()).split())
     json.dumps(bench.to_dict(), allow_nan=False)
 
 
 def test_efficiency_is_per_process():
     rows = tuple(ScalingRow(n, n * 100, 1, 1, 1, (s,)) for n, s in ((1, 1.0), (2, 1.25)))
-    assert ScalingBench(small_config(), "weak", rows, {}).efficiency(rows[1]) == pytest.approx(0.8)
+    assert ScalingBench({}, "weak", rows, small_config()).efficiency(rows[1]) == pytest.approx(0.8)
 
 
 def test_strong_scaling_cuts_the_same_batch():
@@ -365,7 +361,7 @@ def test_bench_step_and_head_on_a_gpu():
         pytest.skip("needs a GPU")
     flags = ("--cluster.accelerator=gpu", "--training.precision=bf16-mixed", "--cluster.threads=null")
     bench = bench_step(configure(small_config("both", *flags), 2), 2, 1, quiet())
-    assert bench.memory_kind == "allocated on the GPU" and all(bench.peak_bytes.values())
+    assert bench.peak_bytes["kind"] == "allocated on the GPU" and all(bench.peak_bytes.values())
     assert all(ms > 0 for ms in bench.breakdown.milliseconds.values())
     size = HeadSize(4096, 20_000, 256, bf16=True, compile=False)
     rows = {row.kind: row for row in bench_head(size, torch.device("cuda"), 1, quiet()).rows}

@@ -16,8 +16,10 @@ from paths import CHECKOUT
 from small_corpus import two_sources
 from training_setup import fit, small_config
 
-from replication.bench.drill import AIMS, Disturbed, Kill, StrategyResult, _Drill, faults, spread
+from replication.bench.drill import AIMS, Disturbed, DrillResults, Kill, StrategyResult, _Drill, faults, spread
+from replication.bench.result import plain
 from replication.config import to_yaml
+from replication.errors import UserError
 from replication.runs.files import read_json, write_text
 from replication.runs.journal import read_journal
 from replication.runs.layout import RunDir
@@ -137,6 +139,28 @@ def test_a_drill_holds_where_it_ends_as_near_as_a_rerun():
     assert not result(1e-6, 1e-2).holds, "further away than noise"
     assert not result(0.0, 0.0, "a step is lost").holds
     assert not result(0.0, 0.0, resumed_from=0).holds, "every kill fell before the first save"
+
+
+def test_results_of_an_earlier_version_are_read_and_damaged_ones_named(tmp_path):
+    """It wrote `holds` and `spread` beside the fields, and its kills did not say what they were resumed from."""
+    config, path = small_config(), tmp_path / "drill.json"
+    assert DrillResults.of(config, path).strategies == []
+    kill = {"aim": "mid-step", "phase": "update", "step": 3, "micro_batch": 1, "ranks": [0, 1], "restart": 1}
+    run = {"name": "killed-01", "kills": [kill], "spread": 1e-12, "faults": []}
+    result = {"strategy": "zero2", "world_size": 2, "accumulation": 4, "noise_floor": 0.0, "runs": [run]}
+    there = {"config": DrillResults.of(config, path).config, "strategies": [result | {"holds": False, "spread": 1e-12}]}
+    path.write_text(json.dumps(there))
+    found = DrillResults.of(config, path).strategies
+    disturbed = Disturbed("killed-01", [Kill("mid-step", "update", 3, 1, [0, 1], 1)], 1e-12, [])
+    assert found == [StrategyResult("zero2", 2, 4, 0.0, [disturbed])] and found[0].spread == 1e-12
+    assert plain(found[0]).keys() == there["strategies"][0].keys()
+    with pytest.raises(UserError, match=r"of another config .*optimizer"):
+        DrillResults.of(small_config("both", "--training.optimizer=sgd"), path)
+    for damaged in ("[]", '{"config": {}}', json.dumps(there | {"strategies": [result | {"runs": [{}]}]})):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match=r"drill.json: .*(holds no JSON object|is missing); restore it") as caught:
+            DrillResults.of(config, path)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kills", [1, 2, 4, 6])
