@@ -92,7 +92,7 @@ class BlockWriter:
             state: what save() gave in another process; none: an empty stream.
         """
         self.folder, self.limit_tokens = folder, limit_tokens
-        self._state = replace(state, files=list(state.files)) if state is not None else BlockState()
+        self._state = replace(state, files=[*state.files]) if state is not None else BlockState()
         self._cutter = Cutter(block_size_tokens, np.array(self._state.held, dtype=np.int32))
         self._waiting: list[Int32] = []
         self._n_waiting = 0
@@ -129,7 +129,7 @@ class BlockWriter:
         if self._file is not None:
             os.fsync(self._file.fileno())
             self._note_length()
-        held, files = self._cutter.held.tolist(), list(self._state.files)
+        held, files = self._cutter.held.tolist(), [*self._state.files]
         return replace(self._state, held=held, files=files, open=self._file is not None)
 
     def finish(self) -> BlockCounts:
@@ -169,7 +169,7 @@ class BlockWriter:
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             name = f"data-{len(self._state.files):05d}.arrow"
-            self._state.files.append((name, 0))
+            self._state.files.append([name, 0])
             self._file = _opened(self.folder / name, "wb")
             self._append(memoryview(_schema(self._cutter.block_size_tokens + 1).serialize()))
 
@@ -189,7 +189,7 @@ class BlockWriter:
 
     def _note_length(self) -> None:
         assert self._file is not None
-        self._state.files[-1] = (self._state.files[-1][0], self._file.tell())
+        self._state.files[-1] = [self._state.files[-1][0], self._file.tell()]
 
     def _restore(self) -> None:
         """Cut the files back to the state, take their tokens into the hash, and open the last one for appending."""

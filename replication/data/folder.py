@@ -11,20 +11,21 @@ from typing import IO
 
 from replication.data.records import (
     ORIGINS,
+    PROGRESS,
     SPLITS,
     Request,
     changed_sources,
+    progress_file,
     read_origins,
     request_differences,
-    write_record,
 )
 from replication.errors import UserError, is_disk_full
 from replication.runs.files import read_object, remove_tree, sync, write_json
 from replication.runs.locks import HELD, without_locks
+from replication.runs.records import write_record
 
 LOCK = ".lock"
 REQUEST = "request.json"
-PROGRESS = "progress"  # folder of the files that say how far a preparation has come
 _REMEDIES = {
     True: "what was done is kept; free space, then run the same command again",
     False: "the partial folder was removed; free space or choose another --out",
@@ -126,7 +127,7 @@ def _make_free(partial: Path, request: Request | None, notify: Callable[[str], N
 
 
 def _remove_source(partial: Path, name: str) -> None:
-    (partial / PROGRESS / f"{name}.json").unlink(missing_ok=True)
+    progress_file(partial, name).unlink(missing_ok=True)
     origins = read_origins(partial)
     origins.pop(name, None)
     write_record(partial / ORIGINS, origins)

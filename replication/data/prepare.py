@@ -25,7 +25,7 @@ from rich.console import Console
 from replication.config import DataConfig, SourceConfig, TokenizerConfig
 from replication.console import Reporter, timestamp
 from replication.data.files import changed, local_files
-from replication.data.folder import PROGRESS, written_whole
+from replication.data.folder import written_whole
 from replication.data.hub import Retries, commit_of
 from replication.data.ingest import IngestedCorpus
 from replication.data.records import (
@@ -40,10 +40,9 @@ from replication.data.records import (
     SourceRecord,
     read_manifest,
     read_origins,
-    read_record,
+    read_progress,
     request_differences,
     request_of,
-    write_record,
 )
 from replication.data.stream import StreamedCorpus
 from replication.data.tokenise import Pool
@@ -58,6 +57,7 @@ from replication.data.tokenizer import (
 from replication.errors import UserError
 from replication.processes.children import tethered
 from replication.runs.files import write_text
+from replication.runs.records import write_record
 
 TOKENIZER_BYTES = 8_000_000  # text that a tokenizer is trained on, shared among sources by training bytes or weight
 
@@ -204,13 +204,13 @@ def _from_origins(data: DataConfig, folder: Path, reporter: Reporter) -> DataCon
     """
     known = read_origins(folder)
     for source in data.sources:
-        done, before = read_record(Progress, folder / PROGRESS / f"{source.name}.json"), known.get(source.name)
+        done, before = read_progress(folder, source.name), known.get(source.name)
         if before is None:
             commit = commit_of(source, Retries(source, reporter.line, None))
             known[source.name] = Origin(commit, local_files(source))
-        elif done is None and data.tokenizer.path is not None:  # nothing that was read of it has been kept
+        elif done == Progress() and data.tokenizer.path is not None:  # nothing that was read of it has been kept
             before.files = local_files(source)
-        elif done is None or done.entry is None:
+        elif done.entry is None:
             # A time alone says nothing of files whose rows are compared with what was read of them, as all but a hub
             # set's are while a preparation goes on.
             names = _changed_files(before, source, 2 if source.kind == "hub" else 1)

@@ -8,26 +8,22 @@ OUT.partial/progress/*.json  Progress of each source
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, is_dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal
 
 from replication.config import DataConfig, differences, flatten, to_dict
 from replication.errors import UserError
-from replication.runs.files import read_json, write_json
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+from replication.runs.files import read_object
+from replication.runs.records import from_json, read_record, write_record
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
 MANIFEST = "manifest.json"
 ORIGINS = "origins.json"
 FORMAT = 1
+PROGRESS = "progress"
 MAX_NAMED = 20
-
-R = TypeVar("R")
 
 
 @dataclass(kw_only=True)
@@ -108,8 +104,8 @@ class BlockState:
     predicted_tokens: int = 0
     held: list[int] = field(default_factory=list)
     """Tokens that no whole block has covered yet."""
-    files: list[tuple[str, int]] = field(default_factory=list)
-    """Name and length in bytes of each file."""
+    files: list[list[Any]] = field(default_factory=list)
+    """[name, length in bytes] of each file."""
     open: bool = False
     """Whether the last of them is still appended to."""
 
@@ -209,42 +205,20 @@ class CorpusManifest:
 # ---------------------------------------------------------------- files
 
 
-def write_record(path: Path, record: Any) -> None:
-    """Write a record, or a dict of them; a field that is None is left out."""
-    fields = asdict(record) if is_dataclass(record) and not isinstance(record, type) else record
-    plain = {k: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for k, v in fields.items()}
-    write_json(path, {k: v for k, v in plain.items() if v is not None})
+def read_progress(folder: Path, source: str) -> Progress:
+    return read_record(progress_file(folder, source), Progress) or Progress()
 
 
-def read_record(kind: type[R], path: Path) -> R | None:
-    """The record in a file; None where there is no file.
-
-    Raises:
-        UserError: the file holds something else.
-    """
-    from pydantic import ValidationError
-
-    value = read_json(path)
-    if value is None:
-        return None
-    try:
-        record: R = _adapter(kind).validate_python(value)  # type: ignore[arg-type]
-        return record
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        raise UserError(f"{path}: {where}: {first['msg']}; restore it, or remove the folder and run again") from None
+def write_progress(folder: Path, source: str, progress: Progress) -> None:
+    write_record(progress_file(folder, source), progress)
 
 
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
+def progress_file(folder: Path, source: str) -> Path:
+    return folder / PROGRESS / f"{source}.json"
 
 
 def read_origins(folder: Path) -> dict[str, Origin]:
-    return read_record(dict[str, Origin], folder / ORIGINS) or {}
+    return {name: from_json(Origin, value) for name, value in read_object(folder / ORIGINS).items()}
 
 
 def read_manifest(folder: Path) -> CorpusManifest | None:
@@ -254,14 +228,11 @@ def read_manifest(folder: Path) -> CorpusManifest | None:
         UserError: it is not JSON, or not of FORMAT.
     """
     path = folder / MANIFEST
-    value = read_json(path)
-    if value is None:
-        return None
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
+    if (value := read_object(path)) and value.get("format") != FORMAT:
         raise UserError(
             f"{path} is not of format {FORMAT}; remove the folder and run `replicate prepare --out {folder}` again"
         )
-    return read_record(CorpusManifest, path)
+    return read_record(path, CorpusManifest)
 
 
 # ---------------------------------------------------------------- requests

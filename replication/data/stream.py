@@ -30,10 +30,9 @@ import numpy as np
 from replication.config import DataConfig, SourceConfig
 from replication.console import Meter, Reporter
 from replication.data.blocks import SourceWriter
-from replication.data.folder import PROGRESS
 from replication.data.hub import Retries
 from replication.data.ingest import text_key
-from replication.data.records import Place, Progress, ReadReport, SourceRecord, read_record, write_record
+from replication.data.records import Place, Progress, ReadReport, SourceRecord, read_progress, write_progress
 from replication.data.sources import DocumentStream, no_text
 from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, Piece, Pool, batches
 from replication.errors import UserError
@@ -70,16 +69,13 @@ class StreamedCorpus:
         size = data.block_size_tokens
         self._limits = [n * size + 1 for n in share_blocks(data)]
         self._validation_limit = max(1, VALIDATION_TOKENS // size) * size + 1
-        self._progress = [read_record(Progress, self._path(source)) or Progress() for source in data.sources]
+        self._progress = [read_progress(folder, source.name) for source in data.sources]
         self._check_disk()
         # All before the first is read: a mistake in the last source's keys is not one to find after hours.
         pairs = zip(data.sources, self._progress, strict=True)
         self._opened = {source.name: self._stream(source, None) for source, done in pairs if done == Progress()}
         for opened in self._opened.values():
             opened.check_first()
-
-    def _path(self, source: SourceConfig) -> Path:
-        return self._folder / PROGRESS / f"{source.name}.json"
 
     def _check_disk(self) -> None:
         pairs = zip(self._limits, self._progress, strict=True)
@@ -124,7 +120,7 @@ class StreamedCorpus:
             report = self._fill(source, writer, done.place, pool, update)
         self._whole.skip(limit - writer.tokens)
         entry = self._finish(source, writer, report, limit)
-        write_record(self._path(source), Progress(entry=entry))
+        write_progress(self._folder, source.name, Progress(entry=entry))
         return entry
 
     @cached_property
@@ -169,7 +165,7 @@ class StreamedCorpus:
 
     def _save(self, source: SourceConfig, writer: SourceWriter, place: Place | None) -> None:
         if place is not None:
-            write_record(self._path(source), Progress(place=place, writer=writer.save()))
+            write_progress(self._folder, source.name, Progress(place=place, writer=writer.save()))
 
     def _finish(self, source: SourceConfig, writer: SourceWriter, report: ReadReport, limit: int) -> SourceRecord:
         if not report.documents:
