@@ -161,7 +161,7 @@ class _Run:
             self.hidden_BTD = torch.randn(1, size.tokens, size.width, requires_grad=True)
             self.targets_BT = torch.randint(0, size.vocabulary, (1, size.tokens))
             self.weight_N = torch.rand(size.tokens)
-        self.model.arrange(ClusterConfig(head=kind, compile=size.compile))  # type: ignore[arg-type]
+        self.model.configure(ClusterConfig(head=kind, compile=size.compile))  # type: ignore[arg-type]
 
     def __call__(self) -> None:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.size.bf16):

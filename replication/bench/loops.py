@@ -75,7 +75,7 @@ def build_model(config: RunConfig, device: torch.device) -> Transformer:
     """The run's model as training starts it, on its device."""
     model = Transformer(config.model)
     initialise(model, config.effective_weights_seed)
-    model.arrange(config.cluster)
+    model.configure(config.cluster)
     return model.to(device, torch.float64 if config.training.precision == "64-true" else torch.float32)
 
 

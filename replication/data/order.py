@@ -1,4 +1,4 @@
-"""The order of the data: the global batch of step k as a pure function of (data seed, k). METHOD 3.3.
+"""The order of the data: the global batch of step k as a pure function of (data seed, k).
 
 Nothing is shuffled and stored, and nothing is remembered between steps: positions go through keyed permutations, so
 no number of processes, workers or restarts can change which sequences a step sees.

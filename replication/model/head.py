@@ -58,7 +58,7 @@ class Head(nn.Module):
         self.weight = nn.Parameter(torch.empty(padded_vocabulary(config), config.d_model))
         self._losses: Losses = losses_from_logits
 
-    def arrange(self, kind: str, compile: bool) -> None:
+    def configure(self, kind: str, compile: bool) -> None:
         """Choose the way to the losses (ClusterConfig.head), compiled or not.
 
         Raises:

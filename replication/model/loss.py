@@ -61,7 +61,7 @@ class EntropySums(NamedTuple):
 
 @torch.no_grad()
 def entropy_sums(log_probs_NV: Tensor, valid_N: Tensor) -> EntropySums:
-    """Both candidates for the paper's undefined 'token entropy', as sums over the valid tokens (METHOD 2).
+    """Both candidates for the paper's undefined 'token entropy', as sums over the valid tokens (objectives/README.md).
 
     Args:
         log_probs_NV: finite log probabilities, as the loss has them at hand.

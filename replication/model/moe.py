@@ -142,7 +142,7 @@ class Combine(torch.autograd.Function):
 
 
 def load_balance(routing: Routing, n_groups: int) -> tuple[Tensor, Tensor]:
-    """Load-balancing loss of each group, and each expert's slots (Switch Transformer, eq. 4, with shares of slots).
+    """Load-balancing loss of each group, and each expert's tokens (Switch Transformer, eq. 4, with shares of slots).
 
     aux_g = E * sum_e share_e * mean_e, share = share of the group's slots that went to e (a count, no gradient),
     mean = mean router probability of e over the group's tokens. Balanced routing gives 1. All positions count.
@@ -152,12 +152,12 @@ def load_balance(routing: Routing, n_groups: int) -> tuple[Tensor, Tensor]:
         n_groups: G.
 
     Returns:
-        aux_G (dtype of the probabilities) and slots_GE (same dtype, counts).
+        aux_G (dtype of the probabilities) and tokens_per_expert_GE (same dtype, counts).
     """
     n_experts = routing.probs_NE.shape[-1]
     probs_GNE = routing.probs_NE.view(n_groups, -1, n_experts)
     experts_GS = routing.experts_NK.view(n_groups, -1)
     arange_E = torch.arange(n_experts, device=experts_GS.device)
-    slots_GE = (experts_GS[..., None] == arange_E).sum(1).to(probs_GNE.dtype)
-    aux_G = n_experts * (slots_GE / experts_GS.shape[1] * probs_GNE.mean(1)).sum(-1)
-    return aux_G, slots_GE
+    tokens_per_expert_GE = (experts_GS[..., None] == arange_E).sum(1).to(probs_GNE.dtype)
+    aux_G = n_experts * (tokens_per_expert_GE / experts_GS.shape[1] * probs_GNE.mean(1)).sum(-1)
+    return aux_G, tokens_per_expert_GE

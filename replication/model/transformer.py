@@ -33,7 +33,7 @@ class Output(NamedTuple):
     hidden_BTD: Tensor  # after the final norm
     divergence_LG: Tensor  # ||y - x|| / (||x|| + 1e-8) of each block and group; no gradient
     aux_G: Tensor  # load-balancing loss, mean over blocks; 0 for a dense model
-    slots_LE: Tensor  # slots that went to each expert, over all groups; [L, 0] for a dense model
+    tokens_per_expert_LE: Tensor  # over all groups; [L, 0] for a dense model
 
 
 class KVCache:
@@ -190,17 +190,17 @@ class Block(nn.Module):
     def forward(
         self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], n_groups: int = 0, cache: BlockCache | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return y [B, T, D], divergence [G], aux [G] and slots [E] (empty where n_groups is 0)."""
+        """Return y [B, T, D], divergence [G], aux [G] and tokens per expert [E] (empty where n_groups is 0)."""
         if self.checkpointed and torch.is_grad_enabled():
             assert cache is None, "a cached forward has no backward"
             y_BTD, routing = checkpoint(self._run, x_BTD, angles, use_reentrant=False, preserve_rng_state=False)
         else:
             y_BTD, routing = self._run(x_BTD, angles, cache)
-        aux_G = slots_E = x_BTD.new_zeros(0)
+        aux_G = tokens_per_expert_E = x_BTD.new_zeros(0)
         if routing is not None and n_groups:
-            aux_G, slots_GE = load_balance(routing, n_groups)
-            slots_E = slots_GE.sum(0)
-        return y_BTD, divergence(x_BTD, y_BTD, n_groups), aux_G, slots_E
+            aux_G, tokens_per_expert_GE = load_balance(routing, n_groups)
+            tokens_per_expert_E = tokens_per_expert_GE.sum(0)
+        return y_BTD, divergence(x_BTD, y_BTD, n_groups), aux_G, tokens_per_expert_E
 
     def _run(
         self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], cache: BlockCache | None = None
@@ -213,7 +213,7 @@ class Block(nn.Module):
 
 @torch.no_grad()
 def divergence(x_BTD: Tensor, y_BTD: Tensor, n_groups: int) -> Tensor:
-    """d_g = ||y - x|| / (||x|| + 1e-8) over each group of consecutive sequences (METHOD 1, layer gain).
+    """d_g = ||y - x|| / (||x|| + 1e-8) over each group of consecutive sequences (objectives/README.md, Divergence).
 
     Frobenius norms over all B/G * T * D entries of a group, in at least fp32. Returns [G]; [0] where n_groups is 0.
     """
@@ -237,7 +237,7 @@ class Transformer(nn.Module):
         if config.tied_head:
             self.head.weight = self.embedding.weight  # type: ignore[assignment]
 
-    def arrange(self, cluster: ClusterConfig) -> None:
+    def configure(self, cluster: ClusterConfig) -> None:
         """Fit the computation to a machine: what is kept, fused, and by which kernels. No weight or name changes.
 
         Raises:
@@ -245,7 +245,7 @@ class Transformer(nn.Module):
         """
         if cluster.attention in ("cudnn", "efficient") and not torch.cuda.is_available():
             raise UserError(f"cluster.attention: {cluster.attention} runs on a GPU, and torch sees none; choose auto")
-        self.head.arrange(cluster.head, cluster.compile)
+        self.head.configure(cluster.head, cluster.compile)
         for block in self.blocks:
             block.checkpointed = cluster.activation_checkpointing  # type: ignore[assignment]
             block.attention.kernel = cluster.attention  # type: ignore[union-attr]
@@ -270,9 +270,9 @@ class Transformer(nn.Module):
         for block, of_block in zip(self.blocks, caches, strict=True):
             x_BTD, *found = block(x_BTD, angles, n_groups, of_block)
             measured.append(found)
-        divergence_LG, aux_LG, slots_LE = (torch.stack(column) for column in zip(*measured, strict=True))
+        divergence_LG, aux_LG, tokens_per_expert_LE = (torch.stack(column) for column in zip(*measured, strict=True))
         aux_G = aux_LG.mean(0) if aux_LG.shape[1] else x_BTD.new_zeros(n_groups)
-        return Output(self.norm(x_BTD), divergence_LG, aux_G, slots_LE)
+        return Output(self.norm(x_BTD), divergence_LG, aux_G, tokens_per_expert_LE)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V]."""

@@ -1,6 +1,6 @@
 """The two interventions as Lightning callbacks. They only act; measuring is another callback's task, in every arm.
 
-Order in one step: forward, per-token loss, gain, backward, layer scale, clip by global norm, optimizer (METHOD 1).
+Order in one step: forward, per-token loss, gain, backward, layer scale, clip by global norm, optimizer (README.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Layer gain: one scale for all gradients of a block, from the blocks' divergences (METHOD 1 and 3.1-3.2).
+"""Layer gain: one scale for all gradients of a block, from the blocks' divergences (README.md, Layer gain).
 
 Pure functions. Shapes: L blocks, S gain groups of one step, in global order.
 """

@@ -1,4 +1,4 @@
-"""Token gain: a detached weight on each token's loss, from the statistics of its group (METHOD 1 and 3.1).
+"""Token gain: a detached weight on each token's loss, from the statistics of its group (README.md, Token gain).
 
 Pure functions. Shapes: G gain groups, N tokens in one group. `valid_GN` is `target != ignore_index`; a token whose
 loss happens to be exactly 0 is valid.

@@ -2,7 +2,7 @@
 
 checkpoints/step-000150/trainer.ckpt      Lightning's full state: weights, optimizer, schedule, loops, the hash chain; a
                                           file, or under ZeRO a folder with the shards of every rank
-checkpoints/step-000150/weights.pt        the whole weights by name, of any strategy, for any strategy
+checkpoints/step-000150/weights.pt        the consolidated weights by name, of any strategy, for any strategy
 checkpoints/step-000150/rank-00000.pt     random generators of each rank
 checkpoints/step-000150/COMPLETE          names, sizes and checksums, and the hashes that a resume checks
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,20 +22,42 @@ from lightning import Callback, LightningModule, Trainer
 
 from replication.config import RunConfig, refuse_differences, scientific
 from replication.data.module import Batch
-from replication.errors import UserError, is_disk_full
+from replication.errors import UserError, first_line, is_disk_full
 from replication.model.transformer import weights_sha256
 from replication.runs.files import damage, mark_complete, naming, read_object, remove_tree, sync
 from replication.runs.grace_period import record_times
 from replication.runs.layout import RunDir, step_of
-from replication.training.layouts import layout
+from replication.runs.records import WrongForm, from_json, to_json
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
 from replication.training.phases import during
 from replication.training.ranks import barrier, is_first, rank
+from replication.training.reshard import Sharding
 from replication.training.strategies import consolidated_weights
 
 STATE = "trainer.ckpt"
 WEIGHTS = "weights.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marker:
+    """COMPLETE of a checkpoint folder, apart from the checksums of its files."""
+
+    step: int
+    tokens: int
+    data_chain: str
+    wall_seconds: float
+    weights_sha256: str
+    data_hash: str
+    layout: Sharding
+    scientific: dict[str, Any]
+    unlogged_steps: int | None = None
+    """Steps up to this one whose losses the journal does not have yet; older checkpoints do not say."""
+
+
+def read_marker(folder: Path) -> Marker:
+    """WrongForm, where it is none of a checkpoint."""
+    return from_json(Marker, read_object(folder / "COMPLETE"))
 
 
 class Checkpoints(Callback):
@@ -56,7 +79,7 @@ class Checkpoints(Callback):
             resume: the checkpoint folder that this start goes on from.
         """
         self.config, self.run, self.measure, self.resume = config, run, measure, resume
-        self.identity = {"data_hash": data_hash, "layout": layout(config), "scientific": scientific(config)}
+        self.data_hash = data_hash
         self._stand = {step_of(resume)} if resume else set()  # steps whose checkpoints this run has read or written
         self._boundary_at: float | None = None
         self._step_seconds = 0.0  # the longest, a validation included
@@ -113,10 +136,9 @@ class Checkpoints(Callback):
                 if not is_disk_full(error):
                     raise
                 remove_tree(partial)
-                reason = str(error).splitlines()[0][:120]
                 raise UserError(
-                    f"{folder}: no room to write the checkpoint ({reason}); make room and run again, it goes on from "
-                    f"{_named(newest_checkpoint(self.run)[0])}"
+                    f"{folder}: no room to write the checkpoint ({first_line(error)}); make room and run again, it "
+                    f"goes on from {newest_checkpoint(self.run)[0] or 'the beginning'}"
                 ) from None
             barrier()
         self._stand.add(step)
@@ -141,22 +163,25 @@ class Checkpoints(Callback):
     def _complete(self, trainer: Trainer, partial: Path, folder: Path) -> None:
         """Mark the new folder, move it into place, and remove the oldest; the first rank alone."""
         step = trainer.global_step
-        facts = {
-            "step": step,
-            "tokens": self.measure.tokens,
-            "data_chain": self.measure.chain,
-            "wall_seconds": round(self.measure.elapsed(), 2),
-            "weights_sha256": self._weights_sha256,
-            "unlogged_steps": self.measure.unlogged_steps,
-        }
+        marker = Marker(
+            step=step,
+            tokens=self.measure.tokens,
+            data_chain=self.measure.chain,
+            wall_seconds=round(self.measure.elapsed(), 2),
+            weights_sha256=self._weights_sha256,
+            unlogged_steps=self.measure.unlogged_steps,
+            data_hash=self.data_hash,
+            layout=Sharding.of_run(self.config),
+            scientific=scientific(self.config),
+        )
         if self.measure.journal is not None:
             self.measure.journal.sync()  # a run that goes on from here does not write these lines again
-        mark_complete(partial, {**facts, **self.identity})
+        mark_complete(partial, to_json(marker))
         with naming(folder):
             os.replace(partial, folder)
         sync(self.run.checkpoints)  # before what it replaces goes
-        for recut in self.run.checkpoints.glob("universal-*"):
-            remove_tree(recut)
+        for resharded in self.run.checkpoints.glob("universal-*"):
+            remove_tree(resharded)
         for later in self.run.checkpoint_folders():
             if step_of(later) > step:  # damaged: this run went on from before it, and it must not count as kept
                 remove_tree(later)
@@ -172,10 +197,6 @@ class Checkpoints(Callback):
 def _batch_progress(checkpoint: dict[str, Any]) -> list[dict[str, int]]:
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     return [progress["total"], progress["current"]]
-
-
-def _named(folder: Path | None) -> str:
-    return str(folder) if folder else "the beginning"
 
 
 # ---------------------------------------------------------------- generators
@@ -212,7 +233,7 @@ def checkpoint_folder(run: RunDir, step: int) -> Path:
 
 
 def remove_abandoned(run: RunDir) -> None:
-    """Remove what saves and re-cuts that were cut short have left; call on the first rank."""
+    """Remove what saves and conversions that were cut short have left; call on the first rank."""
     for abandoned in run.checkpoints.glob("partial-*"):
         remove_tree(abandoned)
 
@@ -241,9 +262,9 @@ def newest_checkpoint(
             notes.append(f"{folder} {problem}; passed over")
             continue
         if config is not None:
-            there, remedy = read_object(folder / "COMPLETE"), f"choose another --out, or remove {run.root}"
-            refuse_differences(f"{folder}: made with another config", there["scientific"], scientific(config), remedy)
-            hashes = {"data hash": there["data_hash"]}, {"data hash": data_hash}
+            there, remedy = read_marker(folder), f"choose another --out, or remove {run.root}"
+            refuse_differences(f"{folder}: made with another config", there.scientific, scientific(config), remedy)
+            hashes = {"data hash": there.data_hash}, {"data hash": data_hash}
             refuse_differences(f"{folder}: made with another data", *hashes, remedy)
         return folder, notes
     return None, notes
@@ -251,17 +272,15 @@ def newest_checkpoint(
 
 def _strange(folder: Path) -> str | None:
     """What is wrong with the marker of an undamaged folder: of another step, or of something that is no checkpoint."""
-    marker = read_object(folder / "COMPLETE")
-    form = {"step": int, "tokens": int, "data_chain": str, "wall_seconds": float, "weights_sha256": str,
-            "data_hash": str, "layout": dict, "scientific": dict}  # fmt: skip
-    odd = [key for key, kind in form.items() if not isinstance(marker.get(key), kind)]
-    if odd:
-        return f"has a COMPLETE marker without {', '.join(odd)}"
-    return None if marker["step"] == step_of(folder) else f"is the checkpoint of step {marker['step']} by its marker"
+    try:
+        step = read_marker(folder).step
+    except WrongForm as error:
+        return f"has a COMPLETE marker of another form ({error})"
+    return None if step == step_of(folder) else f"is the checkpoint of step {step} by its marker"
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The whole weights of a checkpoint folder, or of a weights.pt, on the CPU.
+    """The consolidated weights of a checkpoint folder, or of a weights.pt, on the CPU.
 
     Raises:
         UserError: no such file, or not a file of weights.
@@ -272,8 +291,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; name the {WEIGHTS} of a checkpoint folder") from None
     except Exception as error:  # torch has no one type for an archive that it cannot read
-        first = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise UserError(f"{file}: cannot be read as weights ({first}); take another checkpoint") from None
+        raise UserError(f"{file}: cannot be read as weights ({first_line(error)}); take another checkpoint") from None
     if not isinstance(weights, dict) or not all(isinstance(v, torch.Tensor) for v in weights.values()):
         raise UserError(f"{file}: holds no weights by name; name the {WEIGHTS} of a checkpoint folder")
     return weights

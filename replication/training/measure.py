@@ -157,7 +157,7 @@ class Measure(Callback):
                 "plain": masked_mean(o["plain_GN"], valid_GN).sum(),
                 "aux": (o["aux_G"] * has_valid_G).sum(),
                 "objective": o["objective_detached_G"].sum(),
-                "slots_LE": o["slots_LE"],
+                "tokens_per_expert_LE": o["tokens_per_expert_LE"],
                 "predictive": o["predictive"],
                 "predicted_V": o["predicted_V"],
             }
@@ -174,7 +174,7 @@ class Measure(Callback):
     # ------------------------------------------------------------ reading the device
 
     def _write_line(self, trainer: Trainer, module: LanguageModel) -> None:
-        self._sums = sum_over_ranks(self._sums)
+        self._sums = sum_of_all_ranks(self._sums)
         divergence_L = step_divergence(self.config.layer_gain, module.step_divergence_LS())
         scale_L = layer_scales(self.config.layer_gain, divergence_L, self._included_L)
         scalars = (
@@ -233,7 +233,7 @@ class Measure(Callback):
             "entropy/predictive_nats": s["predictive"] / tokens,
             "entropy/predicted_tokens_nats": histogram_entropy(s["predicted_V"]),
         }
-        shares_LE = s["slots_LE"] / s["slots_LE"].sum(1, keepdim=True).clamp(min=1)
+        shares_LE = s["tokens_per_expert_LE"] / s["tokens_per_expert_LE"].sum(1, keepdim=True).clamp(min=1)
         for i, shares_E in enumerate(shares_LE):
             scalars |= {f"experts/block_{i:02d}_expert_{e}": share for e, share in enumerate(shares_E)}
         return scalars
@@ -285,7 +285,7 @@ class Measure(Callback):
             trainer.logger.log_metrics(metrics, trainer.global_step)
 
 
-def sum_over_ranks(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+def sum_of_all_ranks(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add up every rank's sums (gain_lowest and gain_highest: their extremes) with one all-gather."""
     if world_size() == 1:
         return sums

@@ -72,12 +72,13 @@ class ValidationMetrics(Metric):
 
 
 class LanguageModel(LightningModule):
-    """Trains the step's objective: the mean over gain groups of `mean(gain * l) + coef * aux` (METHOD 3.1).
+    """Trains the step's objective: the mean over gain groups of `mean(gain * l) + coef * aux`
+    (replication/objectives/README.md, Several processes).
 
     Args:
         config: the run's.
         end_of_text: token id fed where a block is padded.
-        initial_weights: whole parameters by name, instead of the seed's own.
+        initial_weights: consolidated parameters by name, instead of the seed's own.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class LanguageModel(LightningModule):
             self.model.load_state_dict(initial_weights, strict=not config.model.tied_head)
         if config.training.precision == "64-true":
             self.model.double()  # now, not in the strategy's setup: a checkpoint is loaded before that
-        self.model.arrange(config.cluster)
+        self.model.configure(config.cluster)
         self.validation = ValidationMetrics(config.model.vocab_size)
         self.micro_batch_groups = config.micro_batch_sequences // config.gain_group_sequences
         self.weigh_tokens: Weigh | None = None
@@ -135,7 +136,7 @@ class LanguageModel(LightningModule):
             "plain_GN": plain_GN.detach(),
             "valid_GN": valid_GN,
             "aux_G": out.aux_G.detach(),
-            "slots_LE": out.slots_LE.detach(),
+            "tokens_per_expert_LE": out.tokens_per_expert_LE.detach(),
             "divergence_LG": out.divergence_LG,
             "objective_detached_G": objective_G.detach(),
         }

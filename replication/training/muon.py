@@ -2,7 +2,7 @@
 
 Jordan et al. 2024 (momentum, Nesterov, five Newton-Schulz steps); Liu et al. 2025, eq. 4 (updates of the size of
 AdamW's, so that both share a learning rate and a weight decay). Momentum and the update act elementwise, so they run on
-whatever piece of a matrix a strategy keeps; orthogonalising takes whole matrices, and a `Spread` brings them together.
+whatever piece of a matrix a strategy keeps; orthogonalising takes whole matrices, which a `Placement` brings together.
 
 Unlike DeepSpeed's own Muon, which orthogonalises while gradients are reduced, this one does it in `step`: the gradient
 has been scaled and clipped before, as in one process, at every ZeRO stage.
@@ -51,7 +51,7 @@ def orthogonalise(matrices_MRC: Tensor, dtype: torch.dtype | None = None) -> Ten
     return x.to(matrices_MRC.dtype) * (0.2 * math.sqrt(max(rows, columns)))
 
 
-class Spread(Protocol):
+class Placement(Protocol):
     """Orthogonalises matrices wherever the strategy keeps them. Called on all ranks together."""
 
     def __call__(self, params: list[Tensor], updates: list[Tensor], orthogonal: Orthogonalise) -> list[Tensor]:
@@ -72,7 +72,7 @@ class Muon(Optimizer):
         dtype: of the Newton-Schulz arithmetic; none: that of the gradients.
 
     Attributes:
-        spread: how matrices are kept; a strategy that cuts them sets its own.
+        placement: where matrices are kept; a strategy that cuts them sets its own.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Muon(Optimizer):
     ) -> None:
         super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0, "momentum": momentum, "betas": betas, "eps": eps})
         self.dtype = dtype
-        self.spread: Spread = whole_matrices
+        self.placement: Placement = whole_matrices
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; the closure, where given, computes the gradients first."""
@@ -106,7 +106,7 @@ class Muon(Optimizer):
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, gradients)
         updates = list(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))
-        updates = self.spread(params, updates, lambda matrices_MRC: orthogonalise(matrices_MRC, self.dtype))
+        updates = self.placement(params, updates, lambda matrices_MRC: orthogonalise(matrices_MRC, self.dtype))
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(params, updates, alpha=-group["lr"])
 

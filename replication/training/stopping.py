@@ -12,7 +12,7 @@ from replication.processes.preemption import Preempted, told_to_stop
 from replication.training.checkpoints import Checkpoints
 
 
-class StopWhenTold(Callback):
+class GracefulStop(Callback):
     """Asks at the start of each step whether any rank was told to stop; then all save, and all raise Preempted.
 
     The question is one integer, max-reduced over gloo: it reads nothing from a device, and a rank that died breaks it
@@ -28,7 +28,7 @@ class StopWhenTold(Callback):
             self._group = dist.new_group(backend="gloo")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        if batch_idx % self.config.accumulation or not self._any_rank_was_told():
+        if batch_idx % self.config.accumulation or not self._is_any_rank_to_stop():
             return
         step, what = trainer.global_step, "before its first step; nothing was to be saved"
         if step:
@@ -36,7 +36,7 @@ class StopWhenTold(Callback):
             what = f"and saved at step {step}"
         raise Preempted(f"{self.config.arm}/seed-{self.config.seed}: told to stop {what}")
 
-    def _any_rank_was_told(self) -> bool:
+    def _is_any_rank_to_stop(self) -> bool:
         if not dist.is_initialized():
             return told_to_stop()
         flag = torch.tensor(int(told_to_stop()))

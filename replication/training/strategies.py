@@ -26,7 +26,7 @@ from replication.errors import UserError
 from replication.model.moe import MixtureOfExperts
 from replication.model.size import parameter_count
 from replication.objectives.callbacks import MultiplyGradients
-from replication.training.muon import Muon, Partitions, Piece, Shards, Spread
+from replication.training.muon import Muon, Partitions, Piece, Placement, Shards
 from replication.training.ranks import is_first
 
 SUB_GROUP_ELEMENTS = 1_000_000_000  # of the optimizer's state that ZeRO 3 updates at a time
@@ -38,13 +38,13 @@ def build_strategy(config: RunConfig, load_universal: bool = False) -> Strategy 
 
     Args:
         config: the run's.
-        load_universal: whether a checkpoint follows that was re-cut for another number of ranks (ZeRO only).
+        load_universal: whether a checkpoint follows that was resharded for another number of ranks (ZeRO only).
 
     Raises:
         UserError: a GPU is asked for and torch sees none, or DeepSpeed cannot run here.
     """
     if config.cluster.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("cluster.accelerator: gpu, but torch sees none on this machine; choose cpu, or mend the driver")
+        raise UserError("cluster.accelerator: gpu, but torch sees none on this machine; choose cpu, or fix the driver")
     if config.cluster.strategy == "single":
         return "auto"
     backend = "nccl" if uses_gpu(config) else "gloo"
@@ -87,7 +87,7 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
         "allgather_bucket_size": bucket,
         "round_robin_gradients": False,
         "ignore_unused_parameters": False,
-        "parameter_alignment": False,  # parameters follow each other without gaps: _spread_of relies on it
+        "parameter_alignment": False,  # parameters follow each other without gaps: _placement_of relies on it
     }
     if config.cluster.strategy == "zero3":
         zero |= {
@@ -170,7 +170,7 @@ class ZeroStrategy(DeepSpeedStrategy):
                 deepspeed.utils.safe_set_full_fp32_param(parameter, value)
         for optimizer in cast(list[Any], self.optimizers):
             if isinstance(optimizer.optimizer, Muon):
-                optimizer.optimizer.spread = _spread_of(optimizer)
+                optimizer.optimizer.placement = _placement_of(optimizer)
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Lightning has divided the loss by the accumulation; DeepSpeed must not divide it again."""
@@ -239,7 +239,7 @@ def _multiply(gradients: list[Tensor], scale: Tensor) -> None:
 # ---------------------------------------------------------------- where the optimizer's matrices live
 
 
-def _spread_of(zero: Any) -> Spread:
+def _placement_of(zero: Any) -> Placement:
     """How a ZeRO optimizer keeps the matrices of the Muon group within its flat buffers."""
     if hasattr(zero, "fp16_partitioned_groups"):  # ZeRO 3: shards of each parameter, by sub-group
         layouts = {}

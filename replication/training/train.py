@@ -20,23 +20,23 @@ from replication.errors import UserError
 from replication.model.transformer import Transformer, weights_sha256
 from replication.objectives.callbacks import LayerGain, TokenGain
 from replication.protocol.preregistration import first_stamp, plan_stamp
-from replication.runs.files import read_object, write_text
+from replication.runs.files import write_text
 from replication.runs.journal import due_validations, journal_gaps, logged_steps, read_journal
 from replication.runs.layout import RunDir
 from replication.runs.manifest import Data, Manifest, Start, is_trained, read_manifest, update_manifest, write_manifest
 from replication.runs.starts import changes, code_facts, code_of, machine_of, refuse_other_data
-from replication.training.checkpoints import Checkpoints, checkpoint_folder, load_weights, step_of
+from replication.training.checkpoints import Checkpoints, checkpoint_folder, load_weights, read_marker, step_of
 from replication.training.checks import Checks, check_neighbours
 from replication.training.environment import arithmetic, describe_machine, prepare_torch
-from replication.training.layouts import layout, needs_recut, recut, state_to_load
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
 from replication.training.phases import is_watched
 from replication.training.preflight import data_sample
 from replication.training.progress import PhaseMarks, Progress
 from replication.training.ranks import launched_rank
+from replication.training.reshard import Sharding, needs_reshard, reshard, state_to_load
 from replication.training.start import Meeting, checkpoint_to_resume
-from replication.training.stopping import StopWhenTold
+from replication.training.stopping import GracefulStop
 from replication.training.strategies import build_strategy, gradient_multiplier
 
 
@@ -85,9 +85,9 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     if first:
         refuse_other_data(run.root.parent.parent, config.data.dir or "data", store.hash, but=run)
         check_neighbours(config, run, start["weights at start"])
-        if checkpoint is not None and needs_recut(checkpoint, config):
-            console.print(f"re-cutting {checkpoint.name} for {config.world_size} process(es)")
-            recut(checkpoint)
+        if checkpoint is not None and needs_reshard(checkpoint, config):
+            console.print(f"resharding {checkpoint.name} for {config.world_size} process(es)")
+            reshard(checkpoint)
         write_text(run.config, to_yaml(config))
         start_manifest(config, run, store, module, start["weights at start"], step, console)
     trainer = build_trainer(config, run, start, checkpoint, console)
@@ -110,10 +110,10 @@ def lost_lines(config: RunConfig, run: RunDir, step: int) -> list[str]:
     """A line where the journal lacks something up to the step that a start goes on from, which nobody writes again."""
     if not step:
         return []
-    marker = read_object(checkpoint_folder(run, step) / "COMPLETE")
+    unlogged = read_marker(checkpoint_folder(run, step)).unlogged_steps
     validations = [k for k in due_validations(scientific(config)) if k <= step]
     logged = logged_steps(read_journal(run.metrics))
-    gaps = journal_gaps(logged, step - marker.get("unlogged_steps", step), validations)
+    gaps = journal_gaps(logged, 0 if unlogged is None else step - unlogged, validations)
     ends = "the certificate will say so; to have them, remove the cell's folder and train it from the beginning"
     return [f"{run.root}: {', '.join(gaps)}: {ends}"] if gaps else []
 
@@ -159,7 +159,7 @@ def build_trainer(
     if config.layer_gain.enabled:
         callbacks.append(LayerGain(config.layer_gain, gradient_multiplier(config)))
     checkpoints = Checkpoints(config, run, start["data hash"], measure, checkpoint)
-    callbacks += [checkpoints, StopWhenTold(config, checkpoints), Progress(config, console)]
+    callbacks += [checkpoints, GracefulStop(config, checkpoints), Progress(config, console)]
     logger = TensorBoardLogger(
         run.root,
         name="",
@@ -169,7 +169,7 @@ def build_trainer(
     )
     trainer = Trainer(
         accelerator=config.cluster.accelerator,
-        strategy=build_strategy(config, needs_recut(checkpoint, config)),
+        strategy=build_strategy(config, needs_reshard(checkpoint, config)),
         devices=config.cluster.devices,
         num_nodes=config.cluster.nodes,
         precision=config.training.precision,
@@ -241,7 +241,8 @@ def start_manifest(
     except UserError:
         keys = []  # an arm without a file declares nothing, and the certificate will say so
     machine, plan, cut = describe_machine(), plan_stamp(run), arithmetic(config)
-    here = Start(at=timestamp(), step=step, plan=plan, strategy=layout(config), machine=cut, **vars(machine))
+    sharding = vars(Sharding.of_run(config))
+    here = Start(at=timestamp(), step=step, plan=plan, strategy=sharding, machine=cut, **vars(machine))
     if step:
         changed = [changes(code_of(earlier), code_facts(here)), changes(machine_of(earlier, None), cut)]
         if any(changed):
@@ -257,7 +258,7 @@ def start_manifest(
         logged_before=logged_before,
         data=Data(hash=store.hash, dir=str(config.data.dir or "data")),
         world_size=config.world_size,
-        strategy=layout(config),
+        strategy=sharding,
         weights_seed=config.effective_weights_seed,
         parameters=sum(p.numel() for p in module.model.parameters()),
         initial_weights_sha256=initial,
@@ -269,11 +270,11 @@ def start_manifest(
 
 
 def finish_manifest(run: RunDir, folder: Path) -> None:
-    """Add what the last checkpoint says of the whole run; a kill between the two is mended by the next start.
+    """Add what the last checkpoint says of the whole run; a kill between the two is made good by the next start.
 
     The checkpoint has just been read or written whole, and is not read again: the other ranks are leaving.
     """
     if not is_trained(run):
-        marker = read_object(folder / "COMPLETE")
-        final = {k: marker[k] for k in ("step", "tokens", "data_chain", "wall_seconds")}
-        update_manifest(run, **final, final_weights_sha256=marker["weights_sha256"], finished_at=timestamp())
+        marker = read_marker(folder)
+        final = {k: getattr(marker, k) for k in ("step", "tokens", "data_chain", "wall_seconds")}
+        update_manifest(run, **final, final_weights_sha256=marker.weights_sha256, finished_at=timestamp())

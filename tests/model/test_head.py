@@ -24,7 +24,7 @@ def make(kind: str, compiled: bool = False, dtype: torch.dtype = torch.float64) 
     module = Head(CONFIG)
     with torch.no_grad():
         module.weight.normal_(generator=torch.Generator().manual_seed(0))  # the padding too: it must not matter
-    module.arrange(kind, compiled)
+    module.configure(kind, compiled)
     return module.to(dtype)
 
 

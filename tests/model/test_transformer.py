@@ -71,7 +71,7 @@ def test_load_balance_is_the_switch_formula_per_group():
     layer = MixtureOfExperts(TINY)
     torch.nn.init.normal_(layer.router.weight)
     routing = layer.route(torch.randn(12, TINY.d_model))
-    aux_G, slots_GE = load_balance(routing, 3)
+    aux_G, tokens_per_expert_GE = load_balance(routing, 3)
     for g in range(3):
         rows = range(4 * g, 4 * g + 4)
         expected = 0.0
@@ -79,7 +79,7 @@ def test_load_balance_is_the_switch_formula_per_group():
             share = sum(int(e in routing.experts_NK[n].tolist()) for n in rows) / 8
             expected += 4 * share * float(routing.probs_NE[list(rows), e].detach().sum()) / 4
         assert aux_G[g].item() == pytest.approx(expected, rel=1e-5)
-        assert float(slots_GE[g].sum()) == 8
+        assert float(tokens_per_expert_GE[g].sum()) == 8
     uniform = routing._replace(
         probs_NE=torch.full((12, 4), 0.25), experts_NK=torch.tensor([[0, 1], [2, 3]]).repeat(6, 1)
     )
@@ -198,7 +198,7 @@ def test_checkpointed_blocks_give_the_same_bits_and_measure_once(monkeypatch, at
     found = []
     for checkpointed in (False, True):
         model = build()
-        model.arrange(ClusterConfig(activation_checkpointing=checkpointed, attention=attention))
+        model.configure(ClusterConfig(activation_checkpointing=checkpointed, attention=attention))
         ran = []
         model.blocks[0].attention.register_forward_hook(lambda *args, ran=ran: ran.append(1))
         out = model(tokens(4, 6), n_groups=2)
@@ -237,7 +237,7 @@ def test_compiled_blocks_share_their_graphs_and_train_as_eager_ones(monkeypatch,
 
     def gradient(compiled: bool, exact: bool) -> torch.Tensor:
         model = build(config, dtype=torch.float64 if exact else torch.float32)
-        model.arrange(ClusterConfig(compile=compiled, head="chunked", activation_checkpointing=True))
+        model.configure(ClusterConfig(compile=compiled, head="chunked", activation_checkpointing=True))
         for _ in range(2):
             model.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=not exact):
@@ -257,7 +257,7 @@ def test_compiled_blocks_share_their_graphs_and_train_as_eager_ones(monkeypatch,
 def test_dense_model_has_no_auxiliary_loss():
     out = build(replace(TINY, feed_forward="dense"))(tokens(4, 6), n_groups=2)
     assert out.aux_G.tolist() == [0.0, 0.0]
-    assert out.slots_LE.shape == (3, 0)
+    assert out.tokens_per_expert_LE.shape == (3, 0)
 
 
 def test_attention_is_causal_softmax_over_shared_heads():

@@ -22,12 +22,12 @@ from typing import Any
 def hold_steps(folder: Path) -> None:
     """Make the callback that asks at each step whether to stop wait before it asks."""
     from replication.processes.preemption import told_to_stop
-    from replication.training.stopping import StopWhenTold
+    from replication.training.stopping import GracefulStop
 
-    begin: Callable[..., None] = StopWhenTold.on_train_batch_start
+    begin: Callable[..., None] = GracefulStop.on_train_batch_start
     rank = os.environ.get("SLURM_PROCID", "0")
 
-    def held(self: StopWhenTold, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+    def held(self: GracefulStop, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         while batch_idx % self.config.accumulation == 0 and step >= step_held_at(folder):
             (folder / f"held-{rank}").write_text(str(step))
@@ -37,7 +37,7 @@ def hold_steps(folder: Path) -> None:
             self.checkpoints._boundary_at = time.monotonic()  # the wait is no part of a step
         begin(self, trainer, module, batch, batch_idx)
 
-    StopWhenTold.on_train_batch_start = held  # type: ignore[method-assign]
+    GracefulStop.on_train_batch_start = held  # type: ignore[method-assign]
 
 
 def step_held_at(folder: Path) -> float:

@@ -165,7 +165,7 @@ def test_full_state_crosses_stages_and_world_sizes(second, strategy, ranks):
     crossed, zero2 = RunDir(second / name), RunDir(second / "zero2")
     assert furthest(weights(crossed), weights(zero2)) < 1e-6
     assert read_json(crossed.manifest)["data_chain"] == read_json(zero2.manifest)["data_chain"]
-    assert not list(crossed.checkpoints.glob("universal-*")), "the re-cut copy goes when the next checkpoint stands"
+    assert not list(crossed.checkpoints.glob("universal-*")), "the resharded copy goes when the next checkpoint stands"
 
 
 @pytest.mark.slow
