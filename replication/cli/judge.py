@@ -359,7 +359,7 @@ def _lock_arguments(sub: Parser) -> None:
 
 def _lock(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.completions import IMPORTED
-    from replication.judging.export import check_record, check_votes_file, write_record
+    from replication.judging.export import check_record, check_votes_file, write_votes_record
     from replication.judging.panel import lock_panel
     from replication.judging.progress import fill
     from replication.judging.store import Store
@@ -386,18 +386,18 @@ def _lock(args: argparse.Namespace, console: Console) -> int:
             _warn(console, "nothing planned is missing: the reason is not taken")
         early = "" if filled.is_full else early  # it would be read as if votes had been missing
     lock_panel(database, folder.sealed, early, check_record)
-    note = write_record(folder, database, rules)
-    counts = f"{note['n_votes']} first votes of {note['n_judges']} judges, {note['n_repeats']} repeats"
+    note = write_votes_record(folder, database, rules)
+    counts = f"{note.n_votes} first votes of {note.n_judges} judges, {note.n_repeats} repeats"
     _fact(console, "votes", f"{folder.votes}: {counts}")
-    _fact(console, "SHA-256", note["votes_sha256"])
-    _fact(console, "sealed key", f"{note['key_sha256']}, as the panel has named it since it was made")
-    if note["locked_early_because"]:
-        _fact(console, "locked early", note["locked_early_because"], style="yellow")
-    if note["n_repeats_without_first_vote"]:
-        _fact(console, "left out", f"{note['n_repeats_without_first_vote']} repeats of pairs without a first vote")
-    _say_test_votes(note["n_test_votes"], console)
+    _fact(console, "SHA-256", note.votes_sha256)
+    _fact(console, "sealed key", f"{note.key_sha256}, as the panel has named it since it was made")
+    if note.locked_early_because:
+        _fact(console, "locked early", note.locked_early_because, style="yellow")
+    if note.n_repeats_without_first_vote:
+        _fact(console, "left out", f"{note.n_repeats_without_first_vote} repeats of pairs without a first vote")
+    _say_test_votes(note.n_test_votes, console)
     _fact(console, "counts", folder.marginals)
-    if folder.has_suite or note["suite"] == IMPORTED:
+    if folder.has_suite or note.suite == IMPORTED:
         _fact(console, "next", shlex.join(["replicate", "report", str(folder.root)]))
     return 0
 
@@ -420,19 +420,19 @@ def _export_arguments(sub: Parser) -> None:
 
 
 def _export(args: argparse.Namespace, console: Console) -> int:
-    from replication.judging.export import write_export, write_record
+    from replication.judging.export import write_export, write_votes_record
     from replication.judging.store import Store
 
     folder, database = _open(args, only_reads=True)
     rules = folder.rules(Store(database).panel())
     target = folder if args.out is None else replace(folder, root=args.out, judging=args.out)
-    _say_test_votes(write_record(target, database, rules)["n_test_votes"], console)
+    _say_test_votes(write_votes_record(target, database, rules).n_test_votes, console)
     for path in (target.votes, target.marginals, *write_export(target, database)):
         say(console, f"wrote {path}")
     return 0
 
 
-def _say_test_votes(n: int, console: Console) -> None:
+def _say_test_votes(n: int | None, console: Console) -> None:
     if n:
         _fact(console, "left out", f"{n} votes of test judges")
 

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Connection, func, select
 
@@ -18,7 +17,8 @@ from replication.judging.marginals import marginals
 from replication.judging.progress import judge_progress
 from replication.judging.schema import answers, assignments, panel
 from replication.judging.unsealing import NOT_LOCKED, iso, unsealed_votes, unsealed_within, vote_id
-from replication.runs.files import file_sha256, write_json, write_text
+from replication.runs.files import file_sha256, write_text
+from replication.votes.note import SCHEMA_VERSION, VotesNote, write_note
 from replication.votes.record import parse_votes, read_votes, votes_text
 from replication.votes.tally import first_votes, votes_per_judge
 
@@ -113,7 +113,7 @@ def check_votes_file(folder: PanelFolder, panel_id: str) -> None:
         raise UserError(f"{folder.votes}: holds votes of something else than this panel; move it away first")
 
 
-def write_record(folder: PanelFolder, database: Database, rules: AnalysisConfig) -> dict[str, Any]:
+def write_votes_record(folder: PanelFolder, database: Database, rules: AnalysisConfig) -> VotesNote:
     """Write votes.csv, votes.json and marginals.json of a locked panel; the same again for the same panel.
 
     Returns:
@@ -127,25 +127,26 @@ def write_record(folder: PanelFolder, database: Database, rules: AnalysisConfig)
     with database.read() as c:
         query = select(answers.c.status, func.count().label("n")).group_by(answers.c.status)
         replies = {row.status: row.n for row in c.execute(query)}
-    note = {
-        "panel_id": found.panel_id,
-        "suite": found.suite,
-        "locked_at": iso(found.locked_at),
-        "locked_early_because": found.lock_note or None,
-        "key_sha256": found.key_sha256,
-        "votes_sha256": file_sha256(folder.votes),
-        "n_votes": len(first),
-        "n_repeats": len(found.votes) - len(first),
-        "n_repeats_without_first_vote": found.lone_repeats,
-        "n_judges": len(per_judge),
-        "n_judges_short": sum(n < found.votes_per_judge for n in per_judge.values()),
-        "n_test_votes": found.test_votes,
-        "n_refusals": replies.get("refusal", 0),
-        "n_garbage": replies.get("garbage", 0),
-        "n_attention_asked": sum(part.whole for part in attention),
-        "n_attention_passed": sum(part.part for part in attention),
-    }
-    write_json(folder.votes_note, note)
+    note = VotesNote(
+        panel_id=found.panel_id,
+        suite=found.suite,
+        locked_at=iso(found.locked_at),
+        locked_early_because=found.lock_note or None,
+        key_sha256=found.key_sha256,
+        votes_sha256=file_sha256(folder.votes),
+        n_votes=len(first),
+        n_repeats=len(found.votes) - len(first),
+        n_repeats_without_first_vote=found.lone_repeats,
+        n_judges=len(per_judge),
+        n_judges_short=sum(n < found.votes_per_judge for n in per_judge.values()),
+        n_test_votes=found.test_votes,
+        n_refusals=replies.get("refusal", 0),
+        n_garbage=replies.get("garbage", 0),
+        n_attention_asked=sum(part.whole for part in attention),
+        n_attention_passed=sum(part.part for part in attention),
+        schema_version=SCHEMA_VERSION,
+    )
+    write_note(folder.votes_note, note)
     write_text(folder.marginals, marginals_json(database, rules))
     return note
 

@@ -7,7 +7,6 @@ import socket
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from replication.config import AnalysisConfig, load_suite
@@ -18,6 +17,8 @@ from replication.judging.store import PanelFacts, Store
 from replication.protocol.preregistration import read_plan
 from replication.runs.files import read_json, write_json, write_text
 from replication.runs.layout import SuiteDir
+from replication.runs.records import write_record
+from replication.votes.note import SCHEMA_VERSION, PanelRecord, read_panel_record
 
 DATABASE_FILE = "judging.sqlite"
 
@@ -74,16 +75,6 @@ class PanelFolder:
         """Beside the vote record: what it is of, and why the panel was locked early."""
         return SuiteDir(self.root).votes_note
 
-    def facts(self) -> dict[str, Any]:
-        """panel.json; empty where it is not there."""
-        found = read_json(self.facts_file)
-        if found is not None and not isinstance(found, dict):
-            raise UserError(f"{self.facts_file}: must be an object; restore it")
-        for key in ("database", "panel_id"):
-            if found and not isinstance(found.get(key, ""), str):
-                raise UserError(f"{self.facts_file}: key '{key}' is {found[key]!r:.60}, which must be text; restore it")
-        return found or {}
-
     def open(self, url: str | None = None, only_reads: bool = False) -> Database:
         """The panel's database.
 
@@ -94,15 +85,15 @@ class PanelFolder:
         Raises:
             UserError: it cannot be reached, or holds no panel, or another than panel.json is of.
         """
-        facts = self.facts()
-        named = url or facts.get("database")
+        facts = read_panel_record(self.judging)
+        named = url or facts.database
         database = Database(named or self.database_file, only_reads)
         if not database.exists():
             hint = "" if url or named else ", or name its --database"
             raise UserError(f"{database.name}: no panel there; `replicate judge prepare {self.root}` makes one{hint}")
-        if not url and "panel_id" in facts and (there := Store(database).panel().panel_id) != facts["panel_id"]:
+        if not url and facts.panel_id and (there := Store(database).panel().panel_id) != facts.panel_id:
             raise UserError(
-                f"{self.facts_file}: is of the panel {facts['panel_id']}, and {database.name} holds {there}; bring "
+                f"{self.facts_file}: is of the panel {facts.panel_id}, and {database.name} holds {there}; bring "
                 "each panel's folder back whole, or name the --database that is meant"
             )
         return database
@@ -142,9 +133,10 @@ class PanelFolder:
             is_named: whether the database is another than the SQLite file here.
         """
         about = Store(database).panel()
-        named = {"database": database.address} if is_named else {}
-        facts = {"panel_id": about.panel_id, "suite": about.suite, "key_sha256": about.key_sha256}
-        write_json(self.facts_file, facts | asdict(options) | named)
+        address = database.address if is_named else None
+        own = {"panel_id": about.panel_id, "suite": about.suite, "key_sha256": about.key_sha256}
+        record = PanelRecord(**own, **asdict(options), database=address, schema_version=SCHEMA_VERSION)
+        write_record(self.facts_file, record)
 
     def note_serving(self, address: str, links: str) -> None:
         """Write down where the page is served from here, for those who make links; not being able to is no fault."""

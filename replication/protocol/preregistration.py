@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from replication import __version__
 from replication.config import (
     SEED_KEYS,
@@ -328,6 +326,8 @@ def first_stamp(run: RunDir, earlier: PlanStamp | None, stamp: PlanStamp | None)
 
 def markdown(record: Preregistration) -> str:
     """plan.md: the plan for a reader."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # what only reads a plan answers at once
+
     environment = Environment(
         loader=PackageLoader("replication.protocol"),
         undefined=StrictUndefined,

@@ -1,39 +1,126 @@
-"""DIR/votes.json, which the lock of a panel writes beside the vote record: what it is of, and whether it is still that.
+"""What a vote record is of: votes.json, which the lock of a panel writes beside it, and the panel's own panel.json.
 
-Votes from elsewhere have none. Imports no torch.
+Votes from elsewhere have neither. Imports no torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from replication.console import plural
 from replication.errors import UserError
 from replication.runs.files import file_sha256, read_json
 from replication.runs.layout import SuiteDir
+from replication.runs.records import WrongForm, from_json, read_record, write_record
 
-TYPES: dict[str, type] = {
-    "locked_at": str, "locked_early_because": str, "key_sha256": str, "votes_sha256": str,
-    "n_judges_short": int, "n_refusals": int, "n_garbage": int, "n_repeats_without_first_vote": int,
-    "n_attention_asked": int, "n_attention_passed": int, "n_test_votes": int,
-}  # fmt: skip
-"""Keys that the report reads; each may be missing or null."""
+SCHEMA_VERSION = 1
+"""Of both files; those from before it have no such key, and otherwise the same ones or fewer."""
+
+
+@dataclass(frozen=True)
+class PanelRecord:
+    """DIR/judging/panel.json: what may be known of a panel before the lock; no arm. Older ones may lack any key."""
+
+    panel_id: str | None = None
+    suite: str | None = None
+    key_sha256: str | None = None
+    judges: int | None = None
+    votes_per_judge: int | None = None
+    repeat_share: float | None = None
+    attention: int | None = None
+    survey: bool | None = None
+    open_link: bool | None = None
+    database: str | None = None
+    """Where the panel lies, if not in the SQLite file of its folder."""
+    schema_version: int | None = None
+
+
+def read_panel_record(judging: Path) -> PanelRecord:
+    """Of a judging folder; empty where it has none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return read_record(judging / "panel.json", PanelRecord) or PanelRecord()
 
 
 @dataclass(frozen=True)
 class VotesNote:
-    """What is to be known of the record beside its votes.
+    """DIR/votes.json: what is to be known of a vote record beside its votes. Older ones may lack any key."""
 
-    Attributes:
-        facts: TYPES' keys that the file has.
-        changed: whether votes.csv is another file than the one that was written at the lock; None: that is not known.
-        votes: name of the record, for the words.
-    """
+    panel_id: str | None = None
+    suite: str | None = None
+    locked_at: str | None = None
+    """ISO 8601."""
+    locked_early_because: str | None = None
+    key_sha256: str | None = None
+    """Of the sealed key."""
+    votes_sha256: str | None = None
+    """Of votes.csv as it was written."""
+    n_votes: int | None = None
+    """First votes."""
+    n_repeats: int | None = None
+    n_repeats_without_first_vote: int | None = None
+    """Left out of the record."""
+    n_judges: int | None = None
+    n_judges_short: int | None = None
+    """Judges with fewer votes than a full set has."""
+    n_test_votes: int | None = None
+    """Left out of the record."""
+    n_refusals: int | None = None
+    """Answers of models that refuse."""
+    n_garbage: int | None = None
+    """Answers of models that cannot be read."""
+    n_attention_asked: int | None = None
+    n_attention_passed: int | None = None
+    schema_version: int | None = None
 
-    facts: dict[str, Any]
-    changed: bool | None
+    @property
+    def lines(self) -> list[str]:
+        """A sentence for each thing that a reader of the votes must know."""
+        lines = []
+        at = f" at {self.locked_at}" if self.locked_at else ""
+        if self.locked_early_because:
+            reason = f"The reason given: {self.locked_early_because}"
+            lines.append(f"The panel was locked{at}, before all planned votes were in. {reason}")
+        elif self.locked_at:
+            lines.append(f"The panel was locked{at}, when nothing planned was missing.")
+        if self.key_sha256:
+            lines.append(f"The sealed key that says which arm stood where has the SHA-256 {self.key_sha256}.")
+        if self.n_judges_short:
+            lines.append(f"Judges that ended with fewer votes than a full set has: {self.n_judges_short}.")
+        refusals, garbage = self.n_refusals or 0, self.n_garbage or 0
+        if refusals or garbage:
+            were = plural(refusals + garbage, "answer of a model was", "answers of models were")
+            lines.append(
+                f"{were} no choice (refusals: {refusals}; not readable: {garbage}): on such a pair there is no vote "
+                "of the model."
+            )
+        if n := self.n_repeats_without_first_vote:
+            lines.append(f"Repeated votes left out because the first vote on their pair was never cast: {n}.")
+        if self.n_test_votes:
+            lines.append(f"Votes of test judges, left out of every count: {self.n_test_votes}.")
+        if self.n_attention_asked:
+            passed = f"{self.n_attention_passed or 0} of {self.n_attention_asked}"
+            lines.append(f"Attention items: people chose what was asked of them in {passed}.")
+        return lines
+
+
+def write_note(path: Path, note: VotesNote) -> None:
+    write_record(path, note)
+
+
+@dataclass(frozen=True)
+class CheckedNote:
+    """votes.json, held against the record that lies beside it."""
+
+    note: VotesNote
     votes: str
+    """Name of the record, for the words."""
+    changed: bool | None
+    """Whether it is another file than the one that was written at the lock; None: that is not known."""
     other_panel: str = ""
     """The panel that lies beside the record, where that is another than the record's."""
 
@@ -55,64 +142,33 @@ class VotesNote:
 
     @property
     def lines(self) -> list[str]:
-        """A sentence for each thing that a reader of the votes must know."""
-        f = self.facts
-        lines = []
-        why, when = f.get("locked_early_because"), f.get("locked_at")
-        at = f" at {when}" if when else ""
-        if why:
-            lines.append(f"The panel was locked{at}, before all planned votes were in. The reason given: {why}")
-        elif when:
-            lines.append(f"The panel was locked{at}, when nothing planned was missing.")
-        if f.get("key_sha256"):
-            lines.append(f"The sealed key that says which arm stood where has the SHA-256 {f['key_sha256']}.")
-        if f.get("n_judges_short"):
-            lines.append(f"Judges that ended with fewer votes than a full set has: {f['n_judges_short']}.")
-        refusals, garbage = f.get("n_refusals", 0), f.get("n_garbage", 0)
-        if refusals or garbage:
-            n = refusals + garbage
-            were = "answer of a model was" if n == 1 else "answers of models were"
-            lines.append(
-                f"{n} {were} no choice (refusals: {refusals}; not readable: {garbage}): on such a pair there is no "
-                "vote of the model."
-            )
-        if f.get("n_repeats_without_first_vote"):
-            n = f["n_repeats_without_first_vote"]
-            lines.append(f"Repeated votes left out because the first vote on their pair was never cast: {n}.")
-        if f.get("n_test_votes"):
-            lines.append(f"Votes of test judges, left out of every count: {f['n_test_votes']}.")
-        if f.get("n_attention_asked"):
-            asked, passed = f["n_attention_asked"], f.get("n_attention_passed", 0)
-            lines.append(f"Attention items: people chose what was asked of them in {passed} of {asked}.")
-        return lines
+        return self.note.lines
 
     def to_dict(self) -> dict[str, Any]:
-        return {**dict.fromkeys(TYPES), **self.facts, "changed": self.changed, "lines": self.lines}
+        """What results.json has of it."""
+        not_reported = ("panel_id", "suite", "n_votes", "n_repeats", "n_judges", "schema_version")
+        facts = {key: value for key, value in asdict(self.note).items() if key not in not_reported}
+        return {**facts, "changed": self.changed, "lines": self.lines}
 
 
-def read_note(note: Path, votes: Path) -> VotesNote | None:
+def read_note(note: Path, votes: Path) -> CheckedNote | None:
     """What votes.json says of votes.csv; None where there is no votes.json.
 
     Raises:
         UserError: votes.json is damaged.
     """
-    found = read_json(note)
-    if found is None:
+    value = read_json(note)
+    if value is None:
         return None
-    if not isinstance(found, dict):
-        raise UserError(f"{note}: must be an object; `replicate judge export` writes it again")
-    for key, kind in TYPES.items():
-        if found.get(key) is not None and (not isinstance(found[key], kind) or isinstance(found[key], bool)):
-            raise UserError(f"{note}: key '{key}' is {found[key]!r:.60}; `replicate judge export` writes it again")
-    facts = {key: found[key] for key in TYPES if found.get(key) is not None}
-    recorded = facts.get("votes_sha256")
+    try:
+        found = from_json(VotesNote, value)
+    except WrongForm as error:
+        raise UserError(f"{note}: {error}; `replicate judge export` writes it again") from None
     try:
         there = file_sha256(votes)
     except OSError:
         there = None
-    panel = read_json(SuiteDir(note.parent).judging / "panel.json")
-    beside = panel.get("panel_id") if isinstance(panel, dict) else None
-    is_other = None not in (beside, found.get("panel_id")) and beside != found["panel_id"]
-    return VotesNote(
-        facts, None if recorded is None else there != recorded, votes.name, str(beside) if is_other else ""
-    )
+    beside = read_panel_record(SuiteDir(note.parent).judging).panel_id
+    is_other = None not in (beside, found.panel_id) and beside != found.panel_id
+    changed = None if found.votes_sha256 is None else there != found.votes_sha256
+    return CheckedNote(found, votes.name, changed, str(beside) if is_other else "")

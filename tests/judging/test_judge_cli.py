@@ -702,8 +702,8 @@ def test_damage_to_a_panel_s_files_is_one_line(out: Path, said) -> None:
     for damaged, what in (
         (facts[:-9], "panel.json: not valid JSON"),
         (b"\xff" + facts[1:], "panel.json: not valid JSON"),
-        (b"[]", "panel.json: must be an object"),
-        (b'{"database": 5}', "panel.json: key 'database' is 5"),
+        (b"[]", "panel.json: holds no JSON object; restore it"),
+        (b'{"database": 5}', "panel.json: database must be text, not '5'; restore it"),
         (b'{"panel_id": "ab"}', "panel.json: is of the panel ab, and "),
     ):
         (judging / "panel.json").write_bytes(damaged)

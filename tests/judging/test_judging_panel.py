@@ -21,7 +21,7 @@ from replication.audit.published import load_published
 from replication.config import AnalysisConfig
 from replication.errors import UserError
 from replication.judging.design import Cell, Design, session
-from replication.judging.export import answers_jsonl, judges_csv, marginals_json, votes_csv, write_record
+from replication.judging.export import answers_jsonl, judges_csv, marginals_json, votes_csv, write_votes_record
 from replication.judging.folder import PanelFolder
 from replication.judging.progress import judge_progress
 from replication.judging.schema import answers, assignments, items, judges, metadata, votes
@@ -451,8 +451,8 @@ def test_models_answers_and_judges_are_exported_by_id(tmp_path: Path) -> None:
             blind(panel.database)
     panel.lock()
     folder = PanelFolder(tmp_path / "out", tmp_path / "out" / "judging")
-    note = write_record(folder, panel.database, AnalysisConfig())
-    assert (note["n_attention_passed"], note["n_attention_asked"]) == (1, 2)
+    note = write_votes_record(folder, panel.database, AnalysisConfig())
+    assert (note.n_attention_passed, note.n_attention_asked) == (1, 2)
     assert judges_csv(panel.database).splitlines() == [
         "judge_id,kind,vendor,votes,repeats,attention_passed,attention_asked,background,native_english",
         "judge-001,human,,6,1,1,2,ml,no",
@@ -481,16 +481,16 @@ def test_the_counts_are_read_as_the_published_ones_are(tmp_path: Path) -> None:
     (tmp_path / "marginals.json").write_text(text)
     found = json.loads(text)
     first = [v for v in unsealed_votes(panel.database).votes if not v.repeat_of]
-    data = load_published(tmp_path, {"votes": "marginals.json"})
-    assert sum(j.tally.n for j in data.judges) == sum(q.tally.n for q in data.questions) == len(first)
+    data = load_published(tmp_path, {"votes": ["marginals.json"]})
+    assert sum(j.tally.n for j in data.votes.judges) == sum(q.tally.n for q in data.votes.questions) == len(first)
     assert found["n_judgments"] == found["headline"]["n"] == len(first) and found["n_judges"] == 6
     head = found["headline"]
     assert head["decisive"] == head["a"] + head["b"]
     assert head["b_pct_decisive"] == round(100 * head["b"] / head["decisive"], 2)
     assert head["p_value"] == pytest.approx(scipy_stats.binomtest(head["b"], head["decisive"]).pvalue, rel=1e-12)
     assert sum(c["n"] for c in found["category_breakdown"].values()) == head["n"]
-    for key, lean in (("gain_majority", "gain"), ("baseline_majority", "baseline"), ("tied", "even")):
-        assert found["question_majorities"][key] == sum(q.tally.leans == lean for q in data.questions)
+    for key, lean in (("gain_majority", "treatment"), ("baseline_majority", "baseline"), ("tied", "even")):
+        assert found["question_majorities"][key] == sum(q.tally.leans == lean for q in data.votes.questions)
     by_label = {row["label"]: row for row in found["sensitivity_filters"]}
     assert by_label["all judges"]["n"] == head["n"] and by_label["models only"]["n_judges"] == 0
     assert by_label["without people faster than 1e+09 s a vote (median)"]["n"] == 0

@@ -7,7 +7,7 @@ import pytest
 
 from replication.errors import UserError
 from replication.runs.files import file_sha256, write_json
-from replication.votes.note import read_note
+from replication.votes.note import PanelRecord, VotesNote, read_note, read_panel_record, write_note
 from replication.votes.record import COLUMNS, Vote, read_votes, write_votes
 
 VOTE = Vote(
@@ -165,3 +165,18 @@ def test_a_first_vote_that_comes_twice_is_refused(tmp_path):
         read_votes(tmp_path / "votes.csv")
     write_votes(tmp_path / "votes.csv", [VOTE, dataclasses.replace(swapped, repeat_of="v1")])
     assert len(read_votes(tmp_path / "votes.csv")) == 2
+
+
+def test_records_of_earlier_versions_are_read(tmp_path):
+    """votes.json and panel.json without a version, with keys that are null or missing, and with one of no concern."""
+    write_votes(tmp_path / "votes.csv", [VOTE])
+    write_json(tmp_path / "votes.json", {"panel_id": "aa", "n_refusals": None, "later": [1], "n_garbage": 1})
+    write_json(tmp_path / "judging" / "panel.json", {"panel_id": "aa", "suite": "s", "judges": 2, "repeat_share": 0})
+    found = read_note(tmp_path / "votes.json", tmp_path / "votes.csv")
+    assert found and (found.changed, found.warning, found.note.schema_version) == (None, "", None)
+    assert "1 answer of a model was no choice (refusals: 0; not readable: 1)" in found.lines[0]
+    panel = read_panel_record(tmp_path / "judging")
+    assert (panel.panel_id, panel.judges, panel.repeat_share, panel.database) == ("aa", 2, 0.0, None)
+    assert read_panel_record(tmp_path / "elsewhere") == PanelRecord()
+    write_note(tmp_path / "votes.json", note := VotesNote(panel_id="aa", n_votes=1, schema_version=1))
+    assert read_note(tmp_path / "votes.json", tmp_path / "votes.csv").note == note  # type: ignore[union-attr]
