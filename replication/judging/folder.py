@@ -133,9 +133,14 @@ class PanelFolder:
             is_named: whether the database is another than the SQLite file here.
         """
         about = Store(database).panel()
-        address = database.address if is_named else None
-        own = {"panel_id": about.panel_id, "suite": about.suite, "key_sha256": about.key_sha256}
-        record = PanelRecord(**own, **asdict(options), database=address, schema_version=SCHEMA_VERSION)
+        record = PanelRecord(
+            panel_id=about.panel_id,
+            suite=about.suite,
+            key_sha256=about.key_sha256,
+            **asdict(options),
+            database=database.address if is_named else None,
+            schema_version=SCHEMA_VERSION,
+        )
         write_record(self.facts_file, record)
 
     def note_serving(self, address: str, links: str) -> None:

@@ -38,8 +38,8 @@ from replication.errors import UserError
 from replication.judging import rubric
 from replication.judging.database import Database
 from replication.judging.models import endpoint as endpoint_module
-from replication.judging.models import network
 from replication.judging.models import prompt as model_prompt
+from replication.judging.models import settings as model_settings
 from replication.judging.models.endpoint import Endpoint, GivenUp
 from replication.judging.models.parsing import combine, parse_reply
 from replication.judging.models.prompt import comparison_prompt, new_code, settled_code
@@ -215,8 +215,8 @@ def test_both_orders_make_one_vote_and_every_reply_is_kept(tmp_path: Path, monke
     assert Counter(key_of(seen.body["messages"][0]["content"]) for seen in endpoint.seen) == {
         (n, which): 1 for n in range(16) for which in ("first", "second")
     }
-    assert (summary.exit_code, summary.tally.n_votes, again.n_stored, again.n_requests) == (0, 10, 0, 0)
-    t = summary.tally
+    assert (summary.exit_code, summary.counts.n_votes, again.n_stored, again.n_requests) == (0, 10, 0, 0)
+    t = summary.counts
     assert (t.n_agreeing, t.n_disagreeing, t.n_refusals, t.n_garbage, t.n_truncated) == (8, 2, 4, 8, 4)
     assert (t.n_a, t.n_b, t.input_tokens, t.output_tokens) == (8, 4, 3200, 64)
     kept = rows(database, answers)
@@ -300,7 +300,7 @@ def test_what_is_refused_for_one_pair_is_kept_with_it_and_the_run_goes_on(
         first = run(database, url, parallel=1)  # the pair comes first: a harmless request shows who is at fault
         n = len(endpoint.seen)
         assert run(database, url).n_requests == 0 and len(endpoint.seen) == n, "nothing is asked twice"
-    assert (first.exit_code, first.tally.n_refusals, first.stopped) == (0, 2, "")
+    assert (first.exit_code, first.counts.n_refusals, first.stopped) == (0, 2, "")
     assert votes_of(database) == {1: "tie", 2: "tie"}
     kept = [row.reply for row in rows(database, answers) if row.assignment_id == 100]
     assert len(kept) == 2 and all(re.match(words, reply) for reply in kept)
@@ -346,7 +346,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in ("http", "https", "all", "no"):
         monkeypatch.delenv(f"{name}_proxy", raising=False)
         monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
-    for name in (*network.CERTIFICATES, DEFAULT_KEY):
+    for name in (*model_settings.CERTIFICATES, DEFAULT_KEY):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
@@ -490,7 +490,7 @@ def test_mistakes_in_the_settings_are_one_line(tmp_path: Path) -> None:
     for changes, line in (
         ({"base_url": "localhost:8000/v1"}, "--base-url"),
         ({"api_key_env": "NOT_SET_HERE"}, "NOT_SET_HERE is not set"),
-        ({"parallel": 0}, "--parallel: is 0"),
+        ({"parallel": 0}, "--parallel: 0 must be at least 1"),
         ({"requests_per_minute": -1}, "--requests-per-minute"),
         ({"retries": -1}, "--retries"),
         ({"temperature": 3.0}, "--temperature"),
@@ -586,7 +586,7 @@ def test_a_request_without_an_answer_comes_again_with_the_next_run(tmp_path: Pat
     database, console = make_panel(tmp_path / "panel.sqlite", 3), quiet()
     with serving(endpoint := Scripted(sick)) as url:
         summary = run(database, url, console, retries=2)
-        assert (summary.exit_code, summary.n_given_up, summary.tally.n_missing, summary.n_retries) == (1, 1, 1, 2)
+        assert (summary.exit_code, summary.n_given_up, summary.counts.n_missing, summary.n_retries) == (1, 1, 1, 2)
         assert votes_of(database) == {0: "tie", 2: "tie"}
         assert "status 500: boom" in console.file.getvalue()  # type: ignore[attr-defined]
         endpoint.answer = lambda body, n: "TIE"
@@ -773,7 +773,7 @@ def test_a_sheet_is_read_back_as_votes(tmp_path: Path) -> None:
 
     pasted.write_text("```\n" + "\n".join(line(n) for n in range(1, 9)) + "\n```\n")
     early = read_sheet(database, JUDGE, pasted)  # two of the parts
-    assert (early.n_stored, early.tally.n_votes, early.exit_code) == (8, 0, 1)
+    assert (early.n_stored, early.counts.n_votes, early.exit_code) == (8, 0, 1)
     assert write_sheet(database, JUDGE, sheet) == 4  # the rest, under the same numbers
     assert {n: keys[n] for n in range(9, 23)} == sheet_keys(sheet.read_text())
     pasted.write_text("\n".join(line(n) for n in range(1, 23)))
@@ -1021,7 +1021,7 @@ def test_a_real_server_behind_a_faulty_line(served: tuple[str, str], tmp_path: P
     asked = [seen.key for seen in proxy.seen[n_before:]]
     assert before.isdisjoint(asked)  # nothing that was answered is asked again
     assert before | set(asked) == {(n, which) for n in range(n_pairs) for which in ("first", "second")}
-    assert (done.exit_code, done.tally.n_answers, done.n_given_up) == (0, 2 * n_pairs, 0)
+    assert (done.exit_code, done.counts.n_answers, done.n_given_up) == (0, 2 * n_pairs, 0)
     assert done.n_requests == len(asked) <= 400
     met = {seen.fault for seen in proxy.seen}
     assert met == {"", *fault_proxy.FAULTS}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -37,51 +38,59 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
+    """One reply of a model."""
+
+    text: str
+    """The answer, or the words of the refusal."""
+    refused: bool = False
+    """Whether the endpoint marks it as a refusal."""
+    finish_reason: str | None = None
+    model: str = ""
+    """As the endpoint names it; empty where it names none."""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    asked_at: float = field(default_factory=time.time)
+    """When the try that succeeded was sent, in seconds since 1970."""
+    seconds: float | None = None
+    """That it took; None: not known."""
+
+
+@dataclass(frozen=True)
+class ModelAnswer:
     """What the model said to one comparison, for good."""
 
     comparison: Comparison
     parsed: Parsed
     prompt: str
-    reply: str
-    model: str
-    """As the endpoint names it; empty where it names none."""
+    reply: Reply
     endpoint: str
-    finish_reason: str | None
-    input_tokens: int | None
-    output_tokens: int | None
-    asked_at: float
-    """Seconds since 1970."""
-    seconds: float | None
+    """Its address without credentials, or how else the model was asked."""
 
 
 @dataclass(frozen=True)
-class Tally:
-    """All that a judge has said so far.
-
-    Attributes:
-        n_pairs: assignments.
-        n_answers: of the 2 * n_pairs comparisons.
-        n_votes: pairs with a vote.
-        n_agreeing: pairs to which both orders gave the same choice.
-        n_disagreeing: pairs whose vote is a tie because they did not.
-        n_refusals, n_garbage: answers that are no choice.
-        n_a, n_b: answers for the completion that came first, and second.
-        n_truncated: answers that were cut off.
-        input_tokens, output_tokens: as far as the endpoint tells.
-    """
+class AnswerCounts:
+    """All that a judge has said so far."""
 
     n_pairs: int
+    """Assignments."""
     n_answers: int = 0
+    """Of the 2 * n_pairs comparisons."""
     n_votes: int = 0
+    """Pairs with a vote."""
     n_agreeing: int = 0
+    """Pairs to which both orders gave the same choice."""
     n_disagreeing: int = 0
+    """Pairs whose vote is a tie because they did not."""
     n_refusals: int = 0
     n_garbage: int = 0
     n_a: int = 0
+    """Answers for the completion that came first; n_b: second."""
     n_b: int = 0
     n_truncated: int = 0
+    """Answers that were cut off."""
     input_tokens: int = 0
+    """As far as the endpoint tells; output_tokens too."""
     output_tokens: int = 0
 
     @property
@@ -189,7 +198,7 @@ def answered(database: Database, judge_id: str) -> dict[tuple[int, bool], Parsed
         return {(row.assignment_id, row.swapped): Parsed(row.status, row.choice) for row in _said(c, judge_id)}
 
 
-def keep(database: Database, judge_id: str, new: Sequence[Answer]) -> int:
+def keep(database: Database, judge_id: str, new: Sequence[ModelAnswer]) -> int:
     """Store answers, and the votes that they complete, in one transaction. A comparison that has its answer keeps it.
 
     Returns:
@@ -208,7 +217,7 @@ def keep(database: Database, judge_id: str, new: Sequence[Answer]) -> int:
             before = {(row.assignment_id, row.swapped) for row in c.execute(of_these)}
             stored = [a for a in new if (a.comparison.assignment_id, a.comparison.swapped) not in before]
             for answer in stored:
-                _check_model(c, judge_id, answer.model)
+                _check_model(c, judge_id, answer.reply.model)
                 c.execute(insert(answers).values(_row(answer)))
             for assignment_id in {answer.comparison.assignment_id for answer in stored}:
                 _vote(c, assignment_id)
@@ -217,7 +226,7 @@ def keep(database: Database, judge_id: str, new: Sequence[Answer]) -> int:
         return 0
 
 
-def tally(database: Database, judge_id: str) -> Tally:
+def answer_counts(database: Database, judge_id: str) -> AnswerCounts:
     """All that a judge has said so far."""
     with database.read() as c:
         mine = assignments.c.judge_id == judge_id
@@ -226,7 +235,7 @@ def tally(database: Database, judge_id: str) -> Tally:
         said = _said(c, judge_id)
     both = [(p.choice, s.choice) for p, s in _pairs(said) if p.choice and s.choice]
     n_agreeing = sum(agree(*pair) for pair in both)
-    return Tally(
+    return AnswerCounts(
         n_pairs=n_pairs,
         n_answers=len(said),
         n_votes=n_votes,
@@ -264,11 +273,17 @@ def _check_model(c: Connection, judge_id: str, model: str) -> None:
         )
 
 
-def _row(answer: Answer) -> dict[str, Any]:
-    said, parsed = answer.comparison, answer.parsed
-    own = {name: value for name, value in vars(answer).items() if name not in ("comparison", "parsed")}
-    ids = {"assignment_id": said.assignment_id, "swapped": said.swapped}
-    return own | ids | {"status": parsed.status, "choice": parsed.choice}
+def _row(answer: ModelAnswer) -> dict[str, Any]:
+    reply = {name: value for name, value in vars(answer.reply).items() if name not in ("text", "refused")}
+    return reply | {
+        "assignment_id": answer.comparison.assignment_id,
+        "swapped": answer.comparison.swapped,
+        "status": answer.parsed.status,
+        "choice": answer.parsed.choice,
+        "prompt": answer.prompt,
+        "reply": answer.reply.text,
+        "endpoint": answer.endpoint,
+    }
 
 
 def _vote(c: Connection, assignment_id: int) -> None:

@@ -9,7 +9,6 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,9 +19,9 @@ from tenacity.stop import stop_base
 from tenacity.wait import wait_base, wait_exponential_jitter
 
 from replication.errors import UserError
+from replication.judging.models.answers import Reply
 from replication.judging.models.meter import Meter
-from replication.judging.models.network import certificates, route
-from replication.judging.models.settings import ModelSettings
+from replication.judging.models.settings import ModelSettings, certificates, route
 
 UNSEEN_STATUS = {*range(300, 500)} - {408, 409}  # the model never saw it; what others cost nobody knows
 PASSING_STATUS = {408, 409, 425, 429, *range(500, 600)} - {501, 505}
@@ -41,28 +40,6 @@ CERTIFICATE_REMEDIES = (
     ("", "put the certificate of who signed it into a file, and that file's name into SSL_CERT_FILE"),
 )
 ODD_TRIES = 3  # of a request that is answered with something that is no completion
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One chat completion.
-
-    Attributes:
-        text: the answer, or the words of the refusal.
-        refused: whether the endpoint marks it as a refusal.
-        model: as the endpoint names it; empty where it names none.
-        asked_at: when the try that succeeded was sent, in seconds since 1970.
-        seconds: it took.
-    """
-
-    text: str
-    refused: bool
-    finish_reason: str | None
-    model: str
-    input_tokens: int | None
-    output_tokens: int | None
-    asked_at: float
-    seconds: float
 
 
 class GivenUp(Exception):
@@ -244,7 +221,8 @@ class Endpoint:
                 raise _OtherKey(str(error), response=error.response, body=error.body) from None
             if error.code == "content_filter":  # some endpoints refuse with a status
                 seconds = time.monotonic() - began
-                return Reply(self._clean(_said(error)), True, "content_filter", "", None, None, asked_at, seconds)
+                text = self._clean(_said(error))
+                return Reply(text, True, "content_filter", asked_at=asked_at, seconds=seconds)
             raise
         except openai.APIConnectionError as error:
             if isinstance(error.__cause__, NotACompletion):  # openai 2 wraps it

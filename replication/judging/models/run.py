@@ -13,13 +13,14 @@ from replication.console import progress
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.models.answers import (
-    Answer,
     Comparison,
+    ModelAnswer,
+    Reply,
+    answer_counts,
     answered,
     comparisons,
     keep,
     settle,
-    tally,
 )
 from replication.judging.models.endpoint import Endpoint, GivenUp, Refused
 from replication.judging.models.meter import BudgetSpent
@@ -78,7 +79,7 @@ class _Run:
         self._n_stored = self._n_sensible = self._n_given_up = self._in_a_row = 0
         self._stopped, self._told_at, self._is_fresh = "", 0.0, False
         self._has_answered, self._n_refused_in_a_row = False, 0
-        self._refused: list[Answer] = []  # since the last request that was answered
+        self._refused: list[ModelAnswer] = []  # since the last request that was answered
         self._confirming = asyncio.Lock()
 
     async def all(self, join: Callable[[], None] | None) -> None:
@@ -121,7 +122,7 @@ class _Run:
 
     async def _ask(self, todo: list[Comparison]) -> None:
         """As many workers as requests may be in flight take comparisons until none is left, or none may be sent."""
-        n_every = 2 * tally(self._database, self._judge_id).n_pairs
+        n_every = 2 * answer_counts(self._database, self._judge_id).n_pairs
         with progress(self._console, *COLUMNS, transient=True) as self._progress:
             done = n_every - len(todo)
             self._task = self._progress.add_task(self._judge_id, total=n_every, completed=done, so_far=self._so_far())
@@ -158,21 +159,9 @@ class _Run:
         is_first = self._is_fresh and not self._has_answered
         if is_first and error.status in (400, 403) and not ABOUT_THE_TEXT.search(error.words):
             raise error.as_final  # a flag or the key, most likely: nothing more is asked to find out
-        self._refused.append(
-            Answer(
-                comparison=comparison,
-                parsed=Parsed("refusal"),
-                prompt=comparison_prompt(comparison.question, comparison.a, comparison.b),
-                reply=error.words,
-                model="",
-                endpoint=self._settings.endpoint,
-                finish_reason=f"status {error.status}",
-                input_tokens=None,
-                output_tokens=None,
-                asked_at=time.time(),
-                seconds=None,
-            )
-        )
+        prompt = comparison_prompt(comparison.question, comparison.a, comparison.b)
+        reply = Reply(error.words, True, f"status {error.status}")
+        self._refused.append(ModelAnswer(comparison, Parsed("refusal"), prompt, reply, self._settings.endpoint))
         self._n_refused_in_a_row += 1
         if self._n_refused_in_a_row == REFUSED_IN_A_ROW:
             self._stopped = f"{REFUSED_IN_A_ROW} pairs in a row were refused, the last with {error.words!r}"
@@ -214,19 +203,8 @@ class _Run:
     async def _one(self, comparison: Comparison) -> None:
         prompt = comparison_prompt(comparison.question, comparison.a, comparison.b)
         reply = await self._endpoint.ask(prompt)
-        answer = Answer(
-            comparison=comparison,
-            parsed=parse_reply(reply.text, reply.finish_reason, reply.refused),
-            prompt=prompt,
-            reply=reply.text,
-            model=reply.model,
-            endpoint=self._settings.endpoint,
-            finish_reason=reply.finish_reason,
-            input_tokens=reply.input_tokens,
-            output_tokens=reply.output_tokens,
-            asked_at=reply.asked_at,
-            seconds=reply.seconds,
-        )
+        parsed = parse_reply(reply.text, reply.finish_reason, reply.refused)
+        answer = ModelAnswer(comparison, parsed, prompt, reply, self._settings.endpoint)
         self._n_stored += keep(self._database, self._judge_id, [answer])
         self._n_sensible += answer.parsed.status != "garbage"
         self._answered()
@@ -237,7 +215,7 @@ class _Run:
             self._progress.update(self._task, so_far=self._so_far())
 
     def _so_far(self) -> str:
-        t, self._counted_at = tally(self._database, self._judge_id), time.monotonic()
+        t, self._counted_at = answer_counts(self._database, self._judge_id), time.monotonic()
         return (
             f"{t.n_votes} votes, {t.n_disagreeing} ties by disagreement, {t.n_refusals} refusals, "
             f"{t.n_garbage} garbage, {t.input_tokens + t.output_tokens:,} tokens"
@@ -247,7 +225,7 @@ class _Run:
         meter = self._endpoint.meter
         return Summary(
             self._judge_id,
-            tally(self._database, self._judge_id),
+            answer_counts(self._database, self._judge_id),
             self._n_stored,
             meter.n_requests,
             self._endpoint.n_retries,

@@ -1,57 +1,70 @@
-"""How a model judge is asked: the model, its endpoint, and the limits of a run."""
+"""How a model judge is asked: the model, the limits of a run, and what lies between us and its endpoint.
+
+A proxy, certificates and a key come from the environment; each fault names its variable.
+"""
 
 from __future__ import annotations
 
-import math
+import importlib.util
 import os
+import ssl
 from dataclasses import dataclass
-from urllib.parse import urlsplit, urlunsplit
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 
+from replication.config.reading import Range, check_values
+from replication.config.schema import Count, Natural, Positive
 from replication.errors import UserError
-from replication.judging.models.network import checked_key, split_url
 
 DEFAULT_KEY = "OPENAI_API_KEY"
 OPERATIONS = ("completions", "models", "responses", "messages", "embeddings")
 """Last words of addresses that an API has below its /v1."""
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
+"""Variables that name trusted certificates; the first that is set counts."""
+QUOTES = "\"'`“”‘’«»"
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How a model is asked.
-
-    Attributes:
-        model: as the endpoint knows it.
-        base_url: of the endpoint, up to and with its /v1.
-        api_key_env: the environment variable with the key; the default one may be missing (a local server).
-        parallel: requests in flight at once.
-        requests_per_minute: at most, tries included; None: no limit.
-        max_requests: sent by this run at most, tries included; None: no limit.
-        max_tokens: input and output together that this run may use; None: no limit.
-        timeout_seconds: of one try.
-        retries: further tries of one request after the first.
-        max_answer_tokens: length of an answer; a model that thinks before it answers needs thousands.
-        temperature: None: the endpoint's own (some models take no other).
-        first_pause_seconds: before the first further try; doubles from there.
-    """
+    """How a model is asked."""
 
     model: str
+    """As the endpoint knows it."""
     base_url: str
+    """Of the endpoint, up to and with its /v1."""
     api_key_env: str = DEFAULT_KEY
-    parallel: int = 4
-    requests_per_minute: float | None = None
-    max_requests: int | None = None
-    max_tokens: int | None = None
-    timeout_seconds: float = 60.0
-    retries: int = 8
-    max_answer_tokens: int = 16
-    temperature: float | None = 0.0
-    first_pause_seconds: float = 0.5
+    """The environment variable with the key; the default one may be missing (a local server)."""
+    parallel: Count = 4
+    """Requests in flight at once."""
+    requests_per_minute: Positive | None = None
+    """At most, tries included; None: no limit."""
+    max_requests: Count | None = None
+    """Sent by this run at most, tries included; None: no limit."""
+    max_tokens: Annotated[int, Range(f"[1, {2**53}]")] | None = None
+    """Input and output together that this run may use; None: no limit."""
+    timeout_seconds: Positive = 60.0
+    """Of one try."""
+    retries: Natural = 8
+    """Further tries of one request after the first."""
+    max_answer_tokens: Count = 16
+    """Length of an answer; a model that thinks before it answers needs thousands."""
+    temperature: Annotated[float, Range("[0, 2]")] | None = 0.0
+    """None: the endpoint's own (some models take no other)."""
+    first_pause_seconds: Positive = 0.5
+    """Before the first further try; doubles from there."""
 
     def check(self) -> None:
         """
         Raises:
             UserError: a value that cannot be.
         """
+        try:
+            check_values(self, "--")
+        except UserError as error:
+            flag, colon, words = str(error).partition(":")
+            raise UserError(f"{flag.replace('_', '-')}{colon}{words}") from None
         if not self.model.strip():
             raise UserError("--model: is empty; give the name by which the endpoint knows the model")
         parts = split_url(self.base_url, "--base-url")
@@ -59,15 +72,6 @@ class ModelSettings:
             raise UserError(
                 f"--base-url: ends in /{last}, which is added here; give the address up to and with its /v1"
             )
-        positive = ("parallel", "requests_per_minute", "max_requests", "max_tokens", "timeout_seconds")
-        for name in (*positive, "max_answer_tokens"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"--{name.replace('_', '-')}: is {value:g}; must be more than 0")
-        if self.retries < 0:
-            raise UserError(f"--retries: is {self.retries}; must be at least 0")
-        if self.temperature is not None and not 0 <= self.temperature <= 2:
-            raise UserError(f"--temperature: is {self.temperature:g}; must be between 0 and 2")
 
     @property
     def endpoint(self) -> str:
@@ -85,3 +89,113 @@ class ModelSettings:
             is_there = "is empty" if self.api_key_env in os.environ else "is not set"
             raise UserError(f"--api-key-env: {self.api_key_env} {is_there}; put the endpoint's key into it")
         return checked_key(key, self.api_key_env) if key else None
+
+
+# ---------------------------------------------------------------- from the environment
+
+
+@dataclass(frozen=True)
+class Route:
+    """How requests get to an endpoint."""
+
+    proxy: str | None
+    """Address of the proxy, with its password; None: directly."""
+    words: str
+    """How that came about, for messages, without a password; empty where no variable has a say."""
+
+
+def split_url(text: str, flag: str) -> SplitResult:
+    """The parts of an address that can be asked.
+
+    Raises:
+        UserError: no scheme of the web, no host, no possible port, or a space in it.
+    """
+    if any(c.isspace() or not c.isprintable() for c in text):
+        raise UserError(f"{flag}: holds a space, a line break or a character that cannot be seen; take it out")
+    try:
+        parts = urlsplit(text)
+        is_possible = parts.port != 0
+        host = (parts.hostname or "").encode("idna")
+    except ValueError as error:
+        why = "its port must be a number from 1 to 65535" if "ort" in str(error) else str(error)
+        raise UserError(f"{flag}: is no address that can be asked: {why}; mend it") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise UserError(f"{flag}: must start with http:// or https://, as in https://api.openai.com/v1")
+    if not is_possible:
+        raise UserError(f"{flag}: its port must be a number from 1 to 65535; give the one the endpoint listens on")
+    return parts
+
+
+def route(url: str) -> Route:
+    """The proxy that the environment names for an address, as other programs read it.
+
+    Raises:
+        UserError: a variable names what is no proxy, or one that cannot be spoken to here.
+    """
+    parts = urlsplit(url)
+    name = next((n for n in (f"{parts.scheme}_proxy", "all_proxy") if getproxies().get(n.removesuffix("_proxy"))), None)
+    if name is None:
+        return Route(None, "")
+    value, name = getproxies()[name.removesuffix("_proxy")], name if os.environ.get(name) else name.upper()
+    if any(proxy_bypass(host) for host in (parts.netloc.rpartition("@")[2], parts.hostname or "")):
+        return Route(None, f"directly, as NO_PROXY takes this host out of {name}")
+    return Route(*_checked(value if "://" in value else f"http://{value}", name))
+
+
+def _checked(value: str, name: str) -> tuple[str, str]:
+    """The address of a proxy, and the words for messages."""
+    remedy = f"mend or unset {name}, or put the endpoint's host into NO_PROXY"
+    try:
+        parts = urlsplit(value.strip())
+        is_one = parts.scheme in ("http", "https", "socks5", "socks5h") and parts.hostname and parts.port != 0
+        value.encode("ascii")
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise UserError(f"{name}: names no proxy such as http://proxy.example.org:3128; {remedy}")
+    if parts.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
+        raise UserError(
+            f"{name}: names a SOCKS proxy, for which the package socksio is missing; pip install socksio, or {remedy}"
+        )
+    at = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    return value.strip(), f"through the proxy {at} that {name} names"
+
+
+def certificates() -> ssl.SSLContext | None:
+    """The certificates that the environment trusts; None: nothing is said.
+
+    Raises:
+        UserError: a variable names what is not there, or holds no certificates.
+    """
+    name = next((name for name in CERTIFICATES if os.environ.get(name)), None)
+    if name is None:
+        return None
+    path = Path(os.environ[name])
+    try:
+        os.stat(path)
+        file, folder = (None, path) if path.is_dir() else (path, None)
+        return ssl.create_default_context(cafile=file, capath=folder)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"{name}: {path} cannot be read as certificates ({why}); name a file of PEM certificates, or unset it"
+        ) from None
+
+
+def checked_key(key: str, name: str) -> str:
+    """An endpoint's key as a header can hold it; messages never show it.
+
+    Raises:
+        UserError: it was copied with something around it or in it.
+    """
+    if key[0] in QUOTES or key[-1] in QUOTES:
+        raise UserError(f"--api-key-env: the key in {name} stands in quotation marks; put it there without them")
+    at = next((i for i, c in enumerate(key, 1) if not "!" <= c <= "~"), None)
+    if at is None:
+        return key
+    bad = key[at - 1]
+    what = "a line break" if bad in "\r\n" else "a space" if bad.isspace() else "a character that no key has"
+    raise UserError(
+        f"--api-key-env: the key in {name} holds {what} (place {at} of {len(key)}); put the key there alone, as the "
+        "endpoint's owner gave it"
+    )

@@ -16,14 +16,15 @@ from pathlib import Path
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.models.answers import (
-    Answer,
     Comparison,
+    ModelAnswer,
+    Reply,
+    answer_counts,
     answered,
     comparisons,
     how_asked,
     keep,
     settle,
-    tally,
 )
 from replication.judging.models.parsing import Parsed, parse_reply
 from replication.judging.models.prompt import ANSWERS, FENCE, RUBRIC, prompt_version, settled_code
@@ -151,11 +152,10 @@ def read_sheet(database: Database, judge_id: str, path: Path) -> Summary:
             prompt = _part_text(part, len(parts))
             for number, comparison in part.comparisons.items():
                 reply, parsed = said[number]
-                new.append(
-                    Answer(comparison, parsed, prompt, reply, asked["model"], SHEET, None, None, None, now, None)
-                )
+                said_so = Reply(reply, model=asked["model"], asked_at=now)
+                new.append(ModelAnswer(comparison, parsed, prompt, said_so, SHEET))
     stored = keep(database, judge_id, new)
-    return Summary(judge_id, tally(database, judge_id), stored)
+    return Summary(judge_id, answer_counts(database, judge_id), stored)
 
 
 def _parts(every: Sequence[Comparison], size: int) -> list[_Part]:

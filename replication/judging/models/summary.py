@@ -5,43 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
 
-from replication.judging.models.answers import Tally
+from replication.console import table
+from replication.judging.models.answers import AnswerCounts
 from replication.judging.models.settings import ModelSettings
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a judge has said in all, and what this run did.
-
-    Attributes:
-        judge_id: whose.
-        tally: all runs together.
-        n_stored: answers that this run stored.
-        n_requests, n_retries, n_given_up, n_tokens: of this run.
-        stopped: why it ended early, in one line; empty: it did not.
-    """
+    """What a judge has said in all, and what this run did."""
 
     judge_id: str
-    tally: Tally
+    counts: AnswerCounts
+    """Of all runs together; what follows is of this run."""
     n_stored: int
+    """Answers that were stored."""
     n_requests: int = 0
     n_retries: int = 0
     n_given_up: int = 0
     n_tokens: int = 0
     stopped: str = ""
+    """Why it ended early, in one line; empty: it did not."""
 
     @property
     def exit_code(self) -> int:
         """0 where every comparison has its answer, else 1."""
-        return 1 if self.tally.n_missing else 0
+        return 1 if self.counts.n_missing else 0
 
 
 def print_summary(summary: Summary, console: Console, settings: ModelSettings | None = None) -> None:
     """The table at the end of a run, and what is to be done next."""
-    t = summary.tally
-    table = Table(title=f"Judge {summary.judge_id}", title_justify="left", show_header=False)
+    t = summary.counts
     rows = [
         ("votes", f"{t.n_votes} of {t.n_pairs} pairs"),
         ("same choice in both orders", _share(t.n_agreeing, t.n_agreeing + t.n_disagreeing)),
@@ -55,9 +49,7 @@ def print_summary(summary: Summary, console: Console, settings: ModelSettings | 
         used = f"{t.input_tokens:,} in, {t.output_tokens:,} out" if t.input_tokens else "not told by the endpoint"
         rows.append(("tokens of all answers", used))
         rows.append(("requests of this run", f"{summary.n_requests}, {summary.n_retries} of them further tries"))
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    console.print(table(f"Judge {summary.judge_id}", ["", ""], rows, header=False))
     if settings is not None and t.n_truncated:
         console.print(
             f"{t.n_truncated} answers were cut off at {settings.max_answer_tokens} tokens; a model that thinks first "

@@ -1,7 +1,8 @@
 """What every request passes before a route sees it, and what every answer carries. Written against ASGI itself.
 
 A link is a secret: whoever holds it votes as that judge. So nothing here writes a path, a header or a body to the log;
-a line of it names the route's template.
+a line of it names the route's template. Hosts are checked by hand because Starlette's TrustedHostMiddleware takes the
+first of two Host headers, knows no addresses, and answers outside of our headers and pages.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ class Guard:
     """Middleware: refuses foreign hosts, foreign forms and long bodies; adds the headers; writes the log.
 
     Args:
-        app: what comes after.
         hosts: names that the page answers to, without port.
         trusted: those of them that are its public names, from any port: a proxy may have changed the Host.
         any_address: whether a Host that is an IP address will do, as where the server listens on all of them. Another

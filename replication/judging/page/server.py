@@ -17,10 +17,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
 from replication.errors import UserError
-from replication.judging.page.admin import admin_routes
+from replication.judging.page import admin, session
+from replication.judging.page.needs import Answered
 from replication.judging.page.rendering import STATIC, STATIC_TYPES, page, problem, way_back
 from replication.judging.page.security import HEADERS, LOOPBACK, Guard
-from replication.judging.page.session import judge_routes
 from replication.judging.store import Store
 
 SHUTDOWN_SECONDS = 5  # for requests under way
@@ -48,8 +48,9 @@ def create_app(
     everywhere = _is_everywhere(bound_to)
     names = (*LOOPBACK, *((socket.gethostname(),) if everywhere else (bound_to,)))
     app.add_middleware(Guard, hosts=names, trusted=allowed_hosts, any_address=everywhere, log=log, preview=preview)
-    app.include_router(judge_routes(store))
-    app.include_router(admin_routes(store))
+    app.state.store = store
+    app.include_router(session.routes)
+    app.include_router(admin.routes)
     _add_plain_routes(app)
     _add_problems(app)
     return app
@@ -139,6 +140,10 @@ def _add_problems(app: FastAPI) -> None:
         answer = problem(error.status_code, back=back)
         answer.headers.update(error.headers or {})
         return answer
+
+    @app.exception_handler(Answered)
+    async def answered(request: Request, error: Answered) -> Response:
+        return error.answer
 
     @app.exception_handler(RequestValidationError)
     async def incomplete(request: Request, error: RequestValidationError) -> Response:

@@ -6,15 +6,15 @@ import base64
 import hashlib
 import re
 import secrets
-from hmac import compare_digest
 from typing import Annotated, Final
 from urllib.parse import quote
 
 from fastapi import APIRouter, Form, Request
 from starlette.responses import Response
 
+from replication.judging.page.needs import JoinPanel, OpenVisit, Stored, Visited
 from replication.judging.page.rendering import BANNER, TEST, judge_path, page, problem, see_other
-from replication.judging.store import Cast, Store, Visit, claim_once, hash_token
+from replication.judging.store import Cast, Store, claim_once, hash_token
 from replication.votes.record import CHOICES
 
 SURVEY: Final = {
@@ -31,107 +31,13 @@ COOKIE_SECONDS: Final = 60 * 24 * 3600  # longer than a panel is open
 ShowingField = Annotated[str, Form(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 SurveyField = Annotated[str | None, Form(max_length=32)]
 
-
-def judge_routes(store: Store) -> APIRouter:
-    """The page of a judge, and the open link."""
-    routes = APIRouter()
-
-    # Written as plain functions: the server runs them in its threads.
-
-    @routes.get("/j/{token}")
-    def look(request: Request, token: str) -> Response:
-        visit = store.visit(token)
-        return problem(404) if visit is None else _page_of(store, token, visit, _whole(request, token))
-
-    @routes.post("/j/{token}/start")
-    def start(token: str) -> Response:
-        visit = store.visit(token)
-        if visit is None or visit.is_locked:
-            return _refused(token, visit)
-        store.start(visit.judge.judge_id)
-        return see_other(judge_path(token))
-
-    @routes.post("/j/{token}/survey")
-    def survey(
-        token: str,
-        chat_models: SurveyField = None,
-        background: SurveyField = None,
-        native_english: SurveyField = None,
-        took_part_before: SurveyField = None,
-        skip: SurveyField = None,
-    ) -> Response:
-        visit = store.visit(token)
-        if visit is None or visit.is_locked:
-            return _refused(token, visit)
-        given = {
-            "chat_models": chat_models,
-            "background": background,
-            "native_english": native_english,
-            "took_part_before": took_part_before,
-        }
-        answers = {question: answer for question, answer in given.items() if answer}
-        if any(answer not in SURVEY[question] for question, answer in answers.items()):
-            return problem(422, back=judge_path(token))
-        if visit.asks_survey and visit.judge.survey is None:
-            store.answer_survey(visit.judge.judge_id, {} if skip else answers)
-        return see_other(judge_path(token))
-
-    @routes.post("/j/{token}/vote")
-    def vote(token: str, showing: ShowingField, choice: Annotated[str, Form()]) -> Response:
-        visit = store.visit(token)
-        if visit is None:
-            return problem(404)
-        if choice not in CHOICES:
-            return problem(422, back=judge_path(token))
-        return _after_vote(token, visit, store.vote(visit.judge.judge_id, showing, choice))
-
-    @routes.post("/j/{token}/undo")
-    def undo(token: str, showing: ShowingField) -> Response:
-        visit = store.visit(token)
-        if visit is None or visit.is_locked:
-            return _refused(token, visit)
-        if not store.undo(visit.judge.judge_id, showing):
-            title = "That vote is not your last one"
-            return problem(409, title=title, text="Only the last vote can be undone, once.", back=judge_path(token))
-        return see_other(judge_path(token))
-
-    @routes.get("/join/{token}")
-    def invite(request: Request, token: str) -> Response:
-        panel = store.panel()
-        if not _opens(token, panel.join_sha256):
-            return problem(404)
-        if (own := _own(request, token, store)) is not None:
-            return see_other(judge_path(own))
-        return page("closed", n_voted=None) if panel.is_locked else page("join", nonce=secrets.token_urlsafe(24))
-
-    @routes.post("/join/{token}")
-    def join(request: Request, token: str, nonce: Annotated[str, Form()] = "") -> Response:
-        panel = store.panel()
-        if not _opens(token, panel.join_sha256):
-            return problem(404)
-        own = _own(request, token, store)
-        if own is None and panel.is_locked:
-            return page("closed", 409, n_voted=None)
-        if own is None:
-            if not NONCE.fullmatch(nonce):
-                return problem(422, back=f"/join/{quote(token, safe='')}")
-            own = _derived(token, nonce)
-            if claim_once(store, own) is None:
-                return problem(
-                    409, title="All places are taken", text="Thank you for coming. Enough people take part already."
-                )
-        answer = see_other(judge_path(own))
-        is_https = request.url.scheme == "https"
-        # lax, not strict: whoever follows the link in a letter again is to come back to their own page
-        answer.set_cookie(_cookie(token), own, COOKIE_SECONDS, path="/join", httponly=True, samesite="lax",
-                          secure=is_https)  # fmt: skip
-        return answer
-
-    return routes
+routes = APIRouter()
+"""The page of a judge, and the open link. Written as plain functions: the server runs them in its threads."""
 
 
-def _page_of(store: Store, token: str, visit: Visit, link: str) -> Response:
-    judge, path = visit.judge, judge_path(token)
+@routes.get("/j/{token}")
+def look(request: Request, token: str, visit: Visited, store: Stored) -> Response:
+    judge, path, link = visit.judge, judge_path(token), str(request.base_url).rstrip("/") + judge_path(token)
     if judge.is_test:
         BANNER.set(BANNER.get() or TEST)
     if visit.is_locked:
@@ -149,8 +55,38 @@ def _page_of(store: Store, token: str, visit: Visit, link: str) -> Response:
     return page("finished", path=path, link=link, n_voted=after.judge.n_voted, last_vote=after.last_vote)
 
 
-def _after_vote(token: str, visit: Visit, cast: Cast) -> Response:
+@routes.post("/j/{token}/start")
+def start(token: str, visit: OpenVisit, store: Stored) -> Response:
+    store.start(visit.judge.judge_id)
+    return see_other(judge_path(token))
+
+
+@routes.post("/j/{token}/survey")
+def survey(
+    token: str,
+    visit: OpenVisit,
+    store: Stored,
+    chat_models: SurveyField = None,
+    background: SurveyField = None,
+    native_english: SurveyField = None,
+    took_part_before: SurveyField = None,
+    skip: SurveyField = None,
+) -> Response:
+    given = dict(zip(SURVEY, (chat_models, background, native_english, took_part_before), strict=True))
+    answers = {question: answer for question, answer in given.items() if answer}
+    if any(answer not in SURVEY[question] for question, answer in answers.items()):
+        return problem(422, back=judge_path(token))
+    if visit.asks_survey and visit.judge.survey is None:
+        store.answer_survey(visit.judge.judge_id, {} if skip else answers)
+    return see_other(judge_path(token))
+
+
+@routes.post("/j/{token}/vote")
+def vote(token: str, visit: Visited, store: Stored, showing: ShowingField, choice: Annotated[str, Form()]) -> Response:
     path = judge_path(token)
+    if choice not in CHOICES:
+        return problem(422, back=path)
+    cast = store.vote(visit.judge.judge_id, showing, choice)
     if cast is Cast.STORED:
         return see_other(path)
     if cast is Cast.LOCKED:
@@ -165,14 +101,38 @@ def _after_vote(token: str, visit: Visit, cast: Cast) -> Response:
     return problem(409, title=title, text=text, back=path, goes_on=True)
 
 
-def _whole(request: Request, token: str) -> str:
-    """A judge's link with the name under which the page was asked for; the script puts the browser's own there."""
-    return str(request.base_url).rstrip("/") + judge_path(token)
+@routes.post("/j/{token}/undo")
+def undo(token: str, visit: OpenVisit, store: Stored, showing: ShowingField) -> Response:
+    if not store.undo(visit.judge.judge_id, showing):
+        title = "That vote is not your last one"
+        return problem(409, title=title, text="Only the last vote can be undone, once.", back=judge_path(token))
+    return see_other(judge_path(token))
 
 
-def _refused(token: str, visit: Visit | None) -> Response:
-    """For a link that nobody has, or a panel that is locked."""
-    return problem(404) if visit is None else page("closed", 409, n_voted=visit.judge.n_voted)
+@routes.get("/join/{token}")
+def invite(request: Request, token: str, panel: JoinPanel, store: Stored) -> Response:
+    if (own := _own(request, token, store)) is not None:
+        return see_other(judge_path(own))
+    return page("closed", n_voted=None) if panel.is_locked else page("join", nonce=secrets.token_urlsafe(24))
+
+
+@routes.post("/join/{token}")
+def join(request: Request, token: str, panel: JoinPanel, store: Stored, nonce: Annotated[str, Form()] = "") -> Response:
+    own = _own(request, token, store)
+    if own is None and panel.is_locked:
+        return page("closed", 409, n_voted=None)
+    if own is None:
+        if not NONCE.fullmatch(nonce):
+            return problem(422, back=f"/join/{quote(token, safe='')}")
+        own = _derived(token, nonce)
+        if claim_once(store, own) is None:
+            text = "Thank you for coming. Enough people take part already."
+            return problem(409, title="All places are taken", text=text)
+    answer = see_other(judge_path(own))
+    # lax, not strict: whoever follows the link in a letter again is to come back to their own page
+    is_https = request.url.scheme == "https"
+    answer.set_cookie(_cookie(token), own, COOKIE_SECONDS, path="/join", httponly=True, samesite="lax", secure=is_https)
+    return answer
 
 
 def _derived(join: str, nonce: str) -> str:
@@ -192,7 +152,3 @@ def _own(request: Request, join: str, store: Store) -> str | None:
     """The link that this browser was given before; None where it was given none, or the link works no more."""
     own = request.cookies.get(_cookie(join), "")
     return own if own and store.judge_by_token(own) is not None else None
-
-
-def _opens(token: str, hashed: str | None) -> bool:
-    return hashed is not None and compare_digest(hash_token(token), hashed)
