@@ -86,10 +86,10 @@ class BlockWriter:
     ):
         """
         Args:
-            folder: where the files go; what is in it, but not in the state, is removed.
+            folder: where the files go; whatever is in it, but not in the state, is removed.
             block_size_tokens: T.
-            limit_tokens: tokens after which the stream is full; none: never.
-            state: what save() gave in another process; none: an empty stream.
+            limit_tokens: after which the stream is full; none: never.
+            state: from save() in another process; none: an empty stream.
         """
         self.folder, self.limit_tokens = folder, limit_tokens
         self._state = replace(state, files=[*state.files]) if state is not None else BlockState()
@@ -309,14 +309,7 @@ class SourceWriter:
         limits_tokens: tuple[int | None, int | None] = (None, None),
         state: WriterState | None = None,
     ):
-        """
-        Args:
-            name: of the source.
-            folder: of the preparation; the splits go to folder/train/name and folder/validation/name.
-            block_size_tokens: T.
-            limits_tokens: of the training and of the validation split; none: no limit.
-            state: what save() gave in another process.
-        """
+        """As of BlockWriter; the splits go to folder/train/name and folder/validation/name, and have a limit each."""
         self._name, self._need = name, block_size_tokens + 1
         state = state or WriterState()
         self._train, self._validation = (

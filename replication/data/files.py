@@ -1,4 +1,4 @@
-"""Local files: which ones a path means, what their bytes are, and the rows they hold."""
+"""Local files: those that a path means, the kind of their bytes, and the rows they hold."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ PRETTY = "JSON with an object over several lines"
 
 
 def what_bytes_are(head: bytes) -> str:
-    """What a file that begins so is, where that is not what it was taken for; "" where that cannot be told."""
+    """Kind of a file that begins so, where it is not the one it was taken for; "" where that cannot be told."""
     for magic, what in MAGIC:
         if head.startswith(magic):
             return what
@@ -114,7 +114,7 @@ def what_bytes_are(head: bytes) -> str:
 
 
 def _json_form(line: bytes) -> str:
-    """What JSON with such a first line may be, that is not one object a line; "" where it looks like nothing known."""
+    """Form of JSON with such a first line that is not one object a line; "" where it looks like nothing known."""
     try:
         line.decode()
     except UnicodeDecodeError:

@@ -129,12 +129,7 @@ class IngestedCorpus:
     """All sources of a corpus without a token budget."""
 
     def __init__(self, data: DataConfig, folder: Path, reporter: Reporter):
-        """Read every source.
-
-        Args:
-            data: sources and split; hub sources at their commits.
-            folder: of the preparation; the text lies in folder/work until close().
-            reporter: where to report.
+        """Read every source, at its commit where it is on the hub; the text lies in folder/work until close().
 
         Raises:
             UserError: a source that cannot be read, or all of whose documents fall to validation.

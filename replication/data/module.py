@@ -94,17 +94,8 @@ class TokenDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         assert self.trainer is not None
-        return batch_loader(
-            self.config,
-            ValidationBatches(
-                self.config,
-                self.store,
-                self.config.micro_batch_sequences,
-                self.trainer.global_rank,
-                self.trainer.world_size,
-            ),
-            None,
-        )
+        size, rank, world_size = self.config.micro_batch_sequences, self.trainer.global_rank, self.trainer.world_size
+        return batch_loader(self.config, ValidationBatches(self.config, self.store, size, rank, world_size), None)
 
 
 def batch_loader(config: RunConfig, batches: Dataset, sampler: Sampler | None) -> DataLoader:

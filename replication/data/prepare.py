@@ -74,12 +74,7 @@ Corpus = IngestedCorpus | StreamedCorpus
 
 
 def prepare(data: DataConfig, out: Path, console: Console | None = None) -> CorpusManifest:
-    """Prepare a corpus, or find it prepared.
-
-    Args:
-        data: sources, tokenizer, block size and split.
-        out: folder to write; it appears when it is complete, not before.
-        console: where to report; none: nowhere.
+    """Prepare a corpus, or find it prepared: the folder appears when it is complete, not before.
 
     Raises:
         UserError: a source or tokenizer that cannot be had, a corpus too small, a folder that holds something else or

@@ -23,17 +23,12 @@ KEYS = {"id": int, "category": str, "question": str}
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt.
-
-    Attributes:
-        id: number, unique in its file; names the prompt in samples and votes.
-        category: for instance `factual` or `creative`.
-        question: the text put to the model, through the template of the config.
-    """
-
     id: int
+    """Number, unique in its file; names the prompt in samples and votes."""
     category: str
+    """For instance `factual` or `creative`."""
     question: str
+    """The text put to the model, through the template of the config."""
 
 
 def load_prompts(path_or_name: str | Path) -> list[Prompt]:
@@ -51,13 +46,12 @@ def load_prompts(path_or_name: str | Path) -> list[Prompt]:
     prompts: list[Prompt] = []
     seen: dict[int | str, str] = {}
     for place, entry in _entries(path):
-        prompt = _prompt(entry, f"{path}: {place}")
+        where = f"{path}: {place}"
+        prompt = _prompt(entry, where)
         if prompt.id in seen:
-            raise UserError(f"{path}: {place} has id {prompt.id}, as {seen[prompt.id]} does; give each its own")
+            raise UserError(f"{where} has id {prompt.id}, as {seen[prompt.id]} does; give each its own")
         if prompt.question in seen:
-            raise UserError(
-                f"{path}: {place} asks what {seen[prompt.question]} does; a prompt is counted once, remove one"
-            )
+            raise UserError(f"{where} asks what {seen[prompt.question]} does; a prompt is counted once, remove one")
         seen[prompt.id] = seen[prompt.question] = place
         prompts.append(prompt)
     if not prompts:
@@ -93,7 +87,7 @@ def _parse(text: str, where: str) -> Any:
     try:
         return load_json(text)
     except ValueError as error:
-        raise UserError(f"{where}: not valid JSON ({error}); mend it there") from None
+        raise UserError(f"{where}: not valid JSON ({error}); fix it there") from None
 
 
 def _prompt(entry: Any, where: str) -> Prompt:

@@ -1,4 +1,4 @@
-"""What one row of a data set reads as: the text of a column, several columns in a template, or a list of messages."""
+"""The document of one row of a data set: the text of a column, several columns in a template, or a list of messages."""
 
 from __future__ import annotations
 
@@ -25,11 +25,7 @@ def columns_of(source: SourceConfig) -> list[str]:
 
 
 def require_columns(source: SourceConfig, names: Sequence[str], where: str) -> None:
-    """Refuse rows that lack a column.
-
-    Raises:
-        UserError: names the key and the columns there are.
-    """
+    """Refuse rows that lack a column, with the names of those there are."""
     key = "template" if source.template is not None else "text_field"
     for column in columns_of(source):
         if column not in names:
@@ -40,12 +36,7 @@ def require_columns(source: SourceConfig, names: Sequence[str], where: str) -> N
 
 
 def render(source: SourceConfig, row: Mapping[str, Any], where: str) -> str:
-    """The document of one row; null is an empty one.
-
-    Args:
-        source: says which column, template or messages.
-        row: column -> value.
-        where: name of the row, for messages.
+    """The document of one row; null is an empty one. `where` names the row in errors.
 
     Raises:
         UserError: a column is missing or holds something else, or a message has a role that is not named.

@@ -54,11 +54,7 @@ class StreamedCorpus:
     """All sources of a corpus with a token budget."""
 
     def __init__(self, data: DataConfig, folder: Path, reporter: Reporter):
-        """
-        Args:
-            data: sources, weights and budget; hub sources at their commits.
-            folder: of the preparation, with what an earlier call of it has done.
-            reporter: where to report.
+        """Open every source, at its commit where it is on the hub, with what an earlier call has done in the folder.
 
         Raises:
             UserError: the disk has no room for the tokens that are missing, or a source cannot be opened, or its first

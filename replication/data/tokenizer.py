@@ -35,14 +35,7 @@ class TextTokenizer:
     """
 
     def __init__(self, json_text: str, end_of_text: str):
-        """
-        Args:
-            json_text: content of a tokenizer.json.
-            end_of_text: the token that joins documents.
-
-        Raises:
-            UserError: the text is no tokenizer, or it lacks the end-of-text token.
-        """
+        """Raise UserError where the text is not a tokenizer.json, or lacks the end-of-text token."""
         from tokenizers import Tokenizer
 
         try:
@@ -80,11 +73,6 @@ class TextTokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """encode of each text.
-
-        Raises:
-            UserError: a text that the tokenizer knows no token for, not even an unknown one.
-        """
         return self.encode_counted(texts)[0]
 
     def encode_counted(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
@@ -93,7 +81,7 @@ class TextTokenizer:
         Bytes, because one unknown token may stand for a run of any length.
 
         Raises:
-            UserError: as encode_batch.
+            UserError: a text that the tokenizer knows no token for, not even an unknown one.
         """
         telling = self._telling
         # Only the slower call says which part of a text a token stands for.
@@ -202,11 +190,7 @@ def check_tokenizer(config: TokenizerConfig) -> None:
 
 
 def check_padding(config: TokenizerConfig, tokenizer: TextTokenizer) -> None:
-    """Refuse a padded vocabulary that is smaller than the tokenizer's.
-
-    Raises:
-        UserError: it is.
-    """
+    """Refuse a padded vocabulary that is smaller than the tokenizer's (UserError)."""
     padded = config.padded_vocab_size
     if padded is not None and padded < tokenizer.vocab_size:
         raise UserError(
@@ -256,7 +240,7 @@ def _cut(text: str) -> list[str]:
 
 
 def _in_a_thread(work: Callable[[], None]) -> None:
-    """Run what the library does without looking for signals in a thread, so that this one hears Ctrl-C."""
+    """Run what the library does without looking for signals in a daemon thread, so that this one hears Ctrl-C."""
     failures: list[BaseException] = []
 
     def run() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from replication.config import RunConfig, scientific_hash
+from replication.console import say, table
 from replication.model.needs import checkpoint_gib, gib, state_needs
 from replication.model.transformer import Transformer
 from replication.training.optimizers import ParameterGroup, parameter_groups
@@ -31,24 +33,20 @@ def dry_run(config: RunConfig, console: Console) -> None:
         "checkpoint": gib(checkpoint_gib(config)),
     }
     for name, value in facts.items():
-        console.print(f"{name + ':':<12}{value}", soft_wrap=True, highlight=False, markup=False)
+        say(console, f"{name + ':':<12}{value}")
 
 
 def group_table(groups: dict[str, ParameterGroup]) -> Table:
     """One row a group: its rule, and its parameters with the numbers of blocks and experts folded to *."""
-    table = Table("group and rule", "parameters", title="parameter groups", show_lines=True)
+    rows = []
     for name, group in groups.items():
         rule = f"{name}\n{group.algorithm}\nrate {group.learning_rate:g}\ndecay {group.weight_decay:g}"
         names = [f"{n:>4} {pattern}" for pattern, n in folded(list(group.parameters)).items()]
         count = sum(p.numel() for p in group.parameters.values())
-        table.add_row(rule, "\n".join([f"{count:,} in {len(group.parameters)} tensors", *names]))
-    return table
+        rows.append((rule, "\n".join([f"{count:,} in {len(group.parameters)} tensors", *names])))
+    return table("parameter groups", ["group and rule", "parameters"], rows, lines=True)
 
 
 def folded(names: list[str]) -> dict[str, int]:
     """{blocks.*.attention.q.weight: 20, ...}: names with their numbers as *, and how many fall together."""
-    patterns: dict[str, int] = {}
-    for name in names:
-        pattern = re.sub(r"\.\d+(?=\.|$)", ".*", name)
-        patterns[pattern] = patterns.get(pattern, 0) + 1
-    return patterns
+    return dict(Counter(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names))

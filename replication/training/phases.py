@@ -1,4 +1,4 @@
-"""What each rank is doing right now, in a memory-mapped file that outlives a SIGKILL: how `replicate drill` aims.
+"""Each rank's present phase, in a memory-mapped file that outlives a SIGKILL: how `replicate drill` aims.
 
 Off unless the environment names a file; then each rank writes its process id, step, micro-batch and phase into a slot
 of its own, a few machine words at each change. A reader in another process sees the last thing that was written.
@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 VARIABLE = "REPLICATION_PHASE_BOARD"
@@ -56,40 +56,30 @@ class Board:
         return [Reading(r, pid, step, m, PHASES[i]) for r, (pid, step, m, i) in enumerate(slots) if pid]
 
 
-class _Here:
-    """This process's slot, and what was last written to it."""
-
-    def __init__(self, path: str) -> None:
-        rank, n_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        self.board = Board(Path(path), n_ranks)
-        self.now = Reading(rank, os.getpid(), 0, 0, "start")
-        self.board.write(self.now)
-
-    def enter(self, phase: str, step: int, micro_batch: int) -> None:
-        self.now = Reading(self.now.rank, self.now.pid, step, micro_batch, phase)
-        self.board.write(self.now)
-
-
-_here = _Here(os.environ[VARIABLE]) if VARIABLE in os.environ else None
+_board: Board | None = None  # this process's, where the environment names one
+_now = Reading(int(os.environ.get("RANK", "0")), os.getpid(), 0, 0, "start")
+if VARIABLE in os.environ:
+    _board = Board(Path(os.environ[VARIABLE]), int(os.environ.get("WORLD_SIZE", "1")))
+    _board.write(_now)
 
 
 def is_watched() -> bool:
     """Whether this process writes to a board."""
-    return _here is not None
+    return _board is not None
 
 
 def enter(phase: str, step: int, micro_batch: int = 0) -> None:
     """Say what this rank does from now on; does nothing where nobody watches."""
-    if _here is not None:
-        _here.enter(phase, step, micro_batch)
+    global _now
+    if _board is not None:
+        _now = replace(_now, phase=phase, step=step, micro_batch=micro_batch)
+        _board.write(_now)
 
 
 @contextmanager
 def during(phase: str) -> Iterator[None]:
     """Say it for the time of the block, then what was said before."""
-    before = _here.now if _here is not None else None
-    if before is not None:
-        enter(phase, before.step, before.micro_batch)
+    before = _now
+    enter(phase, before.step, before.micro_batch)
     yield
-    if before is not None:
-        enter(before.phase, before.step, before.micro_batch)
+    enter(before.phase, before.step, before.micro_batch)

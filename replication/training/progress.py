@@ -9,55 +9,42 @@ import time
 
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from torch.optim import Optimizer
 
 from replication.config import RunConfig
+from replication.console import LINE_SECONDS, progress
 from replication.data.module import Batch
 from replication.training.phases import enter
 
 
 class Progress(Callback):
-    """Which cell, which step, the last logged loss, and how long is left."""
+    """Which cell, which step, and how long is left."""
 
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.config, self.console = config, console
-        self.bar: Bar | None = None
-        self.task = TaskID(0)
+        self.bar = progress(console, "bar", "step {task.completed:.0f}/{task.total:.0f}", "left")
         self._last_line = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps, done = self.config.training.steps, trainer.global_step
         name = f"{self.config.arm}/seed-{self.config.seed}"
-        if not trainer.is_global_zero:
-            return
-        if not self.console.is_terminal:
+        if trainer.is_global_zero and self.console.is_terminal:
+            self.bar.add_task(name, total=steps, completed=done)
+            self.bar.start()
+        elif trainer.is_global_zero:
             self.console.print(f"{name}: training from step {done} to {steps}")
-            return
-        self.bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
-        self.task = self.bar.add_task(name, total=steps, completed=done)
-        self.bar.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, completed=trainer.global_step)
-        elif trainer.is_global_zero and time.monotonic() - self._last_line > 30:
+        if self.bar.task_ids:
+            self.bar.update(self.bar.task_ids[0], completed=trainer.global_step)
+        elif trainer.is_global_zero and time.monotonic() - self._last_line > LINE_SECONDS:
             self._last_line = time.monotonic()
             self.console.print(f"step {trainer.global_step}/{self.config.training.steps}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+        self.bar.stop()
 
 
 class PhaseMarks(Callback):
