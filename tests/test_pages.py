@@ -293,6 +293,21 @@ def test_files_and_names_of_code_are_there(name: str) -> None:
     assert wrong == []
 
 
+def test_what_the_code_cites_of_the_pages_is_there() -> None:
+    """Citations such as (objectives/README.md, Token gain): from the file's folder, the package or the checkout."""
+    wrong, cited = [], 0
+    for file in (CHECKOUT / "replication").rglob("*.py"):
+        text = " ".join(file.read_text(encoding="utf-8").split())
+        for page, heading in re.findall(r"\(((?:\w+/)*README\.md)(?:, ([A-Z][^)]*))?\)", text):
+            places = [folder / page for folder in (file.parent, CHECKOUT / "replication", CHECKOUT)]
+            found = next((place for place in places if place.is_file()), None)
+            cited += 1
+            if found is None or (heading and slug(heading) not in anchors(found)):
+                wrong.append(f"{file.name}: {page}, {heading}")
+    assert wrong == []
+    assert cited > 5
+
+
 def test_contributing_has_every_folder_once() -> None:
     tree = blocks((CHECKOUT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "")[0]
     told = re.findall(r"^  (\w+)(?:/|\.py) ", tree, re.M)

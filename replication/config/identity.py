@@ -51,7 +51,7 @@ def scientific(config: RunConfig) -> dict[str, Any]:
     """Dotted keys that may change a weight or a reported number, with their values.
 
     With `layer_gain.apply: micro_batch`, or gain groups that are whole micro-batches, the update depends on how the
-    global batch is cut (METHOD 3.1-3.2), so that enters too.
+    global batch is cut, so that enters too (objectives/README.md, Several processes).
     """
     keys = {k: v for k, v in flatten(to_dict(config)).items() if not k.startswith(NOT_SCIENTIFIC)}
     for seed in ("weights_seed", "data_seed"):

@@ -341,7 +341,7 @@ def side(pair: dict[str, Any]) -> str:
 
 
 def _gain(cell: Cell) -> dict[str, Any]:
-    """Whether the token gain preserves the total gradient budget in one cell (METHOD 1)."""
+    """Whether the token gain preserves the total gradient budget in one cell (objectives/README.md, Token gain)."""
     mean = cell.train.column("gain/mean")
     budget = budget_departure(mean)
     failing = cell.train.steps[np.abs(np.where(np.isfinite(mean), mean, 1.0) - 1) > BUDGET_TOLERANCE]

@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 LATE_VALIDATIONS = 10
 """The published late-checkpoint mean is over the last ten."""
 BUDGET_TOLERANCE = 0.01
-"""A mean gain further than this from 1 does not preserve the total gradient budget (METHOD 1)."""
+"""A mean gain further from 1 does not preserve the total gradient budget (objectives/README.md, Token gain)."""
 
 
 @dataclass(frozen=True, eq=False)
