@@ -1,8 +1,8 @@
 """The experiment restated slowly, straight from the formulas: loops over groups and tokens, textbook optimizers, fp64.
 
 Nothing here is shared with the product but the transformer itself (whose own reference is another test) and the order
-of the data. It covers objectives/README.md: gain, divergence, scale, clipping, optimizer, and how aux enters (aux itself
-is test_transformer.py's).
+of the data. It covers objectives/README.md: gain, divergence, scale, clipping, optimizer, and how aux enters (aux
+itself is test_transformer.py's).
 """
 
 from __future__ import annotations
