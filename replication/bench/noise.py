@@ -38,7 +38,7 @@ from replication.runs.files import remove_tree, write_json
 from replication.runs.layout import SuiteDir
 from replication.runs.manifest import Manifest, find_manifest
 from replication.runs.provenance import code_hash, code_identity
-from replication.runs.starts import code_of, refuse_other_data, unlike
+from replication.runs.starts import code_of, logged_cells, refuse_other_data, unlike
 
 AS_IT_IS = "as it is"
 CUTS = ("micro-batch", "head", "attention", "checkpointing", "ranks", "again")
@@ -158,7 +158,7 @@ def _prepared(data: DataConfig, suite_dir: SuiteDir, console: Console) -> DataCo
     if data.dir is None:
         prepare(data, suite_dir.data, console)
     store = TokenStore.open(data.dir or suite_dir.data)
-    refuse_other_data(suite_dir.runs, str(store.dir), store.hash)
+    refuse_other_data(logged_cells(suite_dir.runs), str(store.dir), store.hash)
     return replace(data, dir=str(store.dir.resolve()))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from replication.cli.arguments import COUNT, NATURAL, Parser, several, whole
-from replication.config import RunConfig, find_cluster, load_run
+from replication.config import RunConfig, find_cluster, load_run, load_suite
 from replication.console import say
 from replication.errors import UserError
 from replication.runs.files import write_json
@@ -153,14 +153,16 @@ def _add_noise(sub: argparse.ArgumentParser) -> None:
 
 def _noise(args: argparse.Namespace, flags: list[str], console: Console) -> Result:
     from replication.bench.noise import CUTS, bench_noise
-    from replication.cli.grid import named_suite
+    from replication.cli.grid import named_suite, with_seeds
     from replication.grid.cells import plan
 
     inside = SuiteDir(Path(args.suite)).suite
     if inside.is_file():
         args.out, args.suite = args.out or Path(args.suite), str(inside)
     args.seeds = str(args.seed) if args.seed is not None else None
-    suite, suite_dir = named_suite(args, from_folder=True)
+    suite, suite_dir = named_suite(args)
+    if suite_dir.suite.is_file():
+        suite = with_seeds(load_suite(suite_dir.suite), args.seeds)
     args.out = suite_dir.root
     arms, kinds = tuple(args.arms.split(",")) if args.arms else suite.arms[:1], args.cuts.split(",")
     for option, given, known in (("--arms", arms, suite.arms), ("--cuts", kinds, CUTS)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +22,7 @@ from replication.runs.layout import KEPT, RunDir, SuiteDir
 from replication.runs.manifest import Manifest, read_manifest, refuse_untrained
 
 if TYPE_CHECKING:
+    from replication.data.prompts import Prompt
     from replication.data.store import TokenStore
 
 
@@ -47,6 +48,7 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
         UserError: see training.train; also where another process runs this cell, or an untrained one is to generate.
         Preempted: the run was told to stop, and did.
     """
+    from replication.data.prompts import load_prompts
     from replication.data.store import TokenStore
     from replication.generation.generate import generate
     from replication.training.ranks import launched_rank, leave_group
@@ -66,7 +68,8 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
             run.failed.unlink(missing_ok=True)
         try:
             store = TokenStore.open(data_folder(config, suite_dir))
-            check_before_training(config, store)
+            names = config.generation.prompts
+            check_before_training(config, store, load_prompts(names) if names else [])
             if first and (note := suite_dir.link_tensorboard(config.arm, config.seed)):
                 console.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
             if stage != "generate":
@@ -153,17 +156,16 @@ def mark_cell_complete(config: RunConfig, run: RunDir) -> None:
     write_json(run.complete, marker | {"journal_sha256": file_sha256(run.metrics)})
 
 
-def check_before_training(config: RunConfig, store: TokenStore) -> None:
+def check_before_training(config: RunConfig, store: TokenStore, prompts: Sequence[Prompt]) -> None:
     """Raise UserError for what would otherwise be noticed only after hours: data, mixture, validation, prompts."""
     from replication.data.order import MixtureOrder, validation_selection
-    from replication.data.prompts import load_prompts, prompt_tokens
+    from replication.data.prompts import prompt_tokens
 
     store.check(config)
     weights = [source.weight for source in config.data.sources]
     MixtureOrder(store.sizes("train"), weights, config.effective_data_seed)
     validation_selection(store.sizes("validation"), weights, config.validation.sequences)
-    if config.generation.prompts:
-        prompts = load_prompts(config.generation.prompts)
+    if prompts:
         prompt_tokens(config.generation.template, prompts, store.tokenizer(), store.end_of_text_id)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from replication.config.reading import dump_yaml
 from replication.errors import UserError
 from replication.runs.files import remove_temporaries, write_text
 from replication.runs.layout import RunDir, SuiteDir
-from replication.runs.starts import logged_cells
+from replication.runs.starts import LoggedCell, logged_cells
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,11 @@ def check_arms_declare_alike(suite: SuiteConfig) -> None:
             )
 
 
-def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell]) -> None:
-    """Make the folder this suite's.
+def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell]) -> dict[str, LoggedCell]:
+    """Make the folder this suite's; returns the cells that have logged a step there.
 
     Seeds may be added to a folder later, and the questions asked of it (`analysis`) may change: no cell depends on
-    them, and the report names each change since the plan was frozen. Anything else that differs is refused before a
+    them, and the report names each change since the plan was registered. Anything else that differs is refused before a
     cell runs.
 
     Raises:
@@ -128,26 +128,28 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
         claimed["seeds"] = list(dict.fromkeys([*load_suite(suite_dir.suite).seeds, *claimed["seeds"]]))
     for cell in cells:
         refuse_other_config(cell.config, cell.run.config)
-    _refuse_other_seeds(suite_dir, cells)
+    logged = logged_cells(suite_dir.runs)
+    _refuse_other_seeds(logged, cells)
     text = dump_yaml(claimed)
     if not suite_dir.suite.is_file() or suite_dir.suite.read_text(encoding="utf-8") != text:
         write_text(suite_dir.suite, text)  # only then: a suite that is newer than the report makes it out of date
+    return logged
 
 
-def _refuse_other_seeds(suite_dir: SuiteDir, cells: Sequence[Cell]) -> None:
+def _refuse_other_seeds(logged: Mapping[str, LoggedCell], cells: Sequence[Cell]) -> None:
     """Raise UserError where other seeds of an arm were trained under another config, as flags can make it."""
     of_arm = {cell.arm: without_seeds(scientific(cell.config)) for cell in cells}
     planned = {cell.name for cell in cells}
-    for name, run in logged_cells(suite_dir.runs).items():
-        arm = run.root.parent.name
+    for name, there in logged.items():
+        run, arm = there.run, there.run.root.parent.name
         if arm not in of_arm or name in planned:
             continue
         try:
-            there = without_seeds(scientific(load_run([run.config])))
+            keys = without_seeds(scientific(load_run([run.config])))
         except (UserError, OSError):
             continue  # the certificate names it
         what = f"{run.root}: a seed of another config, and seeds that differ in it are not pooled"
-        refuse_differences(what, there, of_arm[arm], "give the same flags, or choose another --out")
+        refuse_differences(what, keys, of_arm[arm], "give the same flags, or choose another --out")
 
 
 def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> None:
@@ -163,7 +165,7 @@ def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> None:
 
 
 def _is_foreign(path: Path, suite_dir: SuiteDir) -> bool:
-    """Whether something in an output folder without a suite belongs to somebody else; a frozen plan does not."""
+    """Whether something in an output folder without a suite belongs to somebody else; a registered plan does not."""
     ours = path.name in ("data", "data.partial", "noise", "noise.json") or path.name.startswith(".")
     return not ours and not (suite_dir.plan.is_file() and re.fullmatch(r"plan(-\d+)?\.(json|md)", path.name))
 

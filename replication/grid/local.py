@@ -12,15 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID
 
+from replication.config import load_suite
+from replication.console import duration, progress, say
 from replication.errors import UserError
-from replication.grid.cells import Cell
-from replication.grid.status import clock
+from replication.grid.cells import Cell, places
 from replication.processes.preemption import PREEMPTED
 from replication.runs.failures import last_line, read_failure, record_failure
-from replication.runs.files import number
+from replication.runs.files import number, read_object
 from replication.runs.journal import read_tail
 from replication.runs.layout import SuiteDir
 
@@ -44,45 +44,41 @@ class Outcome:
 
 
 def run_cells(cells: Sequence[Cell], suite_dir: SuiteDir, jobs: int, console: Console) -> Outcome:
-    """Run every cell that is not complete, at most `jobs` at once, in the plan's order; show progress.
+    """Run every cell that is not complete, at most `jobs` at once, in the suite's order; show progress.
 
     A cell that fails does not stop the others. On Ctrl-C the running cells are told to stop and waited for; the same
     command goes on from their checkpoints.
     """
     outcome = Outcome(skipped=[c for c in cells if c.run.complete.is_file()])
     for cell in (c for c in cells if c.run.state() == "running"):
-        console.print(f"[cyan]running[/] {cell.name}: in another process already; not started again")
+        say(console, ("running", "cyan"), f" {cell.name}: in another process already; not started again")
         outcome.elsewhere.append(cell)
     waiting = [c for c in cells if c not in (*outcome.skipped, *outcome.elsewhere)]
     running: list[_Running] = []
     started = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-               TextColumn("{task.fields[note]}"), TimeElapsedColumn())  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        total = progress.add_task(
-            "cells", total=len(cells) - len(outcome.elsewhere), completed=len(outcome.skipped), note=""
-        )
+    with progress(console, "bar", "count", "{task.fields[note]}", "elapsed") as bars:
+        n_skipped = len(outcome.skipped)
+        total = bars.add_task("cells", total=n_skipped + len(waiting), completed=n_skipped, note="")
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
-                    running.append(_start(waiting.pop(0), suite_dir, progress))
+                    running.append(_start(waiting.pop(0), suite_dir, bars))
                 time.sleep(0.5)
                 for r in list(running):
-                    _show(r, progress)
+                    _show(r, bars)
                     if r.process.poll() is not None:
                         running.remove(r)
-                        _finish(r, outcome, progress)
+                        _finish(r, outcome, bars)
                 ended = len(outcome.complete) + len(outcome.failed) + len(outcome.stopped)
                 left = (time.monotonic() - started) / ended * (len(waiting) + len(running)) if ended else None
-                done = len(outcome.skipped) + ended
-                progress.update(total, completed=done, note=f"left about {clock(left)}" if left else "")
+                bars.update(total, completed=n_skipped + ended, note=f"left about {duration(left)}" if left else "")
         except BaseException:
             _stop([r.process for r in running])
             raise
     return outcome
 
 
-def _start(cell: Cell, suite_dir: SuiteDir, progress: Progress) -> _Running:
+def _start(cell: Cell, suite_dir: SuiteDir, bars: Progress) -> _Running:
     command = [sys.executable, "-P", "-m", "replication", "train", "--config", str(cell.run.config)]
     command += ["--out", str(suite_dir.root)]
     cell.run.failed.unlink(missing_ok=True)
@@ -94,41 +90,40 @@ def _start(cell: Cell, suite_dir: SuiteDir, progress: Progress) -> _Running:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
         )
-    return _Running(cell, process, progress.add_task(cell.name, total=cell.config.training.steps, note="starting"))
+    return _Running(cell, process, bars.add_task(cell.name, total=cell.config.training.steps, note="starting"))
 
 
-def _show(r: _Running, progress: Progress) -> None:
+def _show(r: _Running, bars: Progress) -> None:
     tail, t = None, r.cell.config.training
     with suppress(UserError):  # a journal that cannot be read is the cell's to say
         tail = read_tail(r.cell.run.metrics)
     if tail is None:
-        progress.update(r.task, completed=0, note="starting")
+        bars.update(r.task, completed=0, note="starting")
         return
     speed, loss = number(tail.get("train/tokens_per_second")), number(tail.get("train/loss_nats"))
     left = (t.steps - tail["step"]) * t.batch_tokens / speed if speed else None
-    note = f"loss {'-' if loss is None else format(loss, '.3f')}, left {clock(left)}"
-    progress.update(r.task, completed=tail["step"], note=note if tail["step"] < t.steps else "generating")
+    note = f"loss {'-' if loss is None else format(loss, '.3f')}, left {duration(left)}"
+    bars.update(r.task, completed=tail["step"], note=note if tail["step"] < t.steps else "generating")
 
 
-def _finish(r: _Running, outcome: Outcome, progress: Progress) -> None:
-    if r.process.returncode == 0 and r.cell.run.complete.is_file():
-        outcome.complete.append(r.cell)
-        progress.update(r.task, visible=False)
-        progress.console.print(f"[green]complete[/] {r.cell.name}")
+def _finish(r: _Running, outcome: Outcome, bars: Progress) -> None:
+    cell, code = r.cell, r.process.returncode
+    bars.update(r.task, visible=False)
+    if code == 0 and cell.run.complete.is_file():
+        outcome.complete.append(cell)
+        say(bars.console, ("complete", "green"), f" {cell.name}")
         return
-    if r.process.returncode == PREEMPTED:
-        outcome.stopped.append(r.cell)
-        progress.update(r.task, visible=False)
-        progress.console.print(f"[yellow]told to stop[/] {r.cell.name}: the same command goes on with it")
+    if code == PREEMPTED:
+        outcome.stopped.append(cell)
+        say(bars.console, ("told to stop", "yellow"), f" {cell.name}: the same command goes on with it")
         return
-    error = last_line(r.cell.run.log).removeprefix("error: ") or f"the process ended with code {r.process.returncode}"
-    if read_failure(r.cell.run) is None:  # killed before it could say why
-        record_failure(r.cell.run, error)
-    outcome.failed.append(r.cell)
-    progress.update(r.task, visible=False)
+    outcome.failed.append(cell)
+    error = last_line(cell.run.log).removeprefix("error: ") or f"the process ended with code {code}"
+    if read_failure(cell.run) is None:  # killed before it could say why
+        record_failure(cell.run, error)
     unwritten = {"error": f"{error}; its FAILED could not be written: is the disk full?"}
-    error = (read_failure(r.cell.run) or unwritten)["error"]
-    progress.console.print(f"[red]failed[/] {r.cell.name}: {escape(error)} (log: {r.cell.run.log})")
+    error = (read_failure(cell.run) or unwritten)["error"]
+    say(bars.console, ("failed", "red"), f" {cell.name}: {error} (log: {cell.run.log})")
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -141,3 +136,16 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def report_is_current(suite_dir: SuiteDir) -> bool:
+    """Whether the report is there, and made from what is there now: cells, suite, plan, votes, noise."""
+    if not all(p.is_file() for p in (suite_dir.report_html, suite_dir.report_md)):
+        return False
+    try:
+        made_from = read_object(suite_dir.results).get("made_from")
+    except UserError:
+        return False
+    suite = load_suite(suite_dir.suite)  # its seeds may be more than those of a call
+    every = [place.run for place in places(suite, suite_dir)]
+    return bool(made_from == suite_dir.inputs_sha256(every))

@@ -9,25 +9,25 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from replication.config import DivergedRule
 from replication.config.reading import read_yaml, untyped
+from replication.console import duration, say, table
 from replication.errors import UserError
 from replication.grid import slurm
 from replication.grid.cells import Place
 from replication.grid.jobs import JobStage
 from replication.grid.slurm import Queued
+from replication.grid.submissions import Left, Note, Submission, jobs_of_cells, left_of_cells, read_notes
 from replication.protocol.diverged import why_diverged
 from replication.runs.failures import first_error, last_line, read_failure
-from replication.runs.files import number, parse_objects
+from replication.runs.files import number
 from replication.runs.journal import read_tail
 from replication.runs.layout import RunDir, name_cells
 from replication.runs.manifest import is_trained
@@ -79,16 +79,6 @@ class CellStatus:
 
 
 @dataclass(frozen=True)
-class Left:
-    """The latest job of a stage of a cell, once it has left the queue."""
-
-    id: str  # as it was submitted: 123_4
-    job: str  # as it went on, where the site chains
-    word: str | None  # the scheduler's last, see slurm.history; None where it keeps no accounts
-    output: Path  # what its batch shell said before it found the cell's log
-
-
-@dataclass(frozen=True)
 class _Facts:
     """What status needs of a cell's config.yaml."""
 
@@ -97,6 +87,22 @@ class _Facts:
     warmup_steps: int
     vocab_size: int
     generates: bool
+
+
+def statuses(
+    rule: DivergedRule, of: Sequence[Place], earlier: Sequence[Submission] = (), queue: Sequence[Queued] = ()
+) -> list[CellStatus]:
+    """The state of cells; the scheduler's word is part of it where there are submissions.
+
+    Args:
+        rule: when a cell counts as diverged.
+        of: the cells.
+        earlier: what was submitted of the suite; none also where the scheduler does not answer.
+        queue: what is in the queue.
+    """
+    jobs = jobs_of_cells(earlier, queue)
+    left = left_of_cells(earlier, jobs, {place.folder: place.run for place in of})
+    return [cell_status(p, rule, jobs.get(p.folder), left.get(p.folder)) for p in of]
 
 
 def cell_status(
@@ -115,7 +121,6 @@ def cell_status(
     """
     run, jobs, left, tail = place.run, jobs or {}, left or {}, {}
     facts, notes = _facts(run.config), read_notes(run)
-    restarts = [j.restarts for j in jobs.values()] + [n["restarts"] for n in notes if type(n.get("restarts")) is int]
     try:
         tail = read_tail(run.metrics) or {}
         state, note = _state(run, jobs, notes, left, facts)
@@ -125,11 +130,18 @@ def cell_status(
     except UserError as error:  # a damaged file is this cell's, and named; the table shows the others
         state, note = ("complete" if run.complete.is_file() else "failed"), str(error)
     speed, step = number(tail.get("train/tokens_per_second")), tail.get("step", 0)
-    seconds_left = (facts.steps - step) * facts.batch_tokens / speed if facts and state == "running" and speed else None
+    is_running = state == "running"
     return CellStatus(
-        place, state, step, facts.steps if facts else None, number(tail.get("train/loss_nats")),
-        speed if state == "running" else None, seconds_left, max(restarts, default=0), note,
-    )  # fmt: skip
+        place,
+        state,
+        step,
+        steps=facts.steps if facts else None,
+        loss_nats=number(tail.get("train/loss_nats")),
+        tokens_per_second=speed if is_running else None,
+        seconds_left=(facts.steps - step) * facts.batch_tokens / speed if facts and is_running and speed else None,
+        requeues=max([job.restarts for job in jobs.values()] + [n.restarts for n in notes], default=0),
+        note=note,
+    )
 
 
 def _facts(path: Path) -> _Facts | None:
@@ -143,31 +155,10 @@ def _facts(path: Path) -> _Facts | None:
         return None
 
 
-def read_notes(run: RunDir) -> list[dict[str, Any]]:
-    """The lines of jobs.jsonl, torn ones left out."""
-    try:
-        return list(parse_objects(run.jobs.read_bytes()))
-    except OSError:
-        return []
-
-
-def last_link(id: str, notes: Sequence[Mapping[str, Any]], others: Collection[str]) -> str:
-    """The latest job that an element went on as, where a site chains; else the element itself.
-
-    Args:
-        id: of the element that was submitted.
-        notes: of its cell.
-        others: elements of the cell's other stage.
-    """
-    jobs = [n["job"] for n in notes if n.get("job")]
-    links = [job for job in jobs[jobs.index(id) :] if job not in others] if id in jobs else [id]
-    return links[-1]
-
-
 def _state(
     run: RunDir,
     jobs: Mapping[JobStage, Queued],
-    notes: Sequence[Mapping[str, Any]],
+    notes: Sequence[Note],
     left: Mapping[JobStage, Left],
     facts: _Facts | None,
 ) -> tuple[str, str]:
@@ -178,7 +169,7 @@ def _state(
     train, generate = jobs.get("train"), jobs.get("generate")
     hidden_but_here = train is not None and train.state == slurm.HIDDEN and run.is_locked()
     if train is not None and train.state in IN_QUEUE and not hidden_but_here:
-        began = train.restarts or any(n.get("event") == "started" for n in notes)
+        began = train.restarts or any(n.event == "started" for n in notes)
         return ("requeued" if began else "queued"), train.reason
     for job in (train, generate) if trained else (train,):
         if job is not None and job.state in STANDING:
@@ -194,18 +185,18 @@ def _state(
     return ("trained", "no completions are queued") if trained and state != "failed" else (state, note)
 
 
-def _ended(run: RunDir, trained: bool, notes: Sequence[Mapping[str, Any]], left: Left | None) -> tuple[str, str]:
+def _ended(run: RunDir, trained: bool, notes: Sequence[Note], left: Left | None) -> tuple[str, str]:
     """How a cell ended that is neither complete, nor in the queue, nor held by a process.
 
     An error that was recorded comes before the scheduler's word, the scheduler's before what its silence would mean.
     """
-    last = notes[-1] if notes else {}
-    event, code, failure = last.get("event"), last.get("code"), read_failure(run)
+    last, failure = notes[-1] if notes else Note(), read_failure(run)
+    event, code = last.event, last.code
     if _is_cancelled(notes):
         return "cancelled", ""
     if failure is not None:
         return "failed", f"{failure['error']} (log: {run.log})"
-    never_began = left is not None and all(n.get("job", left.id) != left.id for n in notes)
+    never_began = left is not None and all(n.job not in ("", left.id) for n in notes)
     log = left.output if left is not None and never_began else run.log
     error = first_error(log)
     word = (left.word if left else None) or (_told_in_log(error) if event in ("started", "ended") else "")
@@ -233,9 +224,9 @@ def _told_in_log(line: str) -> str:
     return words.get((told[1] or "").strip(), "cancelled") if told else ""
 
 
-def _is_cancelled(notes: Sequence[Mapping[str, Any]]) -> bool:
+def _is_cancelled(notes: Sequence[Note]) -> bool:
     """Whether the latest job was taken out of the queue, whatever it managed to note after that."""
-    latest = [n.get("event") for n in notes]
+    latest = [n.event for n in notes]
     begun = max((i for i, event in enumerate(latest) if event == "started"), default=-1)
     return "cancelled" in latest[begun + 1 :]
 
@@ -245,51 +236,38 @@ def _is_cancelled(notes: Sequence[Mapping[str, Any]]) -> bool:
 
 def print_status(rows: Sequence[CellStatus], title: str, console: Console) -> None:
     """cell, state, step, loss, tokens/s, time left; below, how many are in each state, and a line on what needs one."""
-    table = Table(title=title)
-    for name, justify in (("cell", "left"), ("state", "left"), ("step", "right"), ("loss, nats", "right"),
-                          ("tokens/s", "right"), ("left", "right")):  # fmt: skip
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for row in rows:
-        times = f", requeued {row.requeues}" if row.requeues and row.state != "requeued" else ""
-        state = f"requeued {row.requeues}" if row.state == "requeued" else row.state
-        table.add_row(
-            row.name,
-            f"[{STYLE[row.state]}]{state}{times}[/]",
-            f"{row.step}/{row.steps or '-'}",
-            _number(row.loss_nats, ".3f"),
-            _number(row.tokens_per_second, ",.0f"),
-            clock(row.seconds_left),
-        )
     if console.width < NARROW:
         for row in rows:
             loss = "" if row.loss_nats is None else f", loss {row.loss_nats:.3f}"
             console.print(f"{row.name} [{STYLE[row.state]}]{row.state}[/] {row.step}/{row.steps or '-'}{loss}")
     else:
-        console.print(table)
+        columns = ("cell", "state", ">step", ">loss, nats", ">tokens/s", ">left")
+        console.print(table(title, columns, map(_columns, rows)))
     counts = Counter(row.state for row in rows)
     console.print(", ".join(f"{counts[state]} {state}" for state in STYLE if counts[state]))
     for state in WAITING:
         reasons = Counter(row.note for row in rows if row.state == state and row.note)
         if reasons:
-            console.print(f"{state}: {', '.join(f'{n} {escape(r)}' for r, n in reasons.items())}", soft_wrap=True)
+            say(console, f"{state}: {', '.join(f'{n} {reason}' for reason, n in reasons.items())}")
     alike: dict[tuple[str, str], list[CellStatus]] = {}
     for row in rows:
         if row.note and row.state not in WAITING:
             alike.setdefault((row.state, row.note.partition(" (log: ")[0]), []).append(row)
     for (state, text), group in alike.items():
-        names, log = name_cells([row.name for row in group]), group[0].note.removeprefix(text)
+        log = group[0].note.removeprefix(text)
         first = log.replace("(log:", "(log of the first:") if len(group) > 1 else log
-        console.print(f"[{STYLE[state]}]{escape(names)}[/]: {escape(text + first)}", soft_wrap=True)
+        say(console, (name_cells([row.name for row in group]), STYLE[state]), f": {text}{first}")
 
 
-def clock(seconds: float | None) -> str:
-    """h:mm:ss, or a dash where unknown."""
-    if seconds is None:
-        return "-"
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _columns(row: CellStatus) -> tuple[object, ...]:
+    state = row.state
+    if row.requeues:
+        state += f" {row.requeues}" if state == "requeued" else f", requeued {row.requeues}"
+    return (
+        row.name,
+        Text(state, STYLE[row.state]),
+        f"{row.step}/{row.steps or '-'}",
+        "-" if row.loss_nats is None else f"{row.loss_nats:.3f}",
+        "-" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
+        duration(row.seconds_left),
+    )

@@ -1,152 +1,135 @@
-"""Submit cells to SLURM, each once; find their jobs again; take them out of the queue.
-
-OUT/launch/0001-train-seed-1/     one call of sbatch, numbered
-    job.sbatch                    what was submitted
-    plan.txt                      the cells, one a line: element i of the array works on line i (from 0)
-    job.json                      its name, stage and cells, the output folder and who submits
-    submitted.json                the job's id; missing where sbatch did not answer
-"""
+"""Submit cells to SLURM, each once: seed blocks that train, then generate, then the report."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 
 from replication.config import ClusterConfig
-from replication.console import timestamp
+from replication.console import say, timestamp
 from replication.errors import UserError
 from replication.grid import slurm
-from replication.grid.cells import Cell
-from replication.grid.jobs import Job, JobStage, arguments, plain_name, script
+from replication.grid.cells import Cell, claim_folder
+from replication.grid.jobs import Job, JobStage, arguments, check_accelerator, plain_name, script
+from replication.grid.ready import Grid, make_ready, tell_before
 from replication.grid.site import Site
-from replication.grid.status import read_notes
-from replication.runs.files import read_json, read_object, remove_tree, write_json, write_text
+from replication.grid.status import RETRIED, STYLE, statuses
+from replication.grid.submissions import (
+    Submission,
+    adopt_unanswered,
+    jobs_of_cells,
+    next_number,
+    queue_of,
+    still_queued,
+    submissions,
+)
+from replication.runs.files import read_json, remove_tree, write_json, write_text
 from replication.runs.grace_period import lead_seconds_needed
-from replication.runs.layout import RunDir, SuiteDir
+from replication.runs.layout import SuiteDir, name_cells
 from replication.runs.locks import hold_lock
 from replication.runs.manifest import is_trained
-
-# ---------------------------------------------------------------- what was submitted
-
-
-@dataclass(frozen=True)
-class Submission:
-    """One numbered folder of OUT/launch."""
-
-    folder: Path
-    name: str  # the job's
-    stage: JobStage
-    cells: tuple[str, ...]
-    job_id: str | None
-    user: str = ""  # who submitted it
-    out: str | None = None  # the output folder, as the job knows it
+from replication.runs.starts import LoggedCell
 
 
-def submissions(suite_dir: SuiteDir) -> list[Submission]:
-    """Every submission of an output folder, oldest first; where it is a copy of another folder, not that one's."""
-    found = []
-    for path in _records(suite_dir):
-        facts, answer = read_object(path), read_object(path.with_name("submitted.json"))
-        if not {"name", "stage", "cells"} <= facts.keys():
-            raise UserError(f"{path}: does not say what was submitted; restore it, or remove {path.parent}")
-        out, user = facts.get("out"), facts.get("user") or slurm.user_name(path.stat().st_uid)
-        there = Path(out or "", "launch", path.parent.name)
-        elsewhere = out is not None and there.is_dir() and not suite_dir.root.samefile(out)
-        if elsewhere and read_object(there / "submitted.json") == answer:  # else another suite in our old place
-            continue
-        cells = tuple(facts["cells"])
-        found.append(Submission(path.parent, facts["name"], facts["stage"], cells, answer.get("id"), user, out))
-    return found
+def submit_cells(grid: Grid, site: Site, console: Console, dry: bool = False, again: bool = False) -> None:
+    """Submit the cells that are neither queued, running, complete nor failed, each with what follows it.
+
+    Args:
+        grid: the suite.
+        site: the site file's.
+        console: for what is done, or would be.
+        dry: print every script and command, write and submit nothing.
+        again: the failed, preempted, interrupted and cancelled cells instead, and none waits for training that is in
+            the queue.
+
+    Raises:
+        UserError: no scheduler, or it refuses a job; a cell that cannot run; another call that submits.
+    """
+    if not dry:
+        slurm.queue()  # before anything is written: raises where there is no scheduler
+    with nullcontext() if dry else one_at_a_time(grid.dir):
+        begun: dict[str, LoggedCell] = {}
+        if not dry:
+            begun = claim_folder(grid.suite, grid.dir, grid.cells)
+            tell_before(grid, begun, console)
+        steps = _steps(grid, begun, console, dry, again)
+        submit_steps(steps, grid.dir, site, console, dry)
+    if not steps:
+        say(console, "nothing to submit")
 
 
-def _records(suite_dir: SuiteDir) -> list[Path]:
-    """job.json of every numbered folder; a person's copy under another name is none of them."""
-    paths = sorted(suite_dir.launch.glob("*/job.json"))
-    return [path for path in paths if re.fullmatch(r"\d+-[\w.-]+", path.parent.name)]
+@contextmanager
+def one_at_a_time(suite_dir: SuiteDir) -> Iterator[None]:
+    """Hold the output folder, so that two calls cannot submit the same cell.
+
+    Raises:
+        UserError: another call holds it.
+    """
+    with hold_lock(suite_dir.root, "another process is submitting this suite; wait for it", ".submit.lock"):
+        yield
 
 
-def moved_from(waiting: Sequence[Submission]) -> list[str]:
-    """Where jobs look for their output folder and do not find it, because it was moved since."""
-    return sorted({s.out for s in waiting if s.out and not Path(s.out, "launch").is_dir()})
+def _steps(grid: Grid, begun: Mapping[str, LoggedCell], console: Console, dry: bool, again: bool) -> list[Step]:
+    """The jobs to submit; unless this is a dry run, their cells are ready to run when this returns."""
+    earlier, queue = submissions(grid.dir), queue_of(grid.dir, console, needed=not dry) or []
+    if not dry:
+        earlier = adopt_unanswered(earlier, queue)
+    states = {row.name: row.state for row in statuses(grid.suite.diverged, grid.cells, earlier, queue)}
+    taken, jobs = (*RETRIED, "trained") if again else ("pending", "trained"), jobs_of_cells(earlier, queue)
+    wanted = [c for c in grid.cells if states[c.name] in taken and c.folder not in jobs]
+    for state in STYLE:
+        names = [c.name for c in grid.cells if c not in wanted and states[c.name] == state]
+        hint = "; `replicate grid retry` submits it again" if state in RETRIED else ""
+        if names:
+            say(console, f"{name_cells(names)}: {state}, left as it is{hint}")
+    check_accelerator([c.config for c in wanted])
+    check_grace_period(wanted)
+    if not dry:
+        make_ready(grid, wanted, begun, console)
+        for cell in wanted:  # what it failed of before says nothing of what is submitted now
+            cell.run.failed.unlink(missing_ok=True)
+    waiting = still_queued(earlier, queue)
+    return plan_steps(
+        suite_prefix(grid.suite.name, grid.dir),
+        next_number(grid.dir),
+        grid.cells[0],
+        wanted,
+        trained=[c for c in wanted if is_trained(c.run)],
+        waiting=waiting,
+        unfollowed=find_unfollowed(waiting, grid.cells),
+        behind=not again,
+    )
 
 
-def own_jobs(earlier: Sequence[Submission], queue: Sequence[slurm.Queued]) -> Iterator[tuple[slurm.Queued, Submission]]:
-    """What is in the queue of an output folder, links of chains included, each with its submission."""
-    by_name = {s.name: s for s in earlier}
-    for job in queue:
-        submission, link_of = by_name.get(job.name), by_name.get(job.name.removesuffix(f".{job.index}"))
-        if submission is not None and submission.job_id in (None, job.id.split("_")[0]):
-            yield job, submission
-        elif submission is None and link_of is not None:
-            yield job, link_of
+def check_grace_period(cells: Sequence[Cell]) -> None:
+    """Compare the grace period, cluster.slurm.lead_seconds, with what cells of this suite took to stop.
 
-
-def jobs_of_cells(
-    earlier: Sequence[Submission], queue: Sequence[slurm.Queued]
-) -> dict[str, dict[JobStage, slurm.Queued]]:
-    """What is in the queue for each cell (a folder relative to OUT), by stage; links of chains included."""
-    found: dict[str, dict[JobStage, slurm.Queued]] = {}
-    for job, submission in own_jobs(earlier, queue):
-        if job.index is not None:
-            found.setdefault(submission.cells[job.index], {})[submission.stage] = job
-    return found
-
-
-def last_elements(earlier: Sequence[Submission]) -> dict[str, dict[JobStage, tuple[str, Submission]]]:
-    """For each cell and stage the element (123_4) of the latest array that worked on it."""
-    found: dict[str, dict[JobStage, tuple[str, Submission]]] = {}
-    for s in earlier:
-        for i, cell in enumerate(s.cells):
-            if s.job_id is not None:
-                found.setdefault(cell, {})[s.stage] = f"{s.job_id}_{i}", s
-    return found
-
-
-def hidden_jobs(suite_dir: SuiteDir, earlier: Sequence[Submission]) -> list[slurm.Queued]:
-    """Where the cluster hides other users' jobs: what may be in the queue of what they submitted, having no end."""
-    me, found = slurm.user_name(), []
-    if all(s.user in ("", me) for s in earlier) or not slurm.hides_others():
-        return []
-    for cell, stages in last_elements(earlier).items():
-        run = RunDir(suite_dir.root / cell)
-        event = (read_notes(run) or [{}])[-1].get("event")
-        over = run.complete.is_file() or event in ("ended", "cancelled")
-        for stage, (id, s) in stages.items():
-            if s.user != me and not over and not (stage == "train" and is_trained(run)):
-                why = f"hidden: this cluster shows only {s.user} what became of job {id}"
-                found.append(slurm.Queued(id, int(id.split("_")[1]), s.name, slurm.HIDDEN, why, 0, s.user))
-    return found
-
-
-def note_cancelled(suite_dir: SuiteDir, cells: Sequence[str]) -> None:
-    """Add to each cell's jobs.jsonl that it was taken out of the queue by us."""
-    note = {"event": "cancelled", "at": timestamp()}
+    Raises:
+        UserError: a measured step and save take longer; names what would do.
+    """
     for cell in cells:
-        with open(RunDir(suite_dir.root / cell).jobs, "a", encoding="utf-8") as file:
-            file.write(json.dumps(note) + "\n")
+        given, needed = cell.config.cluster.slurm.lead_seconds, lead_seconds_needed(cell.run)
+        if needed is not None and needed > given:
+            raise UserError(
+                f"cluster.slurm.lead_seconds: {given} is too short, {cell.name} took up to "
+                f"{json.dumps(read_json(cell.run.times))} for a step and a save; set at least "
+                f"--cluster.slurm.lead_seconds={needed}"
+            )
 
 
-def still_queued(earlier: Sequence[Submission], queue: Sequence[slurm.Queued]) -> list[Submission]:
-    """The submissions of which something is in the queue, links of chains included."""
-    found = {submission for _, submission in own_jobs(earlier, queue)}
-    return [s for s in earlier if s in found]
+# ---------------------------------------------------------------- the jobs, and what each waits for
 
 
 def suite_prefix(suite_name: str, suite_dir: SuiteDir) -> str:
     """The beginning of the names of all jobs of an output folder, and of no other folder's."""
     return f"{plain_name(suite_name)}-{hashlib.sha256(str(suite_dir.root.resolve()).encode()).hexdigest()[:6]}"
-
-
-# ---------------------------------------------------------------- planning
 
 
 @dataclass(frozen=True)
@@ -238,52 +221,45 @@ def _blocks(cells: Sequence[Cell]) -> list[list[Cell]]:
 # ---------------------------------------------------------------- submitting
 
 
-class Submitter:
-    """Writes each step's folder, then asks sbatch; or only shows both."""
+def submit_steps(steps: Sequence[Step], suite_dir: SuiteDir, site: Site, console: Console, dry: bool) -> None:
+    """Write each step's folder, then ask sbatch, in order; or only show both.
 
-    def __init__(self, suite_dir: SuiteDir, site: Site, console: Console, dry: bool) -> None:
-        self.suite_dir, self.site, self.console, self.dry = suite_dir, site, console, dry
-        self.out = suite_dir.root.resolve()
-
-    def submit(self, steps: Sequence[Step]) -> None:
-        """Every step in order.
-
-        Raises:
-            UserError: sbatch refuses one; those before it stay submitted, and a second call goes on behind them.
-        """
-        ids: list[str] = []
-        for step in steps:
-            folder = self.out / "launch" / step.job.name.partition(".")[2]
-            at_once = step.job.config.cluster.slurm.concurrent_cells
-            text = script(step.job, self.site, folder, at_once)
-            given = arguments(step.job, folder, self.out)
-            if self.dry:
-                ids.append(f"<{folder.name}>")
-                self._show(folder, text, step.job.cells, given, _dependency(step, ids))
-                continue
-            write_text(folder / "job.sbatch", text)
-            write_text(folder / "plan.txt", "".join(f"{cell}\n" for cell in step.job.cells))
-            facts = {"name": step.job.name, "stage": step.job.stage, "cells": step.job.cells}
-            write_json(folder / "job.json", facts | {"out": str(self.out), "user": slurm.user_name()})
-            try:
-                id = slurm.submit(folder / "job.sbatch", given, _dependency(step, ids))
-            except slurm.Refused:
-                remove_tree(folder)  # it never was a submission
-                raise
-            ids.append(id)
-            write_json(folder / "submitted.json", {"id": id, "at": timestamp()})
-            n = len(step.job.cells)
-            self.console.print(f"job {id}: {folder.name}{f', {n} cell(s)' if n else ''}", soft_wrap=True)
-
-    def _show(self, folder: Path, text: str, cells: Sequence[str], given: list[str], depends: list[str]) -> None:
-        command = slurm.submit_command(folder / "job.sbatch", given, depends)
-        out = self.console
-        for title, lines in ((folder / "job.sbatch", text), (folder / "plan.txt", "\n".join(cells))):
-            if lines:
-                out.print(f"[bold]# {title}[/bold]", soft_wrap=True, highlight=False)
-                out.print(lines, soft_wrap=True, highlight=False, markup=False)
-        out.print("[bold]# command[/bold]", highlight=False)
-        out.print(f"{shlex.join(command)}\n", soft_wrap=True, highlight=False, markup=False)
+    Raises:
+        UserError: sbatch refuses one; those before it stay submitted, and a second call goes on behind them.
+    """
+    ids: list[str] = []
+    out = suite_dir.root.resolve()
+    for step in steps:
+        job, folder = step.job, out / "launch" / step.job.name.partition(".")[2]
+        text = script(job, site, folder, job.config.cluster.slurm.concurrent_cells)
+        cells = "".join(f"{cell}\n" for cell in job.cells)
+        given, waits = arguments(job, folder, out), _dependency(step, ids)
+        if dry:
+            ids.append(f"<{folder.name}>")
+            command = shlex.join(slurm.submit_command(folder / "job.sbatch", given, waits))
+            for title, shown in (
+                (folder / "job.sbatch", text),
+                (folder / "plan.txt", cells[:-1]),
+                ("command", command),
+            ):
+                if shown:
+                    say(console, f"# {title}", style="bold")
+                    say(console, shown)
+            say(console, "")
+            continue
+        write_text(folder / "job.sbatch", text)
+        write_text(folder / "plan.txt", cells)
+        facts = {"name": job.name, "stage": job.stage, "cells": job.cells}
+        write_json(folder / "job.json", facts | {"out": str(out), "user": slurm.user_name()})
+        try:
+            id = slurm.submit(folder / "job.sbatch", given, waits)
+        except slurm.Refused:
+            remove_tree(folder)  # it never was a submission
+            raise
+        ids.append(id)
+        write_json(folder / "submitted.json", {"id": id, "at": timestamp()})
+        n = len(job.cells)
+        say(console, f"job {id}: {folder.name}{f', {n} cell(s)' if n else ''}")
 
 
 def _dependency(step: Step, ids: Sequence[str]) -> list[str]:
@@ -298,48 +274,3 @@ def _dependency(step: Step, ids: Sequence[str]) -> list[str]:
     if step.after_end_of:
         conditions += [f"afterany:{':'.join(id_of(one) for one in step.after_end_of)}"]
     return [f"--dependency={','.join(conditions)}", "--kill-on-invalid-dep=yes"] if conditions else []
-
-
-@contextmanager
-def one_at_a_time(suite_dir: SuiteDir) -> Iterator[None]:
-    """Hold the output folder, so that two calls cannot submit the same cell.
-
-    Raises:
-        UserError: another call holds it.
-    """
-    with hold_lock(suite_dir.root, "another process is submitting this suite; wait for it", ".submit.lock"):
-        yield
-
-
-def adopt_unanswered(earlier: Sequence[Submission], queue: Sequence[slurm.Queued]) -> list[Submission]:
-    """Settle submissions whose call of sbatch ended without an answer: by name in the queue, or never taken."""
-    settled = []
-    for submission in earlier:
-        id = submission.job_id
-        if id is None:
-            id = next((q.id.split("_")[0] for q in queue if q.name == submission.name), None)
-            if id is not None:
-                write_json(submission.folder / "submitted.json", {"id": id, "found_in_queue": True})
-        settled.append(replace(submission, job_id=id))
-    return settled
-
-
-def next_number(suite_dir: SuiteDir) -> int:
-    """Of the next submission: after all that are there, a copied folder's too."""
-    return max((int(p.parent.name.split("-")[0]) for p in _records(suite_dir)), default=0) + 1
-
-
-def check_lead_time(cells: Sequence[Cell]) -> None:
-    """Compare cluster.slurm.lead_seconds, and the time limit, with what cells of this suite took to stop.
-
-    Raises:
-        UserError: a measured step and save take longer than the lead; names what would do.
-    """
-    for cell in cells:
-        slurm_config, needed = cell.config.cluster.slurm, lead_seconds_needed(cell.run)
-        if needed is not None and needed > slurm_config.lead_seconds:
-            raise UserError(
-                f"cluster.slurm.lead_seconds: {slurm_config.lead_seconds} is too short, {cell.name} took up to "
-                f"{json.dumps(read_json(cell.run.times))} for a step and a save; set at least "
-                f"--cluster.slurm.lead_seconds={needed}"
-            )

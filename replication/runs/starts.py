@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from replication.config import RunConfig, machine_cut
@@ -34,16 +35,27 @@ def has_logged(run: RunDir) -> bool:
     return manifest is not None and (manifest.finished_at is not None or manifest.logged_before)
 
 
-def logged_cells(runs: Path) -> dict[str, RunDir]:
+@dataclass(frozen=True)
+class LoggedCell:
+    """A cell that has logged a step, and its manifest; an empty one where that cannot be read."""
+
+    run: RunDir
+    manifest: Manifest
+
+
+def logged_cells(runs: Path) -> dict[str, LoggedCell]:
     """Every cell under OUT/runs that has logged a step, by arm/seed-n, planned or not."""
-    return {f"{arm}/seed-{seed}": run for arm, seed, run in cells_in(runs) if has_logged(run)}
+    found = ((f"{arm}/seed-{seed}", run) for arm, seed, run in cells_in(runs))
+    return {name: LoggedCell(run, find_manifest(run) or Manifest()) for name, run in found if has_logged(run)}
 
 
-def refuse_other_data(runs: Path, corpus: Path | str, hash: str, but: RunDir | None = None) -> None:
+def refuse_other_data(
+    logged: Mapping[str, LoggedCell], corpus: Path | str, hash: str, but: RunDir | None = None
+) -> None:
     """Refuse to train a cell beside cells that were trained on other data.
 
     Args:
-        runs: OUT/runs.
+        logged: those of its folder, see logged_cells.
         corpus: the folder of the data.
         hash: theirs.
         but: a cell that is not asked: its own checkpoints say what it may go on with.
@@ -52,9 +64,10 @@ def refuse_other_data(runs: Path, corpus: Path | str, hash: str, but: RunDir | N
         UserError: names both hashes and the seeds.
     """
     others: dict[str, dict[str, None]] = {}
-    for name, run in logged_cells(runs).items():
-        there = (find_manifest(run) or Manifest()).data.hash
-        if there and there != hash and (but is None or run.root.resolve() != but.root.resolve()):
+    for name, cell in logged.items():
+        there = cell.manifest.data.hash
+        if there and there != hash and (but is None or cell.run.root.resolve() != but.root.resolve()):
+            runs = cell.run.root.parent.parent
             others.setdefault(there[:16], {})[name.rpartition("-")[2]] = None
     if others:
         said = "; ".join(f"{there} of seeds {', '.join(seeds)}" for there, seeds in others.items())

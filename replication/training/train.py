@@ -24,7 +24,7 @@ from replication.runs.files import write_text
 from replication.runs.journal import due_validations, journal_gaps, logged_steps, read_journal
 from replication.runs.layout import RunDir
 from replication.runs.manifest import Data, Manifest, Start, is_trained, read_manifest, update_manifest, write_manifest
-from replication.runs.starts import changes, code_facts, code_of, machine_of, refuse_other_data
+from replication.runs.starts import changes, code_facts, code_of, logged_cells, machine_of, refuse_other_data
 from replication.training.checkpoints import Checkpoints, checkpoint_folder, load_weights, read_marker, step_of
 from replication.training.checks import Checks, check_neighbours
 from replication.training.environment import arithmetic, describe_machine, prepare_torch
@@ -83,7 +83,7 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     else:
         start["weights at start"] = weights_sha256(dict(module.model.named_parameters()))
     if first:
-        refuse_other_data(run.root.parent.parent, config.data.dir or "data", store.hash, but=run)
+        refuse_other_data(logged_cells(run.root.parent.parent), config.data.dir or "data", store.hash, but=run)
         check_neighbours(config, run, start["weights at start"])
         if checkpoint is not None and needs_reshard(checkpoint, config):
             console.print(f"resharding {checkpoint.name} for {config.world_size} process(es)")

@@ -203,7 +203,7 @@ def test_a_second_call_repeats_nothing(finished):
 
 def test_status_and_plan_show_every_cell(finished):
     suite, out = finished
-    status = replicate("grid", "status", suite, "--out", out)
+    status = replicate("grid", "status", out)
     assert status.stdout.count("complete") == 8 + 1  # every row, and the count below
     assert "6/6" in status.stdout
     plan = replicate("grid", "plan", suite, "--out", out)
@@ -248,14 +248,14 @@ def test_two_processes_through_the_door(finished, tmp_path):
 
 
 def test_status_shows_the_folder_not_the_plan(finished, tmp_path):
-    suite, out = finished
+    _, out = finished
     copy = tmp_path / "copy"
     shutil.copytree(out, copy, symlinks=True)
     stored = yaml.safe_load((copy / "suite.yaml").read_text())
     (copy / "suite.yaml").write_text(yaml.safe_dump(stored | {"seeds": [1]}))
     config = copy / "runs/both/seed-1/config.yaml"
     config.write_text(config.read_text().replace("steps: 6", "steps: 60", 1))
-    status = replicate("grid", "status", suite, "--out", copy).stdout
+    status = replicate("grid", "status", copy).stdout
     assert "6/60" in status
     assert "seed-2" not in status
 
@@ -298,7 +298,7 @@ def test_a_failed_cell_is_shown_and_can_be_run_again(tmp_path):
     done = replicate("grid", "run", suite, "--out", out, "--data.dir", tmp_path / "data")
     assert done.returncode == 2
     assert "1 of 2 cells failed (both/seed-1)" in done.stderr
-    status = replicate("grid", "status", suite, "--out", out)
+    status = replicate("grid", "status", out)
     assert "failed" in status.stdout
     assert "Error" in status.stdout
     assert "failed" in (out / "report.md").read_text(), "the report shows failed cells too"

@@ -129,8 +129,9 @@ class Suite:
         """What `replicate grid ACTION` prints, on stderr where it is refused."""
         given = ["--site", self.folder / "site.env"] if action in ("submit", "retry") else []
         given += ["--cluster", self.folder / "cluster.yaml"] if action == "submit" else []
-        command = [sys.executable, "-P", "-m", "replication", "grid", action, self.folder / "suite.yaml"]
-        command += ["--out", self.out.root]
+        of_suite = [self.folder / "suite.yaml", "--out", self.out.root]
+        command = [sys.executable, "-P", "-m", "replication", "grid", action]
+        command += of_suite if action in ("plan", "run", "submit") else [self.out.root]
         done = subprocess.run(
             [*map(str, command), *map(str, given), *map(str, args)], capture_output=True, text=True,
             timeout=300, cwd=shadowed(self.folder / "here"),

@@ -21,7 +21,8 @@ from replication.errors import Diverged, UserError
 from replication.grid import slurm
 from replication.grid.cells import Place
 from replication.grid.slurm import Queued
-from replication.grid.status import CellStatus, Left, cell_status, last_link, print_status
+from replication.grid.status import CellStatus, cell_status, print_status
+from replication.grid.submissions import Left, Note, last_link
 from replication.runs.failures import record_failure
 from replication.runs.files import read_json, write_json
 from replication.runs.journal import read_journal, read_last_losses
@@ -212,7 +213,7 @@ def test_the_accounts_of_elements_that_never_began(tmp_path, monkeypatch):
 
 
 def test_a_chain_is_told_by_its_last_link():
-    notes = [{"job": "5_0"}, {"job": "9_0"}, {"event": "cancelled"}, {"job": "6_0"}]
+    notes = [Note(job="5_0"), Note(job="9_0"), Note("cancelled"), Note(job="6_0")]
     assert last_link("5_0", notes, {"6_0"}) == "9_0"
     assert last_link("6_0", notes, {"5_0"}) == "6_0"
     assert last_link("11_0", notes, {"6_0"}) == "11_0", "its job never began"
@@ -262,12 +263,12 @@ def test_128_cells_are_shown_from_the_tails_of_their_journals(tmp_path, publish)
     for journal in suite_dir.runs.glob("*/*/metrics.jsonl"):
         journal.unlink()
         os.link(long, journal)
-    command = [sys.executable, "-X", "importtime", "-m", "replication", "grid", "status", "ablation_2x2"]
+    command = [sys.executable, "-X", "importtime", "-m", "replication", "grid", "status", suite_dir.root]
     seconds = []
     for _ in range(3):
         started = time.monotonic()
         done = subprocess.run(
-            [*command, "--out", suite_dir.root], cwd=CHECKOUT, capture_output=True, text=True, timeout=60,
+            command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60,
             env=os.environ | {"COLUMNS": "200"},
         )  # fmt: skip
         seconds.append(time.monotonic() - started)

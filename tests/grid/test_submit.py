@@ -21,18 +21,8 @@ from replication.grid.cells import Cell, plan
 from replication.grid.jobs import Job, checkout, options, script
 from replication.grid.site import Site, load_site
 from replication.grid.slurm import Queued
-from replication.grid.submit import (
-    Step,
-    Submission,
-    _dependency,
-    find_unfollowed,
-    hidden_jobs,
-    jobs_of_cells,
-    moved_from,
-    next_number,
-    plan_steps,
-    submissions,
-)
+from replication.grid.submissions import Submission, hidden_jobs, jobs_of_cells, moved_from, next_number, submissions
+from replication.grid.submit import Step, _dependency, find_unfollowed, plan_steps
 from replication.runs.files import write_json
 from replication.runs.layout import SuiteDir
 

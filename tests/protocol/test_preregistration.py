@@ -14,11 +14,11 @@ import pytest
 import yaml
 from synthetic_runs import Synthetic, build_suite, cell_config, edit_manifest, edit_start, rewrite_config
 
-from replication.cli.grid import _report_is_current
 from replication.cli.preregistration import preregistration as verb
 from replication.config import AnalysisConfig, DivergedRule, SuiteConfig, load_suite, scientific_hash, to_dict, to_yaml
 from replication.errors import UserError
 from replication.grid.cells import claim_folder, places
+from replication.grid.local import report_is_current
 from replication.protocol.deviations import PlanStatus, check_plan
 from replication.protocol.preregistration import build_plan, first_stamp, plan_hash, plan_stamp, read_plan, register
 from replication.runs.files import read_json, write_json, write_text
@@ -469,14 +469,14 @@ def test_a_report_is_current_until_what_it_is_made_from_changes(suite_dir: Suite
     write_json(suite_dir.results, {"made_from": suite_dir.inputs_sha256(cells)})
     claim_folder(suite, suite_dir, [])
     os.utime(cells[-1].complete, (2**32, 2**32))  # of a node whose clock is ahead
-    assert _report_is_current(suite_dir)
+    assert report_is_current(suite_dir)
     for path in (suite_dir.plan, suite_dir.votes, suite_dir.noise, cells[-1].complete):
         whole = path.read_bytes()
         path.write_bytes(whole + b" ")
-        assert not _report_is_current(suite_dir), path
+        assert not report_is_current(suite_dir), path
         path.write_bytes(whole)
     claim_folder(replace(suite, analysis=AnalysisConfig(alpha=0.1)), suite_dir, [])
-    assert not _report_is_current(suite_dir)
+    assert not report_is_current(suite_dir)
 
 
 def test_votes_that_are_fewer_or_more_than_planned(suite_dir: SuiteDir) -> None:

@@ -17,7 +17,6 @@ from rich.console import Console
 from synthetic_runs import build_suite, edit_manifest
 
 from replication.cli.generate import _cells, _todo
-from replication.cli.grid import _report_is_current
 from replication.config import load_run, load_suite
 from replication.errors import UserError
 from replication.generation.completions import read_samples, suite_completions
@@ -25,8 +24,9 @@ from replication.generation.export import write_export
 from replication.generation.parts import Appender, _read
 from replication.grid.cell import mark_cell_complete
 from replication.grid.cells import places
+from replication.grid.local import report_is_current
 from replication.grid.status import cell_status, print_status
-from replication.grid.submit import submissions
+from replication.grid.submissions import submissions
 from replication.protocol.certificate import certify
 from replication.protocol.deviations import check_plan
 from replication.protocol.preregistration import register
@@ -147,7 +147,7 @@ def read(suite_dir: SuiteDir) -> Iterator[str]:
         lambda: logged_cells(suite_dir.runs),
         lambda: suite_completions(suite_dir, ARMS),
         lambda: write_export(suite_dir.root / "ab.json", suite_dir, 2, ARMS),
-        lambda: _report_is_current(suite_dir),
+        lambda: report_is_current(suite_dir),
         lambda: _cells(suite_dir, None, None),
         lambda: submissions(suite_dir),
         lambda: read_votes(suite_dir.votes),

@@ -17,6 +17,7 @@ from replication.cli import main as cli
 from replication.cli.main import main
 from replication.config import SuiteConfig
 from replication.errors import UserError
+from replication.grid import local
 from replication.grid.cells import claim_folder
 from replication.grid.submit import one_at_a_time
 from replication.runs.files import remove_temporaries, write_text
@@ -63,8 +64,8 @@ def test_a_file_system_without_locks_is_named_and_nobody_counts_as_running(suite
 
 
 def test_cells_that_another_process_runs_are_not_told_to_be_complete(built, suite_dir, monkeypatch, capsys):
-    monkeypatch.setattr(grid_cli, "_make_ready", lambda *args: None)
-    monkeypatch.setattr(grid_cli, "_report_is_current", lambda *args: True)
+    monkeypatch.setattr(grid_cli, "make_ready", lambda *args: None)
+    monkeypatch.setattr(local, "report_is_current", lambda *args: True)
     claim_folder(built[1], suite_dir, [])
     with suite_dir.cell("both", 1).lock():
         assert main(["grid", "run", str(suite_dir.suite), "--out", str(suite_dir.root)]) == 2

@@ -15,15 +15,16 @@ from synthetic_runs import build_suite, edit_manifest, edit_start
 from trained_suite import write_trained_suite
 from training_setup import fit, small_config
 
-from replication.cli.grid import _say_plan, grid
+from replication.cli.grid import grid
 from replication.config import load_run, load_suite
 from replication.errors import UserError
 from replication.grid.cell import run_cell
 from replication.grid.cells import claim_folder, plan
+from replication.grid.ready import load_grid, tell_before
 from replication.runs.files import read_json, write_json
 from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.provenance import code_hash
-from replication.runs.starts import changes, unlike
+from replication.runs.starts import changes, logged_cells, unlike
 from replication.training.train import train
 
 
@@ -83,9 +84,10 @@ def test_a_cell_is_not_trained_on_other_data_than_the_folders_other_cells(
 
 def test_other_code_is_told_before_a_cell_runs(trained: SuiteDir, capsys: pytest.CaptureFixture[str]) -> None:
     edit_manifest(trained.cell("both", 1), starts=[{"step": 0, "code_hash": "beef"}])
-    cells = plan(load_suite(trained.suite), trained)
     said = io.StringIO()
-    _say_plan(trained, cells, Console(file=said, width=1000))
+    tell_before(
+        load_grid(load_suite(trained.suite), trained), logged_cells(trained.runs), Console(file=said, width=1000)
+    )
     assert re.search(rf"ran other code: code_hash is {code_hash()} \(.*now\) and beef \(both/seed-1\)", said.getvalue())
 
 

@@ -1,0 +1,253 @@
+"""What was submitted to SLURM for an output folder, what became of it, and what its jobs noted.
+
+OUT/launch/0001-train-seed-1/     one call of sbatch, numbered
+    job.sbatch                    what was submitted
+    plan.txt                      the cells, one a line: element i of the array works on line i (from 0)
+    job.json                      its name, stage and cells, the output folder and who submits
+    submitted.json                the job's id; missing where sbatch did not answer
+OUT/runs/<arm>/seed-<n>/jobs.jsonl    a line for each beginning and end of a job of the cell, by launch/job.sh
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from replication.console import say, timestamp
+from replication.errors import UserError
+from replication.grid import slurm
+from replication.grid.jobs import JobStage
+from replication.runs.files import parse_objects, read_object, write_json
+from replication.runs.layout import RunDir, SuiteDir
+from replication.runs.manifest import is_trained
+from replication.runs.records import from_json
+
+# ---------------------------------------------------------------- notes of jobs
+
+
+@dataclass(frozen=True)
+class Note:
+    """One line of a cell's jobs.jsonl."""
+
+    event: str = ""
+    """started, preempted, ended or cancelled."""
+    job: str = ""
+    code: int = 0
+    """With which the job's step ended."""
+    restarts: int = 0
+
+
+def read_notes(run: RunDir) -> list[Note]:
+    """The lines of jobs.jsonl, torn ones left out."""
+    try:
+        return [from_json(Note, line, lenient=True) for line in parse_objects(run.jobs.read_bytes())]
+    except OSError:
+        return []
+
+
+def note_cancelled(suite_dir: SuiteDir, cells: Sequence[str]) -> None:
+    """Add to each cell's jobs.jsonl that it was taken out of the queue by us."""
+    for cell in cells:
+        with open(RunDir(suite_dir.root / cell).jobs, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": "cancelled", "at": timestamp()}) + "\n")
+
+
+# ---------------------------------------------------------------- what was submitted
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One numbered folder of OUT/launch."""
+
+    folder: Path
+    name: str  # the job's
+    stage: JobStage
+    cells: tuple[str, ...]
+    job_id: str | None
+    user: str = ""  # who submitted it
+    out: str | None = None  # the output folder, as the job knows it
+
+
+def submissions(suite_dir: SuiteDir) -> list[Submission]:
+    """Every submission of an output folder, oldest first; where it is a copy of another folder, not that one's."""
+    found = []
+    for path in _records(suite_dir):
+        facts, answer = read_object(path), read_object(path.with_name("submitted.json"))
+        if not {"name", "stage", "cells"} <= facts.keys():
+            raise UserError(f"{path}: does not say what was submitted; restore it, or remove {path.parent}")
+        out, user = facts.get("out"), facts.get("user") or slurm.user_name(path.stat().st_uid)
+        there = Path(out or "", "launch", path.parent.name)
+        elsewhere = out is not None and there.is_dir() and not suite_dir.root.samefile(out)
+        if elsewhere and read_object(there / "submitted.json") == answer:  # else another suite in our old place
+            continue
+        cells = tuple(facts["cells"])
+        found.append(Submission(path.parent, facts["name"], facts["stage"], cells, answer.get("id"), user, out))
+    return found
+
+
+def _records(suite_dir: SuiteDir) -> list[Path]:
+    """job.json of every numbered folder; a person's copy under another name is none of them."""
+    paths = sorted(suite_dir.launch.glob("*/job.json"))
+    return [path for path in paths if re.fullmatch(r"\d+-[\w.-]+", path.parent.name)]
+
+
+def next_number(suite_dir: SuiteDir) -> int:
+    """Of the next submission: after all that are there, a copied folder's too."""
+    return max((int(p.parent.name.split("-")[0]) for p in _records(suite_dir)), default=0) + 1
+
+
+def moved_from(waiting: Sequence[Submission]) -> list[str]:
+    """Where jobs look for their output folder and do not find it, because it was moved since."""
+    return sorted({s.out for s in waiting if s.out and not Path(s.out, "launch").is_dir()})
+
+
+# ---------------------------------------------------------------- what is in the queue
+
+
+def queue_of(suite_dir: SuiteDir, console: Console, needed: bool = False) -> list[slurm.Queued] | None:
+    """What is in the queue of an output folder; says whose it is, and where it would look for the folder in vain.
+
+    None, with a line, where the scheduler does not answer and is not needed.
+    """
+    if not needed and not slurm.is_here():
+        return None
+    try:
+        queue = slurm.queue()
+    except UserError as error:
+        if needed:
+            raise
+        say(console, (str(error), "yellow"), "; what follows is from the run folders")
+        return None
+    earlier = submissions(suite_dir)
+    queue = [job for job, _ in own_jobs(earlier, queue)] + hidden_jobs(suite_dir, earlier)
+    for user, n in Counter(job.user for job in queue).items():
+        if user not in ("", slurm.user_name()):
+            say(console, f"{n} job(s) or elements of this suite in the queue are {user}'s")
+    for out in moved_from(still_queued(earlier, queue)):
+        where = f"jobs in the queue look for this folder at {out}, where it is no more"
+        say(console, (where, "yellow"), "; move it back, or `replicate grid cancel` and then `retry`")
+    return queue
+
+
+def own_jobs(earlier: Sequence[Submission], queue: Sequence[slurm.Queued]) -> Iterator[tuple[slurm.Queued, Submission]]:
+    """What is in the queue of an output folder, links of chains included, each with its submission."""
+    by_name = {s.name: s for s in earlier}
+    for job in queue:
+        submission, link_of = by_name.get(job.name), by_name.get(job.name.removesuffix(f".{job.index}"))
+        if submission is not None and submission.job_id in (None, job.id.split("_")[0]):
+            yield job, submission
+        elif submission is None and link_of is not None:
+            yield job, link_of
+
+
+def jobs_of_cells(
+    earlier: Sequence[Submission], queue: Sequence[slurm.Queued]
+) -> dict[str, dict[JobStage, slurm.Queued]]:
+    """What is in the queue for each cell (a folder relative to OUT), by stage; links of chains included."""
+    found: dict[str, dict[JobStage, slurm.Queued]] = {}
+    for job, submission in own_jobs(earlier, queue):
+        if job.index is not None:
+            found.setdefault(submission.cells[job.index], {})[submission.stage] = job
+    return found
+
+
+def still_queued(earlier: Sequence[Submission], queue: Sequence[slurm.Queued]) -> list[Submission]:
+    """The submissions of which something is in the queue, links of chains included."""
+    found = {submission for _, submission in own_jobs(earlier, queue)}
+    return [s for s in earlier if s in found]
+
+
+def hidden_jobs(suite_dir: SuiteDir, earlier: Sequence[Submission]) -> list[slurm.Queued]:
+    """Where the cluster hides other users' jobs: what may be in the queue of what they submitted, having no end."""
+    me, found = slurm.user_name(), []
+    if all(s.user in ("", me) for s in earlier) or not slurm.hides_others():
+        return []
+    for cell, stages in last_elements(earlier).items():
+        run = RunDir(suite_dir.root / cell)
+        over = run.complete.is_file() or (read_notes(run) or [Note()])[-1].event in ("ended", "cancelled")
+        for stage, (id, s) in stages.items():
+            if s.user != me and not over and not (stage == "train" and is_trained(run)):
+                why = f"hidden: this cluster shows only {s.user} what became of job {id}"
+                found.append(slurm.Queued(id, int(id.split("_")[1]), s.name, slurm.HIDDEN, why, 0, s.user))
+    return found
+
+
+def adopt_unanswered(earlier: Sequence[Submission], queue: Sequence[slurm.Queued]) -> list[Submission]:
+    """Settle submissions whose call of sbatch ended without an answer: by name in the queue, or never taken."""
+    settled = []
+    for submission in earlier:
+        id = submission.job_id
+        if id is None:
+            id = next((q.id.split("_")[0] for q in queue if q.name == submission.name), None)
+            if id is not None:
+                write_json(submission.folder / "submitted.json", {"id": id, "found_in_queue": True})
+        settled.append(replace(submission, job_id=id))
+    return settled
+
+
+# ---------------------------------------------------------------- what has left the queue
+
+
+@dataclass(frozen=True)
+class Left:
+    """The latest job of a stage of a cell, once it has left the queue."""
+
+    id: str  # as it was submitted: 123_4
+    job: str  # as it went on, where the site chains
+    word: str | None  # the scheduler's last, see slurm.history; None where it keeps no accounts
+    output: Path  # what its batch shell said before it found the cell's log
+
+
+def last_elements(earlier: Sequence[Submission]) -> dict[str, dict[JobStage, tuple[str, Submission]]]:
+    """For each cell and stage the element (123_4) of the latest array that worked on it."""
+    found: dict[str, dict[JobStage, tuple[str, Submission]]] = {}
+    for s in earlier:
+        for i, cell in enumerate(s.cells):
+            if s.job_id is not None:
+                found.setdefault(cell, {})[s.stage] = f"{s.job_id}_{i}", s
+    return found
+
+
+def left_of_cells(
+    earlier: Sequence[Submission], queued: Collection[str], runs: Mapping[str, RunDir]
+) -> dict[str, dict[JobStage, Left]]:
+    """The latest jobs of cells that are not complete and have none in the queue, with the scheduler's word on each.
+
+    Args:
+        earlier: the submissions.
+        queued: folders of cells that have a job in the queue.
+        runs: the cells that are asked about, by folder.
+    """
+    found: dict[str, dict[JobStage, Left]] = {}
+    for cell, stages in last_elements(earlier).items():
+        if cell not in runs or cell in queued or runs[cell].complete.is_file():
+            continue
+        notes, ids = read_notes(runs[cell]), {id for id, _ in stages.values()}
+        found[cell] = {
+            stage: Left(id, last_link(id, notes, ids - {id}), None, s.folder / f"output-{id.split('_')[1]}.txt")
+            for stage, (id, s) in stages.items()
+        }
+    words = slurm.history([left.job for stages in found.values() for left in stages.values()])
+    return {
+        cell: {stage: replace(left, word=words.get(left.job)) for stage, left in stages.items()}
+        for cell, stages in found.items()
+    }
+
+
+def last_link(id: str, notes: Sequence[Note], others: Collection[str]) -> str:
+    """The latest job that an element went on as, where a site chains; else the element itself.
+
+    Args:
+        id: of the element that was submitted.
+        notes: of its cell.
+        others: elements of the cell's other stage.
+    """
+    jobs = [note.job for note in notes if note.job]
+    links = [job for job in jobs[jobs.index(id) :] if job not in others] if id in jobs else [id]
+    return links[-1]
