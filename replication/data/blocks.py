@@ -110,7 +110,7 @@ class BlockWriter:
         return self.limit_tokens is not None and self.tokens >= self.limit_tokens
 
     def room(self, n_tokens: int) -> int:
-        """How many of so many tokens the stream can still take."""
+        """The number of so many tokens that the stream can still take."""
         return n_tokens if self.limit_tokens is None else max(0, min(n_tokens, self.limit_tokens - self.tokens))
 
     def add(self, tokens: Int32) -> None:
@@ -351,7 +351,7 @@ class SourceWriter:
                 split.add(part, lengths[documents], sizes_bytes[documents], unknown_bytes[documents])
 
     def _until_full(self, is_validation: Bool, lengths: Int64) -> int:
-        """How many of some documents are taken until this is full; all of them where it will not be."""
+        """The number of some documents that are taken until this is full; all of them where it will not be."""
         limit = self._train.blocks.limit_tokens
         if limit is None:
             return len(lengths)

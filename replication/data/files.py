@@ -10,7 +10,7 @@ import json
 import lzma
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -289,7 +289,7 @@ def _parquet(source: SourceConfig, report: ReadReport, name: str, path: Path) ->
                 number += 1
 
 
-def _decoded(batch: pyarrow.RecordBatch) -> list[dict[str, Any] | None]:
+def _decoded(batch: pyarrow.RecordBatch) -> list[Mapping[str, Any] | None]:
     """The rows of a batch; None for those whose strings are not UTF-8, or values none of Python's."""
     try:
         return list(batch.to_pylist())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -105,7 +105,7 @@ class HubPart:
         self, source: SourceConfig, name: str, shard: Callable[[], datasets.IterableDataset], retries: Retries
     ):
         self.name, self._source, self._make_shard, self._retries = name, source, shard, retries
-        self._state: dict[str, Any] | None = None  # the library's, from which a shard goes on
+        self._state: Any = None  # the library's, from which a shard goes on
         self._since = 0  # rows after that state
         self._number = 0  # rows given in all
 
@@ -132,14 +132,14 @@ class HubPart:
             except Exception as error:  # many classes of many packages
                 self._retries.failed(error, online=True)
 
-    def _remaining(self) -> Iterator[dict[str, Any]]:
+    def _remaining(self) -> Iterator[Mapping[str, Any]]:
         """The rows that have not been given yet, read from the last state that is known to be good."""
         if self._state is None:
             self._state = self._shard.state_dict()
         self._shard.load_state_dict(self._state)
         return islice(self._shard, self._since, None)
 
-    def place(self) -> dict[str, Any]:
+    def place(self) -> dict[str, object]:
         self._state, self._since = self._shard.state_dict(), 0
         return {"state": self._state, "number": self._number}
 

@@ -150,7 +150,7 @@ def _quiet_datasets() -> Iterator[None]:
 
 
 def _unfinished_request(data: DataConfig) -> Request | None:
-    """What another call must have in common with this one to go on with its work; None where none can."""
+    """Everything that another call must have in common with this one to continue its work; None where none can."""
     if data.token_budget is None:
         return None
     packages = {"replication": PLACES, **{name: version(name) for name in ("datasets", "tokenizers")}}

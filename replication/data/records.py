@@ -67,7 +67,7 @@ class ReadReport:
 
 @dataclass
 class Origin:
-    """What a source was read from, fixed when its preparation begins."""
+    """Commit or files that a source is read from, fixed when its preparation begins."""
 
     commit: str | None
     """Of a hub set."""
@@ -80,7 +80,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a stream of documents stands."""
+    """The place at which a stream of documents stands."""
 
     parts: int
     """Files or shards of the source."""
@@ -167,7 +167,7 @@ class SourceRecord(ReadReport):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a streamed source has come: finished, or at a place with what was written up to it."""
+    """Progress of a streamed source: finished, or at a place with what was written up to it."""
 
     entry: SourceRecord | None = None
     place: Place | None = None

@@ -51,7 +51,7 @@ class Part(Protocol):
         """The rows from a place on; None: all of them, even where some were read before."""
 
     def place(self) -> Any:
-        """Where the rows stand, in plain values."""
+        """The place at which the rows stand, in plain values."""
 
 
 class DocumentStream:
@@ -124,7 +124,7 @@ class DocumentStream:
             self._start = None
 
     def place(self) -> Place:
-        """Where the stream stands after the document that it gave last."""
+        """The place after the document that the stream gave last."""
         inside = self._turn < len(self._order)
         row = self._parts[self._order[self._turn]].place() if inside else None
         return Place(len(self._parts), self._part_name(), self._turn, row, copy.deepcopy(self.report))

@@ -37,9 +37,9 @@ class Piece:
     sizes_bytes: Int64
     """UTF-8 length of each."""
     validation: Bool
-    """Which of them are validation."""
+    """True for those of validation."""
     place: Place | None = None
-    """Where the source stands after them; none: it cannot be gone on with."""
+    """Of the source after them; none: it cannot be gone on with."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 BYTES = 256
+Json = dict[str, Any]  # a tokenizer.json, or a part of one
 DROPPED = 1 << 30  # an id that no tokenizer has
 WORD = 1000  # characters; longer runs of white space or of anything else are cut before training
 LONG_RUN = re.compile(rf"(?<!\S)\S{{{WORD + 1},}}|(?<!\s)\s{{{WORD + 1},}}")
@@ -111,11 +112,11 @@ class TextTokenizer:
         self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids; bytes that are no UTF-8 (a character cut in two) become U+FFFD."""
+        """The text of token ids; bytes that are not UTF-8 (a character cut in two) become U+FFFD."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
 
 
-def _unspellable(parts: dict[str, Any], end_of_text: str) -> dict[str, Any]:
+def _unspellable(parts: Json, end_of_text: str) -> Json:
     """A tokenizer.json that gives texts the same ids, save that none can spell a special token.
 
     The library can be told to overlook special tokens, but not added ones that are not called special, nor those that
@@ -144,16 +145,16 @@ def _unspellable(parts: dict[str, Any], end_of_text: str) -> dict[str, Any]:
     return {**parts, "post_processor": None}
 
 
-def _unknown_id(model: dict[str, Any]) -> int | None:
+def _unknown_id(model: Json) -> int | None:
     found = model["vocab"].get(model.get("unk_token")) if isinstance(model["vocab"], dict) else model.get("unk_id")
     return None if found is None else int(found)
 
 
-def _falls_back_to_bytes(model: dict[str, Any]) -> bool:
+def _falls_back_to_bytes(model: Json) -> bool:
     return bool(model.get("byte_fallback")) and dict(model["vocab"]).keys() >= {f"<0x{i:02X}>" for i in range(BYTES)}
 
 
-def _with_unknown(parts: dict[str, Any]) -> Tokenizer | None:
+def _with_unknown(parts: Json) -> Tokenizer | None:
     """The tokenizer with an unknown token, DROPPED, to tell what it drops; None where it drops nothing.
 
     A BPE drops characters that it does not know, unless it knows the bytes; the other models fail at them.
@@ -287,7 +288,7 @@ def _hub_json(name: str, revision: str | None) -> str:
         return str(Tokenizer.from_pretrained(name, revision=revision or "main").to_str())
     except Exception as error:  # connection, permission, no such id, offline mode: the hub client's own classes
         raise UserError(
-            f"data.tokenizer.path: '{name}' is no local file, and the hub did not give it "
+            f"data.tokenizer.path: '{name}' is not a local file, and the hub did not give it "
             f"({first_line(error)}); check the name and the network, or download its tokenizer.json and give its path"
         ) from error
 

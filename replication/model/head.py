@@ -25,19 +25,14 @@ from replication.model.size import padded_vocabulary
 
 CHUNK_LOGITS = 1 << 26
 """Logits that the chunked head holds at a time, 256 MiB in fp32; it needs about four times that for a moment."""
-
 ENTROPY_LOGITS = 1 << 20
 """Logits whose probabilities are held at a time when entropies are measured: a cache's worth ..."""
-
 ENTROPY_TOKENS = 256
 """... but of no fewer tokens: a large vocabulary's would come one by one."""
-
 LIGER_AT_LEAST = (0, 8, 2)  # earlier ones gave wrong gradients for weights on tokens
 
 
 class HeadOutput(NamedTuple):
-    """What the head makes of hidden states and targets."""
-
     losses: TokenLosses
     entropies: EntropySums | None  # where they were asked for; no gradient
 
@@ -73,11 +68,7 @@ class Head(nn.Module):
             self._losses = functools.partial(losses_in_chunks, compiled=True)
 
     def forward(
-        self,
-        hidden: Tensor,
-        targets_N: Tensor | None = None,
-        label_smoothing: float = 0.0,
-        entropies: bool = False,
+        self, hidden: Tensor, targets_N: Tensor | None = None, label_smoothing: float = 0.0, entropies: bool = False
     ) -> Any:
         """Logits [..., V] of hidden states [..., D]; or, with targets, the HeadOutput of hidden_ND.
 
@@ -126,7 +117,7 @@ def losses_in_chunks(
 
 
 def _product_dtype(hidden_ND: Tensor) -> torch.dtype:
-    """What autocast would multiply in; the dtype of the hidden states where it is off."""
+    """The dtype that autocast would multiply in; that of the hidden states where it is off."""
     device = hidden_ND.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
 
@@ -236,14 +227,9 @@ def losses_by_liger(
     with torch.autocast(hidden_ND.device.type, enabled=False):
         hidden_ND, weight_VD = hidden_ND.to(dtype), weight_PD[:vocab_size].to(dtype)
         smoothed_N = liger_fused_linear_cross_entropy(
-            hidden_ND,
-            weight_VD,
-            targets_N,
-            ignore_index=IGNORE,
-            label_smoothing=label_smoothing,
-            reduction="none",
+            hidden_ND, weight_VD, targets_N, ignore_index=IGNORE, label_smoothing=label_smoothing, reduction="none",
             accum_dtype=torch.float32,
-        )
+        )  # fmt: skip
         with torch.no_grad():
             direction_ND = weight_VD[targets_N.clamp(min=0)].float() - weight_VD.mean(0, dtype=torch.float32)
             change_N = label_smoothing * torch.linalg.vecdot(hidden_ND.float(), direction_ND)

@@ -68,10 +68,10 @@ def to_hunyuan(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tenso
     for i in range(config.n_blocks):
         ours, theirs = f"blocks.{i}.", f"model.layers.{i}."
         out |= {theirs + b: state[ours + a] for a, b in names.items()}
-        expert = {
-            x: [state[f"{ours}feed_forward.{x}.{e}"] for e in range(config.n_experts)] for x in ("gate", "up", "down")
-        }
-        gate_up = [torch.cat(pair) for pair in zip(expert["gate"], expert["up"], strict=True)]
+        gate, up, down = (
+            [state[f"{ours}feed_forward.{x}.{e}"] for e in range(config.n_experts)] for x in ("gate", "up", "down")
+        )
+        gate_up = [torch.cat(pair) for pair in zip(gate, up, strict=True)]
         out[f"{theirs}mlp.experts.gate_up_proj"] = torch.stack(gate_up)
-        out[f"{theirs}mlp.experts.down_proj"] = torch.stack(expert["down"])
+        out[f"{theirs}mlp.experts.down_proj"] = torch.stack(down)
     return out

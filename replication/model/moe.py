@@ -16,7 +16,7 @@ from replication.config import ModelConfig
 
 
 class Routing(NamedTuple):
-    """What the router decided for N tokens."""
+    """The router's decision for N tokens."""
 
     probs_NE: Tensor  # softmax over all experts, at least fp32
     weights_NK: Tensor  # probabilities of the chosen experts, renormalised to sum to 1

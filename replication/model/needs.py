@@ -1,4 +1,4 @@
-"""What a run needs of a machine, in closed form from its config: memory of each process, disk. Imports no torch."""
+"""Needs of a run, in closed form from its config: memory of each process, disk. Imports no torch."""
 
 from __future__ import annotations
 

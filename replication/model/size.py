@@ -1,4 +1,4 @@
-"""How large a model is, in closed form from its config. Imports no torch."""
+"""Size of a model, in closed form from its config. Imports no torch."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from replication.model.size import padded_vocabulary
 
 
 class Output(NamedTuple):
-    """What one forward pass gives besides logits; G = 0 groups where none were asked for."""
+    """Everything that one forward pass gives besides logits; G = 0 groups where none were asked for."""
 
     hidden_BTD: Tensor  # after the final norm
     divergence_LG: Tensor  # ||y - x|| / (||x|| + 1e-8) of each block and group; no gradient
@@ -37,13 +37,7 @@ class Output(NamedTuple):
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, allocated once.
-
-    Args:
-        config: the model's.
-        batch: B rows.
-        max_positions: how many positions fit.
-    """
+    """Keys and values of the positions seen so far, of B = `batch` rows, allocated once for `max_positions`."""
 
     def __init__(
         self, config: ModelConfig, batch: int, max_positions: int, device: torch.device, dtype: torch.dtype
@@ -114,12 +108,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         c = config
-        self.n_heads, self.n_kv_heads, self.d_head, self.qk_norm = (
-            c.n_heads,
-            c.n_kv_heads,
-            c.d_head,
-            c.qk_norm,
-        )
+        self.n_heads, self.n_kv_heads, self.d_head, self.qk_norm = c.n_heads, c.n_kv_heads, c.d_head, c.qk_norm
         self.q = nn.Linear(c.d_model, c.n_heads * c.d_head, bias=False)
         self.k = nn.Linear(c.d_model, c.n_kv_heads * c.d_head, bias=False)
         self.v = nn.Linear(c.d_model, c.n_kv_heads * c.d_head, bias=False)
@@ -260,11 +249,9 @@ class Transformer(nn.Module):
             n_groups: G groups of B/G consecutive sequences for divergence and load balance; 0 measures nothing.
             cache: earlier positions; it is extended by T.
         """
-        start = cache.length if cache is not None else 0
+        start, c = cache.length if cache is not None else 0, self.config
         x_BTD = self.embedding(tokens_BT)
-        angles = rotary(
-            self.config.rotary_base, self.config.d_head, start, tokens_BT.shape[1], x_BTD.device, x_BTD.dtype
-        )
+        angles = rotary(c.rotary_base, c.d_head, start, tokens_BT.shape[1], x_BTD.device, x_BTD.dtype)
         measured = []
         caches = cache.blocks if cache is not None else [None] * len(self.blocks)
         for block, of_block in zip(self.blocks, caches, strict=True):

@@ -23,7 +23,7 @@ Weigh = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class AcceptsGains(Protocol):
-    """What the callbacks need of a LightningModule."""
+    """Needs of the callbacks of a LightningModule."""
 
     weigh_tokens: Weigh | None
     """Set by TokenGain; None trains the plain cross-entropy."""

@@ -77,7 +77,7 @@ def group_objective(loss_GN: Tensor, valid_GN: Tensor, gain_GN: Tensor | None = 
 
 
 class GainSums(NamedTuple):
-    """What one micro-batch adds to the step's gain statistics; scalars over all its valid tokens."""
+    """One micro-batch's part of the step's gain statistics; scalars over all its valid tokens."""
 
     tokens: Tensor
     before: Tensor

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +38,7 @@ from replication.training.strategies import consolidated_weights
 
 STATE = "trainer.ckpt"
 WEIGHTS = "weights.pt"
+LightningState = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class Marker:
     weights_sha256: str
     data_hash: str
     layout: Sharding
-    scientific: dict[str, Any]
+    scientific: Mapping[str, Any]
     unlogged_steps: int | None = None
     """Steps up to this one whose losses the journal does not have yet; older checkpoints do not say."""
 
@@ -70,14 +72,7 @@ class Checkpoints(Callback):
     def __init__(
         self, config: RunConfig, run: RunDir, data_hash: str, measure: Measure, resume: Path | None = None
     ) -> None:
-        """
-        Args:
-            config: the run's.
-            run: the cell.
-            data_hash: of the corpus.
-            measure: holds the tokens, the chain and the time that the marker repeats.
-            resume: the checkpoint folder that this start goes on from.
-        """
+        """The marker repeats what `measure` has counted; `resume` is the checkpoint that this start goes on from."""
         self.config, self.run, self.measure, self.resume = config, run, measure, resume
         self.data_hash = data_hash
         self._stand = {step_of(resume)} if resume else set()  # steps whose checkpoints this run has read or written
@@ -101,12 +96,12 @@ class Checkpoints(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: LightningState) -> None:
         """Take back the count of the batch that has begun: a resumed run would validate one batch early."""
         for progress in _batch_progress(checkpoint):
             progress["ready"] = progress["completed"]
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: LightningState) -> None:
         """Count the micro-batches anew: another number of ranks cuts the same steps into another number of them."""
         for progress in _batch_progress(checkpoint):
             for key in ("ready", "started", "processed", "completed"):
@@ -194,7 +189,7 @@ class Checkpoints(Callback):
         return every is not None and step_of(folder) % every == 0
 
 
-def _batch_progress(checkpoint: dict[str, Any]) -> list[dict[str, int]]:
+def _batch_progress(checkpoint: LightningState) -> list[dict[str, int]]:
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     return [progress["total"], progress["current"]]
 
@@ -202,8 +197,8 @@ def _batch_progress(checkpoint: dict[str, Any]) -> list[dict[str, int]]:
 # ---------------------------------------------------------------- generators
 
 
-def _generators() -> dict[str, Any]:
-    """The state of every random generator of this process that training code could draw from."""
+def _generators() -> Mapping[str, Any]:
+    """State of every random generator of this process that training code could draw from."""
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -248,12 +243,8 @@ def newest_checkpoint(
 ) -> tuple[Path | None, list[str]]:
     """The newest undamaged checkpoint folder, and one line about each damaged one that was passed over.
 
-    Args:
-        run: the cell.
-        config: what goes on from it, on the data of data_hash; None does not check.
-
     Raises:
-        UserError: the checkpoint belongs to other data or another config; names the keys.
+        UserError: a config is given, and the checkpoint belongs to other data or another config; names the keys.
     """
     notes = []
     for folder in reversed(run.checkpoint_folders()):
@@ -263,15 +254,15 @@ def newest_checkpoint(
             continue
         if config is not None:
             there, remedy = read_marker(folder), f"choose another --out, or remove {run.root}"
-            refuse_differences(f"{folder}: made with another config", there.scientific, scientific(config), remedy)
-            hashes = {"data hash": there.data_hash}, {"data hash": data_hash}
+            keys, hashes = scientific(config), ({"data hash": there.data_hash}, {"data hash": data_hash})
+            refuse_differences(f"{folder}: made with another config", dict(there.scientific), keys, remedy)
             refuse_differences(f"{folder}: made with another data", *hashes, remedy)
         return folder, notes
     return None, notes
 
 
 def _strange(folder: Path) -> str | None:
-    """What is wrong with the marker of an undamaged folder: of another step, or of something that is no checkpoint."""
+    """Fault of an undamaged folder's marker: it is of another step, or of something other than a checkpoint."""
     try:
         step = read_marker(folder).step
     except WrongForm as error:

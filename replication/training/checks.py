@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -21,11 +22,9 @@ class Checks(Callback):
     """First of the callbacks: what it sees of a step holds for all that follow."""
 
     def __init__(self, config: RunConfig, run: RunDir, identity: dict[str, str]) -> None:
-        """
-        Args:
-            config: the run's.
-            run: the cell; its manifest gets what the preflight found, and what DeepSpeed made of its config.
-            identity: what must agree between ranks, by name: hashes of config, data and weights at start, checkpoint.
+        """The cell's manifest gets what the preflight found, and what DeepSpeed made of its config.
+
+        `identity` is what must agree between ranks, by name: hashes of config, data and weights at start, checkpoint.
         """
         self.config, self.run, self.identity = config, run, identity
 
@@ -38,7 +37,7 @@ class Checks(Callback):
         if isinstance(trainer.strategy, ZeroStrategy):
             self._note("deepspeed", trainer.strategy.resolved_config, trainer)
 
-    def _note(self, key: str, value: dict[str, Any], trainer: Trainer) -> None:
+    def _note(self, key: str, value: Mapping[str, Any], trainer: Trainer) -> None:
         if trainer.is_global_zero:
             update_manifest(self.run, **{key: value})
 
@@ -77,11 +76,7 @@ class Checks(Callback):
 
 
 def check_neighbours(config: RunConfig, run: RunDir, initial_weights: str) -> None:
-    """Compare the initial weights with those of the suite's other cells.
-
-    Raises:
-        UserError: another arm of the same seed started elsewhere, or another seed at the same place.
-    """
+    """Raise UserError where another arm of the same seed started elsewhere, or another seed at the same place."""
     for _, _, neighbour in cells_in(run.root.parent.parent):
         other = find_manifest(neighbour)  # a neighbour's damage is the certificate's to name
         if neighbour.root == run.root or other is None or other.weights_seed is None:

@@ -1,4 +1,4 @@
-"""What the manifest says of code and machine, and the process-wide settings of torch."""
+"""Code and machine, as the manifest says it, and the process-wide settings of torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def describe_machine() -> Environment:
     return Environment(git=git_state(), code_hash=code.code_hash, packages=code.packages, hardware=hardware)
 
 
-def arithmetic(config: RunConfig) -> dict[str, Any]:
+def arithmetic(config: RunConfig) -> Mapping[str, Any]:
     """All of the machine that may change how sums are rounded: the config's `machine_cut`, threads and device."""
     on_gpu = uses_gpu(config)
     device = torch.cuda.get_device_name() if on_gpu else cpu_name()

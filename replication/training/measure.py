@@ -111,7 +111,7 @@ class Measure(Callback):
 
     @property
     def unlogged_steps(self) -> int:
-        """How many steps were read whose losses the next line will have; their losses are part of a checkpoint."""
+        """Steps that were read, whose losses the next line will have; their losses are part of a checkpoint."""
         return len(self._losses)
 
     def elapsed(self) -> float:

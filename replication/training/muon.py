@@ -25,6 +25,7 @@ from replication.training.ranks import gather, rank, sum_over_ranks, world_size
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at zero, values end in about 0.7..1.2
 STEPS = 5
+Group = dict[str, Any]  # torch's form of a parameter group
 BATCH_ELEMENTS = 1 << 26  # of matrices that are brought together at a time: 256 MB in fp32
 
 
@@ -77,7 +78,7 @@ class Muon(Optimizer):
 
     def __init__(
         self,
-        groups: list[dict[str, Any]],
+        groups: list[Group],
         momentum: float,
         betas: tuple[float, float],
         eps: float,
@@ -100,7 +101,7 @@ class Muon(Optimizer):
         return loss
 
     @torch.no_grad()
-    def _muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def _muon(self, group: Group, params: list[Tensor]) -> None:
         gradients = _gradients(params)
         buffers = [self._state(p, "momentum_buffer") for p in params]
         torch._foreach_mul_(buffers, group["momentum"])
@@ -111,7 +112,7 @@ class Muon(Optimizer):
         torch._foreach_add_(params, updates, alpha=-group["lr"])
 
     @torch.no_grad()
-    def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def _adamw(self, group: Group, params: list[Tensor]) -> None:
         first, second = ([self._state(p, name) for p in params] for name in ("exp_avg", "exp_avg_sq"))
         for p in params:
             if "step" not in self.state[p]:
@@ -181,7 +182,7 @@ def _batches(shapes: Sequence[torch.Size], ranks: int = 1) -> Iterator[list[int]
 
 
 class Piece(NamedTuple):
-    """Where a matrix lies in its group's flat buffer (ZeRO 1 and 2), or its shards in every rank's (ZeRO 3)."""
+    """Place of a matrix in its group's flat buffer (ZeRO 1 and 2), or of its shards in every rank's (ZeRO 3)."""
 
     shape: torch.Size
     start: int
@@ -195,12 +196,9 @@ class Partitions:
     added up from their pieces on all ranks first.
     """
 
-    def __init__(self, layouts: dict[Tensor, list[Piece]]) -> None:
-        """
-        Args:
-            layouts: for this rank's flat part of each group, where every matrix begins in the whole buffer.
-        """
-        self.layouts = {id(flat): pieces for flat, pieces in layouts.items()}
+    def __init__(self, pieces: dict[Tensor, list[Piece]]) -> None:
+        """`pieces`: for this rank's flat part of each group, where every matrix lies in the whole buffer."""
+        self.pieces = {id(flat): of_flat for flat, of_flat in pieces.items()}
 
     def __call__(self, params: list[Tensor], updates: list[Tensor], orthogonal: Orthogonalise) -> list[Tensor]:
         found = []
@@ -208,10 +206,10 @@ class Partitions:
             first = rank() * update.numel()  # where this rank's part begins
             last = first + update.numel()
             mine: dict[Piece, Tensor] = {}
-            for piece in self.layouts[id(param)]:
+            for piece in self.pieces[id(param)]:
                 if first <= piece.start and piece.start + piece.length <= last:
                     mine[piece] = update[piece.start - first :][: piece.length].view(piece.shape)
-            mine |= self._across(self.layouts[id(param)], update, first)
+            mine |= self._across(self.pieces[id(param)], update, first)
             out = torch.zeros_like(update)
             for piece, matrix_RC in _orthogonal_pieces(mine, orthogonal):
                 begin, end = max(piece.start, first), min(piece.start + piece.length, last)
@@ -244,18 +242,15 @@ class Shards:
     A few matrices at a time are brought together on all ranks, and their orthogonalisation is shared among them.
     """
 
-    def __init__(self, layouts: dict[Tensor, list[Piece]]) -> None:
-        """
-        Args:
-            layouts: for this rank's flat buffer of each (sub-)group, where its shard of every matrix lies.
-        """
-        self.layouts = {id(flat): pieces for flat, pieces in layouts.items()}
+    def __init__(self, pieces: dict[Tensor, list[Piece]]) -> None:
+        """`pieces`: for this rank's flat buffer of each (sub-)group, where its shard of every matrix lies."""
+        self.pieces = {id(flat): of_flat for flat, of_flat in pieces.items()}
 
     def __call__(self, params: list[Tensor], updates: list[Tensor], orthogonal: Orthogonalise) -> list[Tensor]:
         found = []
         for param, update in zip(params, updates, strict=True):
             out = torch.zeros_like(update)
-            pieces = self.layouts[id(param)]
+            pieces = self.pieces[id(param)]
             for batch in _batches([p.shape for p in pieces], world_size()):
                 chosen = [pieces[i] for i in batch]
                 shards_WF = gather(torch.cat([update[p.start :][: p.length] for p in chosen]))

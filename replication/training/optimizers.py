@@ -58,9 +58,7 @@ def parameter_groups(config: TrainingConfig, model: Transformer) -> dict[str, Pa
 def build_optimizer(config: TrainingConfig, model: Transformer) -> Optimizer:
     """AdamW, Muon beside AdamW (decay decoupled in both), or SGD with momentum (decay added to the gradient).
 
-    Args:
-        config: rates and decays; with bf16-mixed Muon's matrix products are in bf16, else in the gradients' dtype.
-        model: before a strategy cuts it.
+    With bf16-mixed Muon's matrix products are in bf16, else in the gradients' dtype. Before a strategy cuts the model.
     """
     groups = [
         {"params": list(g.parameters.values()), "lr": g.learning_rate, "weight_decay": g.weight_decay, "name": name}

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -31,19 +30,11 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 ALL_REDUCE_BYTES = {"gloo": 4 * 2**20, "nccl": 64 * 2**20}
 
 
-def preflight(config: RunConfig, run: RunDir, identity: dict[str, str]) -> dict[str, Any]:
-    """Every check, on all ranks, when the process group stands; each raises on every rank alike.
-
-    Args:
-        config: the run's.
-        run: the cell.
-        identity: what must agree between ranks, by name: hashes of config, data and weights at start, checkpoint.
+def preflight(config: RunConfig, run: RunDir, identity: dict[str, str]) -> dict[str, float | None]:
+    """Every check below, on all ranks, when the process group stands; each raises on every rank alike.
 
     Returns:
         For the manifest: needs and room in GiB, and the bandwidth of one all-reduce.
-
-    Raises:
-        UserError: see the checks below.
     """
     code = code_identity()
     versions = ", ".join(f"{name} {version}" for name, version in code.packages.items())
@@ -94,15 +85,13 @@ def check_room(config: RunConfig, run: RunDir) -> dict[str, float]:
         UserError: on all ranks, what the first rank that lacks room says.
     """
     needs, free = state_needs(config), free_memory_gib(config)
-    found = {"needs_gib": needs.device_gib, "free_gib": free}
     complaints = [c for c in gather_objects(_complaint(config, run, needs, free)) if c]
     if complaints:
         raise UserError(complaints[0])
-    return {name: round(value, 3) for name, value in found.items()}
+    return {"needs_gib": round(needs.device_gib, 3), "free_gib": round(free, 3)}
 
 
 def _complaint(config: RunConfig, run: RunDir, needs: StateNeeds, free_gib: float) -> str | None:
-    """What this rank lacks, in one line."""
     where = f"{config.cluster.strategy} on {config.world_size} process(es)"
     host_gib = needs.host_gib + (0 if uses_gpu(config) else needs.device_gib)
     if host_gib > free_host_gib(config):

@@ -18,7 +18,7 @@ from replication.training.phases import enter
 
 
 class Progress(Callback):
-    """Which cell, which step, and how long is left."""
+    """The cell, its step, and the time left."""
 
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.config, self.console = config, console

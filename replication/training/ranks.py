@@ -64,5 +64,5 @@ def gather_objects(local: Any) -> list[Any]:
 
 
 def device() -> str:
-    """Where tensors of collectives belong."""
+    """Device of the tensors of collectives."""
     return f"cuda:{torch.cuda.current_device()}" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu"

@@ -27,7 +27,7 @@ Between zero3 and the others it fails; from zero3 to zero3 on other ranks it loa
 
 @dataclass(frozen=True)
 class Sharding:
-    """How the full state of a run is cut over processes; stored with each checkpoint, under `layout`."""
+    """The cut of a run's full state over processes; stored with each checkpoint, under `layout`."""
 
     strategy: str = "single"
     world_size: int = 1

@@ -1,4 +1,4 @@
-"""How the processes of a start find each other, and which checkpoint they go on from: the first rank says both.
+"""The meeting of the processes of a start, and the checkpoint they go on from: the first rank says both.
 
 It listens at a port that the system gives it, and writes the port into the cell's folder, signed with what is unique to
 this start: so no port can be taken, none is used twice, and no variable of a login shell leads two runs together. A
@@ -21,7 +21,7 @@ from typing import NoReturn
 from torch.distributed import TCPStore
 
 from replication.config import RunConfig
-from replication.errors import UserError
+from replication.errors import UserError, first_line
 from replication.processes.launcher import start_name
 from replication.processes.preemption import Preempted, told_to_stop
 from replication.runs.files import read_object, write_json
@@ -30,12 +30,12 @@ from replication.training.checkpoints import newest_checkpoint, remove_abandoned
 from replication.training.ranks import launched_rank
 
 MEET_SECONDS = 120.0
-"""How long a process waits for the others to come."""
+"""A process waits so long for the others to come."""
 WORK_SECONDS = 3600.0
-"""How long it waits for what another one reads or builds; a line says so every MEET_SECONDS."""
+"""And so long for what another one reads or builds; a line says so every MEET_SECONDS."""
 CONNECT_SECONDS = 5.0
 LINGER_SECONDS = 20.0
-"""How long a process that was told to stop waits for the others, to tell them; below the --wait of launch/job.sh."""
+"""A process that was told to stop waits so long for the others, to tell them; below the --wait of launch/job.sh."""
 _starts = itertools.count()
 _kept: list[TCPStore] = []  # to the end: a process group may be a client of it
 
@@ -67,8 +67,8 @@ class Meeting:
             store = _store(host, 0, first=True)
         except RuntimeError as error:
             raise UserError(
-                f"MASTER_ADDR: the first rank cannot be reached at {host} ({str(error).splitlines()[0][:120]}); set "
-                "SITE_MASTER_ADDR in the site file to the name by which nodes reach each other"
+                f"MASTER_ADDR: the first rank cannot be reached at {host} ({first_line(error)}); set SITE_MASTER_ADDR "
+                "in the site file to the name by which nodes reach each other"
             ) from None
         store.set("start", f"{self.name} {secret}")
         word = {"start": self.name, "secret": secret, "host": host, "port": store.port}
@@ -110,7 +110,7 @@ class Meeting:
         self._wait([f"{done} {r}" for r in range(self.n_ranks)], seconds)
 
     def tell(self, key: str, value: str = "") -> str:
-        """What the first rank says under a key: its own argument, the others wait for it."""
+        """The first rank's value under a key: it sets it, and the others wait for it."""
         if self.rank == 0:
             self._store.set(key, f"={value}")  # a store takes no empty value
         self._wait([key], WORK_SECONDS)

@@ -1,4 +1,4 @@
-"""How one run is spread over processes: single, DDP, DeepSpeed ZeRO 1/2/3. The only module that imports deepspeed.
+"""The ways to distribute one run: single, DDP, DeepSpeed ZeRO 1/2/3. The only module that imports deepspeed.
 
 A strategy decides where weights, gradients and the optimizer's state live. What the rest of the harness does with
 them goes through two functions here: multiply the gradients of a block by its scale, and collect the whole weights on
@@ -30,6 +30,8 @@ from replication.training.muon import Muon, Partitions, Piece, Placement, Shards
 from replication.training.ranks import is_first
 
 SUB_GROUP_ELEMENTS = 1_000_000_000  # of the optimizer's state that ZeRO 3 updates at a time
+DeepSpeedConfig = dict[str, Any]  # its own keys, nested
+
 BUCKET_ELEMENTS = 50_000_000  # of one reduction or gather, at most: 200 MB in fp32
 
 
@@ -69,7 +71,7 @@ def is_zero(config: RunConfig) -> bool:
 # ---------------------------------------------------------------- DeepSpeed
 
 
-def deepspeed_config(config: RunConfig) -> dict[str, Any]:
+def deepspeed_config(config: RunConfig) -> DeepSpeedConfig:
     """The one complete DeepSpeed config of a run; Lightning adds the accumulation, and nothing else decides.
 
     Gradients are accumulated and reduced in fp32, without overlap of communication and backward. Clipping is set here
@@ -77,7 +79,7 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     """
     t, gpu = config.training, uses_gpu(config)
     bucket = min(BUCKET_ELEMENTS, parameter_count(config.model))
-    zero: dict[str, Any] = {
+    zero: DeepSpeedConfig = {
         "stage": int(config.cluster.strategy.removeprefix("zero")),
         "contiguous_gradients": True,
         "overlap_comm": False,
@@ -177,12 +179,12 @@ class ZeroStrategy(DeepSpeedStrategy):
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     def _rounds_weights(self) -> bool:
-        return bool(cast(dict[str, Any], self.config)["bf16"]["enabled"])
+        return bool(cast(DeepSpeedConfig, self.config)["bf16"]["enabled"])
 
     @property
-    def resolved_config(self) -> dict[str, Any]:
-        """What DeepSpeed made of the config that it was given: for the manifest."""
-        resolved = copy.deepcopy(cast(dict[str, Any], self.config))
+    def resolved_config(self) -> DeepSpeedConfig:
+        """The config as DeepSpeed completed it: for the manifest."""
+        resolved = copy.deepcopy(cast(DeepSpeedConfig, self.config))
         zero = self.deepspeed_engine._config.zero_config
         resolved["zero_optimization"] = zero.model_dump(mode="json", exclude_none=True)
         resolved["train_batch_size"] = self.deepspeed_engine.train_batch_size()
@@ -240,16 +242,12 @@ def _multiply(gradients: list[Tensor], scale: Tensor) -> None:
 
 
 def _placement_of(zero: Any) -> Placement:
-    """How a ZeRO optimizer keeps the matrices of the Muon group within its flat buffers."""
+    """Placement of the Muon group's matrices within the flat buffers of a ZeRO optimizer."""
     if hasattr(zero, "fp16_partitioned_groups"):  # ZeRO 3: shards of each parameter, by sub-group
-        layouts = {}
-        for flat, group in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
-            layouts[flat] = _pieces([p.ds_shape for p in group], [p.partition_numel() for p in group])
-        return Shards(layouts)
-    layouts = {}
-    for flat, group in zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True):
-        layouts[flat] = _pieces([p.shape for p in group], [p.numel() for p in group])
-    return Partitions(layouts)
+        pairs = zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True)
+        return Shards({f: _pieces([p.ds_shape for p in g], [p.partition_numel() for p in g]) for f, g in pairs})
+    pairs = zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True)
+    return Partitions({f: _pieces([p.shape for p in g], [p.numel() for p in g]) for f, g in pairs})
 
 
 def _pieces(shapes: Sequence[torch.Size], lengths: Sequence[int]) -> list[Piece]:

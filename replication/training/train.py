@@ -142,18 +142,12 @@ def build_trainer(
 ) -> Trainer:
     """The Trainer of one cell, with nothing of Lightning's that writes, shows or shuffles on its own.
 
-    Args:
-        config: the run's.
-        run: the cell.
-        start: what every rank must share, by name: hashes of config, data and weights at start, checkpoint.
-        checkpoint: the folder that this start goes on from.
-        console: where progress goes.
+    `start` is what every rank must share, by name: hashes of config, data and weights at start, checkpoint.
     """
     resume_step = step_of(checkpoint) if checkpoint else 0
     measure = Measure(config, run)
     callbacks: list[Callback] = [PhaseMarks(config)] if is_watched() else []
-    callbacks += [Checks(config, run, start)]
-    callbacks += [measure]  # before the checkpoints: it must see a step before a checkpoint of it is saved
+    callbacks += [Checks(config, run, start), measure]  # it must see a step before a checkpoint of it is saved
     if config.token_gain.enabled:
         callbacks.append(TokenGain(config.token_gain))
     if config.layer_gain.enabled:
@@ -218,14 +212,8 @@ def start_manifest(
 
     One line says what of code and machine is not as at the start before; the run goes on.
 
-    Args:
-        config: the run's.
-        run: the cell.
-        store: the corpus.
-        module: before the strategy shards it.
-        initial: SHA-256 of its weights.
-        step: of the checkpoint that this start goes on from; 0: none.
-        console: for that line.
+    `initial` is the SHA-256 of the module's weights before the strategy shards it; `step` that of the checkpoint which
+    this start goes on from, or 0.
 
     Raises:
         UserError: the initial weights differ from those of the first start.
