@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
 
 from replication.config import AnalysisConfig
-from replication.simulation.power import ENOUGH, PUBLISHED_SHARE
+from replication.protocol.paper import VOTES
 from replication.statistics.crossed import CrossedDesign, CrossedT
-from replication.statistics.losses import holm, mean_test, sign_flip_p
+from replication.statistics.losses import POWER, holm, mean_test, sign_flip_p
 from replication.statistics.preference import (
     Ballots,
     agreement,
@@ -254,13 +254,13 @@ def more_seeds(found: Mapping[str, Any], analysis: AnalysisConfig) -> dict[str, 
     components, n = found["primary"]["components"], found["n"]
     if "seed" not in components or not np.isfinite(found["primary"]["se"]):
         return None
-    effect = PUBLISHED_SHARE - 0.5
+    effect = VOTES.share - 0.5
     values = {name: max(0.0, value) for name, value in components.items()}
     for k in range(max(0, analysis.min_seeds - n), MOST_SEEDS):
-        if _power(values, n + k, found, effect, analysis.alpha) >= ENOUGH:
-            return {"k": k, "limit": "", "effect": PUBLISHED_SHARE, "power": ENOUGH}
+        if _power(values, n + k, found, effect, analysis.alpha) >= POWER:
+            return {"k": k, "limit": "", "effect": VOTES.share, "power": POWER}
     short = max(("prompt", "judge"), key=lambda name: values.get(name, 0.0) / found[f"n_{name}s"])
-    return {"k": None, "limit": f"{short}s", "effect": PUBLISHED_SHARE, "power": ENOUGH}
+    return {"k": None, "limit": f"{short}s", "effect": VOTES.share, "power": POWER}
 
 
 def _power(values: Mapping[str, float], seeds: int, found: Mapping[str, Any], effect: float, alpha: float) -> float:

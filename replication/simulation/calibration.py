@@ -1,43 +1,40 @@
 """Every test of the report on experiments whose truth is known: false positives, coverage and power.
 
-A cell of the grid is one truth; each of its experiments is drawn and judged by the functions that the report uses.
+A scenario is one truth; each of its experiments is drawn, and then tested by the functions that the report uses.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
-from replication.simulation.power import Study, power
-from replication.simulation.simulate import Spread, draw_scores, panel, preference_for, win_and_half
+from replication.console import table
+from replication.runs.files import write_json, write_text
+from replication.simulation.figures import draw_calibration
+from replication.simulation.power import ALPHA, ASSUMED, Study, power
+from replication.simulation.simulate import Spread, batches, draw_scores, preference_for, vote_pattern, win_and_half
 from replication.statistics.crossed import CrossedDesign, decisive_share_t
-from replication.statistics.losses import (
-    EQUIVALENT,
-    equivalence,
-    factorial,
-    mean_test,
-    power_of_equivalence,
-    sign_flip_p,
-)
+from replication.statistics.format import markdown_table, percent
+from replication.statistics.losses import EQUIVALENT, equivalence, factorial, power_of_equivalence, sign_flip_p
 from replication.statistics.preference import binomial_p, bootstrap_share, shares_by
+from replication.statistics.seeds import mean_test
 
 Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+"""One of each experiment, [R]."""
 
-ALPHA = 0.05
-AT_ONCE = 250
-"""Experiments in memory at a time."""
 RESAMPLES = 999
 POWER_SIMULATIONS = 5
 """For the stated power, of each experiment that is to find it."""
-PROMPT, JUDGE, SEED_PROMPT = 0.2, 0.1, 0.15
-"""Spreads where they are on; prompts and judges are what the published votes' marginals give, rounded."""
 TIES = 1 / 3
-"""The published share is 397 of 1,181."""
+"""About the published share."""
 
 VOTE_TESTS = {
     "crossed": "crossed t over seeds, prompts, judges: share of decisive votes (primary)",
@@ -57,8 +54,61 @@ LOSS_TESTS = {
 }
 
 
+class Measured(TypedDict):
+    """What a test did, as shares of the experiments; None where it has no such thing."""
+
+    rejected: float | None
+    """p < 5 %, in any direction; of an equivalence: declared."""
+    found: NotRequired[float | None]
+    """Rejected, on the side of the true effect."""
+    coverage: float | None
+    """The 95 % interval holds the truth."""
+
+
+class Truth(TypedDict, total=False):
+    """A scenario's fields, of votes or of losses, and what its power was predicted to be."""
+
+    seeds: int
+    prompts: int
+    judges: int
+    share: float
+    spread: dict[str, float]
+    ties: float
+    primary: bool
+    sd_over_margin: float
+    shift_over_margin: float
+    predicted: float | None
+
+
+class Row(TypedDict):
+    """One scenario, measured."""
+
+    key: str
+    kind: Literal["votes", "losses"]
+    truth: Truth
+    experiments: int
+    tests: dict[str, Measured]
+
+
+class Finding(TypedDict):
+    """A bound that must be kept, and what was measured."""
+
+    what: str
+    measured: tuple[float, float]
+    """Lowest and highest."""
+    bounds: tuple[float, float]
+    holds: bool
+
+
+Outcomes = dict[str, dict[str, Flags | None]]
+"""Test -> rejected, found, coverage of each experiment."""
+
+
+# ---------------------------------------------------------------- scenarios
+
+
 @dataclass(frozen=True)
-class VoteCell:
+class VoteScenario:
     """One truth about votes."""
 
     seeds: int
@@ -71,7 +121,7 @@ class VoteCell:
 
     @property
     def key(self) -> str:
-        """Name in files; also what the cell's random numbers start from."""
+        """Name in files; also the start of the scenario's random numbers."""
         s = self.spread
         return (
             f"votes {self.seeds}x{self.prompts}x{self.judges} share {self.share:g} seed {s.seed:g} prompt {s.prompt:g} "
@@ -80,13 +130,46 @@ class VoteCell:
 
     @property
     def primary(self) -> bool:
-        """The cell that stands for what is expected: every spread on, seeds at .05."""
-        s = self.spread
-        return (s.seed, s.prompt, s.judge, s.seed_prompt) == (0.05, PROMPT, JUDGE, SEED_PROMPT)
+        """The scenario that stands for what is expected: every spread on, seeds at .05."""
+        return self.spread == replace(ASSUMED, seed=0.05)
+
+    def truth(self, simulations: int, seed: int) -> Truth:
+        """Power is predicted for the primary decision in the primary scenarios alone, from other draws."""
+        predicted = None
+        if self.primary and self.share != 0.5:
+            study = Study(self.seeds, self.prompts, self.judges, self.spread, self.share, self.ties)
+            predicted = power(study, simulations, seed)
+        return cast(Truth, asdict(self) | {"predicted": predicted, "primary": self.primary})
+
+    def outcomes(self, n: int, generator: np.random.Generator) -> Outcomes:
+        """Draw n experiments and run every test of votes on them."""
+        who = vote_pattern(self.seeds, self.prompts, self.judges)
+        scores = draw_scores(preference_for(self.share, self.spread), self.spread, self.ties, who, n, generator)
+        crossed, half = decisive_share_t(scores, who.factors), CrossedDesign(*who.factors).t(scores)
+        seeds = shares_by(scores, who.seed) - 0.5
+        per_seed, flips = mean_test(seeds), sign_flip_p(seeds)
+        low, high = bootstrap_share(scores, who.factors, generator, RESAMPLES)
+        chosen, total = (scores == 1).sum(-1), (scores != 0.5).sum(-1)
+        share = chosen / total
+        naive = 1.96 * np.sqrt(share * (1 - share) / total)
+        effect, truth = crossed.mean - 0.5, self.share
+        found = {
+            "crossed": (crossed.p < ALPHA, effect, _covers(crossed.low, truth, crossed.high)),
+            "crossed_half": (half.p < ALPHA, effect, _covers(half.low, win_and_half(truth, self.ties), half.high)),
+            "per_seed": (per_seed.p < ALPHA, per_seed.mean, _covers(per_seed.low, truth - 0.5, per_seed.high)),
+            "sign_flip": (flips < ALPHA, effect, None),
+            "bootstrap": ((low > 0.5) | (high < 0.5), effect, _covers(low, truth, high)),
+            "naive": (binomial_p(chosen, total) < ALPHA, effect, _covers(share - naive, truth, share + naive)),
+        }
+        side = np.sign(truth - 0.5)
+        return {
+            name: {"rejected": rejected, "found": rejected & (np.sign(of) == side), "coverage": coverage}
+            for name, (rejected, of, coverage) in found.items()
+        }
 
 
 @dataclass(frozen=True)
-class LossCell:
+class LossScenario:
     """One truth about paired loss differences, normal over seeds."""
 
     seeds: int
@@ -99,123 +182,196 @@ class LossCell:
     def key(self) -> str:
         return f"losses {self.seeds} seeds sd {self.sd_over_margin:g} shift {self.shift_over_margin:g} margins"
 
+    def truth(self, simulations: int, seed: int) -> Truth:
+        """Power is that of the equivalence, by its formula."""
+        predicted = power_of_equivalence(self.seeds, self.sd_over_margin, 1.0, self.shift_over_margin, ALPHA)
+        return cast(Truth, asdict(self) | {"predicted": float(predicted)})
 
-Cell = VoteCell | LossCell
+    def outcomes(self, n: int, generator: np.random.Generator) -> Outcomes:
+        """Draw n experiments with a margin of 1; the 2x2 has one true effect at most, the token gain's."""
+        shift = self.shift_over_margin
+        noise = generator.standard_normal((n, 4, self.seeds)) * self.sd_over_margin / np.sqrt(2)
+        noise += generator.standard_normal((n, 1, self.seeds))  # what the arms of a seed share
+        noise[:, [1, 3]] += shift
+        differences = noise[:, 1] - noise[:, 0]
+        t, effects = mean_test(differences), factorial(noise)
+        declared = equivalence(differences, 1.0, ALPHA).verdict == EQUIVALENT
+        tests: Outcomes = {
+            "paired_t": {"rejected": t.p < ALPHA, "coverage": _covers(t.low, shift, t.high)},
+            "sign_flip": {"rejected": sign_flip_p(differences) < ALPHA, "coverage": None},
+            "equivalence": {"rejected": declared, "coverage": None},
+        }
+        for i, (name, true) in enumerate((("token_gain", shift), ("layer_gain", 0.0), ("interaction", 0.0))):
+            coverage = _covers(effects.low[:, i], true, effects.high[:, i])
+            tests[name] = {"rejected": effects.p[:, i] < ALPHA, "coverage": coverage}
+        return tests
 
 
-def declared_grid(seeds: int = 5, prompts: int = 32, judges: int = 40) -> list[Cell]:
-    """Seed spread 0, .05, .1; prompt and judge spread on and off; no effect and planted ones; and the losses' cells."""
-    votes: list[Cell] = [
-        VoteCell(seeds, prompts, judges, share, Spread(seed, prompt, judge, SEED_PROMPT if prompt else 0.0))
+Scenario = VoteScenario | LossScenario
+
+
+def _covers(low: Floats, truth: float, high: Floats) -> Flags:
+    return (low <= truth) & (truth <= high)
+
+
+def declared_grid(seeds: int = 5, prompts: int = 32, judges: int = 40) -> list[Scenario]:
+    """Seed spread 0, .05, .1; prompt and judge spread on and off; no effect and planted ones; and the losses' ones."""
+    votes: list[Scenario] = [
+        VoteScenario(seeds, prompts, judges, share, Spread(seed, prompt, judge, ASSUMED.seed_prompt if prompt else 0.0))
         for share, seed, prompt, judge in itertools.product(
-            (0.5, 0.55, 0.6), (0.0, 0.05, 0.1), (PROMPT, 0.0), (JUDGE, 0.0)
+            (0.5, 0.55, 0.6), (0.0, 0.05, 0.1), (ASSUMED.prompt, 0.0), (ASSUMED.judge, 0.0)
         )
     ]
-    losses: list[Cell] = [
-        LossCell(n, sd, shift)
-        for n, sd, shift in itertools.product((seeds, 2 * seeds), (0.25, 0.5, 1.0), (0.0, 0.5, 1.0))
-    ]
-    return votes + losses
+    losses = itertools.product((seeds, 2 * seeds), (0.25, 0.5, 1.0), (0.0, 0.5, 1.0))
+    return votes + [LossScenario(n, sd, shift) for n, sd, shift in losses]
 
 
-# ---------------------------------------------------------------- one cell
-
-
-def run_cell(cell: Cell, experiments: int, seed: int) -> dict[str, Any]:
+def measure(scenario: Scenario, experiments: int, seed: int) -> Row:
     """Draw experiments of one truth, run every test on each.
 
     Args:
-        cell: the truth.
+        scenario: the truth.
         experiments: how many.
-        seed: with the cell's name, the start of its random numbers: any subset of a grid gives the same.
+        seed: with the scenario's key, the start of its random numbers: any subset of a grid gives the same.
+    """
+    generator = np.random.default_rng([seed, *scenario.key.encode()])
+    parts = [scenario.outcomes(n, generator) for n in batches(experiments)]
+    return Row(
+        key=scenario.key,
+        kind="votes" if isinstance(scenario, VoteScenario) else "losses",
+        truth=scenario.truth(POWER_SIMULATIONS * experiments, seed + 1),
+        experiments=experiments,
+        tests={name: _shares([part[name] for part in parts]) for name in parts[0]},
+    )
+
+
+def _shares(parts: Sequence[Mapping[str, Flags | None]]) -> Measured:
+    def share(what: str) -> float | None:
+        flags = [part[what] for part in parts]
+        return None if flags[0] is None else float(np.concatenate(flags).mean())  # type: ignore[arg-type]
+
+    return Measured(**{what: share(what) for what in parts[0]})  # type: ignore[typeddict-item]
+
+
+# ---------------------------------------------------------------- the bounds
+
+FALSE_POSITIVES = (0.03, 0.07)
+COVERAGE = (0.93, 0.97)
+CROSSED = ("crossed", "crossed_half")
+"""The primary decision in both measures of preference."""
+CLOSE = (-0.03, 0.03)
+"""How far a measured power may lie from the stated one."""
+
+
+What = Literal["rejected", "found", "coverage"]
+
+
+def findings(rows: Sequence[Row]) -> list[Finding]:
+    """The bounds that the primary decision and the equivalence must keep, each with what was measured."""
+    votes = [row for row in rows if row["kind"] == "votes"]
+    losses = [row for row in rows if row["kind"] == "losses"]
+    primary = [row for row in votes if row["truth"]["primary"]]
+    null = [row for row in votes if row["truth"]["share"] == 0.5]
+    at_margin = [row for row in losses if row["truth"]["shift_over_margin"] == 1.0]
+    no_shift = [row for row in losses if row["truth"]["shift_over_margin"] == 0.0]
+    worst = max(_values(null, CROSSED, "rejected"))
+    checks = [
+        *(
+            ("false positives in the primary scenario", _values([row], CROSSED, "rejected"), FALSE_POSITIVES)
+            for row in primary
+            if row["truth"]["share"] == 0.5
+        ),
+        *(
+            (f"coverage in the primary scenario at share {row['truth']['share']:g}",
+             _values([row], CROSSED, "coverage"), COVERAGE)
+            for row in primary
+        ),
+        ("planted preference found, less the stated power", _less_predicted(votes, "crossed", "found"), CLOSE),
+        ("false positives anywhere on the grid, at most", [worst], (0.0, FALSE_POSITIVES[1])),
+        ("equivalence declared at a shift of the margin", _values(at_margin, ["equivalence"], "rejected"),
+         FALSE_POSITIVES),
+        ("equivalence at no shift, less the predicted power", _less_predicted(no_shift, "equivalence", "rejected"),
+         CLOSE),
+    ]  # fmt: skip
+    return [
+        Finding(
+            what=what,
+            measured=(min(measured), max(measured)),
+            bounds=(low, high),
+            holds=all(low <= value <= high for value in measured),
+        )
+        for what, measured, (low, high) in checks
+    ]
+
+
+def _values(rows: Sequence[Row], tests: Sequence[str], what: What) -> list[float]:
+    values = (row["tests"][name][what] for row in rows for name in tests)
+    return [value for value in values if value is not None]
+
+
+def _less_predicted(rows: Sequence[Row], test: str, what: What) -> list[float]:
+    """Of the rows whose power was predicted."""
+    predicted = [(row, row["truth"]["predicted"]) for row in rows]
+    return [_values([row], [test], what)[0] - stated for row, stated in predicted if stated is not None]
+
+
+# ---------------------------------------------------------------- the report
+
+
+def write_calibration(rows: Sequence[Row], found: Sequence[Finding], folder: Path, console: Console) -> list[Path]:
+    """Print the tables; write calibration.json, calibration.md and calibration.png.
 
     Returns:
-        Plain JSON: key, kind, truth, experiments, and `tests`: name -> rejected (share of experiments with p < 0.05, in
-        any direction), found (rejected, on the side of the true effect), coverage of the interval. None where a test
-        has no such thing.
+        The paths.
     """
-    generator = np.random.default_rng([seed, *cell.key.encode()])
-    run = _votes if isinstance(cell, VoteCell) else _losses
-    parts = [run(cell, n, generator) for n in _chunks(experiments)]  # type: ignore[arg-type]
-    tests = {name: {what: _share([part[name][what] for part in parts]) for what in parts[0][name]} for name in parts[0]}
-    truth = asdict(cell) | {"predicted": _predicted(cell, POWER_SIMULATIONS * experiments, seed + 1)}
-    if isinstance(cell, VoteCell):
-        truth["primary"] = cell.primary
-    kind = "votes" if isinstance(cell, VoteCell) else "losses"
-    return {"key": cell.key, "kind": kind, "truth": truth, "experiments": experiments, "tests": tests}
+    paths = [folder / f"calibration.{end}" for end in ("json", "md", "png")]
+    write_json(paths[0], {"findings": found, "rows": rows})
+    write_text(paths[1], markdown(rows, found))
+    draw_calibration([row for row in rows if row["kind"] == "votes"], VOTE_TESTS, paths[2])
+    for title, columns, lines in _tables(rows):
+        console.print(table(title, columns, lines))
+    for finding in found:
+        mark = "[green]holds[/green]" if finding["holds"] else "[red]fails[/red]"
+        console.print(f"{mark}  {_words(finding)}", soft_wrap=True)
+    return paths
 
 
-def _chunks(n: int) -> Iterator[int]:
-    for start in range(0, n, AT_ONCE):
-        yield min(AT_ONCE, n - start)
+def markdown(rows: Sequence[Row], found: Sequence[Finding]) -> str:
+    """The same tables as Markdown, with what each test is."""
+    lines = [f"# Calibration: {rows[0]['experiments']:,} experiments of each truth", ""]
+    lines += [f"- {'holds' if finding['holds'] else '**fails**'}: {_words(finding)}" for finding in found]
+    for title, tests in (("Votes", VOTE_TESTS), ("Losses", LOSS_TESTS)):
+        lines += ["", f"## {title}", "", *(f"- `{key}`: {words}" for key, words in tests.items())]
+        for of, columns, cells in _tables(rows):
+            if of.startswith(title):
+                lines += ["", f"{of}:", "", *markdown_table(columns, cells)]
+    note = "\\* The primary scenario. Spreads are standard deviations of the chance of a vote."
+    return "\n".join([*lines, "", note, ""])
 
 
-def _share(parts: Sequence[Any]) -> float | None:
-    return None if parts[0] is None else float(np.concatenate(parts).mean())
+def _tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """(title, columns, cells) of each kind's rejections and coverage."""
+    whats: tuple[tuple[What, str], ...] = (
+        ("rejected", "share of experiments with p < 5 % (equivalence: declared)"),
+        ("coverage", "coverage of the 95 % interval"),
+    )
+    for kind, tests in (("votes", VOTE_TESTS), ("losses", LOSS_TESTS)):
+        own = [row for row in rows if row["kind"] == kind]
+        for what, words in whats:
+            cells = [[_truth(row), *(percent(row["tests"][name].get(what), 1) for name in tests)] for row in own]
+            yield f"{kind.capitalize()}: {words}", ["truth", *(f">{name}" for name in tests)], cells
 
 
-def _votes(cell: VoteCell, n: int, generator: np.random.Generator) -> dict[str, dict[str, Any]]:
-    """For each test of votes, bool [n] of each question."""
-    who = panel(cell.seeds, cell.prompts, cell.judges)
-    scores = draw_scores(preference_for(cell.share, cell.spread), cell.spread, cell.ties, who, n, generator)
-    decisive = scores != 0.5
-    crossed, half = decisive_share_t(scores, who.factors), CrossedDesign(*who.factors).t(scores)
-    seeds = shares_by(scores, who.seed) - 0.5
-    per_seed, flips = mean_test(seeds), sign_flip_p(seeds)
-    low, high = bootstrap_share(scores, who.factors, generator, RESAMPLES)
-    chosen, total = (scores == 1).sum(-1), decisive.sum(-1)
-    share = chosen / total
-    naive = 1.96 * np.sqrt(share * (1 - share) / total)
-    effect, truth = crossed.mean - 0.5, cell.share
-    return {
-        "crossed": _judged(crossed.p < ALPHA, effect, crossed.low, crossed.high, truth, cell),
-        "crossed_half": _judged(half.p < ALPHA, effect, half.low, half.high, win_and_half(truth, cell.ties), cell),
-        "per_seed": _judged(per_seed.p < ALPHA, per_seed.mean, per_seed.low, per_seed.high, truth - 0.5, cell),
-        "sign_flip": _judged(flips < ALPHA, effect, None, None, truth, cell),
-        "bootstrap": _judged((low > 0.5) | (high < 0.5), effect, low, high, truth, cell),
-        "naive": _judged(binomial_p(chosen, total) < ALPHA, effect, share - naive, share + naive, truth, cell),
-    }
+def _words(finding: Finding) -> str:
+    low, high = (percent(value, 1) for value in finding["measured"])
+    allowed = " to ".join(percent(bound) for bound in finding["bounds"])
+    return f"{finding['what']}: {low if low == high else f'{low} to {high}'} (allowed: {allowed})"
 
 
-def _judged(
-    rejected: Any, effect: Floats, low: Floats | None, high: Floats | None, truth: float, cell: VoteCell
-) -> dict[str, Any]:
-    covers = None if low is None or high is None else (low <= truth) & (truth <= high)
-    return {
-        "rejected": rejected,
-        "found": rejected & (np.sign(effect) == np.sign(cell.share - 0.5)),
-        "coverage": covers,
-    }
-
-
-def _losses(cell: LossCell, n: int, generator: np.random.Generator) -> dict[str, dict[str, Any]]:
-    """For each test of losses, bool [n]; the margin is 1. The 2x2 has one true effect at most: the token gain's."""
-    noise = generator.standard_normal((n, 4, cell.seeds)) * cell.sd_over_margin / np.sqrt(2)
-    noise += generator.standard_normal((n, 1, cell.seeds))  # what the arms of a seed share
-    noise[:, [1, 3]] += cell.shift_over_margin
-    differences = noise[:, 1] - noise[:, 0]
-    t, tost, effects = mean_test(differences), equivalence(differences, 1.0, ALPHA), factorial(noise)
-    covered = (t.low <= cell.shift_over_margin) & (cell.shift_over_margin <= t.high)
-    tests: dict[str, dict[str, Any]] = {
-        "paired_t": {"rejected": t.p < ALPHA, "coverage": covered},
-        "sign_flip": {"rejected": sign_flip_p(differences) < ALPHA, "coverage": None},
-        "equivalence": {"rejected": tost.verdict == EQUIVALENT, "coverage": None},
-    }
-    for i, name in enumerate(("token_gain", "layer_gain", "interaction")):
-        true = cell.shift_over_margin if i == 0 else 0.0
-        inside = (effects.low[:, i] <= true) & (true <= effects.high[:, i])
-        tests[name] = {"rejected": effects.p[:, i] < ALPHA, "coverage": inside}
-    return tests
-
-
-def _predicted(cell: Cell, simulations: int, seed: int) -> float | None:
-    """What the power of the report says of a cell: an equivalence's by its formula, a preference's by other draws.
-
-    Only the primary decision on the primary spreads is asked; elsewhere None.
-    """
-    if isinstance(cell, LossCell):
-        return float(power_of_equivalence(cell.seeds, cell.sd_over_margin, 1.0, cell.shift_over_margin, ALPHA))
-    if cell.share == 0.5 or not cell.primary:
-        return None
-    study = Study(cell.seeds, cell.prompts, cell.judges, cell.spread, cell.share, cell.ties)
-    return power(study, simulations, seed)
+def _truth(row: Row) -> str:
+    truth = row["truth"]
+    if row["kind"] == "losses":
+        return f"{truth['seeds']} seeds, sd {truth['sd_over_margin']:g}, shift {truth['shift_over_margin']:g} margins"
+    s = truth["spread"]
+    star = " *" if truth["primary"] else ""
+    return f"{truth['share']:g}: seed {s['seed']:g}, prompt {s['prompt']:g}, judge {s['judge']:g}{star}"

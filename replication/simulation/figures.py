@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,14 +13,18 @@ from matplotlib.ticker import NullFormatter, NullLocator
 
 from replication.report.drawing import DPI, FONT_POINTS, MARKERS, WIDTH_INCHES, save_png
 
+if TYPE_CHECKING:
+    from replication.simulation.calibration import Row, Truth
+    from replication.simulation.power import PowerRow
+
 COLOURS = ("#000000", "#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#D55E00")  # Okabe and Ito
 
 
-def draw_calibration(rows: Sequence[dict[str, Any]], names: dict[str, str], path: Path) -> None:
+def draw_calibration(rows: Sequence[Row], names: dict[str, str], path: Path) -> None:
     """False-positive rate and interval coverage of every test of votes, a column of marks for each truth.
 
     Args:
-        rows: of calibrate.run_cell, kind votes.
+        rows: of calibration.measure, kind votes.
         names: key of a test -> its words.
         path: the PNG.
     """
@@ -41,7 +45,7 @@ def draw_calibration(rows: Sequence[dict[str, Any]], names: dict[str, str], path
     save_png(figure, path)
 
 
-def _rates(panel: Axes, rows: Sequence[dict[str, Any]], names: dict[str, str], what: str) -> None:
+def _rates(panel: Axes, rows: Sequence[Row], names: dict[str, str], what: Literal["rejected", "coverage"]) -> None:
     for i, (key, words) in enumerate(names.items()):
         values = [row["tests"][key][what] for row in rows]
         there = [(x, y) for x, y in enumerate(values) if y is not None]
@@ -55,13 +59,13 @@ def _rates(panel: Axes, rows: Sequence[dict[str, Any]], names: dict[str, str], w
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _truth(truth: dict[str, Any]) -> str:
+def _truth(truth: Truth) -> str:
     spread = truth["spread"]
     share = f"share {truth['share']:g}, " if truth["share"] != 0.5 else ""
     return f"{share}s {spread['seed']:g} p {spread['prompt']:g} j {spread['judge']:g}"
 
 
-def draw_power(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def draw_power(rows: Sequence[PowerRow], path: Path) -> None:
     """Power over seeds: a panel for each number of prompts, a line for each spread between seeds (most judges dashed).
 
     Args:

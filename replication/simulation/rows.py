@@ -1,4 +1,4 @@
-"""Long simulations, one row a cell: in parallel, with progress, each row kept as it comes."""
+"""Long simulations, one row a scenario: in parallel, with progress, each row kept as it comes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from replication.console import progress
 from replication.runs.files import naming, parse_objects
 
 
@@ -22,52 +22,55 @@ class Keyed(Protocol):
     def key(self) -> str: ...
 
 
+S = TypeVar("S", bound=Keyed)
+R = TypeVar("R", bound=Mapping[str, Any])
+"""A row: a TypedDict of plain JSON with `key`."""
+
+
 def compute_rows(
-    cells: Sequence[Keyed],
-    function: Callable[..., dict[str, Any]],
-    arguments: tuple[Any, ...],
+    scenarios: Sequence[S],
+    function: Callable[[S, int, int], R],
+    experiments: int,
+    seed: int,
     path: Path,
     label: str,
     console: Console,
-    processes: int | None = None,
-) -> list[dict[str, Any]]:
-    """function(cell, *arguments) of every cell, in the cells' order.
+    jobs: int | None = None,
+) -> list[R]:
+    """function(scenario, experiments, seed) of every scenario, in their order.
 
     Args:
-        cells: what differs.
-        function: at the top level of its module; its row has `key`.
-        arguments: what all cells share; numbers or strings.
-        path: JSON lines of the finished rows; those of the same arguments are not computed again.
+        scenarios: what differs.
+        function: at the top level of its module.
+        experiments, seed: what all scenarios share.
+        path: JSON lines of the finished rows; those of the same number, seed and code are not computed again.
         label: words before the progress bar.
         console: for progress.
-        processes: at once; None: one a core.
+        jobs: processes at once; None: one a core.
     """
-    arguments = (*arguments, _method())
-    done = _read(path, arguments)
-    missing = [cell for cell in cells if cell.key not in done]
+    same = [experiments, seed, _method()]
+    done = _read(path, same)
+    missing = [scenario for scenario in scenarios if scenario.key not in done]
     if missing:
         path.parent.mkdir(parents=True, exist_ok=True)
-        columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        n = min(processes or os.cpu_count() or 1, len(missing))
         with (
             naming(path),
             open(path, "a", encoding="utf-8") as file,
-            Progress(*columns, console=console, transient=True) as progress,
-            ProcessPoolExecutor(n, initializer=_ignore_interrupt) as pool,
+            progress(console, "bar", "count", "elapsed", transient=True) as shown,
+            ProcessPoolExecutor(min(jobs or os.cpu_count() or 1, len(missing)), initializer=_ignore_interrupt) as pool,
         ):
-            task = progress.add_task(label, total=len(cells), completed=len(cells) - len(missing))
-            futures = [pool.submit(function, cell, *arguments[:-1]) for cell in missing]
+            task = shown.add_task(label, total=len(scenarios), completed=len(scenarios) - len(missing))
+            futures = {pool.submit(function, scenario, experiments, seed): scenario.key for scenario in missing}
             try:
                 for future in as_completed(futures):
-                    row = future.result()
-                    file.write(json.dumps({"arguments": list(arguments), **row}) + "\n")
+                    row = done[futures[future]] = future.result()
+                    file.write(json.dumps({"arguments": same, **row}) + "\n")
                     file.flush()
-                    done[row["key"]] = row
-                    progress.advance(task)
+                    shown.advance(task)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    return [done[cell.key] for cell in cells]
+    return [done[scenario.key] for scenario in scenarios]
 
 
 def _method() -> str:
@@ -76,13 +79,9 @@ def _method() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
-def _read(path: Path, arguments: tuple[Any, ...]) -> dict[str, dict[str, Any]]:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return {}
-    rows = (row for row in parse_objects(content) if row.pop("arguments", None) == list(arguments))
-    return {row["key"]: row for row in rows}
+def _read(path: Path, same: Sequence[Any]) -> dict[str, Any]:
+    content = path.read_bytes() if path.exists() else b""
+    return {row["key"]: row for row in parse_objects(content) if row.pop("arguments", None) == same}
 
 
 def _ignore_interrupt() -> None:

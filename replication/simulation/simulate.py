@@ -6,16 +6,19 @@ Shapes: R experiments, V votes of each, all experiments with the same pattern of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 NODES = 4001
+AT_ONCE = 250
+"""Experiments in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,11 @@ class Spread:
 
     @property
     def total(self) -> float:
-        return float(np.sqrt(sum(getattr(self, field.name) ** 2 for field in fields(self))))
+        return float(np.sqrt(sum(sd**2 for sd in astuple(self))))
 
 
 @dataclass(frozen=True, eq=False)
-class Panel:
+class VotePattern:
     """Who votes on what; every array is int64 [V]."""
 
     seed: Ints
@@ -52,7 +55,7 @@ class Panel:
         return len(self.seed)
 
 
-def panel(n_seeds: int, n_prompts: int, n_judges: int, votes_per_judge: int | None = None) -> Panel:
+def vote_pattern(n_seeds: int, n_prompts: int, n_judges: int, votes_per_judge: int | None = None) -> VotePattern:
     """Every judge votes once on each prompt (or on so many of them), with seeds in rotation over prompts and judges.
 
     Args:
@@ -62,11 +65,11 @@ def panel(n_seeds: int, n_prompts: int, n_judges: int, votes_per_judge: int | No
     n_votes = n_prompts if votes_per_judge is None else min(votes_per_judge, n_prompts)
     judge, place = (a.ravel() for a in np.meshgrid(np.arange(n_judges), np.arange(n_votes), indexing="ij"))
     prompt = (judge * n_votes + place) % n_prompts
-    return Panel((prompt + judge + judge // n_seeds) % n_seeds, prompt, judge)
+    return VotePattern((prompt + judge + judge // n_seeds) % n_seeds, prompt, judge)
 
 
 def draw_scores(
-    preference: float, spread: Spread, ties: float, panel_V: Panel, n: int, generator: np.random.Generator
+    preference: float, spread: Spread, ties: float, pattern: VotePattern, n: int, generator: np.random.Generator
 ) -> Floats:
     """Votes of n experiments.
 
@@ -77,25 +80,25 @@ def draw_scores(
         preference: mean chance that a decisive vote goes to the treatment.
         spread: see Spread.
         ties: share of votes that are ties.
-        panel_V: who votes on what.
+        pattern: who votes on what.
         n: experiments, R.
         generator: of every draw.
 
     Returns:
         float64 [R, V]: 1 for the treatment, 0 for the baseline, 0.5 for a tie.
     """
-    seed, prompt, judge = panel_V.factors
-    sizes = [int(index.max()) + 1 for index in panel_V.factors]
-    chance = np.full((n, len(panel_V)), preference)
-    crossings = (
-        (spread.seed, seed, sizes[0]),
-        (spread.prompt, prompt, sizes[1]),
-        (spread.judge, judge, sizes[2]),
-        (spread.seed_prompt, seed * sizes[1] + prompt, sizes[0] * sizes[1]),
-        (spread.seed_judge, seed * sizes[2] + judge, sizes[0] * sizes[2]),
-        (spread.prompt_judge, prompt * sizes[2] + judge, sizes[1] * sizes[2]),
+    seed, prompt, judge = pattern.factors
+    n_seeds, n_prompts, n_judges = (int(index.max()) + 1 for index in pattern.factors)
+    chance = np.full((n, len(pattern)), preference)
+    effects = (
+        (spread.seed, seed, n_seeds),
+        (spread.prompt, prompt, n_prompts),
+        (spread.judge, judge, n_judges),
+        (spread.seed_prompt, seed * n_prompts + prompt, n_seeds * n_prompts),
+        (spread.seed_judge, seed * n_judges + judge, n_seeds * n_judges),
+        (spread.prompt_judge, prompt * n_judges + judge, n_prompts * n_judges),
     )
-    for sd, index, size in crossings:
+    for sd, index, size in effects:
         if sd:
             chance += sd * generator.standard_normal((n, size))[:, index]
     scores = (generator.random(chance.shape) < chance).astype(np.float64)
@@ -124,28 +127,6 @@ def win_and_half(share: float, ties: float) -> float:
     return 0.5 + (share - 0.5) * (1 - ties)
 
 
-# ---------------------------------------------------------------- spreads from votes given
-
-
-def spread_between_groups(chosen_G: ArrayLike, decisive_G: ArrayLike) -> float:
-    """Standard deviation between groups' true shares, from their counts alone (the published marginals).
-
-    One-way analysis of variance of yes/no votes: (between - within mean square) / effective group size, which takes
-    off what binomial noise adds. 0 where chance alone explains the differences.
-
-    Args:
-        chosen_G: int [G], decisive votes for the treatment of each prompt, or of each judge.
-        decisive_G: int [G]; groups without a decisive vote say nothing.
-
-    Returns:
-        float; NaN below two groups, or where every group has one vote.
-    """
-    k, n = np.asarray(chosen_G, dtype=np.float64), np.asarray(decisive_G, dtype=np.float64)
-    k, n = k[n > 0], n[n > 0]
-    groups, total = len(n), n.sum()
-    if groups < 2 or total == groups:
-        return float("nan")
-    between = (n * (k / n - k.sum() / total) ** 2).sum() / (groups - 1)
-    within = (k * (1 - k / n)).sum() / (total - groups)
-    size = (total - (n**2).sum() / total) / (groups - 1)
-    return float(np.sqrt(max(0.0, (between - within) / size)))
+def batches(experiments: int) -> Iterator[int]:
+    """Sizes of the parts in which so many experiments are drawn."""
+    yield from (min(AT_ONCE, experiments - start) for start in range(0, experiments, AT_ONCE))

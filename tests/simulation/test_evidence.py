@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 
 from replication.cli.main import main
-from replication.simulation.calibration import LossCell, VoteCell, declared_grid, run_cell
-from replication.simulation.power import Study, fewest_seeds, fit_ballots, power
-from replication.simulation.simulate import (
-    Spread,
-    draw_scores,
-    panel,
-    preference_for,
-    spread_between_groups,
-    true_share,
-)
+from replication.simulation.calibration import LossScenario, VoteScenario, declared_grid, measure
+from replication.simulation.power import Study, fewest_seeds, fit_ballots, power, spread_between_groups
+from replication.simulation.simulate import Spread, draw_scores, preference_for, true_share, vote_pattern
 from replication.statistics.crossed import CrossedDesign
 from replication.statistics.preference import Ballots
 
@@ -26,25 +19,25 @@ PRIMARY = Spread(seed=0.05, prompt=0.2, judge=0.1, seed_prompt=0.15)
 
 
 def test_a_panel_is_balanced():
-    who = panel(5, 32, 40)
+    who = vote_pattern(5, 32, 40)
     assert len(who) == 32 * 40
     assert len(set(zip(who.prompt.tolist(), who.judge.tolist(), strict=True))) == len(who)
     assert np.bincount(who.seed).tolist() == [256] * 5
     assert np.bincount(who.seed * 32 + who.prompt).min() >= 8 - 1
-    short = panel(5, 32, 40, votes_per_judge=8)
+    short = vote_pattern(5, 32, 40, votes_per_judge=8)
     assert np.bincount(short.prompt).tolist() == [10] * 32 and np.bincount(short.judge).tolist() == [8] * 40
 
 
 def test_spreads_and_shares_come_out_as_declared():
     rng = np.random.default_rng(0)
-    scores = draw_scores(0.5, Spread(seed=0.1), 1 / 3, panel(8, 8, 8), 500, rng)
+    scores = draw_scores(0.5, Spread(seed=0.1), 1 / 3, vote_pattern(8, 8, 8), 500, rng)
     assert (scores == 0.5).mean() == pytest.approx(1 / 3, abs=0.01)
     decisive = np.where(scores == 0.5, np.nan, scores)
-    between = np.nanmean(decisive[:, panel(8, 8, 8).seed == 0], axis=1)
+    between = np.nanmean(decisive[:, vote_pattern(8, 8, 8).seed == 0], axis=1)
     assert between.var() == pytest.approx(0.1**2 + 0.24 / (8 * 2 / 3), rel=0.15)  # a seed has 8 votes
     mean = preference_for(0.6, PRIMARY)
     assert true_share(mean, PRIMARY) == pytest.approx(0.6, abs=1e-9)
-    drawn = draw_scores(mean, PRIMARY, 0.0, panel(5, 8, 8), 4000, rng)
+    drawn = draw_scores(mean, PRIMARY, 0.0, vote_pattern(5, 8, 8), 4000, rng)
     assert drawn.mean() == pytest.approx(0.6, abs=0.006)
 
 
@@ -59,7 +52,7 @@ def test_a_spread_is_found_in_marginals_and_binomial_noise_is_not():
 
 def test_a_pilots_votes_give_every_spread():
     rng = np.random.default_rng(3)
-    who = panel(40, 40, 40)
+    who = vote_pattern(40, 40, 40)
     score = draw_scores(0.5, Spread(0.15, 0.2, 0.1), 0.2, who, 1, rng)[0]
     none = np.full(len(who), np.nan)
     yes = np.ones(len(who), dtype=bool)
@@ -72,20 +65,20 @@ def test_a_pilots_votes_give_every_spread():
 
 
 def test_the_primary_decision_keeps_its_level_where_the_naive_one_does_not():
-    row = run_cell(VoteCell(5, 32, 40, 0.5, PRIMARY), 400, 0)
+    row = measure(VoteScenario(5, 32, 40, 0.5, PRIMARY), 400, 0)
     tests = row["tests"]
     assert 0.02 <= tests["crossed"]["rejected"] <= 0.08  # 2,000 experiments say 3 to 7 %
     assert 0.92 <= tests["crossed"]["coverage"] <= 0.98
     assert tests["naive"]["rejected"] > 0.35
     assert tests["sign_flip"]["rejected"] == 0  # five seeds cannot reach 5 %
-    small = VoteCell(3, 6, 5, 0.5, PRIMARY)
-    assert run_cell(small, 20, 0) == run_cell(small, 20, 0)
+    small = VoteScenario(3, 6, 5, 0.5, PRIMARY)
+    assert measure(small, 20, 0) == measure(small, 20, 0)
 
 
 def test_equivalence_at_the_margin_and_the_loss_tests_at_no_effect():
-    at_margin = run_cell(LossCell(6, 0.5, 1.0), 2000, 0)
+    at_margin = measure(LossScenario(6, 0.5, 1.0), 2000, 0)
     assert 0.03 <= at_margin["tests"]["equivalence"]["rejected"] <= 0.07
-    null = run_cell(LossCell(6, 0.5, 0.0), 2000, 0)
+    null = measure(LossScenario(6, 0.5, 0.0), 2000, 0)
     assert null["tests"]["equivalence"]["rejected"] >= null["truth"]["predicted"] - 0.03
     for name in ("paired_t", "token_gain", "layer_gain", "interaction"):
         assert 0.03 <= null["tests"][name]["rejected"] <= 0.07
@@ -114,7 +107,7 @@ def test_the_stated_power_is_that_of_a_plain_simulation():
 
 
 def test_the_declared_grid_has_what_was_declared():
-    votes = [cell for cell in declared_grid() if isinstance(cell, VoteCell)]
+    votes = [cell for cell in declared_grid() if isinstance(cell, VoteScenario)]
     null = {(c.spread.seed, c.spread.prompt, c.spread.judge) for c in votes if c.share == 0.5}
     assert null == {(s, p, j) for s in (0.0, 0.05, 0.1) for p in (0.0, 0.2) for j in (0.0, 0.1)}
     assert sum(cell.primary for cell in votes) == 3
@@ -133,12 +126,12 @@ def test_fewest_seeds_are_the_fewest():
 
 
 def test_calibrate_writes_its_files_and_goes_on(tmp_path, capsys):
-    argv = ["calibrate", "--out", str(tmp_path), "--experiments", "20", "--processes", "1", "--prompts", "8"]
+    argv = ["calibrate", "--out", str(tmp_path), "--experiments", "20", "--jobs", "1", "--prompts", "8"]
     assert main([*argv, "--judges", "6"]) in (0, 1)  # 20 experiments keep no bounds
     found = json.loads((tmp_path / "calibration.json").read_text())
     assert {row["experiments"] for row in found["rows"]} == {20}
     assert (tmp_path / "calibration.png").stat().st_size > 10_000
-    assert "primary cell" in (tmp_path / "calibration.md").read_text()
+    assert "primary scenario" in (tmp_path / "calibration.md").read_text()
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
     (tmp_path / "rows.jsonl").write_text("\n".join(lines[:-3]) + "\n" + lines[-1][:40])  # stopped in the middle
     main([*argv, "--judges", "6"])
@@ -151,7 +144,7 @@ def test_power_reads_the_published_schema(tmp_path, capsys):
     (tmp_path / "phase3_ab_preference.json").write_text(
         json.dumps({"question_majorities": {"details": prompts}, "judges": judges})
     )
-    sizes = ["--seeds", "3,6", "--prompts", "16", "--judges", "8", "--simulations", "50", "--processes", "1"]
+    sizes = ["--seeds", "3,6", "--prompts", "16", "--judges", "8", "--simulations", "50", "--jobs", "1"]
     out = tmp_path / "power"
     assert main(["power", "--votes", str(tmp_path), "--out", str(out), "--have", "3", *sizes]) == 0
     found = json.loads((out / "power.json").read_text())
@@ -166,7 +159,9 @@ def test_power_reads_the_published_schema(tmp_path, capsys):
         (["calibrate", "--experiments", "0"], "--experiments: 0 must be at least 1"),
         (["calibrate", "--seeds", "1"], "--seeds: 1 must be at least 2"),
         (["calibrate", "--judges", "1"], "--judges: 1 must be at least 2"),
-        (["calibrate", "--random-seed", "-1"], "--random-seed: -1 must be at least 0"),
+        (["calibrate", "--seed", "-1"], "--seed: -1 must be at least 0"),
+        (["calibrate", "--random-seed", "-1"], "--random-seed is --seed now"),
+        (["power", "--processes", "0"], "--processes is --jobs now"),
         (["power", "--share", "0.5"], "--share: 0.5 is no preference"),
         (["power", "--votes", "nowhere"], "--votes: nowhere holds neither votes.csv nor"),
         (["power", "--seed-spread", "0,2"], "--seed-spread: 2.0 must lie in [0, 0.5]"),
