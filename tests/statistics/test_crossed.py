@@ -8,7 +8,7 @@ import pytest
 import statsmodels.formula.api as smf
 from scipy import stats as scipy_stats
 
-from replication.simulation.simulate import Spread, draw_scores, panel
+from replication.simulation.simulate import Spread, draw_scores, vote_pattern
 from replication.statistics.crossed import CrossedDesign, decisive_share_t
 
 
@@ -65,7 +65,7 @@ def test_seeds_that_alone_vary_give_the_t_test_over_seed_means():
 
 def test_the_variance_is_unbiased_whatever_votes_are_missing():
     rng = np.random.default_rng(1)
-    who = panel(5, 12, 10)
+    who = vote_pattern(5, 12, 10)
     kept = rng.random(len(who)) < 0.6
     seed, prompt, judge = (index[kept] for index in who.factors)
     design, n = CrossedDesign(seed, prompt, judge), 4000
@@ -103,7 +103,7 @@ def test_votes_that_do_not_vary_have_no_interval():
 
 def test_experiments_at_once_equal_one_by_one():
     rng = np.random.default_rng(0)
-    who = panel(3, 8, 6)
+    who = vote_pattern(3, 8, 6)
     design, y = CrossedDesign(*who.factors), rng.random((2, 4, len(who)))
     at_once = design.t(y)
     assert at_once.se[1, 2] == pytest.approx(design.t(y[1, 2]).se)
@@ -113,7 +113,7 @@ def test_experiments_at_once_equal_one_by_one():
 def test_ties_are_no_evidence_of_the_share():
     """Seeds of nothing but ties must not make the share surer: the decision is that of the decisive votes alone."""
     rng = np.random.default_rng(2)
-    who = panel(6, 8, 10)
+    who = vote_pattern(6, 8, 10)
     scores = (rng.random(len(who)) < 0.8).astype(float)
     scores[np.isin(who.seed, (2, 3, 4, 5))] = 0.5
     t = decisive_share_t(scores[None], who.factors)
@@ -126,7 +126,7 @@ def test_ties_are_no_evidence_of_the_share():
 def test_the_level_holds_where_ties_lie_unevenly():
     """Three of five seeds nearly all ties; 600 experiments without any preference."""
     rng = np.random.default_rng(3)
-    who = panel(5, 16, 20)
+    who = vote_pattern(5, 16, 20)
     scores = draw_scores(0.5, Spread(seed=0.1), 0.0, who, 600, rng)
     uneven = np.where(who.seed < 3, 0.9, 0.1)
     scores[rng.random(scores.shape) < uneven] = 0.5
