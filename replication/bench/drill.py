@@ -395,11 +395,13 @@ def faults(run: RunDir, reference: RunDir) -> list[str]:
         if a.get(key) != b.get(key):
             found.append(f"{key} is {a.get(key)}, undisturbed {b.get(key)}")
     lines = [
-        [{k: v for k, v in line.items() if k not in TIMING} for line in read_journal(r.metrics)]
+        [
+            replace(line, values={k: v for k, v in line.values.items() if k not in TIMING})
+            for line in read_journal(r.metrics)
+        ]
         for r in (run, reference)
     ]
-    steps = [[(line["step"], len(line.get("per_step", {}).get("train/loss_nats", []))) for line in part]
-             for part in lines]  # fmt: skip
+    steps = [[(line.step, len(line.losses)) for line in part] for part in lines]
     if steps[0] != steps[1]:
         found.append(f"the journal holds other steps: {_first_unlike(*steps)}")
     elif lines[0] != lines[1] and a.get("final_weights_sha256") == b.get("final_weights_sha256"):

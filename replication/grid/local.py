@@ -20,7 +20,7 @@ from replication.errors import UserError
 from replication.grid.cells import Cell, places
 from replication.processes.preemption import PREEMPTED
 from replication.runs.failures import last_line, read_failure, record_failure
-from replication.runs.files import number, read_object
+from replication.runs.files import read_object
 from replication.runs.journal import read_tail
 from replication.runs.layout import SuiteDir
 
@@ -100,10 +100,10 @@ def _show(r: _Running, bars: Progress) -> None:
     if tail is None:
         bars.update(r.task, completed=0, note="starting")
         return
-    speed, loss = number(tail.get("train/tokens_per_second")), number(tail.get("train/loss_nats"))
-    left = (t.steps - tail["step"]) * t.batch_tokens / speed if speed else None
+    speed, loss = tail.number("train/tokens_per_second"), tail.number("train/loss_nats")
+    left = (t.steps - tail.step) * t.batch_tokens / speed if speed else None
     note = f"loss {'-' if loss is None else format(loss, '.3f')}, left {duration(left)}"
-    bars.update(r.task, completed=tail["step"], note=note if tail["step"] < t.steps else "generating")
+    bars.update(r.task, completed=tail.step, note=note if tail.step < t.steps else "generating")
 
 
 def _finish(r: _Running, outcome: Outcome, bars: Progress) -> None:

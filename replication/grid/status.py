@@ -27,8 +27,7 @@ from replication.grid.slurm import Queued
 from replication.grid.submissions import Left, Note, Submission, jobs_of_cells, left_of_cells, read_notes
 from replication.protocol.diverged import why_diverged
 from replication.runs.failures import first_error, last_line, read_failure
-from replication.runs.files import number
-from replication.runs.journal import read_tail
+from replication.runs.journal import Line, read_tail
 from replication.runs.layout import RunDir, name_cells
 from replication.runs.manifest import is_trained
 
@@ -119,24 +118,24 @@ def cell_status(
         jobs: what the scheduler has of it in the queue, by stage.
         left: its latest job of each stage, where that has left the queue.
     """
-    run, jobs, left, tail = place.run, jobs or {}, left or {}, {}
+    run, jobs, left, tail = place.run, jobs or {}, left or {}, Line(0, {})
     facts, notes = _facts(run.config), read_notes(run)
     try:
-        tail = read_tail(run.metrics) or {}
+        tail = read_tail(run.metrics) or tail
         state, note = _state(run, jobs, notes, left, facts)
         if facts is not None and state not in (*WAITING, "pending"):
             why = why_diverged(run, rule, facts.warmup_steps, facts.vocab_size)
             state, note = ("diverged", why) if why else (state, note)
     except UserError as error:  # a damaged file is this cell's, and named; the table shows the others
         state, note = ("complete" if run.complete.is_file() else "failed"), str(error)
-    speed, step = number(tail.get("train/tokens_per_second")), tail.get("step", 0)
+    speed, step = tail.number("train/tokens_per_second"), tail.step
     is_running = state == "running"
     return CellStatus(
         place,
         state,
         step,
         steps=facts.steps if facts else None,
-        loss_nats=number(tail.get("train/loss_nats")),
+        loss_nats=tail.number("train/loss_nats"),
         tokens_per_second=speed if is_running else None,
         seconds_left=(facts.steps - step) * facts.batch_tokens / speed if facts and is_running and speed else None,
         requeues=max([job.restarts for job in jobs.values()] + [n.restarts for n in notes], default=0),

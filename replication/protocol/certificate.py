@@ -19,7 +19,7 @@ from replication.config import RunConfig, differences, load_run, scientific, sci
 from replication.errors import UserError
 from replication.runs.failures import read_failure
 from replication.runs.files import file_sha256, read_object
-from replication.runs.journal import Logged, due_validations, journal_gaps, logged_steps, read_journal
+from replication.runs.journal import Logged, LoggedStep, due_validations, journal_gaps, logged_steps, read_journal
 from replication.runs.layout import KEPT, RunDir, SuiteDir
 from replication.runs.manifest import Manifest, read_manifest
 from replication.runs.starts import NOT_RECORDED, Facts, code_of, machine_of, unlike
@@ -232,10 +232,10 @@ def _gather(run: RunDir, arm: str, seed: int, given: Mapping[tuple[str, int], Lo
         logged, journal = {}, [_one_line(error)]
     if keys:
         last = keys["training.steps"]
-        journal += journal_gaps(logged, last, due_validations(keys))
+        journal += journal_gaps(logged, last, due_validations(last, keys["validation.every_steps"]))
         journal += [f"metrics.jsonl goes on to step {max(logged)}"] if max(logged, default=0) > last else []
     journal = [f"{arm}: {fault}" for fault in (*journal, *_unlike_complete(run, manifest))]
-    lines = {step: line for step, line in logged.items() if "tokens" in line}
+    lines = {step: line for step, line in logged.items() if line.is_training}
     return _Evidence(arm, seed, state, "", manifest, loaded, keys, tuple(faults), lines, tuple(journal))
 
 
@@ -324,28 +324,28 @@ def _chains(cells: Sequence[_Evidence]) -> Comparison:
     for cell in cells:
         step = cell.manifest.step
         last = None if step is None else cell.logged.get(step)
-        if last is not None and last.get("data_hash") != cell.manifest.data_chain:
+        if last is not None and last.data_hash != cell.manifest.data_chain:
             faults.append(
-                f"{cell.arm}: data_hash of the journal's last step is {last.get('data_hash')}, manifest.json has "
+                f"{cell.arm}: data_hash of the journal's last step is {last.data_hash}, manifest.json has "
                 f"data_chain {cell.manifest.data_chain}"
             )
-    faults += _first_differences(cells, "data_hash")
+    faults += _first_differences(cells, "data_hash", lambda line: line.data_hash)
     # A journal that already differs says at which step; the end would only repeat it.
     return final, faults or _unlike_first(cells, final, "data_chain")
 
 
-def _first_differences(cells: Sequence[_Evidence], key: str) -> list[str]:
-    found = (_first_difference(cells[0], cell, key) for cell in cells[1:])
+def _first_differences(cells: Sequence[_Evidence], key: str, of: Callable[[LoggedStep], object]) -> list[str]:
+    found = (_first_difference(cells[0], cell, key, of) for cell in cells[1:])
     return [line for line in found if line]
 
 
-def _first_difference(first: _Evidence, other: _Evidence, key: str) -> str | None:
+def _first_difference(first: _Evidence, other: _Evidence, key: str, of: Callable[[LoggedStep], object]) -> str | None:
     """The first common step whose journal lines lack a key or differ in it, in words."""
     common = sorted(first.logged.keys() & other.logged.keys())
     if not common:
         return f"{other.arm}: its journal shares no logged step with {first.arm}'s, so {key} cannot be compared"
     for step in common:
-        a, b = first.logged[step].get(key), other.logged[step].get(key)
+        a, b = of(first.logged[step]), of(other.logged[step])
         if a is None or b is None:
             return f"{(first if a is None else other).arm}: {key} is missing at step {step}"
         if a != b:
@@ -366,7 +366,7 @@ def _schedules(cells: Sequence[_Evidence]) -> Comparison:
         {word: cell.scientific.get(key) for key, word in SCHEDULE_KEYS.items()} | {"step reached": cell.manifest.step}
         for cell in cells
     ]
-    return shown, faults + _first_differences(cells, "train/learning_rate")
+    return shown, faults + _first_differences(cells, "train/learning_rate", lambda line: line.learning_rate)
 
 
 def _journals(cells: Sequence[_Evidence]) -> Comparison:

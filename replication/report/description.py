@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from replication.config import RunConfig, SuiteConfig, differences, flatten, load_cell, load_run, to_dict
@@ -15,6 +16,7 @@ from replication.protocol.fidelity import arms_read, in_words, lines_of, section
 from replication.report.load import Cell
 from replication.runs.files import file_sha256, read_json
 from replication.runs.layout import SuiteDir
+from replication.runs.manifest import Manifest
 from replication.runs.starts import unlike
 
 SUMMARY_KEYS = {
@@ -51,9 +53,9 @@ def one_value(values: Iterable[Any]) -> Any:
     return seen.pop() if len(seen) == 1 else None
 
 
-def part(manifest: dict[str, Any], name: str) -> dict[str, Any]:
-    """A manifest's inner object; empty where it is missing or is none."""
-    value = manifest.get(name)
+def part(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """A record's inner object; empty where it is missing or is none."""
+    value = record.get(name)
     return value if isinstance(value, dict) else {}
 
 
@@ -71,30 +73,30 @@ def warnings(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell], cer
     for seed in suite.seeds:
         seen: dict[str, str] = {}
         for cell in complete:
-            weights = cell.manifest.get("final_weights_sha256")
-            if cell.seed != seed or not isinstance(weights, str):
+            weights = cell.manifest.final_weights_sha256
+            if cell.seed != seed or weights is None:
                 continue
             if weights in seen:
                 yield f"{cell.arm} and {seen[weights]} ended with the same weights at seed {seed}: no change acted."
             seen.setdefault(weights, cell.arm)
     for words, value in (
-        ("hashes of the code", lambda m: m.get("code_hash")),
-        ("commits of the code", lambda m: part(m, "git").get("commit")),
-        ("hardware", lambda m: str(m.get("hardware"))),
-        ("world sizes", lambda m: m.get("world_size")),
+        ("hashes of the code", lambda m: m.code_hash),
+        ("commits of the code", lambda m: m.git.commit),
+        ("hardware", lambda m: m.hardware),
+        ("world sizes", lambda m: m.world_size),
     ):
-        if len({value(cell.manifest) for cell in complete if cell.manifest}) > 1:
+        if len({value(cell.manifest) for cell in complete if not cell.manifest.is_empty}) > 1:
             yield f"The complete cells ran with different {words}; see the table of machines."
-    if unlike({f"{cell.arm}/seed-{cell.seed}": [part(cell.manifest, "packages")] for cell in complete}):
+    if unlike({f"{cell.arm}/seed-{cell.seed}": [cell.manifest.packages] for cell in complete}):
         yield "The complete cells ran with different package versions; see the table of machines."
     if len({_sampling(cell.manifest) for cell in complete}) > 1:
         yield "The completions of the cells were sampled under different settings or prompts: do not compare them."
     changed = unrecorded_samples(suite_dir, complete)
     if changed:
         yield f"The completions are not those that were recorded when they were sampled: {', '.join(changed)}."
-    if any(cell.manifest.get("starts") and len(_machines(cell.manifest)) > 1 for cell in complete):
+    if any(len(_machines(cell.manifest)) > 1 for cell in complete):
         yield "Some cells were resumed with other code, packages or hardware than they had begun with."
-    dirty = sorted({f"{c.arm}/seed-{c.seed}" for c in complete if part(c.manifest, "git").get("dirty")})
+    dirty = sorted({f"{c.arm}/seed-{c.seed}" for c in complete if c.manifest.git.dirty})
     if dirty:
         yield f"The code had changes that no commit holds in {len(dirty)} of {len(complete)} complete cells."
     known = {suite_dir.cell(cell.arm, cell.seed).root for cell in cells}
@@ -103,15 +105,14 @@ def warnings(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell], cer
             yield f"The folder runs/{path.parent.name}/{path.name} is not part of the suite and was not read."
 
 
-def _sampling(manifest: dict[str, Any]) -> str:
+def _sampling(manifest: Manifest) -> str:
     """How a cell's completions were made, without what is a cell's own (weights and texts)."""
-    return str({k: v for k, v in part(manifest, "generation").items() if k not in OWN})
+    return str({k: v for k, v in manifest.generation.items() if k not in OWN})
 
 
-def _machines(manifest: dict[str, Any]) -> set[str]:
+def _machines(manifest: Manifest) -> set[str]:
     """The different machines and codes among the starts of a cell; a plan frozen in between changes neither."""
-    starts = [start for start in manifest["starts"] if isinstance(start, dict)]
-    return {str({k: v for k, v in start.items() if k not in ("at", "step", "plan")}) for start in starts}
+    return {str(replace(start, at=None, step=None, plan=None)) for start in manifest.starts}
 
 
 # ---------------------------------------------------------------- config, data, machines
@@ -137,8 +138,7 @@ def config_summary(suite: SuiteConfig, cells: Sequence[Cell]) -> dict[str, Any]:
 
 def declared_by(cell: Cell) -> list[str]:
     """Dotted keys that the cell's manifest says its arm file sets."""
-    keys = cell.manifest.get("arm_keys")
-    return [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
+    return list(cell.manifest.arm_keys)
 
 
 def fidelity_summary(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[Cell]) -> dict[str, Any] | None:
@@ -167,7 +167,7 @@ def generation_summary(suite_dir: SuiteDir, cells: Sequence[Cell]) -> list[dict[
     for cell in cells:
         if not cell.samples:
             continue
-        recorded = {k: v for k, v in part(cell.manifest, "generation").items() if k not in OWN}
+        recorded = {k: v for k, v in cell.manifest.generation.items() if k not in OWN}
         facts = {
             "n_prompts": len({str(sample.get("prompt_id")) for sample in cell.samples}),
             "n_completions": len(cell.samples),
@@ -182,7 +182,7 @@ def unrecorded_samples(suite_dir: SuiteDir, cells: Sequence[Cell]) -> list[str]:
     """Cells whose samples.jsonl is not the file that their manifest recorded."""
     names = []
     for cell in cells:
-        recorded = part(cell.manifest, "generation").get("samples_sha256")
+        recorded = cell.manifest.generation.get("samples_sha256")
         path = suite_dir.cell(cell.arm, cell.seed).samples
         if recorded and (not path.is_file() or file_sha256(path) != recorded):
             names.append(f"{cell.arm}/seed-{cell.seed}")
@@ -208,7 +208,7 @@ def data_summary(suite_dir: SuiteDir, cells: Sequence[Cell]) -> dict[str, Any] |
                 "train_tokens": train.get("tokens"),
                 "validation_tokens": validation.get("tokens"),
             })  # fmt: skip
-    used = {part(cell.manifest, "data").get("hash") for cell in cells if cell.manifest}
+    used = {cell.manifest.data.hash for cell in cells if not cell.manifest.is_empty}
     return {
         "hash": manifest.get("hash"),
         "vocab_size": manifest.get("vocab_size"),
@@ -221,8 +221,8 @@ def data_hashes(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Each hash of the data that cells were trained on, with their seeds."""
     found: dict[str, dict[int, None]] = {}
     for cell in cells:
-        hash = part(cell.manifest, "data").get("hash")
-        if isinstance(hash, str):
+        hash = cell.manifest.data.hash
+        if hash is not None:
             found.setdefault(hash, {})[cell.seed] = None
     return [{"hash": hash, "seeds": list(seeds)} for hash, seeds in found.items()]
 
@@ -241,7 +241,7 @@ def noise_summary(suite_dir: SuiteDir, cells: Sequence[Cell], loss: str) -> dict
         differences = [abs(float(row["differences"][loss])) for row in measured]
     except (UserError, OSError, KeyError, TypeError, ValueError):
         return None
-    hashes = {f"{c.arm}/seed-{c.seed}": c.manifest.get("config_hash") for c in cells if c.manifest}
+    hashes = {f"{c.arm}/seed-{c.seed}": c.manifest.config_hash for c in cells if not c.manifest.is_empty}
     return {
         "largest_nats": max(differences, default=None),
         "cuts": list(dict.fromkeys(str(row["cut"]) for row in measured)),
@@ -255,18 +255,17 @@ def machines(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for cell in cells:
         m = cell.manifest
-        if not m:
+        if m.is_empty:
             continue
-        hardware, git = part(m, "hardware"), part(m, "git")
         machine = {
-            "cpu": hardware.get("cpu"),
-            "cores": hardware.get("cores"),
-            "gpus": hardware.get("gpus") or [],
-            "memory_gib": hardware.get("memory_gib"),
-            "world_size": m.get("world_size"),
-            "commit": git.get("commit"),
-            "dirty": git.get("dirty"),
-            "packages": {k: v for k, v in part(m, "packages").items() if v is not None},
+            "cpu": m.hardware.cpu,
+            "cores": m.hardware.cores,
+            "gpus": list(m.hardware.gpus),
+            "memory_gib": m.hardware.memory_gib,
+            "world_size": m.world_size,
+            "commit": m.git.commit,
+            "dirty": m.git.dirty,
+            "packages": {k: v for k, v in m.packages.items() if v is not None},
         }
         entry = found.setdefault(str(machine), {**machine, "cells": []})
         entry["cells"].append(f"{cell.arm}/seed-{cell.seed}")
@@ -278,7 +277,7 @@ MACHINE_KEYS = ("cluster.", "logging.", "checkpoints.", "data.dir", "data.num_pr
 
 def reproduce(suite: SuiteConfig, cells: Sequence[Cell]) -> list[str]:
     """Shell lines that make these numbers again: the suite file, and the flags that it was run with."""
-    commit = one_value(part(cell.manifest, "git").get("commit") for cell in cells)
+    commit = one_value(cell.manifest.git.commit for cell in cells)
     lines = ["# in a checkout of this package; DIR is the folder of this report"]
     lines += [f"git checkout {shlex.quote(commit)}"] if isinstance(commit, str) else []
     command = ["replicate", "grid", "run", "DIR/suite.yaml", "--out", "AGAIN", *_flags(suite, cells)]

@@ -6,7 +6,7 @@ Shapes: T logged training lines, V validations, S optimizer steps.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -20,9 +20,10 @@ from replication.config import flatten
 from replication.config.reading import read_yaml, untyped
 from replication.errors import UserError
 from replication.runs.failures import read_failure
-from replication.runs.files import number, parse_objects, read_object
-from replication.runs.journal import Logged, logged_steps, read_journal
+from replication.runs.files import number, parse_objects
+from replication.runs.journal import Line, Logged, logged_steps, read_journal
 from replication.runs.layout import RunDir, SuiteDir
+from replication.runs.manifest import Manifest, find_manifest
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -80,7 +81,7 @@ class Cell:
     """Predicted tokens consumed up to then; NaN where unknown."""
     wall_seconds: float
     """Training time up to then; NaN where unknown."""
-    manifest: dict[str, Any]
+    manifest: Manifest
     """Empty where there is none."""
     config: dict[str, Any]
     """Dotted keys of config.yaml; empty where there is none."""
@@ -122,17 +123,18 @@ def load_cells(suite_dir: SuiteDir, arms: Sequence[str], seeds: Sequence[int]) -
 def load_cell_files(run: RunDir, arm: str, seed: int) -> Cell:
     """Read the files of one cell; the names come from the caller, not from the files."""
     lines = _read_lines(run)
-    train_lines = [line for line in lines if "tokens" in line]
-    manifest, config = _object(run, "manifest"), _config(run)
-    last = train_lines[-1] if train_lines else {}
+    train_lines = [line for line in lines if line.is_training]
+    manifest, config = find_manifest(run) or Manifest(), _config(run)
+    last = train_lines[-1] if train_lines else None
+    tail: Mapping[str, Any] = last.values if last else {}
     return Cell(
         arm=arm,
         seed=seed,
         state=run.state(),
         failure=_failure(run),
-        step=int(_number(last.get("step", manifest.get("step")), 0)),
-        tokens=_number(last.get("tokens", manifest.get("tokens"))),
-        wall_seconds=_number(last.get("wall_seconds", manifest.get("wall_seconds"))),
+        step=last.step if last else manifest.step or 0,
+        tokens=_number(tail.get("tokens", manifest.tokens)),
+        wall_seconds=_number(tail.get("wall_seconds", manifest.wall_seconds)),
         manifest=manifest,
         config=config,
         train=_series(train_lines),
@@ -146,7 +148,7 @@ def load_cell_files(run: RunDir, arm: str, seed: int) -> Cell:
 # ---------------------------------------------------------------- parsing
 
 
-def _read_lines(run: RunDir) -> list[dict[str, Any]]:
+def _read_lines(run: RunDir) -> list[Line]:
     """The journal's lines; none where it cannot be read, such as a file of bytes that are no text."""
     try:
         return read_journal(run.metrics)
@@ -154,8 +156,8 @@ def _read_lines(run: RunDir) -> list[dict[str, Any]]:
         return []
 
 
-def _has_validation(line: dict[str, Any]) -> bool:
-    return "val/loss_nats" in line or ("tokens" not in line and any(key.startswith("val/") for key in line))
+def _has_validation(line: Line) -> bool:
+    return "val/loss_nats" in line.values or (not line.is_training and any(k.startswith("val/") for k in line.values))
 
 
 def _number(value: Any, missing: float = float("nan")) -> float:
@@ -170,45 +172,33 @@ def _numbers(values: Sequence[Any]) -> Floats:
     return np.array([_number(value) for value in values], dtype=np.float64)
 
 
-def _series(lines: Sequence[dict[str, Any]], prefix: str = "") -> Series:
+def _series(lines: Sequence[Line], prefix: str = "") -> Series:
     """Merge lines by step (a later line wins) into columns; anything but a number is left out."""
-    by_step: dict[int, dict[str, Any]] = {}
+    by_step: dict[int, Mapping[str, Any]] = {}
     for line in lines:
-        step = line["step"]
-        by_step[step] = by_step[step] | line if step in by_step else line
+        by_step[line.step] = {**by_step[line.step], **line.values} if line.step in by_step else line.values
     steps = sorted(by_step)
     merged = [by_step[step] for step in steps]
     seen: dict[str, None] = {}
-    for line in merged:
-        if line.keys() - seen.keys():
-            seen |= dict.fromkeys(line)
-    wanted = seen.keys() - {"step", "per_step"}
-    tags = sorted(tag for tag in wanted if tag.startswith(prefix) and not tag.startswith(NOT_READ))
-    columns = {tag: _numbers([line.get(tag) for line in merged]) for tag in tags}
+    for values in merged:
+        if values.keys() - seen.keys():
+            seen |= dict.fromkeys(values)
+    tags = sorted(tag for tag in seen if tag.startswith(prefix) and not tag.startswith(NOT_READ))
+    columns = {tag: _numbers([of_step.get(tag) for of_step in merged]) for tag in tags}
     kept = {tag: values for tag, values in columns.items() if not np.isnan(values).all()}
     return Series(np.array(steps, dtype=np.int64), kept)
 
 
-def _per_step(lines: Sequence[dict[str, Any]]) -> dict[str, Floats]:
+def _per_step(lines: Sequence[Line]) -> dict[str, Floats]:
     """Lay the lists of every line end to end: a line's last entry belongs to the line's own step."""
-    n_steps = max((line["step"] for line in lines), default=0)
+    n_steps = max((line.step for line in lines), default=0)
     arrays: dict[str, Floats] = {}
     for line in lines:
-        lists = line.get("per_step")
-        for tag, values in lists.items() if isinstance(lists, dict) else ():
-            if not isinstance(values, list):
-                continue
+        for tag, values in line.per_step.items():
             array = arrays.setdefault(tag, np.full(n_steps, np.nan))
-            row = _numbers(values)[-line["step"] :] if line["step"] else np.empty(0)
-            array[line["step"] - len(row) : line["step"]] = row
+            row = _numbers(values)[-line.step :] if line.step else np.empty(0)
+            array[line.step - len(row) : line.step] = row
     return arrays
-
-
-def _object(run: RunDir, name: str) -> dict[str, Any]:
-    try:
-        return read_object(getattr(run, name))
-    except UserError:
-        return {}
 
 
 def _config(run: RunDir) -> dict[str, Any]:

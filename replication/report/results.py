@@ -211,8 +211,8 @@ def _suite(suite: SuiteConfig, cells: Sequence[Cell], certificate: Certificate) 
         "cells_total": len(cells),
         "cells_complete": n_complete,
         "cells_not_complete": len(cells) - n_complete,
-        "parameters": one_value(cell.manifest.get("parameters") for cell in cells if cell.manifest),
-        "tokens": one_value(cell.manifest.get("tokens") for cell in cells if cell.complete),
+        "parameters": one_value(cell.manifest.parameters for cell in cells if not cell.manifest.is_empty),
+        "tokens": one_value(cell.manifest.tokens for cell in cells if cell.complete),
         "n_paired": n_paired,  # seeds of the arm that has most certified pairs
         "smallest_sign_flip_p": smallest_sign_flip_p(n_paired),
         "two_by_two": places(cells, suite) is not None,
@@ -233,8 +233,8 @@ def _cell(cell: Cell, compared: Sequence[Quantity]) -> dict[str, Any]:
         "last_val_step": int(validations[-1]) if len(validations) else None,
         "tokens_per_second": cell.tokens / cell.wall_seconds if cell.wall_seconds > 0 else NAN,
         "wall_seconds": cell.wall_seconds,
-        "config_hash": cell.manifest.get("config_hash"),
-        "final_weights_sha256": cell.manifest.get("final_weights_sha256"),
+        "config_hash": cell.manifest.config_hash,
+        "final_weights_sha256": cell.manifest.final_weights_sha256,
         **{q.key: q.value(cell) if cell.complete else NAN for q in compared},
     }
 

@@ -26,7 +26,7 @@ def record_failure(run: RunDir, error: BaseException | str) -> None:
                 "error": lines[0] if named else f"{type(error).__name__}: {lines[0]}",
                 "diverged": isinstance(error, Diverged),
                 "log": str(run.log),
-                "step": tail["step"] if tail else 0,
+                "step": tail.step if tail else 0,
                 "time": timestamp(),
             },
         )

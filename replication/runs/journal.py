@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,23 +18,56 @@ from replication.runs.layout import spans
 MOST_STEPS = 10_000_000
 
 
-class Journal:
-    """Append-only metrics.jsonl: one object a line, each with its `step`.
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line: of training, with the scalars of a step and the per-step values since the line before; or of a
+    validation, with the val/ scalars. Readers merge lines by step."""
 
-    A training line has step, tokens, wall_seconds, data_hash, every scalar that goes to TensorBoard, and `per_step`
-    with one value a step since the line before. A validation line has step and the val/ scalars. Readers merge by
-    step. Numbers that are not finite are stored as null: missing is missing.
-    """
+    step: int
+    values: Mapping[str, Any]
+    """All else, as it stands in the file: tokens, wall_seconds and data_hash (the hash chain of the data fed so far) of
+    a training line, and every scalar that goes to TensorBoard. null is missing."""
+    per_step: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Tag -> one value a step, the last one of this step."""
+
+    @property
+    def is_training(self) -> bool:
+        return "tokens" in self.values
+
+    def number(self, tag: str) -> float | None:
+        """A value, where it is a finite number."""
+        return number(self.values.get(tag))
+
+    @property
+    def losses(self) -> list[float | None]:
+        """The training losses in nats since the line before, None for one that was not finite."""
+        found = self.per_step.get("train/loss_nats", ())
+        return [number(loss) for loss in found if loss is None or number(loss) is not None]
+
+
+def parse_line(content: bytes) -> Line | None:
+    """A line of the file; None where it is torn, damaged or says of no step (one that no training reaches is none)."""
+    value = next(parse_objects(content), None)
+    step = None if value is None else value.pop("step", None)
+    if value is None or type(step) is not int or not 0 <= step <= MOST_STEPS:
+        return None
+    per_step = value.pop("per_step", None)
+    lists = per_step.items() if isinstance(per_step, dict) else ()
+    return Line(step, value, {tag: values for tag, values in lists if isinstance(values, list)})
+
+
+class Journal:
+    """Append-only metrics.jsonl. Numbers that are not finite are stored as null: missing is missing."""
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
         """Open for appending; lines after resume_step, and a torn last line, are dropped."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_journal(path) if line["step"] <= resume_step]
+        kept = [line for line in read_journal(path) if line.step <= resume_step]
         write_text(path, "".join(_dump(line) for line in kept))
         self.path = path
         self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115  (lives as long as the run)
 
-    def append(self, line: dict[str, Any]) -> None:
+    def append(self, line: Line) -> None:
         with naming(self.path):
             self._file.write(_dump(line).encode())
             self._file.flush()
@@ -48,41 +82,37 @@ class Journal:
             self._file.close()
 
 
-def _dump(line: dict[str, Any]) -> str:
-    return json.dumps(_finite(line), separators=(",", ":")) + "\n"
+def _dump(line: Line) -> str:
+    tree = {"step": line.step, **line.values} | ({"per_step": line.per_step} if line.per_step else {})
+    return json.dumps(_finite(tree), separators=(",", ":")) + "\n"
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(v) for v in value]
     return value
 
 
-def read_journal(path: Path) -> list[dict[str, Any]]:
+def read_journal(path: Path) -> list[Line]:
     """Every whole line, in order; a torn or damaged line is passed over; no file is no lines.
 
     Raises:
         UserError: the file cannot be read.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); restore it") from None
-    return [line for line in parse_objects(content) if has_step(line)]
+    return _read(path, None)[0]
 
 
-def read_tail(path: Path, n_bytes: int = 16384) -> dict[str, Any] | None:
-    """The last training line (one with `tokens`) of a journal, reading its end alone; None where there is none."""
-    lines, is_whole = _end_of_journal(path, n_bytes)
-    if not lines and not is_whole:
+def read_tail(path: Path, n_bytes: int = 16384) -> Line | None:
+    """The last training line of a journal, reading its end alone; None where there is none."""
+    lines, is_whole = _read(path, n_bytes)
+    training = [line for line in lines if line.is_training]
+    if not training and not is_whole:
         return read_tail(path, n_bytes * 8)
-    return lines[-1] if lines else None
+    return training[-1] if training else None
 
 
 def read_last_losses(path: Path, n_steps: int, n_bytes: int = 16384) -> tuple[int, list[float | None]]:
@@ -90,63 +120,64 @@ def read_last_losses(path: Path, n_steps: int, n_bytes: int = 16384) -> tuple[in
 
     A loss that was not finite is None.
     """
-    lines, is_whole = _end_of_journal(path, n_bytes)
-    losses = [loss for line in lines for loss in step_losses(line) if loss is None or number(loss) is not None]
+    lines, is_whole = _read(path, n_bytes)
+    training = [line for line in lines if line.is_training]
+    losses = [loss for line in training for loss in line.losses]
     if len(losses) < n_steps and not is_whole:
         return read_last_losses(path, n_steps, n_bytes * 8)
-    return (lines[-1]["step"] if lines else 0), losses[-n_steps:]
+    return (training[-1].step if training else 0), losses[-n_steps:]
 
 
-def _end_of_journal(path: Path, n_bytes: int) -> tuple[list[dict[str, Any]], bool]:
-    """The training lines among the last bytes of a journal, and whether these are all of its bytes."""
+def _read(path: Path, n_bytes: int | None) -> tuple[list[Line], bool]:
+    """The lines among the last bytes of a journal (None: all), and whether these are all of its bytes."""
     try:
         with open(path, "rb") as file:
-            file.seek(0, os.SEEK_END)
-            size = file.tell()
-            file.seek(max(0, size - n_bytes))
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0 if n_bytes is None else max(0, size - n_bytes))
             content = file.read()
     except FileNotFoundError:
         return [], True
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); restore it") from None
-    return [line for line in parse_objects(content) if has_step(line) and "tokens" in line], size <= n_bytes
+    lines = [line for raw in content.splitlines() if (line := parse_line(raw))]
+    return lines, n_bytes is None or size <= n_bytes
 
 
-def has_step(line: Mapping[str, Any]) -> bool:
-    """Whether a journal's line says of which step it is; a number that no training reaches is damage."""
-    step = line.get("step")
-    return type(step) is int and 0 <= step <= MOST_STEPS
+@dataclass(slots=True)
+class LoggedStep:
+    """What checks need of the lines of one step, and no more, so that many journals fit in memory."""
+
+    is_training: bool = False
+    n_losses: int = 0
+    """Steps up to this one whose losses its training line has."""
+    data_hash: str | None = None
+    learning_rate: float | None = None
+    validation_loss: float | None = None
 
 
-def step_losses(line: Mapping[str, Any]) -> list[Any]:
-    """The training losses of a line, one a step since the line before, as they stand there."""
-    per_step = line.get("per_step")
-    losses = per_step.get("train/loss_nats") if isinstance(per_step, dict) else None
-    return losses if isinstance(losses, list) else []
+Logged = Mapping[int, LoggedStep]
+"""By step."""
 
 
-Logged = dict[int, dict[str, Any]]
-"""Step -> what checks read of its lines: LOGGED_KEYS alone, so that many journals fit in memory."""
-LOGGED_KEYS = ("tokens", "data_hash", "train/learning_rate", "train/loss_nats", "val/loss_nats")
-
-
-def logged_steps(lines: Iterable[dict[str, Any]]) -> Logged:
-    """What the checks need of a journal's lines, and as n_losses of how many steps a line has the losses.
-
-    A later line of the same step wins.
-    """
-    found: Logged = {}
+def logged_steps(lines: Iterable[Line]) -> dict[int, LoggedStep]:
+    """Step -> what its lines say; a later line of the same step wins."""
+    found: dict[int, LoggedStep] = {}
     for line in lines:
-        entry = found.setdefault(line["step"], {})
-        entry |= {key: line[key] for key in LOGGED_KEYS if key in line}
-        if "tokens" in line:
-            entry["n_losses"] = sum(loss is None or number(loss) is not None for loss in step_losses(line))
+        entry = found.setdefault(line.step, LoggedStep())
+        if line.is_training:
+            entry.is_training, entry.n_losses = True, len(line.losses)
+        if "data_hash" in line.values:
+            hash = line.values["data_hash"]
+            entry.data_hash = hash if isinstance(hash, str) else None
+        if "train/learning_rate" in line.values:
+            entry.learning_rate = line.number("train/learning_rate")
+        if "val/loss_nats" in line.values:
+            entry.validation_loss = line.number("val/loss_nats")
     return found
 
 
-def due_validations(config: Mapping[str, Any]) -> set[int]:
-    """The steps that a whole training validates at, of a config's dotted keys: every so many, and the last."""
-    steps, every = config["training.steps"], config["validation.every_steps"]
+def due_validations(steps: int, every: int) -> set[int]:
+    """The steps that a whole training validates at: every so many, and the last."""
     return {*range(every, steps, every), steps}
 
 
@@ -158,13 +189,13 @@ def journal_gaps(logged: Logged, steps: int, validations: Iterable[int]) -> list
     """
     times = [0] * (steps + 1)
     for step, entry in logged.items():
-        for k in range(max(1, step - entry.get("n_losses", 0) + 1), min(step, steps) + 1):
+        for k in range(max(1, step - entry.n_losses + 1), min(step, steps) + 1):
             times[k] += 1
     odd = {
         "metrics.jsonl lacks the losses of": [k for k in range(1, steps + 1) if not times[k]],
         "metrics.jsonl has more than once": [k for k in range(1, steps + 1) if times[k] > 1],
         "metrics.jsonl lacks the validation of": [
-            k for k in sorted(validations) if number(logged.get(k, {}).get("val/loss_nats")) is None
+            k for k in sorted(validations) if k not in logged or logged[k].validation_loss is None
         ],
     }
     return [f"{what} {_steps(found)}" for what, found in odd.items() if found]

@@ -108,6 +108,11 @@ class Manifest(Environment):
     generated_by: Code | None = None
 
     @property
+    def is_empty(self) -> bool:
+        """Whether the cell has none, or one that says nothing."""
+        return self == Manifest()
+
+    @property
     def all_starts(self) -> tuple[Start, ...]:
         """Those that are recorded; of an older manifest the one that its own fields describe."""
         if self.starts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replication.runs.files import number
-from replication.runs.journal import has_step
+from replication.runs.journal import parse_line
 
 Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
 """(steps [T], ascending; values [T], finite) of one tag."""
@@ -89,13 +88,10 @@ class LiveJournal:
         return took
 
     def _add(self, raw: bytes) -> bool:
-        try:
-            line = json.loads(raw)
-        except (ValueError, RecursionError):
+        line = parse_line(raw)
+        if line is None:
             return False
-        if not isinstance(line, dict) or not has_step(line):
-            return False
-        for tag, value in line.items():
+        for tag, value in line.values.items():
             if self._is_wanted(tag) and (point := number(value)) is not None:
-                self._points.setdefault(tag, _Points()).add(line["step"], point)
+                self._points.setdefault(tag, _Points()).add(line.step, point)
         return True

@@ -24,8 +24,8 @@ from replication.errors import Diverged
 from replication.model.loss import histogram_entropy
 from replication.objectives.layer_gain import included_blocks, layer_scales, step_divergence
 from replication.objectives.token_gain import gain_sums, masked_mean, token_gain
-from replication.runs.files import damage, number
-from replication.runs.journal import Journal, read_journal
+from replication.runs.files import damage
+from replication.runs.journal import Journal, Line, read_journal
 from replication.runs.layout import RunDir
 from replication.training.module import LanguageModel
 from replication.training.ranks import gather, is_first, world_size
@@ -192,7 +192,6 @@ class Measure(Callback):
         self._read_steps()
         step, now = trainer.global_step, self.elapsed()
         line: dict[str, Any] = {
-            "step": step,
             "tokens": self.tokens,
             "wall_seconds": round(now, 4),
             "data_hash": self.chain,
@@ -205,7 +204,7 @@ class Measure(Callback):
         per_step = {"train/loss_nats": self._losses, "train/grad_norm": self._norms}
         self._losses, self._norms = [], []
         if self.journal is not None:
-            self.journal.append({**line, "per_step": per_step})
+            self.journal.append(Line(step, line, per_step))
         if trainer.logger is not None:
             trainer.logger.log_metrics({k: v for k, v in line.items() if "/" in k}, step)
         self.check_finite(step)
@@ -280,7 +279,7 @@ class Measure(Callback):
         metrics = {k: float(v) for k, v in validation.compute().items()}  # over all ranks
         validation.reset()
         if self.journal is not None:
-            self.journal.append({"step": trainer.global_step, **metrics})
+            self.journal.append(Line(trainer.global_step, metrics))
         if trainer.logger is not None:
             trainer.logger.log_metrics(metrics, trainer.global_step)
 
@@ -323,12 +322,12 @@ def tensorboard_layout(n_blocks: int) -> dict[str, dict[str, list[Any]]]:
 
 def divergence_figure(run: RunDir) -> tuple[Figure, int] | None:
     """Divergence over blocks and steps, from the journal; and the last step it shows; None where it has no line."""
-    by_step = {line["step"]: line for line in read_journal(run.metrics) if "divergence/block_00" in line}
+    by_step = {line.step: line for line in read_journal(run.metrics) if "divergence/block_00" in line.values}
     if not by_step:
         return None
     steps, lines = zip(*sorted(by_step.items()), strict=True)
-    tags = sorted(k for k in lines[-1] if k.startswith("divergence/"))
-    values = np.array([[math.nan if (v := number(line.get(t))) is None else v for line in lines] for t in tags])
+    tags = sorted(k for k in lines[-1].values if k.startswith("divergence/"))
+    values = np.array([[math.nan if (v := line.number(t)) is None else v for line in lines] for t in tags])
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.add_subplot()
     image = axes.pcolormesh(steps, range(len(tags)), values, shading="nearest")

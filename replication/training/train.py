@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
-from replication.config import RunConfig, arm_keys, refuse_other_config, scientific, scientific_hash, to_yaml
+from replication.config import RunConfig, arm_keys, refuse_other_config, scientific_hash, to_yaml
 from replication.console import timestamp
 from replication.data.module import TokenDataModule
 from replication.data.store import TokenStore
@@ -111,7 +111,7 @@ def lost_lines(config: RunConfig, run: RunDir, step: int) -> list[str]:
     if not step:
         return []
     unlogged = read_marker(checkpoint_folder(run, step)).unlogged_steps
-    validations = [k for k in due_validations(scientific(config)) if k <= step]
+    validations = [k for k in due_validations(config.training.steps, config.validation.every_steps) if k <= step]
     logged = logged_steps(read_journal(run.metrics))
     gaps = journal_gaps(logged, 0 if unlogged is None else step - unlogged, validations)
     ends = "the certificate will say so; to have them, remove the cell's folder and train it from the beginning"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from paths import CHECKOUT
+from run_files import read_journal
 from small_corpus import two_sources
 from training_setup import fit, small_config
 
@@ -21,7 +22,6 @@ from replication.bench.result import plain
 from replication.config import to_yaml
 from replication.errors import UserError
 from replication.runs.files import read_json, write_text
-from replication.runs.journal import read_journal
 from replication.runs.layout import RunDir
 from replication.training.phases import Board, Reading
 

@@ -235,10 +235,10 @@ def test_a_kill_between_the_file_and_the_manifest_is_mended(suite_dir, whole, mo
 
     run = cell(suite_dir, "both/seed-1")
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(parts, "write_json", fail)
+    monkeypatch.setattr(parts, "update_manifest", fail)
     assert main(["generate", str(suite_dir.root), "--arm=both", "--seed=1"]) == 130
     assert run.samples.is_file() and not run.complete.exists()
     monkeypatch.undo()
@@ -254,10 +254,10 @@ def test_texts_sampled_anew_and_killed_before_the_manifest_are_read_by_nobody(fi
     run, words = cell(finished, "both/seed-1"), ("--arm=both", "--seed=1", "--generation.temperature=0.2")
     before = run.samples.read_bytes()
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(parts, "write_json", fail)
+    monkeypatch.setattr(parts, "update_manifest", fail)
     assert main(["generate", str(finished.root), *words]) == 130
     monkeypatch.undo()
     assert run.samples.read_bytes() != before and run.complete.is_file()

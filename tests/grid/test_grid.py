@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 from paths import CHECKOUT, SUPPORT
+from run_files import read_journal
 from shadows import shadowed
 from small_corpus import prose_layer, texts, write_folder
 
@@ -26,7 +27,6 @@ from replication.protocol.certificate import certify
 from replication.protocol.deviations import check_plan
 from replication.protocol.preregistration import register
 from replication.runs.files import read_json
-from replication.runs.journal import read_journal
 from replication.runs.layout import SuiteDir
 
 

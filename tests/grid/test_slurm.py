@@ -17,12 +17,12 @@ import pytest
 import yaml
 from paths import CHECKOUT, SUPPORT
 from required import do_without
+from run_files import read_journal
 from shadows import shadowed
 from slurm_cluster import PACKAGES, SlurmCluster, missing_programs, slurm_cluster
 from small_corpus import prose_layer, texts, write_folder
 
 from replication.runs.files import read_json
-from replication.runs.journal import read_journal
 from replication.runs.layout import RunDir, SuiteDir
 
 ARMS = ("baseline", "token_gain", "layer_gain", "both")

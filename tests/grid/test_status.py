@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from paths import CHECKOUT
 from rich.console import Console
+from run_files import read_journal
 from synthetic_runs import build_suite
 
 from replication.config import DivergedRule
@@ -25,7 +26,7 @@ from replication.grid.status import CellStatus, cell_status, print_status
 from replication.grid.submissions import Left, Note, last_link
 from replication.runs.failures import record_failure
 from replication.runs.files import read_json, write_json
-from replication.runs.journal import read_journal, read_last_losses
+from replication.runs.journal import read_last_losses
 from replication.runs.layout import RunDir
 
 RULE = DivergedRule(above_nats=1e9, for_steps=10)

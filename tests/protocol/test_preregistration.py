@@ -22,7 +22,7 @@ from replication.grid.local import report_is_current
 from replication.protocol.deviations import PlanStatus, check_plan
 from replication.protocol.preregistration import build_plan, first_stamp, plan_hash, plan_stamp, read_plan, register
 from replication.runs.files import read_json, write_json, write_text
-from replication.runs.journal import Journal
+from replication.runs.journal import Journal, Line
 from replication.runs.layout import RunDir, SuiteDir, name_cells
 from replication.runs.manifest import read_manifest
 from replication.runs.records import to_json
@@ -240,7 +240,7 @@ def test_a_cell_is_stamped_anew_until_it_has_logged_a_step(tmp_path: Path, built
     first = start()
     assert first == to_json(plan_stamp(run))
     journal = Journal(run.metrics)
-    journal.append({"step": 1, "tokens": 1})
+    journal.append(Line(1, {"tokens": 1}))
     journal.close()
     register(suite_dir, replace(suite, analysis=AnalysisConfig(alpha=0.1)), amend="why not")
     assert start() == first != to_json(plan_stamp(run))

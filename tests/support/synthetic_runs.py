@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from run_files import read_journal
 
 from replication.config import RunConfig, SuiteConfig, arm_keys, load_cell, machine_cut, scientific_hash, to_yaml
 from replication.runs.files import read_json, write_json, write_text
-from replication.runs.journal import Journal, read_journal
+from replication.runs.journal import Journal, Line
 from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.records import to_json
 
@@ -147,7 +148,7 @@ def _build_cell(run: RunDir, suite: SuiteConfig, arm: str, seed: int, what: Synt
     lines = _journal(config, what, last)
     journal = Journal(run.metrics)
     for line in lines:
-        journal.append(line)
+        journal.append(Line(line.pop("step"), line, line.pop("per_step", {})))
     journal.close()
     manifest = _manifest(config)
     if stopped is None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from run_files import read_journal
 from scipy import stats
 from synthetic_runs import build_suite, edit_journal
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
@@ -27,7 +28,7 @@ from replication.cli.main import main
 from replication.cli.tensorboard import _writable
 from replication.config import to_yaml
 from replication.runs.files import remove_tree, write_text
-from replication.runs.journal import Journal, read_journal
+from replication.runs.journal import Journal, Line
 from replication.runs.layout import RunDir, SuiteDir
 from replication.tensorboard import writer as tensorboard
 from replication.tensorboard.writer import ALIVE_SECONDS, claim
@@ -58,7 +59,7 @@ def journal(run: RunDir, tag: str) -> dict[int, float]:
 
 def append(run: RunDir, step: int, **values: float) -> None:
     file = Journal(run.metrics, resume_step=10**9)
-    file.append({"step": step, "tokens": 1, **values})
+    file.append(Line(step, {"tokens": 1, **values}))
     file.close()
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from rank_cells import run_cell, run_cells_on_ranks
+from run_files import read_journal
 from training_setup import small_config
 
 from replication.config import scientific
 from replication.errors import UserError
-from replication.runs.journal import read_journal
 from replication.runs.layout import RunDir
 
 SHAPES = [(2, 8), (4, 4), (8, 2), (16, 1)]

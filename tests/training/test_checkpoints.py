@@ -305,7 +305,7 @@ def test_another_micro_batch_goes_on_from_the_same_step(tmp_path):
     cut_back(whole, tmp_path / "cut", step=4)
     other = fit(small_config("both", FP64, "--cluster.micro_batch_sequences=2"), tmp_path / "cut")
     assert furthest(weights(other), weights(whole)) < 1e-12
-    steps = [len(line["per_step"]["train/loss_nats"]) for line in read_journal(other.metrics) if "per_step" in line]
+    steps = [len(line.losses) for line in read_journal(other.metrics) if line.per_step]
     assert sum(steps) == 6, "no step is lost or repeated where the micro-batches are counted anew"
 
 

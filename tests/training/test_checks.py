@@ -8,12 +8,12 @@ import pytest
 import torch
 from lightning import Callback
 from rank_cells import run_cells_on_ranks
+from run_files import read_journal
 from training_setup import fit, small_config
 
 import replication.training.train as train_module
 from replication.errors import UserError
 from replication.runs.files import read_json
-from replication.runs.journal import read_journal
 from replication.runs.layout import RunDir
 from replication.training.preflight import check_ranks
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from paths import CHECKOUT, SUPPORT
 from rank_cells import run_cell
+from run_files import read_journal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_setup import ARMS, furthest, weights
 
 from replication.runs.files import read_json
-from replication.runs.journal import read_journal
 from replication.runs.layout import RunDir
 
 FP64 = "--training.precision=64-true"

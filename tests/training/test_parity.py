@@ -18,11 +18,11 @@ import pytest
 import torch
 from memory_store import MemoryStore
 from rank_cells import run_cell, run_cells_on_ranks
+from run_files import read_journal
 from training_setup import ARMS, MODEL, furthest, small_config
 
 from replication.data.module import TrainingBatches
 from replication.model.transformer import Transformer, initialise
-from replication.runs.journal import read_journal
 from replication.runs.layout import RunDir
 
 pytestmark = pytest.mark.slow

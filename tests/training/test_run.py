@@ -19,6 +19,7 @@ import torch
 from lightning import Callback
 from memory_store import MemoryStore
 from paths import SUPPORT
+from run_files import read_journal
 from slow_reference import SlowRun
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_setup import ARMS, fit, furthest, identical, small_config, weights
@@ -29,7 +30,6 @@ from replication.data.order import MixtureOrder
 from replication.errors import UserError
 from replication.generation.generate import load_model
 from replication.runs.files import damage, read_json
-from replication.runs.journal import read_journal
 from replication.runs.layout import RunDir
 from replication.training.checkpoints import newest_checkpoint
 from replication.training.measure import chain_data

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from lightning import Callback
 from paths import CHECKOUT
+from run_files import read_journal
 from training_setup import fit, identical, small_config, weights
 
 import replication.processes.preemption as preemption
@@ -20,7 +21,6 @@ from replication.processes.launcher import run_ranks
 from replication.processes.preemption import PREEMPTED, Preempted
 from replication.runs.files import read_json
 from replication.runs.grace_period import lead_seconds_needed, record_times
-from replication.runs.journal import read_journal
 from replication.runs.layout import RunDir
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from memory_store import MemoryStore
+from run_files import read_journal
 from slow_reference import SlowRun
 from training_setup import ARMS, MODEL, fit, furthest, identical, small_config, weights
 
 from replication.data.module import TrainingBatches
 from replication.model.transformer import Transformer, initialise
-from replication.runs.journal import read_journal
 from replication.training.optimizers import build_optimizer, learning_rate_factor, parameter_groups
 
 FP64 = "--training.precision=64-true"
