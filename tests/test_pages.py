@@ -287,7 +287,7 @@ def test_files_and_names_of_code_are_there(name: str) -> None:
             known = any(f"/{ours}".endswith(f"/{file.removeprefix('./')}") for ours in our_files())
             wrong += [] if known else [file]
         for word in re.findall(r"[A-Za-z_]\w{3,}", code):
-            is_name = "_" in word.strip("_") or re.search(r"[a-z][A-Z]", word)
+            is_name = "_" in word or re.search(r"[a-z][A-Z]", word)
             if is_name and not READERS.search(word) and word not in our_words() | WORDS_OF_OTHERS:
                 wrong.append(word)
     assert wrong == []
