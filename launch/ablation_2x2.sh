@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Freeze the analysis plan, then submit the 2x2 ablation to SLURM: four arms at many seeds, seed block by seed block, then
+# Register the analysis plan, then submit the 2x2 ablation to SLURM: four arms at many seeds, seed block by seed block, then
 # completions and the report.
 set -euo pipefail
 
@@ -13,14 +13,15 @@ Usage: launch/ablation_2x2.sh SITE CLUSTER [--out DIR] [--seeds 1,2,...] [--dry-
   --seeds    training seeds (default: 1 to 8)
   --dry-run  print every script and command, and submit nothing
 
-The analysis plan is frozen first, in DIR/plan.json; where another one is there, nothing is submitted (`replicate plan
-freeze --amend` replaces it, with a reason). A folder that was begun without a plan is left without one. SUITE names
-another suite than ablation_2x2. Any key of a run may follow as a flag, such as --training.steps=600. A second call
+The analysis plan is registered first, in DIR/plan.json; where another one is there, nothing is submitted (`replicate
+preregistration register --amend` replaces it, with a reason). A folder that was begun without a plan is left without
+one. SUITE names another suite than ablation_2x2. Any key of a run may follow as a flag, such as --training.steps=600.
+A second call
 submits only what is neither in the queue nor done. Then:
 
-  replicate grid status SUITE --out DIR      what became of each cell
-  replicate grid retry  SUITE --out DIR      submit failed cells again
-  replicate grid cancel SUITE --out DIR      take everything out of the queue
+  replicate grid status DIR      what became of each cell
+  replicate grid retry DIR       submit failed cells again
+  replicate grid cancel DIR      take everything out of the queue
 TEXT
 }
 
@@ -47,6 +48,6 @@ done
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 install_environment
 if [[ -z $dry ]]; then
-  "$venv/bin/replicate" plan freeze "$suite" --unless-begun --cluster "$cluster" "${seeds[@]}" "$@"
+  "$venv/bin/replicate" preregistration register "$suite" --unless-begun --cluster "$cluster" "${seeds[@]}" "$@"
 fi
 exec "$venv/bin/replicate" grid submit "$suite" --site "$site" --cluster "$cluster" "${seeds[@]}" "$@"

@@ -64,8 +64,8 @@ tethered() {
   fi
 }
 
-# A plan is frozen before the first cell, or not at all: a folder that a call before this one began is left as it is.
-[[ -e $out/plan.json || -e $out/suite.yaml ]] || "$replicate" plan freeze ablation_2x2 --out "$out"
+# A plan is registered before the first cell, or not at all: a folder that a call before this one began is left as it is.
+[[ -e $out/plan.json || -e $out/suite.yaml ]] || "$replicate" preregistration register ablation_2x2 --out "$out"
 cores=$(getconf _NPROCESSORS_ONLN)
 tethered "$replicate" grid run ablation_2x2 --out "$out" --jobs "$((cores < 8 ? cores : 8))"
 [[ -e $out/judging/judging.sqlite ]] || "$replicate" judge prepare "$out"

@@ -16,17 +16,19 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from replication.audit.claims import load_claims
 from replication.config import RunConfig, SourceConfig, SuiteConfig, load_cell, load_suite
 from replication.config.reading import check_layer, read_yaml
+from replication.console import say, table
 from replication.data.prompts import load_prompts
 from replication.errors import UserError
 from replication.model.needs import GIB, checkpoint_gib, checkpoints_kept, gib, state_needs
@@ -75,12 +77,10 @@ def doctor(console: Console, config_root: Path) -> int:
     with console.status("looking at this machine"):
         machine = examine_machine()
     console.print(findings_table(machine.findings, "This machine"))
-    broken = _print_suites(console, config_root, machine)
-    broken += _print_files(console, config_root)
+    broken = _print_suites(console, config_root, machine) + _print_files(console, config_root)
     if broken:
-        console.print(f"[red]broken config files:[/red] {escape(', '.join(broken))}", soft_wrap=True)
-        return BROKEN_CONFIG
-    return 0
+        say(console, ("broken config files:", "red"), f" {', '.join(broken)}")
+    return BROKEN_CONFIG if broken else 0
 
 
 # ---------------------------------------------------------------- this machine
@@ -100,23 +100,22 @@ def _python() -> Finding:
 
 
 def _system() -> Finding:
-    try:
-        name = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
-    except OSError:
-        name = platform.system()
+    name = platform.system()
+    with suppress(OSError):
+        name = platform.freedesktop_os_release().get("PRETTY_NAME", name)
     text = f"{name}, kernel {platform.release()}, {platform.machine()}"
-    if platform.system() != "Linux":
-        return Finding("system", text, "warning", "only Linux is tested")
-    return Finding("system", text)
+    return _advise("system", text, platform.system() == "Linux", "only Linux is tested")
+
+
+def _advise(item: str, text: str, holds: bool, remedy: str) -> Finding:
+    return Finding(item, text) if holds else Finding(item, text, "warning", remedy)
 
 
 def _processor() -> Finding:
     model = platform.processor() or platform.machine()
-    try:
+    with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    except OSError:
-        pass
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Finding("CPU", f"{model}; {usable} usable cores of {os.cpu_count()}")
 
@@ -162,17 +161,15 @@ def _package(name: str) -> Finding:
 
 def _transformers() -> Finding:
     finding = _package("transformers")
-    if finding.verdict == "ok":
-        return finding
-    return Finding("transformers", "not installed", "warning", "only the tests need it: launch/install.sh test")
+    there = finding.verdict == "ok"
+    return _advise("transformers", finding.found, there, "only the tests need it: launch/install.sh test")
 
 
 def _judging() -> Finding:
     """Whether the packages of the judging page are there."""
     missing = [name for name in ("fastapi", "uvicorn", "sqlalchemy") if _package(name).verdict != "ok"]
-    if not missing:
-        return Finding("judging", "the page, SQLite and PostgreSQL")
-    return Finding("judging", f"lacks {', '.join(missing)}", "warning", "`replicate judge`: launch/install.sh judge")
+    text = f"lacks {', '.join(missing)}" if missing else "the page, SQLite and PostgreSQL"
+    return _advise("judging", text, not missing, "`replicate judge`: launch/install.sh judge")
 
 
 def _zero(machine: Machine) -> Finding:
@@ -188,9 +185,7 @@ def _zero(machine: Machine) -> Finding:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["deepspeed does not import"])[-1]
         return Finding("ZeRO", reason, "missing", "run launch/install.sh")
-    if machine.gpu_gib:
-        return Finding("ZeRO", "runs on the GPU")
-    return Finding("ZeRO", "runs on the CPU (gloo)")
+    return Finding("ZeRO", "runs on the GPU" if machine.gpu_gib else "runs on the CPU (gloo)")
 
 
 def _slurm() -> Finding:
@@ -207,9 +202,8 @@ def _disk(machine: Machine) -> Finding:
     text = f"{machine.disk_gib:.1f} GiB free at {folder}"
     if not os.access(folder, os.W_OK):
         return Finding("disk", f"{text}, not writable", "warning", "choose another folder with --out")
-    if machine.disk_gib < 2:
-        return Finding("disk", text, "warning", "free some space, or choose another disk with --out")
-    return Finding("disk", text)
+    remedy = "free some space, or choose another disk with --out"
+    return _advise("disk", text, machine.disk_gib >= 2, remedy)
 
 
 def free_disk_gib(path: Path) -> tuple[Path, float]:
@@ -272,13 +266,10 @@ def _first_line(error: BaseException) -> str:
 
 def findings_table(findings: Sequence[Finding], title: str) -> Table:
     """item, found, verdict, remedy."""
-    table = Table(title=title, title_justify="left", expand=False)
-    for column in ("item", "found", "verdict", "remedy"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("item", "verdict"))
-    for f in findings:
-        verdict = f"[{COLOUR[f.verdict]}]{f.verdict}[/]"
-        table.add_row(escape(f.item), escape(f.found), verdict, escape(f.remedy))
-    return table
+    names = ("item", "found", "verdict", "remedy")
+    columns = [Column(name, overflow="fold", no_wrap=name in ("item", "verdict")) for name in names]
+    rows = ((f.item, f.found, Text(f.verdict, COLOUR[f.verdict]), f.remedy) for f in findings)
+    return table(title, columns, rows)
 
 
 # ---------------------------------------------------------------- what each suite needs
@@ -364,21 +355,19 @@ def _source_state(source: SourceConfig) -> str:
 
 def _print_suites(console: Console, config_root: Path, machine: Machine) -> list[str]:
     """Print what each suite needs; return the names of suite files that do not load."""
-    table = Table(title="What each suite needs", title_justify="left")
-    table.add_column("suite", no_wrap=True)
-    table.add_column("item", no_wrap=True)
-    table.add_column("need", overflow="fold")
+    columns = (Column("suite", no_wrap=True), Column("item", no_wrap=True), Column("need", overflow="fold"))
+    shown = table("What each suite needs", columns)
     broken = []
     for path in sorted((config_root / "suites").glob("*.yaml")):
         try:
             rows = list(_suite_rows(path, config_root, machine))
         except UserError as error:
             broken.append(f"suites/{path.name}")
-            rows = [("broken", f"[red]{escape(str(error))}[/red]")]
+            rows = [("broken", Text(str(error), "red"))]
         for i, (item, need) in enumerate(rows):
-            table.add_row(escape(path.stem) if i == 0 else "", item, need)
-        table.add_section()
-    console.print(table)
+            shown.add_row(Text(path.stem if i == 0 else ""), item, need)
+        shown.add_section()
+    console.print(shown)
     console.print(
         "memory = parameters x 4 numbers (weight, gradient, two Adam moments; one for SGD and what Muon trains)\n"
         "x 4 bytes (8 under 64-true), activations on top; checkpoints = cells x (kept + 1) x parameters x 4 numbers",
@@ -388,24 +377,24 @@ def _print_suites(console: Console, config_root: Path, machine: Machine) -> list
     return broken
 
 
-def _suite_rows(path: Path, config_root: Path, machine: Machine) -> Iterator[tuple[str, str]]:
+def _suite_rows(path: Path, config_root: Path, machine: Machine) -> Iterator[tuple[str, Text]]:
     suite = load_suite(path)
     configs = [_load_arm(suite, arm, config_root) for arm in suite.arms]  # each, so that a broken arm file shows
     config = configs[0]
     needs = needs_of(suite, config)
-    yield "cells", f"{needs.n_cells} ({len(suite.arms)} arms x {len(suite.seeds)} seeds)"
-    yield "parameters", f"{needs.parameters:,}"
-    yield "memory of a cell", gib(needs.training_gib)
-    yield "tokens in total", f"{needs.tokens:,}"
-    yield "checkpoints", f"up to {gib(needs.checkpoints_gib)}"
+    data = "; ".join(f"{what}: {state}" for what, state in data_needs(config))
+    told = {
+        "cells": f"{needs.n_cells} ({len(suite.arms)} arms x {len(suite.seeds)} seeds)",
+        "parameters": f"{needs.parameters:,}",
+        "memory of a cell": gib(needs.training_gib),
+        "tokens in total": f"{needs.tokens:,}",
+        "checkpoints": f"up to {gib(needs.checkpoints_gib)}",
+    }
     if config.generation.prompts is not None:
-        yield (
-            "prompts",
-            f"{len(load_prompts(config.generation.prompts))} x {config.generation.samples_per_prompt}",
-        )
-    yield "data", escape("; ".join(f"{what}: {state}" for what, state in data_needs(config)))
-    obstacles = list(_obstacles(needs, config, machine))
-    yield "runs here", f"[red]no[/red]: {escape('; '.join(obstacles))}" if obstacles else "[green]yes[/green]"
+        told["prompts"] = f"{len(load_prompts(config.generation.prompts))} x {config.generation.samples_per_prompt}"
+    yield from ((item, Text(need)) for item, need in (told | {"data": data}).items())
+    obstacles = "; ".join(_obstacles(needs, config, machine))
+    yield "runs here", Text.assemble(("no", "red"), f": {obstacles}") if obstacles else Text("yes", "green")
 
 
 def _load_arm(suite: SuiteConfig, arm: str, root: Path) -> RunConfig:
@@ -421,9 +410,7 @@ def _load_arm(suite: SuiteConfig, arm: str, root: Path) -> RunConfig:
 
 def _print_files(console: Console, config_root: Path) -> list[str]:
     """Print whether each config, prompt and claims file loads by itself; return the names of those that do not."""
-    table = Table(title="Config files", title_justify="left")
-    table.add_column("file", no_wrap=True)
-    table.add_column("state", overflow="fold")
+    shown = table("Config files", (Column("file", no_wrap=True), Column("state", overflow="fold")))
     folders = ("model", "arms", "data", "training", "cluster", "claims")
     files = [p for folder in folders for p in sorted((config_root / folder).glob("*.yaml"))]
     files += sorted((config_root / "prompts").glob("*.json*"))
@@ -431,24 +418,24 @@ def _print_files(console: Console, config_root: Path) -> list[str]:
     for path in files:
         name = f"{path.parent.name}/{path.name}"
         try:
-            state = _load_alone(path)
+            state = Text.assemble(("loads", "green"), _load_alone(path))
         except UserError as error:
             broken.append(name)
-            state = f"[red]{escape(str(error).removeprefix(f'{path}: '))}[/red]"
-        table.add_row(escape(name), state)
-    console.print(table)
+            state = Text(str(error).removeprefix(f"{path}: "), "red")
+        shown.add_row(Text(name), state)
+    console.print(shown)
     return broken
 
 
 def _load_alone(path: Path) -> str:
-    """Check a file's syntax, keys and types. Whether values fit together shows in a suite, not in one layer.
+    """Check a file's syntax, keys and types; says what it holds. Whether values fit together shows in a suite.
 
     Raises:
         UserError: the file is broken.
     """
     if path.suffix in (".json", ".jsonl"):
-        return f"[green]loads[/green]: {len(load_prompts(path))} prompts"
+        return f": {len(load_prompts(path))} prompts"
     if path.parent.name == "claims":
-        return f"[green]loads[/green]: {len(load_claims(path).claims)} claims"
+        return f": {len(load_claims(path).claims)} claims"
     check_layer(RunConfig, read_yaml(path))
-    return "[green]loads[/green]"
+    return ""

@@ -18,11 +18,15 @@ from replication.config import load_suite
 from replication.console import duration, progress, say
 from replication.errors import UserError
 from replication.grid.cells import Cell, places
+from replication.processes.launcher import end
 from replication.processes.preemption import PREEMPTED
 from replication.runs.failures import last_line, read_failure, record_failure
 from replication.runs.files import read_object
 from replication.runs.journal import read_tail
 from replication.runs.layout import SuiteDir
+
+STOP_SECONDS = 20.0
+"""For each running cell, to save and stop in when Ctrl-C is pressed."""
 
 
 @dataclass
@@ -73,7 +77,8 @@ def run_cells(cells: Sequence[Cell], suite_dir: SuiteDir, jobs: int, console: Co
                 left = (time.monotonic() - started) / ended * (len(waiting) + len(running)) if ended else None
                 bars.update(total, completed=n_skipped + ended, note=f"left about {duration(left)}" if left else "")
         except BaseException:
-            _stop([r.process for r in running])
+            # as Ctrl-C, but heard in the background too, where SIGINT is ignored
+            end([r.process for r in running], signal.SIGTERM, STOP_SECONDS * len(running))
             raise
     return outcome
 
@@ -124,18 +129,6 @@ def _finish(r: _Running, outcome: Outcome, bars: Progress) -> None:
     unwritten = {"error": f"{error}; its FAILED could not be written: is the disk full?"}
     error = (read_failure(cell.run) or unwritten)["error"]
     say(bars.console, ("failed", "red"), f" {cell.name}: {error} (log: {cell.run.log})")
-
-
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Interrupt, wait, and end what does not stop."""
-    for process in processes:
-        process.send_signal(signal.SIGTERM)  # as Ctrl-C, but heard in the background too, where SIGINT is ignored
-    for process in processes:
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def report_is_current(suite_dir: SuiteDir) -> bool:

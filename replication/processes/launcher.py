@@ -119,11 +119,11 @@ def how_it_was_ended(code: int) -> str:
     return f"ended by {signal.Signals(-code).name}{' (out of memory?)' if code == -signal.SIGKILL else ''}"
 
 
-def end(ranks: Sequence[subprocess.Popen[bytes]], first: signal.Signals) -> None:
+def end(ranks: Sequence[subprocess.Popen[bytes]], first: signal.Signals, seconds: float = GRACE_SECONDS) -> None:
     """Signal every process that is left, and kill what has not ended in time."""
     for rank in ranks:
         rank.send_signal(first)  # does nothing to one that has ended
-    for rank in _let_end(ranks, GRACE_SECONDS):
+    for rank in _let_end(ranks, seconds):
         rank.kill()
         rank.wait()
 

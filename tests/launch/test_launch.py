@@ -320,8 +320,8 @@ def test_quickstart_runs_the_suite_and_says_how_to_judge(sandbox: Sandbox, args:
     done = sandbox.run("launch/quickstart.sh", *args)
     assert done.returncode == 0, done.stderr
     jobs = min(2, os.cpu_count() or 1)
-    frozen, run, prepared, how = done.stdout.splitlines()[-4:]
-    assert frozen == f"replicate plan freeze ablation_2x2 --out {out}"
+    registered, run, prepared, how = done.stdout.splitlines()[-4:]
+    assert registered == f"replicate preregistration register ablation_2x2 --out {out}"
     assert run == f"replicate grid run ablation_2x2 --out {out} --jobs {jobs}"
     assert prepared == f"replicate judge prepare {out}"
     assert f"replicate judge serve {shlex.quote(out)}".replace("'", "") in how.replace("\\", "")
@@ -347,13 +347,13 @@ def test_quickstart_ends_where_the_grid_fails(sandbox: Sandbox) -> None:
     assert done.returncode == 3 and "judging" not in done.stdout
 
 
-def test_quickstart_freezes_no_plan_in_a_folder_that_has_begun(sandbox: Sandbox) -> None:
+def test_quickstart_registers_no_plan_in_a_folder_that_has_begun(sandbox: Sandbox) -> None:
     begun = sandbox.root / "begun"
     begun.mkdir()
     (begun / "suite.yaml").touch()
     done = sandbox.run("launch/quickstart.sh", "--out", str(begun))
     assert done.returncode == 0, done.stderr
-    assert not sandbox.asked("replicate plan") and sandbox.asked("replicate grid run")
+    assert not sandbox.asked("replicate preregistration") and sandbox.asked("replicate grid run")
 
 
 def test_local_sh_is_replicate_train_and_on_several_machines_torchrun(sandbox: Sandbox) -> None:
@@ -387,8 +387,9 @@ def test_ablation_submits_the_grid(sandbox: Sandbox, args: list[str], seeds: str
     assert done.returncode == 0, done.stderr
     expected = f"replicate grid submit ablation_2x2 --site my site.env --cluster node_8gpu_zero2 {seeds}--out x"
     assert done.stdout.splitlines()[-1] == expected
-    frozen = [f"replicate plan freeze ablation_2x2 --unless-begun --cluster node_8gpu_zero2 {seeds}--out x"]
-    assert sandbox.asked("replicate plan") == ([] if "--dry-run" in args else frozen)
+    command = "replicate preregistration register ablation_2x2 --unless-begun --cluster node_8gpu_zero2"
+    registered = [f"{command} {seeds}--out x"]
+    assert sandbox.asked("replicate preregistration") == ([] if "--dry-run" in args else registered)
 
 
 def test_ablation_without_its_two_arguments_says_how_to_call_it(sandbox: Sandbox) -> None:
