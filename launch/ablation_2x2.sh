@@ -16,8 +16,7 @@ Usage: launch/ablation_2x2.sh SITE CLUSTER [--out DIR] [--seeds 1,2,...] [--dry-
 The analysis plan is registered first, in DIR/plan.json; where another one is there, nothing is submitted (`replicate
 preregistration register --amend` replaces it, with a reason). A folder that was begun without a plan is left without
 one. SUITE names another suite than ablation_2x2. Any key of a run may follow as a flag, such as --training.steps=600.
-A second call
-submits only what is neither in the queue nor done. Then:
+A second call submits only what is neither in the queue nor done. Then:
 
   replicate grid status DIR      what became of each cell
   replicate grid retry DIR       submit failed cells again
