@@ -40,17 +40,10 @@ OURS = re.compile(r"(\./)?(launch|tests|configs|replication|\.ci|\.github)/[\w./
 READERS = re.compile(r"my_|^out/|^[A-Z_]+$")
 MADE = {"launch/site.env"}  # by the reader
 KEYS = set(flatten(to_dict(RunConfig())))
-WORDS_OF_OTHERS = {
-    *(
-        "encode_special_tokens",
-        "index_select",
-        "use_deterministic_algorithms",
-        "SessionLog",
-        "HunYuanMoEV1",
-        "ConnectionError",
-    ),
-    *("TRITON_INTERPRET", "MASTER_ADDR", "MASTER_PORT", "OPENAI_API_KEY", "SSL_CERT_FILE", "ALL_PROXY", "NO_PROXY"),
-}
+WORDS_OF_OTHERS = set(
+    "encode_special_tokens index_select use_deterministic_algorithms SessionLog HunYuanMoEV1 ConnectionError Trainer None "
+    "TRITON_INTERPRET MASTER_ADDR MASTER_PORT OPENAI_API_KEY SSL_CERT_FILE ALL_PROXY NO_PROXY".split()
+)
 """Names in the pages that are a library's, and that nothing here spells."""
 
 
@@ -279,6 +272,12 @@ def our_words() -> set[str]:
     return {word for text in ["\n".join(sources), *read] for word in re.findall(r"\w+", text)}
 
 
+@functools.cache
+def our_classes() -> set[str]:
+    files = [CHECKOUT / f for f in our_files() if f.startswith("replication/") and f.endswith(".py")]
+    return {name for file in files for name in re.findall(r"^class (\w+)", file.read_text(encoding="utf-8"), re.M)}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_files_and_names_of_code_are_there(name: str) -> None:
     wrong = []
@@ -286,6 +285,9 @@ def test_files_and_names_of_code_are_there(name: str) -> None:
         for file in re.findall(r"[\w./-]+\.(?:py|sh|sbatch)(?!\w)", code):
             known = any(f"/{ours}".endswith(f"/{file.removeprefix('./')}") for ours in our_files())
             wrong += [] if known else [file]
+        named = re.fullmatch(r"([A-Z][a-z]\w+)(\.\w+)?", code)
+        if named and named[1] not in our_classes() | WORDS_OF_OTHERS:
+            wrong.append(f"class {named[1]}")
         for word in re.findall(r"[A-Za-z_]\w{3,}", code):
             is_name = "_" in word or re.search(r"[a-z][A-Z]", word)
             if is_name and not READERS.search(word) and word not in our_words() | WORDS_OF_OTHERS:
