@@ -1,21 +1,42 @@
-"""Checks that turn silent failures into messages: before the first step, and at every optimizer boundary."""
+"""Checks that turn silent failures into messages: before a weight is moved, and at every optimizer boundary.
+
+Before: whether all processes see the same world, and whether there is room.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
+import tempfile
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import psutil
 import torch
+import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 
 from replication.config import RunConfig
 from replication.data.module import Batch
+from replication.data.records import SPLITS
+from replication.data.store import TokenStore
 from replication.errors import Diverged, UserError
+from replication.model.needs import GIB, StateNeeds, checkpoint_gib, checkpoints_kept, gib, state_needs
 from replication.runs.layout import RunDir, cells_in
 from replication.runs.manifest import find_manifest, update_manifest
+from replication.runs.provenance import code_identity
+from replication.training.checkpoints import complete_folders
 from replication.training.module import LanguageModel
-from replication.training.preflight import preflight
-from replication.training.strategies import ZeroStrategy
+from replication.training.ranks import device, gather, gather_objects, is_first, rank, world_size
+from replication.training.strategies import ZeroStrategy, uses_gpu
+
+SCRATCH_MIB = 64  # below this, temporary files of torch and of compilers fail in ways that say nothing
+SAMPLED_BLOCKS = 8
+ALL_REDUCE_BYTES = {"gloo": 4 * 2**20, "nccl": 64 * 2**20}
 
 
 class Checks(Callback):
@@ -93,3 +114,140 @@ def check_neighbours(config: RunConfig, run: RunDir, initial_weights: str) -> No
                 f"{neighbour.root}: started from the same weights at another seed ({other.weights_seed}, this cell has "
                 f"{config.effective_weights_seed}); seeds would not be independent: remove that cell, or this one"
             )
+
+
+# ---------------------------------------------------------------- before the first step
+
+
+def preflight(config: RunConfig, run: RunDir, identity: dict[str, str]) -> dict[str, float | None]:
+    """Every check below, on all ranks, when the process group stands; each raises on every rank alike.
+
+    Returns:
+        For the manifest: needs and room in GiB, and the bandwidth of one all-reduce.
+    """
+    code = code_identity()
+    versions = ", ".join(f"{name} {version}" for name, version in code.packages.items())
+    check_ranks(config, identity | {"code hash": str(code.code_hash), "package versions": versions})
+    room = check_room(config, run)
+    bandwidth = check_all_reduce()
+    return {**room, "all_reduce_gb_per_second": bandwidth}
+
+
+# ---------------------------------------------------------------- the same world
+
+
+def check_ranks(config: RunConfig, identity: dict[str, str]) -> None:
+    """Raise UserError on every rank where the world is not what the config says, or the ranks are not alike."""
+    count = int(gather(torch.ones((), device=device())).sum())
+    if count != config.world_size:
+        raise UserError(
+            f"cluster.devices x cluster.nodes: the config asks for {config.world_size} processes, {count} answered; "
+            "start as many tasks as the config says"
+        )
+    first, *others = gather_objects(identity)
+    for r, other in enumerate(others, start=1):
+        for key, value in first.items():
+            if other[key] != value:
+                raise UserError(
+                    f"{key}: differs between ranks (rank 0 has {value}, rank {r} has {other[key]}); give every node "
+                    "the same files"
+                )
+
+
+def data_sample(store: TokenStore) -> str:
+    """Hash of a few token blocks of every source, as this node reads them: the corpus's own hash is only its word."""
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for source, n in enumerate(store.sizes(split)):
+            indices = np.unique(np.linspace(0, n - 1, SAMPLED_BLOCKS).astype(np.int64)) if n else np.empty(0, np.int64)
+            digest.update(store.read(split, np.full_like(indices, source), indices).tobytes())
+    return digest.hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- room
+
+
+def check_room(config: RunConfig, run: RunDir) -> dict[str, float]:
+    """Compare what the run needs with what is free: memory of this process, disk of the cell, scratch.
+
+    Raises:
+        UserError: on all ranks, what the first rank that lacks room says.
+    """
+    needs, free = state_needs(config), free_memory_gib(config)
+    complaints = [c for c in gather_objects(_complaint(config, run, needs, free)) if c]
+    if complaints:
+        raise UserError(complaints[0])
+    return {"needs_gib": round(needs.device_gib, 3), "free_gib": round(free, 3)}
+
+
+def _complaint(config: RunConfig, run: RunDir, needs: StateNeeds, free_gib: float) -> str | None:
+    where = f"{config.cluster.strategy} on {config.world_size} process(es)"
+    host_gib = needs.host_gib + (0 if uses_gpu(config) else needs.device_gib)
+    if host_gib > free_host_gib(config):
+        return (
+            f"cluster.strategy: {where} keeps {gib(host_gib)} in the CPU memory of each, and rank {rank()} has "
+            f"{gib(free_host_gib(config))} free; take more nodes or a higher ZeRO stage, or raise "
+            "cluster.slurm.memory_gib"
+        )
+    if needs.device_gib > free_gib:
+        return (
+            f"cluster.strategy: {where} keeps {gib(needs.device_gib)} of weights, gradients and optimizer in each, and "
+            f"rank {rank()} has {gib(free_gib)} free; take a higher ZeRO stage, more devices, or "
+            "cluster.offload_optimizer"
+        )
+    scratch = Path(tempfile.gettempdir())
+    scratch_gib = shutil.disk_usage(scratch).free / GIB
+    if scratch_gib * 1024 < SCRATCH_MIB:
+        return f"{scratch}: {gib(scratch_gib)} of scratch left on rank {rank()}; make room, or point TMPDIR elsewhere"
+    missing = (checkpoints_kept(config) - len(complete_folders(run))) * checkpoint_gib(config)
+    disk_gib = shutil.disk_usage(run.root).free / GIB
+    if is_first() and missing > disk_gib:
+        return (
+            f"{run.root}: checkpoints need {gib(missing)}, and {gib(disk_gib)} are free; make room, or lower "
+            "checkpoints.keep_last"
+        )
+    return None
+
+
+def free_memory_gib(config: RunConfig) -> float:
+    """Of this process's GPU, or its share of the node's memory."""
+    return float(torch.cuda.mem_get_info()[0]) / GIB if uses_gpu(config) else free_host_gib(config)
+
+
+def free_host_gib(config: RunConfig) -> float:
+    """This process's share of what is free of the node's memory, or of what the job was given of it."""
+    given = os.environ.get("SLURM_MEM_PER_NODE", "")  # MiB
+    limit = int(given) * 2**20 if given.isdigit() and int(given) else float("inf")
+    return min(psutil.virtual_memory().available, limit) / GIB / config.cluster.devices
+
+
+# ---------------------------------------------------------------- the network
+
+
+def check_all_reduce() -> float | None:
+    """Sum a known value over all ranks, twice; None on one process.
+
+    Returns:
+        Bus bandwidth in GB/s, as nccl-tests counts it: 2 (n - 1) / n x bytes / seconds.
+
+    Raises:
+        UserError: the sum is wrong.
+    """
+    n = world_size()
+    if n == 1:
+        return None
+    n_bytes = ALL_REDUCE_BYTES[dist.get_backend()]
+    value = torch.full((n_bytes // 4,), float(rank() + 1), device=device())
+    seconds = 0.0
+    for expected in (n * (n + 1) / 2, n * n * (n + 1) / 2):  # the second is timed: the first opens connections
+        gather(torch.ones((), device=device()))  # all ranks start together
+        started = time.monotonic()
+        dist.all_reduce(value)
+        wrong = int((value != expected).sum())  # waits for the result
+        seconds = time.monotonic() - started
+        if wrong:
+            raise UserError(
+                f"all-reduce: {wrong} of {value.numel()} sums of {n} ranks are not {expected:g}; the network or its "
+                "library is broken: look at the interconnect variables of the site file"
+            )
+    return round(2 * (n - 1) / n * n_bytes / seconds / 1e9, 3)

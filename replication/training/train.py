@@ -26,12 +26,11 @@ from replication.runs.layout import RunDir
 from replication.runs.manifest import Data, Manifest, Start, is_trained, read_manifest, update_manifest, write_manifest
 from replication.runs.starts import changes, code_facts, code_of, logged_cells, machine_of, refuse_other_data
 from replication.training.checkpoints import Checkpoints, checkpoint_folder, load_weights, read_marker, step_of
-from replication.training.checks import Checks, check_neighbours
+from replication.training.checks import Checks, check_neighbours, data_sample
 from replication.training.environment import arithmetic, describe_machine, prepare_torch
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
 from replication.training.phases import is_watched
-from replication.training.preflight import data_sample
 from replication.training.progress import PhaseMarks, Progress
 from replication.training.ranks import launched_rank
 from replication.training.reshard import Sharding, needs_reshard, reshard, state_to_load

@@ -15,7 +15,7 @@ import replication.training.train as train_module
 from replication.errors import UserError
 from replication.runs.files import read_json
 from replication.runs.layout import RunDir
-from replication.training.preflight import check_ranks
+from replication.training.checks import check_ranks
 
 TWO = ("--cluster.strategy=zero2", "--cluster.devices=2", "--cluster.micro_batch_sequences=4")
 

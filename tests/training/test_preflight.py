@@ -21,8 +21,8 @@ from replication.model.needs import GIB, checkpoint_gib, checkpoints_kept, state
 from replication.processes.launcher import PLACE, adopt_place
 from replication.runs import provenance
 from replication.runs.layout import RunDir
-from replication.training import preflight as module
-from replication.training.preflight import check_room, data_sample
+from replication.training import checks as module
+from replication.training.checks import check_room, data_sample
 
 # ---------------------------------------------------------------- what a run needs
 
@@ -94,7 +94,7 @@ def test_ranks_that_add_up_wrongly_are_named(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(
         "import json, os, sys\nimport torch.distributed as dist\n"
-        "from replication.training import preflight\n"
+        "from replication.training import checks as preflight\n"
         "dist.init_process_group('gloo')\n"
         "right = preflight.check_all_reduce()\n"
         "own = dist.get_rank()\n"
