@@ -40,10 +40,11 @@ OURS = re.compile(r"(\./)?(launch|tests|configs|replication|\.ci|\.github)/[\w./
 READERS = re.compile(r"my_|^out/|^[A-Z_]+$")
 MADE = {"launch/site.env"}  # by the reader
 KEYS = set(flatten(to_dict(RunConfig())))
-WORDS_OF_OTHERS = set(
-    "encode_special_tokens index_select use_deterministic_algorithms SessionLog HunYuanMoEV1 ConnectionError Trainer None "
-    "TRITON_INTERPRET MASTER_ADDR MASTER_PORT OPENAI_API_KEY SSL_CERT_FILE ALL_PROXY NO_PROXY".split()
-)
+WORDS_OF_OTHERS = {
+    *("encode_special_tokens", "index_select", "use_deterministic_algorithms", "SessionLog", "HunYuanMoEV1"),
+    *("ConnectionError", "Trainer", "None", "TRITON_INTERPRET", "MASTER_ADDR", "MASTER_PORT", "OPENAI_API_KEY"),
+    *("SSL_CERT_FILE", "ALL_PROXY", "NO_PROXY"),
+}
 """Names in the pages that are a library's, and that nothing here spells."""
 
 
