@@ -62,18 +62,18 @@ class Visit:
 
     judge: Judge
     last_vote: str | None
-    """The showing of the judge's last vote that stands: what `undo` must name."""
+    """The impression of the judge's last vote that stands: what `undo` must name."""
     asks_survey: bool
     is_locked: bool
 
 
 @dataclass(frozen=True)
-class Showing:
+class Impression:
     """What a judge is to see now."""
 
     assignment_id: int
-    showing: str
-    """What the vote on it must name."""
+    impression: str
+    """What the vote on it must name; the tables have it as `showing`."""
     position: int
     """From 0."""
     question: str
@@ -85,9 +85,9 @@ class Cast(Enum):
     """What became of a vote."""
 
     STORED = "stored"
-    REPEATED = "repeated"  # this showing has its vote, the same choice; nothing written
-    CONFLICT = "conflict"  # this showing has its vote, or had one that was undone; nothing written
-    UNKNOWN = "unknown"  # no such showing for this judge; nothing written
+    REPEATED = "repeated"  # this impression has its vote, the same choice; nothing written
+    CONFLICT = "conflict"  # this impression has its vote, or had one that was undone; nothing written
+    UNKNOWN = "unknown"  # no such impression for this judge; nothing written
     LOCKED = "locked"  # the panel takes no more votes; nothing written
 
 
@@ -131,7 +131,7 @@ class Store:
             return _judge(c, row) if row else None
 
     def last_vote(self, judge_id: str) -> str | None:
-        """The showing of the judge's last vote that stands: what `undo` must name."""
+        """The impression of the judge's last vote that stands: what `undo` must name."""
         with self.database.read() as c:
             row = c.execute(_LAST_VOTE, {"judge": judge_id}).one_or_none()
         return row.showing if row else None
@@ -164,22 +164,22 @@ class Store:
         with self.database.write() as c:
             c.execute(update(judges).where(judges.c.judge_id == judge_id).values(survey=dict(answers)))
 
-    def show(self, judge_id: str) -> Showing | None:
+    def show(self, judge_id: str) -> Impression | None:
         """The first assignment without a vote, noted as shown now; None where there is none or the panel is locked."""
         with self.database.write(durable=False) as c:  # the vote on it brings it to the disk too
             if is_locked(c):
                 return None
-            # held, so that two windows of one judge are given the same showing
+            # held, so that two windows of one judge are given the same impression
             row = c.execute(_CURRENT, {"judge": judge_id}).one_or_none()
             if row is None:
                 return None
-            showing = row.showing or secrets.token_urlsafe(16)
-            c.execute(_NOTE_SHOWN, {"this": row.assignment_id, "showing": showing, "shown_at": time.time()})
+            impression = row.showing or secrets.token_urlsafe(16)
+            c.execute(_NOTE_SHOWN, {"this": row.assignment_id, "showing": impression, "shown_at": time.time()})
         left, right = (row.first, row.second) if row.first_is_left else (row.second, row.first)
-        return Showing(row.assignment_id, showing, row.position, row.question, left, right)
+        return Impression(row.assignment_id, impression, row.position, row.question, left, right)
 
-    def vote(self, judge_id: str, showing: str, choice: str) -> Cast:
-        """Store a judge's choice on what they were shown; at most once a showing, whoever asks how often.
+    def vote(self, judge_id: str, impression: str, choice: str) -> Cast:
+        """Store a judge's choice on what they were shown; at most once an impression, whoever asks how often.
 
         When STORED is returned the vote is on the disk.
         """
@@ -189,7 +189,7 @@ class Store:
             with self.database.write() as c:
                 if is_locked(c):
                     return Cast.LOCKED
-                named = {"judge": judge_id, "named": showing}
+                named = {"judge": judge_id, "named": impression}
                 row = c.execute(_SHOWN, named).one_or_none()
                 # looked for while the assignment is held: a click that comes twice finds its first vote
                 earlier = c.execute(_VOTE_ON, named).one_or_none()
@@ -198,21 +198,21 @@ class Store:
                     return Cast.REPEATED if stands else Cast.CONFLICT
                 if row is None:
                     return Cast.UNKNOWN
-                cast = {"assignment_id": row.assignment_id, "showing": showing, "choice": choice, "cast_at": now}
+                cast = {"assignment_id": row.assignment_id, "showing": impression, "choice": choice, "cast_at": now}
                 c.execute(_CAST, {**cast, "shown_at": row.shown_at, "seconds": max(0.0, now - row.shown_at)})
         except IntegrityError:  # what the locks above do not catch, the unique index does
             return Cast.CONFLICT
         return Cast.STORED
 
-    def undo(self, judge_id: str, showing: str) -> bool:
-        """Take back the judge's last vote, which must be the one on `showing`; its item comes next again.
+    def undo(self, judge_id: str, impression: str) -> bool:
+        """Take back the judge's last vote, which must be the one on `impression`; its item comes next again.
 
-        The vote stays in the table, marked; the item gets a new showing. False, with nothing written, where that vote
-        is not the judge's last one or the panel is locked.
+        The vote stays in the table, marked; the item gets a new impression. False, with nothing written, where that
+        vote is not the judge's last one or the panel is locked.
         """
         with self.database.write() as c:
             last = c.execute(_LAST_VOTE, {"judge": judge_id}).one_or_none()
-            if is_locked(c) or last is None or last.showing != showing:
+            if is_locked(c) or last is None or last.showing != impression:
                 return False
             standing = and_(votes.c.vote_id == last.vote_id, votes.c.undone_at.is_(None))
             if c.execute(update(votes).where(standing).values(undone_at=time.time())).rowcount != 1:

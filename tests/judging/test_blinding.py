@@ -1,4 +1,4 @@
-"""The probe: it finds a leak that was planted, nothing where there is none, and its interval is what it says."""
+"""The classifier two-sample test: it finds a planted leak, nothing where there is none, and its interval holds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from classifier import Blocks, auc, blocks, permuted, scores
 from features import SIDE, cut, numbers
-from probe import Answer, Seen, Truth
+from fetched_pages import Fetched, Seen, Truth
 from rich.console import Console
 from scipy import sparse
 from synthetic import ARMS, completions
@@ -21,7 +21,7 @@ from replication.runs.files import read_json
 ITEMS = 1008
 
 
-def probed(out: Path, *flags: str) -> tuple[int, dict[str, dict]]:
+def tested(out: Path, *flags: str) -> tuple[int, dict[str, dict]]:
     parser = Parser()
     blinding.add_arguments(parser)
     args = parser.parse_args([f"--items={ITEMS}", "--folds=4", f"--out={out}", *flags])
@@ -32,7 +32,7 @@ def probed(out: Path, *flags: str) -> tuple[int, dict[str, dict]]:
 @pytest.mark.parametrize("experiment", [pytest.param("alike", marks=pytest.mark.full), "placeholder"])
 def test_nothing_that_the_server_sends_tells_the_side(experiment: str, tmp_path: Path) -> None:
     """With 1,000 items the interval is about ± 0.04; times differ from run to run, so three widths are allowed."""
-    _, found = probed(tmp_path, f"--experiment={experiment}")
+    _, found = tested(tmp_path, f"--experiment={experiment}")
     result = found[experiment]
     value = result["auc"][result["primary"]]
     assert result["items"] == ITEMS
@@ -43,7 +43,7 @@ def test_nothing_that_the_server_sends_tells_the_side(experiment: str, tmp_path:
 
 
 def test_a_planted_header_is_found(tmp_path: Path) -> None:
-    code, found = probed(tmp_path, "--experiment=placeholder", "--leak=header")
+    code, found = tested(tmp_path, "--experiment=placeholder", "--leak=header")
     assert code == 0
     assert found["placeholder"]["auc"]["everything"]["low"] > 0.95
 
@@ -55,9 +55,9 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         (["--arms", "a", "a"], "--arms: names a twice"),
     ):
         with pytest.raises(UserError, match=words):
-            probed(tmp_path, *flags)
+            tested(tmp_path, *flags)
     with pytest.raises(UserError, match="--completions"):
-        probed(tmp_path, f"--completions={tmp_path}")
+        tested(tmp_path, f"--completions={tmp_path}")
 
 
 # ---------------------------------------------------------------- the classifier and its interval
@@ -115,7 +115,7 @@ def test_the_interval_misses_as_often_as_it_says() -> None:
 
 
 def test_items_of_a_prompt_are_not_counted_as_independent() -> None:
-    """Where a completion is shown again and again, the interval is that of the completions, not of the showings."""
+    """Where a completion is shown again and again, the interval is that of the completions, not of the impressions."""
     misses = []
     for k in range(200):
         rng = np.random.default_rng(k)
@@ -143,8 +143,8 @@ def page(left: str, right: str) -> Seen:
     body = "".join(
         f'<section class="text" aria-labelledby="{n}">{t}</section>\n' for n, t in (("left", left), ("right", right))
     )
-    answer = Answer("HTTP/1.1 200 OK\na: b", f"<main>\n{body}</main>", 0.001, 0.002)
-    return Seen(0, 0, "s", answer, Answer("HTTP/1.1 303 See Other", "", 0.003, 0.004))
+    answer = Fetched("HTTP/1.1 200 OK\na: b", f"<main>\n{body}</main>", 0.001, 0.002)
+    return Seen(0, 0, "s", answer, Fetched("HTTP/1.1 303 See Other", "", 0.003, 0.004))
 
 
 def test_a_page_is_cut_into_its_parts() -> None:
@@ -158,7 +158,7 @@ def test_a_page_is_cut_into_its_parts() -> None:
     row = dict(zip(("place", "page", "left", "right", "less"), numbers([seen], [parts])[0], strict=False))
     assert row["less"] == -3  # two letters of the text, one of the name
     with pytest.raises(RuntimeError, match="learn the new page"):
-        cut(Seen(0, 0, "s", Answer("", "<main></main>", 0, 0), Answer("", "", 0, 0)))
+        cut(Seen(0, 0, "s", Fetched("", "<main></main>", 0, 0), Fetched("", "", 0, 0)))
     assert set(SIDE) == {"left", "right"}
 
 
@@ -173,7 +173,7 @@ def test_one_arm_s_completions_are_dealt_as_two() -> None:
         assert set(shown) <= {c.text for c in one if c.prompt_id == prompt}
 
 
-def test_made_up_arms_differ_where_they_should() -> None:
+def test_synthetic_arms_differ_where_they_should() -> None:
     def words(alike: bool) -> list[float]:
         found = completions(4, seed=0, alike=alike)
         return [float(np.mean([len(c.text.split()) for of in found.values() for c in of[arm]])) for arm in ARMS]

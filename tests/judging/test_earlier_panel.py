@@ -1,4 +1,4 @@
-"""A panel that version 0.1.0 made and judged (tests/support/earlier_panel.tar.xz) is opened, locked and counted alike."""
+"""A panel that version 0.1.0 made (tests/support/earlier_panel.tar.xz) is opened, locked and counted as it was then."""
 
 from __future__ import annotations
 

@@ -450,9 +450,11 @@ def test_the_judging_folder_alone_serves_and_its_votes_come_home(out: Path, tmp_
             mine = str(browser.post(f"/join/{join}", data={"nonce": form.group(1)}).url)
             browser.post(f"{mine}/start")
             for _ in range(2):
-                showing = re.search(r'/vote".*?name="showing" value="([^"]+)"', browser.get(mine).text, re.DOTALL)
-                assert showing, browser.get(mine).text
-                assert browser.post(f"{mine}/vote", data={"showing": showing.group(1), "choice": "left"}).is_success
+                impression = re.search(r'/vote".*?name="impression" value="([^"]+)"', browser.get(mine).text, re.DOTALL)
+                assert impression, browser.get(mine).text
+                assert browser.post(
+                    f"{mine}/vote", data={"impression": impression.group(1), "choice": "left"}
+                ).is_success
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=120)
         assert process.returncode == 0 and "Traceback" not in rest
@@ -501,8 +503,8 @@ def test_a_preview_is_a_copy_that_nothing_comes_back_from(out: Path, said) -> No
             for _ in range(2):
                 page = browser.get(str(page.url))
                 assert "<strong>Preview.</strong>" in page.text
-                showing = re.search(r'/vote".*?name="showing" value="([^"]+)"', page.text, re.DOTALL).group(1)  # type: ignore[union-attr]
-                assert browser.post(f"{page.url}/vote", data={"showing": showing, "choice": "left"}).is_success
+                impression = re.search(r'/vote".*?name="impression" value="([^"]+)"', page.text, re.DOTALL).group(1)  # type: ignore[union-attr]
+                assert browser.post(f"{page.url}/vote", data={"impression": impression, "choice": "left"}).is_success
             assert "<strong>Preview.</strong>" in browser.get("/no/such").text
     assert said("status", out) == before and not (out / "judging" / "serving.json").exists()
     said("prepare", (empty := out.parent / "empty"), "--import", _export(out.parent), "--judges", 0)

@@ -55,7 +55,7 @@ def test_a_guessed_link_and_a_broken_one_get_the_same_page(panel: SmallPanel, cl
     ]
     pages = [client.get(f"/j/{guess}") for guess in guesses]
     pages += [
-        client.post(f"/j/{guesses[0]}/{verb}", data={"showing": "x", "choice": "tie"})
+        client.post(f"/j/{guesses[0]}/{verb}", data={"impression": "x", "choice": "tie"})
         for verb in ("start", "survey", "vote", "undo")
     ]
     pages += [client.get(f"/join/{panel.links[0]}"), client.post("/join/x"), client.get("/nowhere")]
@@ -81,8 +81,8 @@ def test_a_guessed_link_asks_the_database_what_a_broken_one_asks(panel: SmallPan
         ("never shown", 403),
         ("of another judge", 403),
         ("voted on before", 409),
-        ("not a showing", 422),
-        ("no showing", 422),
+        ("not an impression", 422),
+        ("no impression", 422),
         ("unknown choice", 422),
         ("no choice", 422),
     ],
@@ -92,13 +92,13 @@ def test_a_vote_must_be_on_what_is_shown(
 ) -> None:
     mine, other = panel.links
     data = {
-        "never shown": {"showing": "A" * 22, "choice": "left"},
-        "of another judge": {"showing": begun[other], "choice": "left"},
-        "voted on before": {"showing": panel.store.last_vote("judge-001"), "choice": "left"},
-        "not a showing": {"showing": "'; DROP TABLE judging_votes; --", "choice": "left"},
-        "no showing": {"choice": "left"},
-        "unknown choice": {"showing": begun[mine], "choice": "first"},
-        "no choice": {"showing": begun[mine]},
+        "never shown": {"impression": "A" * 22, "choice": "left"},
+        "of another judge": {"impression": begun[other], "choice": "left"},
+        "voted on before": {"impression": panel.store.last_vote("judge-001"), "choice": "left"},
+        "not an impression": {"impression": "'; DROP TABLE judging_votes; --", "choice": "left"},
+        "no impression": {"choice": "left"},
+        "unknown choice": {"impression": begun[mine], "choice": "first"},
+        "no choice": {"impression": begun[mine]},
     }[what]
     answer = client.post(f"/j/{mine}/vote", data=data)
     assert answer.status_code == status and f'href="/j/{mine}"' in answer.text
@@ -109,7 +109,7 @@ def test_a_replayed_vote_is_told_so_and_led_on(
     panel: SmallPanel, client: httpx.Client, begun: dict[str, str], choice: str
 ) -> None:
     path = f"/j/{panel.links[0]}"
-    answer = client.post(f"{path}/vote", data={"showing": panel.store.last_vote("judge-001"), "choice": choice})
+    answer = client.post(f"{path}/vote", data={"impression": panel.store.last_vote("judge-001"), "choice": choice})
     assert answer.status_code == 409
     assert ("stored already" if choice == "tie" else "vote on this pair already") in answer.text
     assert f'http-equiv="refresh" content="4; url={path}"' in answer.text and f'href="{path}"' in answer.text
@@ -132,7 +132,7 @@ def test_another_site_cannot_post(
     panel: SmallPanel, client: httpx.Client, begun: dict[str, str], headers: dict[str, str]
 ) -> None:
     token = panel.links[0]
-    data = {"showing": begun[token], "choice": "left", "token": panel.admin}
+    data = {"impression": begun[token], "choice": "left", "token": panel.admin}
     for path in (f"/j/{token}/vote", f"/j/{token}/undo", f"/j/{token}/start", f"/join/{panel.join}", "/admin/sign-in"):
         assert client.post(path, data=data, headers=headers).status_code == 403
 
@@ -184,19 +184,19 @@ def test_posting_routes_take_no_other_method(client: httpx.Client, panel: SmallP
     token = panel.links[0]
     for verb in ("start", "survey", "vote", "undo"):
         for method in ("GET", "PUT", "DELETE", "PATCH"):
-            answer = client.request(method, f"/j/{token}/{verb}?showing={begun[token]}&choice=left")
+            answer = client.request(method, f"/j/{token}/{verb}?impression={begun[token]}&choice=left")
             assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
             assert f'href="/j/{token}"' in answer.text
 
 
 def test_a_query_is_no_form(client: httpx.Client, panel: SmallPanel, begun: dict[str, str]) -> None:
     token = panel.links[0]
-    assert client.post(f"/j/{token}/vote?showing={begun[token]}&choice=left").status_code == 422
+    assert client.post(f"/j/{token}/vote?impression={begun[token]}&choice=left").status_code == 422
 
 
 def test_bodies_that_are_too_long(client: httpx.Client, panel: SmallPanel, begun: dict[str, str]) -> None:
     path = f"/j/{panel.links[0]}/vote"
-    body = f"showing={begun[panel.links[0]]}&choice=left&x=".encode()
+    body = f"impression={begun[panel.links[0]]}&choice=left&x=".encode()
     form = {"content-type": "application/x-www-form-urlencoded"}
 
     def pieces(n: int) -> Iterator[bytes]:
@@ -214,12 +214,12 @@ def test_bodies_that_are_too_long(client: httpx.Client, panel: SmallPanel, begun
 @pytest.mark.parametrize(
     ("kind", "body", "status"),
     [
-        ("application/json", '{"showing": "SHOWING", "choice": "left"}', 415),
-        ("text/plain", "showing=SHOWING&choice=left", 415),
+        ("application/json", '{"impression": "IMPRESSION", "choice": "left"}', 415),
+        ("text/plain", "impression=IMPRESSION&choice=left", 415),
         ("multipart/form-data; boundary=b", "--b\r\nbroken", 415),
         ("application/x-www-form-urlencoded", "%%%=%zz&&&=\x00", 422),
-        ("application/x-www-form-urlencoded", "showing=SHOWING&choice=left%00", 422),
-        ("application/x-www-form-urlencoded", "showing[]=SHOWING&choice[$ne]=left", 422),
+        ("application/x-www-form-urlencoded", "impression=IMPRESSION&choice=left%00", 422),
+        ("application/x-www-form-urlencoded", "impression[]=IMPRESSION&choice[$ne]=left", 422),
         ("application/x-www-form-urlencoded", "&" * 10000, 422),
         ("application/x-www-form-urlencoded; charset=utf-16", "\x00s\x00h", 422),
     ],
@@ -233,7 +233,7 @@ def test_bodies_that_are_no_form(
     body: str,
     status: int,
 ) -> None:
-    content = body.replace("SHOWING", begun[panel.links[0]]).encode()
+    content = body.replace("IMPRESSION", begun[panel.links[0]]).encode()
     answer = client.post(f"/j/{panel.links[0]}/vote", content=content, headers={"content-type": kind})
     assert answer.status_code == status
 

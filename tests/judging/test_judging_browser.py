@@ -450,9 +450,9 @@ def test_the_administrator(tmp_path: Path, browser) -> None:
     for n, choice in enumerate(["left", "tie", "right", "left", "both_bad", "left", "left", "right", "left", "tie"]):
         shown = panel.store.show("judge-001")
         assert shown is not None
-        panel.store.vote("judge-001", shown.showing, choice)
+        panel.store.vote("judge-001", shown.impression, choice)
         if n < 4 and (other := panel.store.show("judge-002")):
-            panel.store.vote("judge-002", other.showing, "left")
+            panel.store.vote("judge-002", other.impression, "left")
     panel.store.answer_survey("judge-001", {"background": "ml", "native_english": "no"})
     with served(panel.store) as address:
         context = browser.new_context(viewport={"width": 1200, "height": 900})

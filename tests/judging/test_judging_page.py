@@ -22,8 +22,8 @@ from replication.judging.page.security import LONGEST_BODY_BYTES
 from replication.judging.page.server import create_app, serve
 from replication.judging.schema import items, judges
 
-SHOWING = re.compile(r'/vote"[^>]*>\s*<input type="hidden" name="showing" value="([^"]+)"')
-UNDOABLE = re.compile(r'/undo"[^>]*>\s*<input type="hidden" name="showing" value="([^"]+)"')
+IMPRESSION = re.compile(r'/vote"[^>]*>\s*<input type="hidden" name="impression" value="([^"]+)"')
+UNDOABLE = re.compile(r'/undo"[^>]*>\s*<input type="hidden" name="impression" value="([^"]+)"')
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def begun(panel: SmallPanel) -> dict[str, str]:
     return begin(panel)
 
 
-def showing(page: httpx.Response) -> str:
-    match = SHOWING.search(page.text)
+def impression(page: httpx.Response) -> str:
+    match = IMPRESSION.search(page.text)
     assert match, page.text
     return match.group(1)
 
@@ -64,11 +64,11 @@ def test_a_session_from_the_link_to_the_end(tmp_path: Path) -> None:
         page = client.post(f"{path}/survey", data={"background": "technical", "native_english": "yes"})
         for n in range(1, 7):
             assert f"Pair {n} of 6" in page.text and "How to judge" in page.text
-            page = client.post(f"{path}/vote", data={"showing": showing(page), "choice": "left"})
+            page = client.post(f"{path}/vote", data={"impression": impression(page), "choice": "left"})
         assert "Thank you" in page.text and kept in page.text and client.get(path).text == page.text
         undoable = UNDOABLE.search(page.text)
         assert undoable
-        page = client.post(f"{path}/undo", data={"showing": undoable.group(1)})
+        page = client.post(f"{path}/undo", data={"impression": undoable.group(1)})
         assert "Pair 6 of 6" in page.text
     visit = panel.store.visit(panel.links[0])
     assert visit is not None and visit.judge.n_voted == 5
@@ -78,9 +78,9 @@ def test_a_session_from_the_link_to_the_end(tmp_path: Path) -> None:
 def test_posts_answer_with_see_other(panel: SmallPanel, client: httpx.Client) -> None:
     path = f"/j/{panel.links[0]}"
     assert (answer := client.post(f"{path}/start")).status_code == 303 and answer.headers["location"] == path
-    shown = showing(client.get(path))
+    shown = impression(client.get(path))
     for verb in ("vote", "undo"):
-        answer = client.post(f"{path}/{verb}", data={"showing": shown, "choice": "tie"})
+        answer = client.post(f"{path}/{verb}", data={"impression": shown, "choice": "tie"})
         assert (answer.status_code, answer.headers["location"]) == (303, path)
 
 
@@ -171,12 +171,12 @@ def test_an_undo_works_once_and_for_the_last_vote(
 ) -> None:
     mine = panel.links[0]
     last = panel.store.last_vote("judge-001")
-    for showing_ in ("A" * 22, begun[mine], panel.store.last_vote("judge-002")):
-        assert client.post(f"/j/{mine}/undo", data={"showing": showing_}).status_code == 409
-    assert client.post(f"/j/{mine}/undo", data={"showing": last}).status_code == 303
+    for impression_ in ("A" * 22, begun[mine], panel.store.last_vote("judge-002")):
+        assert client.post(f"/j/{mine}/undo", data={"impression": impression_}).status_code == 409
+    assert client.post(f"/j/{mine}/undo", data={"impression": last}).status_code == 303
     before = panel.contents()
-    assert client.post(f"/j/{mine}/undo", data={"showing": last}).status_code == 409
-    assert client.post(f"/j/{mine}/vote", data={"showing": last, "choice": "left"}).status_code == 409
+    assert client.post(f"/j/{mine}/undo", data={"impression": last}).status_code == 409
+    assert client.post(f"/j/{mine}/vote", data={"impression": last, "choice": "left"}).status_code == 409
     assert panel.contents() == before
 
 
@@ -185,8 +185,8 @@ def test_after_the_lock_nothing_is_taken(panel: SmallPanel, client: httpx.Client
     before = panel.contents()
     token = panel.links[0]
     for verb, data in (
-        ("vote", {"showing": begun[token], "choice": "left"}),
-        ("undo", {"showing": panel.store.last_vote("judge-001") or ""}),
+        ("vote", {"impression": begun[token], "choice": "left"}),
+        ("undo", {"impression": panel.store.last_vote("judge-001") or ""}),
         ("start", {}),
         ("survey", {"background": "ml"}),
     ):
@@ -209,7 +209,7 @@ def test_sql_in_names_stays_data(panel: SmallPanel) -> None:
     with served(panel.store) as address, httpx.Client(base_url=address, follow_redirects=True) as client:
         path = f"/j/{panel.links[0]}"
         page = client.post(f"{path}/start")
-        client.post(f"{path}/vote", data={"showing": showing(page), "choice": "left"})
+        client.post(f"{path}/vote", data={"impression": impression(page), "choice": "left"})
         assert client.post(f"{path}/survey", data={"background": "'; DROP TABLE judging_votes; --"}).status_code == 422
         overview = client.get("/admin", headers={"authorization": f"Bearer {panel.admin}"}, timeout=60).text
     assert "<b>" not in overview.split("<main")[1]
@@ -220,7 +220,7 @@ def test_sql_in_names_stays_data(panel: SmallPanel) -> None:
 # ---------------------------------------------------------------- what answers carry
 
 
-def test_pages_and_headers_name_nothing_but_the_showing(tmp_path: Path) -> None:
+def test_pages_and_headers_name_nothing_but_the_impression(tmp_path: Path) -> None:
     panel = small_panel(tmp_path, attention=1, repeat_share=0.5, text=lambda *_: "the same words")
     contents = panel.contents()
     secret = {str(row.item_id) for row in contents["judging_items"]} | {"judge-001", "baseline", SUITE, "seed", "plain"}
@@ -230,7 +230,7 @@ def test_pages_and_headers_name_nothing_but_the_showing(tmp_path: Path) -> None:
         client.post(f"{path}/start")
         for _ in range(10):
             answer = client.get(path)
-            shown = showing(answer)
+            shown = impression(answer)
             raw = answer.text + str(answer.headers)
             assert not [word for word in secret if word in raw]
             # what is left when prompt, number and what is random are taken out is the same on every page
@@ -239,7 +239,7 @@ def test_pages_and_headers_name_nothing_but_the_showing(tmp_path: Path) -> None:
             plain = re.sub(r'(?s)<form[^>]*/undo".*?</form>\s*|Pair \d+|value="\d+"', "", plain)
             plain = re.sub(r"\s+", " ", plain)
             pages.append((plain, {k: v for k, v in answer.headers.items() if k not in ("date", "content-length")}))
-            client.post(f"{path}/vote", data={"showing": shown, "choice": "left"})
+            client.post(f"{path}/vote", data={"impression": shown, "choice": "left"})
     assert all(page == pages[0] for page in pages)
 
 
@@ -260,7 +260,7 @@ def test_every_answer_carries_the_headers(panel: SmallPanel, client: httpx.Clien
     ]
     answers += [
         client.post(f"{path}/start"),
-        client.post(f"{path}/vote", data={"showing": "x", "choice": "tie"}),
+        client.post(f"{path}/vote", data={"impression": "x", "choice": "tie"}),
         client.post(f"{path}/vote"),
         client.post(f"{path}/vote", headers={"origin": "null"}),
         client.post(f"{path}/vote", content=b"x" * (LONGEST_BODY_BYTES + 1)),
@@ -390,7 +390,7 @@ def test_a_share_of_left_that_chance_hardly_gives_is_marked(tmp_path: Path, n_le
         name = ("judge-001", "judge-002")[n % 2]
         shown = panel.store.show(name)
         assert shown is not None
-        panel.store.vote(name, shown.showing, "left" if n < n_left else "right")
+        panel.store.vote(name, shown.impression, "left" if n < n_left else "right")
     text = overview_of(panel)
     plain = " ".join(re.sub("<[^>]+>", "", text).split())
     assert "between 25.0 and 75.0 % in 95 of 100 panels by chance" in plain

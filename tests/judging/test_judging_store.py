@@ -71,7 +71,7 @@ def test_sides_are_as_assigned(panel: MadePanel) -> None:
 def test_a_page_that_is_loaded_again_shows_the_same(panel: MadePanel) -> None:
     first, second = panel.store.show(J), panel.store.show(J)
     assert first is not None and second is not None
-    assert (first.showing, first.left, first.right) == (second.showing, second.left, second.right)
+    assert (first.impression, first.left, first.right) == (second.impression, second.left, second.right)
 
 
 def test_every_outcome_of_a_vote(panel: MadePanel) -> None:
@@ -79,33 +79,33 @@ def test_every_outcome_of_a_vote(panel: MadePanel) -> None:
     shown, other = store.show(J), store.show("judge-002")
     assert shown is not None and other is not None
     assert store.vote(J, "made up", "left") is Cast.UNKNOWN
-    assert store.vote(J, other.showing, "left") is Cast.UNKNOWN  # another judge's
-    assert store.vote("nobody", shown.showing, "left") is Cast.UNKNOWN
+    assert store.vote(J, other.impression, "left") is Cast.UNKNOWN  # another judge's
+    assert store.vote("nobody", shown.impression, "left") is Cast.UNKNOWN
     assert panel.rows(votes) == []
-    assert store.vote(J, shown.showing, "left") is Cast.STORED
-    assert store.vote(J, shown.showing, "left") is Cast.REPEATED
-    assert store.vote(J, shown.showing, "right") is Cast.CONFLICT
+    assert store.vote(J, shown.impression, "left") is Cast.STORED
+    assert store.vote(J, shown.impression, "left") is Cast.REPEATED
+    assert store.vote(J, shown.impression, "right") is Cast.CONFLICT
     assert [row.choice for row in panel.rows(votes)] == ["left"]
     following = store.show(J)
     assert following is not None and following.position == 1
     panel.lock()
     assert store.show(J) is None
-    assert store.vote(J, following.showing, "left") is Cast.LOCKED
+    assert store.vote(J, following.impression, "left") is Cast.LOCKED
     assert len(panel.rows(votes)) == 1
 
 
 def test_the_last_vote_is_undone_and_no_other(panel: MadePanel) -> None:
     store = panel.store
     (first, _), (second, _) = vote_all(store, J, lambda shown: "left", most=2)
-    assert store.last_vote(J) == second.showing
-    assert not store.undo(J, first.showing)
-    assert not store.undo("judge-002", second.showing)
-    assert store.undo(J, second.showing)
-    assert not store.undo(J, second.showing)
+    assert store.last_vote(J) == second.impression
+    assert not store.undo(J, first.impression)
+    assert not store.undo("judge-002", second.impression)
+    assert store.undo(J, second.impression)
+    assert not store.undo(J, second.impression)
     again = store.show(J)
-    assert again is not None and again.position == 1 and again.showing != second.showing
-    assert store.vote(J, second.showing, "left") is Cast.CONFLICT  # a window that was left open
-    assert store.vote(J, again.showing, "right") is Cast.STORED
+    assert again is not None and again.position == 1 and again.impression != second.impression
+    assert store.vote(J, second.impression, "left") is Cast.CONFLICT  # a window that was left open
+    assert store.vote(J, again.impression, "right") is Cast.STORED
     kept = panel.rows(votes)
     assert [(row.choice, row.undone_at is None) for row in kept] == [("left", True), ("left", False), ("right", True)]
 
@@ -126,7 +126,7 @@ def test_a_chain_of_undoing_goes_back_to_the_start(panel: MadePanel) -> None:
 def test_nothing_is_undone_after_the_lock(panel: MadePanel) -> None:
     ((shown, _),) = vote_all(panel.store, J, lambda shown: "left", most=1)
     panel.lock()
-    assert not panel.store.undo(J, shown.showing)
+    assert not panel.store.undo(J, shown.impression)
     assert len(panel.standing()) == 1
 
 
@@ -157,20 +157,20 @@ def test_two_windows_with_one_showing_store_one_vote(panel: MadePanel) -> None:
         shown = panel.store.show(J)
         assert shown is not None
         before = len(panel.standing())
-        same = at_once(4, lambda i, showing=shown.showing: panel.store.vote(J, showing, "left"))
+        same = at_once(4, lambda i, impression=shown.impression: panel.store.vote(J, impression, "left"))
         assert Counter(same) == {Cast.STORED: 1, Cast.REPEATED: 3}
         assert len(panel.standing()) == before + 1
     shown = panel.store.show(J)
     assert shown is not None
-    other = at_once(2, lambda i: panel.store.vote(J, shown.showing, ("left", "right")[i]))
+    other = at_once(2, lambda i: panel.store.vote(J, shown.impression, ("left", "right")[i]))
     assert sorted(outcome.name for outcome in other) == ["CONFLICT", "STORED"]
 
 
 def test_two_windows_are_shown_the_same(panel: MadePanel) -> None:
     for _ in range(3):
         shown = at_once(4, lambda i: panel.store.show(J))
-        assert len({one.showing for one in shown}) == 1
-        assert panel.store.vote(J, shown[0].showing, "tie") is Cast.STORED
+        assert len({one.impression for one in shown}) == 1
+        assert panel.store.vote(J, shown[0].impression, "tie") is Cast.STORED
 
 
 def test_an_undo_that_comes_second_leaves_what_is_shown_since(postgres, tmp_path: Path) -> None:
@@ -189,8 +189,8 @@ def test_an_undo_that_comes_second_leaves_what_is_shown_since(postgres, tmp_path
 
     assert not panel.store.undo(J, last)
     (shown,) = fresh
-    assert panel.store.show(J).showing == shown.showing
-    assert panel.store.vote(J, shown.showing, "right") is Cast.STORED
+    assert panel.store.show(J).impression == shown.impression
+    assert panel.store.vote(J, shown.impression, "right") is Cast.STORED
     panel.database.close()
 
 
@@ -207,7 +207,7 @@ def test_forty_judges_at_once(url: str, tmp_path: Path) -> None:
         url, tmp_path / "sealed", completions(8), durable=True, judges=40, votes_per_judge=4, repeat_share=0.25
     )
     cast = at_once(40, lambda i: vote_all(panel.store, f"judge-{i + 1:03d}", at_random(i)))
-    expected = {(shown.showing, choice) for by_one in cast for shown, choice in by_one}
+    expected = {(shown.impression, choice) for by_one in cast for shown, choice in by_one}
     assert {(row.showing, row.choice) for row in panel.standing()} == expected
     assert len(expected) == 40 * 5
     panel.database.close()

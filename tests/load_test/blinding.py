@@ -9,7 +9,7 @@ about others (classifier.py). The blinding holds where the interval of its AUC c
 Decided beforehand, for both experiments: the logistic regression on everything decides; gradient boosting on the
 numbers alone stands beside it, for what is not linear. One experiment in twenty misses one half by chance; how often
 the interval does so with these pages and scores, when each judge's sides are dealt anew, is printed beside it.
-`--leak` plants a leak, in this process alone: a probe that did not find it would prove nothing.
+`--leak` plants a leak, in this process alone: a test that did not find it would prove nothing.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from typing import Any, Final
 import numpy as np
 from classifier import Auc, auc, blocks, permuted, scores
 from features import as_ranks, cut, matrix, numbers
+from fetched_pages import Seen, fetch_all, truths
 from leak import LEAKS, leaking_server
-from probe import Seen, fetch_all, truths
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `blinding`."""
     parser.add_argument("--items", type=COUNT, default=10_000, help="shown items of each experiment (default 10000)")
     parser.add_argument("--folds", type=whole(2), default=5, help="of prompts, and of judges (default 5)")
-    parser.add_argument("--completions", type=Path, metavar="DIR", help="a suite's folder (default: made-up texts)")
+    parser.add_argument("--completions", type=Path, metavar="DIR", help="a suite's folder (default: synthetic texts)")
     parser.add_argument("--arms", nargs=2, default=ARMS, metavar=("BASELINE", "TREATMENT"), help="of that suite; the "
                         "first one's completions serve both sides of the first experiment "
                         f"(default: {' '.join(ARMS)})")  # fmt: skip
@@ -130,7 +130,7 @@ def _say(status: Status, name: str, text: str) -> None:
 
 
 def _experiment(name: str, args: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> Result:
-    """Make the panel, fetch it, guess."""
+    """Make the panel, fetch it, run the classifier two-sample test."""
     suite = SuiteDir(folder)
     suite.judging.mkdir(parents=True, exist_ok=True)
     address = str(suite.judging / "panel.sqlite")
@@ -144,13 +144,13 @@ def _experiment(name: str, args: argparse.Namespace, folder: Path, say: Callable
         fetched = time.monotonic() - began
         if args.out:
             _write_seen(folder / "seen.jsonl.gz", seen)
-        say("guessing")
-        return guess(name, args.leak, seen, database, suite.sealed, args.folds, args.seed, fetched)
+        say("classifying")
+        return two_sample_test(name, args.leak, seen, database, suite.sealed, args.folds, args.seed, fetched)
     finally:
         database.close()
 
 
-def guess(
+def two_sample_test(
     name: str,
     leak: str,
     seen: list[Seen],
@@ -163,8 +163,8 @@ def guess(
     """Open the seal, teach and ask the classifiers."""
     began = time.monotonic()
     behind_all = truths(database, sealed)
-    seen = [one for one in seen if one.showing in behind_all]
-    behind = [behind_all[one.showing] for one in seen]
+    seen = [one for one in seen if one.impression in behind_all]
+    behind = [behind_all[one.impression] for one in seen]
     labels = np.array([b.treatment_left for b in behind], dtype=int)
     parts = [cut(one) for one in seen]
     ranks = as_ranks(numbers(seen, parts))
@@ -228,7 +228,7 @@ def _texts(name: str, args: argparse.Namespace, n_judges: int) -> Completions:
 
 
 def deal(one_arm: list[Completion], arms: tuple[str, str], seed: int) -> Completions:
-    """One arm's completions dealt out at random as those of two arms: pairs of made-up seeds with one sample each."""
+    """One arm's completions dealt out at random as those of two arms: pairs of synthetic seeds with one sample each."""
     rng = Random(f"{seed}/deal")
     by_prompt: dict[int, list[Completion]] = {}
     for c in one_arm:
@@ -279,7 +279,7 @@ def _as_json(result: Result) -> dict[str, Any]:
 
 def print_results(results: list[Result], console: Console) -> None:
     """A table, a line an experiment, the verdict."""
-    table = Table(title="AUC: 0.5 is guessing, 1 is knowing the treatment's side")
+    table = Table(title="AUC: 0.5 is chance, 1 is knowing the treatment's side")
     for column in ("experiment", "classifier", "items", "AUC", "95 % interval", ""):
         table.add_column(column, justify="right" if column in ("items", "AUC") else "left")
     for result in results:
@@ -294,7 +294,7 @@ def print_results(results: list[Result], console: Console) -> None:
             f"{r.experiment}: {r.judges} judges, {r.prompts} prompts, treatment on the left in "
             f"{100 * r.treatment_left:.1f} %; with each judge's sides dealt anew the interval misses one half in "
             f"{100 * r.false_alarms:.1f} % of {PERMUTATIONS}; {r.different_files} different static files; fetched in "
-            f"{r.fetch_seconds:.0f} s, guessed in {r.classify_seconds:.0f} s"
+            f"{r.fetch_seconds:.0f} s, classified in {r.classify_seconds:.0f} s"
         )
         if r.leak == "none":
             verdict = "nothing tells the side" if r.holds else "SOMETHING TELLS THE SIDE, or this is the one in twenty"

@@ -1,4 +1,4 @@
-"""What a browser does with a page, as far as a rehearsal needs it: its forms are read, filled and sent."""
+"""What a browser does with a page, as far as a load test needs it: its forms are read, filled and sent."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Guess the treatment's side from what the server sent, on prompts and judges that were not learned from.
+"""Classifier two-sample test: the treatment's side from what the server sent, on prompts and judges not learned from.
 
 Train and test share no prompt: a completion, or its prompt, seen in training would tell which arm writes so. They share
 no judge either, because sides are balanced within a judge (and within a prompt): they are drawn without replacement, so
 that whoever knows the other labels of a judge knows something about the one that is left. A classifier that can tell
 judges apart (the link stands on the page) would then look better than chance, or, having learned each judge's
 majority, worse, and neither is a leak. So prompts and judges are both cut into folds, and the items of (prompt fold,
-judge fold) are guessed by a model that has seen neither. For the same reason items are compared only within such a
+judge fold) are classified by a model that has seen neither. For the same reason items are compared only within such a
 block: the models of two blocks have different intercepts, which the labels that they were taught, short of the others,
 move the wrong way.
 
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from probe import Truth
+from fetched_pages import Truth
 from scipy import sparse
 from scipy.stats import rankdata, t
 from sklearn.ensemble import HistGradientBoostingClassifier

@@ -42,7 +42,7 @@ def compare(said: Sequence[Said], database: Database) -> Comparison:
     with database.read() as c:
         rows = c.execute(query.select_from(votes).outerjoin(assignments).outerjoin(judges)).all()
     sent = [one for one in said if one.what == "vote"]
-    undos = {one.showing: one for one in said if one.what == "undo"}
+    undos = {one.impression: one for one in said if one.what == "undo"}
     found = Comparison(
         sent=len(sent),
         acknowledged=sum(one.told in ("stored", "stored already") for one in sent),
@@ -51,12 +51,12 @@ def compare(said: Sequence[Said], database: Database) -> Comparison:
         in_database=len(rows),
         standing=sum(row.undone_at is None for row in rows),
     )
-    by_showing: dict[str, list[Row[Any]]] = defaultdict(list)
+    by_impression: dict[str, list[Row[Any]]] = defaultdict(list)
     for row in rows:
-        by_showing[row.showing].append(row)
+        by_impression[row.showing].append(row)
     for one in sent:
-        found.faults += _of_vote(one, by_showing[one.showing], undos.get(one.showing))
-    known = {one.showing for one in sent}
+        found.faults += _of_vote(one, by_impression[one.impression], undos.get(one.impression))
+    known = {one.impression for one in sent}
     found.faults += [f"{_named(row)}: was sent by nobody" for row in rows if row.showing not in known]
     standing = Counter(row.assignment_id for row in rows if row.undone_at is None)
     found.faults += [f"assignment {number}: has {n} standing votes" for number, n in standing.items() if n > 1]
@@ -64,7 +64,7 @@ def compare(said: Sequence[Said], database: Database) -> Comparison:
 
 
 def _of_vote(one: Said, rows: Sequence[Row[Any]], undo: Said | None) -> list[str]:
-    name = f"vote on {one.showing} ({one.choice}, told {one.told})"
+    name = f"vote on {one.impression} ({one.choice}, told {one.told})"
     if len(rows) > 1:
         return [f"{name}: stands there {len(rows)} times"]
     if not rows:

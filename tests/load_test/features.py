@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from probe import Seen
+from fetched_pages import Seen
 from scipy import sparse
 from scipy.stats import rankdata
 from sklearn.feature_extraction import FeatureHasher

@@ -1,8 +1,8 @@
 """Latency as a person at the page meets it. Pure.
 
-A visitor waits for the answer before the next press, so a slow server is asked less often while it is slow, and a
+A virtual user waits for the answer before the next press, so a slow server is asked less often while it is slow, and a
 plain list of latencies leaves out the presses that it prevented (coordinated omission). Two things are done about it.
-A latency runs from the moment at which the person meant to press, so that a visitor who came late counts in full,
+A latency runs from the moment at which the person meant to press, so that one who came late counts in full,
 pressing again after a lost answer included. And a latency L longer than the mean time T between presses stands for the
 presses that would have come meanwhile: L - T, L - 2T, ... are counted too. What a closed loop cannot show is a crowd
 that goes on growing while nobody is served; judges are not such a crowd.

@@ -1,6 +1,6 @@
-"""A leak planted for the probe: the page as it would be if it gave the arms away. Never part of the product's server.
+"""A leak planted for the blinding test: the page as if it gave the arms away. Never part of the product's server.
 
-The middleware runs in the probe's own process, around the product's app, with the sealed key at hand. A probe that does
+The middleware runs in the test's own process, around the product's app, with the sealed key at hand. A test that does
 not find it would not find a leak of that size in the page either.
 """
 
@@ -34,7 +34,7 @@ LEAKS: Final = {
     "delay": "3 milliseconds more where the treatment is on the left",
 }
 DELAY_SECONDS: Final = 0.003
-SHOWING: Final = re.compile(rb'name="showing" value="([^"]+)"')
+IMPRESSION: Final = re.compile(rb'name="impression" value="([^"]+)"')
 
 
 class Leak:
@@ -43,7 +43,7 @@ class Leak:
     Args:
         app: the page.
         kind: a key of LEAKS.
-        treatment_left: of a showing; None where there is no such showing.
+        treatment_left: of an impression; None where there is no such impression.
     """
 
     def __init__(self, app: ASGIApp, kind: str, treatment_left: Callable[[str], bool | None]) -> None:
@@ -65,7 +65,7 @@ class Leak:
         await self.app(scope, receive, keep)
 
     async def _pass_on(self, start: Message, body: bytes, send: Send) -> None:
-        found = SHOWING.findall(body)
+        found = IMPRESSION.findall(body)
         left = self.treatment_left(found[-1].decode()) if found else None  # the last one is the vote's, not the undo's
         headers = [(name, value) for name, value in start["headers"] if name != b"content-length"]
         if left is not None and self.kind == "header":
@@ -107,9 +107,9 @@ def _reader(database: Database, sealed: Path) -> Callable[[str], bool | None]:
         expected = c.execute(select(panel.c.key_sha256)).scalar_one()
     key = read_key(sealed, expected)
 
-    def treatment_left(showing: str) -> bool | None:
+    def treatment_left(impression: str) -> bool | None:
         with database.read() as c:
-            row = c.execute(select(assignments).where(assignments.c.showing == showing)).one_or_none()
+            row = c.execute(select(assignments).where(assignments.c.showing == impression)).one_or_none()
         if row is None or row.item_id not in key.items:
             return None
         return (key.items[row.item_id].arm_first == key.treatment) == row.first_is_left

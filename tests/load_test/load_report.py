@@ -1,4 +1,4 @@
-"""What a rehearsal measured, and how it is told."""
+"""Measurements of a load test, and their table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ JUDGED = ("all requests", "page", "vote")
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class LoadTest:
     """What was asked for."""
 
     judges: int
@@ -40,7 +40,7 @@ class Kill:
 class Outcome:
     """All that was measured."""
 
-    asked: Rehearsal
+    asked: LoadTest
     database: str
     seconds: float
     kills: list[Kill]

@@ -1,6 +1,6 @@
 """`python tests/load_test load`: the page's server under a crowd of judges, killed in the middle; its votes counted.
 
-The panel is thrown away: made-up texts, a database of its own. The server is the product's own, in a process of its
+The panel is thrown away: synthetic texts, a database of its own. The server is the product's own, in a process of its
 own; so are the judges. SIGKILL comes at moments drawn at random, the server is started again at once, and the judges
 press again where no answer came. In the end every vote that a judge was told is stored must be in the database, once.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from durability import compare
 from latency import TURN, latencies, quiet
-from load_report import Kill, Outcome, Rehearsal, as_json, print_outcome
+from load_report import Kill, LoadTest, Outcome, as_json, print_outcome
 from rich.console import Console
 from server_child import ServerChild
 from synthetic import ARMS, PROMPTS, SAMPLES, completions
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--database", metavar="URL", help="an empty database, such as postgresql://user@host/name "
                         "(default: SQLite in DIR)")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep the panel, the judges' notes and "
-                        "rehearsal.json there (default: a folder that is removed)")  # fmt: skip
+                        "load_test.json there (default: a folder that is removed)")  # fmt: skip
     parser.add_argument("--seed", type=NATURAL, default=0, help="of texts, choices and kills (default 0)")
     parser.add_argument("--p99-ms", type=POSITIVE, default=250.0, help="milliseconds that 99 of 100 requests must stay "
                         "under, outside of the seconds around a kill (default 250)")  # fmt: skip
@@ -64,22 +64,22 @@ def run(args: argparse.Namespace, console: Console) -> int:
     votes = (
         args.votes_per_judge if args.minutes is None else math.ceil(60 * args.minutes / max(args.think_seconds, 0.1))
     )
-    asked = Rehearsal(args.judges, args.think_seconds, votes, args.kills, args.seed, args.p99_ms)
+    asked = LoadTest(args.judges, args.think_seconds, votes, args.kills, args.seed, args.p99_ms)
     with _folder(args.out) as folder:
-        outcome = rehearse(asked, folder, args.database, console)
+        outcome = run_load_test(asked, folder, args.database, console)
         if args.out:
-            write_json(folder / "rehearsal.json", as_json(outcome))
+            write_json(folder / "load_test.json", as_json(outcome))
     print_outcome(outcome, console)
     if args.out:
-        console.print(f"every figure: {args.out / 'rehearsal.json'}", soft_wrap=True)
+        console.print(f"every figure: {args.out / 'load_test.json'}", soft_wrap=True)
     return 0 if outcome.holds and outcome.is_fast else 1
 
 
-def rehearse(asked: Rehearsal, folder: Path, url: str | None, console: Console) -> Outcome:
+def run_load_test(asked: LoadTest, folder: Path, url: str | None, console: Console) -> Outcome:
     """Make a panel, let the crowd in, kill the server, count.
 
     Args:
-        asked: see Rehearsal.
+        asked: see LoadTest.
         folder: for the panel, what the judges were told and the server's log.
         url: of an empty database; None: SQLite in the folder.
         console: for progress.
@@ -92,10 +92,10 @@ def rehearse(asked: Rehearsal, folder: Path, url: str | None, console: Console) 
     address = url or str(suite.judging / "panel.sqlite")
     database, server = Database(address), ServerChild(address, folder / "server.log")
     try:
-        with console.status("making a panel of made-up texts") as status:
+        with console.status("making a panel of synthetic texts") as status:
             crowd = _make_panel(asked, suite, database, server.base)
             write_json(folder / "crowd.json", asdict(crowd))
-            (folder / "visitors.json").unlink(missing_ok=True)
+            (folder / "virtual_users.json").unlink(missing_ok=True)
             server.start()
             began = time.monotonic()
             kills = _let_in(asked, folder, server, status.update)
@@ -112,24 +112,24 @@ def _folder(out: Path | None) -> Iterator[Path]:
     if out is not None:
         yield out
         return
-    with tempfile.TemporaryDirectory(prefix="rehearsal-") as name:
+    with tempfile.TemporaryDirectory(prefix="load-test-") as name:
         yield Path(name)
 
 
-def _make_panel(asked: Rehearsal, suite: SuiteDir, database: Database, base: str) -> Crowd:
-    """A panel of made-up texts with links for all; who comes, and by which link."""
+def _make_panel(asked: LoadTest, suite: SuiteDir, database: Database, base: str) -> Crowd:
+    """A panel of synthetic texts with links for all; who comes, and by which link."""
     n_pairs = len(load_prompts(PROMPTS)) * SAMPLES * SAMPLES
     n_seeds = max(3, math.ceil(asked.votes_per_judge / n_pairs))
     n_join = round(JOIN_SHARE * asked.judges)
     # a place whose answer was lost in a kill is taken; the judge asks for another one
     options = PanelOptions(asked.judges + n_join, asked.votes_per_judge, attention=1)
-    tokens = create_panel(database, suite.sealed, "rehearsal", completions(n_seeds, asked.seed), ARMS, options)
+    tokens = create_panel(database, suite.sealed, "load test", completions(n_seeds, asked.seed), ARMS, options)
     names = [f"judge-{n:03d}" for n in range(1, asked.judges - n_join + 1)]
     links = list(invite(database, names).values())
     return Crowd(base, links, tokens.join, n_join, asked.think_seconds, seed=asked.seed)
 
 
-def _let_in(asked: Rehearsal, folder: Path, server: ServerChild, say: Callable[[str], None]) -> list[Kill]:
+def _let_in(asked: LoadTest, folder: Path, server: ServerChild, say: Callable[[str], None]) -> list[Kill]:
     """Start the crowd, kill the server at the drawn moments, wait for the last judge."""
     command = [sys.executable, str(Path(__file__).parent), "virtual-users", str(folder)]
     kills: list[Kill] = []
@@ -162,8 +162,8 @@ def _pass_on(crowd: subprocess.Popen[str], kills: list[Kill], say: Callable[[str
         say(f"{line.strip()} votes acknowledged, {len(kills)} kills")
 
 
-def _moments(asked: Rehearsal) -> list[float]:
-    """Seconds from the start: one in each part of the middle of the rehearsal."""
+def _moments(asked: LoadTest) -> list[float]:
+    """Seconds from the start: one in each part of the middle of the load test."""
     rng = random.Random(f"{asked.seed}/kills")
     length = asked.votes_per_judge * asked.think_seconds
     part = 0.75 * length / max(1, asked.kills)
@@ -171,13 +171,13 @@ def _moments(asked: Rehearsal) -> list[float]:
 
 
 def _read_notes(folder: Path) -> Notes:
-    values = read_json(folder / "visitors.json")
+    values = read_json(folder / "virtual_users.json")
     requests, said = [Request(**r) for r in values["requests"]], [Said(**s) for s in values["said"]]
     return Notes(**(values | {"requests": requests, "said": said}))
 
 
 def _outcome(
-    asked: Rehearsal, database: Database, notes: Notes, kills: list[Kill], seconds: float, cpu_seconds: float
+    asked: LoadTest, database: Database, notes: Notes, kills: list[Kill], seconds: float, cpu_seconds: float
 ) -> Outcome:
     faults = list(notes.faults)
     if len(kills) < asked.kills:

@@ -1,4 +1,4 @@
-"""Made-up completions for rehearsals and probes: no model, no meaning, the length and the marks of real ones."""
+"""Synthetic completions: no model, no meaning, the length and the marks of real ones."""
 
 from __future__ import annotations
 

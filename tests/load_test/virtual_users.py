@@ -1,8 +1,8 @@
 """Many judges at once, each as a person with a browser: they look, think, press, and press again where no answer came.
 
 `python -m virtual_users FOLDER` reads FOLDER/crowd.json, goes through all sessions and writes
-FOLDER/visitors.json: every request with its times, and what the server acknowledged. It is a process of its own, so
-that it neither takes the server's time nor loses its memory when the server is killed.
+FOLDER/virtual_users.json: every request with its times, and what the server acknowledged. It is a process of its own,
+so that it neither takes the server's time nor loses its memory when the server is killed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from replication.votes.record import CHOICES
 
 SECONDS_TO_PRESS_AGAIN = 0.5
 PATIENCE_SECONDS = 90.0
-"""How long a person goes on pressing before the rehearsal calls the server lost."""
+"""How long a person goes on pressing before the load test calls the server lost."""
 ARRIVAL = 5
 """Mean times of thought over which the judges' first visits are spread, evenly."""
 ASKED = "stored already"
@@ -72,14 +72,14 @@ class Request:
 
 @dataclass
 class Said:
-    """What a judge sent about one showing, and what they were told.
+    """What a judge sent about one impression, and what they were told.
 
     told: `stored` (303), `stored already` (409 with those words), `refused` (another answer) or `nothing`.
     """
 
     what: str
     token_sha256: str
-    showing: str
+    impression: str
     choice: str
     told: str
     tries: int
@@ -98,7 +98,7 @@ class Notes:
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpAnswer:
     """What came back for one request."""
 
     status_code: int
@@ -110,11 +110,11 @@ class Lost(Exception):
     """The server did not answer for longer than a person waits."""
 
 
-class Visitor:
+class VirtualUser:
     """One judge."""
 
     def __init__(self, number: int, token: str | None, crowd: Crowd, notes: Notes) -> None:
-        self.name, self.token, self.crowd, self.notes = f"visitor {number}", token, crowd, notes
+        self.name, self.token, self.crowd, self.notes = f"virtual user {number}", token, crowd, notes
         self.rng = Random(f"{crowd.seed}/visitor/{number}")
         self.client = self._open()
 
@@ -155,7 +155,7 @@ class Visitor:
 
     async def _compare(self, form: FormOnPage, page: PageReader) -> PageReader:
         """Think about a pair, perhaps do something else first, choose; the next page."""
-        showing = form.hidden["showing"]
+        impression = form.hidden["impression"]
         meant = await self._think()
         act = self.rng.random()
         undo = page.form("/undo")
@@ -168,18 +168,18 @@ class Visitor:
                 self.client = self._open()
             again = await self._get("page", f"/j/{self.token}", meant)
             same = again.form("/vote")
-            if same is None or same.hidden["showing"] != showing:
+            if same is None or same.hidden["impression"] != impression:
                 self.notes.faults.append(f"{self.name}: another pair after loading the page again")
             return again
-        return await self._vote(form, showing, meant)
+        return await self._vote(form, impression, meant)
 
-    async def _vote(self, form: FormOnPage, showing: str, meant: float) -> PageReader:
+    async def _vote(self, form: FormOnPage, impression: str, meant: float) -> PageReader:
         offered = [value for name, value in form.buttons if name == "choice"] or list(CHOICES)
         if sorted(offered) != sorted(CHOICES):
             self.notes.faults.append(f"{self.name}: was offered {offered}")
         choice = self.rng.choice(offered)
         data = {**form.hidden, "choice": choice}
-        said = self._note("vote", showing, choice)
+        said = self._note("vote", impression, choice)
         if self.rng.random() < self.crowd.double:  # the browser keeps the answer to the second press
             first, answer = await asyncio.gather(*(self._press("vote", "POST", form.action, data, meant) for _ in "12"))
             answer = first if first.status_code == 303 else answer
@@ -190,19 +190,19 @@ class Visitor:
         # from the press to the next pair: what a judge waits for
         self.notes.requests.append(Request("vote and next pair", meant, time.monotonic(), 200, said.tries))
         following = page.form("/vote")
-        if said.told != "refused" and following is not None and following.hidden["showing"] == showing:
+        if said.told != "refused" and following is not None and following.hidden["impression"] == impression:
             self.notes.faults.append(f"{self.name}: asked again for a vote that was acknowledged")
         return page
 
     async def _undo(self, form: FormOnPage, meant: float) -> PageReader:
-        said = self._note("undo", form.hidden["showing"], "")
+        said = self._note("undo", form.hidden["impression"], "")
         answer = await self._press("undo", "POST", form.action, form.hidden, meant)
         said.told, said.tries = _told(answer), self.notes.requests[-1].tries
         return await self._get("page", answer.headers.get("location", f"/j/{self.token}"))
 
-    def _note(self, what: str, showing: str, choice: str) -> Said:
+    def _note(self, what: str, impression: str, choice: str) -> Said:
         assert self.token is not None
-        said = Said(what, hash_token(self.token), showing, choice, "nothing", 0)
+        said = Said(what, hash_token(self.token), impression, choice, "nothing", 0)
         self.notes.said.append(said)
         return said
 
@@ -227,15 +227,15 @@ class Visitor:
         answer = await self._press(kind, "GET", path, None, time.monotonic() if meant is None else meant)
         return PageReader(answer.text if kind != "static" else "")
 
-    async def _press(self, kind: str, method: str, path: str, data: dict[str, str] | None, meant: float) -> Answer:
+    async def _press(self, kind: str, method: str, path: str, data: dict[str, str] | None, meant: float) -> HttpAnswer:
         """A request, again and again until the server answers; one entry in the notes."""
         tries = 0
-        answer: Answer | None
+        answer: HttpAnswer | None
         while True:
             tries += 1
             try:
                 async with self.client.request(method, path, data=data, allow_redirects=False) as response:
-                    answer = Answer(response.status, response.headers, await response.text())
+                    answer = HttpAnswer(response.status, response.headers, await response.text())
                 if answer.status_code < 500:
                     self.notes.requests.append(Request(kind, meant, time.monotonic(), answer.status_code, tries))
                     return answer
@@ -255,7 +255,7 @@ class Visitor:
         return aiohttp.ClientSession(self.crowd.base, connector=connections, timeout=patience)
 
 
-def _told(answer: Answer) -> str:
+def _told(answer: HttpAnswer) -> str:
     if answer.status_code == 303:
         return "stored"
     return "stored already" if answer.status_code == 409 and ASKED in answer.text else "refused"
@@ -266,7 +266,7 @@ async def visit(crowd: Crowd) -> Notes:
     notes = Notes()
     tokens = [*crowd.links, *[None] * crowd.n_join]
     reporter = asyncio.create_task(_report(notes))
-    await asyncio.gather(*(Visitor(n, token, crowd, notes).session() for n, token in enumerate(tokens)))
+    await asyncio.gather(*(VirtualUser(n, token, crowd, notes).session() for n, token in enumerate(tokens)))
     reporter.cancel()
     return notes
 
@@ -284,4 +284,4 @@ def main(argv: list[str]) -> None:
     crowd = Crowd(**read_json(folder / "crowd.json"))
     gc.freeze()
     notes = asyncio.run(visit(crowd))
-    write_json(folder / "visitors.json", asdict(notes))
+    write_json(folder / "virtual_users.json", asdict(notes))

@@ -98,11 +98,11 @@ def make_panel(
 
 
 def vote_all(store: Store, judge_id: str, choose: Callable[[Any], str], most: int = 10_000) -> list[tuple[Any, str]]:
-    """Vote until nothing is shown, or the panel is locked; (showing, choice) of each vote that was acknowledged."""
+    """Vote until nothing is shown, or the panel is locked; (impression, choice) of each vote that was acknowledged."""
     cast = []
     while len(cast) < most and (shown := store.show(judge_id)) is not None:
         choice = choose(shown)
-        outcome = store.vote(judge_id, shown.showing, choice)
+        outcome = store.vote(judge_id, shown.impression, choice)
         if outcome is Cast.LOCKED:
             break
         assert outcome is Cast.STORED, outcome

@@ -98,10 +98,10 @@ def begin(panel: SmallPanel) -> dict[str, str]:
         panel.store.start(name)
         first = panel.store.show(name)
         assert first is not None
-        panel.store.vote(name, first.showing, "tie")
+        panel.store.vote(name, first.impression, "tie")
         second = panel.store.show(name)
         assert second is not None
-        shown[token] = second.showing
+        shown[token] = second.impression
     return shown
 
 

@@ -294,8 +294,8 @@ def _vote(c: Connection, assignment_id: int) -> None:
         return
     known = [row.seconds for row in said if row.seconds is not None]
     shown_at = min(row.asked_at for row in said) if known else None
-    showing = secrets.token_urlsafe(16)
-    seen = {"showing": showing, "shown_at": shown_at}
+    impression = secrets.token_urlsafe(16)
+    seen = {"showing": impression, "shown_at": shown_at}
     c.execute(update(assignments).where(assignments.c.assignment_id == assignment_id).values(seen))
     cast = {"assignment_id": assignment_id, "cast_at": max(row.asked_at + (row.seconds or 0) for row in said)}
     choice = combine(said[0].choice, said[1].choice)

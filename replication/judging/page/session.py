@@ -28,7 +28,7 @@ SURVEY: Final = {
 NONCE: Final = re.compile(r"[A-Za-z0-9_-]{16,64}")
 COOKIE_SECONDS: Final = 60 * 24 * 3600  # longer than a panel is open
 
-ShowingField = Annotated[str, Form(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+ImpressionField = Annotated[str, Form(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 SurveyField = Annotated[str | None, Form(max_length=32)]
 
 routes = APIRouter()
@@ -82,11 +82,13 @@ def survey(
 
 
 @routes.post("/j/{token}/vote")
-def vote(token: str, visit: Visited, store: Stored, showing: ShowingField, choice: Annotated[str, Form()]) -> Response:
+def vote(
+    token: str, visit: Visited, store: Stored, impression: ImpressionField, choice: Annotated[str, Form()]
+) -> Response:
     path = judge_path(token)
     if choice not in CHOICES:
         return problem(422, back=path)
-    cast = store.vote(visit.judge.judge_id, showing, choice)
+    cast = store.vote(visit.judge.judge_id, impression, choice)
     if cast is Cast.STORED:
         return see_other(path)
     if cast is Cast.LOCKED:
@@ -102,8 +104,8 @@ def vote(token: str, visit: Visited, store: Stored, showing: ShowingField, choic
 
 
 @routes.post("/j/{token}/undo")
-def undo(token: str, visit: OpenVisit, store: Stored, showing: ShowingField) -> Response:
-    if not store.undo(visit.judge.judge_id, showing):
+def undo(token: str, visit: OpenVisit, store: Stored, impression: ImpressionField) -> Response:
+    if not store.undo(visit.judge.judge_id, impression):
         title = "That vote is not your last one"
         return problem(409, title=title, text="Only the last vote can be undone, once.", back=judge_path(token))
     return see_other(judge_path(token))

@@ -27,7 +27,7 @@ THREADS = 2
 
 
 @dataclass(frozen=True)
-class Answer:
+class Fetched:
     """What came back on one request."""
 
     head: str
@@ -38,7 +38,7 @@ class Answer:
     total_seconds: float
 
 
-NOTHING = Answer("", "", 0.0, 0.0)
+NOTHING = Fetched("", "", 0.0, 0.0)
 
 
 @dataclass
@@ -49,19 +49,19 @@ class Seen:
     """Number of the link."""
     position: int
     """In the judge's session, from 0."""
-    showing: str
-    page: Answer
-    before: Answer
+    impression: str
+    page: Fetched
+    before: Fetched
     """The redirect that led to the page."""
-    after: Answer = NOTHING
+    after: Fetched = NOTHING
     """The answer to the vote on it."""
-    files: list[Answer] = field(default_factory=list)
+    files: list[Fetched] = field(default_factory=list)
     """Static files, fetched with the first item as a browser does."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What stands behind a showing."""
+    """What stands behind an impression."""
 
     treatment_left: bool
     judge: str
@@ -91,7 +91,7 @@ def fetch_all(base: str, links: Sequence[str], seed: int, say: Callable[[str], N
 
 
 def truths(database: Database, sealed: Path) -> dict[str, Truth]:
-    """Showing -> what stands behind it, from the sealed key."""
+    """Impression -> what stands behind it, from the sealed key."""
     with database.read() as c:
         expected = c.execute(select(panel.c.key_sha256)).scalar_one()
         shown = select(assignments, items.c.prompt_id).join(items).where(assignments.c.showing.is_not(None))
@@ -112,7 +112,7 @@ def _session(base: str, number: int, token: str, rng: random.Random) -> list[See
         while True:
             page = PageReader(answer.body)
             if form := page.form("/vote"):
-                item = Seen(number, len(seen), form.hidden["showing"], answer, before)
+                item = Seen(number, len(seen), form.hidden["impression"], answer, before)
                 if not seen:
                     item.files = [_ask(client, "GET", file) for file in page.files]
                 seen.append(item)
@@ -124,14 +124,14 @@ def _session(base: str, number: int, token: str, rng: random.Random) -> list[See
             answer = _ask(client, "GET", f"/j/{token}")
 
 
-def _submit(client: httpx.Client, form: FormOnPage, more: dict[str, str]) -> Answer:
+def _submit(client: httpx.Client, form: FormOnPage, more: dict[str, str]) -> Fetched:
     answer = _ask(client, "POST", form.action, form.hidden | more)
     if " 303 " not in answer.head.split("\n")[0]:
         raise RuntimeError(f"the server answered a form with {answer.head.splitlines()[0]!r}")
     return answer
 
 
-def _ask(client: httpx.Client, method: str, path: str, data: dict[str, str] | None = None) -> Answer:
+def _ask(client: httpx.Client, method: str, path: str, data: dict[str, str] | None = None) -> Fetched:
     request = client.build_request(method, path, data=data)
     began = time.perf_counter()
     response = client.send(request, stream=True)  # returns with the headers
@@ -141,4 +141,4 @@ def _ask(client: httpx.Client, method: str, path: str, data: dict[str, str] | No
     response.close()
     line = f"{response.http_version} {response.status_code} {response.reason_phrase}"
     headers = (f"{name.decode('latin-1')}: {value.decode('latin-1')}" for name, value in response.headers.raw)
-    return Answer("\n".join((line, *headers)), body.decode("latin-1"), first, total)
+    return Fetched("\n".join((line, *headers)), body.decode("latin-1"), first, total)

@@ -1,18 +1,18 @@
-"""The rehearsal: a crowd on the real server, which is killed; and a comparison that finds what was lost or made up."""
+"""The load test: a crowd on the real server, which is killed; and a comparison that finds what was lost or made up."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-import load_test as rehearse
+import load_test
 import numpy as np
 import pytest
 from browsing import PageReader
 from durability import Comparison, compare
 from judging_setup import make_panel
 from latency import TURN, Latency, corrected, latencies, quiet
-from load_report import Outcome, Rehearsal
+from load_report import LoadTest, Outcome
 from postgres_server import PostgresServer
 from rich.console import Console
 from sqlalchemy import delete, insert, select, text, update
@@ -31,15 +31,15 @@ from replication.runs.files import read_json
 SHORT = ["--judges=20", "--think-seconds=.2", "--votes-per-judge=8", "--kills=1", "--p99-ms=60000"]
 
 
-def rehearsed(*flags: str) -> int:
+def loaded(*flags: str) -> int:
     parser = Parser()
-    rehearse.add_arguments(parser)
-    return rehearse.run(parser.parse_args([*SHORT, *flags]), Console(quiet=True))
+    load_test.add_arguments(parser)
+    return load_test.run(parser.parse_args([*SHORT, *flags]), Console(quiet=True))
 
 
 def test_nothing_is_lost_when_the_server_is_killed(tmp_path: Path) -> None:
-    assert rehearsed(f"--out={tmp_path}") == 0
-    found = read_json(tmp_path / "rehearsal.json")
+    assert loaded(f"--out={tmp_path}") == 0
+    found = read_json(tmp_path / "load_test.json")
     assert found["verdict"]["holds"]
     assert len(found["kills"]) == 1
     assert found["finished"] == 20
@@ -63,16 +63,16 @@ def test_nothing_is_lost_when_the_server_is_killed(tmp_path: Path) -> None:
 def test_on_postgresql_too(tmp_path: Path, postgres: PostgresServer) -> None:
     url = postgres.new_database()
     flags = ["--judges=8", "--votes-per-judge=6", f"--database={url}", f"--out={tmp_path}"]
-    assert rehearsed(*flags) == 0
-    assert read_json(tmp_path / "rehearsal.json")["database"] == "postgresql"
+    assert loaded(*flags) == 0
+    assert read_json(tmp_path / "load_test.json")["database"] == "postgresql"
     with pytest.raises(UserError, match="panel"):  # never into a database that is in use
-        rehearsed(*flags[:3], f"--out={tmp_path / 'again'}")
+        loaded(*flags[:3], f"--out={tmp_path / 'again'}")
 
 
 def test_mistakes_are_one_line() -> None:
     for flag in ("--judges=0", "--votes-per-judge=0", "--kills=-1", "--think-seconds=0"):
         with pytest.raises(UserError, match=flag.split("=")[0]):
-            rehearsed(flag)
+            loaded(flag)
 
 
 # ---------------------------------------------------------------- the comparison
@@ -87,10 +87,10 @@ def voted(tmp_path: Path) -> tuple[Database, list[Said]]:
         for choice in ("left", "right", "tie"):
             shown = store.show(name)
             assert shown is not None
-            store.vote(name, shown.showing, choice)
-            said.append(Said("vote", hash_token(token), shown.showing, choice, "stored", 1))
-    assert store.undo(name, shown.showing)
-    said.append(Said("undo", hash_token(token), shown.showing, "", "stored", 1))
+            store.vote(name, shown.impression, choice)
+            said.append(Said("vote", hash_token(token), shown.impression, choice, "stored", 1))
+    assert store.undo(name, shown.impression)
+    said.append(Said("undo", hash_token(token), shown.impression, "", "stored", 1))
     return made.database, said
 
 
@@ -106,7 +106,7 @@ def test_a_true_record_has_no_fault(voted: tuple[Database, list[Said]]) -> None:
 
 def test_a_lost_vote_is_found(voted: tuple[Database, list[Said]]) -> None:
     with voted[0].write() as c:
-        c.execute(delete(votes).where(votes.c.showing == voted[1][0].showing))
+        c.execute(delete(votes).where(votes.c.showing == voted[1][0].impression))
     assert faults(voted).endswith("is lost")
     voted[1][0].told = "stored already"  # these words are no better than the record
     assert faults(voted).endswith("is lost")
@@ -116,14 +116,14 @@ def test_a_lost_vote_is_found(voted: tuple[Database, list[Said]]) -> None:
 
 def test_a_changed_vote_is_found(voted: tuple[Database, list[Said]]) -> None:
     with voted[0].write() as c:
-        c.execute(update(votes).where(votes.c.showing == voted[1][0].showing).values(choice="both_bad"))
+        c.execute(update(votes).where(votes.c.showing == voted[1][0].impression).values(choice="both_bad"))
     assert faults(voted).endswith("stands there as both_bad")
 
 
 def test_a_doubled_vote_is_found(voted: tuple[Database, list[Said]]) -> None:
     with voted[0].write() as c:
         c.execute(text("DROP INDEX judging_one_vote_an_assignment"))  # else the database refuses it
-        row = c.execute(select(votes).where(votes.c.showing == voted[1][0].showing)).one()
+        row = c.execute(select(votes).where(votes.c.showing == voted[1][0].impression)).one()
         again = {**row._mapping, "vote_id": 99, "showing": "another"}
         c.execute(insert(votes).values(again))
     assert "was sent by nobody" in faults(voted)
@@ -137,12 +137,12 @@ def test_another_judge_s_vote_is_found(voted: tuple[Database, list[Said]]) -> No
 
 def test_wrong_undos_are_found(voted: tuple[Database, list[Said]]) -> None:
     database, said = voted
-    undone = said[-1].showing
+    undone = said[-1].impression
     with database.write() as c:
-        c.execute(update(votes).where(votes.c.showing == said[0].showing).values(undone_at=1.0))
+        c.execute(update(votes).where(votes.c.showing == said[0].impression).values(undone_at=1.0))
     assert faults(voted).endswith("was undone by nobody")
     with database.write() as c:
-        c.execute(update(votes).where(votes.c.showing == said[0].showing).values(undone_at=None))
+        c.execute(update(votes).where(votes.c.showing == said[0].impression).values(undone_at=None))
         c.execute(update(votes).where(votes.c.showing == undone).values(undone_at=None))
     assert faults(voted).endswith("stands, though its undo was acknowledged")
     said[-1].told, said[-1].tries = "refused", 2  # the first answer was lost: either may be
@@ -162,7 +162,7 @@ def test_an_answer_that_was_lost_is_understood_when_it_comes_again(tmp_path: Pat
     assert shown is not None
     with TestClient(create_app(made.store), "http://127.0.0.1", follow_redirects=False) as browser:
         told = [
-            _told(browser.post(f"/j/{token}/vote", data={"showing": shown.showing, "choice": choice}))
+            _told(browser.post(f"/j/{token}/vote", data={"impression": shown.impression, "choice": choice}))
             for choice in ("tie", "tie", "left")
         ]
     assert told == ["stored", "stored already", "refused"]
@@ -187,7 +187,7 @@ def test_what_a_kill_touches_is_not_quiet() -> None:
 
 @pytest.mark.parametrize("kind", ["page", "vote", "all requests"])
 def test_a_slow_page_fails(kind: str) -> None:
-    asked = Rehearsal(1, 1.0, 1, 0, 0, p99_ms=250)
+    asked = LoadTest(1, 1.0, 1, 0, 0, p99_ms=250)
     rows = [Latency(name, 9, 1, 1, 251.0 if name == kind else 9.0, 1) for name in ("all requests", "page", "vote")]
     turn = Latency(TURN, 9, 1, 1, 251.0, 1)  # two requests
     outcome = Outcome(asked, "sqlite", 1, [], [*rows, turn], [], 1, 1, 1, 1, 1, 1, Comparison(), [])
@@ -200,7 +200,7 @@ def test_a_slow_page_fails(kind: str) -> None:
 
 
 def test_kills_come_in_the_middle() -> None:
-    moments = rehearse._moments(Rehearsal(200, 3.0, 30, 5, 0, 250))
+    moments = load_test._moments(LoadTest(200, 3.0, 30, 5, 0, 250))
     assert len(moments) == 5
     assert np.all(np.diff(moments) > 0)
     assert moments[0] >= 9
@@ -220,12 +220,12 @@ def test_a_showing_does_not_wait_for_the_disk_and_a_vote_does(tmp_path: Path) ->
 def test_a_page_is_read_as_a_browser_reads_it() -> None:
     page = PageReader(
         '<link rel="stylesheet" href="/a.css"><script src="/b.js"></script>'
-        '<form action="/j/t/undo"><input type="hidden" name="showing" value="old"></form>'
-        '<form action="/j/t/vote"><input type=hidden name=showing value="new">'
+        '<form action="/j/t/undo"><input type="hidden" name="impression" value="old"></form>'
+        '<form action="/j/t/vote"><input type=hidden name=impression value="new">'
         '<input type="radio" name="q" value="1"><input type="radio" name="q" value="2">'
         '<button name="choice" value="left">L</button><button>other</button></form>'
     )
     assert page.files == ["/a.css", "/b.js"]
     form = page.form("/vote")
     assert form is not None
-    assert (form.hidden, form.choices, form.buttons) == ({"showing": "new"}, {"q": ["1", "2"]}, [("choice", "left")])
+    assert (form.hidden, form.choices, form.buttons) == ({"impression": "new"}, {"q": ["1", "2"]}, [("choice", "left")])
