@@ -28,7 +28,8 @@ from replication.judging.schema import answers, assignments, items, judges, meta
 from replication.judging.seal import read_key
 from replication.judging.store import Cast, Store
 from replication.judging.unsealing import unsealed_votes, vote_id
-from replication.simulation.power import fit_marginals
+from replication.runs.records import from_json
+from replication.simulation.power import Marginals, fit_marginals
 from replication.votes.record import read_votes
 
 SIZES = [  # prompts, seeds, baseline and treatment completions
@@ -499,7 +500,7 @@ def test_the_counts_are_read_as_the_published_ones_are(tmp_path: Path) -> None:
     assert by_label["without all of these judges"]["p_value"] is None
     assert found["human_by_background"]["ml"]["n_judges"] == 1
     assert "no test of the arms" in found["note"]
-    fitted = fit_marginals(found, "ours")
+    fitted = fit_marginals(from_json(Marginals, found), "ours")
     assert fitted.ties == pytest.approx(head["t"] / head["n"])
 
 
