@@ -11,6 +11,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from replication.config import RunConfig
+from replication.console import say
 from replication.data.blocks import PAD, arrow_blocks
 from replication.data.order import Int64, MixtureOrder
 from replication.data.records import CorpusManifest, Split, read_manifest, request_differences, request_of
@@ -174,7 +175,7 @@ def show_batch(config: RunConfig, data_dir: Path, step: int, console: Console, f
         config: seed, weights and batch size are taken from it.
         data_dir: a complete preparation.
         step: 0 is the first.
-        console: where to print.
+        console: of the output.
         full: whole sequences; otherwise the beginning and the end of each, on one line.
 
     Raises:
@@ -189,16 +190,14 @@ def show_batch(config: RunConfig, data_dir: Path, step: int, console: Console, f
     source_ids, indices = order.global_batch(step, config.batch_sequences)
     tokens = store.read("train", source_ids, indices)
     tokenizer = store.tokenizer()
-    console.print(
+    say(
+        console,
         f"step {step}, data seed {config.effective_data_seed}: {len(indices)} sequences of {store.block_size_tokens} "
         f"predicted tokens, data hash {store.hash[:12]}",
-        highlight=False,
-        soft_wrap=True,
     )
     for position, (source, index, block) in enumerate(zip(source_ids, indices, tokens, strict=True)):
         text = repr(tokenizer.decode(block[block != PAD], skip_special_tokens=False))
         if not full and len(text) > SHOWN_CHARACTERS:
             half = SHOWN_CHARACTERS // 2
             text = f"{text[:half]} ... {text[-half:]}"
-        line = f"{position:5d}  {store.source_names[source]:<16s} block {index:<8d} {text}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, f"{position:5d}  {store.source_names[source]:<16s} block {index:<8d} {text}")

@@ -45,7 +45,7 @@ class Checks(Callback):
     def __init__(self, config: RunConfig, run: RunDir, identity: dict[str, str]) -> None:
         """The cell's manifest gets what the preflight found, and what DeepSpeed made of its config.
 
-        `identity` is what must agree between ranks, by name: hashes of config, data and weights at start, checkpoint.
+        `identity` is what must agree between ranks, by name (train.shared_by_ranks).
         """
         self.config, self.run, self.identity = config, run, identity
 

@@ -161,15 +161,10 @@ class Measure(Callback):
                 "predictive": o["predictive"],
                 "predicted_V": o["predicted_V"],
             }
+        extremes = {"gain_lowest": torch.minimum, "gain_highest": torch.maximum}
         for key, value in sums.items():
-            if key not in self._sums:
-                self._sums[key] = value
-            elif key == "gain_lowest":
-                self._sums[key] = torch.minimum(self._sums[key], value)
-            elif key == "gain_highest":
-                self._sums[key] = torch.maximum(self._sums[key], value)
-            else:
-                self._sums[key] = self._sums[key] + value
+            add = extremes.get(key, torch.add)
+            self._sums[key] = add(self._sums[key], value) if key in self._sums else value
 
     # ------------------------------------------------------------ reading the device
 
@@ -177,15 +172,9 @@ class Measure(Callback):
         self._sums = sum_of_all_ranks(self._sums)
         divergence_L = step_divergence(self.config.layer_gain, module.step_divergence_LS())
         scale_L = layer_scales(self.config.layer_gain, divergence_L, self._included_L)
-        scalars = (
-            self._scalars()
-            | {"train/grad_norm": module.grad_norm}
-            | {
-                f"{name}/block_{i:02d}": value
-                for name, values in (("divergence", divergence_L), ("scale", scale_L))
-                for i, value in enumerate(values)
-            }
-        )
+        scalars = self._scalars() | {"train/grad_norm": module.grad_norm}
+        for name, values in (("divergence", divergence_L), ("scale", scale_L)):
+            scalars |= {f"{name}/block_{i:02d}": value for i, value in enumerate(values)}
         names = list(scalars)
         host = torch.stack([scalars[n].double() for n in names]).tolist()  # the one read of this line
         self._read_device()

@@ -9,11 +9,10 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from rich.console import Console
-from rich.markup import escape
 from torch import Tensor
 
 from replication.config import RunConfig, arm_keys, refuse_other_config, scientific_hash, to_yaml
-from replication.console import timestamp
+from replication.console import say, timestamp
 from replication.data.module import TokenDataModule
 from replication.data.store import TokenStore
 from replication.errors import UserError
@@ -59,7 +58,7 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     if first:
         notes += lost_lines(config, run, step)
     for note in notes if first else ():
-        console.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
+        say(console, note, style="yellow")
     if step >= config.training.steps:
         if not first:
             return
@@ -70,17 +69,7 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     prepare_torch(config)
     # a run that goes on needs no file to start from: it may be gone by then
     module = LanguageModel(config, store.end_of_text_id, None if checkpoint else initial_weights(config))
-    start = {"config hash": scientific_hash(config), "data hash": store.hash}
-    start["data sample"] = data_sample(store)
-    start["checkpoint"] = checkpoint.name if checkpoint else "none"
-    if checkpoint and config.training.initial_weights:
-        recorded = (read_manifest(run) or Manifest()).initial_weights_sha256
-        if recorded is None:
-            raise UserError(f"{run.manifest}: does not say what weights the cell began with; restore it, or remove "
-                            f"{run.root} and train from the beginning")  # fmt: skip
-        start["weights at start"] = recorded
-    else:
-        start["weights at start"] = weights_sha256(dict(module.model.named_parameters()))
+    start = shared_by_ranks(config, run, store, module, checkpoint)
     if first:
         refuse_other_data(logged_cells(run.root.parent.parent), config.data.dir or "data", store.hash, but=run)
         check_neighbours(config, run, start["weights at start"])
@@ -103,6 +92,30 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
         raise KeyboardInterrupt from None
     if first:
         finish_manifest(run, checkpoint_folder(run, config.training.steps))
+
+
+def shared_by_ranks(
+    config: RunConfig, run: RunDir, store: TokenStore, module: LanguageModel, checkpoint: Path | None
+) -> dict[str, str]:
+    """By name, what all ranks of a start must have alike: hashes of config, data and weights at start, checkpoint.
+
+    Raises:
+        UserError: the cell goes on from weights of a file, and its manifest does not say which.
+    """
+    if checkpoint and config.training.initial_weights:
+        weights = (read_manifest(run) or Manifest()).initial_weights_sha256
+        if weights is None:
+            raise UserError(f"{run.manifest}: does not say what weights the cell began with; restore it, or remove "
+                            f"{run.root} and train from the beginning")  # fmt: skip
+    else:
+        weights = weights_sha256(dict(module.model.named_parameters()))
+    return {
+        "config hash": scientific_hash(config),
+        "data hash": store.hash,
+        "data sample": data_sample(store),
+        "checkpoint": checkpoint.name if checkpoint else "none",
+        "weights at start": weights,
+    }
 
 
 def lost_lines(config: RunConfig, run: RunDir, step: int) -> list[str]:
@@ -141,7 +154,7 @@ def build_trainer(
 ) -> Trainer:
     """The Trainer of one cell, with nothing of Lightning's that writes, shows or shuffles on its own.
 
-    `start` is what every rank must share, by name: hashes of config, data and weights at start, checkpoint.
+    `start` is of shared_by_ranks.
     """
     resume_step = step_of(checkpoint) if checkpoint else 0
     measure = Measure(config, run)
@@ -234,7 +247,7 @@ def start_manifest(
         changed = [changes(code_of(earlier), code_facts(here)), changes(machine_of(earlier, None), cut)]
         if any(changed):
             said = ", ".join(filter(None, changed))
-            console.print(f"[yellow]goes on otherwise than it began:[/yellow] {escape(said)}; the report will say so")
+            say(console, ("goes on otherwise than it began:", "yellow"), f" {said}; the report will say so")
     first_plan, logged_before = first_stamp(run, earlier.plan, plan)
     manifest = Manifest(
         arm=config.arm,
