@@ -46,11 +46,7 @@ T = TypeVar("T")
 
 
 def commit_of(source: SourceConfig, retries: Retries) -> str | None:
-    """The commit that a hub source's revision means now; None for anything that is not on the hub.
-
-    Raises:
-        UserError: no such set or revision, no permission, or no connection.
-    """
+    """The commit that a hub source's revision means now; None for anything that is not on the hub."""
     if source.kind != "hub" or source.path is None or is_local(source):
         return None
     if source.revision is not None and COMMIT.fullmatch(source.revision):
@@ -160,12 +156,7 @@ class Retries:
         notify: Callable[[str], None] = lambda line: None,
         pauses_seconds: tuple[float, ...] | None = (),
     ):
-        """
-        Args:
-            source: whose reads these are.
-            notify: gets a line for every failure that is tried again.
-            pauses_seconds: the pause before each further try; none: PAUSES_SECONDS, and by default no further try.
-        """
+        """`pauses_seconds` before each further try, each told to `notify`; None: PAUSES_SECONDS, (): no further try."""
         self._source, self._notify = source, notify
         self._pauses = PAUSES_SECONDS if pauses_seconds is None else pauses_seconds
         self._failures = 0

@@ -172,11 +172,7 @@ def _with_unknown(parts: Json) -> Tokenizer | None:
 
 
 def check_tokenizer(config: TokenizerConfig) -> None:
-    """Refuse what training could never reach, before anything is read.
-
-    Raises:
-        UserError: a vocabulary that has no room for the bytes, or an empty end-of-text token.
-    """
+    """Refuse what training could never reach, before anything is read (UserError)."""
     if not config.end_of_text:
         raise UserError("data.tokenizer.end_of_text: is empty; name the token that joins documents")
     if config.path is None and len(config.end_of_text) == 1:
@@ -264,7 +260,7 @@ def tokenizer_file(name: str) -> Path:
 
 
 def load_tokenizer(config: TokenizerConfig) -> TextTokenizer:
-    """Load config.path: a tokenizer.json, a folder that holds one, or a hub id.
+    """The tokenizer of config.path: a tokenizer.json, a folder that holds one, or a hub id.
 
     Raises:
         UserError: no such file, no access to the hub, not a tokenizer, or no end-of-text token.
@@ -278,19 +274,16 @@ def load_tokenizer(config: TokenizerConfig) -> TextTokenizer:
             raise UserError(f"data.tokenizer.path: {path} cannot be read ({error})") from error
     if path.suffix == ".json" or path.is_absolute() or config.path.startswith((".", "~")):
         raise UserError(f"data.tokenizer.path: no file {path}; give a tokenizer.json, its folder, or a hub id")
-    return TextTokenizer(_hub_json(config.path, config.revision), config.end_of_text)
-
-
-def _hub_json(name: str, revision: str | None) -> str:
     from tokenizers import Tokenizer
 
     try:
-        return str(Tokenizer.from_pretrained(name, revision=revision or "main").to_str())
+        found = Tokenizer.from_pretrained(config.path, revision=config.revision or "main").to_str()
     except Exception as error:  # connection, permission, no such id, offline mode: the hub client's own classes
         raise UserError(
-            f"data.tokenizer.path: '{name}' is not a local file, and the hub did not give it "
+            f"data.tokenizer.path: '{config.path}' is not a local file, and the hub did not give it "
             f"({first_line(error)}); check the name and the network, or download its tokenizer.json and give its path"
         ) from error
+    return TextTokenizer(found, config.end_of_text)
 
 
 def _special_tokens(json_text: str) -> list[str]:

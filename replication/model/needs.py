@@ -53,7 +53,7 @@ def _moments(config: RunConfig) -> float:
 
 
 def checkpoint_gib(config: RunConfig) -> float:
-    """One checkpoint: weights and optimizer of all processes, and the whole weights once more."""
+    """One checkpoint: weights and optimizer of all processes, and the consolidated weights once more."""
     number = 8 if config.training.precision == "64-true" else 4
     moments = _moments(config)
     bf16_copy = 2 if config.cluster.strategy.startswith("zero") and config.training.precision == "bf16-mixed" else 0

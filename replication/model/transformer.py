@@ -297,7 +297,7 @@ def initialise(model: Transformer, seed: int) -> None:
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and fp32 bytes of whole parameters by name, sorted (a tied one counts once)."""
+    """SHA-256 over names, shapes and fp32 bytes of consolidated parameters by name, sorted (a tied one counts once)."""
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())

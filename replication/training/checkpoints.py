@@ -180,13 +180,10 @@ class Checkpoints(Callback):
         for later in self.run.checkpoint_folders():
             if step_of(later) > step:  # damaged: this run went on from before it, and it must not count as kept
                 remove_tree(later)
-        for old in complete_folders(self.run)[: -self.config.checkpoints.keep_last]:
-            if not self._stays(old):
-                remove_tree(old)
-
-    def _stays(self, folder: Path) -> bool:
         every = self.config.checkpoints.keep_every_steps
-        return every is not None and step_of(folder) % every == 0
+        for old in complete_folders(self.run)[: -self.config.checkpoints.keep_last]:
+            if every is None or step_of(old) % every:
+                remove_tree(old)
 
 
 def _batch_progress(checkpoint: LightningState) -> list[dict[str, int]]:
@@ -228,7 +225,7 @@ def checkpoint_folder(run: RunDir, step: int) -> Path:
 
 
 def remove_abandoned(run: RunDir) -> None:
-    """Remove what saves and conversions that were cut short have left; call on the first rank."""
+    """Remove the remains of saves and conversions that were cut short; call on the first rank."""
     for abandoned in run.checkpoints.glob("partial-*"):
         remove_tree(abandoned)
 

@@ -1,8 +1,8 @@
 """The ways to distribute one run: single, DDP, DeepSpeed ZeRO 1/2/3. The only module that imports deepspeed.
 
 A strategy decides where weights, gradients and the optimizer's state live. What the rest of the harness does with
-them goes through two functions here: multiply the gradients of a block by its scale, and collect the whole weights on
-the first rank.
+them goes through two functions here: multiply the gradients of a block by its scale, and consolidate the weights on the
+first rank.
 """
 
 from __future__ import annotations
@@ -259,18 +259,18 @@ def _pieces(shapes: Sequence[torch.Size], lengths: Sequence[int]) -> list[Piece]
 
 
 def consolidated_weights(config: RunConfig, model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter by name, whole, on the CPU of the first rank; elsewhere empty. Call on all ranks.
+    """Every parameter by name, consolidated on the CPU of the first rank; elsewhere empty. Call on all ranks.
 
     fp32 (the master weights under ZeRO), or fp64 where the run trains in it. A tied weight counts once.
     """
     whole: dict[str, Tensor] = {}
-    for name, parameter in _whole_parameters(config, model):
+    for name, parameter in _consolidated_parameters(config, model):
         if is_first():
             whole[name] = parameter.detach().to("cpu", copy=True)
     return whole
 
 
-def _whole_parameters(config: RunConfig, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _consolidated_parameters(config: RunConfig, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     if not is_zero(config):
         yield from model.named_parameters()
         return

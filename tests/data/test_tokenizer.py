@@ -265,6 +265,7 @@ def test_what_cannot_be_loaded_is_refused(trained, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"data\.tokenizer\.end_of_text: .*'</s>'.*<\|endoftext\|>"):
         TextTokenizer(trained.json(), "</s>")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"data\.tokenizer\.path: 'nobody/nothing' is no local file.*network") as caught:
+    message = r"data\.tokenizer\.path: 'nobody/nothing' is not a local file.*network"
+    with pytest.raises(UserError, match=message) as caught:
         load_tokenizer(TokenizerConfig(path="nobody/nothing"))
     assert "\n" not in str(caught.value)
