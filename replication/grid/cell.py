@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Stage = Literal["all", "train", "generate"]
 
 HELD_SECONDS = 600.0
-"""How long a SLURM job waits for a cell that another process holds: on a lost node its earlier life may live on."""
+"""A SLURM job waits so long for a cell that another process holds: on a lost node its earlier life may live on."""
 
 
 def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: Stage = "all") -> None:

@@ -33,7 +33,7 @@ from replication.runs.starts import LoggedCell, logged_cells
 
 @dataclass(frozen=True)
 class Place:
-    """Where one arm at one seed runs: all that its status needs, and no config is loaded for it."""
+    """The folder of one arm at one seed: all that its status needs, and no config is loaded for it."""
 
     arm: str
     seed: int

@@ -55,7 +55,7 @@ class Finding:
 
 @dataclass
 class Machine:
-    """What the suites are held against."""
+    """Capacities that the suites are held against."""
 
     findings: list[Finding] = field(default_factory=list)
     memory_gib: float = 0.0
@@ -277,7 +277,7 @@ def findings_table(findings: Sequence[Finding], title: str) -> Table:
 
 @dataclass(frozen=True)
 class Needs:
-    """What one suite asks of a machine."""
+    """Demands of one suite on a machine."""
 
     n_cells: int
     parameters: int

@@ -118,7 +118,7 @@ def _word(path: Path) -> str:
 
 
 def arguments(job: Job, folder: Path, out: Path) -> list[str]:
-    """What the script is called with."""
+    """The script's own arguments."""
     return [str(out)] if job.stage == "report" else [str(folder / "plan.txt"), str(out), job.stage]
 
 

@@ -38,7 +38,7 @@ class _Running:
 
 @dataclass
 class Outcome:
-    """What became of the cells of one `grid run`."""
+    """The end of every cell of one `grid run`."""
 
     complete: list[Cell] = field(default_factory=list)
     failed: list[Cell] = field(default_factory=list)

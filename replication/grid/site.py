@@ -54,7 +54,7 @@ def load_site(path: Path) -> Site:
     )  # fmt: skip
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"{path}: bash cannot read it ({reason}); mend it, launch/site.env.example shows the form")
+        raise UserError(f"{path}: bash cannot read it ({reason}); fix it, launch/site.env.example shows the form")
     values = dict(item.partition("=")[::2] for item in done.stdout.split("\0") if item)
     known = {f"SITE_{name.upper()}": name for name in Site.__dataclass_fields__ if name != "path"}
     for variable in values:

@@ -65,14 +65,14 @@ def submit_command(script: Path, arguments: Sequence[str], options: Sequence[str
 
 
 def _remedy(said: str) -> str:
-    """What to do about the refusals that beginners meet."""
+    """Remedy of the refusals that beginners meet."""
     if "account" in said or "qos" in said.lower():
         return "; set SITE_ACCOUNT and SITE_QOS in the site file"
     if "partition" in said:
         return f"; set SITE_PARTITION in the site file to one of: {', '.join(partitions()) or 'none is up'}"
     if "node configuration" in said or "memory" in said or "generic resource" in said:
         return "; no node has that: see cluster.devices and cluster.slurm of the cluster file, and SITE_GPUS"
-    return "; read the script, mend the site or cluster file"
+    return "; read the script, fix the site or cluster file"
 
 
 def queue() -> list[Queued]:
@@ -120,7 +120,7 @@ def hides_others() -> bool:
 
 
 def history(elements: Iterable[str]) -> dict[str, str]:
-    """What became of elements (123_4) that have left the queue, in the scheduler's words; empty without accounts.
+    """The end of elements (123_4) that have left the queue, in the scheduler's words; empty without accounts.
 
     Such as FAILED, TIMEOUT, NODE_FAIL, CANCELLED (by the scheduler itself) or CANCELLED by alice.
     """

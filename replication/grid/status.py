@@ -1,4 +1,4 @@
-"""What became of every cell: its files, and where there is a scheduler its job. Imports no torch, loads no config.
+"""The state of every cell: from its files, and where there is a scheduler its job. Imports no torch, loads no config.
 
 The files are the truth about the training, the scheduler about the queue. Where it cannot be asked, the notes that
 each job leaves in its cell's jobs.jsonl stand in.
@@ -79,7 +79,7 @@ class CellStatus:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What status needs of a cell's config.yaml."""
+    """Values of a cell's config.yaml that its status needs."""
 
     steps: int
     batch_tokens: int
@@ -185,7 +185,7 @@ def _state(
 
 
 def _ended(run: RunDir, trained: bool, notes: Sequence[Note], left: Left | None) -> tuple[str, str]:
-    """How a cell ended that is neither complete, nor in the queue, nor held by a process.
+    """The end of a cell that is neither complete, nor in the queue, nor held by a process.
 
     An error that was recorded comes before the scheduler's word, the scheduler's before what its silence would mean.
     """

@@ -1,4 +1,4 @@
-"""What was submitted to SLURM for an output folder, what became of it, and what its jobs noted.
+"""Submissions of an output folder to SLURM, their jobs in the queue and out of it, and the notes of jobs.
 
 OUT/launch/0001-train-seed-1/     one call of sbatch, numbered
     job.sbatch                    what was submitted
@@ -103,7 +103,7 @@ def next_number(suite_dir: SuiteDir) -> int:
 
 
 def moved_from(waiting: Sequence[Submission]) -> list[str]:
-    """Where jobs look for their output folder and do not find it, because it was moved since."""
+    """Folders in which jobs look for their output folder in vain, because it was moved since."""
     return sorted({s.out for s in waiting if s.out and not Path(s.out, "launch").is_dir()})
 
 
@@ -111,7 +111,7 @@ def moved_from(waiting: Sequence[Submission]) -> list[str]:
 
 
 def queue_of(suite_dir: SuiteDir, console: Console, needed: bool = False) -> list[slurm.Queued] | None:
-    """What is in the queue of an output folder; says whose it is, and where it would look for the folder in vain.
+    """The jobs of an output folder in the queue; says whose they are, and where they look for the folder in vain.
 
     None, with a line, where the scheduler does not answer and is not needed.
     """
@@ -136,7 +136,7 @@ def queue_of(suite_dir: SuiteDir, console: Console, needed: bool = False) -> lis
 
 
 def own_jobs(earlier: Sequence[Submission], queue: Sequence[slurm.Queued]) -> Iterator[tuple[slurm.Queued, Submission]]:
-    """What is in the queue of an output folder, links of chains included, each with its submission."""
+    """The jobs of an output folder in the queue, links of chains included, each with its submission."""
     by_name = {s.name: s for s in earlier}
     for job in queue:
         submission, link_of = by_name.get(job.name), by_name.get(job.name.removesuffix(f".{job.index}"))
@@ -149,7 +149,7 @@ def own_jobs(earlier: Sequence[Submission], queue: Sequence[slurm.Queued]) -> It
 def jobs_of_cells(
     earlier: Sequence[Submission], queue: Sequence[slurm.Queued]
 ) -> dict[str, dict[JobStage, slurm.Queued]]:
-    """What is in the queue for each cell (a folder relative to OUT), by stage; links of chains included."""
+    """The jobs in the queue for each cell (a folder relative to OUT), by stage; links of chains included."""
     found: dict[str, dict[JobStage, slurm.Queued]] = {}
     for job, submission in own_jobs(earlier, queue):
         if job.index is not None:
@@ -164,7 +164,7 @@ def still_queued(earlier: Sequence[Submission], queue: Sequence[slurm.Queued]) -
 
 
 def hidden_jobs(suite_dir: SuiteDir, earlier: Sequence[Submission]) -> list[slurm.Queued]:
-    """Where the cluster hides other users' jobs: what may be in the queue of what they submitted, having no end."""
+    """Jobs without an end that other users submitted, where the cluster hides those: they may be in the queue."""
     me, found = slurm.user_name(), []
     if all(s.user in ("", me) for s in earlier) or not slurm.hides_others():
         return []

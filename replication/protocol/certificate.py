@@ -45,7 +45,7 @@ class Check:
     holds: bool | None
     """None where there is nothing to compare: fewer than two cells are complete, or nothing was recorded."""
     values: dict[str, Any]
-    """What each arm has."""
+    """By arm."""
     explanation: str = ""
     """One line that names arm and key (or step) where the check fails; empty where it holds."""
     refuses: bool = True
@@ -193,7 +193,7 @@ def _check(name: str, cells: Sequence[_Evidence], values: Iterable[Any], faults:
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What one cell's files say, read once; of one that is not complete, `missing` alone."""
+    """The content of one cell's files, read once; of one that is not complete, `missing` alone."""
 
     arm: str
     seed: int
@@ -206,11 +206,11 @@ class _Evidence:
     scientific: dict[str, Any] = field(default_factory=dict)
     """Recomputed from it; empty where it cannot be read."""
     faults: tuple[str, ...] = ()
-    """What is wrong with manifest.json or config.yaml themselves."""
+    """Of manifest.json and config.yaml themselves."""
     logged: Logged = field(default_factory=dict)
     """Of training lines."""
     journal: tuple[str, ...] = ()
-    """What is wrong with the journal, or with COMPLETE."""
+    """Faults of the journal, or of COMPLETE."""
 
 
 def _gather(run: RunDir, arm: str, seed: int, given: Mapping[tuple[str, int], Logged] | None) -> _Evidence:
@@ -257,7 +257,7 @@ def _read_manifest(run: RunDir) -> tuple[Manifest, list[str]]:
 
 
 def _unlike_complete(run: RunDir, manifest: Manifest) -> list[str]:
-    """Where COMPLETE is damaged, or journal and manifest are not those that it was written for."""
+    """Faults of COMPLETE, and of journal and manifest if they are not those that it was written for."""
     try:
         marker = read_object(run.complete)
         journal = file_sha256(run.metrics) if run.metrics.is_file() else None
@@ -273,7 +273,7 @@ def _unlike_complete(run: RunDir, manifest: Manifest) -> list[str]:
 
 
 def _contradictions(arm: str, seed: int, config: dict[str, Any], config_hash: str, manifest: Manifest) -> list[str]:
-    """Where config.yaml, manifest.json and the folder's name contradict one another."""
+    """Contradictions between config.yaml, manifest.json and the folder's name."""
     found = []
     if manifest.config_hash != config_hash:
         found.append(

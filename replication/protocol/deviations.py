@@ -41,7 +41,7 @@ class PlanStatus:
     unfinished: tuple[str, ...] = ()
     """Of the deviations those that more cells or votes would mend: what is planned and not there."""
     notes: tuple[str, ...] = ()
-    """What a reader should know and is no deviation: an amendment before the first step of any cell."""
+    """For the reader, and no deviation: an amendment before the first step of any cell."""
 
     @property
     def followed(self) -> bool:

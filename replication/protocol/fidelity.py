@@ -72,7 +72,7 @@ DERIVED: dict[str, Callable[[SuiteConfig, RunConfig], Any]] = {
     "tokens": lambda suite, config: config.training.steps * config.training.batch_tokens,
     "data": lambda suite, config: next((layer for layer in suite.layers if layer.startswith("data/")), None),
 }
-"""What is not one key of a run: of (suite, config of one cell)."""
+"""Values that are not one key of a run: of (suite, config of one cell)."""
 
 PHASE_3 = (
     Row("parameters", paper.PHASE_3.parameters),
@@ -266,7 +266,7 @@ def tables() -> str:
 
 
 def _suites_table() -> str:
-    """What each shipped suite amounts to; checkpoints as in needs.py."""
+    """The size of each shipped suite; checkpoints as in needs.py."""
     text = [
         "| suite | arms x seeds | parameters | tokens of a cell | checkpoints, all cells |",
         "|---|---|---|---|---|",

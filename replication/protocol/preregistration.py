@@ -50,7 +50,7 @@ class PlannedSettings:
     """Scientific keys of the cells but their seeds."""
 
     shared: dict[str, object]
-    """What all arms have alike."""
+    """Equal in all arms."""
     arms: dict[str, dict[str, object]]
 
 
@@ -75,7 +75,7 @@ class Plan:
     exclusions: tuple[str, ...]
     settings: PlannedSettings
     generation: dict[str, object]
-    """How completions are sampled (no part of a cell's hash), with the hash of the prompts."""
+    """Settings of the sampling (no part of a cell's hash), with the hash of the prompts."""
     cells: dict[str, str]
     """arm/seed-n -> hash of its config."""
     code: PlannedCode

@@ -134,7 +134,7 @@ STRICT = (
 
 
 def exclusions(a: AnalysisConfig, diverged: DivergedRule) -> tuple[str, ...]:
-    """What is left out of which figure, what stays in, and when collecting ends; a sentence or two each."""
+    """Rules, a sentence or two each: who is left out of which figure, who stays in, and when collecting ends."""
     above = diverged.above_nats
     limit = "what guessing uniformly costs" if above is None else f"{above:g} nats"
     return (
