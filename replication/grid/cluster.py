@@ -10,8 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from replication.config import RunConfig, SuiteConfig
+from replication.console import table
 from replication.errors import UserError
 from replication.grid import slurm
 from replication.grid.doctor import Finding, findings_table, free_disk_gib
@@ -50,14 +52,15 @@ def memory_table(config: RunConfig) -> Table:
     """GiB in each process, a row a strategy, a column a number of processes."""
     here = config.world_size
     counts = sorted({1, config.cluster.devices, here, 2 * here})
-    title = f"{parameters(config):,} parameters in {config.training.precision}: memory of each process"
-    table = Table("strategy", *(f"{n} process(es)" for n in counts), title=title, title_justify="left")
+    shown = table(
+        f"{parameters(config):,} parameters in {config.training.precision}: memory of each process",
+        ("strategy", *(f"{n} process(es)" for n in counts)),
+    )
     for strategy in STRATEGIES:
-        cells = [_memory(config, strategy, n) for n in counts]
         chosen = strategy == config.cluster.strategy
-        table.add_row(*(f"[bold]{t}[/]" if chosen and n in (0, here) else t
-                        for n, t in zip((0, *counts), (strategy, *cells), strict=True)))  # fmt: skip
-    return table
+        cells = [(strategy, chosen), *((_memory(config, strategy, n), chosen and n == here) for n in counts)]
+        shown.add_row(*(Text(text, "bold" if bold else "") for text, bold in cells))
+    return shown
 
 
 def _memory(config: RunConfig, strategy: str, n: int) -> str:
@@ -101,17 +104,11 @@ def _scheduler(config: RunConfig, site: Site) -> Iterator[Finding]:
         return
     partition = site.partition or partitions[0]
     if partition not in partitions:
-        yield Finding(
-            "partition",
-            f"no {partition} among {', '.join(partitions)}",
-            "missing",
-            "set SITE_PARTITION in the site file",
-        )
+        lacking = f"no {partition} among {', '.join(partitions)}"
+        yield Finding("partition", lacking, "missing", "set SITE_PARTITION in the site file")
         return
     yield Finding("partition", partition + ("" if site.partition else " (the default one)"))
-    yield _nodes(config, partition)
-    yield _time(config, partition)
-    yield _stopping(config, site)
+    yield from (_nodes(config, partition), _time(config, partition), _stopping(config, site))
     scratch = site.scratch or "the nodes' own temporary folder"
     yield Finding("scratch", f"{scratch}; each job looks at its room before it trains")
 
@@ -151,7 +148,6 @@ def _stopping(config: RunConfig, site: Site) -> Finding:
         f"{c.slurm.lead_seconds} s before the limit; then {site.on_preemption}"
     )
     if site.on_preemption == "requeue" and slurm.setting("JobRequeue") == "0":
-        return Finding(
-            "stop", text, "warning", "JobRequeue is 0 here: if jobs are not requeued, set SITE_ON_PREEMPTION=chain"
-        )
+        remedy = "JobRequeue is 0 here: if jobs are not requeued, set SITE_ON_PREEMPTION=chain"
+        return Finding("stop", text, "warning", remedy)
     return Finding("stop", text)

@@ -22,8 +22,8 @@ from replication.protocol.preregistration import (
 )
 from replication.runs.files import read_object
 from replication.runs.layout import RunDir, SuiteDir, name_cells, spans
-from replication.runs.manifest import Manifest, PlanStamp, find_manifest
-from replication.runs.starts import code_of, has_logged, unlike
+from replication.runs.manifest import PlanStamp, find_manifest
+from replication.runs.starts import LoggedCell, code_of, has_logged, unlike
 
 State = Literal["none", "before the data", "after the data"]
 
@@ -70,19 +70,6 @@ class PlanStatus:
         return plain | {"followed": self.followed, "sentences": list(self.sentences)}
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """A cell that has a manifest."""
-
-    run: RunDir
-    manifest: Manifest
-
-    @property
-    def stamp(self) -> PlanStamp:
-        """Of the first start that logged a step; empty where no plan was registered then."""
-        return self.manifest.plan or PlanStamp()
-
-
 def check_plan(
     suite_dir: SuiteDir, suite: SuiteConfig | None = None, votes: Mapping[str, int] | None = None
 ) -> PlanStatus:
@@ -102,14 +89,14 @@ def check_plan(
     except UserError as error:
         return PlanStatus("none", None, None, (str(error),))
     if record is None:
-        gone = _grouped((f"plan.json is gone, whose hash {str(cell.stamp.sha256)[:16]} these cells carry", name)
+        gone = _grouped((f"plan.json is gone, whose hash {str(cell.manifest.plan.sha256)[:16]} these cells carry", name)
                         for name, cell in cells.items() if cell.manifest.plan)  # fmt: skip
         return PlanStatus("none", None, None, tuple(gone))
     plan = record.plan
     cells = {name: cell for name, cell in cells.items() if has_logged(cell.run)}
     early = sorted({*record.began_before, *(name for name, cell in cells.items() if _is_early(cell, record))})
     earlier_plans = {entry.sha256 for entry in record.history}
-    unplanned = [name for name in early if name not in cells or cells[name].stamp.sha256 not in earlier_plans]
+    unplanned = [name for name in early if name not in cells or _stamp(cells[name]).sha256 not in earlier_plans]
     amendments, notes = _amendments(suite_dir, record)
     deviations = [*_edits(suite_dir, record), *amendments]
     if unplanned:
@@ -192,19 +179,24 @@ def _changes_of_suite(plan: Plan, suite: SuiteConfig) -> list[str]:
 # ---------------------------------------------------------------- the cells
 
 
-def _read_cells(suite_dir: SuiteDir) -> tuple[dict[str, _Cell], list[str]]:
+def _read_cells(suite_dir: SuiteDir) -> tuple[dict[str, LoggedCell], list[str]]:
     """Every cell of the folder that has started, planned or not, by arm/seed-n; and those that cannot be read."""
     cells, unreadable = {}, []
     for arm, seed, run in suite_dir.cells():
         name, manifest = f"{arm}/seed-{seed}", find_manifest(run)
         if manifest is not None:
-            cells[name] = _Cell(run, manifest)
+            cells[name] = LoggedCell(run, manifest)
         elif run.manifest.exists() or has_logged(run):
             unreadable.append(name)
     return cells, unreadable
 
 
-def _is_early(cell: _Cell, record: Preregistration) -> bool:
+def _stamp(cell: LoggedCell) -> PlanStamp:
+    """Of the first start that logged a step; empty where no plan was registered then."""
+    return cell.manifest.plan or PlanStamp()
+
+
+def _is_early(cell: LoggedCell, record: Preregistration) -> bool:
     """Whether a cell first started before the plan was registered: it has no hash of it, whatever the clocks say of
     those that have. A time that cannot be read is no later one."""
     if cell.manifest.plan:
@@ -216,7 +208,7 @@ def _is_early(cell: _Cell, record: Preregistration) -> bool:
         return True
 
 
-def _under_another_plan(record: Preregistration, cells: Mapping[str, _Cell]) -> list[str]:
+def _under_another_plan(record: Preregistration, cells: Mapping[str, LoggedCell]) -> list[str]:
     kept = {entry.sha256: entry.file for entry in record.history}
 
     def fault(sha: str | None, at: str | None) -> str:
@@ -231,11 +223,12 @@ def _under_another_plan(record: Preregistration, cells: Mapping[str, _Cell]) -> 
             )
         return "" if at == record.frozen_at else f"carry another time of registration ({at})"
 
-    faults = ((fault(cell.stamp.sha256, cell.stamp.frozen_at), name) for name, cell in cells.items())
+    stamps = {name: _stamp(cell) for name, cell in cells.items()}
+    faults = ((fault(stamp.sha256, stamp.frozen_at), name) for name, stamp in stamps.items())
     return _grouped((f"cells that {why}", name) for why, name in faults if why)
 
 
-def _of_another_config(plan: Plan, cells: Mapping[str, _Cell]) -> list[str]:
+def _of_another_config(plan: Plan, cells: Mapping[str, LoggedCell]) -> list[str]:
     """Cells outside the plan, of another scientific config, or sampled in another way; with the keys."""
     faults = []
     for name, cell in cells.items():
@@ -265,7 +258,7 @@ def _other_keys(plan: Plan, name: str, run: RunDir) -> str:
     return f" ({listed(changed)})" if changed else ""
 
 
-def _not_alike(cells: Mapping[str, _Cell]) -> list[str]:
+def _not_alike(cells: Mapping[str, LoggedCell]) -> list[str]:
     """Code, package versions and data in which cells differ, of one seed or of several, or two starts of one cell."""
     code = unlike({name: code_of(cell.manifest) for name, cell in cells.items()})
     hashes = {n: c.manifest.data.hash for n, c in cells.items() if c.manifest.data.hash}

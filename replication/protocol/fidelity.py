@@ -221,9 +221,15 @@ def arms_read(section: Section, suite: SuiteConfig) -> list[str]:
 
 def in_words(line: Line) -> tuple[str, str]:
     """(published, ours) of a line as plain text."""
+    theirs, ours = (text.replace("<br>", ", ").replace("`", "") for text in _both(line))
+    return theirs, ours
+
+
+def _both(line: Line) -> tuple[str, str]:
+    """(published, ours) of a line as Markdown."""
     row = line.row
     theirs = "not published" if row.published is UNPUBLISHED else row.words or _words(row.keys, row.published)
-    return tuple(text.replace("<br>", ", ").replace("`", "") for text in (theirs, _words(row.keys, line.ours)))  # type: ignore[return-value]
+    return theirs, _words(row.keys, line.ours)
 
 
 def _ours(row: Row, suite: SuiteConfig, config: RunConfig) -> Any:
@@ -288,9 +294,8 @@ def _table(rows: Sequence[tuple[Section, Line]]) -> str:
         row = line.row
         where = f"{section.title}, `{row.arm}`" if row.arm else section.title
         keys = "<br>".join(f"`{key}`" for key in row.keys.split())
-        theirs = "not published" if row.published is UNPUBLISHED else row.words or _words(row.keys, row.published)
         said = "; ".join(part for part in ("deviates" if line.verdict == "deviates" else "", row.reason) if part)
-        text.append(f"| {where} | {keys} | {theirs} | {_words(row.keys, line.ours)} | {said} |")
+        text.append(f"| {where} | {keys} | {' | '.join(_both(line))} | {said} |")
     return "\n".join(text)
 
 

@@ -310,7 +310,10 @@ def test_a_folder_and_a_suite_are_told_apart(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("COLUMNS", raising=False)
     for words in ("grid status mine", "grid status out/mine", "grid status ablation_2x2 --out out/mine"):
         assert main(words.split()) == 0
-        assert "8 pending" in capsys.readouterr().out
+        said = capsys.readouterr()
+        assert "8 pending" in said.out
+        hint = "the output folder alone stands here now: `replicate grid status out/mine`"
+        assert (hint in said.err) == (words != "grid status out/mine")
     assert main(["grid", "plan", "ablation_2x2", "--out", "o" * 150]) == 0
     assert f"{'o' * 150}/runs/token_gain/seed-2" in capsys.readouterr().out, "what is piped is not cut"
 
