@@ -31,7 +31,7 @@ from replication.bench.result import plain
 from replication.config import RunConfig, flatten, refuse_differences, to_dict, to_yaml
 from replication.console import progress, say, table
 from replication.errors import UserError
-from replication.processes.launcher import end
+from replication.processes.children import end
 from replication.runs.failures import last_line
 from replication.runs.files import read_object, write_json, write_text
 from replication.runs.journal import read_journal
@@ -342,7 +342,7 @@ class _Drill:
         try:
             yield process, board
         except BaseException:
-            end([process], signal.SIGTERM)
+            end([process])
             raise
 
     def _check_ended(self, process: subprocess.Popen[bytes], name: str) -> None:

@@ -17,7 +17,7 @@ from replication import __version__
 from replication.cli.arguments import NATURAL, Parser, folder
 from replication.errors import NO_ROOM, REMEDIES, UserError, is_disk_full, is_lost_peer, told
 from replication.processes.launcher import forget_place_of_the_shell
-from replication.processes.preemption import PREEMPTED, Preempted, ToldEarly
+from replication.processes.preemption import PREEMPTED, Preempted, StoppedEarly
 
 if TYPE_CHECKING:
     from replication.config import RunConfig
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as told:
         if not launched:
             errors.print("interrupted; the same command goes on where this one stopped")
-        return PREEMPTED if isinstance(told, ToldEarly) else INTERRUPTED
+        return PREEMPTED if isinstance(told, StoppedEarly) else INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `replicate ... | head` is no error
         return 0
@@ -106,7 +106,7 @@ def _listen() -> None:
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
     early = signum in (signal.SIGUSR1, signal.SIGUSR2) or (signum == signal.SIGTERM and "SLURM_STEP_ID" in os.environ)
-    raise ToldEarly if early else KeyboardInterrupt
+    raise StoppedEarly if early else KeyboardInterrupt
 
 
 def _escape(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,12 +19,11 @@ from rich.console import Console
 
 from replication.cli.arguments import POSITIVE, Parser, folder, whole
 from replication.errors import UserError
+from replication.processes.children import end, still_running
 from replication.runs.layout import SuiteDir
 
 if TYPE_CHECKING:
     from replication.config import SuiteConfig
-
-GRACE_SECONDS = 10.0
 
 
 def tensorboard(argv: list[str]) -> int:
@@ -53,7 +51,7 @@ def tensorboard(argv: list[str]) -> int:
             console.print(f"curves:       {address}/{page}      (Ctrl-C ends it)", soft_wrap=True)
             while server.poll() is None:
                 over_seeds.refresh()
-                _wait(server, args.every)
+                still_running([server], args.every)
     raise UserError(f"tensorboard: ended with code {server.returncode}; its own lines above say why")
 
 
@@ -114,7 +112,7 @@ def _server(logdir: Path, host: str, port: int) -> Iterator[tuple[subprocess.Pop
     try:
         yield server, f"http://{f'[{host}]' if ':' in host else host}:{port}"
     finally:
-        _end(server)
+        end([server])
 
 
 def _free_port(host: str, port: int) -> int:
@@ -131,20 +129,3 @@ def _free_port(host: str, port: int) -> int:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"--port: {host}:{port}: {reason}; choose another --port, or 0 for a free one") from None
         return int(probe.getsockname()[1])
-
-
-def _wait(server: subprocess.Popen[bytes], seconds: float) -> None:
-    try:
-        server.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    if server.poll() is None:
-        server.send_signal(signal.SIGTERM)
-    try:
-        server.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()

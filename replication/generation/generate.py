@@ -24,7 +24,7 @@ from replication.errors import UserError
 from replication.generation.parts import Samples, Share
 from replication.generation.sampling import Sampler, complete, row_key
 from replication.model.transformer import Transformer
-from replication.processes.preemption import Preempted, told_to_stop
+from replication.processes.preemption import Preempted, stop_requested
 from replication.runs.files import read_object
 from replication.runs.layout import RunDir
 from replication.runs.manifest import Manifest, read_manifest
@@ -115,7 +115,7 @@ class _Watch:
         self.samples, self.on_step, self.ended = samples, on_step, 0
 
     def step(self, n_tokens: int, n_ended: int) -> None:
-        if told_to_stop():
+        if stop_requested():
             kept = f"{len(self.samples.parts())} of {len(self.samples.rows)} completions are kept"
             raise Preempted(f"{self.samples.name}: told to stop; {kept}")
         if self.on_step is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,8 +14,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from replication.console import Meter
 from replication.errors import UserError
 from replication.generation.parts import Samples, Share
-from replication.processes.launcher import end, how_it_was_ended, start
-from replication.processes.preemption import Preempted, told_to_stop
+from replication.processes.children import end
+from replication.processes.launcher import how_it_was_ended, start
+from replication.processes.preemption import Preempted, stop_requested
 from replication.runs.failures import last_line
 
 POLL_SECONDS = 0.2
@@ -141,7 +141,7 @@ def run_workers(
                 if samples.name not in failed:
                     running.append(_start(cells[samples.name], share, free.pop(0), command))
             time.sleep(POLL_SECONDS)
-            if told_to_stop():
+            if stop_requested():
                 raise Preempted("told to stop; completions of whole batches are kept")
             for worker in [w for w in running if w.process.poll() is not None]:
                 running.remove(worker)
@@ -151,7 +151,7 @@ def run_workers(
                 shown = time.monotonic()
                 display.update(*counts.now())
     except BaseException:
-        end([w.process for w in running], signal.SIGTERM)
+        end([w.process for w in running])
         raise
     finally:
         for cell in cells.values():

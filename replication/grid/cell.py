@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from replication.config import RunConfig, refuse_other_config, scientific_hash
 from replication.errors import UserError, is_lost_peer
-from replication.processes.preemption import Preempted, told_to_stop
+from replication.processes.preemption import Preempted, stop_requested
 from replication.runs.failures import record_failure
 from replication.runs.files import file_sha256, sync, write_json
 from replication.runs.layout import KEPT, RunDir, SuiteDir
@@ -125,7 +125,7 @@ def _wait_for_cell(run: RunDir, holder: Path, here: str, console: Console) -> No
         if there[:1] == [here]:  # our own first rank
             return
         who = ", ".join(there) or "another process"
-        if told_to_stop():
+        if stop_requested():
             raise Preempted(f"{run.root}: told to stop while {who} held the cell")
         if time.monotonic() >= deadline:
             raise UserError(

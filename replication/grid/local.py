@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -18,9 +17,9 @@ from replication.config import load_suite
 from replication.console import duration, progress, say
 from replication.errors import UserError
 from replication.grid.cells import Cell, places
-from replication.processes.launcher import end
+from replication.processes.children import end
 from replication.processes.preemption import PREEMPTED
-from replication.runs.failures import last_line, read_failure, record_failure
+from replication.runs.failures import Failure, last_line, read_failure, record_failure
 from replication.runs.files import read_object
 from replication.runs.journal import read_tail
 from replication.runs.layout import SuiteDir
@@ -77,8 +76,7 @@ def run_cells(cells: Sequence[Cell], suite_dir: SuiteDir, jobs: int, console: Co
                 left = (time.monotonic() - started) / ended * (len(waiting) + len(running)) if ended else None
                 bars.update(total, completed=n_skipped + ended, note=f"left about {duration(left)}" if left else "")
         except BaseException:
-            # as Ctrl-C, but heard in the background too, where SIGINT is ignored
-            end([r.process for r in running], signal.SIGTERM, STOP_SECONDS * len(running))
+            end([r.process for r in running], STOP_SECONDS * len(running))
             raise
     return outcome
 
@@ -126,8 +124,8 @@ def _finish(r: _Running, outcome: Outcome, bars: Progress) -> None:
     error = last_line(cell.run.log).removeprefix("error: ") or f"the process ended with code {code}"
     if read_failure(cell.run) is None:  # killed before it could say why
         record_failure(cell.run, error)
-    unwritten = {"error": f"{error}; its FAILED could not be written: is the disk full?"}
-    error = (read_failure(cell.run) or unwritten)["error"]
+    unwritten = Failure(f"{error}; its FAILED could not be written: is the disk full?")
+    error = (read_failure(cell.run) or unwritten).error
     say(bars.console, ("failed", "red"), f" {cell.name}: {error} (log: {cell.run.log})")
 
 

@@ -194,7 +194,7 @@ def _ended(run: RunDir, trained: bool, notes: Sequence[Note], left: Left | None)
     if _is_cancelled(notes):
         return "cancelled", ""
     if failure is not None:
-        return "failed", f"{failure['error']} (log: {run.log})"
+        return "failed", f"{failure.error} (log: {run.log})"
     never_began = left is not None and all(n.job not in ("", left.id) for n in notes)
     log = left.output if left is not None and never_began else run.log
     error = first_error(log)

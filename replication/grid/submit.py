@@ -31,7 +31,7 @@ from replication.grid.submissions import (
     submissions,
 )
 from replication.runs.files import read_json, remove_tree, write_json, write_text
-from replication.runs.grace_period import lead_seconds_needed
+from replication.runs.grace_period import grace_seconds_needed
 from replication.runs.layout import SuiteDir, name_cells
 from replication.runs.locks import hold_lock
 from replication.runs.manifest import is_trained
@@ -115,7 +115,7 @@ def check_grace_period(cells: Sequence[Cell]) -> None:
         UserError: a measured step and save take longer; names what would do.
     """
     for cell in cells:
-        given, needed = cell.config.cluster.slurm.lead_seconds, lead_seconds_needed(cell.run)
+        given, needed = cell.config.cluster.slurm.lead_seconds, grace_seconds_needed(cell.run)
         if needed is not None and needed > given:
             raise UserError(
                 f"cluster.slurm.lead_seconds: {given} is too short, {cell.name} took up to "

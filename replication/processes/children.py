@@ -1,14 +1,19 @@
-"""Worker processes that end with the process that started them, however that ends."""
+"""Processes that this one starts: they end with it, however it ends, and can be ended by it."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+GRACE_SECONDS = 10.0
+"""Time that processes have to end by themselves once told to, before they are killed."""
 
 _PR_SET_PDEATHSIG = 1
 _libc: ctypes.CDLL | None = None
@@ -46,3 +51,20 @@ def tethered() -> Iterator[None]:
         yield
     finally:
         _owner = before
+
+
+def end(processes: Sequence[subprocess.Popen[bytes]], seconds: float | None = None) -> None:
+    """Tell every process that is left to end, and kill what has not within `seconds` (default GRACE_SECONDS)."""
+    for process in processes:  # SIGTERM acts as Ctrl-C, but is heard in the background too, where SIGINT is ignored
+        process.send_signal(signal.SIGTERM)  # does nothing to one that has ended
+    for process in still_running(processes, GRACE_SECONDS if seconds is None else seconds):
+        process.kill()
+        process.wait()
+
+
+def still_running(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> list[subprocess.Popen[bytes]]:
+    """Wait for processes to end by themselves; those that have not in time."""
+    deadline = time.monotonic() + seconds
+    while (left := [process for process in processes if process.poll() is None]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
 from replication.errors import UserError
-from replication.processes.children import tethered
+from replication.processes.children import GRACE_SECONDS, end, still_running, tethered
 from replication.processes.preemption import PREEMPTED, hold
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ PLACE += ("MASTER_ADDR", "MASTER_PORT")
 START = "REPLICATION_START"
 """Set by `run_ranks` for its ranks: a name that no other start has."""
 SETTLE_SECONDS = 0.5
-"""How long the ranks have to end by themselves after the first has, so that the cause is told from its effects."""
-GRACE_SECONDS = 10.0
-"""How long the other ranks have after one has ended badly, or after a signal, before they are killed."""
+"""Time that the ranks have to end by themselves after the first has, so that the cause is told from its effects."""
 
 
 def run_ranks(command: Sequence[str], n_ranks: int, stop_signal: str = "USR2") -> int:
@@ -59,7 +57,7 @@ def run_ranks(command: Sequence[str], n_ranks: int, stop_signal: str = "USR2") -
         with _passing_on(signal.Signals[f"SIG{stop_signal}"], ranks):
             return _wait(ranks)
     except BaseException:
-        end(ranks, signal.SIGTERM)  # as an interrupt, but heard in the background too, where SIGINT is ignored
+        end(ranks)
         raise
 
 
@@ -91,10 +89,10 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
         codes = [rank.poll() for rank in ranks]
         if any(codes):
             if PREEMPTED in codes:  # they end together, each at its own speed
-                _let_end(ranks, GRACE_SECONDS)
+                still_running(ranks, GRACE_SECONDS)
             time.sleep(SETTLE_SECONDS)
             failed = {r: code for r, rank in enumerate(ranks) if (code := rank.poll())}
-            end(ranks, signal.SIGTERM)
+            end(ranks)
             return _code_of(failed)
         if all(code == 0 for code in codes):
             return 0
@@ -117,23 +115,6 @@ def _code_of(failed: dict[int, int]) -> int:
 def how_it_was_ended(code: int) -> str:
     """What to say of a process that a signal ended, by its negative return code."""
     return f"ended by {signal.Signals(-code).name}{' (out of memory?)' if code == -signal.SIGKILL else ''}"
-
-
-def end(ranks: Sequence[subprocess.Popen[bytes]], first: signal.Signals, seconds: float = GRACE_SECONDS) -> None:
-    """Signal every process that is left, and kill what has not ended in time."""
-    for rank in ranks:
-        rank.send_signal(first)  # does nothing to one that has ended
-    for rank in _let_end(ranks, seconds):
-        rank.kill()
-        rank.wait()
-
-
-def _let_end(ranks: Sequence[subprocess.Popen[bytes]], seconds: float) -> list[subprocess.Popen[bytes]]:
-    """Wait for ranks to end by themselves; those that have not in time."""
-    deadline = time.monotonic() + seconds
-    while (left := [rank for rank in ranks if rank.poll() is None]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return left
 
 
 @contextmanager

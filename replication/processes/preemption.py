@@ -12,14 +12,14 @@ from types import FrameType
 PREEMPTED = 75
 """Exit code of every process of a run that saved and stopped because it was told to (sysexits' EX_TEMPFAIL)."""
 
-_told = False
+_requested = False
 
 
 class Preempted(Exception):
     """The run was told to stop, and has saved what a later start goes on from; no failure."""
 
 
-class ToldEarly(KeyboardInterrupt):
+class StoppedEarly(KeyboardInterrupt):
     """Told to stop where nobody listens yet, or nothing has to be saved: ends as Ctrl-C does, but with PREEMPTED."""
 
 
@@ -36,10 +36,10 @@ def listen(name: str) -> None:
 
 
 def _remember(signum: int, frame: FrameType | None) -> None:
-    global _told
-    _told = True
+    global _requested
+    _requested = True
 
 
-def told_to_stop() -> bool:
-    """Whether this process has been told to stop."""
-    return _told
+def stop_requested() -> bool:
+    """Whether this process has been asked to stop."""
+    return _requested

@@ -243,7 +243,7 @@ def _missing_line(run: RunDir, arm: str, state: str) -> str:
     if state == "pending":
         return f"{arm}: the cell is missing"
     failure = read_failure(run) if state == "failed" else None
-    why = f" ({_one_line(failure['error'])})" if failure else ""
+    why = f" ({_one_line(failure.error)})" if failure else ""
     return f"{arm}: the cell is not complete: {state}{why}"
 
 

@@ -20,8 +20,8 @@ def why_diverged(run: RunDir, rule: DivergedRule, warmup_steps: int, vocab_size:
         vocab_size: of its model; log of it is the loss of a uniform guess.
     """
     failure = read_failure(run) if not run.complete.is_file() else None
-    if failure and failure.get("diverged") is True:
-        return str(failure["error"])
+    if failure and failure.diverged:
+        return failure.error
     step, losses = read_last_losses(run.metrics, rule.for_steps)
     finite = [loss for loss in losses if loss is not None]
     if len(finite) < len(losses):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from replication.config import flatten
 from replication.config.reading import read_yaml, untyped
 from replication.errors import UserError
-from replication.runs.failures import read_failure
+from replication.runs.failures import Failure, read_failure
 from replication.runs.files import number, parse_objects
 from replication.runs.journal import Line, Logged, logged_steps, read_journal
 from replication.runs.layout import RunDir, SuiteDir
@@ -54,16 +54,6 @@ class Series:
     def tags(self, prefix: str) -> list[str]:
         """Tags that start with prefix, sorted."""
         return sorted(tag for tag in self.columns if tag.startswith(prefix))
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What the last attempt of a cell left behind."""
-
-    error: str
-    """First line of the error."""
-    step: int
-    """Last logged step before it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +121,8 @@ def load_cell_files(run: RunDir, arm: str, seed: int) -> Cell:
         arm=arm,
         seed=seed,
         state=run.state(),
-        failure=_failure(run),
+        # a FAILED file that a later, complete attempt left behind is not a failure any more
+        failure=None if run.complete.is_file() else read_failure(run),
         step=last.step if last else manifest.step or 0,
         tokens=_number(tail.get("tokens", manifest.tokens)),
         wall_seconds=_number(tail.get("wall_seconds", manifest.wall_seconds)),
@@ -207,12 +198,6 @@ def _config(run: RunDir) -> dict[str, Any]:
     except (OSError, UserError):
         return {}
     return flatten(tree) if isinstance(tree, dict) else {}
-
-
-def _failure(run: RunDir) -> Failure | None:
-    """A FAILED file that a later, complete attempt left behind is not a failure any more."""
-    record = None if run.complete.is_file() else read_failure(run)
-    return Failure(record["error"], int(_number(record.get("step"), 0))) if record else None
 
 
 def _samples(run: RunDir) -> tuple[dict[str, Any], ...]:

@@ -141,7 +141,9 @@ def compute_results(
         "pairs_used": [{"arm": p.arm, "seed": p.seed} for p in certificate.pairs if p.state == "holds"],
         "pairs_refused": [asdict(p) for p in certificate.pairs if p.state != "holds"],
         "cells": [_cell(cell, compared) for cell in cells],
-        "failures": [{"arm": c.arm, "seed": c.seed, **asdict(c.failure)} for c in cells if c.failure],
+        "failures": [
+            {"arm": c.arm, "seed": c.seed, "error": c.failure.error, "step": c.failure.step} for c in cells if c.failure
+        ],
         "diverged": list(_diverged(suite_dir, suite, cells)),
         "late": _late(cells, a.late_validations),
         "quantities": [_quantity(q, suite, cells, certificate) for q in compared],

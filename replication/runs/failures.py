@@ -4,44 +4,51 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from replication.console import timestamp
 from replication.errors import Diverged, UserError
-from replication.runs.files import read_object, write_json
+from replication.runs.files import read_object
 from replication.runs.journal import read_tail
 from replication.runs.layout import RunDir
+from replication.runs.records import from_json, write_record
+
+
+@dataclass(frozen=True)
+class Failure:
+    """FAILED: what the last attempt of a cell left behind."""
+
+    error: str = ""
+    """One line."""
+    diverged: bool = False
+    """Whether the training was lost."""
+    log: str | None = None
+    step: int = 0
+    """Last logged step before it."""
+    time: str | None = None
 
 
 def record_failure(run: RunDir, error: BaseException | str) -> None:
     """Write FAILED; where even that cannot be written, what is raised or printed beside it says why."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    named = isinstance(error, (UserError, str))
+    line = lines[0] if isinstance(error, (UserError, str)) else f"{type(error).__name__}: {lines[0]}"
     with suppress(OSError, UserError):
         tail = read_tail(run.metrics)
-        write_json(
-            run.failed,
-            {
-                "error": lines[0] if named else f"{type(error).__name__}: {lines[0]}",
-                "diverged": isinstance(error, Diverged),
-                "log": str(run.log),
-                "step": tail.step if tail else 0,
-                "time": timestamp(),
-            },
-        )
+        step = tail.step if tail else 0
+        write_record(run.failed, Failure(line, isinstance(error, Diverged), str(run.log), step, timestamp()))
 
 
-def read_failure(run: RunDir) -> dict[str, Any] | None:
-    """What FAILED says, with an `error` of one line in any case; None where there is none."""
-    try:
-        found = read_object(run.failed) if run.failed.exists() else None
-    except UserError as error:
-        found = {"error": str(error)}
-    if found is None:
+def read_failure(run: RunDir) -> Failure | None:
+    """FAILED, with an error of one line in any case; None where there is none."""
+    if not run.failed.exists():
         return None
-    lines = str(found.get("error") or "").strip().splitlines() or ["no error was recorded; see log.txt"]
-    return found | {"error": lines[0][:500]}
+    try:
+        found = from_json(Failure, read_object(run.failed), lenient=True)
+    except UserError as error:
+        found = Failure(str(error))
+    lines = found.error.strip().splitlines() or ["no error was recorded; see log.txt"]
+    return replace(found, error=lines[0][:500])
 
 
 _ERROR = r"error: |Error: |: Killed|ended by SIG"

@@ -23,7 +23,7 @@ from torch.distributed import TCPStore
 from replication.config import RunConfig
 from replication.errors import UserError, first_line
 from replication.processes.launcher import start_name
-from replication.processes.preemption import Preempted, told_to_stop
+from replication.processes.preemption import Preempted, stop_requested
 from replication.runs.files import read_object, write_json
 from replication.runs.layout import RunDir
 from replication.training.checkpoints import newest_checkpoint, remove_abandoned
@@ -79,7 +79,7 @@ class Meeting:
         found = f"{self.run.start} does not say where it listens; do all nodes see this folder?"
         began = time.monotonic()
         while time.monotonic() < began + MEET_SECONDS:
-            if told_to_stop() and time.monotonic() > began + LINGER_SECONDS:
+            if stop_requested() and time.monotonic() > began + LINGER_SECONDS:
                 self._raise_preempted()
             try:
                 word = read_object(self.run.start)
@@ -138,7 +138,7 @@ class Meeting:
         They leave together, as srun kills those that go on after one has left: who has come is waited for, whatever it
         reads or builds, who has not for LINGER_SECONDS.
         """
-        if told_to_stop():
+        if stop_requested():
             self._store.set("stop", "=")
         if not self._store.check(["stop"]):
             return

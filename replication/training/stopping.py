@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from replication.config import RunConfig
 from replication.data.module import Batch
-from replication.processes.preemption import Preempted, told_to_stop
+from replication.processes.preemption import Preempted, stop_requested
 from replication.training.checkpoints import Checkpoints
 
 
@@ -38,7 +38,7 @@ class GracefulStop(Callback):
 
     def _is_any_rank_to_stop(self) -> bool:
         if not dist.is_initialized():
-            return told_to_stop()
-        flag = torch.tensor(int(told_to_stop()))
+            return stop_requested()
+        flag = torch.tensor(int(stop_requested()))
         dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
         return bool(flag)

@@ -271,7 +271,7 @@ def test_a_cell_told_to_stop_while_it_generates_goes_on_later(suite_dir, whole, 
     run = cell(suite_dir, "both/seed-1")
     config = load_run([run.config])  # four rows at once: three batches
     steps = []
-    monkeypatch.setattr(generate_module, "told_to_stop", lambda: steps.append(1) or len(steps) > 45)
+    monkeypatch.setattr(generate_module, "stop_requested", lambda: steps.append(1) or len(steps) > 45)
     with pytest.raises(Preempted, match=r"both/seed-1: told to stop; (4|8) of 12 completions are kept"):
         run_cell(config, suite_dir, Console(file=io.StringIO()), "generate")
     assert not run.complete.exists() and not run.failed.exists() and not run.samples.exists()

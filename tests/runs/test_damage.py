@@ -34,7 +34,7 @@ from replication.report.load import load_cells
 from replication.report.report import collect
 from replication.runs.failures import record_failure
 from replication.runs.files import file_sha256, mark_complete, read_json, write_json, write_text
-from replication.runs.grace_period import lead_seconds_needed
+from replication.runs.grace_period import grace_seconds_needed
 from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.starts import logged_cells
 from replication.tensorboard.live import LiveJournal
@@ -153,7 +153,7 @@ def read(suite_dir: SuiteDir) -> Iterator[str]:
         lambda: read_votes(suite_dir.votes),
         lambda: read_note(suite_dir.votes_note, suite_dir.votes),
         *(partial(read_samples, run) for run in runs),
-        *(partial(lead_seconds_needed, run) for run in runs),
+        *(partial(grace_seconds_needed, run) for run in runs),
         *(partial(_read, path) for run in runs for path in run.samples_part.glob("*")),
         *(partial(LiveJournal(run.metrics, lambda tag: True).read) for run in runs),
     ]

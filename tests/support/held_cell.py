@@ -21,7 +21,7 @@ from typing import Any
 
 def hold_steps(folder: Path) -> None:
     """Make the callback that asks at each step whether to stop wait before it asks."""
-    from replication.processes.preemption import told_to_stop
+    from replication.processes.preemption import stop_requested
     from replication.training.stopping import GracefulStop
 
     begin: Callable[..., None] = GracefulStop.on_train_batch_start
@@ -31,7 +31,7 @@ def hold_steps(folder: Path) -> None:
         step = trainer.global_step
         while batch_idx % self.config.accumulation == 0 and step >= step_held_at(folder):
             (folder / f"held-{rank}").write_text(str(step))
-            if told_to_stop():
+            if stop_requested():
                 (folder / f"told-{rank}").touch()
             time.sleep(0.02)
             self.checkpoints._boundary_at = time.monotonic()  # the wait is no part of a step

@@ -20,7 +20,7 @@ import replication.training.train as train_module
 from replication.processes.launcher import run_ranks
 from replication.processes.preemption import PREEMPTED, Preempted
 from replication.runs.files import read_json
-from replication.runs.grace_period import lead_seconds_needed, record_times
+from replication.runs.grace_period import grace_seconds_needed, record_times
 from replication.runs.layout import RunDir
 
 
@@ -87,7 +87,7 @@ def test_told_before_the_first_step_nothing_is_saved(tmp_path, monkeypatch, list
 
 def test_a_signal_that_comes_before_a_process_listens_is_kept():
     code = "import os, signal, time; from replication.processes.preemption import *; hold('USR2'); "
-    code += "os.kill(os.getpid(), 12); listen('USR2'); print(told_to_stop())"
+    code += "os.kill(os.getpid(), 12); listen('USR2'); print(stop_requested())"
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "True\n")
 
@@ -101,7 +101,7 @@ def catches(signum: signal.Signals, status: str) -> bool:
 def test_the_launcher_hands_the_signal_on_and_its_code_is_that_of_the_ranks(tmp_path):
     rank = "import os, sys, time; from replication.processes.preemption import *; listen('USR2')\n"
     rank += f"open({str(tmp_path)!r} + '/' + os.environ['RANK'], 'w').close()\n"
-    rank += "while not told_to_stop(): time.sleep(0.02)\ntime.sleep(1.5 * int(os.environ['RANK']))\n"
+    rank += "while not stop_requested(): time.sleep(0.02)\ntime.sleep(1.5 * int(os.environ['RANK']))\n"
     rank += f"sys.exit({PREEMPTED})"
     code = "import sys; from replication.processes.launcher import run_ranks; "
     code += f"sys.exit(run_ranks([sys.executable, '-c', {rank!r}], 2))"
@@ -119,11 +119,11 @@ def test_the_launcher_hands_the_signal_on_and_its_code_is_that_of_the_ranks(tmp_
 
 def test_the_lead_time_that_is_needed_comes_from_the_longest_step_and_save(tmp_path):
     run = RunDir(tmp_path)
-    assert lead_seconds_needed(run) is None
+    assert grace_seconds_needed(run) is None
     record_times(run, save_seconds=12.0, step_seconds=2.0)
     record_times(run, save_seconds=8.0, step_seconds=3.0)
     assert read_json(run.times) == {"save_seconds": 12.0, "step_seconds": 3.0}
-    assert lead_seconds_needed(run) == 23  # half as much again as 15, rounded up
+    assert grace_seconds_needed(run) == 23  # half as much again as 15, rounded up
 
 
 def test_a_run_records_how_long_its_steps_and_saves_take(tmp_path):
