@@ -27,7 +27,7 @@ from replication.objectives.token_gain import gain_sums, masked_mean, token_gain
 from replication.runs.files import damage
 from replication.runs.journal import Journal, Line, read_journal
 from replication.runs.layout import RunDir
-from replication.training.module import LanguageModel
+from replication.training.module import LanguageModel, Observed
 from replication.training.ranks import gather, is_first, world_size
 
 
@@ -133,7 +133,7 @@ class Measure(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         self._fed[-1].append(batch.tokens_BS)
-        self._add_up(outputs)
+        self._add_up(outputs["observed"])
         if (batch_idx + 1) % self.config.accumulation == 0:
             loss, norm = self._sums["loss"], cast(LanguageModel, pl_module).grad_norm
             self._unread.append(torch.stack([loss, self._sums["groups"].to(loss.dtype), norm.to(loss.dtype)]))
@@ -144,22 +144,21 @@ class Measure(Callback):
                 self._write_line(trainer, cast(LanguageModel, pl_module))
 
     @torch.no_grad()
-    def _add_up(self, o: dict[str, Tensor]) -> None:
+    def _add_up(self, o: Observed) -> None:
         """Add one micro-batch to the step's sums; on the device, few kernels unless a line is due."""
-        valid_GN = o["valid_GN"]
-        has_valid_G = valid_GN.any(1)
-        self._new_tokens += valid_GN.sum()
-        sums = {"loss": masked_mean(o["loss_GN"], valid_GN).sum(), "groups": has_valid_G.sum()}
+        has_valid_G = o.valid_GN.any(1)
+        self._new_tokens += o.valid_GN.sum()
+        sums = {"loss": masked_mean(o.loss_GN, o.valid_GN).sum(), "groups": has_valid_G.sum()}
         if self._due:
-            gains = token_gain(self.config.token_gain, o["loss_GN"], o["plain_GN"], valid_GN)
-            sums |= {f"gain_{k}": v for k, v in gain_sums(gains, valid_GN)._asdict().items()}
+            assert o.entropies is not None
+            gains = token_gain(self.config.token_gain, o.loss_GN, o.plain_GN, o.valid_GN)
+            sums |= {f"gain_{k}": v for k, v in gain_sums(gains, o.valid_GN)._asdict().items()}
             sums |= {
-                "plain": masked_mean(o["plain_GN"], valid_GN).sum(),
-                "aux": (o["aux_G"] * has_valid_G).sum(),
-                "objective": o["objective_detached_G"].sum(),
-                "tokens_per_expert_LE": o["tokens_per_expert_LE"],
-                "predictive": o["predictive"],
-                "predicted_V": o["predicted_V"],
+                "plain": masked_mean(o.plain_GN, o.valid_GN).sum(),
+                "aux": (o.aux_G * has_valid_G).sum(),
+                "objective": o.objective_G.sum(),
+                "tokens_per_expert_LE": o.tokens_per_expert_LE,
+                **o.entropies._asdict(),
             }
         extremes = {"gain_lowest": torch.minimum, "gain_highest": torch.maximum}
         for key, value in sums.items():

@@ -7,7 +7,7 @@ L blocks, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -20,13 +20,26 @@ from torchmetrics import Metric
 from replication.config import RunConfig
 from replication.data.module import Batch
 from replication.model.head import HeadOutput
-from replication.model.loss import IGNORE, histogram_entropy
+from replication.model.loss import IGNORE, EntropySums, histogram_entropy
 from replication.model.transformer import Transformer, initialise
 from replication.objectives.callbacks import Weigh
 from replication.objectives.token_gain import group_objective
 from replication.training.optimizers import build_optimizer, build_schedule
 from replication.training.ranks import gather, world_size
 from replication.training.strategies import is_zero
+
+
+class Observed(NamedTuple):
+    """One micro-batch: the objective of each group, with gradients, and what is measured of it, without."""
+
+    objective_G: Tensor
+    loss_GN: Tensor
+    plain_GN: Tensor
+    valid_GN: Tensor
+    aux_G: Tensor
+    tokens_per_expert_LE: Tensor
+    divergence_LG: Tensor
+    entropies: EntropySums | None  # where a log line is due
 
 
 def inputs_and_targets(tokens_BS: Tensor, end_of_text: int) -> tuple[Tensor, Tensor]:
@@ -112,13 +125,13 @@ class LanguageModel(LightningModule):
             self._divergences.clear()
         self.at_boundary = (batch_idx + 1) % self.config.accumulation == 0
         observed = self.objective(batch)
-        self._divergences.append(observed["divergence_LG"])
+        self._divergences.append(observed.divergence_LG)
         # Lightning divides by the accumulation, and the strategy averages over ranks; the divisor is the step's groups
         share = self.config.accumulation * self.trainer.world_size / max(batch.step_groups, 1)
-        return {"loss": observed.pop("objective_G").sum() * share, **observed}
+        loss = observed.objective_G.sum() * share
+        return {"loss": loss, "observed": observed._replace(objective_G=observed.objective_G.detach())}
 
-    def objective(self, batch: Batch) -> dict[str, Tensor]:
-        """Objective of each group, and what the measuring callback needs (everything else detached)."""
+    def objective(self, batch: Batch) -> Observed:
         inputs_BT, targets_BT = inputs_and_targets(batch.tokens_BS, self.end_of_text)
         out = self.model(inputs_BT, self.micro_batch_groups)
         smoothing = self.config.training.label_smoothing
@@ -130,19 +143,16 @@ class LanguageModel(LightningModule):
         if self.config.model.feed_forward == "moe":
             # a group without a valid token contributes nothing, its load-balancing loss included
             objective_G = objective_G + self.config.model.aux_coef * out.aux_G * valid_GN.any(1)
-        observed = {
-            "objective_G": objective_G,
-            "loss_GN": loss_GN.detach(),
-            "plain_GN": plain_GN.detach(),
-            "valid_GN": valid_GN,
-            "aux_G": out.aux_G.detach(),
-            "tokens_per_expert_LE": out.tokens_per_expert_LE.detach(),
-            "divergence_LG": out.divergence_LG,
-            "objective_detached_G": objective_G.detach(),
-        }
-        if entropies is not None:
-            observed |= {"predictive": entropies.predictive, "predicted_V": entropies.predicted_V}
-        return observed
+        return Observed(
+            objective_G,
+            loss_GN.detach(),
+            plain_GN.detach(),
+            valid_GN,
+            out.aux_G.detach(),
+            out.tokens_per_expert_LE.detach(),
+            out.divergence_LG,
+            entropies,
+        )
 
     def block_parameters(self) -> list[list[Parameter]]:
         return self.model.block_parameters()

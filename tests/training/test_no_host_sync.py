@@ -74,7 +74,7 @@ def test_the_guard_notices_a_read_in_a_real_step(tmp_path, guarded, monkeypatch)
 
     def with_item(self, batch):
         observed = objective(self, batch)
-        observed["loss_GN"].mean().item()
+        observed.loss_GN.mean().item()
         return observed
 
     monkeypatch.setattr(LanguageModel, "objective", with_item)

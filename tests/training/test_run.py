@@ -290,7 +290,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_checkpoint(tmp_pa
     def poisoned(self, batch, batch_idx):
         out = step(self, batch, batch_idx)
         if self.trainer.global_step == 4:
-            out["loss_GN"] = out["loss_GN"] * math.nan
+            out["observed"] = out["observed"]._replace(loss_GN=out["observed"].loss_GN * math.nan)
         return out
 
     monkeypatch.setattr(train_module.LanguageModel, "training_step", poisoned)
