@@ -419,9 +419,8 @@ class RunConfig:
     def check(self) -> RunConfig:
         """Raise UserError where a value is out of its range or values contradict one another; return self."""
         check_values(self)
-        for broken, message in contradictions(self):
-            if broken:
-                raise UserError(message)
+        for message in contradictions(self):
+            raise UserError(message)
         return self
 
 
@@ -492,9 +491,8 @@ class AnalysisConfig:
     def check(self, arms: Sequence[str]) -> AnalysisConfig:
         """Raise UserError where a value is out of its range or names no arm of the suite; return self."""
         check_values(self, "analysis.")
-        for broken, message in analysis_contradictions(self, arms):
-            if broken:
-                raise UserError(message)
+        for message in analysis_contradictions(self, arms):
+            raise UserError(message)
         return self
 
 

@@ -32,6 +32,7 @@ from replication.config import (
     to_dict,
     to_yaml,
 )
+from replication.config.checks import contradictions
 from replication.config.reading import check_layer, hints, parse_yaml, read_yaml, untyped
 from replication.errors import UserError
 from replication.grid.cells import check_arms_declare_alike
@@ -417,3 +418,23 @@ def test_suite_file_sets_no_intervention():
     for path in (config_root() / "suites").glob("*.yaml"):
         run = yaml.safe_load(path.read_text()).get("run", {})
         assert not {"token_gain.enabled", "layer_gain.enabled", "arm"} & set(flatten(run)), path
+
+
+def test_no_rule_relies_on_another_that_holds() -> None:
+    """All that one config breaks is said at once: a rule does not divide by what an earlier one refused."""
+    config = RunConfig()
+    broken = replace(
+        config,
+        arm="a/b",
+        model=replace(config.model, n_heads=3, d_head=15, top_k=9),
+        data=replace(config.data, block_size_tokens=4096),
+        cluster=replace(config.cluster, devices=7, strategy="zero3", compile=True),
+        layer_gain=replace(config.layer_gain, exclude_blocks=(0, 1, 2, 3, 4), m_min=9.0),
+        generation=replace(config.generation, template="{"),
+    )
+    keys = [line.partition(":")[0] for line in contradictions(broken)]
+    assert keys == [
+        *("arm", "model.n_kv_heads", "model.d_head", "model.top_k", "layer_gain.m_min"),
+        *("layer_gain.exclude_blocks", "layer_gain.exclude_blocks", "training.batch_tokens"),
+        *("validation.sequences", "cluster.compile", "cluster.compile", "cluster.devices", "generation.template"),
+    ]
