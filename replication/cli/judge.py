@@ -388,7 +388,7 @@ def _lock(args: argparse.Namespace, console: Console) -> int:
     lock_panel(database, folder.sealed, early, check_record)
     note = write_votes_record(folder, database, rules)
     counts = f"{note.n_votes} first votes of {note.n_judges} judges, {note.n_repeats} repeats"
-    _fact(console, "votes", f"{folder.votes}: {counts}")
+    _fact(console, "votes", f"{folder.suite.votes}: {counts}")
     _fact(console, "SHA-256", note.votes_sha256)
     _fact(console, "sealed key", f"{note.key_sha256}, as the panel has named it since it was made")
     if note.locked_early_because:
@@ -397,7 +397,7 @@ def _lock(args: argparse.Namespace, console: Console) -> int:
         _fact(console, "left out", f"{note.n_repeats_without_first_vote} repeats of pairs without a first vote")
     _say_test_votes(note.n_test_votes, console)
     _fact(console, "counts", folder.marginals)
-    if folder.has_suite or note.suite == IMPORTED:
+    if folder.suite.suite.is_file() or note.suite == IMPORTED:
         _fact(console, "next", shlex.join(["replicate", "report", str(folder.root)]))
     return 0
 
@@ -427,7 +427,7 @@ def _export(args: argparse.Namespace, console: Console) -> int:
     rules = folder.rules(Store(database).panel())
     target = folder if args.out is None else replace(folder, root=args.out, judging=args.out)
     _say_test_votes(write_votes_record(target, database, rules).n_test_votes, console)
-    for path in (target.votes, target.marginals, *write_export(target, database)):
+    for path in (target.suite.votes, target.marginals, *write_export(target, database)):
         say(console, f"wrote {path}")
     return 0
 

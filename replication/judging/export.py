@@ -109,8 +109,8 @@ def check_votes_file(folder: PanelFolder, panel_id: str) -> None:
     Raises:
         UserError: DIR/votes.csv is there and holds other votes.
     """
-    if any(not vote.vote_id.startswith(f"{panel_id}-") for vote in read_votes(folder.votes)):
-        raise UserError(f"{folder.votes}: holds votes of something else than this panel; move it away first")
+    if any(not vote.vote_id.startswith(f"{panel_id}-") for vote in read_votes(folder.suite.votes)):
+        raise UserError(f"{folder.suite.votes}: holds votes of something else than this panel; move it away first")
 
 
 def write_votes_record(folder: PanelFolder, database: Database, rules: AnalysisConfig) -> VotesNote:
@@ -121,7 +121,7 @@ def write_votes_record(folder: PanelFolder, database: Database, rules: AnalysisC
     """
     found = unsealed_votes(database)
     check_votes_file(folder, found.panel_id)
-    write_text(folder.votes, votes_text(found.votes))
+    write_text(folder.suite.votes, votes_text(found.votes))
     first, per_judge = first_votes(found.votes), votes_per_judge(found.votes)
     attention = [judge.attention for judge in judge_progress(database) if judge.kind == "human"]
     with database.read() as c:
@@ -133,7 +133,7 @@ def write_votes_record(folder: PanelFolder, database: Database, rules: AnalysisC
         locked_at=iso(found.locked_at),
         locked_early_because=found.lock_note or None,
         key_sha256=found.key_sha256,
-        votes_sha256=file_sha256(folder.votes),
+        votes_sha256=file_sha256(folder.suite.votes),
         n_votes=len(first),
         n_repeats=len(found.votes) - len(first),
         n_repeats_without_first_vote=found.lone_repeats,
@@ -146,7 +146,7 @@ def write_votes_record(folder: PanelFolder, database: Database, rules: AnalysisC
         n_attention_passed=sum(part.part for part in attention),
         schema_version=SCHEMA_VERSION,
     )
-    write_note(folder.votes_note, note)
+    write_note(folder.suite.votes_note, note)
     write_text(folder.marginals, marginals_json(database, rules))
     return note
 

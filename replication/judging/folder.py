@@ -15,33 +15,46 @@ from replication.judging.database import Database
 from replication.judging.panel import PanelOptions, Tokens
 from replication.judging.store import PanelFacts, Store
 from replication.protocol.preregistration import read_plan
-from replication.runs.files import read_json, write_json, write_text
+from replication.runs.files import write_text
 from replication.runs.layout import SuiteDir
-from replication.runs.records import write_record
+from replication.runs.records import read_record, write_record
 from replication.votes.note import SCHEMA_VERSION, PanelRecord, read_panel_record
 
 DATABASE_FILE = "judging.sqlite"
 
 
 @dataclass(frozen=True)
-class PanelFolder:
-    """The files of one panel.
+class Serving:
+    """serving.json: where the page is served, while it is."""
 
-    Attributes:
-        root: the output folder; the judging folder itself where that was brought to another machine alone.
-        judging: panel.json, tokens, the SQLite file.
-    """
+    address: str
+    """As this machine reaches it."""
+    links: str
+    """As judges do."""
+    host: str
+    """This machine's name."""
+
+
+@dataclass(frozen=True)
+class PanelFolder:
+    """The files of one panel."""
 
     root: Path
+    """The output folder; the judging folder itself where that was brought to another machine alone."""
     judging: Path
+    """Of panel.json, tokens, the SQLite file."""
+
+    @property
+    def suite(self) -> SuiteDir:
+        """Of the suite, if there is one; votes.csv and votes.json lie in it either way."""
+        return SuiteDir(self.root)
 
     @property
     def sealed(self) -> Path:
-        return SuiteDir(self.root).sealed
+        return self.suite.sealed
 
     @property
-    def facts_file(self) -> Path:
-        """What may be known of the panel before the lock; no arm."""
+    def panel_record(self) -> Path:
         return self.judging / "panel.json"
 
     @property
@@ -54,7 +67,6 @@ class PanelFolder:
 
     @property
     def serving(self) -> Path:
-        """Where the page is served, while it is."""
         return self.judging / "serving.json"
 
     @property
@@ -64,16 +76,6 @@ class PanelFolder:
     @property
     def marginals(self) -> Path:
         return self.judging / "marginals.json"
-
-    @property
-    def votes(self) -> Path:
-        """The vote record, for the report."""
-        return SuiteDir(self.root).votes
-
-    @property
-    def votes_note(self) -> Path:
-        """Beside the vote record: what it is of, and why the panel was locked early."""
-        return SuiteDir(self.root).votes_note
 
     def open(self, url: str | None = None, only_reads: bool = False) -> Database:
         """The panel's database.
@@ -93,15 +95,10 @@ class PanelFolder:
             raise UserError(f"{database.name}: no panel there; `replicate judge prepare {self.root}` makes one{hint}")
         if not url and facts.panel_id and (there := Store(database).panel().panel_id) != facts.panel_id:
             raise UserError(
-                f"{self.facts_file}: is of the panel {facts.panel_id}, and {database.name} holds {there}; bring "
+                f"{self.panel_record}: is of the panel {facts.panel_id}, and {database.name} holds {there}; bring "
                 "each panel's folder back whole, or name the --database that is meant"
             )
         return database
-
-    @property
-    def has_suite(self) -> bool:
-        """Whether the output folder is a suite's, for which a report can be written."""
-        return SuiteDir(self.root).suite.is_file()
 
     def rules(self, about: PanelFacts) -> AnalysisConfig:
         """The suite's analysis section, with the judges and the votes of each that the panel is to come to.
@@ -110,11 +107,10 @@ class PanelFolder:
         Where the suite is not here the section has its defaults, and the panel says both.
         """
         rules, n_judges = AnalysisConfig(), about.planned_judges
-        suite_dir = SuiteDir(self.root)
-        if suite_dir.suite.is_file():
-            suite = load_suite(suite_dir.suite)
+        if self.suite.suite.is_file():
+            suite = load_suite(self.suite.suite)
             rules = suite.analysis.resolved(suite.arms)
-            record = read_plan(suite_dir)
+            record = read_plan(self.suite)
             n_judges = record.plan.analysis.judges if record else n_judges
         return replace(rules, judges=n_judges, votes_per_judge=about.votes_per_judge)
 
@@ -141,26 +137,29 @@ class PanelFolder:
             database=database.address if is_named else None,
             schema_version=SCHEMA_VERSION,
         )
-        write_record(self.facts_file, record)
+        write_record(self.panel_record, record)
 
     def note_serving(self, address: str, links: str) -> None:
         """Write down where the page is served from here, for those who make links; not being able to is no fault."""
         with suppress(OSError):
-            write_json(self.serving, {"address": address, "links": links, "host": socket.gethostname()})
+            write_record(self.serving, Serving(address, links, socket.gethostname()))
 
     def forget_serving(self, address: str) -> None:
         with suppress(OSError, UserError):
-            if (read_json(self.serving) or {}).get("address") == address:
+            found = read_record(self.serving, Serving)
+            if found is not None and found.address == address:
                 self.serving.unlink()
 
     def served_at(self) -> str | None:
         """Where judges reach the page, if it is being served from this machine."""
-        with suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
-            found = read_json(self.serving)
-            parts = urlsplit(found["address"])
-            for name in (parts.hostname, "127.0.0.1") if found["host"] == socket.gethostname() else ():
+        with suppress(OSError, ValueError):
+            found = read_record(self.serving, Serving)
+            if found is None or found.host != socket.gethostname():
+                return None
+            parts = urlsplit(found.address)
+            for name in (parts.hostname, "127.0.0.1"):
                 with suppress(OSError), socket.create_connection((name, parts.port), timeout=2):
-                    return str(found["links"])
+                    return found.links
         return None
 
     def _write_secret(self, path: Path, token: str) -> None:

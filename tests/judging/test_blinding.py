@@ -21,7 +21,7 @@ from replication.runs.files import read_json
 ITEMS = 1008
 
 
-def tested(out: Path, *flags: str) -> tuple[int, dict[str, dict]]:
+def classified(out: Path, *flags: str) -> tuple[int, dict[str, dict]]:
     parser = Parser()
     blinding.add_arguments(parser)
     args = parser.parse_args([f"--items={ITEMS}", "--folds=4", f"--out={out}", *flags])
@@ -32,7 +32,7 @@ def tested(out: Path, *flags: str) -> tuple[int, dict[str, dict]]:
 @pytest.mark.parametrize("experiment", [pytest.param("alike", marks=pytest.mark.full), "placeholder"])
 def test_nothing_that_the_server_sends_tells_the_side(experiment: str, tmp_path: Path) -> None:
     """With 1,000 items the interval is about ± 0.04; times differ from run to run, so three widths are allowed."""
-    _, found = tested(tmp_path, f"--experiment={experiment}")
+    _, found = classified(tmp_path, f"--experiment={experiment}")
     result = found[experiment]
     value = result["auc"][result["primary"]]
     assert result["items"] == ITEMS
@@ -43,7 +43,7 @@ def test_nothing_that_the_server_sends_tells_the_side(experiment: str, tmp_path:
 
 
 def test_a_planted_header_is_found(tmp_path: Path) -> None:
-    code, found = tested(tmp_path, "--experiment=placeholder", "--leak=header")
+    code, found = classified(tmp_path, "--experiment=placeholder", "--leak=header")
     assert code == 0
     assert found["placeholder"]["auc"]["everything"]["low"] > 0.95
 
@@ -55,9 +55,9 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         (["--arms", "a", "a"], "--arms: names a twice"),
     ):
         with pytest.raises(UserError, match=words):
-            tested(tmp_path, *flags)
+            classified(tmp_path, *flags)
     with pytest.raises(UserError, match="--completions"):
-        tested(tmp_path, f"--completions={tmp_path}")
+        classified(tmp_path, f"--completions={tmp_path}")
 
 
 # ---------------------------------------------------------------- the classifier and its interval

@@ -149,8 +149,6 @@ def join_panel(
         UserError: the panel is locked, the vendor is missing or another, the judge is a person or has another number
             of pairs, or a new one's name will not do.
     """
-    if n_votes is not None and n_votes < 1:
-        raise UserError(f"--votes: is {n_votes}; must be at least 1")
     with database.read() as c:
         if is_locked(c):
             raise UserError(LOCKED)
@@ -184,12 +182,12 @@ def comparisons(database: Database, judge_id: str) -> list[Comparison]:
         rows = c.execute(query.order_by(assignments.c.position)).all()
     if not rows:
         raise UserError(f"--judge-id: '{judge_id}' has no assignments; take another --judge-id, which gets some")
-    return [_comparison(row, swapped) for row in rows for swapped in (False, True)]
-
-
-def _comparison(row: Row[Any], swapped: bool) -> Comparison:
-    a, b = (row.first, row.second) if row.first_is_left != swapped else (row.second, row.first)
-    return Comparison(row.assignment_id, row.position, swapped, row.question, a, b)
+    found = []
+    for row in rows:
+        left, right = (row.first, row.second) if row.first_is_left else (row.second, row.first)
+        found.append(Comparison(row.assignment_id, row.position, False, row.question, left, right))
+        found.append(Comparison(row.assignment_id, row.position, True, row.question, right, left))
+    return found
 
 
 def answered(database: Database, judge_id: str) -> dict[tuple[int, bool], Parsed]:
@@ -233,8 +231,9 @@ def answer_counts(database: Database, judge_id: str) -> AnswerCounts:
         n_pairs = c.execute(select(func.count()).select_from(assignments).where(mine)).scalar_one()
         n_votes = c.execute(select(func.count()).select_from(assignments.join(votes)).where(mine)).scalar_one()
         said = _said(c, judge_id)
-    both = [(p.choice, s.choice) for p, s in _pairs(said) if p.choice and s.choice]
-    n_agreeing = sum(agree(*pair) for pair in both)
+    by_pair = [[row.choice for row in rows] for _, rows in groupby(said, key=lambda row: row.assignment_id)]
+    both = [choices for choices in by_pair if len(choices) == 2 and all(choices)]  # as assigned, and swapped
+    n_agreeing = sum(agree(*choices) for choices in both)
     return AnswerCounts(
         n_pairs=n_pairs,
         n_answers=len(said),
@@ -255,12 +254,6 @@ def _said(c: Connection, judge_id: str) -> Sequence[Row[Any]]:
     names = ["assignment_id", "swapped", "status", "choice", "finish_reason", "input_tokens", "output_tokens"]
     query = select(*(answers.c[name] for name in names)).join(assignments).where(assignments.c.judge_id == judge_id)
     return c.execute(query.order_by(answers.c.assignment_id, answers.c.swapped)).all()
-
-
-def _pairs(said: Sequence[Row[Any]]) -> list[tuple[Row[Any], Row[Any]]]:
-    """Rows in order of assignment and swapped -> those of assignments that were answered in both orders."""
-    grouped = [list(rows) for _, rows in groupby(said, key=lambda row: row.assignment_id)]
-    return [(rows[0], rows[1]) for rows in grouped if len(rows) == 2]
 
 
 def _check_model(c: Connection, judge_id: str, model: str) -> None:

@@ -95,8 +95,6 @@ def write_sheet(database: Database, judge_id: str, path: Path, items_per_part: i
     Raises:
         UserError: the panel is locked, the judge was asked in another way, or every part was answered.
     """
-    if items_per_part < 0:
-        raise UserError(f"--items-per-part: is {items_per_part}; must be at least 1")
     before = how_asked(database, judge_id)
     model = model or before.get("model", judge_id)
     size = items_per_part or before.get("items_per_part", ITEMS_PER_PART)
