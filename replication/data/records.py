@@ -196,10 +196,10 @@ class CorpusManifest:
     vocab_size: int
     end_of_text_id: int
     block_size_tokens: int
-    created_at: str
     sources: dict[str, SourceRecord]
     """In the order of source numbers, which key the data order."""
-    packages: dict[str, str]
+    created_at: str = ""
+    packages: dict[str, str] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- files
