@@ -154,7 +154,7 @@ def _add_noise(sub: argparse.ArgumentParser) -> None:
 def _noise(args: argparse.Namespace, flags: list[str], console: Console) -> Result:
     from replication.bench.noise import CUTS, bench_noise
     from replication.cli.grid import named_suite, with_seeds
-    from replication.grid.cells import plan
+    from replication.grid.cells import load_cells
 
     inside = SuiteDir(Path(args.suite)).suite
     if inside.is_file():
@@ -170,7 +170,7 @@ def _noise(args: argparse.Namespace, flags: list[str], console: Console) -> Resu
             if name not in known:
                 raise UserError(f"{option}: no '{name}'; choose of {', '.join(known)}")
     cluster = find_cluster(args.cluster) if args.cluster else None
-    cells = plan(replace(suite, arms=arms, seeds=suite.seeds[:1]), suite_dir, flags, cluster, from_folder=True)
+    cells = load_cells(replace(suite, arms=arms, seeds=suite.seeds[:1]), suite_dir, flags, cluster, from_folder=True)
     return bench_noise(suite, suite_dir, cells, kinds, console)
 
 

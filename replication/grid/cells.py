@@ -24,7 +24,6 @@ from replication.config import (
     to_yaml,
     without_seeds,
 )
-from replication.config.reading import dump_yaml
 from replication.errors import UserError
 from replication.runs.files import remove_temporaries, write_text
 from replication.runs.layout import RunDir, SuiteDir
@@ -65,7 +64,7 @@ def places(suite: SuiteConfig, suite_dir: SuiteDir) -> list[Place]:
     return [Place(arm, seed, suite_dir.cell(arm, seed)) for seed in suite.seeds for arm in suite.arms]
 
 
-def plan(
+def load_cells(
     suite: SuiteConfig,
     suite_dir: SuiteDir,
     flags: Sequence[str] = (),
@@ -121,16 +120,14 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
     alike = [arm for arm in suite.arms if [a.casefold() for a in suite.arms].count(arm.casefold()) > 1]
     if alike:
         raise UserError(f"arms: {' and '.join(alike)} differ in case alone, and some file systems do not; rename one")
-    refuse_other_suite(suite, suite_dir)
+    there = refuse_other_suite(suite, suite_dir)
     remove_temporaries(suite_dir.root)
-    claimed = to_dict(suite)
-    if suite_dir.suite.is_file():
-        claimed["seeds"] = list(dict.fromkeys([*load_suite(suite_dir.suite).seeds, *claimed["seeds"]]))
+    claimed = replace(suite, seeds=tuple(dict.fromkeys([*(there.seeds if there else ()), *suite.seeds])))
     for cell in cells:
         refuse_other_config(cell.config, cell.run.config)
     logged = logged_cells(suite_dir.runs)
     _refuse_other_seeds(logged, cells)
-    text = dump_yaml(claimed)
+    text = to_yaml(claimed)
     if not suite_dir.suite.is_file() or suite_dir.suite.read_text(encoding="utf-8") != text:
         write_text(suite_dir.suite, text)  # only then: a suite that is newer than the report makes it out of date
     return logged
@@ -140,8 +137,8 @@ def _refuse_other_seeds(logged: Mapping[str, LoggedCell], cells: Sequence[Cell])
     """Raise UserError where other seeds of an arm were trained under another config, as flags can make it."""
     of_arm = {cell.arm: without_seeds(scientific(cell.config)) for cell in cells}
     planned = {cell.name for cell in cells}
-    for name, there in logged.items():
-        run, arm = there.run, there.run.root.parent.name
+    for name, cell in logged.items():
+        run, arm = cell.run, cell.run.root.parent.name
         if arm not in of_arm or name in planned:
             continue
         try:
@@ -152,16 +149,23 @@ def _refuse_other_seeds(logged: Mapping[str, LoggedCell], cells: Sequence[Cell])
         refuse_differences(what, keys, of_arm[arm], "give the same flags, or choose another --out")
 
 
-def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> None:
-    """Raise UserError where a folder holds another suite, seeds and analysis aside, or something of somebody else's."""
+def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> SuiteConfig | None:
+    """The suite that a folder holds, if any.
+
+    Raises:
+        UserError: it is another one, seeds and analysis aside; or the folder holds something of somebody else's.
+    """
     if suite_dir.suite.is_file():
+        found = load_suite(suite_dir.suite)
         there, here = (
             {k: v for k, v in flatten(to_dict(s)).items() if k != "seeds" and not k.startswith("analysis.")}
-            for s in (load_suite(suite_dir.suite), suite)
+            for s in (found, suite)
         )
         refuse_differences(f"{suite_dir.root}: holds another suite", there, here, "choose another --out")
-    elif suite_dir.root.exists() and any(_is_foreign(p, suite_dir) for p in suite_dir.root.iterdir()):
+        return found
+    if suite_dir.root.exists() and any(_is_foreign(p, suite_dir) for p in suite_dir.root.iterdir()):
         raise UserError(f"{suite_dir.root}: is not empty and holds no suite; choose another --out")
+    return None
 
 
 def _is_foreign(path: Path, suite_dir: SuiteDir) -> bool:

@@ -11,7 +11,7 @@ from rich.console import Console
 from replication.config import SuiteConfig
 from replication.console import say
 from replication.data.prompts import Prompt, load_prompts
-from replication.grid.cells import Cell, plan, write_configs
+from replication.grid.cells import Cell, load_cells, write_configs
 from replication.protocol.preregistration import read_plan
 from replication.runs.layout import SuiteDir, name_cells
 from replication.runs.provenance import code_identity
@@ -41,7 +41,7 @@ def load_grid(
     cluster: Path | None = None,
     from_folder: bool = False,
 ) -> Grid:
-    """Every cell's config and prompts: before a corpus is prepared, which may take hours. See cells.plan.
+    """Every cell's config and prompts: before a corpus is prepared, which may take hours. See cells.load_cells.
 
     Raises:
         UserError: a config or a file of prompts that does not load, or an arm whose name TensorBoard needs.
@@ -50,7 +50,7 @@ def load_grid(
     from replication.tensorboard.writer import refuse_taken_names
 
     refuse_taken_names(suite)
-    cells = plan(suite, suite_dir, flags, cluster, from_folder)
+    cells = load_cells(suite, suite_dir, flags, cluster, from_folder)
     names = {cell.config.generation.prompts for cell in cells}
     return Grid(suite, suite_dir, tuple(cells), {name: load_prompts(name) if name else [] for name in names})
 

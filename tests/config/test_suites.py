@@ -20,7 +20,7 @@ from replication.config import (
     scientific,
 )
 from replication.data.prompts import load_prompts
-from replication.grid.cells import Cell, plan
+from replication.grid.cells import Cell, load_cells
 from replication.model.needs import checkpoint_gib, state_needs
 from replication.model.size import parameter_count
 from replication.runs.layout import SuiteDir
@@ -45,7 +45,7 @@ OPTIMIZERS = [name for name in SUITES if name.startswith("optimizers_50m_")]
 
 @functools.cache  # loading configs is most of the time of these tests
 def cells_of(name: str) -> list[Cell]:
-    return plan(load_suite(SUITES[name]), SuiteDir(Path("/results")))
+    return load_cells(load_suite(SUITES[name]), SuiteDir(Path("/results")))
 
 
 def cell(name: str, arm: str) -> Cell:

@@ -17,7 +17,7 @@ from paths import CHECKOUT, SUPPORT
 from replication.config import SlurmConfig, find_cluster, load_cell, load_suite
 from replication.errors import UserError
 from replication.grid import slurm
-from replication.grid.cells import Cell, plan
+from replication.grid.cells import Cell, load_cells
 from replication.grid.jobs import Job, checkout, options, script
 from replication.grid.site import Site, load_site
 from replication.grid.slurm import Queued
@@ -41,7 +41,7 @@ def suite_of(seeds=(1, 2)):
 
 @functools.cache  # loading configs is most of the time of these tests
 def cells_of(cluster: str, seeds=(1, 2), *flags: str) -> list[Cell]:
-    return plan(suite_of(seeds), SuiteDir(Path("/results")), flags, find_cluster(cluster))
+    return load_cells(suite_of(seeds), SuiteDir(Path("/results")), flags, find_cluster(cluster))
 
 
 def steps_of(cluster: str, seeds=(1, 2), *flags: str, waiting=(), **more) -> list[Step]:

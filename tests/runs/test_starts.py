@@ -19,7 +19,7 @@ from replication.cli.grid import grid
 from replication.config import load_run, load_suite
 from replication.errors import UserError
 from replication.grid.cell import run_cell
-from replication.grid.cells import claim_folder, plan
+from replication.grid.cells import claim_folder, load_cells
 from replication.grid.ready import load_grid, tell_before
 from replication.runs.files import read_json, write_json
 from replication.runs.layout import RunDir, SuiteDir
@@ -96,6 +96,6 @@ def test_a_seed_of_another_config_is_refused_and_one_of_another_data_seed_is_not
     more = type(suite)(**{**vars(suite), "seeds": (2,)})
     words = r"runs/baseline/seed-1: a seed of another config.*training.weight_decay: 0.1 there, 0.2 here.*same flags"
     with pytest.raises(UserError, match=words):
-        claim_folder(more, suite_dir, plan(more, suite_dir, ["--training.weight_decay=0.2"]))
-    claim_folder(more, suite_dir, plan(more, suite_dir, ["--data_seed=7", "--cluster.micro_batch_sequences=8"]))
+        claim_folder(more, suite_dir, load_cells(more, suite_dir, ["--training.weight_decay=0.2"]))
+    claim_folder(more, suite_dir, load_cells(more, suite_dir, ["--data_seed=7", "--cluster.micro_batch_sequences=8"]))
     assert json.loads(json.dumps(load_suite(suite_dir.suite).seeds)) == [1, 2]

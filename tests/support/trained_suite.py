@@ -14,7 +14,7 @@ from small_corpus import prose_layer, texts, write_folder
 from replication.config import load_suite
 from replication.data.prepare import prepare
 from replication.grid.cell import run_cell
-from replication.grid.cells import claim_folder, plan, write_configs
+from replication.grid.cells import claim_folder, load_cells, write_configs
 from replication.runs.layout import SuiteDir
 
 PROMPTS = [
@@ -52,7 +52,7 @@ def write_trained_suite(
     }
     (folder / "suite.yaml").write_text(yaml.safe_dump(suite))
     suite_dir, loaded, quiet = SuiteDir(folder / "out"), load_suite(folder / "suite.yaml"), Console(file=io.StringIO())
-    cells = plan(loaded, suite_dir)
+    cells = load_cells(loaded, suite_dir)
     claim_folder(loaded, suite_dir, cells)
     write_configs(cells)
     prepare(cells[0].config.data, suite_dir.data, quiet)
