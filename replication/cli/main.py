@@ -7,23 +7,20 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import NoReturn
 
 from rich.console import Console
 
 from replication import __version__
-from replication.cli.arguments import NATURAL, Parser, folder
+from replication.console import say
 from replication.errors import NO_ROOM, REMEDIES, UserError, is_disk_full, is_lost_peer, told
 from replication.processes.launcher import forget_place_of_the_shell
 from replication.processes.preemption import PREEMPTED, Preempted, StoppedEarly
 
-if TYPE_CHECKING:
-    from replication.config import RunConfig
-
 INTERRUPTED = 130
-STAGES = ("all", "train", "generate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,11 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             traceback.print_exc()
-        errors.print(f"[red]error:[/red] {_escape(str(error))}")
+        say(errors, ("error:", "red"), f" {error}")
         return 2
     except Preempted as told:
         if os.environ.get("RANK", "0") == "0":
-            errors.print(f"[yellow]{_escape(str(told))}[/yellow]; the same command goes on from there")
+            say(errors, (str(told), "yellow"), "; the same command goes on from there")
         return PREEMPTED
     except KeyboardInterrupt as told:
         if not launched:
@@ -71,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if debug:
             traceback.print_exc()
-        errors.print(f"[red]error:[/red] {_escape(line)}")
+        say(errors, ("error:", "red"), f" {line}")
         return 2
 
 
@@ -109,15 +106,10 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
     raise StoppedEarly if early else KeyboardInterrupt
 
 
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
 def _verb(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
-        print(_overview())
+        print("usage: replicate VERB [options]      (replicate VERB --help says more; --debug shows tracebacks)\n")
+        print("\n".join(f"  {name:<15} {verb.summary}" for name, verb in VERBS.items()))
         return 0
     if args[0] == "--version":
         print(f"replicate {__version__}")
@@ -127,240 +119,66 @@ def _verb(args: list[str]) -> int:
     return VERBS[args[0]](args[1:])
 
 
-def _overview() -> str:
-    lines = [
-        "usage: replicate VERB [options]      (replicate VERB --help says more; --debug shows tracebacks)",
-        "",
-    ]
-    lines += [f"  {name:<15} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Verb:
+    """A function of a module of cli/, which is imported only when it is called."""
+
+    place: str
+    """module:function"""
+    summary: str
+
+    def __call__(self, argv: list[str]) -> int:
+        module, _, function = self.place.partition(":")
+        return int(getattr(import_module(f"replication.cli.{module}"), function)(argv))
 
 
-# ---------------------------------------------------------------- verbs
-
-
-def prepare(argv: list[str]) -> int:
-    """Read the sources, train or load the tokenizer, write token blocks; or show a global batch."""
-    from replication.config import load_run
-
-    parser = Parser(prog="replicate prepare", description=prepare.__doc__)
-    parser.add_argument(
-        "--config", action="append", default=[], help="config file; repeat it (default: data/python.yaml)"
-    )
-    parser.add_argument("--out", required=True, type=Path, help="folder of the prepared corpus")
-    parser.add_argument(
-        "--show-batch", type=NATURAL, metavar="K", help="print the global batch of step K (from 0), decoded"
-    )
-    parser.add_argument("--full", action="store_true", help="with --show-batch: whole sequences")
-    args, flags = parser.parse_known_args(argv)
-    config = load_run(args.config or ["data/python.yaml"], flags)
-    console = Console()
-    from replication.data.prepare import prepare as prepare_corpus
-    from replication.data.store import show_batch
-
-    if args.show_batch is not None:
-        show_batch(config, args.out, args.show_batch, console, full=args.full)
-    else:
-        prepare_corpus(config.data, args.out, console)
-    return 0
-
-
-def train(argv: list[str]) -> int:
-    """Train one cell (one arm at one seed), generate its completions, mark it complete."""
-    from replication.config import help_of_keys, load_run, to_yaml
-
-    parser = Parser(prog="replicate train", description=train.__doc__, add_help=False)
-    parser.add_argument("--config", action="append", default=[], help="layer of keys; repeat it, later files win")
-    parser.add_argument("--out", type=Path, help="output folder; the cell is OUT/runs/<arm>/seed-<n>")
-    parser.add_argument("--stage", choices=STAGES, default="all", help="train, or generate completions, or both")
-    parser.add_argument("--print_config", action="store_true", help="print every key as it is resolved, train nothing")
-    parser.add_argument("--dry-run", action="store_true", help="print parameter groups and sizes, and train nothing")
-    if not argv or any(a in ("-h", "--help") for a in argv):
-        print(f"{parser.format_help()}\nkeys of a run, with their defaults; flags win over files:\n{help_of_keys()}")
-        return 0
-    args, flags = parser.parse_known_args(argv)
-    config = load_run(args.config, flags)
-    if args.print_config:
-        print(to_yaml(config), end="")
-        return 0
-    if args.dry_run:
-        from replication.training.dry_run import dry_run
-
-        dry_run(config, Console())
-        return 0
-    if args.out is None:
-        raise UserError("replicate train: --out is missing; name the output folder, such as --out out/my_suite")
-    from replication.grid.cell import run_cell
-    from replication.processes.launcher import adopt_place
-    from replication.processes.preemption import listen
-    from replication.runs.layout import SuiteDir
-
-    if args.stage != "generate" and not adopt_place(config) and config.world_size > 1:
-        return _start_ranks(config, argv)
-    listen(config.cluster.stop_signal)
-    if "SLURM_STEP_ID" in os.environ:  # what a scheduler that takes its nodes back sends before it kills
-        listen("TERM")
-    run_cell(config, SuiteDir(args.out), Console(), args.stage)
-    return 0
-
-
-def _start_ranks(config: RunConfig, argv: list[str]) -> int:
-    """Start this verb once for each process of the run, and wait.
-
-    Raises:
-        UserError: the run spans nodes, where each node must start its own launcher.
-    """
-    from replication.processes.launcher import run_ranks
-
-    if config.cluster.nodes > 1:
-        raise UserError(
-            f"cluster.nodes: {config.cluster.nodes} nodes need a launcher: in a SLURM job `srun --nodes="
-            f"{config.cluster.nodes} --ntasks-per-node={config.cluster.devices} replicate train ...` (`replicate grid "
-            f"submit` writes it), elsewhere on every node `torchrun --nnodes={config.cluster.nodes} --nproc-per-node="
-            f"{config.cluster.devices} --rdzv-backend=c10d --rdzv-id=RUN --rdzv-endpoint=FIRST_NODE:PORT "
-            "-m replication train ...`"
-        )
-    command = [sys.executable, "-P", "-m", "replication", "train", *argv]
-    return run_ranks(command, config.world_size, config.cluster.stop_signal)
-
-
-def grid(argv: list[str]) -> int:
-    """Plan, run, submit or show a suite: arms x seeds."""
-    from replication.cli.grid import grid as run_grid
-
-    return run_grid(argv)
-
-
-def preregistration(argv: list[str]) -> int:
-    """Register a suite's analysis plan before its first cell, show it, or check whether it was followed."""
-    from replication.cli.preregistration import preregistration as run_preregistration
-
-    return run_preregistration(argv)
-
-
-def plan(argv: list[str]) -> int:
-    """Another name of `preregistration`; `plan freeze` is `preregistration register`."""
-    return preregistration(argv)
-
-
-def generate(argv: list[str]) -> int:
-    """Sample completions of a suite's trained cells, or export two arms' for blind judging elsewhere."""
-    from replication.cli.generate import generate as run_generate
-
-    return run_generate(argv)
-
-
-def judge(argv: list[str]) -> int:
-    """Let people and models compare completions of two arms, blind; lock; write the votes for the report."""
-    from replication.cli.judge import judge as run_judge
-
-    return run_judge(argv)
-
-
-def report(argv: list[str]) -> int:
-    """Write report.html, report.md, results.json and figures from the run folders."""
-    parser = Parser(prog="replicate report", description=report.__doc__)
-    parser.add_argument("out", type=folder, help="output folder of a suite; or one with votes.csv alone")
-    args = parser.parse_args(argv)
-    from replication.config import load_suite
-    from replication.runs.layout import SuiteDir
-
-    suite_dir = SuiteDir(args.out)
-    if not suite_dir.suite.is_file():
-        if not suite_dir.votes.is_file():
-            raise UserError(f"{suite_dir.suite}: no such file; give the output folder of `replicate grid run`")
-        from replication.report.votes_report import write_votes_report
-
-        Console().print(f"no suite.yaml: a report of the votes alone; wrote {write_votes_report(suite_dir)}",
-                        soft_wrap=True)  # fmt: skip
-        return 0
-    from replication.report.report import write_report
-
-    Console().print(f"wrote {write_report(suite_dir, load_suite(suite_dir.suite))}", soft_wrap=True)
-    return 0
-
-
-def tensorboard(argv: list[str]) -> int:
-    """Curves in TensorBoard, with means, bands and paired differences over seeds; live while cells run."""
-    from replication.cli.tensorboard import tensorboard as show
-
-    return show(argv)
-
-
-def drill(argv: list[str]) -> int:
-    """Kill a run at random points, resume it, and compare its end with an undisturbed run."""
-    from replication.cli.bench import drill as run_drill
-
-    return run_drill(argv)
-
-
-def bench(argv: list[str]) -> int:
-    """Measure speed and memory as ratios inside one run: arms, other trainers, ranks, heads; and rounding's noise."""
-    from replication.cli.bench import bench as run_bench
-
-    return run_bench(argv)
-
-
-def power(argv: list[str]) -> int:
-    """Say how many seeds, prompts, judges and GPU-hours it takes to find a preference of a given size."""
-    from replication.cli.evidence import power as run_power
-
-    return run_power(argv)
-
-
-def calibrate(argv: list[str]) -> int:
-    """Simulate experiments of known truth and show how often every test of the report is wrong."""
-    from replication.cli.evidence import calibrate as run_calibrate
-
-    return run_calibrate(argv)
-
-
-def audit(argv: list[str]) -> int:
-    """Recompute a paper's printed figures from its published data files, and say which differ."""
-    from replication.cli.audit import audit as run_audit
-
-    return run_audit(argv)
-
-
-def doctor(argv: list[str]) -> int:
-    """Say what this machine has and what each config would need; or whether a cluster could run a suite."""
-    parser = Parser(prog="replicate doctor", description=doctor.__doc__)
-    parser.add_argument("--cluster", help="cluster file, or its name in configs/cluster: ask SLURM, start nothing")
-    parser.add_argument("--suite", help="with --cluster: suite file or name (default: ablation_2x2)")
-    parser.add_argument("--site", type=Path, help="with --cluster: site file (default: launch/site.env, if there)")
-    parser.add_argument("--out", type=Path, help="with --cluster: folder of the results (default: out)")
-    args = parser.parse_args(argv)
-    if args.cluster:
-        from replication.config import find_cluster, load_cell, load_suite
-        from replication.grid.cluster import examine_cluster
-        from replication.grid.site import default_site
-
-        suite = load_suite(args.suite or "ablation_2x2")
-        config = load_cell(suite, suite.arms[0], suite.seeds[0], cluster=find_cluster(args.cluster))
-        return examine_cluster(suite, config, default_site(args.site), args.out or Path("out"), Console())
-    for name in ("suite", "site", "out"):
-        if getattr(args, name) is not None:
-            raise UserError(f"--{name}: says what a cluster is asked about; name that with --cluster")
-    from replication.config import config_root
-    from replication.grid.doctor import doctor as examine
-
-    return examine(Console(), config_root())
-
-
-VERBS: dict[str, Callable[[list[str]], int]] = {
-    "prepare": prepare,
-    "train": train,
-    "preregistration": preregistration,
-    "plan": plan,
-    "grid": grid,
-    "generate": generate,
-    "judge": judge,
-    "report": report,
-    "power": power,
-    "calibrate": calibrate,
-    "tensorboard": tensorboard,
-    "drill": drill,
-    "bench": bench,
-    "audit": audit,
-    "doctor": doctor,
+VERBS = {
+    "prepare": Verb(
+        "prepare:prepare", "Read the sources, train or load the tokenizer, write token blocks; or show a global batch."
+    ),
+    "train": Verb("train:train", "Train one cell (one arm at one seed), generate its completions, mark it complete."),
+    "preregistration": Verb(
+        "preregistration:preregistration",
+        "Register a suite's analysis plan before its first cell, show it, or check whether it was followed.",
+    ),
+    "plan": Verb(
+        "preregistration:preregistration",
+        "Another name of `preregistration`; `plan freeze` is `preregistration register`.",
+    ),
+    "grid": Verb("grid:grid", "Plan, run, submit or show a suite: arms x seeds."),
+    "generate": Verb(
+        "generate:generate",
+        "Sample completions of a suite's trained cells, or export two arms' for blind judging elsewhere.",
+    ),
+    "judge": Verb(
+        "judge:judge",
+        "Let people and models compare completions of two arms, blind; lock; write the votes for the report.",
+    ),
+    "report": Verb("report:report", "Write report.html, report.md, results.json and figures from the run folders."),
+    "power": Verb(
+        "evidence:power",
+        "Say how many seeds, prompts, judges and GPU-hours it takes to find a preference of a given size.",
+    ),
+    "calibrate": Verb(
+        "evidence:calibrate",
+        "Simulate experiments of known truth and show how often every test of the report is wrong.",
+    ),
+    "tensorboard": Verb(
+        "tensorboard:tensorboard",
+        "Curves in TensorBoard, with means, bands and paired differences over seeds; live while cells run.",
+    ),
+    "drill": Verb(
+        "bench:drill", "Kill a run at random points, resume it, and compare its end with an undisturbed run."
+    ),
+    "bench": Verb(
+        "bench:bench",
+        "Measure speed and memory as ratios inside one run: arms, other trainers, ranks, heads; and rounding's noise.",
+    ),
+    "audit": Verb(
+        "audit:audit", "Recompute a paper's printed figures from its published data files, and say which differ."
+    ),
+    "doctor": Verb(
+        "doctor:doctor",
+        "Say what this machine has and what each config would need; or whether a cluster could run a suite.",
+    ),
 }
