@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from replication.cli.arguments import Parser
 from replication.config import find_config
+from replication.console import say, table
 from replication.runs.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def audit(argv: list[str]) -> int:
     if args.out is not None:
         write_json(args.out / "audit.json", found.to_dict())
         write_text(args.out / "audit.md", markdown(found))
-        console.print(f"every figure: {args.out / 'audit.md'}", soft_wrap=True)
+        say(console, f"every figure: {args.out / 'audit.md'}")
     return 0
 
 
@@ -51,43 +51,45 @@ def _print(found: Audit, console: Console, *, everything: bool) -> None:
     console.print(_figures("Not recomputable from what was published", found.of(CANNOT)))
     for row in found.stated:
         if row.verdict == DIFFERS:
-            console.print(f"the file states {row.stated} for {escape(row.what)}; its rows add up to {row.recomputed}")
+            say(console, f"the file states {row.stated} for {row.what}; its rows add up to {row.recomputed}")
     console.print(_clusters(found))
     if found.late_loss is not None:
         loss = found.late_loss
-        console.print(
+        say(
+            console,
             f"late validation loss, {loss.run} minus {loss.minus}: {loss.difference:+.3f} nats, standard error "
-            f"{loss.standard_error:.3f}; not distinguishable is not equivalent"
+            f"{loss.standard_error:.3f}; not distinguishable is not equivalent",
         )
-    console.print("cannot be answered from these files:")
-    for line in found.cannot_answer:
-        console.print(f"  - {escape(line)}", soft_wrap=True)
-    counts = {verdict: len(found.of(verdict)) for verdict in (SAME, DIFFERS, CANNOT)}
+    for line in ("cannot be answered from these files:", *(f"  - {line}" for line in found.cannot_answer)):
+        say(console, line)
     entries = len({row.entry for row in found.of(DIFFERS)})
-    console.print(
-        f"{len(found.rows)} figures and sentences: {counts[SAME]} same, {counts[DIFFERS]} differ "
-        f"(in {entries} entries of the claims file), {counts[CANNOT]} not recomputable"
+    say(
+        console,
+        f"{len(found.rows)} figures and sentences: {len(found.of(SAME))} same, {len(found.of(DIFFERS))} differ "
+        f"(in {entries} entries of the claims file), {len(found.of(CANNOT))} not recomputable",
     )
 
 
 def _figures(title: str, rows: Sequence[Row]) -> Table:
-    table = Table(title=f"{title} ({len(rows)})", title_justify="left", expand=True)
-    for column, ratio in (("figure", 4), ("where", 3), ("printed", 2), ("recomputed", 2), ("note", 5)):
-        table.add_column(column, ratio=ratio)
-    for row in rows:
-        table.add_row(*(escape(text) for text in (row.what, row.where, row.printed, row.recomputed, row.note)))
-    return table
+    heads = (("figure", 4), ("where", 3), ("printed", 2), ("recomputed", 2), ("note", 5))
+    columns = [Column(head, ratio=ratio) for head, ratio in heads]
+    cells = ((row.what, row.where, row.printed, row.recomputed, row.note) for row in rows)
+    return table(f"{title} ({len(rows)})", columns, cells, expand=True)
 
 
 def _clusters(found: Audit) -> Table:
     from replication.statistics.format import p_value, percent
 
-    table = Table(title="The same votes with other units", title_justify="left")
-    for column in ("unit", "clusters", "share for gain", "95 % interval", "gain : baseline : even", "sign test p"):
-        table.add_column(column)
-    for c in found.clusters:
-        bounds = f"{percent(c.low, 1)} to {percent(c.high, 1)}"
-        leans = f"{c.for_gain} : {c.for_baseline} : {c.even}"
-        p = p_value(c.sign_p)
-        table.add_row(c.unit, str(c.n_clusters), percent(c.share, 1), bounds, leans, p)
-    return table
+    columns = ("unit", ">clusters", ">share for gain", "95 % interval", "gain : baseline : even", ">sign test p")
+    cells = (
+        (
+            c.unit,
+            c.n_clusters,
+            percent(c.share, 1),
+            f"{percent(c.low, 1)} to {percent(c.high, 1)}",
+            f"{c.for_gain} : {c.for_baseline} : {c.even}",
+            p_value(c.sign_p),
+        )
+        for c in found.clusters
+    )
+    return table("The same votes with other units", columns, cells)

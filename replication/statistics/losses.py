@@ -152,15 +152,7 @@ def sd_upper_bound(sd: float, n: int, confidence: float = SD_CONFIDENCE) -> floa
 
 
 def further_seeds(n: int, sd: float, margin: float, power: float = POWER, alpha: float = 0.05) -> FurtherSeeds:
-    """How many seeds more than n give the power to declare equivalence at zero true difference.
-
-    Args:
-        n: seeds so far.
-        sd: standard deviation of their differences.
-        margin: of the equivalence.
-        power: what is asked for.
-        alpha: level of each test.
-    """
+    """How many seeds more than n, whose differences had this sd, give the power at zero true difference."""
     upper = sd_upper_bound(sd, n)
     wanted = [seeds_for_equivalence(s, margin, power, alpha=alpha) for s in (sd, upper)]
     k, k_upper = (None if w is None else max(0, w - n) for w in wanted)
@@ -197,12 +189,7 @@ def factorial(values_4N: ArrayLike, confidence: float = 0.95) -> MeanTest:
     Equal to the repeated-measures analysis of variance with the seed as subject (its F is the square of this t), where
     each contrast has its own error.
 
-    Args:
-        values_4N: see factorial_contrasts.
-        confidence: coverage of the intervals.
-
-    Returns:
-        Arrays [..., 3], in the order of EFFECTS.
+    Arrays of the result are [..., 3], in the order of EFFECTS.
     """
     return mean_test(factorial_contrasts(values_4N), confidence)
 
@@ -216,11 +203,7 @@ def sign_flip_p(differences_N: ArrayLike) -> Floats:
     Assumes of the differences only that each is as likely as its negative. With n seeds the smallest p is 2 / 2**n.
     All patterns are counted, by the sums of either half of the seeds.
 
-    Args:
-        differences_N: float [..., N]; zeros are kept.
-
-    Returns:
-        float64 [...]; NaN without seeds, and above 40 seeds, where the patterns are too many to count.
+    Zeros are kept. NaN without seeds, and above 40 seeds, where the patterns are too many to count.
     """
     values = np.asarray(differences_N, dtype=np.float64)
     rows = values.reshape(-1, values.shape[-1])
@@ -249,13 +232,9 @@ def _signed_sums(values_h: Floats) -> Floats:
 
 
 def holm(p_Q: ArrayLike) -> Floats:
-    """Holm's adjusted p of several questions (statsmodels); a question without a p is none, and stays NaN.
+    """Holm's adjusted p [Q] of several questions: below alpha exactly where Holm's procedure rejects at alpha.
 
-    Args:
-        p_Q: float [Q].
-
-    Returns:
-        float64 [Q]: below alpha exactly where Holm's procedure rejects at alpha.
+    A question without a p is none, and stays NaN.
     """
     from statsmodels.stats.multitest import multipletests  # brings pandas, which takes a second or two to import
 

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 
 from replication.votes.record import Vote
+from replication.votes.tally import chosen_arm, first_votes
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -57,7 +58,7 @@ class Ballots:
 
 def ballots(votes: Iterable[Vote], baseline: str, treatment: str) -> Ballots:
     """First votes between two arms, sides undone; repeats and other pairs are left out."""
-    rows = [v for v in votes if {v.arm_left, v.arm_right} == {baseline, treatment} and not v.repeat_of]
+    rows = [v for v in first_votes(votes) if {v.arm_left, v.arm_right} == {baseline, treatment}]
     return Ballots(
         score=np.array([score(v, treatment) for v in rows], dtype=np.float64),
         seed=np.array([v.seed for v in rows], dtype=np.int64),
@@ -71,10 +72,8 @@ def ballots(votes: Iterable[Vote], baseline: str, treatment: str) -> Ballots:
 
 def score(vote: Vote, treatment: str) -> float:
     """1, 0.5 or 0; both_bad counts as a tie."""
-    if vote.choice not in ("left", "right"):
-        return 0.5
-    chosen = vote.arm_left if vote.choice == "left" else vote.arm_right
-    return float(chosen == treatment)
+    arm = chosen_arm(vote)
+    return 0.5 if arm is None else float(arm == treatment)
 
 
 # ---------------------------------------------------------------- beside the primary decision
@@ -255,5 +254,4 @@ def self_consistency(votes: Sequence[Vote]) -> tuple[int, int]:
     """(repeats that chose the same arm, or a tie again; repeats whose first vote is there)."""
     by_id = {vote.vote_id: vote for vote in votes}
     pairs = [(vote, by_id[vote.repeat_of]) for vote in votes if vote.repeat_of in by_id]
-    same = sum(score(vote, vote.arm_left) == score(first, vote.arm_left) for vote, first in pairs)
-    return same, len(pairs)
+    return sum(chosen_arm(vote) == chosen_arm(first) for vote, first in pairs), len(pairs)

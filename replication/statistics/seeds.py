@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -118,28 +119,13 @@ def _no_warnings() -> Iterator[None]:
 
 
 def differences_to_first(values_AN: ArrayLike) -> Floats:
-    """Each arm minus the first arm, seed by seed.
-
-    Args:
-        values_AN: float [A, N]; NaN where a cell has no value.
-
-    Returns:
-        float64 [A - 1, N]; NaN where either value is missing.
-    """
+    """Each arm minus the first arm, seed by seed: [A, N] -> [A - 1, N], NaN where either value is missing."""
     values = np.asarray(values_AN, dtype=np.float64)
     return values[1:] - values[:1]
 
 
 def summarize_paired(differences_N: ArrayLike, confidence: float = 0.95) -> Paired:
-    """Mean, standard deviation and t interval of paired differences over seeds.
-
-    Args:
-        differences_N: float [N], one a seed, in the quantity's own unit; NaN entries are left out.
-        confidence: coverage of the interval.
-
-    Returns:
-        n, mean, sd and mean -/+ t(n - 1) * sd / sqrt(n); no interval, and a note, below two seeds.
-    """
+    """`mean_test` of one quantity's differences [N], with their signs; no interval, and a note, below two seeds."""
     values = np.asarray(differences_N, dtype=np.float64)
     values = values[np.isfinite(values)]
     test = mean_test(values, confidence)
@@ -162,31 +148,15 @@ def smallest_sign_flip_p(n_seeds: int) -> float:
 
 
 def late_mean(values_V: ArrayLike, k: int = LATE_VALIDATIONS) -> LateMean:
-    """Mean of the last k validations, or of all where there are fewer.
-
-    Args:
-        values_V: float [V], in order of steps.
-        k: how many, at least 1.
-
-    Returns:
-        The mean and the number it is over. A missing value among them makes the mean NaN: it is not skipped.
-    """
+    """Mean of the last k >= 1 validations, or of all where there are fewer; a missing one makes it NaN."""
     assert k >= 1
     last = np.asarray(values_V, dtype=np.float64)[-k:]
     return LateMean(float(last.mean()) if len(last) else float("nan"), len(last))
 
 
 def last_share_mean(values_S: ArrayLike, share: float = 0.1) -> LateMean:
-    """Mean over the last share of steps (at least one step), for quantities that are kept at every step.
-
-    Args:
-        values_S: float [S], one a step.
-        share: in (0, 1].
-
-    Returns:
-        The mean and the number of steps it is over; NaN where one of them is missing.
-    """
-    values = np.asarray(values_S, dtype=np.float64)
+    """Mean over the last share in (0, 1] of steps, at least one, for what is kept at every step; see late_mean."""
+    values = np.asarray(values_S)
     return late_mean(values, max(1, round(share * len(values))))
 
 
@@ -214,21 +184,15 @@ def window_means(values_S: ArrayLike, size: int) -> tuple[Floats, Floats]:
         (last step of each window [W], mean over the values there are [W]). A window without any value is NaN.
     """
     assert size >= 1
-    values = np.asarray(values_S, dtype=np.float64)
-    padded = np.full(-(-len(values) // size) * size, np.nan)
-    padded[: len(values)] = values
-    windows = padded.reshape(-1, size)
-    there = np.isfinite(windows)
-    count = there.sum(1)
-    total = np.where(there, windows, 0.0).sum(1)
-    means = np.divide(total, count, out=np.full(len(windows), np.nan), where=count > 0)
-    ends = np.minimum(np.arange(1, len(windows) + 1) * size, len(values)).astype(np.float64)
-    return ends, means
+    values = _finite(values_S)
+    n_windows = -(-len(values) // size)
+    windows = np.pad(values, (0, n_windows * size - len(values)), constant_values=np.nan).reshape(-1, size)
+    ends = np.minimum(np.arange(1, n_windows + 1) * size, len(values)).astype(np.float64)
+    with _no_warnings():
+        return ends, np.nanmean(windows, 1)
 
 
-def mean_over_seeds(
-    curves: Sequence[tuple[ArrayLike, ArrayLike]],
-) -> tuple[Floats, Floats]:
+def mean_over_seeds(curves: Sequence[tuple[ArrayLike, ArrayLike]]) -> tuple[Floats, Floats]:
     """The mean curve of one arm, where every seed has a value.
 
     Args:
@@ -240,10 +204,6 @@ def mean_over_seeds(
     """
     if not curves:
         return np.empty(0), np.empty(0)
-    tables = [
-        dict(zip(np.asarray(steps).tolist(), np.asarray(values, dtype=np.float64).tolist(), strict=True))
-        for steps, values in curves
-    ]
-    common = sorted(set.intersection(*(set(table) for table in tables)))
-    stacked = np.array([[table[step] for step in common] for table in tables], dtype=np.float64)
-    return np.array(common, dtype=np.float64), stacked.mean(0) if common else np.empty(0)
+    common = reduce(np.intersect1d, [np.asarray(steps, dtype=np.float64) for steps, _ in curves])
+    rows = [np.asarray(values, dtype=np.float64)[np.isin(np.asarray(steps), common)] for steps, values in curves]
+    return common, np.mean(rows, axis=0)
