@@ -71,7 +71,7 @@ RESERVED = {
 TORCH_FREE = [
     *("errors", "console", "config", "runs", "processes", "protocol", "cli", "grid", "judging", *EVIDENCE),
     *("model.size", "model.needs", "bench.drill", "training.phases"),
-    *(f"generation.{name}" for name in ("completions", "export", "parts", "workers")),
+    *(f"generation.{name}" for name in ("completions", "export", "samples", "suite", "workers")),
     *(f"data.{name}" for name in ("order", "store", "prepare", "prompts")),
 ]
 HEAVY = ["torch", "lightning", "deepspeed", "transformers"]

@@ -9,7 +9,7 @@ Entry i of a list is sample i. The file names no seed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,40 @@ from replication.generation.completions import Completion, read_samples
 from replication.runs.files import file_sha256, write_text
 from replication.runs.layout import SuiteDir
 from replication.runs.manifest import Manifest, read_manifest
-
-SIDES = ("a", "b")
-QUESTION_KEYS: dict[str, tuple[type, str]] = {
-    "id": (int, "a whole number"), "category": (str, "text"), "question": (str, "text"),
-    "responses_a": (list, "a list of texts"), "responses_b": (list, "a list of texts"),
-}  # fmt: skip
+from replication.runs.records import WrongForm, from_json, to_json
 
 
-# ---------------------------------------------------------------- reading
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """Settings alike for both models; what is not read may have any form."""
+
+    model_a: str
+    model_b: str
+    questions_file: Any = None
+    n_generations: int
+    temperature: Any = None
+    top_k: Any = None
+    max_tokens: Any = None
+    generated_at: Any = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt with the texts of both models."""
+
+    id: int
+    category: str
+    question: str
+    responses_a: tuple[str, ...]
+    responses_b: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Export:
+    """The file."""
+
+    metadata: Metadata
+    questions: tuple[Question, ...]
 
 
 def read_export(path: Path, seed: int = 0) -> dict[int, dict[str, list[Completion]]]:
@@ -42,70 +67,41 @@ def read_export(path: Path, seed: int = 0) -> dict[int, dict[str, list[Completio
     Raises:
         UserError: not such a file, or one whose lists are not as long as it says; names the question.
     """
-    metadata, questions = _parts(path)
-    arms = [_model(metadata, side, path) for side in SIDES]
-    if arms[0] == arms[1]:
-        raise UserError(f"{path}: model_a and model_b are both '{arms[0]}'; completions of one model make no pairs")
-    count = metadata.get("n_generations")
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise UserError(f"{path}: metadata: key 'n_generations' must be a positive whole number, not {count!r:.60}")
-    found: dict[str, list[Completion]] = {arm: [] for arm in arms}
-    seen: dict[int, int] = {}
-    for place, entry in enumerate(questions, 1):
-        where = f"{path}: question {place}"
-        _check_question(entry, count, where)
-        if entry["id"] in seen:
-            raise UserError(f"{where} has id {entry['id']}, as question {seen[entry['id']]} does; ids must differ")
-        seen[entry["id"]] = place
-        for arm, side in zip(arms, SIDES, strict=True):
-            named = (arm, seed, entry["id"], entry["category"], entry["question"])
-            found[arm] += [Completion(*named, i, text) for i, text in enumerate(entry[f"responses_{side}"])]
-    return {seed: found}
-
-
-def _parts(path: Path) -> tuple[dict[str, Any], list[Any]]:
-    """(metadata, questions) of a file of this form."""
     try:
-        value = load_json(read_utf8(path))
+        export = from_json(Export, load_json(read_utf8(path)))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; name a file of completions of two models") from None
+    except WrongForm as error:
+        raise UserError(f"{path}: {error}; is this another file, or damaged?") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})".replace("\n", " ")) from None
-    metadata, questions = (value.get("metadata"), value.get("questions")) if isinstance(value, dict) else (None, None)
-    if not isinstance(metadata, dict) or not isinstance(questions, list):
-        raise UserError(f"{path}: must be an object with 'metadata' and a list 'questions'; is this another file?")
-    if not questions:
+    about = export.metadata
+    if not (about.model_a and about.model_b):
+        raise UserError(f"{path}: metadata.model_a and metadata.model_b must each name a model")
+    if about.model_a == about.model_b:
+        raise UserError(
+            f"{path}: model_a and model_b are both '{about.model_a}'; completions of one model make no pairs"
+        )
+    if about.n_generations < 1:
+        raise UserError(f"{path}: metadata.n_generations must be a positive whole number, not {about.n_generations}")
+    if not export.questions:
         raise UserError(f"{path}: key 'questions' is empty; there is nothing to judge")
-    return metadata, questions
-
-
-def _model(metadata: dict[str, Any], side: str, path: Path) -> str:
-    name = metadata.get(f"model_{side}")
-    if not isinstance(name, str) or not name:
-        raise UserError(f"{path}: metadata: key 'model_{side}' must name a model, not {name!r:.60}")
-    return name
-
-
-def _check_question(entry: Any, count: int, where: str) -> None:
-    """Raise UserError where an entry is no question with `count` texts a side."""
-    if not isinstance(entry, dict):
-        raise UserError(f"{where} must be an object with {', '.join(QUESTION_KEYS)}, not {type(entry).__name__}")
-    for key, (kind, words) in QUESTION_KEYS.items():
-        if not isinstance(entry.get(key), kind) or isinstance(entry[key], bool):
-            raise UserError(f"{where}: key '{key}' must be {words}, not {entry.get(key)!r:.60}")
-    for side in SIDES:
-        texts = entry[f"responses_{side}"]
-        if len(texts) != count:
-            raise UserError(
-                f"{where} (id {entry['id']}): responses_{side} has {len(texts)} entries, n_generations says {count}; "
-                "the file is damaged, make it again"
-            )
-        odd = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
-        if odd is not None:
-            raise UserError(f"{where}: responses_{side}, entry {odd + 1} must be text, not {texts[odd]!r:.60}")
-
-
-# ---------------------------------------------------------------- writing
+    found: dict[str, list[Completion]] = {about.model_a: [], about.model_b: []}
+    seen: dict[int, int] = {}
+    for place, q in enumerate(export.questions, 1):
+        where = f"{path}: question {place}"
+        if q.id in seen:
+            raise UserError(f"{where} has id {q.id}, as question {seen[q.id]} does; ids must differ")
+        seen[q.id] = place
+        for (arm, of_arm), side in zip(found.items(), "ab", strict=True):
+            texts = getattr(q, f"responses_{side}")
+            if len(texts) != about.n_generations:
+                raise UserError(
+                    f"{where} (id {q.id}): responses_{side} has {len(texts)} entries, n_generations says "
+                    f"{about.n_generations}; the file is damaged, make it again"
+                )
+            of_arm += [Completion(arm, seed, q.id, q.category, q.question, i, text) for i, text in enumerate(texts)]
+    return {seed: found}
 
 
 def write_export(
@@ -125,9 +121,10 @@ def write_export(
     """
     runs = [suite_dir.cell(arm, seed) for arm in arms]
     first, second = (read_samples(run) for run in runs)
-    settings, other = (_settings((read_manifest(run) or Manifest()).generation) for run in runs)
-    both = f"{arms[0]} and {arms[1]} at seed {seed}"
-    again = "`replicate generate` makes them alike"
+    own = ("samples_sha256", "weights_sha256")  # of each cell
+    recorded = [(read_manifest(run) or Manifest()).generation for run in runs]
+    settings, other = ({k: v for k, v in one.items() if k not in own} for one in recorded)
+    both, again = f"{arms[0]} and {arms[1]} at seed {seed}", "`replicate generate` makes them alike"
     if settings != other:
         keys = ", ".join(sorted(k for k in {*settings, *other} if settings.get(k) != other.get(k)))
         raise UserError(f"{both}: were sampled with different {keys}; {again}")
@@ -139,38 +136,26 @@ def write_export(
         raise UserError(f"{both}: lack samples of some prompts; {again}")
     if questions_file and file_sha256(find_prompts(questions_file)) != settings.get("prompts_sha256"):
         questions_file = None
-    metadata = {
-        "model_a": arms[0],
-        "model_b": arms[1],
-        "questions_file": questions_file,
-        "n_generations": count,
-        "temperature": settings.get("temperature"),
-        "top_k": settings.get("top_k"),
-        "max_tokens": settings.get("max_new_tokens"),
-        "generated_at": datetime.fromtimestamp(runs[0].samples.stat().st_mtime).isoformat(timespec="seconds"),
-    }
-    questions = [
-        {
-            "id": id,
-            "category": of_prompt[0].category,
-            "question": of_prompt[0].question,
-            "responses_a": [c.text for c in of_prompt],
-            "responses_b": [c.text for c in b[id]],
-        }
-        for id, of_prompt in a.items()
-    ]
-    write_text(path, json.dumps({"metadata": metadata, "questions": questions}, indent=2, ensure_ascii=False) + "\n")
+    metadata = Metadata(
+        model_a=arms[0],
+        model_b=arms[1],
+        questions_file=questions_file,
+        n_generations=count,
+        temperature=settings.get("temperature"),
+        top_k=settings.get("top_k"),
+        max_tokens=settings.get("max_new_tokens"),
+        generated_at=datetime.fromtimestamp(runs[0].samples.stat().st_mtime).isoformat(timespec="seconds"),
+    )
+    questions = tuple(
+        Question(id, of[0].category, of[0].question, tuple(c.text for c in of), tuple(c.text for c in b[id]))
+        for id, of in a.items()
+    )
+    write_text(path, json.dumps(to_json(Export(metadata, questions)), indent=2, ensure_ascii=False) + "\n")
     return len(questions)
-
-
-def _settings(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """How completions were made, without what is a cell's own."""
-    own = ("samples_sha256", "weights_sha256")
-    return {k: v for k, v in recorded.items() if k not in own}
 
 
 def _by_prompt(completions: list[Completion]) -> dict[int, list[Completion]]:
     found: dict[int, list[Completion]] = {}
-    for c in completions:
+    for c in sorted(completions, key=lambda c: c.sample):
         found.setdefault(c.prompt_id, []).append(c)
-    return {id: sorted(of_prompt, key=lambda c: c.sample) for id, of_prompt in found.items()}
+    return {c.prompt_id: found[c.prompt_id] for c in completions}

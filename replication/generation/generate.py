@@ -12,16 +12,16 @@ dimension, position and row (1.2B: 10 GB, and 3 GB for 96 rows of 200 tokens).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from rich.console import Console
 
 from replication.config import RunConfig
-from replication.data.prompts import Prompt, prompt_tokens
+from replication.data.prompts import prompt_tokens
 from replication.data.store import TokenStore
 from replication.errors import UserError
-from replication.generation.parts import Samples, Share
+from replication.generation.completions import Completion
+from replication.generation.samples import Samples, Shard
 from replication.generation.sampling import Sampler, complete, row_key
 from replication.model.transformer import Transformer
 from replication.processes.preemption import Preempted, stop_requested
@@ -55,14 +55,14 @@ def generate(config: RunConfig, run: RunDir, store: TokenStore, console: Console
         console.print(f"{samples.name}: {len(samples.rows)} completions are there already")
         return len(samples.rows)
     samples.begin()
-    sample_share(samples, Share(), store)
+    sample_shard(samples, Shard(), store)
     count = samples.finish()
     console.print(f"{samples.name}: {count} completions of {len(samples.prompts)} prompts")
     return count
 
 
-def sample_share(samples: Samples, share: Share, store: TokenStore, on_step: OnStep | None = None) -> None:
-    """Sample what is missing of one share, batch by batch; each is on the disk before the next begins.
+def sample_shard(samples: Samples, shard: Shard, store: TokenStore, on_step: OnStep | None = None) -> None:
+    """Sample what is missing of one shard, batch by batch; each is on the disk before the next begins.
 
     Prompts of similar lengths go together: a batch goes on until its longest has ended.
 
@@ -72,7 +72,7 @@ def sample_share(samples: Samples, share: Share, store: TokenStore, on_step: OnS
     """
     config, c = samples.config, samples.config.generation
     there = samples.parts()
-    todo = [row for row in samples.rows[share.i :: share.n] if (row[0].id, row[1]) not in there]
+    todo = [row for row in samples.rows[shard.i :: shard.n] if (row[0].id, row[1]) not in there]
     if not todo:
         return
     refuse_other_tokenizer(samples.run, store)
@@ -81,7 +81,7 @@ def sample_share(samples: Samples, share: Share, store: TokenStore, on_step: OnS
     sampler = Sampler(c.temperature, c.top_k, c.top_p)
     tokens = prompt_tokens(c.template, samples.prompts, tokenizer, store.end_of_text_id)
     todo.sort(key=lambda row: len(tokens[row[0].id]))
-    appender = samples.appender(share)
+    appender = samples.appender(shard)
     try:
         for start in range(0, len(todo), c.rows_at_once):
             batch = todo[start : start + c.rows_at_once]
@@ -101,7 +101,10 @@ def sample_share(samples: Samples, share: Share, store: TokenStore, on_step: OnS
                     "lower it, or set generation.precision=32-true"
                 ) from None
             appender.append([
-                _line(config, prompt, sample, ids, tokenizer.decode(ids))
+                Completion(
+                    config.arm, config.seed, prompt.id, prompt.category, prompt.question, sample,
+                    tokenizer.decode(ids), len(ids), len(ids) < c.max_new_tokens,
+                )
                 for (prompt, sample), ids in zip(batch, completions, strict=True)
             ])  # fmt: skip
     finally:
@@ -121,20 +124,6 @@ class _Watch:
         if self.on_step is not None:
             self.on_step(n_tokens, n_ended - self.ended)
         self.ended = n_ended
-
-
-def _line(config: RunConfig, prompt: Prompt, sample: int, tokens: list[int], text: str) -> dict[str, Any]:
-    return {
-        "arm": config.arm,
-        "seed": config.seed,
-        "prompt_id": prompt.id,
-        "category": prompt.category,
-        "question": prompt.question,
-        "sample": sample,
-        "completion": text,
-        "tokens": len(tokens),
-        "stopped": len(tokens) < config.generation.max_new_tokens,
-    }
 
 
 def refuse_other_tokenizer(run: RunDir, store: TokenStore) -> None:

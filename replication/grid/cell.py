@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 from rich.markup import escape
 
-from replication.config import RunConfig, refuse_other_config, scientific_hash
+from replication.config import RunConfig, refuse_other_config
 from replication.errors import UserError, is_lost_peer
 from replication.processes.preemption import Preempted, stop_requested
 from replication.runs.failures import record_failure
-from replication.runs.files import file_sha256, sync, write_json
-from replication.runs.layout import KEPT, RunDir, SuiteDir
-from replication.runs.manifest import Manifest, read_manifest, refuse_untrained
+from replication.runs.layout import RunDir, SuiteDir
+from replication.runs.manifest import mark_cell_complete, refuse_untrained
 
 if TYPE_CHECKING:
     from replication.data.prompts import Prompt
@@ -67,7 +66,7 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
         if first:
             run.failed.unlink(missing_ok=True)
         try:
-            store = TokenStore.open(data_folder(config, suite_dir))
+            store = TokenStore.open(suite_dir.data_folder(config.data.dir))
             names = config.generation.prompts
             check_before_training(config, store, load_prompts(names) if names else [])
             if first and (note := suite_dir.link_tensorboard(config.arm, config.seed)):
@@ -140,22 +139,6 @@ def _wait_for_cell(run: RunDir, holder: Path, here: str, console: Console) -> No
         time.sleep(0.5)
 
 
-def mark_cell_complete(config: RunConfig, run: RunDir) -> None:
-    """Write the marker of a cell that is trained and has the completions that its config asks for.
-
-    All that it stands for is on the disk before it is; the certificate compares it with journal and manifest.
-
-    Raises:
-        UserError: the journal is gone.
-    """
-    if not run.metrics.is_file():
-        raise UserError(f"{run.metrics}: is gone, and with it the cell's numbers; restore it, or train the cell again")
-    manifest = read_manifest(run) or Manifest()
-    sync(run.metrics)  # manifest, checkpoints and samples.jsonl were, when they were written
-    marker = {"config_hash": scientific_hash(config), **{k: getattr(manifest, k) for k in (*KEPT, "finished_at")}}
-    write_json(run.complete, marker | {"journal_sha256": file_sha256(run.metrics)})
-
-
 def check_before_training(config: RunConfig, store: TokenStore, prompts: Sequence[Prompt]) -> None:
     """Raise UserError for what would otherwise be noticed only after hours: data, mixture, validation, prompts."""
     from replication.data.order import MixtureOrder, validation_selection
@@ -167,20 +150,3 @@ def check_before_training(config: RunConfig, store: TokenStore, prompts: Sequenc
     validation_selection(store.sizes("validation"), weights, config.validation.sequences)
     if prompts:
         prompt_tokens(config.generation.template, prompts, store.tokenizer(), store.end_of_text_id)
-
-
-def data_folder(config: RunConfig, suite_dir: SuiteDir) -> Path:
-    """data.dir, or the output folder's own data.
-
-    Raises:
-        UserError: data.dir does not exist.
-    """
-    if config.data.dir is None:
-        return suite_dir.data
-    path = Path(config.data.dir).expanduser()
-    if not path.is_dir():
-        raise UserError(
-            f"data.dir: {path} does not exist; prepare it first, with the --config files of this run: "
-            f"`replicate prepare --config ... --out {path}`"
-        )
-    return path

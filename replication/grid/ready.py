@@ -106,7 +106,7 @@ def make_ready(grid: Grid, cells: Sequence[Cell], begun: Mapping[str, LoggedCell
         UserError: what would otherwise be noticed only after hours.
     """
     from replication.data.store import TokenStore
-    from replication.grid.cell import check_before_training, data_folder
+    from replication.grid.cell import check_before_training
 
     if not cells:
         return
@@ -115,7 +115,7 @@ def make_ready(grid: Grid, cells: Sequence[Cell], begun: Mapping[str, LoggedCell
         from replication.data.prepare import prepare as prepare_corpus
 
         prepare_corpus(cells[0].config.data, grid.dir.data, console)
-    store = TokenStore.open(data_folder(cells[0].config, grid.dir))
+    store = TokenStore.open(grid.dir.data_folder(cells[0].config.data.dir))
     refuse_other_data(begun, store.dir, store.hash)
     for cell in cells:
         check_before_training(cell.config, store, grid.prompts[cell.config.generation.prompts])

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from replication.errors import UserError
 from replication.runs.files import file_sha256, remove_temporaries, remove_tree
 from replication.runs.locks import HELD, hold_lock
 
@@ -74,7 +75,7 @@ class RunDir:
 
     @property
     def samples_part(self) -> Path:
-        """Folder of completions while they are being sampled; see preference.parts."""
+        """Folder of completions while they are being sampled; see generation/samples.py."""
         return self.root / "samples.part"
 
     @property
@@ -162,6 +163,22 @@ class SuiteDir:
     @property
     def data(self) -> Path:
         return self.root / "data"
+
+    def data_folder(self, named: str | None) -> Path:
+        """The corpus of a cell: the folder that its data.dir names, or the output folder's own.
+
+        Raises:
+            UserError: it names one that does not exist.
+        """
+        if named is None:
+            return self.data
+        path = Path(named).expanduser()
+        if not path.is_dir():
+            raise UserError(
+                f"data.dir: {path} does not exist; prepare it first, with the --config files of this run: "
+                f"`replicate prepare --config ... --out {path}`"
+            )
+        return path
 
     @property
     def runs(self) -> Path:

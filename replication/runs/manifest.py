@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from replication.config import RunConfig, scientific_hash
 from replication.errors import UserError
-from replication.runs.files import read_object, write_json
-from replication.runs.layout import RunDir
+from replication.runs.files import file_sha256, read_object, sync, write_json
+from replication.runs.layout import KEPT, RunDir
 from replication.runs.provenance import Code, Git
 from replication.runs.records import from_json, to_json
 
@@ -175,3 +176,19 @@ def refuse_untrained(run: RunDir) -> Manifest:
     if manifest is None or manifest.finished_at is None:
         raise UserError(f"{run.root}: is not trained to its last step, so it cannot generate; train it first")
     return manifest
+
+
+def mark_cell_complete(config: RunConfig, run: RunDir) -> None:
+    """Write the marker of a cell that is trained and has the completions that its config asks for.
+
+    All that it stands for is on the disk before it is; the certificate compares it with journal and manifest.
+
+    Raises:
+        UserError: the journal is gone.
+    """
+    if not run.metrics.is_file():
+        raise UserError(f"{run.metrics}: is gone, and with it the cell's numbers; restore it, or train the cell again")
+    manifest = read_manifest(run) or Manifest()
+    sync(run.metrics)  # manifest, checkpoints and samples.jsonl were, when they were written
+    marker = {"config_hash": scientific_hash(config), **{k: getattr(manifest, k) for k in (*KEPT, "finished_at")}}
+    write_json(run.complete, marker | {"journal_sha256": file_sha256(run.metrics)})

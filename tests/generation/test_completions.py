@@ -60,9 +60,9 @@ def test_samples_are_read_in_order_whatever_the_texts_hold(tmp_path):
         ([line(), line(arm="baseline", prompt=2)], "mixes completions of baseline/seed-1, both/seed-1"),
         ([line(), line(seed=2, prompt=2)], "mixes completions of both/seed-1, both/seed-2"),
         ([line(), line(prompt=2), line()], "sample 0 of prompt 1 twice"),
-        ([line(), {k: v for k, v in line(prompt=2).items() if k != "completion"}], "line 2: key 'completion'"),
-        ([line() | {"seed": "1"}], "line 1: key 'seed' must be a whole number, not '1'"),
-        ([line() | {"sample": True}], "key 'sample' must be a whole number"),
+        ([line(), {k: v for k, v in line(prompt=2).items() if k != "completion"}], "line 2: completion is missing"),
+        ([line() | {"seed": "1"}], "line 1: seed must be a whole number, not '1'"),
+        ([line() | {"sample": True}], "line 1: sample must be a whole number"),
     ],
 )
 def test_lines_that_are_not_one_cells_completions_are_refused(tmp_path, lines, said):
@@ -80,9 +80,9 @@ def test_a_missing_empty_torn_or_binary_file_is_refused(tmp_path):
         (b"", "is empty"),
         (whole[:-1], "torn in its last line"),
         (whole[:-20], "torn in its last line"),
-        (whole + b"\xff\n", "no UTF-8 text"),
-        (whole + b"[]\n", "line 3 must be an object"),
-        (whole + b"\n", "line 3 is not valid JSON"),
+        (whole + b"\xff\n", "not UTF-8 text"),
+        (whole + b"[]\n", "line 3: holds no JSON object"),
+        (whole + b"\n", "line 3: is not valid JSON"),
     ):
         if content is not None:
             run.samples.write_bytes(content)
@@ -154,15 +154,17 @@ def test_what_is_exported_comes_back_as_it_was(tmp_path):
     [
         (lambda v: v["metadata"].update(n_generations=3), "question 1 (id 0): responses_a has 2 entries"),
         (lambda v: v["questions"][2]["responses_b"].pop(), "question 3 (id 2): responses_b has 1 entries"),
-        (lambda v: v["questions"][1].update(responses_a=["x", 3]), "responses_a, entry 2 must be text"),
+        (lambda v: v["questions"][1].update(responses_a=["x", 3]), "questions[1].responses_a[1] must be text"),
         (lambda v: v["questions"][1].update(id=0), "question 2 has id 0, as question 1 does"),
-        (lambda v: v["questions"][1].update(id="1"), "key 'id' must be a whole number"),
-        (lambda v: v["questions"].insert(0, "x"), "question 1 must be an object"),
+        (lambda v: v["questions"][1].update(id="1"), "questions[1].id must be a whole number"),
+        (lambda v: v["questions"].insert(0, "x"), "questions[0] must have keys of its own"),
         (lambda v: v["questions"].clear(), "'questions' is empty"),
-        (lambda v: v["metadata"].update(n_generations="2"), "'n_generations' must be a positive whole number"),
-        (lambda v: v["metadata"].pop("model_b"), "key 'model_b' must name a model"),
+        (lambda v: v["metadata"].update(n_generations="2"), "metadata.n_generations must be a whole number"),
+        (lambda v: v["metadata"].update(n_generations=0), "metadata.n_generations must be a positive whole number"),
+        (lambda v: v["metadata"].update(model_a=""), "metadata.model_a and metadata.model_b must each name a model"),
+        (lambda v: v["metadata"].pop("model_b"), "metadata.model_b is missing"),
         (lambda v: v["metadata"].update(model_b="baseline"), "model_a and model_b are both 'baseline'"),
-        (lambda v: v.pop("questions"), "a list 'questions'"),
+        (lambda v: v.pop("questions"), "questions is missing"),
     ],
 )
 def test_a_damaged_export_is_refused_by_its_place(tmp_path, change, said):

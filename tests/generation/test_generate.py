@@ -18,17 +18,16 @@ from paths import CHECKOUT
 from rich.console import Console
 from trained_suite import PROMPTS, write_trained_suite
 
-from replication.cli import generate as generate_cli
 from replication.cli.main import main
 from replication.config import load_run
 from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.generation import generate as generate_module
 from replication.generation import workers
-from replication.generation.completions import read_samples, suite_completions
+from replication.generation.completions import Completion, read_samples, suite_completions
 from replication.generation.export import read_export
-from replication.generation.generate import generate, sample_share
-from replication.generation.parts import Samples, Share
+from replication.generation.generate import generate, sample_shard
+from replication.generation.samples import Samples, Shard
 from replication.grid.cell import run_cell
 from replication.processes import preemption
 from replication.processes.preemption import Preempted
@@ -193,7 +192,7 @@ def test_a_killed_process_loses_one_batch_and_the_same_command_goes_on(suite_dir
     generate(config, RunDir(undisturbed), store, quiet)
 
     process = start("generate", suite_dir.root, *flags)
-    part = Share().path(run, ".jsonl")
+    part = Shard().path(run, ".jsonl")
     wait_for(lambda: part.is_file() and part.read_bytes().count(b"\n") >= 4)  # the binding and three completions
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -216,9 +215,8 @@ def test_a_killed_process_loses_one_batch_and_the_same_command_goes_on(suite_dir
 def test_parts_of_other_settings_or_weights_are_begun_anew(suite_dir):
     run = cell(suite_dir, "both/seed-1")
     samples = Samples.of(load_run([run.config]), run)
-    appender = samples.appender(Share(1, 2))
-    texts = dict.fromkeys(("arm", "category", "question", "completion"), "x")
-    appender.append([texts | {"seed": 1, "prompt_id": 3, "sample": 0, "tokens": 1}])
+    appender = samples.appender(Shard(1, 2))
+    appender.append([Completion("x", 1, 3, "x", "x", 0, "x", tokens=1)])
     appender.close()
     assert len(samples.parts()) == 1 and samples.begin() == 1
     other = Samples.of(load_run([run.config], ["--generation.top_p=0.5"]), run)
@@ -231,14 +229,14 @@ def test_parts_of_other_settings_or_weights_are_begun_anew(suite_dir):
 
 
 def test_a_kill_between_the_file_and_the_manifest_is_mended(suite_dir, whole, monkeypatch):
-    from replication.generation import parts
+    from replication.generation import samples as samples_module
 
     run = cell(suite_dir, "both/seed-1")
 
     def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(parts, "update_manifest", fail)
+    monkeypatch.setattr(samples_module, "update_manifest", fail)
     assert main(["generate", str(suite_dir.root), "--arm=both", "--seed=1"]) == 130
     assert run.samples.is_file() and not run.complete.exists()
     monkeypatch.undo()
@@ -249,7 +247,7 @@ def test_a_kill_between_the_file_and_the_manifest_is_mended(suite_dir, whole, mo
 
 def test_texts_sampled_anew_and_killed_before_the_manifest_are_read_by_nobody(finished, monkeypatch):
     """They would pass for texts of the settings that the manifest still has."""
-    from replication.generation import parts
+    from replication.generation import samples as samples_module
 
     run, words = cell(finished, "both/seed-1"), ("--arm=both", "--seed=1", "--generation.temperature=0.2")
     before = run.samples.read_bytes()
@@ -257,7 +255,7 @@ def test_texts_sampled_anew_and_killed_before_the_manifest_are_read_by_nobody(fi
     def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(parts, "update_manifest", fail)
+    monkeypatch.setattr(samples_module, "update_manifest", fail)
     assert main(["generate", str(finished.root), *words]) == 130
     monkeypatch.undo()
     assert run.samples.read_bytes() != before and run.complete.is_file()
@@ -287,7 +285,7 @@ def test_a_cell_told_to_stop_while_it_generates_goes_on_later(suite_dir, whole, 
     "only",
     [
         pytest.param([], id="cells dealt out", marks=pytest.mark.full),
-        pytest.param(["--arm=both", "--seed=1"], id="one cell in shares"),
+        pytest.param(["--arm=both", "--seed=1"], id="one cell in shards"),
     ],
 )
 def test_any_number_of_processes_gives_the_same_files(suite_dir, whole, only):
@@ -299,17 +297,17 @@ def test_any_number_of_processes_gives_the_same_files(suite_dir, whole, only):
         assert cell(suite_dir, name).complete.is_file() and not cell(suite_dir, name).samples_part.exists()
 
 
-def test_shares_cut_a_cell_and_any_cut_goes_on_with_another(suite_dir, whole):
+def test_shards_cut_a_cell_and_any_cut_goes_on_with_another(suite_dir, whole):
     run = cell(suite_dir, "both/seed-1")
     samples, store = Samples.of(load_run([run.config]), run), TokenStore.open(suite_dir.data)
     assert sum(len(samples.rows[s.i :: s.n]) for _, s in workers.deal([samples], 8)) == N
     assert [(s.i, s.n) for _, s in workers.deal([samples] * 3, 8)] == [(0, 2), (1, 2)] * 3
     assert [(s.i, s.n) for _, s in workers.deal([samples] * 3, 2)] == [(0, 1)] * 3
     assert len(workers.deal([samples], 100)) == N
-    sample_share(samples, Share(1, 3), store)
-    sample_share(samples, Share(0, 2), store)
+    sample_shard(samples, Shard(1, 3), store)
+    sample_shard(samples, Shard(0, 2), store)
     assert len(samples.parts()) == 4 + 4  # of rows 0 to 11: 1 4 7 10, and what is even but not among them
-    sample_share(samples, Share(), store)
+    sample_shard(samples, Shard(), store)
     assert samples.finish() == N
     assert run.samples.read_bytes() == texts(whole)["both/seed-1"]
 
@@ -320,7 +318,7 @@ def run_fake_workers(suite_dir: SuiteDir, slots: list[dict[str, str]], code_of: 
     display = workers.Display(Console(file=io.StringIO()), 1, 0)
     done: list[str] = []
 
-    def command(samples: Samples, share: Share) -> list[str]:
+    def command(samples: Samples, shard: Shard) -> list[str]:
         return [sys.executable, "-c", code_of[samples.name]]
 
     failed = workers.run_workers(todo, slots, command, display, lambda samples: done.append(samples.name))
@@ -341,24 +339,24 @@ def test_a_worker_that_fails_or_dies_fails_its_cell_alone(suite_dir):
     assert set(failed) == {"baseline/seed-1", "both/seed-1"}
     assert failed["baseline/seed-1"].startswith("ended by SIGKILL (out of memory?) (log: ")
     assert failed["both/seed-1"].startswith("a mistake; its remedy (log: ")
-    assert "first" in Share().path(cell(suite_dir, "both/seed-1"), ".log").read_text()
+    assert "first" in Shard().path(cell(suite_dir, "both/seed-1"), ".log").read_text()
 
 
 def test_each_worker_has_a_device_of_its_own(suite_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate_cli, "_gpus", lambda: ["3", "GPU-5e"])
+    monkeypatch.setattr(workers, "visible_gpus", lambda: ["3", "GPU-5e"])
     samples = Samples.of(load_run([cell(suite_dir, "both/seed-1").config], ["--cluster.accelerator=auto"]),
                          cell(suite_dir, "both/seed-1"))  # fmt: skip
-    slots = generate_cli._slots(samples, None)
+    slots = workers.slots(samples.config.cluster, None)
     assert slots == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "GPU-5e"}]
-    assert generate_cli._slots(samples, 1) == slots[:1]
+    assert workers.slots(samples.config.cluster, 1) == slots[:1]
     with pytest.raises(UserError, match=r"--jobs: 3 processes on 2 GPU"):
-        generate_cli._slots(samples, 3)
+        workers.slots(samples.config.cluster, 3)
     code = f"import os, time; open({str(tmp_path)!r} + '/' + os.environ['CUDA_VISIBLE_DEVICES'], 'a'); time.sleep(0.5)"
     assert run_fake_workers(suite_dir, slots, dict.fromkeys(CELLS, code)) == {}
     assert {p.name for p in tmp_path.iterdir()} >= {"3", "GPU-5e"}
-    monkeypatch.setattr(generate_cli, "_gpus", list)
+    monkeypatch.setattr(workers, "visible_gpus", list)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert generate_cli._slots(samples, None) == [{"OMP_NUM_THREADS": "1"}]  # cluster.threads of the suite
+    assert workers.slots(samples.config.cluster, None) == [{"OMP_NUM_THREADS": "1"}]  # cluster.threads of the suite
 
 
 def test_visible_devices_are_kept_by_name(monkeypatch):
@@ -366,16 +364,16 @@ def test_visible_devices_are_kept_by_name(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-a,")
-    assert generate_cli._gpus() == ["4", "GPU-a"]
+    assert workers.visible_gpus() == ["4", "GPU-a"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert generate_cli._gpus() == ["0", "1"]
+    assert workers.visible_gpus() == ["0", "1"]
 
 
 def test_ctrl_c_ends_every_worker_and_the_same_command_goes_on(suite_dir, whole):
     slow = ["--generation.rows_at_once=1", "--generation.max_new_tokens=12"]
     process = start("generate", suite_dir.root, "--seed=1", "--jobs=2", *slow)
     runs = [cell(suite_dir, name) for name in CELLS[:2]]
-    wait_for(lambda: all(Share().path(run, ".jsonl").is_file() for run in runs))
+    wait_for(lambda: all(Shard().path(run, ".jsonl").is_file() for run in runs))
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 2
     process.send_signal(signal.SIGINT)
@@ -457,7 +455,7 @@ def test_two_arms_are_exported_and_come_back(whole, tmp_path, capsys):
         (["OUT", "--export=x", "--seed=1", "--jobs=2"], ["--export", "--jobs"]),
         (["OUT", "--export=x", "--seed=1", "--pair=both"], ["--pair: 'both' must be two arms"]),
         (["OUT", "--export=x", "--seed=2"], ["samples.jsonl: no such file"]),
-        (["OUT", "--share=2/2"], ["--share"]),
+        (["OUT", "--shard=2/2"], ["--shard"]),
     ],
 )
 def test_mistakes_are_one_line_with_the_remedy(whole, args, parts, capsys):

@@ -16,13 +16,12 @@ import pytest
 from rich.console import Console
 from synthetic_runs import build_suite, edit_manifest
 
-from replication.cli.generate import _cells, _todo
 from replication.config import load_run, load_suite
 from replication.errors import UserError
-from replication.generation.completions import read_samples, suite_completions
+from replication.generation.completions import Completion, read_samples, suite_completions
 from replication.generation.export import write_export
-from replication.generation.parts import Appender, _read
-from replication.grid.cell import mark_cell_complete
+from replication.generation.samples import Appender, _read
+from replication.generation.suite import cells_to_sample, trained_cells
 from replication.grid.cells import places
 from replication.grid.local import report_is_current
 from replication.grid.status import cell_status, print_status
@@ -36,6 +35,7 @@ from replication.runs.failures import record_failure
 from replication.runs.files import file_sha256, mark_complete, read_json, write_json, write_text
 from replication.runs.grace_period import grace_seconds_needed
 from replication.runs.layout import RunDir, SuiteDir
+from replication.runs.manifest import mark_cell_complete
 from replication.runs.starts import logged_cells
 from replication.tensorboard.live import LiveJournal
 from replication.tensorboard.writer import claim
@@ -76,7 +76,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> SuiteDir:
     write_text(stopped.jobs, '{"event":"started","restarts":1}\n{"event":"ended","code":2}\n')
     write_text(stopped.log, "step 1\nerror: no room\n")
     parts = Appender(stopped.samples_part / "0-of-1.jsonl", "binding")
-    parts.append([json.loads(line) for line in RunDir(suite_dir.root / CELL).samples.read_text().splitlines()])
+    parts.append([Completion.of_line(x) for x in RunDir(suite_dir.root / CELL).samples.read_text().splitlines()])
     parts.close()
     row = "1,synthetic,1,baseline,both,1,0,0,j,human,,left,,3.5,"
     write_text(suite_dir.votes, f"{','.join(COLUMNS)}\n{row}\n")
@@ -148,7 +148,7 @@ def read(suite_dir: SuiteDir) -> Iterator[str]:
         lambda: suite_completions(suite_dir, ARMS),
         lambda: write_export(suite_dir.root / "ab.json", suite_dir, 2, ARMS),
         lambda: report_is_current(suite_dir),
-        lambda: _cells(suite_dir, None, None),
+        lambda: trained_cells(suite_dir, None, None),
         lambda: submissions(suite_dir),
         lambda: read_votes(suite_dir.votes),
         lambda: read_note(suite_dir.votes_note, suite_dir.votes),
@@ -276,6 +276,6 @@ def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(suite_dir: S
 
 def test_a_copied_cell_is_not_generated_into_the_one_it_was_copied_from(suite_dir: SuiteDir) -> None:
     shutil.copytree(suite_dir.root / CELL, suite_dir.root / "runs" / "both (copy)" / "seed-2")
-    trained, _ = _cells(suite_dir, "both (copy)", None)
+    trained, _ = trained_cells(suite_dir, "both (copy)", None)
     assert [run.root.parent.name for run in trained] == ["both (copy)"]
-    assert _todo(trained, [], True, suite_dir, Console(file=io.StringIO())) == ([], 0)
+    assert cells_to_sample(trained, [], True, suite_dir, Console(file=io.StringIO())) == ([], 0)

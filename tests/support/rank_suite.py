@@ -13,7 +13,6 @@ from rich.console import Console
 
 from replication.config import load_run
 from replication.data.store import TokenStore
-from replication.grid.cell import data_folder
 from replication.processes.launcher import run_ranks
 from replication.runs.layout import SuiteDir
 from replication.training.train import train
@@ -24,7 +23,7 @@ def main(ranks: int, suite_out: Path, out: Path) -> int:
         return run_ranks([sys.executable, __file__, str(ranks), str(suite_out), str(out)], ranks)
     for path in sorted(suite_out.glob("runs/*/*/config.yaml")):
         config = load_run([path], ["--cluster.nodes=1", f"--cluster.devices={ranks}"])
-        store = TokenStore.open(data_folder(config, SuiteDir(out)))
+        store = TokenStore.open(SuiteDir(out).data_folder(config.data.dir))
         train(config, SuiteDir(out).cell(config.arm, config.seed), store, Console(stderr=True))
     return 0
 

@@ -1,13 +1,13 @@
-"""What lies on disk while the completions of a cell are sampled, and once they are whole. Imports no torch.
+"""Files of a cell's completions while they are sampled, and once they are whole. Imports no torch.
 
-samples.part/<i>-of-<n>.jsonl   completions of share i of n, in any order; the first line is {"binding": ...}, the hash
+samples.part/<i>-of-<n>.jsonl   completions of shard i of n, in any order; the first line is {"binding": ...}, the hash
                                 of settings, prompts and weights: what was sampled otherwise is never gone on from
-samples.part/<i>-of-<n>.log     what a worker said
+samples.part/<i>-of-<n>.log     output of a worker
 samples.jsonl                   all completions, in the order of prompts and samples, however they came about
 manifest.json                   its `generation`: settings, and the hashes of prompts, weights and samples.jsonl; and
                                 `generated_by`: the code that put them together
 
-A share is every n-th completion of the cell. Any number of shares goes on with what any other number left behind.
+A shard is every n-th completion of the cell. Any number of shards goes on with what any other number left behind.
 """
 
 from __future__ import annotations
@@ -24,31 +24,30 @@ from typing import IO, Any
 from replication.config import RunConfig, sampling_settings
 from replication.data.prompts import Prompt, find_prompts, load_prompts
 from replication.errors import UserError
-from replication.generation.completions import is_completion
+from replication.generation.completions import Completion
 from replication.runs.files import file_sha256, naming, remove_tree, write_text
 from replication.runs.layout import RunDir
 from replication.runs.manifest import read_manifest, refuse_untrained, update_manifest
 from replication.runs.provenance import code_identity
+from replication.runs.records import WrongForm
 
-Key = tuple[int, int]
-"""(prompt id, sample): what names a completion in its cell."""
 BEFORE = {"top_p": 1.0, "precision": "32-true"}
-"""What a record means that was written before these keys were."""
+"""Settings of a record that was written before these keys were."""
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """Every n-th completion of a cell, from the i-th."""
 
     i: int = 0
     n: int = 1
 
     @classmethod
-    def parse(cls, text: str) -> Share:
+    def parse(cls, text: str) -> Shard:
         """Of `i/n`."""
         i, _, n = text.partition("/")
         if not i.isdecimal() or not n.isdecimal() or not int(i) < int(n):
-            raise UserError(f"--share: '{text}' must be I/N with 0 <= I < N")
+            raise UserError(f"--shard: '{text}' must be I/N with 0 <= I < N")
         return cls(int(i), int(n))
 
     def path(self, run: RunDir, suffix: str) -> Path:
@@ -118,17 +117,17 @@ class Samples:
                 path.unlink()
         return len(self.parts())
 
-    def parts(self) -> dict[Key, dict[str, Any]]:
+    def parts(self) -> dict[tuple[int, int], Completion]:
         """The completions that are on the disk, by prompt id and sample."""
         found = {}
         for path in self.run.samples_part.glob("*.jsonl"):
-            binding, lines = _read(path)
+            binding, completions = _read(path)
             if binding == self.binding:
-                found.update({(line["prompt_id"], line["sample"]): line for line in lines})
+                found.update({(c.prompt_id, c.sample): c for c in completions})
         return found
 
-    def appender(self, share: Share) -> Appender:
-        return Appender(share.path(self.run, ".jsonl"), self.binding)
+    def appender(self, shard: Shard) -> Appender:
+        return Appender(shard.path(self.run, ".jsonl"), self.binding)
 
     def finish(self) -> int:
         """Put the parts together: samples.jsonl, then the manifest; then they are removed. Returns how many there are.
@@ -137,8 +136,8 @@ class Samples:
         does not have, which nobody reads (`read_samples`).
         """
         parts = self.parts()
-        lines = [parts[prompt.id, sample] for prompt, sample in self.rows]
-        write_text(self.run.samples, "".join(_dump(line) for line in lines))
+        lines = [parts[prompt.id, sample].line() for prompt, sample in self.rows]
+        write_text(self.run.samples, "".join(lines))
         record = self.record | {"samples_sha256": file_sha256(self.run.samples)}
         update_manifest(self.run, generation=record, generated_by=code_identity())
         remove_tree(self.run.samples_part)
@@ -146,19 +145,19 @@ class Samples:
 
 
 class Appender:
-    """One share's file, open for more lines; what a kill tore off is gone."""
+    """One shard's file, open for more completions; what a kill tore off is gone."""
 
     def __init__(self, path: Path, binding: str) -> None:
-        there, lines = _read(path)
-        kept = lines if there == binding else []
-        write_text(path, "".join(_dump(line) for line in [{"binding": binding}, *kept]))
+        there, kept = _read(path)
+        lines = [c.line() for c in kept] if there == binding else []
+        write_text(path, "".join([json.dumps({"binding": binding}) + "\n", *lines]))
         self.path = path
-        self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115  (lives as long as the share is sampled)
+        self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115  (lives as long as the shard is sampled)
 
-    def append(self, lines: Sequence[dict[str, Any]]) -> None:
+    def append(self, completions: Sequence[Completion]) -> None:
         """Bring completions to the disk; when this returns they outlive a kill and a power cut."""
         with naming(self.path):
-            self._file.write("".join(_dump(line) for line in lines))
+            self._file.write("".join(c.line() for c in completions))
             self._file.flush()
             os.fsync(self._file.fileno())
 
@@ -167,25 +166,17 @@ class Appender:
             self._file.close()
 
 
-def _dump(line: dict[str, Any]) -> str:
-    return json.dumps(line, ensure_ascii=False) + "\n"
-
-
-def _read(path: Path) -> tuple[str | None, list[dict[str, Any]]]:
+def _read(path: Path) -> tuple[str | None, list[Completion]]:
     """(binding, completions) of a part file up to its first torn or damaged line; (None, []) where it is none."""
-    try:
-        *whole, _torn = path.read_bytes().split(b"\n")
-    except OSError:
-        return None, []
-    values: list[Any] = []
-    for line in whole:
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            break
-        if values and not (is_completion(value) and isinstance(value.get("tokens"), int)):
-            break
-        values.append(value)
-    if not values or not isinstance(values[0], dict):
-        return None, []
-    return values[0].get("binding"), values[1:]
+    found: list[Completion] = []
+    with suppress(OSError, ValueError, RecursionError, AttributeError):
+        first, *lines = path.read_bytes().split(b"\n")[:-1]
+        binding = json.loads(first).get("binding")
+        with suppress(WrongForm):
+            for line in lines:
+                completion = Completion.of_line(line)
+                if completion.tokens is None:
+                    break
+                found.append(completion)
+        return binding, found
+    return None, []
