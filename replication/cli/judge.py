@@ -57,7 +57,7 @@ def judge(argv: list[str]) -> int:
             raise
         line = str(error.orig).strip().splitlines()[0]
         raise UserError(
-            f"--database: refused what was asked of it ({line}); mend that there, or name another"
+            f"--database: refused what was asked of it ({line}); fix that there, or name another"
         ) from error
 
 

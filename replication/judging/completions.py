@@ -28,7 +28,7 @@ OWN_TO_A_CELL = ("samples_sha256", "weights_sha256")  # every other key of a man
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a panel is made from."""
+    """The material of a panel."""
 
     suite: str
     """Its name, for the vote record."""

@@ -1,4 +1,4 @@
-"""Where a panel lies: the judging folder, the sealed key beside it, and the database that panel.json names."""
+"""The files of a panel: the judging folder, the sealed key beside it, and the database that panel.json names."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class PanelFolder:
                 self.serving.unlink()
 
     def served_at(self) -> str | None:
-        """Where judges reach the page, if it is being served from this machine."""
+        """The address at which judges reach the page, if it is being served from this machine."""
         with suppress(OSError, ValueError):
             found = read_record(self.serving, Serving)
             if found is None or found.host != socket.gethostname():

@@ -91,7 +91,7 @@ def marginals(found: Unsealed, rules: AnalysisConfig) -> dict[str, Any]:
 
 
 def _judge(name: str, cast: list[tuple[Vote, float]], found: Unsealed) -> tuple[JudgeVotes, dict[str, Any]]:
-    """What the filters know of a judge, and the judge's entry; pace to 0.1 s, as it is published."""
+    """A judge for the filters, and the judge's entry; pace to 0.1 s, as it is published."""
     tally = count((chosen_arm(vote) for vote, _ in cast), *found.arms)
     times = [at for _, at in cast]
     is_timed = all(vote.shown_at for vote, _ in cast)  # a sheet that was filled elsewhere is not

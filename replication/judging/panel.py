@@ -42,7 +42,7 @@ MOST_JUDGES = 100_000
 
 @dataclass(frozen=True)
 class PanelOptions:
-    """How a panel is made."""
+    """Settings of a new panel."""
 
     judges: Annotated[int, Range(f"[0, {MOST_JUDGES}]")]
     """People it is planned for; each gets a set of assignments."""
@@ -318,7 +318,7 @@ def _add(
 
 
 def _given(c: Connection) -> Sequence[int]:
-    """How many first votes each judge has been dealt, in the order of dealing; test judges take none from others."""
+    """First votes dealt to each judge, in the order of dealing; test judges take none from others."""
     query = select(func.count()).select_from(assignments.join(judges)).where(IS_FIRST, COUNTS)
     query = query.group_by(assignments.c.judge_id)
     return c.execute(query.order_by(func.min(assignments.c.assignment_id))).scalars().all()

@@ -1,4 +1,4 @@
-"""How the judging goes, in numbers: judge by judge, by prompt, and how far from the plan. Blind until the lock.
+"""Progress of the judging: by judge, by prompt, and against the plan. Blind until the lock.
 
 The counts are pure functions over the rows of `standing_votes()`; `gather` reads a panel in one consistent view. A
 first vote is one on an item that the judge had not seen before and that is no attention item.
@@ -36,7 +36,7 @@ class Part:
 
     @property
     def chance(self) -> tuple[float, float] | None:
-        """Where a share that is .5 in truth lies 95 times in 100."""
+        """The range in which a share that is .5 in truth lies 95 times in 100."""
         from replication.statistics.preference import chance_range  # scipy: only once there are votes
 
         return chance_range(self.whole) if self.whole else None
@@ -140,7 +140,7 @@ class Overview:
 
 @dataclass(frozen=True)
 class Fill:
-    """How far a panel is from what was planned."""
+    """The panel against its plan."""
 
     judges: int
     """Planned."""
@@ -273,7 +273,7 @@ def is_first(row: Any) -> bool:
 
 
 def chosen_text(row: Any) -> str | None:
-    """Which of the item's two texts a vote is for, first or second, whatever the sides; None: neither."""
+    """The one of the item's two texts that a vote is for, first or second, whatever the sides; None: neither."""
     return winner(row.choice, *(("first", "second") if row.first_is_left else ("second", "first")))
 
 

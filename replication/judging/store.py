@@ -1,4 +1,4 @@
-"""What happens while judges vote: who is asked what, votes once each and durably, the last one undone.
+"""The store while judges vote: who is asked what, votes once each and durably, the last one undone.
 
 Every public method is one transaction. None knows an arm.
 """
@@ -23,7 +23,7 @@ from replication.votes.record import CHOICES
 
 @dataclass(frozen=True)
 class PanelFacts:
-    """What the page may know of the panel."""
+    """The panel as far as the page may know it."""
 
     panel_id: str
     suite: str
@@ -58,7 +58,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Visit:
-    """What the page needs to know before it shows anything."""
+    """A judge's standing as a page is opened."""
 
     judge: Judge
     last_vote: str | None
@@ -69,11 +69,11 @@ class Visit:
 
 @dataclass(frozen=True)
 class Impression:
-    """What a judge is to see now."""
+    """A pair as it is shown to a judge, once."""
 
     assignment_id: int
     impression: str
-    """What the vote on it must name; the tables have it as `showing`."""
+    """Random, and named by the vote on it; the tables have it as `showing`."""
     position: int
     """From 0."""
     question: str
@@ -82,7 +82,7 @@ class Impression:
 
 
 class Cast(Enum):
-    """What became of a vote."""
+    """Outcome of a vote."""
 
     STORED = "stored"
     REPEATED = "repeated"  # this impression has its vote, the same choice; nothing written
@@ -92,7 +92,7 @@ class Cast(Enum):
 
 
 def hash_token(token: str) -> str:
-    """What the database keeps of a link or an administrator's token."""
+    """The hash of a link's or an administrator's token, which is all that the database keeps."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
@@ -247,7 +247,7 @@ def standing_votes() -> Select[Any]:
 
 
 def test_votes(c: Connection) -> tuple[int, int]:
-    """How many test judges there are, and how many of their votes stand: they are in no other number."""
+    """Number of test judges, and of their votes that stand: they are in no other number."""
     n_judges = c.execute(select(func.count()).select_from(judges).where(~COUNTS)).scalar_one()
     cast = votes.join(assignments).join(judges)
     return n_judges, c.execute(select(func.count()).select_from(cast).where(~COUNTS, _STANDS)).scalar_one()

@@ -60,7 +60,7 @@ def unsealed_votes(database: Database) -> Unsealed:
 
 
 def unsealed_within(c: Connection) -> Unsealed:
-    """What unsealed_votes gives, as one transaction sees it: also of a panel that is about to be locked."""
+    """unsealed_votes within a transaction: also of a panel that is about to be locked."""
     about = c.execute(select(panel)).one()
     behind = {row.item_id: row for row in c.execute(select(unsealed))}
     if about.locked_at is None:

@@ -26,7 +26,7 @@ from replication.votes.tally import Tally, chosen_arm, count, first_votes
 
 @dataclass(frozen=True)
 class JudgeVotes:
-    """What the filters know of one judge."""
+    """One judge, as the filters see them."""
 
     name: str
     is_human: bool

@@ -1,4 +1,4 @@
-"""What a vote record is of: votes.json, which the lock of a panel writes beside it, and the panel's own panel.json.
+"""Files that describe a vote record: votes.json, which the lock of a panel writes, and the panel's own panel.json.
 
 Votes from elsewhere have neither. Imports no torch.
 """
@@ -33,7 +33,7 @@ class PanelRecord:
     survey: bool | None = None
     open_link: bool | None = None
     database: str | None = None
-    """Where the panel lies, if not in the SQLite file of its folder."""
+    """URL or file of the panel, if not the SQLite file of its folder."""
     schema_version: int | None = None
 
 
@@ -145,14 +145,14 @@ class CheckedNote:
         return self.note.lines
 
     def to_dict(self) -> dict[str, Any]:
-        """What results.json has of it."""
+        """The form that results.json has of it."""
         not_reported = ("panel_id", "suite", "n_votes", "n_repeats", "n_judges", "schema_version")
         facts = {key: value for key, value in asdict(self.note).items() if key not in not_reported}
         return {**facts, "changed": self.changed, "lines": self.lines}
 
 
 def read_note(note: Path, votes: Path) -> CheckedNote | None:
-    """What votes.json says of votes.csv; None where there is no votes.json.
+    """votes.json, held against votes.csv; None where there is no votes.json.
 
     Raises:
         UserError: votes.json is damaged.

@@ -32,7 +32,7 @@ class Vote:
     arm_right: str
     prompt_id: int
     sample_left: int
-    """Which of the arm's completions of the prompt was shown, from 0."""
+    """Number of the arm's completion of the prompt, from 0."""
     sample_right: int
     judge_id: str
     judge_kind: str
@@ -87,7 +87,7 @@ def read_votes(path: Path) -> list[Vote]:
 
 
 def parse_votes(text: str, path: str) -> list[Vote]:
-    """What read_votes gives, of a text; `path` is its name in messages."""
+    """read_votes of a text; `path` is its name in messages."""
     if text and not text.endswith(("\n", "\r")):  # a cell that lost its last digits would read as another number
         raise UserError(f"{path}: is torn in its last line, which has no line break; export the votes again, or end "
                         "the line if it is whole")  # fmt: skip

@@ -50,14 +50,14 @@ class Tally:
 
     @property
     def leans(self) -> str:
-        """Where the majority is: treatment, baseline, even, or ties where no vote is decisive."""
+        """The side of the majority: treatment, baseline, even, or ties where no vote is decisive."""
         if not self.decisive:
             return TIES
         return EVEN if self.treatment == self.baseline else TREATMENT if self.treatment > self.baseline else BASELINE
 
 
 def winner(choice: str, left: T, right: T) -> T | None:
-    """What a choice chose of the two that were shown; None for a tie and for both bad."""
+    """The one of the two shown that a choice is for; None for a tie and for both bad."""
     return left if choice == "left" else right if choice == "right" else None
 
 

@@ -1,4 +1,4 @@
-"""What model judges are still to be asked and what they said: answers as they come, votes once both orders are in."""
+"""Comparisons for model judges and their answers, stored as they come; votes once both orders are in."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class ModelAnswer:
-    """What the model said to one comparison, for good."""
+    """A model's final answer to one comparison."""
 
     comparison: Comparison
     parsed: Parsed
@@ -129,7 +129,7 @@ def settle(database: Database, judge_id: str, asked: Mapping[str, Any]) -> None:
 
 
 def how_asked(database: Database, judge_id: str) -> dict[str, Any]:
-    """What was settled for a judge; nothing for one that was never asked."""
+    """The settings that were fixed for a judge; empty for one that was never asked."""
     with database.read() as c:
         mine = model_judges.c.judge_id == judge_id
         return c.execute(select(model_judges.c.asked).where(mine)).scalar_one_or_none() or {}
@@ -138,7 +138,7 @@ def how_asked(database: Database, judge_id: str) -> dict[str, Any]:
 def join_panel(
     database: Database, sealed: Path, judge_id: str, vendor: str | None, n_votes: int | None
 ) -> Callable[[], None] | None:
-    """What gives a new model judge its assignments; None where it has them.
+    """A function that gives a new model judge its assignments; None where it has them.
 
     Args:
         sealed: folder of the panel's key.

@@ -151,7 +151,7 @@ class Endpoint:
             BudgetSpent: before it could be sent, or sent again.
             GivenUp: no answer after the last try.
             Refused: an answer that no further try would change, and that may be about this prompt alone.
-            UserError: what no further try would mend for any prompt: the key, the model, the quota.
+            UserError: what no further try would fix for any prompt: the key, the model, the quota.
         """
         s = self.settings
         tries = AsyncRetrying(
@@ -239,7 +239,7 @@ class Endpoint:
             self._notify(f"{self._line(error)}; trying again in {state.next_action.sleep:.1f} s")
 
     def _line(self, error: BaseException) -> str:
-        """What failed, in one line without credentials."""
+        """The failure in one line without credentials."""
         if isinstance(error, openai.APITimeoutError):
             text = f"no answer within {self.settings.timeout_seconds:g} s"
         elif isinstance(error, openai.APIStatusError):
@@ -326,7 +326,7 @@ class _Stop(stop_base):
 
 
 class _Pause(wait_base):
-    """What the endpoint asks for, else doubling pauses with jitter."""
+    """The pause that the endpoint asks for, else doubling pauses with jitter."""
 
     def __init__(self, first_seconds: float) -> None:
         self._own = wait_exponential_jitter(multiplier=first_seconds, max=LONGEST_PAUSE_SECONDS, jitter=first_seconds)
@@ -354,7 +354,7 @@ def _is_quota(error: openai.APIStatusError) -> bool:
 
 
 def _connection(error: openai.APIConnectionError) -> str:
-    """Why no answer came, and what mends the kinds of it that have a remedy of their own."""
+    """Reason that no answer came, and the remedy of those kinds that have one of their own."""
     cause = error.__cause__ or error
     said = f"the connection failed ({type(cause).__name__}: {cause})"
     if "CERTIFICATE_VERIFY_FAILED" in said:
@@ -408,7 +408,7 @@ def _is_page(response: Any) -> bool:
 
 
 def _page(response: Any) -> str:
-    """What a page is called, without markup."""
+    """The title of a page, without markup."""
     title = re.search(r"<title[^>]*>([^<]*)", response.text[:10_000], re.IGNORECASE)
     return repr(html.unescape(" ".join(title.group(1).split()))[:80]) if title else "without a title"
 

@@ -1,4 +1,4 @@
-"""What a run may still send to an endpoint: its pace and its budget."""
+"""Pace and budget of a run against an endpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class BudgetSpent(Exception):
 
 
 class Meter:
-    """What a run may still send: at what pace, and within which budget. One for all that is in flight.
+    """Pace and budget of a run: one for all that is in flight.
 
     A request reserves the most it can cost before it is sent: its bytes and the template's room for the input (no
     tokenizer makes more tokens than bytes), and the longest answer. What it did cost replaces that; where this is not

@@ -1,4 +1,4 @@
-"""What a model's reply says: a choice, a refusal, or neither; and what two replies on one pair come to. Pure functions.
+"""A model's reply as a choice, a refusal, or neither; and two replies on one pair as a vote. Pure functions.
 
 Strict on purpose: a reply that has to be interpreted is not a vote.
 """
@@ -30,15 +30,12 @@ _REFUSAL = re.compile(
 
 @dataclass(frozen=True)
 class Parsed:
-    """What one reply says.
-
-    Attributes:
-        status: choice, refusal or garbage.
-        choice: left, right, tie or both_bad on the sides that the model saw; None unless status is choice.
-    """
+    """One reply, read."""
 
     status: str
+    """choice, refusal or garbage."""
     choice: str | None = None
+    """left, right, tie or both_bad on the sides that the model saw; None unless status is choice."""
 
 
 def parse_reply(reply: str, finish_reason: str | None = None, refused: bool = False) -> Parsed:

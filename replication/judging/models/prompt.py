@@ -1,4 +1,4 @@
-"""What a model judge is asked: the rubric is the page's, word for word (rubric.py).
+"""The question to a model judge: the rubric is the page's, word for word (rubric.py).
 
 Completions are untrusted text: they stand between marks that they cannot contain.
 """

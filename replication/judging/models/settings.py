@@ -1,4 +1,4 @@
-"""How a model judge is asked: the model, the limits of a run, and what lies between us and its endpoint.
+"""Settings of a model judge: the model, the limits of a run, and what lies between us and its endpoint.
 
 A proxy, certificates and a key come from the environment; each fault names its variable.
 """
@@ -28,7 +28,7 @@ QUOTES = "\"'`“”‘’«»"
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How a model is asked."""
+    """The model, its endpoint and the limits of a run."""
 
     model: str
     """As the endpoint knows it."""
@@ -96,12 +96,12 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class Route:
-    """How requests get to an endpoint."""
+    """The way of requests to an endpoint."""
 
     proxy: str | None
     """Address of the proxy, with its password; None: directly."""
     words: str
-    """How that came about, for messages, without a password; empty where no variable has a say."""
+    """The variable that says so, for messages, without a password; empty where none does."""
 
 
 def split_url(text: str, flag: str) -> SplitResult:
@@ -118,7 +118,7 @@ def split_url(text: str, flag: str) -> SplitResult:
         host = (parts.hostname or "").encode("idna")
     except ValueError as error:
         why = "its port must be a number from 1 to 65535" if "ort" in str(error) else str(error)
-        raise UserError(f"{flag}: is no address that can be asked: {why}; mend it") from None
+        raise UserError(f"{flag}: is no address that can be asked: {why}; fix it") from None
     if parts.scheme not in ("http", "https") or not host:
         raise UserError(f"{flag}: must start with http:// or https://, as in https://api.openai.com/v1")
     if not is_possible:
@@ -144,7 +144,7 @@ def route(url: str) -> Route:
 
 def _checked(value: str, name: str) -> tuple[str, str]:
     """The address of a proxy, and the words for messages."""
-    remedy = f"mend or unset {name}, or put the endpoint's host into NO_PROXY"
+    remedy = f"fix or unset {name}, or put the endpoint's host into NO_PROXY"
     try:
         parts = urlsplit(value.strip())
         is_one = parts.scheme in ("http", "https", "socks5", "socks5h") and parts.hostname and parts.port != 0

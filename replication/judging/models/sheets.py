@@ -224,7 +224,7 @@ def _read(path: Path, parts: Sequence[_Part], known: dict[tuple[int, bool], Pars
         faults.append("there is no answer in it")
     if faults:
         more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
-        raise UserError(f"--read: {path}: {'; '.join(faults[:8])}{more}; nothing was stored: mend the file")
+        raise UserError(f"--read: {path}: {'; '.join(faults[:8])}{more}; nothing was stored: fix the file")
     return said
 
 

@@ -1,4 +1,4 @@
-"""What a model judge has said, as a table for the person who ran it."""
+"""A table of a model judge's answers for the person who ran it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from replication.judging.models.settings import ModelSettings
 
 @dataclass(frozen=True)
 class Summary:
-    """What a judge has said in all, and what this run did."""
+    """A judge's answers in all, and the work of this run."""
 
     judge_id: str
     counts: AnswerCounts

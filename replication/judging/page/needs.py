@@ -1,4 +1,4 @@
-"""What a route needs before it answers, as FastAPI dependencies: the store, a judge's visit, the administrator."""
+"""Needs of a route before it answers, as FastAPI dependencies: the store, a judge's visit, the administrator."""
 
 from __future__ import annotations
 

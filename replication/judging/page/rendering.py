@@ -28,7 +28,7 @@ STATIC: Final = {
 ACTING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 BANNER: ContextVar[tuple[str, str] | None] = ContextVar("banner", default=None)
-"""What every page of this request says above all else: (in bold, why)."""
+"""Words above all else on every page of this request: (in bold, why)."""
 PREVIEW: Final = ("Preview", "What you see is a copy of the panel: votes given here are thrown away.")
 TEST: Final = ("Test", "Votes given by this link enter no record and no count.")
 
@@ -108,7 +108,7 @@ def judge_path(token: str) -> str:
 
 
 def way_back(path: str) -> str:
-    """Where a visitor of this path came from, whether or not the link in it is good; empty: not known."""
+    """The page from which this path was asked for, whether or not the link in it is good; empty: not known."""
     parts = path.split("/")
     if len(parts) > 3 and parts[1] in ("j", "join"):
         return f"/{parts[1]}/{quote(parts[2], safe='')}"

@@ -1,4 +1,4 @@
-"""What every request passes before a route sees it, and what every answer carries. Written against ASGI itself.
+"""The checks of every request before a route sees it, and the headers of every answer. Written against ASGI itself.
 
 A link is a secret: whoever holds it votes as that judge. So nothing here writes a path, a header or a body to the log;
 a line of it names the route's template. Hosts are checked by hand because Starlette's TrustedHostMiddleware takes the
