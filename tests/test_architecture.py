@@ -29,10 +29,9 @@ LAYERS = [
     ["audit", "protocol"],
     ["training"],
     ["generation"],
-    ["report.load", "report.drawing"],
-    ["simulation", "tensorboard"],
+    ["tensorboard"],
     ["grid", "judging", "report"],
-    ["bench"],
+    ["bench", "simulation"],
     ["cli"],
     ["__main__"],
 ]
@@ -117,7 +116,7 @@ IMPORTS = [(name, line, target) for name, path in MODULES.items() for line, targ
 
 
 def layer_of(name: str) -> int:
-    """The layer whose entry fits the name most closely; `report.load` before `report`."""
+    """The layer whose entry fits the name most closely; `cli.arguments` before `cli`."""
     fits = [(len(entry), i) for i, layer in enumerate(LAYERS) for entry in layer if is_within(name, [entry])]
     assert fits, f"replication.{name} is in no layer; give it a place in LAYERS"
     return max(fits)[1]

@@ -32,8 +32,8 @@ from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.grid.cells import Cell, write_configs
 from replication.grid.local import run_cells
+from replication.report.comparisons import quantities
 from replication.report.load import load_cell_files
-from replication.report.results import quantities
 from replication.runs.files import remove_tree, write_json
 from replication.runs.layout import SuiteDir
 from replication.runs.manifest import Manifest, find_manifest

@@ -21,7 +21,7 @@ def report(argv: list[str]) -> int:
     if not suite_dir.suite.is_file():
         if not suite_dir.votes.is_file():
             raise UserError(f"{suite_dir.suite}: no such file; give the output folder of `replicate grid run`")
-        from replication.report.votes_report import write_votes_report
+        from replication.report.report import write_votes_report
 
         say(Console(), f"no suite.yaml: a report of the votes alone; wrote {write_votes_report(suite_dir)}")
         return 0

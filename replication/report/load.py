@@ -11,7 +11,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from types import NoneType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +23,11 @@ from replication.runs.files import number, parse_objects
 from replication.runs.journal import Line, Logged, logged_steps, read_journal
 from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.manifest import Manifest, find_manifest
+from replication.runs.records import WrongForm, from_json
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+NAN = float("nan")
 NOT_READ = ("experts/",)
 """Of a line, what is no column here. The loads of experts are half of it, and for TensorBoard."""
 MANY_CELLS, MOST_READERS = 32, 4
@@ -44,20 +45,30 @@ class Series:
 
     def column(self, tag: str) -> Floats:
         """float64 [T]; all NaN for a tag that was never logged."""
-        return self.columns.get(tag, np.full(len(self.steps), np.nan))
+        return self.columns.get(tag, np.full(len(self.steps), NAN))
 
     def last(self, tag: str) -> float:
         """The value at the last step; NaN where there is none."""
         values = self.column(tag)
-        return float(values[-1]) if len(values) else float("nan")
+        return float(values[-1]) if len(values) else NAN
 
     def tags(self, prefix: str) -> list[str]:
         """Tags that start with prefix, sorted."""
         return sorted(tag for tag in self.columns if tag.startswith(prefix))
 
 
+@dataclass(frozen=True)
+class Sample:
+    """One completion, in whatever form its line has."""
+
+    completion: str
+    prompt_id: object = None
+    category: object = None
+    question: object = ""
+
+
 @dataclass(frozen=True, eq=False)
-class Cell:
+class CellData:
     """One arm at one seed, in whatever state it is."""
 
     arm: str
@@ -71,15 +82,15 @@ class Cell:
     """Predicted tokens consumed up to then; NaN where unknown."""
     wall_seconds: float
     """Training time up to then; NaN where unknown."""
-    manifest: Manifest
-    """Empty where there is none."""
-    config: dict[str, Any]
+    manifest: Manifest | None
+    """None where it is missing or damaged."""
+    config: dict[str, object]
     """Dotted keys of config.yaml; empty where there is none."""
     train: Series
     validation: Series
     per_step: dict[str, Floats]
     """Tag -> float64 [S]; entry k is step k + 1, NaN where the journal has none."""
-    samples: tuple[dict[str, Any], ...]
+    samples: tuple[Sample, ...]
     """Completions in file order."""
     logged: Logged
     """What the certificate checks at every logged step."""
@@ -87,11 +98,15 @@ class Cell:
     """Whether means over seeds may take it in: not, where its data or config are not those of the other seeds."""
 
     @property
+    def name(self) -> str:
+        return f"{self.arm}/seed-{self.seed}"
+
+    @property
     def complete(self) -> bool:
         return self.state == "complete"
 
 
-def load_cells(suite_dir: SuiteDir, arms: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+def load_cells(suite_dir: SuiteDir, arms: Sequence[str], seeds: Sequence[int]) -> list[CellData]:
     """Every cell of arms x seeds, seed by seed; those without a folder are there too, as pending.
 
     Args:
@@ -110,24 +125,27 @@ def load_cells(suite_dir: SuiteDir, arms: Sequence[str], seeds: Sequence[int]) -
         return list(pool.map(load_cell_files, *zip(*places, strict=True), chunksize=4))
 
 
-def load_cell_files(run: RunDir, arm: str, seed: int) -> Cell:
+def load_cell_files(run: RunDir, arm: str, seed: int) -> CellData:
     """Read the files of one cell; the names come from the caller, not from the files."""
-    lines = _read_lines(run)
+    try:
+        lines = read_journal(run.metrics)
+    except (OSError, ValueError):  # such as a file of bytes that are no text
+        lines = []
     train_lines = [line for line in lines if line.is_training]
-    manifest, config = find_manifest(run) or Manifest(), _config(run)
+    manifest = find_manifest(run)
+    ended = manifest or Manifest()
     last = train_lines[-1] if train_lines else None
-    tail: Mapping[str, Any] = last.values if last else {}
-    return Cell(
+    return CellData(
         arm=arm,
         seed=seed,
         state=run.state(),
         # a FAILED file that a later, complete attempt left behind is not a failure any more
         failure=None if run.complete.is_file() else read_failure(run),
-        step=last.step if last else manifest.step or 0,
-        tokens=_number(tail.get("tokens", manifest.tokens)),
-        wall_seconds=_number(tail.get("wall_seconds", manifest.wall_seconds)),
+        step=last.step if last else ended.step or 0,
+        tokens=_number(last.values.get("tokens") if last else ended.tokens),
+        wall_seconds=_number(last.values.get("wall_seconds", ended.wall_seconds) if last else ended.wall_seconds),
         manifest=manifest,
-        config=config,
+        config=_config(run),
         train=_series(train_lines),
         validation=_series([line for line in lines if _has_validation(line)], "val/"),
         per_step=_per_step(train_lines),
@@ -139,25 +157,17 @@ def load_cell_files(run: RunDir, arm: str, seed: int) -> Cell:
 # ---------------------------------------------------------------- parsing
 
 
-def _read_lines(run: RunDir) -> list[Line]:
-    """The journal's lines; none where it cannot be read, such as a file of bytes that are no text."""
-    try:
-        return read_journal(run.metrics)
-    except (OSError, ValueError):
-        return []
-
-
 def _has_validation(line: Line) -> bool:
     return "val/loss_nats" in line.values or (not line.is_training and any(k.startswith("val/") for k in line.values))
 
 
-def _number(value: Any, missing: float = float("nan")) -> float:
+def _number(value: object, missing: float = NAN) -> float:
     found = number(value)
     return missing if found is None else found
 
 
-def _numbers(values: Sequence[Any]) -> Floats:
-    """float64 [len(values)]; NaN for whatever is no number."""
+def _numbers(values: Sequence[object]) -> Floats:
+    """float64 [len(values)]; NaN for whatever is not a number."""
     if set(map(type, values)) <= {float, NoneType}:
         return np.array(values, dtype=np.float64)
     return np.array([_number(value) for value in values], dtype=np.float64)
@@ -165,19 +175,15 @@ def _numbers(values: Sequence[Any]) -> Floats:
 
 def _series(lines: Sequence[Line], prefix: str = "") -> Series:
     """Merge lines by step (a later line wins) into columns; anything but a number is left out."""
-    by_step: dict[int, Mapping[str, Any]] = {}
+    by_step: dict[int, Mapping[str, object]] = {}
     for line in lines:
         by_step[line.step] = {**by_step[line.step], **line.values} if line.step in by_step else line.values
-    steps = sorted(by_step)
-    merged = [by_step[step] for step in steps]
-    seen: dict[str, None] = {}
-    for values in merged:
-        if values.keys() - seen.keys():
-            seen |= dict.fromkeys(values)
+    merged = [by_step[step] for step in sorted(by_step)]
+    seen: set[str] = set().union(*merged)
     tags = sorted(tag for tag in seen if tag.startswith(prefix) and not tag.startswith(NOT_READ))
-    columns = {tag: _numbers([of_step.get(tag) for of_step in merged]) for tag in tags}
+    columns = {tag: _numbers([values.get(tag) for values in merged]) for tag in tags}
     kept = {tag: values for tag, values in columns.items() if not np.isnan(values).all()}
-    return Series(np.array(steps, dtype=np.int64), kept)
+    return Series(np.array(sorted(by_step), dtype=np.int64), kept)
 
 
 def _per_step(lines: Sequence[Line]) -> dict[str, Floats]:
@@ -186,13 +192,13 @@ def _per_step(lines: Sequence[Line]) -> dict[str, Floats]:
     arrays: dict[str, Floats] = {}
     for line in lines:
         for tag, values in line.per_step.items():
-            array = arrays.setdefault(tag, np.full(n_steps, np.nan))
+            array = arrays.setdefault(tag, np.full(n_steps, NAN))
             row = _numbers(values)[-line.step :] if line.step else np.empty(0)
             array[line.step - len(row) : line.step] = row
     return arrays
 
 
-def _config(run: RunDir) -> dict[str, Any]:
+def _config(run: RunDir) -> dict[str, object]:
     try:
         tree = untyped(read_yaml(run.config).tree)
     except (OSError, UserError):
@@ -200,9 +206,14 @@ def _config(run: RunDir) -> dict[str, Any]:
     return flatten(tree) if isinstance(tree, dict) else {}
 
 
-def _samples(run: RunDir) -> tuple[dict[str, Any], ...]:
+def _samples(run: RunDir) -> tuple[Sample, ...]:
+    found = []
     try:
-        content = run.samples.read_bytes()
+        for line in parse_objects(run.samples.read_bytes()):
+            try:
+                found.append(from_json(Sample, line))
+            except WrongForm:  # such as a line without a completion
+                continue
     except OSError:
         return ()
-    return tuple(sample for sample in parse_objects(content) if isinstance(sample.get("completion"), str))
+    return tuple(found)

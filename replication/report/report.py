@@ -1,40 +1,39 @@
-"""DIR -> certificate.json, results.json, figures/*.png, report.html and report.md.
+"""DIR -> certificate.json, results.json, figures/*.png, report.md and report.html.
 
-The order is: read the run folders, compute every number once, write results.json, then render both reports from that
-file alone. Imports no torch.
+The order is: read the run folders, compute every number once, write results.json, then write the texts from that file
+alone. A folder with votes and no suite, of a panel on completions that were brought along, has a report of the votes
+alone: without a verdict, as no certificate says that the arms may be compared. Imports no torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from replication.config import SuiteConfig
+from replication.config import AnalysisConfig, SuiteConfig
 from replication.errors import UserError
 from replication.protocol.certificate import certify
 from replication.report.drawing import arm_styles
-from replication.report.figures import draw_figures
-from replication.report.load import Cell, load_cells
+from replication.report.figures import draw_figures, preference_figure, save_figure
+from replication.report.load import CellData, load_cells
 from replication.report.methods import data_words, methods
 from replication.report.page import html, markdown
-from replication.report.results import compute_results
-from replication.report.verdict import verdict
+from replication.report.preference import NOT_DECIDED, Preference, analyse_votes
+from replication.report.results import FORMAT, Drawn, Results, compute_results, read_results, write_results
+from replication.report.words import preference_lines, sentences
 from replication.runs.files import read_object, remove_temporaries, write_json, write_text
 from replication.runs.layout import SuiteDir
-from replication.votes.note import read_note
-from replication.votes.record import read_votes
+from replication.runs.records import from_json, to_json
+from replication.statistics.format import clean
+from replication.votes.note import read_note, read_panel_record
+from replication.votes.record import Vote, read_votes
+
+# ---------------------------------------------------------------- of a suite
 
 
 def write_report(suite_dir: SuiteDir, suite: SuiteConfig) -> Path:
-    """Write the report of a suite in whatever state its cells are.
-
-    Args:
-        suite_dir: the output folder.
-        suite: names and order of arms and seeds.
-
-    Returns:
-        The path of report.html.
+    """Write the report of a suite in whatever state its cells are; returns the path of report.html.
 
     Raises:
         UserError: there is no such folder.
@@ -44,18 +43,13 @@ def write_report(suite_dir: SuiteDir, suite: SuiteConfig) -> Path:
     remove_temporaries(suite_dir.root)
     made_from = suite_dir.inputs_sha256(suite_dir.cell(arm, seed) for seed in suite.seeds for arm in suite.arms)
     cells, results = collect(suite_dir, suite)
-    results["made_from"] = made_from
-    results["figures"] = [asdict(drawn) for drawn in draw_figures(cells, results, suite_dir.figures)]
-    write_json(suite_dir.results, results)
+    figures = draw_figures(cells, results, suite_dir.figures)
+    write_results(suite_dir.results, replace(results, figures=figures, made_from=made_from))
     return render(suite_dir)
 
 
-def collect(suite_dir: SuiteDir, suite: SuiteConfig) -> tuple[list[Cell], dict[str, Any]]:
+def collect(suite_dir: SuiteDir, suite: SuiteConfig) -> tuple[list[CellData], Results]:
     """Read the folder once, write certificate.json, and compute every number and sentence of the report.
-
-    Args:
-        suite_dir: the output folder.
-        suite: names and order of arms and seeds.
 
     Returns:
         (cells, results but for the list of figures).
@@ -70,27 +64,110 @@ def collect(suite_dir: SuiteDir, suite: SuiteConfig) -> tuple[list[Cell], dict[s
     write_json(suite_dir.certificate, certificate.to_dict())
     results = compute_results(suite_dir, suite, cells, certificate, read_votes(suite_dir.votes))
     note = read_note(suite_dir.votes_note, suite_dir.votes)
-    results["votes_note"] = note.to_dict() if note else None
-    if note and note.warning:
-        results["warnings"].append(note.warning)
-    results["verdict"] = verdict(results)
-    results["methods"] = methods(results)
-    results["figures"] = []
-    return cells, results
+    if note:
+        warned = [*results.warnings, note.warning] if note.warning else results.warnings
+        results = replace(results, warnings=warned, votes_note=clean(note.to_dict()))
+    return cells, replace(results, verdict=sentences(results), methods=methods(results))
 
 
 def render(suite_dir: SuiteDir) -> Path:
-    """Write report.html and report.md from results.json and figures/ alone; returns the path of report.html.
+    """Write report.md and report.html from results.json and figures/ alone; returns the path of report.html.
 
     Raises:
         UserError: there is no results.json.
     """
-    results = read_object(suite_dir.results)
-    if not results:
-        raise UserError(f"{suite_dir.results}: no such file; run `replicate report` on the folder")
+    results = read_results(suite_dir.results)
     text = markdown("report.md.j2", results, data_words=data_words)
     write_text(suite_dir.report_md, text)
-    colours = {name: style.colour for name, style in arm_styles(results["suite"]["arms"]).items()}
-    title = f"{results['suite']['name']}: replication report"
-    write_text(suite_dir.report_html, html(text, title, colours, suite_dir.root))
+    colours = {name: style.colour for name, style in arm_styles(results.suite.arms).items()}
+    write_text(suite_dir.report_html, html(text, f"{results.suite.name}: replication report", colours, suite_dir.root))
     return suite_dir.report_html
+
+
+# ---------------------------------------------------------------- of votes alone
+
+NO_VERDICT = (
+    "an estimate, no verdict, as the runs are not here: nothing certifies that the arms may be compared, and no plan "
+    "says what was to be found"
+)
+
+
+@dataclass(frozen=True)
+class ComparedPair:
+    name: str
+    """Of the suite that the votes name."""
+    arms: tuple[str, str]
+    """Baseline and treatment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VotesResults:
+    """results.json of a folder that has votes and no suite."""
+
+    format: int = FORMAT
+    suite: ComparedPair
+    preference: Preference
+    votes_note: dict[str, object] | None
+    warnings: list[str]
+    lines: list[str]
+    figures: list[Drawn]
+
+
+@dataclass(frozen=True)
+class _Marginals:
+    """What is read of the panel's marginals.json."""
+
+    model_a: str | None = None
+    model_b: str | None = None
+    question_majorities: Mapping[str, object] | None = None
+
+    @property
+    def categories(self) -> dict[int, str]:
+        details = (self.question_majorities or {}).get("details")
+        return {row["question_id"]: row["category"] for row in details} if isinstance(details, list) else {}
+
+
+def write_votes_report(suite_dir: SuiteDir) -> Path:
+    """Write results.json, figures/preference.png and report.md; returns the path of report.md.
+
+    Raises:
+        UserError: votes.csv holds what no vote can, no votes, or those on several pairs of arms or of several suites.
+    """
+    votes = read_votes(suite_dir.votes)
+    counts = from_json(_Marginals, read_object(suite_dir.judging / "marginals.json"), lenient=True)
+    pair = _pair(suite_dir, votes, counts)
+    preference = _estimate(votes, pair.arms, counts, suite_dir)
+    note = read_note(suite_dir.votes_note, suite_dir.votes)
+    figure, drawn = preference_figure(preference, arm_styles(pair.arms))
+    results = VotesResults(
+        suite=pair,
+        preference=preference,
+        votes_note=note.to_dict() if note else None,
+        warnings=[note.warning] if note and note.warning else [],
+        lines=preference_lines(preference),
+        figures=[save_figure(figure, drawn, suite_dir.figures)],
+    )
+    write_json(suite_dir.results, clean(to_json(results)))
+    write_text(suite_dir.report_md, markdown("votes.md.j2", results))
+    return suite_dir.report_md
+
+
+def _pair(suite_dir: SuiteDir, votes: list[Vote], counts: _Marginals) -> ComparedPair:
+    """The only one: as the panel named its arms; where that is not known, in order of name."""
+    pairs = {(vote.suite, *sorted((vote.arm_left, vote.arm_right))) for vote in votes}
+    if len(pairs) != 1:
+        found = "no votes" if not votes else "votes on several pairs of arms or of several suites"
+        raise UserError(f"{suite_dir.votes}: holds {found}; without a suite.yaml the report is of one pair")
+    name, first, second = pairs.pop()
+    named = (counts.model_a, counts.model_b) == (second, first)
+    return ComparedPair(name, (second, first) if named else (first, second))
+
+
+def _estimate(votes: list[Vote], arms: tuple[str, str], counts: _Marginals, suite_dir: SuiteDir) -> Preference:
+    full_set = read_panel_record(suite_dir.judging).votes_per_judge or AnalysisConfig().votes_per_judge
+    analysis = replace(AnalysisConfig(), baseline=arms[0], treatment=arms[1], votes_per_judge=full_set)
+    certified = {arms[1]: {vote.seed for vote in votes}}
+    found = analyse_votes(votes, votes[0].suite, analysis, certified, counts.categories)
+    assert found is not None
+    undecided = replace(found, decision=NOT_DECIDED, why=NO_VERDICT, more_seeds=None)
+    return from_json(Preference, clean(to_json(undecided)))

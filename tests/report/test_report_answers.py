@@ -13,7 +13,7 @@ from synthetic_runs import build_suite, edit_manifest
 from replication.config import AnalysisConfig
 from replication.protocol.preregistration import plan_stamp, register
 from replication.report import load
-from replication.report.divergence import block_of
+from replication.report.comparisons import block_of
 from replication.report.load import load_cells
 from replication.runs.files import file_sha256, read_json
 

@@ -194,7 +194,7 @@ def test_the_report_is_made_whatever_is_damaged(suite_dir: SuiteDir) -> None:
         path.write_bytes(_values(b'"x"')(path.read_bytes())[:-20])
     suite = load_suite(suite_dir.suite)
     _, results = collect(suite_dir, suite)
-    assert {(p["seed"], p["state"]) for p in results["pairs_refused"]} == {(2, "fails"), (3, "incomplete")}
+    assert {(p.seed, p.state) for p in results.pairs_refused} == {(2, "fails"), (3, "incomplete")}
     with claim(suite, suite_dir) as over_seeds:
         assert over_seeds.refresh()
 

@@ -9,7 +9,8 @@ from scipy import stats as scipy_stats
 from vote_records import SEEDS, record, vote
 
 from replication.config import AnalysisConfig
-from replication.report.judged import NOT_DECIDED, PREFERRED, analyse_votes, votes_by_judge
+from replication.report.preference import NOT_DECIDED, PREFERRED, analyse_votes
+from replication.runs.records import to_json
 from replication.statistics.format import clean
 from replication.statistics.preference import (
     agreement,
@@ -21,6 +22,7 @@ from replication.statistics.preference import (
     self_consistency,
     shares_by,
 )
+from replication.votes.tally import votes_per_judge
 
 ANALYSIS = AnalysisConfig(baseline="baseline", treatment="both", votes_per_judge=8, bootstrap_resamples=400)
 CERTIFIED = {"both": SEEDS, "token_gain": SEEDS}
@@ -28,7 +30,7 @@ CATEGORIES = {p: "factual" if p < 4 else "creative" for p in range(8)}
 
 
 def analyse(votes, **changes):
-    found = analyse_votes(votes, "s", AnalysisConfig(**(vars(ANALYSIS) | changes)), CERTIFIED, CATEGORIES)
+    found = to_json(analyse_votes(votes, "s", AnalysisConfig(**(vars(ANALYSIS) | changes)), CERTIFIED, CATEGORIES))
     json.dumps(clean(found), allow_nan=False)  # a file can hold it, and what is missing is null
     return found
 
@@ -203,8 +205,8 @@ def test_no_votes_is_nothing():
 
 def test_votes_on_no_certified_pair():
     found = analyse_votes(record(), "s", ANALYSIS, {"both": ()}, CATEGORIES)
-    assert (found["n_votes"], found["decision"]) == (0, NOT_DECIDED)
-    assert found["why"] == "there are no usable votes on this pair"
+    assert (found.n_votes, found.decision) == (0, NOT_DECIDED)
+    assert found.why == "there are no usable votes on this pair"
 
 
 def test_one_seed_says_nothing_of_the_method():
@@ -250,7 +252,7 @@ def test_one_judge_says_nothing_of_others():
 def test_a_refused_seed_makes_nobodys_set_partial():
     certified = {"both": SEEDS[:-1], "token_gain": SEEDS}
     found = analyse_votes(record(), "s", ANALYSIS, {"both": certified["both"]}, CATEGORIES)
-    rows = {row["name"]: row["n_votes"] for row in found["filters"]}
+    rows = {row.name: row.n_votes for row in found.filters}
     assert rows["without judges of fewer than 8 votes"] == rows["all judges"] > 0
 
 
@@ -269,7 +271,7 @@ def test_fewer_seeds_than_planned_are_not_decided():
 
 def test_a_frozen_plan_is_named_where_there_is_one():
     found = analyse_votes(record(seeds=(1,)), "s", ANALYSIS, CERTIFIED, CATEGORIES, is_planned=True)
-    assert found["why"] == "one seed has decisive votes, and the plan asks for at least 5"
+    assert found.why == "one seed has decisive votes, and the plan asks for at least 5"
 
 
 def test_the_left_side_is_of_people_and_stands_beside_chance():
@@ -289,6 +291,6 @@ def test_a_filter_that_leaves_nobody_says_so():
     assert rows["models only"] == "leaves no votes" and rows["all judges"] == "a single decisive vote has no interval"
 
 
-def test_votes_by_judge_counts_first_votes_of_the_kinds_that_count():
+def test_votes_per_judge_counts_first_votes_of_the_kinds_that_count():
     votes = [vote(0), vote(1, judge="m", kind="model"), vote(2, repeat_of="v0")]
-    assert votes_by_judge(votes, ("human",)) == {"a": 1}
+    assert votes_per_judge(votes, ("human",)) == {"a": 1}

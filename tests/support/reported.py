@@ -8,7 +8,8 @@ from typing import Any
 
 from replication.config import SuiteConfig
 from replication.report.report import collect, render, write_report
-from replication.runs.files import read_json, write_json
+from replication.report.results import write_results
+from replication.runs.files import read_json
 from replication.runs.layout import SuiteDir
 
 PLANTED = {"both": {"val/loss_nats": 0.25, "train/grad_norm": 0.5, "val/entropy_predicted_tokens_nats": -0.125}}
@@ -20,7 +21,7 @@ def report(suite_dir: SuiteDir, suite: SuiteConfig, figures: bool = False) -> tu
     if figures:
         write_report(suite_dir, suite)
     else:
-        write_json(suite_dir.results, collect(suite_dir, suite)[1])
+        write_results(suite_dir.results, collect(suite_dir, suite)[1])
     path = render(suite_dir)
     assert path == suite_dir.report_html
     return read_json(suite_dir.results), page_text(path), suite_dir.report_md.read_text()

@@ -12,25 +12,25 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from replication.report.divergence import PUBLISHED, block_of
+from replication.report.comparisons import Divergence, block_of
 from replication.report.drawing import (
     FONT_POINTS,
     ArmStyle,
-    Drawn,
-    Floats,
     draw_arms,
     empty,
     legend,
-    name_panel,
+    name_axes,
     new_figure,
+    of_train,
 )
-from replication.report.load import Cell
+from replication.report.load import CellData, Floats
+from replication.report.results import Drawn
 
 COLUMNS = 400
 """Of a row of heat maps: all seeds of an arm share them."""
 
 
-def draw_blocks(cells: Sequence[Cell], styles: dict[str, ArmStyle], what: str) -> tuple[Figure, Drawn]:
+def draw_blocks(cells: Sequence[CellData], styles: dict[str, ArmStyle], what: str) -> tuple[Figure, Drawn]:
     """Heat maps, blocks x steps: a row an arm, a map a seed.
 
     Args:
@@ -38,30 +38,30 @@ def draw_blocks(cells: Sequence[Cell], styles: dict[str, ArmStyle], what: str) -
         styles: of its arms.
         what: divergence or scale.
     """
-    rows = {arm: [_block_table(c, what) for c in cells if c.arm == arm] for arm in styles}
+    maps = {arm: [_block_table(c, what) for c in cells if c.arm == arm] for arm in styles}
     seeds = list(dict.fromkeys(cell.seed for cell in cells))
-    figure, panels = new_figure(len(styles), 1.7)
-    values = np.concatenate([table.ravel() for tables in rows.values() for _, table in tables] or [np.empty(0)])
+    figure, column = new_figure(len(styles), 1.7)
+    values = np.concatenate([table.ravel() for tables in maps.values() for _, table in tables] or [np.empty(0)])
     values = values[np.isfinite(values) & (values > 0)]
-    last = max((float(steps[-1]) for tables in rows.values() for steps, _ in tables if len(steps)), default=0.0)
+    last = max((float(steps[-1]) for tables in maps.values() for steps, _ in tables if len(steps)), default=0.0)
     image = None
-    for panel, (arm, tables) in zip(panels, rows.items(), strict=True):
-        name_panel(panel, f"{styles[arm].label}{_applied(cells, arm, what)}", "block")
-        panel.grid(False)
+    for axes, (arm, tables) in zip(column, maps.items(), strict=True):
+        name_axes(axes, f"{styles[arm].label}{_applied(cells, arm, what)}", "block")
+        axes.grid(False)
         n_blocks = max((len(table) for _, table in tables), default=0)
         if not n_blocks or not len(values):
-            empty(panel)
+            empty(axes)
             continue
         row = _side_by_side(tables, n_blocks, last)
-        image = panel.pcolormesh(
+        image = axes.pcolormesh(
             np.arange(row.shape[1]), np.arange(n_blocks), row, shading="nearest", **_colours(values, what)
         )
-        panel.set_yticks(_ticks(n_blocks))
-        panel.invert_yaxis()
-        _name_seeds(panel, seeds, row.shape[1] / max(1, len(tables)))
-    panels[-1].set_xlabel(f"seed; in each map, steps 1 to {last:,.0f}", fontsize=FONT_POINTS)
+        axes.set_yticks(_ticks(n_blocks))
+        axes.invert_yaxis()
+        _name_seeds(axes, seeds, row.shape[1] / max(1, len(tables)))
+    column[-1].set_xlabel(f"seed; in each map, steps 1 to {last:,.0f}", fontsize=FONT_POINTS)
     if image is not None:
-        _bar(figure, image, panels, _BLOCK_WORDS[what][0])
+        _bar(figure, image, column, _BLOCK_WORDS[what][0])
     return figure, Drawn(f"layer_{what}.png", *_BLOCK_WORDS[what][1:])
 
 
@@ -81,7 +81,7 @@ _BLOCK_WORDS = {
 }
 
 
-def _block_table(cell: Cell, what: str) -> tuple[Floats, Floats]:
+def _block_table(cell: CellData, what: str) -> tuple[Floats, Floats]:
     """(steps [T], values [L, T]); empty where the cell has logged none."""
     tags = cell.train.tags(f"{what}/")
     table = np.array([cell.train.column(tag) for tag in tags]) if tags else np.empty((0, 0))
@@ -103,43 +103,35 @@ def _side_by_side(tables: Sequence[tuple[Floats, Floats]], n_blocks: int, last: 
     return np.concatenate(maps, axis=1)
 
 
-def _name_seeds(panel: Axes, seeds: Sequence[int], width: float) -> None:
+def _name_seeds(axes: Axes, seeds: Sequence[int], width: float) -> None:
     """A tick in the middle of each seed's map, with names as far as there is room."""
     stride = max(1, -(-len(seeds) // 10))
-    panel.set_xticks([(i + 0.5) * width for i in range(0, len(seeds), stride)], [str(s) for s in seeds[::stride]])
-    panel.tick_params(axis="x", length=0)
+    axes.set_xticks([(i + 0.5) * width for i in range(0, len(seeds), stride)], [str(s) for s in seeds[::stride]])
+    axes.tick_params(axis="x", length=0)
 
 
 # ---------------------------------------------------------------- three blocks as lines
 
 
 def draw_block_lines(
-    cells: Sequence[Cell], styles: dict[str, ArmStyle], divergence: dict[str, Any]
+    cells: Sequence[CellData], styles: dict[str, ArmStyle], divergence: Divergence
 ) -> tuple[Figure, Drawn]:
-    """Divergence of the first, the fourth and the last block, every seed a line, with the published values.
-
-    Args:
-        cells: of the suite.
-        styles: of its arms.
-        divergence: of divergence.divergence_answer.
-    """
+    """Divergence of the first, the fourth and the last block, every seed a line, with the published values."""
     n_blocks = max((len(cell.train.tags("divergence/")) for cell in cells), default=0)
-    places = {place: block_of(place, n_blocks) for place in PUBLISHED} if n_blocks else {"first": None}
+    places = {row.place: block_of(row.place, n_blocks) if n_blocks else None for row in divergence.published}
     shown = {place: block for place, block in places.items() if block is not None} or {"first": 0}
-    figure, panels = new_figure(len(shown), 2.3)
+    figure, rows = new_figure(len(shown), 2.3)
     last = max((cell.step for cell in cells), default=0)
-    for panel, (place, block) in zip(panels, shown.items(), strict=True):
-        draw_arms(panel, cells, styles, _block_curve(block))
-        published = next(row for row in divergence["published"] if row["place"] == place)
-        name_panel(
-            panel, f"Block {block}; published: block {published['block']} of {divergence['blocks']}", "divergence"
-        )
-        at = [last * step / divergence["training_steps"] for step in published["steps"]]
+    for axes, (place, block) in zip(rows, shown.items(), strict=True):
+        draw_arms(axes, cells, styles, of_train(f"divergence/block_{block:02d}"))
+        published = next(row for row in divergence.published if row.place == place)
+        name_axes(axes, f"Block {block}; published: block {published.block} of {divergence.blocks}", "divergence")
+        at = [last * step / divergence.training_steps for step in published.steps]
         if last:
-            panel.plot(at, published["values"], "D", color="#CC79A7", markersize=9, mec="#000000", mew=1, zorder=5)
-        panel.margins(y=0.12)
-        panel.set_ylim(bottom=0)
-    panels[-1].set_xlabel("optimizer step", fontsize=FONT_POINTS)
+            axes.plot(at, published.values, "D", color="#CC79A7", markersize=9, mec="#000000", mew=1, zorder=5)
+        axes.margins(y=0.12)
+        axes.set_ylim(bottom=0)
+    rows[-1].set_xlabel("optimizer step", fontsize=FONT_POINTS)
     diamond = Line2D([], [], color="#CC79A7", marker="D", mec="#000000", linestyle="", markersize=8, label="published")
     legend(figure, styles, [diamond])
     return figure, Drawn(
@@ -150,14 +142,7 @@ def draw_block_lines(
     )
 
 
-def _block_curve(block: int) -> Any:
-    def curve(cell: Cell) -> tuple[Floats, Floats]:
-        return cell.train.steps.astype(np.float64), cell.train.column(f"divergence/block_{block:02d}")
-
-    return curve
-
-
-def _applied(cells: Sequence[Cell], arm: str, what: str) -> str:
+def _applied(cells: Sequence[CellData], arm: str, what: str) -> str:
     if what != "scale":
         return ""
     enabled = {c.config.get("layer_gain.enabled") for c in cells if c.arm == arm and c.config}
@@ -178,9 +163,9 @@ def _colours(values: Floats, what: str) -> dict[str, Any]:
     return {"cmap": "PuOr", "norm": LogNorm(1 / factor, factor)}
 
 
-def _bar(figure: Figure, image: Any, panels: Sequence[Axes], label: str) -> None:
+def _bar(figure: Figure, image: Any, column: Sequence[Axes], label: str) -> None:
     """A colour bar with five ticks in plain numbers."""
-    bar = figure.colorbar(image, ax=panels, location="right", fraction=0.05)
+    bar = figure.colorbar(image, ax=column, location="right", fraction=0.05)
     ticks = np.geomspace(image.norm.vmin, image.norm.vmax, 5)
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.set_ticks(ticks.tolist(), labels=[f"{tick:.3g}" for tick in ticks])

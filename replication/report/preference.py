@@ -1,0 +1,516 @@
+"""What the votes say of the treatment: results.json's `preference`, every interval with its scope."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+from scipy import stats as scipy_stats
+
+from replication.config import AnalysisConfig
+from replication.protocol.paper import VOTES
+from replication.report.comparisons import Number
+from replication.report.load import NAN
+from replication.statistics.crossed import CrossedDesign
+from replication.statistics.losses import POWER, holm, sign_flip_p
+from replication.statistics.preference import (
+    Ballots,
+    agreement,
+    ballots,
+    binomial_p,
+    bootstrap_share,
+    chance_range,
+    krippendorff_alpha,
+    self_consistency,
+    shares_by,
+)
+from replication.statistics.seeds import mean_test, smallest_sign_flip_p
+from replication.votes.filters import judge_votes, published_filters
+from replication.votes.record import Vote
+from replication.votes.tally import votes_per_judge
+
+MOST_SEEDS = 1000
+PREFERRED, BASELINE_PREFERRED, NOT_DECIDED = "preferred", "baseline preferred", "not decided"
+
+# ---------------------------------------------------------------- records
+
+
+@dataclass(frozen=True)
+class Counts:
+    n_votes: int
+    n_treatment: int
+    n_baseline: int
+    n_ties: int
+    n_decisive: int
+    n_seeds: int
+    n_prompts: int
+    n_judges: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A share with its interval over seeds, prompts and judges."""
+
+    estimate: Number = NAN
+    low: Number = NAN
+    high: Number = NAN
+    p: Number = NAN
+    """None where there is one seed, one prompt or one judge: nothing is tested beyond it."""
+    se: Number = NAN
+    df: Number = NAN
+    level: float
+    """Coverage of the interval."""
+    components: dict[str, float]
+    """Variance of a vote by its sources."""
+    note: str
+    """Why something is missing, or on what it is conditional."""
+
+
+@dataclass(frozen=True)
+class SeedLabel:
+    seed: int
+    estimate: Number
+
+
+@dataclass(frozen=True)
+class SeedShare(Counts, SeedLabel):
+    """Share of one seed's decisive votes."""
+
+
+@dataclass(frozen=True)
+class PerSeed:
+    """t test over the seeds' shares."""
+
+    scope: str
+    rows: list[SeedShare]
+    estimate: Number
+    low: Number
+    high: Number
+    p: Number
+
+
+@dataclass(frozen=True)
+class SignFlip:
+    p: Number
+    smallest: Number
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    low: Number
+    high: Number
+    resamples: int
+
+
+@dataclass(frozen=True)
+class PublishedTest:
+    """Every vote as independent, as published."""
+
+    p: Number
+    share: Number
+
+
+@dataclass(frozen=True)
+class SeedsNeeded:
+    """Further seeds for a preference of the published size."""
+
+    k: int | None
+    """None where no number of seeds is enough, and then `limit` names what is short."""
+    limit: str
+    effect: float
+    power: float
+
+
+@dataclass(frozen=True)
+class Label:
+    name: str
+
+
+@dataclass(frozen=True)
+class GroupNumbers(Counts):
+    """The primary estimate over some of the votes, and the mean of wins and half the ties."""
+
+    estimate: Number
+    low: Number
+    high: Number
+    p: Number
+    note: str
+    win_half: Number
+
+
+@dataclass(frozen=True)
+class FilterRow(GroupNumbers, Label):
+    """Votes that one of the published filters keeps."""
+
+
+@dataclass(frozen=True)
+class GroupRow(GroupNumbers, Label):
+    """One kind of judge, or category of prompt."""
+
+    p_holm: Number = NAN
+
+
+@dataclass(frozen=True)
+class ArmPair:
+    baseline: str
+    treatment: str
+
+
+@dataclass(frozen=True)
+class PairRow(GroupNumbers, ArmPair):
+    """Another pair of arms."""
+
+    p_holm: Number = NAN
+
+
+@dataclass(frozen=True)
+class PeopleAndModels:
+    """See statistics.preference.Agreement."""
+
+    n_prompts: int
+    same_majority: int
+    pearson: Number
+    n_pearson: int
+
+
+@dataclass(frozen=True)
+class LeftChosen:
+    """How often people's decisive votes chose the left, beside the 95 % that chance gives.
+
+    Models see both orders, and the vote is of neither side.
+    """
+
+    share: float
+    n: int
+    low: float
+    high: float
+    is_outside: bool
+    has_models: bool
+
+
+@dataclass(frozen=True)
+class JudgesAgreement:
+    people_and_models: PeopleAndModels
+    krippendorff_alpha: Number
+    repeats_same: int
+    repeats: int
+    left: LeftChosen | None
+
+
+@dataclass(frozen=True)
+class UsedVotes:
+    baseline: str
+    treatment: str
+    left_out: list[str]
+    """A sentence for each reason why votes are not used."""
+    n_repeats: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference(Counts, UsedVotes):
+    """The primary question and all that stands beside it; the last five fields are those of `primary`."""
+
+    seeds: list[int]
+    n: int
+    """Seeds with decisive votes: one of nothing but ties is no evidence of a share."""
+    primary: Estimate
+    win_half: Estimate
+    per_seed: PerSeed | None
+    sign_flip: SignFlip | None
+    bootstrap: Bootstrap | None
+    naive: PublishedTest | None
+    decision: str = NOT_DECIDED
+    """preferred, baseline preferred or not decided."""
+    why: str = ""
+    """Not decided."""
+    more_seeds: SeedsNeeded | None = None
+    categories: list[GroupRow]
+    kinds: list[GroupRow]
+    filters: list[FilterRow]
+    agreement: JudgesAgreement
+    other_pairs: list[PairRow]
+    estimate: Number
+    low: Number
+    high: Number
+    p: Number
+    level: float
+
+
+# ---------------------------------------------------------------- from votes
+
+
+def analyse_votes(
+    votes: Sequence[Vote],
+    suite: str,
+    analysis: AnalysisConfig,
+    certified: Mapping[str, Iterable[int]],
+    categories: Mapping[int, str],
+    is_planned: bool = False,
+) -> Preference | None:
+    """The analysis of a record; None without any vote.
+
+    Args:
+        votes: the whole record.
+        suite: name of the suite; votes of another are left out, and counted.
+        analysis: the plan's section, resolved: both arms named.
+        certified: arm -> seeds at which its pair with the baseline passes the certificate.
+        categories: prompt id -> category.
+        is_planned: whether a plan is registered, which the words then name.
+    """
+    assert analysis.baseline and analysis.treatment
+    if not votes:
+        return None
+    alpha = analysis.alpha
+    used, left_out = _usable(votes, suite, analysis, certified)
+    b = ballots(used, analysis.baseline, analysis.treatment)
+    primary = estimate(b, alpha)
+    given = votes_per_judge((vote for vote in votes if vote.suite == suite), analysis.judge_kinds)
+    per_seed, sign_flip = _per_seed(b, alpha) if len(b) else (None, None)
+    found = Preference(
+        baseline=analysis.baseline,
+        treatment=analysis.treatment,
+        left_out=left_out,
+        n_repeats=sum(bool(vote.repeat_of) for vote in used),
+        **vars(_counts(b)),
+        seeds=sorted({int(seed) for seed in b.seed}),
+        n=len(np.unique(b.seed[b.decisive])),
+        primary=primary,
+        win_half=estimate(b, alpha, half_ties=True),
+        per_seed=per_seed,
+        sign_flip=sign_flip,
+        bootstrap=_bootstrap(b, analysis) if len(b) else None,
+        naive=_published_test(b) if len(b) else None,
+        categories=_groups(b, [categories.get(int(p), "unknown") for p in b.prompt], alpha),
+        kinds=_groups(b, ["human" if human else "model" for human in b.is_human], alpha),
+        filters=_filters(b, used, analysis, given),
+        agreement=_agreement(b, used),
+        other_pairs=_other_pairs(used, analysis),
+        **{key: getattr(primary, key) for key in ("estimate", "low", "high", "p", "level")},
+    )
+    decision, why = _decision(found, analysis, is_planned)
+    more = _seeds_needed(found, analysis) if decision == NOT_DECIDED else None
+    return replace(found, decision=decision, why=why, more_seeds=more)
+
+
+def _usable(
+    votes: Sequence[Vote], suite: str, analysis: AnalysisConfig, certified: Mapping[str, Iterable[int]]
+) -> tuple[list[Vote], list[str]]:
+    """Votes that may be used, and a sentence for each reason why others may not."""
+    good = {arm: set(seeds) for arm, seeds in certified.items()}
+    good[analysis.baseline or ""] = set().union(*good.values())
+    reasons: dict[str, int] = {}
+    used = []
+    for vote in votes:
+        arms = (vote.arm_left, vote.arm_right)
+        why = (
+            f"of another suite than {suite}" if vote.suite != suite
+            else "by a kind of judge that the plan does not count" if vote.judge_kind not in analysis.judge_kinds
+            else "on an arm that no certified pair has" if any(not good.get(arm) for arm in arms)
+            else "on a seed whose pair does not pass the certificate" if any(vote.seed not in good[arm] for arm in arms)
+            else ""
+        )  # fmt: skip
+        if why:
+            reasons[why] = reasons.get(why, 0) + 1
+        else:
+            used.append(vote)
+    return used, [f"{n:,} {'vote' if n == 1 else 'votes'} {why}: not used" for why, n in reasons.items()]
+
+
+def _counts(b: Ballots) -> Counts:
+    return Counts(
+        n_votes=len(b),
+        n_treatment=int((b.score == 1).sum()),
+        n_baseline=int((b.score == 0).sum()),
+        n_ties=int((~b.decisive).sum()),
+        n_decisive=int(b.decisive.sum()),
+        n_seeds=len(np.unique(b.seed)),
+        n_prompts=len(np.unique(b.prompt)),
+        n_judges=len(np.unique(b.judge)),
+    )
+
+
+def _decision(f: Preference, analysis: AnalysisConfig, is_planned: bool) -> tuple[str, str]:
+    """(decision; why not)."""
+    p, share = f.primary.p, f.primary.estimate
+    if not f.n_votes:
+        return NOT_DECIDED, "there are no usable votes on this pair"
+    if f.n < analysis.min_seeds:
+        seeds = "one seed has" if f.n == 1 else f"{f.n} seeds have" if f.n else "no seed has"
+        least = f"at least {analysis.min_seeds}"
+        asked = f"the plan asks for {least}" if is_planned else f"{least} are asked for (analysis.min_seeds)"
+        return NOT_DECIDED, f"{seeds} decisive votes, and {asked}"
+    if p is None or share is None or not np.isfinite(p):
+        return NOT_DECIDED, f.primary.note
+    if p >= analysis.alpha:
+        return NOT_DECIDED, "the interval holds one half, no preference"
+    return (PREFERRED if share > 0.5 else BASELINE_PREFERRED), ""
+
+
+# ---------------------------------------------------------------- estimates
+
+
+def estimate(b: Ballots, alpha: float, half_ties: bool = False) -> Estimate:
+    """Preference with its interval over seeds, prompts and judges.
+
+    Args:
+        b: the votes.
+        alpha: the interval covers 1 - alpha.
+        half_ties: wins and half the ties, over all votes; else the share of decisive votes, as published.
+    """
+
+    def without_interval(note: str, share: float = NAN) -> Estimate:
+        return Estimate(estimate=share, level=1 - alpha, components={}, note=note)
+
+    if not len(b):
+        return without_interval("no votes on this pair")
+    part = b if half_ties else b.where(b.decisive)
+    if not len(part):
+        return without_interval(f"none of the {len(b):,} votes is decisive")
+    vote, first = "vote" if half_ties else "decisive vote", float(part.score[0])
+    if len(part) < 2:
+        return without_interval(f"a single {vote} has no interval", first)
+    if np.ptp(part.score) == 0:
+        what = {0.0: "for the baseline", 0.5: "a tie", 1.0: "for the treatment"}[first]
+        return without_interval(f"every {vote} is {what}: nothing varies, so there is no interval", first)
+    t = CrossedDesign(part.seed, part.prompt, part.judge).t(part.score, alpha=alpha)
+    one = " and the one ".join(t.conditional_on)
+    return Estimate(
+        estimate=float(t.mean),
+        low=max(0.0, float(t.low)),
+        high=min(1.0, float(t.high)),
+        p=NAN if t.conditional_on else float(t.p),
+        se=float(t.se),
+        df=float(t.df),
+        level=1 - alpha,
+        components={name: float(value) for name, value in t.components.items()},
+        note=f"conditional on the one {one}" if one else "",
+    )
+
+
+def _per_seed(b: Ballots, alpha: float) -> tuple[PerSeed, SignFlip]:
+    means = shares_by(b.score, b.seed)
+    t = mean_test(means - 0.5, 1 - alpha)
+    rows = [
+        SeedShare(seed=int(seed), estimate=float(mean), **vars(_counts(b.where(b.seed == seed))))
+        for seed, mean in zip(np.unique(b.seed), means, strict=True)
+    ]
+    low, high = (float(np.clip(bound + 0.5, 0, 1)) for bound in (t.low, t.high))
+    n = int(np.isfinite(means).sum())
+    return (
+        PerSeed("conditional on these prompts and judges", rows, float(t.mean) + 0.5, low, high, float(t.p)),
+        SignFlip(float(sign_flip_p(means - 0.5)), smallest_sign_flip_p(n)),
+    )
+
+
+def _bootstrap(b: Ballots, analysis: AnalysisConfig) -> Bootstrap:
+    generator = np.random.default_rng(analysis.bootstrap_seed)
+    bounds = bootstrap_share(
+        b.score, (b.seed, b.prompt, b.judge), generator, analysis.bootstrap_resamples, analysis.alpha
+    )
+    low, high = (float(bound) if len(np.unique(b.seed)) > 1 else NAN for bound in bounds)
+    return Bootstrap(low, high, analysis.bootstrap_resamples)
+
+
+def _published_test(b: Ballots) -> PublishedTest:
+    chosen, decisive = int((b.score == 1).sum()), int(b.decisive.sum())
+    return PublishedTest(float(binomial_p(chosen, decisive)), chosen / decisive if decisive else NAN)
+
+
+def _seeds_needed(f: Preference, analysis: AnalysisConfig) -> SeedsNeeded | None:
+    """How many further seeds give 80 % power for a preference of the published size, with these prompts and judges.
+
+    The variance components are those of the votes, below 0 counted as 0; the t is taken as noncentral. None without
+    components.
+    """
+    components = {name: max(0.0, value) for name, value in f.primary.components.items()}
+    if "seed" not in components or f.primary.se is None or not np.isfinite(f.primary.se):
+        return None
+    for k in range(max(0, analysis.min_seeds - f.n), MOST_SEEDS):
+        if _power(components, f.n + k, f, VOTES.share - 0.5, analysis.alpha) >= POWER:
+            return SeedsNeeded(k, "", VOTES.share, POWER)
+    per_level = {"prompts": components.get("prompt", 0.0) / f.n_prompts,
+                 "judges": components.get("judge", 0.0) / f.n_judges}  # fmt: skip
+    return SeedsNeeded(None, max(per_level, key=per_level.__getitem__), VOTES.share, POWER)
+
+
+def _power(components: Mapping[str, float], seeds: int, f: Preference, effect: float, alpha: float) -> float:
+    shared = components.get("seed x prompt", 0.0) / (seeds * f.n_prompts) + components["rest"] / f.n_decisive
+    parts = {
+        name: (components.get(name, 0.0) / size + shared, size - 1)
+        for name, size in (("seed", seeds), ("prompt", f.n_prompts), ("judge", f.n_judges))
+        if size > 1
+    }
+    variance = shared + sum(part - shared for part, _ in parts.values())
+    df = max(1.0, variance**2 / sum(part**2 / size for part, size in parts.values()))
+    critical = scipy_stats.t.ppf(1 - alpha / 2, df)
+    return float(scipy_stats.nct.sf(critical, df, effect / np.sqrt(variance)))
+
+
+# ---------------------------------------------------------------- subsets
+
+Row = TypeVar("Row", GroupRow, PairRow)
+
+
+def _numbers(b: Ballots, alpha: float) -> GroupNumbers:
+    f, half = estimate(b, alpha), float(b.score.mean()) if len(b) else NAN
+    return GroupNumbers(
+        **vars(_counts(b)), estimate=f.estimate, low=f.low, high=f.high, p=f.p, note=f.note, win_half=half
+    )
+
+
+def _corrected(rows: Sequence[Row]) -> list[Row]:
+    """With Holm's p over the rows."""
+    adjusted = holm([NAN if row.p is None else row.p for row in rows])
+    return [replace(row, p_holm=float(p)) for row, p in zip(rows, adjusted, strict=True)]
+
+
+def _groups(b: Ballots, labels: Sequence[str], alpha: float) -> list[GroupRow]:
+    names = np.array(labels, dtype=np.str_)
+    return _corrected([GroupRow(name=n, **vars(_numbers(b.where(names == n), alpha))) for n in sorted(set(labels))])
+
+
+def _filters(b: Ballots, used: Sequence[Vote], analysis: AnalysisConfig, given: Mapping[str, int]) -> list[FilterRow]:
+    """The published sensitivity filters; the primary analysis excludes nobody.
+
+    `given`: each judge's votes in the whole record, so that a pair that is not used makes nobody's set partial.
+    """
+    assert analysis.baseline and analysis.treatment
+    judges = [replace(j, n_votes=given[j.name]) for j in judge_votes(used, analysis.baseline, analysis.treatment)]
+    rows = []
+    for row in published_filters(judges, analysis):
+        part = b.where(~np.isin(b.judge, sorted(row.excluded))) if row.excluded else b
+        found = FilterRow(name=row.label, **vars(_numbers(part, analysis.alpha)))
+        rows.append(found if len(part) or not len(b) else replace(found, note="leaves no votes"))
+    return rows
+
+
+def _agreement(b: Ballots, used: Sequence[Vote]) -> JudgesAgreement:
+    units = b.seed * (int(b.prompt.max()) + 1) + b.prompt if len(b) else b.prompt
+    same, repeats = self_consistency(used)
+    return JudgesAgreement(
+        people_and_models=PeopleAndModels(**vars(agreement(b.where(b.is_human), b.where(~b.is_human)))),
+        krippendorff_alpha=krippendorff_alpha(b.score, units),
+        repeats_same=same,
+        repeats=repeats,
+        left=_left(b.where(b.is_human & b.decisive), bool((~b.is_human).any())),
+    )
+
+
+def _left(b: Ballots, has_models: bool) -> LeftChosen | None:
+    if not len(b):
+        return None
+    share, (low, high) = int(((b.score == 1) == b.treatment_left).sum()) / len(b), chance_range(len(b))
+    return LeftChosen(share, len(b), low, high, not low <= share <= high, has_models)
+
+
+def _other_pairs(used: Sequence[Vote], analysis: AnalysisConfig) -> list[PairRow]:
+    """Other pairs of arms that have votes: secondary questions."""
+    rows = []
+    for pair in sorted({tuple(sorted((vote.arm_left, vote.arm_right))) for vote in used}):
+        base, other = reversed(pair) if pair[1] == analysis.baseline else pair
+        if {base, other} != {analysis.baseline, analysis.treatment}:
+            numbers = _numbers(ballots(used, base, other), analysis.alpha)
+            rows.append(PairRow(baseline=base, treatment=other, **vars(numbers)))
+    return _corrected(rows)

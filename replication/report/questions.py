@@ -1,0 +1,264 @@
+"""The questions of the analysis plan that losses answer: equivalence, the 2x2, and the secondary questions together.
+
+A question that cannot be answered says why; nothing is made up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from replication.config import AnalysisConfig, SuiteConfig, load_cell
+from replication.errors import UserError
+from replication.protocol.certificate import Certificate
+from replication.report.comparisons import Number, PairedNumbers, certified
+from replication.report.load import NAN, CellData, Floats
+from replication.report.preference import Preference
+from replication.statistics.losses import (
+    NOT_DECIDED,
+    FurtherSeeds,
+    equivalence,
+    factorial_contrasts,
+    further_seeds,
+    holm,
+    sign_flip_p,
+)
+from replication.statistics.seeds import mean_test, smallest_sign_flip_p, summarize_paired
+
+Values = Mapping[str, Sequence[Number]]
+"""Arm -> one value a seed, NaN where a cell has none."""
+
+TWO_BY_TWO = {"neither": (False, False), "token": (True, False), "layer": (False, True), "both": (True, True)}
+"""Place in the 2x2 -> whether (token gain, layer gain) act."""
+EFFECTS = (
+    ("main_effect_token_gain_loss", "Token gain, main effect", "what it adds, in the mean of layer gain off and on"),
+    ("main_effect_layer_gain_loss", "Layer gain, main effect", "what it adds, in the mean of token gain off and on"),
+    ("interaction_loss", "Interaction", "what token gain adds with layer gain, less what it adds without"),
+)
+"""(id of the plan's question, name, in words), in the order of losses.factorial_contrasts."""
+
+
+def paired(values: Values, certificate: Certificate, arm: str, baseline: str, seeds: Sequence[int]) -> Floats:
+    """float64 [N]: arm minus baseline at each seed; NaN where a value or the certificate is missing."""
+    differences = np.asarray(values[arm], dtype=np.float64) - np.asarray(values[baseline], dtype=np.float64)
+    return np.where(certified(certificate, (arm, baseline), seeds), differences, NAN)
+
+
+# ---------------------------------------------------------------- is the loss equivalent?
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossAnswer:
+    """Whether the treatment's loss is equivalent to the baseline's."""
+
+    id: str = "loss_equivalence"
+    arm: str
+    baseline: str
+    loss: str
+    margin_nats: float
+    alpha: float
+    interval_level: float
+    differences: list[Number]
+    n: int
+    min_seeds: int
+    enough_seeds: bool
+    verdict: str
+    """equivalent, different beyond the margin, or not decided."""
+    mean: Number
+    sd: Number
+    low: Number
+    high: Number
+    p_lower: Number
+    p_upper: Number
+    p: Number
+    p_no_difference: Number
+    p_sign_flip: Number
+    smallest_sign_flip_p: Number
+    further: FurtherSeeds | None
+    more_seeds: int | None
+    """Seeds that a verdict still lacks: up to the fewest that the plan asks for, and to the power; None: unknown."""
+    name: str
+    """Of the loss."""
+
+
+def loss_answer(
+    values: Values, name: str, certificate: Certificate, seeds: Sequence[int], a: AnalysisConfig
+) -> LossAnswer | None:
+    """The answer, in nats; None in a suite of one arm. `a` is the resolved section `analysis`."""
+    if a.treatment is None or a.baseline is None:
+        return None
+    differences = paired(values, certificate, a.treatment, a.baseline, seeds)
+    tested = equivalence(differences, a.margin_nats, a.alpha)
+    n, lacking = int(tested.n), max(0, a.min_seeds - int(tested.n))
+    further = further_seeds(n, float(tested.sd), a.margin_nats, alpha=a.alpha) if n >= 2 else None
+    k = further.k if further else None
+    return LossAnswer(
+        arm=a.treatment,
+        baseline=a.baseline,
+        loss=a.loss,
+        margin_nats=a.margin_nats,
+        alpha=a.alpha,
+        interval_level=1 - 2 * a.alpha,
+        differences=differences.tolist(),
+        n=n,
+        min_seeds=a.min_seeds,
+        enough_seeds=not lacking,
+        verdict=NOT_DECIDED if lacking else str(tested.verdict),
+        mean=float(tested.mean),
+        sd=float(tested.sd),
+        low=float(tested.low),
+        high=float(tested.high),
+        p_lower=float(tested.p_lower),
+        p_upper=float(tested.p_upper),
+        p=float(tested.p),
+        p_no_difference=float(mean_test(differences).p),
+        p_sign_flip=float(sign_flip_p(differences)),
+        smallest_sign_flip_p=smallest_sign_flip_p(n),
+        further=further,
+        more_seeds=lacking if n < 2 else None if k is None else max(lacking, k),
+        name=name,
+    )
+
+
+# ---------------------------------------------------------------- which change moved it?
+
+
+def places(cells: Sequence[CellData], suite: SuiteConfig) -> dict[str, str] | None:
+    """Place in the 2x2 -> arm; None where the arms are no 2x2. An arm without any cell yet is read from its file."""
+    if len(suite.arms) != len(TWO_BY_TWO):
+        return None
+    acting: dict[str, tuple[object, object]] = {}
+    for cell in cells:
+        if cell.config:
+            acting.setdefault(cell.arm, (cell.config.get("token_gain.enabled"), cell.config.get("layer_gain.enabled")))
+    acting |= {arm: _declared_gains(suite, arm) for arm in suite.arms if arm not in acting}
+    found = {place: [arm for arm in suite.arms if acting[arm] == gains] for place, gains in TWO_BY_TWO.items()}
+    return {place: of[0] for place, of in found.items()} if all(len(of) == 1 for of in found.values()) else None
+
+
+def _declared_gains(suite: SuiteConfig, arm: str) -> tuple[object, object]:
+    try:
+        config = load_cell(suite, arm, suite.seeds[0])
+    except (UserError, OSError):
+        return None, None
+    return config.token_gain.enabled, config.layer_gain.enabled
+
+
+@dataclass(frozen=True)
+class EffectName:
+    id: str
+    name: str
+    words: str
+    contrasts: list[Number]
+    """One a seed."""
+
+
+@dataclass(frozen=True)
+class Effect(PairedNumbers, EffectName):
+    """A main effect or the interaction, over seeds."""
+
+    p: Number
+    p_sign_flip: Number
+
+
+@dataclass(frozen=True)
+class FactorialAnswer:
+    """Main effects and interaction on the loss, blocked by seed."""
+
+    places: dict[str, str]
+    loss: str
+    n: int
+    interval_level: float
+    effects: list[Effect]
+    within_seed: dict[str, list[Number]]
+    """Arm -> its loss less the seed's mean."""
+
+
+def factorial_answer(
+    values: Values, certificate: Certificate, seeds: Sequence[int], of_place: dict[str, str] | None, a: AnalysisConfig
+) -> FactorialAnswer | None:
+    """The answer; None where the arms are no 2x2."""
+    if of_place is None:
+        return None
+    order = [of_place[place] for place in TWO_BY_TWO]
+    table = np.array([values[arm] for arm in order], dtype=np.float64)
+    used = np.where(certified(certificate, order, seeds), table, NAN)
+    whole = np.isfinite(used).all(0)
+    effects = []
+    for name, contrast in zip(EFFECTS, factorial_contrasts(used), strict=True):
+        numbers = vars(summarize_paired(contrast, 1 - a.alpha))
+        p, p_sign_flip = float(mean_test(contrast).p), float(sign_flip_p(contrast))
+        effects.append(Effect(*name, contrasts=contrast.tolist(), **numbers, p=p, p_sign_flip=p_sign_flip))
+    within = np.where(whole, used - used.mean(0, keepdims=True), NAN)
+    by_arm = {arm: row.tolist() for arm, row in zip(order, within, strict=True)}
+    return FactorialAnswer(of_place, a.loss, int(whole.sum()), 1 - a.alpha, effects, by_arm)
+
+
+# ---------------------------------------------------------------- the secondary questions together
+
+
+@dataclass(frozen=True)
+class SecondaryAnswer:
+    id: str
+    name: str
+    n: int | None
+    mean: Number
+    low: Number
+    high: Number
+    level: float
+    p: Number
+    p_holm: Number = NAN
+    verdict: str = ""
+
+
+def secondary_answers(
+    values: Values,
+    certificate: Certificate,
+    seeds: Sequence[int],
+    a: AnalysisConfig,
+    loss: LossAnswer | None,
+    factorial: FactorialAnswer | None,
+    preference: Preference | None = None,
+) -> list[SecondaryAnswer]:
+    """The plan's secondary questions with Holm's p over all of them; one that has no p yet counts as p = 1."""
+    if loss is None:
+        return []
+    if a.primary == "preference":
+        name = f"Loss of {loss.arm} equivalent to that of {loss.baseline} within {a.margin_nats:g} nats"
+        rows = [SecondaryAnswer(loss.id, name, loss.n, loss.mean, loss.low, loss.high, loss.interval_level, loss.p)]
+    elif preference is None:
+        rows = [SecondaryAnswer("preference", "Preference", None, None, None, None, 1 - a.alpha, None)]
+    else:
+        f = preference
+        rows = [SecondaryAnswer("preference", "Preference", f.n, f.estimate, f.low, f.high, f.level, f.p)]
+    if factorial is not None:
+        rows += [
+            SecondaryAnswer(e.id, f"{e.name} on the loss", e.n, e.mean, e.low, e.high, factorial.interval_level, e.p)
+            for e in factorial.effects
+        ]
+    else:
+        for arm in certificate.arms:
+            if arm not in (a.baseline, a.treatment):
+                differences = paired(values, certificate, arm, loss.baseline, seeds)
+                s, p = summarize_paired(differences, 1 - a.alpha), float(mean_test(differences).p)
+                name = f"Loss of {arm} less that of {loss.baseline}"
+                rows.append(SecondaryAnswer(f"loss_difference_{arm}", name, s.n, s.mean, s.low, s.high, 1 - a.alpha, p))
+    p_Q = np.array([NAN if row.p is None else row.p for row in rows], dtype=np.float64)
+    adjusted = np.where(np.isnan(p_Q), NAN, holm(np.where(np.isnan(p_Q), 1.0, p_Q)))
+    return [
+        replace(row, p_holm=float(corrected), verdict=_secondary_verdict(row, corrected, a))
+        for row, corrected in zip(rows, adjusted, strict=True)
+    ]
+
+
+def _secondary_verdict(row: SecondaryAnswer, corrected: float, a: AnalysisConfig) -> str:
+    if np.isnan(corrected):
+        return "no p: not enough to test"
+    if row.n is None or row.n < a.min_seeds:
+        return f"not decided: fewer than {a.min_seeds} seeds"
+    if row.id == "loss_equivalence":
+        return "equivalent" if corrected < a.alpha else "not shown to be equivalent"
+    null = "one half" if row.id == "preference" else "zero"
+    return f"other than {null}" if corrected < a.alpha else f"not told from {null}"
