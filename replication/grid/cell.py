@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
-from rich.markup import escape
 
 from replication.config import RunConfig, refuse_other_config
+from replication.console import say
 from replication.errors import UserError, is_lost_peer
 from replication.processes.preemption import Preempted, stop_requested
 from replication.runs.failures import record_failure
@@ -59,7 +59,7 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
         if first:
             refuse_other_config(config, run.config)
         if run.complete.is_file():
-            console.print(f"{config.arm}/seed-{config.seed}: complete already")
+            say(console, f"{config.arm}/seed-{config.seed}: complete already")
             return
         if stage == "generate":
             refuse_untrained(run)  # here, where the error of its training stays
@@ -70,7 +70,7 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
             names = config.generation.prompts
             check_before_training(config, store, load_prompts(names) if names else [])
             if first and (note := suite_dir.link_tensorboard(config.arm, config.seed)):
-                console.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
+                say(console, note, style="yellow")
             if stage != "generate":
                 train(config, run, store, console)
                 leave_group()
@@ -132,9 +132,7 @@ def _wait_for_cell(run: RunDir, holder: Path, here: str, console: Console) -> No
                 "still work on it: end that process, or wait for its end, then `replicate grid retry`"
             )
         if not said:
-            console.print(
-                f"waiting up to {HELD_SECONDS / 60:g} minutes for {who}, which holds this cell", soft_wrap=True
-            )
+            say(console, f"waiting up to {HELD_SECONDS / 60:g} minutes for {who}, which holds this cell")
         said = True
         time.sleep(0.5)
 

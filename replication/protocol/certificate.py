@@ -44,7 +44,7 @@ class Check:
     """initial weights, data chain, data, tokens, schedule, journal, declared keys, over seeds, code or machine."""
     holds: bool | None
     """None where there is nothing to compare: fewer than two cells are complete, or nothing was recorded."""
-    values: dict[str, Any]
+    values: Mapping[str, object]
     """By arm."""
     explanation: str = ""
     """One line that names arm and key (or step) where the check fails; empty where it holds."""
@@ -203,7 +203,7 @@ class _Evidence:
     manifest: Manifest = field(default_factory=Manifest)
     config: RunConfig | None = None
     """Of config.yaml; None where that cannot be read."""
-    scientific: dict[str, Any] = field(default_factory=dict)
+    scientific: dict[str, object] = field(default_factory=dict)
     """Recomputed from it; empty where it cannot be read."""
     faults: tuple[str, ...] = ()
     """Of manifest.json and config.yaml themselves."""
@@ -218,7 +218,7 @@ def _gather(run: RunDir, arm: str, seed: int, given: Mapping[tuple[str, int], Lo
     if state != "complete":
         return _Evidence(arm, seed, state, _missing_line(run, arm, state))
     manifest, faults = _read_manifest(run)
-    loaded, keys = None, dict[str, Any]()
+    loaded, keys = None, dict[str, object]()
     try:
         loaded = load_run([run.config])
         keys = scientific(loaded)
@@ -230,9 +230,9 @@ def _gather(run: RunDir, arm: str, seed: int, given: Mapping[tuple[str, int], Lo
         logged = logged_steps(read_journal(run.metrics)) if given is None else given[arm, seed]
     except UserError as error:
         logged, journal = {}, [_one_line(error)]
-    if keys:
-        last = keys["training.steps"]
-        journal += journal_gaps(logged, last, due_validations(last, keys["validation.every_steps"]))
+    if loaded is not None and keys:
+        last = loaded.training.steps
+        journal += journal_gaps(logged, last, due_validations(last, loaded.validation.every_steps))
         journal += [f"metrics.jsonl goes on to step {max(logged)}"] if max(logged, default=0) > last else []
     journal = [f"{arm}: {fault}" for fault in (*journal, *_unlike_complete(run, manifest))]
     lines = {step: line for step, line in logged.items() if line.is_training}
@@ -272,7 +272,7 @@ def _unlike_complete(run: RunDir, manifest: Manifest) -> list[str]:
     return found
 
 
-def _contradictions(arm: str, seed: int, config: dict[str, Any], config_hash: str, manifest: Manifest) -> list[str]:
+def _contradictions(arm: str, seed: int, config: dict[str, object], config_hash: str, manifest: Manifest) -> list[str]:
     """Contradictions between config.yaml, manifest.json and the folder's name."""
     found = []
     if manifest.config_hash != config_hash:
@@ -451,7 +451,7 @@ def _strays(of_seed: Mapping[int, Sequence[_Evidence]]) -> dict[int, str]:
     return found
 
 
-def _shared(cell: _Evidence) -> dict[str, Any]:
+def _shared(cell: _Evidence) -> dict[str, object]:
     return {"the data's hash": _data_hash(cell), **without_seeds(cell.scientific)}
 
 

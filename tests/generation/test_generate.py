@@ -477,4 +477,4 @@ def test_another_corpus_is_not_taken_for_the_cells(suite_dir, capsys):
 def not_told(monkeypatch):
     """A test that listens leaves no request to stop behind."""
     yield
-    preemption._told = False
+    preemption._requested = False

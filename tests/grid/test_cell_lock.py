@@ -72,7 +72,7 @@ def test_other_ranks_of_a_life_share_it(job, tmp_path):
 def test_it_hears_the_stop_signal_and_does_not_wait_for_ever(job, held, monkeypatch):
     run, _ = held
     with monkeypatch.context() as patch, pytest.raises(Preempted, match=r"told to stop while job 7.0, restart 0"):
-        patch.setattr(preemption, "_told", True)
+        patch.setattr(preemption, "_requested", True)
         cell.hold_cell(run, True, Console()).__enter__()
     monkeypatch.setattr(cell, "HELD_SECONDS", 0.0)
     with pytest.raises(UserError, match=r"restart 0, process \d+ on \S+ has held the cell .*`replicate grid retry`"):

@@ -93,7 +93,7 @@ def test_the_stop_signal_of_one_is_heard_by_all_that_wait(run, monkeypatch):
     deadline = time.monotonic() + 120
     while not meeting._store.check(["built 1"]):
         assert time.monotonic() < deadline
-    monkeypatch.setattr(preemption, "_told", True)
+    monkeypatch.setattr(preemption, "_requested", True)
     with pytest.raises(Preempted, match=r"both/seed-1: told to stop before it trained; nothing was to be saved"):
         meeting.tell("never")
     thread.join(30)

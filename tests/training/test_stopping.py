@@ -42,7 +42,7 @@ def listening():
     preemption.listen("USR2")
     yield
     signal.signal(signal.SIGUSR2, before)
-    preemption._told = False
+    preemption._requested = False
 
 
 def stop_at(monkeypatch, step: int, micro_batch: int = 0) -> None:
@@ -69,7 +69,7 @@ def test_a_run_stops_at_the_next_boundary_and_ends_as_if_it_had_not(
     run = RunDir(tmp_path / "stopped")
     assert not run.failed.exists()
     assert (run.checkpoints / f"step-{saved:06d}" / "COMPLETE").is_file()
-    preemption._told = False
+    preemption._requested = False
     fit(config, tmp_path / "stopped")
     assert identical(weights(run), weights(undisturbed))
     assert read_json(run.manifest)["data_chain"] == read_json(undisturbed.manifest)["data_chain"]
@@ -79,7 +79,7 @@ def test_a_run_stops_at_the_next_boundary_and_ends_as_if_it_had_not(
 
 
 def test_told_before_the_first_step_nothing_is_saved(tmp_path, monkeypatch, listening):
-    monkeypatch.setattr(preemption, "_told", True)
+    monkeypatch.setattr(preemption, "_requested", True)
     with pytest.raises(Preempted, match="told to stop before its first step; nothing was to be saved"):
         fit(small_config(), tmp_path)
     assert not list((tmp_path / "checkpoints").glob("step-*"))
