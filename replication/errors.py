@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend; how a full disk and a lost rank are told from our own faults."""
+"""The one kind of error that is the user's to fix; full disks and lost ranks, told from our own faults."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOST_PEER = re.compile(
 
 
 class UserError(ValueError):
-    """A mistake that the person at the keyboard can mend.
+    """A mistake that the person at the keyboard can fix.
 
     The message is one line: it names the key or the file, and the remedy. The command line prints it without a
     traceback and exits with code 2. Anything else that is raised is our own fault and keeps its traceback.

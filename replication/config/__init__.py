@@ -2,6 +2,7 @@
 
 from replication.config.identity import (
     SEED_KEYS,
+    Keys,
     differences,
     flatten,
     machine_cut,
@@ -46,6 +47,7 @@ __all__ = [
     "ClusterConfig",
     "DataConfig",
     "DivergedRule",
+    "Keys",
     "LayerGainConfig",
     "ModelConfig",
     "RunConfig",

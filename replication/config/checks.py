@@ -212,7 +212,7 @@ def analysis_contradictions(a: AnalysisConfig, arms: Sequence[str]) -> Iterator[
     """Every rule that a suite's analysis section breaks."""
     for key, arm in (("baseline", a.baseline), ("treatment", a.treatment)):
         if arm is not None and arm not in arms:
-            yield f"analysis.{key}: {arm} is no arm of the suite; choose one of {', '.join(arms)}"
+            yield f"analysis.{key}: {arm} is not an arm of the suite; choose one of {', '.join(arms)}"
     if a.baseline in arms[1:]:
         yield (
             f"analysis.baseline: {a.baseline} is not the suite's first arm, with which all are compared; list it first"

@@ -16,10 +16,13 @@ from replication.config.reading import (
 from replication.config.schema import GenerationConfig, RunConfig
 from replication.errors import UserError
 
+Keys = dict[str, Any]
+"""Dotted keys of a config with their values as JSON has them; in `to_dict` and `flatten` also nested."""
 
-def to_dict(config: Any) -> dict[str, Any]:
+
+def to_dict(config: Any) -> Keys:
     """A config as plain dicts and lists, in field order."""
-    plain: dict[str, Any] = json.loads(json.dumps(config, default=dataclasses.asdict))
+    plain: Keys = json.loads(json.dumps(config, default=dataclasses.asdict))
     return plain
 
 
@@ -27,14 +30,14 @@ def to_yaml(config: Any) -> str:
     return dump_yaml(to_dict(config))
 
 
-def sampling_settings(generation: GenerationConfig) -> dict[str, Any]:
+def sampling_settings(generation: GenerationConfig) -> Keys:
     """The keys on which completions depend, the prompts aside: a name is not a text, so their hash stands for them."""
     return {k: v for k, v in to_dict(generation).items() if k not in ("prompts", "rows_at_once")}
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Keys, prefix: str = "") -> Keys:
     """Nested dicts as {dotted key: leaf}; lists are leaves."""
-    flat: dict[str, Any] = {}
+    flat: Keys = {}
     for key, value in tree.items():
         dotted = f"{prefix}{key}"
         if isinstance(value, dict):
@@ -47,7 +50,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 NOT_SCIENTIFIC = ("data.dir", "data.num_proc", "logging.", "checkpoints.", "generation.", "cluster.")
 
 
-def scientific(config: RunConfig) -> dict[str, Any]:
+def scientific(config: RunConfig) -> Keys:
     """Dotted keys that may change a weight or a reported number, with their values.
 
     With `layer_gain.apply: micro_batch`, or gain groups that are whole micro-batches, the update depends on how the
@@ -65,12 +68,12 @@ def scientific(config: RunConfig) -> dict[str, Any]:
 SEED_KEYS = ("seed", "weights_seed", "data_seed")
 
 
-def without_seeds(keys: dict[str, Any]) -> dict[str, Any]:
+def without_seeds(keys: Keys) -> Keys:
     """Of scientific keys, what all seeds of an arm share."""
     return {k: v for k, v in keys.items() if k not in SEED_KEYS}
 
 
-def machine_cut(config: RunConfig) -> dict[str, Any]:
+def machine_cut(config: RunConfig) -> Keys:
     """What a config says of the machine that may change how sums are rounded, which in fp32 grows over the steps."""
     c = config.cluster
     return {
@@ -91,12 +94,12 @@ def scientific_hash(config: RunConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def differences(a: Keys, b: Keys) -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ, as {key: (in a, in b)}; a key that one lacks counts as None there."""
     return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
 
 
-def refuse_differences(what: str, there: dict[str, Any], here: dict[str, Any], remedy: str) -> None:
+def refuse_differences(what: str, there: Keys, here: Keys, remedy: str) -> None:
     """Raise UserError that names the first keys in which two flat configs differ; nothing where they are equal."""
     different = differences(there, here)
     if different:

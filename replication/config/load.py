@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from replication.config.identity import flatten, refuse_differences, scientific, to_dict, to_yaml
+from replication.config.identity import Keys, flatten, refuse_differences, scientific, to_dict, to_yaml
 from replication.config.reading import (
     Layer,
     build,
@@ -172,7 +172,7 @@ def arm_keys(arm: str) -> set[str]:
     return set(_arm_values(find_config(arm, "arms")))
 
 
-def _arm_values(path: Path) -> dict[str, Any]:
+def _arm_values(path: Path) -> Keys:
     """What an arm's file sets, as to_dict has it."""
     return flatten({key: to_dict(value) for key, value in check_layer(RunConfig, read_yaml(path)).items()})
 

@@ -104,7 +104,7 @@ def parse_yaml(text: str, where: str) -> Layer:
         words = f"line {end.line + 1}: {problem}" if end else str(problem)
         if getattr(error, "context", None):
             words += f" {error.context}" + (f" from line {start.line + 1} on" if start else "")  # type: ignore[union-attr]
-        raise UserError(f"{where}: not valid YAML ({' '.join(words.split())}); mend it there") from None
+        raise UserError(f"{where}: not valid YAML ({' '.join(words.split())}); fix it there") from None
     return Layer(tree, where, lines)
 
 
@@ -112,7 +112,7 @@ def read_yaml(path: Path) -> Layer:
     """parse_yaml of a file in UTF-8, whatever the locale.
 
     Raises:
-        UserError: see parse_yaml; also where it is no UTF-8.
+        UserError: see parse_yaml; also where it is not UTF-8.
         OSError: it cannot be read.
     """
     return parse_yaml(read_utf8(path), str(path))
@@ -122,7 +122,7 @@ def read_utf8(path: Path) -> str:
     """A text file, with or without the mark that some editors put in front.
 
     Raises:
-        UserError: it is no UTF-8.
+        UserError: it is not UTF-8.
         OSError: it cannot be read.
     """
     try:
@@ -236,7 +236,7 @@ def load_json(text: str) -> Any:
         return found
 
     def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no number of JSON")
+        raise ValueError(f"{name} is not a number of JSON")
 
     try:
         return json.loads(text, object_pairs_hook=once, parse_constant=refuse)
@@ -304,7 +304,9 @@ def flag_layers(flags: Sequence[str], read: typing.Callable[[str], Layer]) -> It
     for word in words:
         name, equals, value = word.partition("=")
         if not name.startswith("--") or name == "--":
-            raise UserError(f"{word}: is no flag; a key of a run is given as --KEY=VALUE, such as --training.steps=20")
+            raise UserError(
+                f"{word}: is not a flag; a key of a run is given as --KEY=VALUE, such as --training.steps=20"
+            )
         if not equals:
             value = next(words, "--")
             if value.startswith("--"):
@@ -463,5 +465,5 @@ def unfit(text: str) -> str | None:
     if "\x00" in text:
         return "holds a NUL character; remove it"
     if any("\ud800" <= c <= "\udfff" for c in text):
-        return "holds half a character (one surrogate of two, as a cut emoji leaves it); mend or remove it"
+        return "holds half a character (one surrogate of two, as a cut emoji leaves it); fix or remove it"
     return None

@@ -20,8 +20,7 @@ from replication.data.records import (
     request_differences,
 )
 from replication.errors import UserError, is_disk_full
-from replication.runs.files import read_object, remove_tree, sync, write_json
-from replication.runs.locks import HELD, without_locks
+from replication.runs.files import HELD, read_object, remove_tree, sync, without_locks, write_json
 from replication.runs.records import write_record
 
 LOCK = ".lock"

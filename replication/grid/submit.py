@@ -30,10 +30,9 @@ from replication.grid.submissions import (
     still_queued,
     submissions,
 )
-from replication.runs.files import read_json, remove_tree, write_json, write_text
+from replication.runs.files import hold_lock, read_json, remove_tree, write_json, write_text
 from replication.runs.grace_period import grace_seconds_needed
 from replication.runs.layout import SuiteDir, name_cells
-from replication.runs.locks import hold_lock
 from replication.runs.manifest import is_trained
 from replication.runs.starts import LoggedCell
 

@@ -26,11 +26,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from replication.errors import UserError
-from replication.runs.files import file_sha256, remove_temporaries, remove_tree
-from replication.runs.locks import HELD, hold_lock
+from replication.runs.files import HELD, file_sha256, hold_lock, remove_temporaries, remove_tree
 
 KEPT = ("step", "tokens", "data_chain", "final_weights_sha256")
 """What COMPLETE repeats of the manifest."""
+
+
+class _Inside:
+    """A file or folder of a folder, as a path."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, folder: RunDir | SuiteDir, owner: object = None) -> Path:
+        return folder.root / self.name
 
 
 @dataclass(frozen=True)
@@ -39,64 +48,25 @@ class RunDir:
 
     root: Path
 
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def manifest(self) -> Path:
-        return self.root / "manifest.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.root / "tensorboard"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
-    def times(self) -> Path:
-        """The longest save and step so far: {"save_seconds": s, "step_seconds": s}."""
-        return self.root / "times.json"
-
-    @property
-    def start(self) -> Path:
-        """Where the processes of the latest start on several ranks meet; see training.start."""
-        return self.root / "start.json"
-
-    @property
-    def samples(self) -> Path:
-        return self.root / "samples.jsonl"
-
-    @property
-    def samples_part(self) -> Path:
-        """Folder of completions while they are being sampled; see generation/samples.py."""
-        return self.root / "samples.part"
-
-    @property
-    def complete(self) -> Path:
-        return self.root / "COMPLETE"
-
-    @property
-    def failed(self) -> Path:
-        """Present where the last attempt failed: {"error": first line, "diverged": whether the training was lost,
-        "log": path, "step": n, "time": iso}."""
-        return self.root / "FAILED"
-
-    @property
-    def jobs(self) -> Path:
-        """One line for each thing that happened to a SLURM job of the cell; written by launch/job.sh."""
-        return self.root / "jobs.jsonl"
-
-    @property
-    def log(self) -> Path:
-        """Standard output and error of every attempt that the grid started."""
-        return self.root / "log.txt"
+    config = _Inside("config.yaml")
+    manifest = _Inside("manifest.json")
+    metrics = _Inside("metrics.jsonl")
+    tensorboard = _Inside("tensorboard")
+    checkpoints = _Inside("checkpoints")
+    times = _Inside("times.json")
+    """See runs/grace_period.py."""
+    start = _Inside("start.json")
+    """Where the processes of the latest start on several ranks meet; see training.start."""
+    samples = _Inside("samples.jsonl")
+    samples_part = _Inside("samples.part")
+    """Folder of completions while they are being sampled; see generation/samples.py."""
+    complete = _Inside("COMPLETE")
+    failed = _Inside("FAILED")
+    """Present where the last attempt failed; see runs/failures.py."""
+    jobs = _Inside("jobs.jsonl")
+    """One line for each thing that happened to a SLURM job of the cell; written by launch/job.sh."""
+    log = _Inside("log.txt")
+    """Standard output and error of every attempt that the grid started."""
 
     def checkpoint_folders(self) -> list[Path]:
         """checkpoints/step-<n>, damaged ones too, by step; a person's copy under another name is none of them."""
@@ -147,22 +117,33 @@ class SuiteDir:
 
     root: Path
 
-    @property
-    def suite(self) -> Path:
-        return self.root / "suite.yaml"
+    suite = _Inside("suite.yaml")
+    plan = _Inside("plan.json")
+    """The frozen analysis plan; see replication.protocol.preregistration."""
+    plan_md = _Inside("plan.md")
+    data = _Inside("data")
+    runs = _Inside("runs")
+    launch = _Inside("launch")
+    """What was submitted to SLURM; see grid.submit."""
+    tensorboard = _Inside("tensorboard")
+    votes = _Inside("votes.csv")
+    """The vote record; see votes/record.py."""
+    votes_note = _Inside("votes.json")
+    """What the lock of the panel says of the vote record; see votes/note.py."""
+    judging = _Inside("judging")
+    """The panel's database, and what is handed to judges."""
+    sealed = _Inside("sealed")
+    """The key of sides and arms, which the server neither needs nor reads."""
+    noise = _Inside("noise.json")
+    """How far rounding alone moves the loss, where `replicate bench noise` measured it in DIR/noise."""
+    certificate = _Inside("certificate.json")
+    report_html = _Inside("report.html")
+    report_md = _Inside("report.md")
+    results = _Inside("results.json")
+    figures = _Inside("figures")
 
-    @property
-    def plan(self) -> Path:
-        """The frozen analysis plan; see replication.protocol.preregistration."""
-        return self.root / "plan.json"
-
-    @property
-    def plan_md(self) -> Path:
-        return self.root / "plan.md"
-
-    @property
-    def data(self) -> Path:
-        return self.root / "data"
+    def cell(self, arm: str, seed: int) -> RunDir:
+        return RunDir(self.runs / arm / f"seed-{seed}")
 
     def data_folder(self, named: str | None) -> Path:
         """The corpus of a cell: the folder that its data.dir names, or the output folder's own.
@@ -179,67 +160,6 @@ class SuiteDir:
                 f"`replicate prepare --config ... --out {path}`"
             )
         return path
-
-    @property
-    def runs(self) -> Path:
-        return self.root / "runs"
-
-    @property
-    def launch(self) -> Path:
-        """What was submitted to SLURM; see grid.submit."""
-        return self.root / "launch"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.root / "tensorboard"
-
-    @property
-    def votes(self) -> Path:
-        """The vote record; see votes/record.py."""
-        return self.root / "votes.csv"
-
-    @property
-    def votes_note(self) -> Path:
-        """What the lock of the panel says of the vote record; see votes/note.py."""
-        return self.root / "votes.json"
-
-    @property
-    def judging(self) -> Path:
-        """The panel's database, and what is handed to judges."""
-        return self.root / "judging"
-
-    @property
-    def sealed(self) -> Path:
-        """The key of sides and arms, which the server neither needs nor reads."""
-        return self.root / "sealed"
-
-    @property
-    def noise(self) -> Path:
-        """How far rounding alone moves the loss, where `replicate bench noise` measured it in DIR/noise."""
-        return self.root / "noise.json"
-
-    @property
-    def certificate(self) -> Path:
-        return self.root / "certificate.json"
-
-    @property
-    def report_html(self) -> Path:
-        return self.root / "report.html"
-
-    @property
-    def report_md(self) -> Path:
-        return self.root / "report.md"
-
-    @property
-    def results(self) -> Path:
-        return self.root / "results.json"
-
-    @property
-    def figures(self) -> Path:
-        return self.root / "figures"
-
-    def cell(self, arm: str, seed: int) -> RunDir:
-        return RunDir(self.runs / arm / f"seed-{seed}")
 
     def inputs_sha256(self, cells: Iterable[RunDir]) -> str:
         """Of what a report is made from: suite, plan, votes, noise, and the marker and manifest of each cell.

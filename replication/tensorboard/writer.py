@@ -17,9 +17,8 @@ from pathlib import Path
 
 from replication.config import SuiteConfig, load_suite
 from replication.errors import UserError
-from replication.runs.files import remove_tree, write_text
+from replication.runs.files import hold_lock, remove_tree, write_text
 from replication.runs.layout import RunDir, SuiteDir
-from replication.runs.locks import hold_lock
 from replication.tensorboard.event_file import SUFFIX, EventFile
 from replication.tensorboard.live import Curve, LiveJournal
 from replication.tensorboard.over_seeds import Curves, differences, mean_runs

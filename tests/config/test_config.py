@@ -250,7 +250,7 @@ def test_every_number_is_finite_and_in_its_range(cls, tmp_path):
         (["--nothing=1"], ["--nothing"]),
         (["--training.steps"], ["--training.steps: has no value"]),
         (["--training.steps", "--seed=1"], ["--training.steps: has no value"]),
-        (["stray"], ["stray: is no flag"]),
+        (["stray"], ["stray: is not a flag"]),
         (["--layer_gain.exclude_blocks=[0"], ["--layer_gain.exclude_blocks: not valid YAML"]),
         (["--arm=\udcff"], ["--arm: holds half a character"]),
     ],

@@ -105,7 +105,7 @@ def test_a_missing_file_lists_what_is_shipped() -> None:
         ('[{"id": ' + "9" * 5000 + "}]", "not valid JSON"),
         ([GOOD, {**GOOD, "id": 2}], "entry 2 asks what entry 1 does"),
         ('[{"id": 1, "id": 2, "category": "a", "question": "Who?"}]', "not valid JSON (key 'id' comes twice)"),
-        ('[{"id": NaN, "category": "a", "question": "Who?"}]', "not valid JSON (NaN is no number of JSON)"),
+        ('[{"id": NaN, "category": "a", "question": "Who?"}]', "not valid JSON (NaN is not a number of JSON)"),
         ("[" * 20_000, "not valid JSON (brackets are nested too deep)"),
     ],
 )

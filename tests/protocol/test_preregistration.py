@@ -72,7 +72,7 @@ def change_suite(suite_dir: SuiteDir, **changes: object) -> SuiteConfig:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"treatment": "nope"}, "analysis.treatment: nope is no arm of the suite; choose one of baseline, both"),
+        ({"treatment": "nope"}, "analysis.treatment: nope is not an arm of the suite; choose one of baseline, both"),
         ({"baseline": "both"}, "analysis.baseline: both is not the suite's first arm"),
         ({"treatment": "baseline"}, "analysis.treatment: baseline is the baseline too; name another arm"),
         ({"margin_nats": 0.0}, "analysis.margin_nats: 0.0 must be more than 0"),
