@@ -8,7 +8,7 @@ Shapes: V votes, S seeds, leading axes [...] are experiments with the same patte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -163,29 +163,6 @@ def chance_range(n: int, confidence: float = 0.95) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = scipy_stats.binom.interval(confidence, n, 0.5)
     return float(low) / n, float(high) / n
-
-
-# ---------------------------------------------------------------- judges
-
-
-def fast_judges(b: Ballots, seconds: float) -> set[str]:
-    """People whose median time to a vote is below so many seconds; models are fast by nature, and exempt."""
-    timed = b.where(b.is_human & np.isfinite(b.seconds))
-    return {judge for judge, part in _by_judge(timed, timed.seconds) if np.median(part) < seconds}
-
-
-def tie_judges(b: Ballots, share: float) -> set[str]:
-    """Judges more than this share of whose votes are ties."""
-    return {judge for judge, part in _by_judge(b, ~b.decisive) if part.mean() > share}
-
-
-def _by_judge(b: Ballots, values: NDArray) -> Iterator[tuple[str, NDArray]]:
-    """(judge, their values), judge by judge."""
-    if not len(b):
-        return
-    judges, index = np.unique(b.judge, return_inverse=True)
-    parts = np.split(values[np.argsort(index, kind="stable")], np.cumsum(np.bincount(index))[:-1])
-    yield from ((str(judge), part) for judge, part in zip(judges, parts, strict=True))
 
 
 # ---------------------------------------------------------------- agreement
