@@ -45,7 +45,7 @@ class Row:
     is_sentence: bool
     """Whether words are checked, as the note reads them, and not a printed figure."""
     note: str
-    """How a sentence was read, or what is not published."""
+    """The reading of a sentence, or the data that are not published."""
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,9 @@ class Entry:
     """Function of `recompute`; None where the files cannot tell."""
     args: dict[str, Any] = field(default_factory=dict)
     why_not: str = ""
-    """What is not published; empty where there is a function."""
+    """The data that are not published; empty where there is a function."""
     reading: str = ""
-    """How a sentence is read as a figure; empty where there is nothing to choose."""
+    """The figure as which a sentence is read; empty where there is nothing to choose."""
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Arguments of each."""
     rows: dict[str, TableRow] | None = None
@@ -192,7 +192,7 @@ def check_number(printed: str, value: Value, place: str) -> None:
 
 
 def unit_in_last_place(match: re.Match[str]) -> float:
-    """What one step of the last printed digit is worth: 0.1 for 59.9, 1e-10 for 2.80e-8."""
+    """Value of one step of the last printed digit: 0.1 for 59.9, 1e-10 for 2.80e-8."""
     mantissa, _, exponent = match["number"].lower().replace(",", "").partition("e")
     _, _, decimals = mantissa.partition(".")
     zeros = len(mantissa) - len(mantissa.rstrip("0")) if match["about"] and not decimals else 0

@@ -28,7 +28,7 @@ DIVERGENCE = "layer_gain/div_layer_"
 
 
 def side_of(tally: Tally) -> str:
-    """Where a majority is, in the paper's words: gain, baseline, even, or ties where no vote is decisive."""
+    """The side of a majority, in the paper's words: gain, baseline, even, or ties where no vote is decisive."""
     return "gain" if tally.leans == TREATMENT else tally.leans
 
 
@@ -85,7 +85,7 @@ class Majorities:
 
 @dataclass(frozen=True)
 class Sums:
-    """What the file states of some of its votes."""
+    """Sums that the file states of some of its votes."""
 
     n: int | None = None
     a: int | None = None

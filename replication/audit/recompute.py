@@ -47,7 +47,7 @@ class Figures(VoteFigures, TrainingFigures):
         return math.log10(float(of) / float(to))
 
     def stated(self, role: str, path: str) -> Value:
-        """What a file says itself, where nothing published allows to recompute it.
+        """A value that a file states itself, where nothing published allows to recompute it.
 
         Args:
             role: of the file.

@@ -86,7 +86,7 @@ class TrainingFigures:
         return float(apart[steps >= from_step].max())
 
     def checkpoints(self, run: str) -> int:
-        """How many checkpoints of a run are published."""
+        """Number of published checkpoints of a run."""
         return len(self._curve(run).steps)
 
     def checkpoints_missing(self, run: str, that: str) -> str:
@@ -166,11 +166,11 @@ class TrainingFigures:
         return float(((values >= low) & (values <= high)).mean())
 
     def samples(self) -> int:
-        """How many steps are sampled."""
+        """Number of sampled steps."""
         return len(self.data.sampled_steps)
 
     def blocks(self) -> int:
-        """How many blocks are sampled."""
+        """Number of sampled blocks."""
         return self.data.divergences_TB.shape[1]
 
     def sample_spacing(self) -> int:

@@ -33,7 +33,7 @@ OF_TALLY: dict[str, Callable[[Tally], float]] = {
     "baseline_of_all": lambda t: t.baseline / t.n,
     "p": lambda t: float(binomial_p(t.treatment, t.decisive)),
 }
-"""What can be asked of a tally; shares are of the decisive votes unless they say `of_all`."""
+"""Everything that can be asked of a tally; shares are of the decisive votes unless they say `of_all`."""
 
 LEAVES_OUT: dict[str, Callable[[Judge, Any], bool]] = {
     "humans_faster_than": lambda j, seconds: j.filtered.is_fast(seconds),
@@ -93,7 +93,7 @@ class VoteFigures:
     # ------------------------------------------------------------ by judge
 
     def judges(self, **rules: Any) -> int:
-        """How many judges a filter keeps."""
+        """Number of judges that a filter keeps."""
         return len(self._select(rules))
 
     def votes(self, count: str, **rules: Any) -> float:
@@ -105,7 +105,7 @@ class VoteFigures:
         return self.judges(**rules) if count == "judges" else self.votes(count, **rules)
 
     def moved(self, count: str, **rules: Any) -> float:
-        """By how much a filter changes a share: with the filter minus without."""
+        """The change of a share by a filter: with the filter minus without."""
         return self.votes(count, **rules) - self.votes(count)
 
     def apart(self, of: Rules, minus: Rules) -> float:
@@ -151,7 +151,7 @@ class VoteFigures:
         return OF_TALLY[count](self._tally(part)) / OF_TALLY[count](self._tally(whole))
 
     def filters_above(self, filters: Sequence[Rules]) -> int:
-        """How many filters give a higher share for gain than all judges do."""
+        """Number of filters that give a higher share for gain than all judges do."""
         return sum(self._tally(rules).share > self._tally({}).share for rules in filters)
 
     def filters_extreme(self, filters: Sequence[Rules], which: str) -> float:
@@ -163,11 +163,11 @@ class VoteFigures:
         return all(side_of(self._tally(rules)) == to for rules in filters)
 
     def backgrounds(self) -> int:
-        """How many backgrounds judges name."""
+        """Number of backgrounds that judges name."""
         return len({j.background for j in self.data.votes.judges if j.background})
 
     def vendors(self, of: Mapping[str, str], type: str) -> int:
-        """How many vendors the judges of a type come from, by a table of names."""
+        """Number of vendors of the judges of a type, by a table of names."""
         return len({of[j.name] for j in self.data.votes.judges if j.type == type})
 
     def listed_by_first_vote(self) -> bool:
@@ -182,7 +182,7 @@ class VoteFigures:
         return OF_TALLY[count](total(q.tally for q in self._questions(category)))
 
     def prompts(self, category: str | None = None, leans: str | None = None) -> int:
-        """How many prompts there are, or lean to a side (even: an exact split)."""
+        """Number of prompts, or of those that lean to a side (even: an exact split)."""
         return len(self._questions(category, leans))
 
     def categories_of(self, leans: str, outside: Sequence[str] = ()) -> str:
@@ -190,11 +190,11 @@ class VoteFigures:
         return ", ".join(sorted({q.category for q in self._questions(leans=leans)} - set(outside)))
 
     def categories(self, share_from: float = 0.0, share_below: float = math.inf) -> int:
-        """How many categories have a share for gain in a range."""
+        """Number of categories whose share for gain lies in a range."""
         return sum(share_from <= self.prompt_votes("share", name) < share_below for name in self.data.votes.categories)
 
     def categories_that_hold(self, leans: str) -> int:
-        """How many categories hold a prompt that leans to a side."""
+        """Number of categories that hold a prompt that leans to a side."""
         return len({q.category for q in self._questions(leans=leans)})
 
     def fewest_votes_on_a_prompt(self) -> int:
@@ -209,7 +209,7 @@ class VoteFigures:
         return ", ".join(f"{q.question_id} ({q.tally.n} votes, {n} judges)" for q, n in odd) or "none"
 
     def prompts_as_printed(self, hashes: Sequence[str]) -> int:
-        """How many published prompts have the text that the paper prints, by the hashes of the printed texts."""
+        """Number of published prompts with the text that the paper prints, by the hashes of the printed texts."""
         return sum(text_hash(prompt.question) in hashes for prompt in self.data.prompts)
 
     def agreeing_prompts(self, of: str = "agree") -> float:

@@ -55,7 +55,7 @@ LOSS_TESTS = {
 
 
 class Measured(TypedDict):
-    """What a test did, as shares of the experiments; None where it has no such thing."""
+    """A test's record, as shares of the experiments; None where it has no such thing."""
 
     rejected: float | None
     """p < 5 %, in any direction; of an equivalence: declared."""
@@ -260,7 +260,7 @@ COVERAGE = (0.93, 0.97)
 CROSSED = ("crossed", "crossed_half")
 """The primary decision in both measures of preference."""
 CLOSE = (-0.03, 0.03)
-"""How far a measured power may lie from the stated one."""
+"""Largest distance of a measured power from the stated one."""
 
 
 What = Literal["rejected", "found", "coverage"]

@@ -1,4 +1,4 @@
-"""How many seeds, prompts and judges does it take? Power of the primary decision, by simulation."""
+"""Power of the primary decision, by simulation: the seeds, prompts and judges that a preference takes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ASSUMED = Spread(prompt=0.2, judge=0.1, seed_prompt=0.15)
 
 @dataclass(frozen=True)
 class Fitted:
-    """What votes given say of the spreads; None where they cannot say it."""
+    """Spreads estimated from votes; None where the votes cannot say it."""
 
     source: str
     prompt: float | None = None
@@ -66,7 +66,7 @@ class _Prompts:
 
 @dataclass(frozen=True)
 class Marginals:
-    """What is read of the published file of votes, or of a panel's marginals.json."""
+    """The part that is read of the published file of votes, or of a panel's marginals.json."""
 
     judges: tuple[_Counts, ...]
     question_majorities: _Prompts
@@ -146,14 +146,14 @@ def spread_between_groups(chosen_G: ArrayLike, decisive_G: ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a power calculation takes for true."""
+    """The truth that a power calculation starts from."""
 
     spread: Spread
     """Without the seeds', which are swept."""
     seed_spreads: tuple[float, ...]
     ties: float
     words: list[str] = field(default_factory=list)
-    """Where each spread comes from."""
+    """The source of each spread."""
 
 
 def assume(

@@ -23,7 +23,7 @@ AT_ONCE = 250
 
 @dataclass(frozen=True)
 class Spread:
-    """How much the chance of a vote for the treatment varies, as standard deviations."""
+    """Standard deviations of the chance of a vote for the treatment."""
 
     seed: float = 0.0
     """Between training seeds: pairs of models differ."""

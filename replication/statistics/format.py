@@ -1,4 +1,4 @@
-"""How numbers and untrusted text are written in the report and in its files. A missing number is a dash, never 0."""
+"""Numbers and untrusted text as the report and its files write them. A missing number is a dash, never 0."""
 
 from __future__ import annotations
 

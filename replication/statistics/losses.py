@@ -50,7 +50,7 @@ class Equivalence:
 
 @dataclass(frozen=True)
 class FurtherSeeds:
-    """How many more seeds an undecided equivalence needs, if the true difference is zero."""
+    """The further seeds that an undecided equivalence needs, if the true difference is zero."""
 
     sd: float
     """The standard deviation that the differences had."""
@@ -152,7 +152,7 @@ def sd_upper_bound(sd: float, n: int, confidence: float = SD_CONFIDENCE) -> floa
 
 
 def further_seeds(n: int, sd: float, margin: float, power: float = POWER, alpha: float = 0.05) -> FurtherSeeds:
-    """How many seeds more than n, whose differences had this sd, give the power at zero true difference."""
+    """Seeds beyond n, whose differences had this sd, that give the power at zero true difference."""
     upper = sd_upper_bound(sd, n)
     wanted = [seeds_for_equivalence(s, margin, power, alpha=alpha) for s in (sd, upper)]
     k, k_upper = (None if w is None else max(0, w - n) for w in wanted)

@@ -1,4 +1,4 @@
-"""Which of two arms' texts is preferred: estimators over votes. Pure functions on arrays.
+"""Preference between two arms' texts: estimators over votes. Pure functions on arrays.
 
 The estimand is a preference over seeds, prompts and judges that could have been drawn, not over these. The primary
 decision is `crossed.CrossedDesign.t`; what is here stands beside it, each with its own scope.

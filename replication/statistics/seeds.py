@@ -62,12 +62,12 @@ class LateMean:
 
     value: float
     k: int
-    """How many entered: those asked for, or all there are."""
+    """Validations that entered: those asked for, or all there are."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """At how many steps the mean gain after the clamp departs from 1."""
+    """Number of steps at which the mean gain after the clamp departs from 1."""
 
     n_failing: int
     n_measured: int
@@ -161,7 +161,7 @@ def last_share_mean(values_S: ArrayLike, share: float = 0.1) -> LateMean:
 
 
 def budget_departure(mean_gain_T: ArrayLike, tolerance: float = BUDGET_TOLERANCE) -> Budget:
-    """At how many logged steps 'the total gradient budget is preserved' fails.
+    """Number of logged steps at which 'the total gradient budget is preserved' fails.
 
     Args:
         mean_gain_T: float [T], mean gain over the step's tokens after the clamp; NaN entries are not measured.
