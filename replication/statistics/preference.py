@@ -38,8 +38,6 @@ class Ballots:
     """Prompt id."""
     judge: NDArray[np.str_]
     is_human: Bools
-    seconds: Floats
-    """From shown to chosen; NaN where unknown."""
     treatment_left: Bools
     """Whether the treatment stood on the left."""
 
@@ -65,7 +63,6 @@ def ballots(votes: Iterable[Vote], baseline: str, treatment: str) -> Ballots:
         prompt=np.array([v.prompt_id for v in rows], dtype=np.int64),
         judge=np.array([v.judge_id for v in rows], dtype=np.str_),
         is_human=np.array([v.judge_kind == "human" for v in rows], dtype=np.bool_),
-        seconds=np.array([v.seconds for v in rows], dtype=np.float64),
         treatment_left=np.array([v.arm_left == treatment for v in rows], dtype=np.bool_),
     )
 

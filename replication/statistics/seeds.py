@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 
+from replication.protocol.paper import LATE_CHECKPOINTS
+
 Floats = NDArray[np.float64]
 
-LATE_VALIDATIONS = 10
-"""The published late-checkpoint mean is over the last ten."""
 BUDGET_TOLERANCE = 0.01
 """A mean gain further from 1 does not preserve the total gradient budget (objectives/README.md, Token gain)."""
 
@@ -147,7 +147,7 @@ def smallest_sign_flip_p(n_seeds: int) -> float:
     return min(1.0, 2.0 / 2**n_seeds) if n_seeds > 0 else float("nan")
 
 
-def late_mean(values_V: ArrayLike, k: int = LATE_VALIDATIONS) -> LateMean:
+def late_mean(values_V: ArrayLike, k: int = LATE_CHECKPOINTS) -> LateMean:
     """Mean of the last k >= 1 validations, or of all where there are fewer; a missing one makes it NaN."""
     assert k >= 1
     last = np.asarray(values_V, dtype=np.float64)[-k:]

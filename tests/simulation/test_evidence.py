@@ -54,9 +54,8 @@ def test_a_pilots_votes_give_every_spread():
     rng = np.random.default_rng(3)
     who = vote_pattern(40, 40, 40)
     score = draw_scores(0.5, Spread(0.15, 0.2, 0.1), 0.2, who, 1, rng)[0]
-    none = np.full(len(who), np.nan)
     yes = np.ones(len(who), dtype=bool)
-    fitted = fit_ballots(Ballots(score, who.seed, who.prompt, who.judge.astype(str), yes, none, yes), "pilot")
+    fitted = fit_ballots(Ballots(score, who.seed, who.prompt, who.judge.astype(str), yes, yes), "pilot")
     assert (fitted.seed, fitted.prompt, fitted.judge) == pytest.approx((0.15, 0.2, 0.1), abs=0.05)
     assert fitted.ties == pytest.approx(0.2, abs=0.03)
 
