@@ -1,4 +1,4 @@
-"""How the command line reads its arguments."""
+"""Arguments of the command line: parser, types, earlier spellings."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def _processes(c: RunConfig) -> Iterator[str]:
 
 
 def _zero(c: RunConfig) -> Iterator[str]:
-    """What DeepSpeed ZeRO cannot do, or does with something else than the gradient; refused by name."""
+    """Settings that DeepSpeed ZeRO lacks, or applies to something else than the gradient; refused by name."""
     strategy, precision, offload = c.cluster.strategy, c.training.precision, c.cluster.offload_optimizer
     zero = strategy.startswith("zero")
     if offload and not zero:
@@ -115,7 +115,7 @@ def _zero(c: RunConfig) -> Iterator[str]:
 
 
 def _kernels(c: RunConfig) -> Iterator[str]:
-    """What the chosen kernels cannot compute."""
+    """Settings that the chosen kernels cannot compute."""
     cluster, precision, moe = c.cluster, c.training.precision, c.model.feed_forward == "moe"
     if cluster.compile and moe and precision != "bf16-mixed":
         yield (

@@ -74,7 +74,7 @@ def without_seeds(keys: Keys) -> Keys:
 
 
 def machine_cut(config: RunConfig) -> Keys:
-    """What a config says of the machine that may change how sums are rounded, which in fp32 grows over the steps."""
+    """The part of a config's machine that may change how sums are rounded, which in fp32 grows over the steps."""
     c = config.cluster
     return {
         "strategy": c.strategy,

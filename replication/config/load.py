@@ -173,7 +173,7 @@ def arm_keys(arm: str) -> set[str]:
 
 
 def _arm_values(path: Path) -> Keys:
-    """What an arm's file sets, as to_dict has it."""
+    """The keys that an arm's file sets, as to_dict has them."""
     return flatten({key: to_dict(value) for key, value in check_layer(RunConfig, read_yaml(path)).items()})
 
 

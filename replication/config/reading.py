@@ -45,7 +45,7 @@ class Range:
         self.low, self.high = (float(end) for end in interval[1:-1].split(","))
 
     def problem(self, value: float) -> str | None:
-        """What is wrong with a number, in words; None where it lies within."""
+        """The fault of a number, in words; None where it lies within."""
         above = self.low < value if self.interval[0] == "(" else self.low <= value
         if above and (value < self.high if self.interval[-1] == ")" else value <= self.high):
             return None
@@ -183,7 +183,7 @@ class _Tree:
 
 
 def untyped(value: Any) -> Any:
-    """What a tree holds where no type says: null, true, false and numbers as in JSON, all else text."""
+    """The values of a tree where no type says: null, true, false and numbers as in JSON, all else text."""
     if isinstance(value, dict):
         return {key: untyped(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -248,7 +248,7 @@ def load_json(text: str) -> Any:
 
 
 class _Problem(Exception):
-    """What is wrong with the value of a key; whoever knows where it stands makes a UserError of it."""
+    """A fault of the value of a key; whoever knows where it stands makes a UserError of it."""
 
     def __init__(self, key: str, words: str) -> None:
         super().__init__(key, words)

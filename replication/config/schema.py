@@ -17,7 +17,7 @@ Count = Annotated[int, Range("[1, 2147483647]")]
 Natural = Annotated[int, Range("[0, 2147483647]")]
 Tokens = Annotated[int, Range("[1, 9007199254740992]")]
 Seed = Annotated[int, Range("[0, 4294967295]")]
-"""What every generator and database that meets a seed can hold."""
+"""The range that every generator and database that meets a seed can hold."""
 Processes = Annotated[int, Range("[1, 1024]")]
 """Of one machine."""
 Positive = Annotated[float, Range("(0, inf)")]
@@ -54,7 +54,7 @@ class ModelConfig:
     aux_coef: NotNegative = 0.01
     """Weight of the load-balancing loss in the objective (unpublished; our choice)."""
     qk_norm: Literal["after_rotary", "before_rotary", "none"] = "after_rotary"
-    """Where queries and keys are RMS-normalised."""
+    """Place of the RMS norm of queries and keys."""
     rotary_base: Positive = 10000.0
     """Base of the rotary frequencies."""
     norm_eps: NotNegative = 1e-6
@@ -261,7 +261,7 @@ class CheckpointConfig:
     every_steps: Count = 100
     """Optimizer steps between checkpoints; the last step always has one."""
     keep_last: Count = 2
-    """How many of the newest complete checkpoints stay on disk."""
+    """Number of the newest complete checkpoints that stay on disk."""
     keep_every_steps: Count | None = None
     """Checkpoints at multiples of this many steps stay for good; none: only the newest do."""
 
@@ -293,7 +293,7 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class SlurmConfig:
-    """What a SLURM job of one cell asks for. Account, partition and the like are the site's: launch/site.env."""
+    """The requests of a SLURM job of one cell. Account, partition and the like are the site's: launch/site.env."""
 
     time_limit_minutes: Count = 1440
     """Longest time of one job; a cell that needs more goes on in the next one."""
@@ -304,11 +304,11 @@ class SlurmConfig:
     concurrent_cells: Count = 4
     """Most cells of a suite that run at once."""
     lead_seconds: Count = 300
-    """How long before the time limit a job is told to save and stop; must exceed a step and a save."""
+    """Grace period: time before the limit at which a job is told to save and stop; must exceed a step and a save."""
     signal_to: Literal["batch", "ranks"] = "batch"
     """Who gets the stop signal from SLURM: the batch shell, which passes it on, or every process itself."""
     max_requeues: Natural = 100
-    """How often a job that was told to stop goes on by itself."""
+    """Most times that a job that was told to stop goes on by itself."""
 
 
 @dataclass(frozen=True)
@@ -317,7 +317,7 @@ class ClusterConfig:
     rounding grows over the steps, so the report names arms of a seed that were cut or placed differently."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where to train."""
+    """Device to train on."""
     strategy: Literal["single", "ddp", "zero1", "zero2", "zero3"] = "single"
     """One process; one process a device with averaged gradients (ddp); or DeepSpeed ZeRO, which shards the optimizer's
     state (zero1), the gradients too (zero2), the weights too (zero3)."""
@@ -339,7 +339,7 @@ class ClusterConfig:
     activation_checkpointing: bool = False
     """Whether the blocks' activations are computed again in backward instead of kept; divergences are not."""
     head: Literal["logits", "chunked", "liger"] = "logits"
-    """How the loss is taken from the hidden states: all logits at once; a few tokens at a time, computed again in
+    """Way from the hidden states to the loss: all logits at once; a few tokens at a time, computed again in
     backward (a fraction of the memory, 4 % more arithmetic); or by liger-kernel (a GPU, and the package)."""
     attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
     """Kernel of the attention; auto: torch's own choice."""
@@ -439,7 +439,7 @@ class DivergedRule:
 
 @dataclass(frozen=True)
 class AnalysisConfig:
-    """What will be asked of a suite's results, and how; `replicate plan freeze` writes it down before the data."""
+    """Questions to a suite's results, and their tests; registered before the data, with the suite."""
 
     baseline: str | None = None
     """Arm that the treatment is compared with: the suite's first, as in every other comparison; none: the same."""
@@ -449,7 +449,7 @@ class AnalysisConfig:
     """The one primary question: is the treatment's text preferred, or is its validation loss equivalent. The others
     are secondary."""
     loss: Literal["late_val_loss", "final_val_loss"] = "late_val_loss"
-    """Which loss the arms are compared in: the mean of the last validations, or the last one alone."""
+    """Loss that the arms are compared in: the mean of the last validations, or the last one alone."""
     late_validations: Count = 10
     """Validations in the mean of late_val_loss, counted from the end."""
     margin_nats: Positive = 0.02

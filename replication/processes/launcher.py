@@ -113,7 +113,7 @@ def _code_of(failed: dict[int, int]) -> int:
 
 
 def how_it_was_ended(code: int) -> str:
-    """What to say of a process that a signal ended, by its negative return code."""
+    """The end of a process by a signal, in words, from its negative return code."""
     return f"ended by {signal.Signals(-code).name}{' (out of memory?)' if code == -signal.SIGKILL else ''}"
 
 
@@ -146,7 +146,7 @@ def forget_place_of_the_shell() -> None:
 
 
 def start_name() -> str:
-    """What all processes of one start, and no others, have in common; in words."""
+    """Name that all processes of one start, and no others, have in common."""
     e = os.environ
     if START in e:
         return f"start {e[START]}"

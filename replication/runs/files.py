@@ -131,7 +131,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def number(value: Any) -> float | None:
-    """What a file gives for a number, as a float; None for whatever is none, NaN and infinity included."""
+    """A value of a file as a finite float; None for anything else, NaN and infinity included."""
     try:
         return float(value) if type(value) in (int, float) and math.isfinite(value) else None
     except OverflowError:  # a whole number beyond what a float holds
@@ -162,7 +162,7 @@ def _marker_sha256(marker: Mapping[str, Any]) -> str:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that mark_complete closed, in words; None where all is well."""
+    """The first fault of a folder that mark_complete closed, in words; None where all is well."""
     if not (folder / "COMPLETE").is_file():
         return "has no COMPLETE marker (it was interrupted while being written)"
     try:
@@ -206,7 +206,7 @@ def remove_tree(path: Path) -> None:
 # ---------------------------------------------------------------- locks
 
 HELD = (errno.EAGAIN, errno.EACCES)
-"""What the system answers where another process has the lock; anything else says nothing about one."""
+"""Answers of the system where another process has the lock; anything else says nothing about one."""
 
 
 @contextmanager
@@ -232,7 +232,7 @@ def hold_lock(folder: Path, message: str, name: str = ".lock") -> Iterator[None]
 
 
 def without_locks(folder: Path, error: OSError) -> str:
-    """What to say where a lock can be neither had nor refused."""
+    """The error of a file system where a lock can be neither had nor refused, in words."""
     return (
         f"{folder}: this file system has no locks ({error.strerror}), and without one two processes could write the "
         "same files; mount it with them (Lustre: -o flock; NFS: with its lock daemon), or choose another --out"

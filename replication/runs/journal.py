@@ -145,7 +145,7 @@ def _read(path: Path, n_bytes: int | None) -> tuple[list[Line], bool]:
 
 @dataclass(slots=True)
 class LoggedStep:
-    """What checks need of the lines of one step, and no more, so that many journals fit in memory."""
+    """The lines of one step as checks need them, and no more, so that many journals fit in memory."""
 
     is_training: bool = False
     n_losses: int = 0
@@ -182,7 +182,7 @@ def due_validations(steps: int, every: int) -> set[int]:
 
 
 def journal_gaps(logged: Logged, steps: int, validations: Iterable[int]) -> list[str]:
-    """What a journal lacks of the losses of steps up to `steps` and of the validations at those steps, a line each.
+    """The gaps of a journal in the losses of steps up to `steps` and in the validations at those steps, a line each.
 
     Each training line has the losses of the steps since the line before, whatever the interval of lines was: together
     they have every step once.

@@ -29,7 +29,7 @@ from replication.errors import UserError
 from replication.runs.files import HELD, file_sha256, hold_lock, remove_temporaries, remove_tree
 
 KEPT = ("step", "tokens", "data_chain", "final_weights_sha256")
-"""What COMPLETE repeats of the manifest."""
+"""Fields of the manifest that COMPLETE repeats."""
 
 
 class _Inside:
@@ -56,7 +56,7 @@ class RunDir:
     times = _Inside("times.json")
     """See runs/grace_period.py."""
     start = _Inside("start.json")
-    """Where the processes of the latest start on several ranks meet; see training.start."""
+    """Meeting point of the processes of the latest start on several ranks; see training/start.py."""
     samples = _Inside("samples.jsonl")
     samples_part = _Inside("samples.part")
     """Folder of completions while they are being sampled; see generation/samples.py."""
@@ -124,18 +124,18 @@ class SuiteDir:
     data = _Inside("data")
     runs = _Inside("runs")
     launch = _Inside("launch")
-    """What was submitted to SLURM; see grid.submit."""
+    """Jobs submitted to SLURM; see grid/submit.py."""
     tensorboard = _Inside("tensorboard")
     votes = _Inside("votes.csv")
     """The vote record; see votes/record.py."""
     votes_note = _Inside("votes.json")
-    """What the lock of the panel says of the vote record; see votes/note.py."""
+    """The panel's lock on the vote record; see votes/note.py."""
     judging = _Inside("judging")
     """The panel's database, and what is handed to judges."""
     sealed = _Inside("sealed")
     """The key of sides and arms, which the server neither needs nor reads."""
     noise = _Inside("noise.json")
-    """How far rounding alone moves the loss, where `replicate bench noise` measured it in DIR/noise."""
+    """Effect of rounding alone on the loss, where `replicate bench noise` measured it in DIR/noise."""
     certificate = _Inside("certificate.json")
     report_html = _Inside("report.html")
     report_md = _Inside("report.md")

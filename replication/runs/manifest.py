@@ -65,14 +65,14 @@ class Start(Environment):
     """From which it went on; 0: the first. Older records have none."""
     plan: PlanStamp | None = None
     strategy: Mapping[str, Any] = field(default_factory=dict)
-    """How the state was cut over processes: strategy, world_size, offload_optimizer."""
+    """Sharding of the state: strategy, world_size, offload_optimizer."""
     machine: Mapping[str, Any] | None = None
     """All that may change a rounding, `training.environment.arithmetic`; older records have none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(Environment):
-    """What is not known, or has another form than it should, is None or empty."""
+    """A field that is not known, or has another form than it should, is None or empty."""
 
     schema: int = SCHEMA
     arm: str | None = None
@@ -94,7 +94,7 @@ class Manifest(Environment):
     starts: tuple[Start, ...] = ()
     """Oldest first; the oldest manifests have none, see `all_starts`."""
     preflight: Mapping[str, Any] | None = None
-    """What the ranks measured and agreed on before the first step."""
+    """Findings of the ranks before the first step: room, needs, bandwidth."""
     deepspeed: Mapping[str, Any] | None = None
     """The config that DeepSpeed resolved."""
     step: int | None = None
@@ -109,11 +109,6 @@ class Manifest(Environment):
     generated_by: Code | None = None
 
     @property
-    def is_empty(self) -> bool:
-        """Whether the cell has none, or one that says nothing."""
-        return self == Manifest()
-
-    @property
     def all_starts(self) -> tuple[Start, ...]:
         """Those that are recorded; of an older manifest the one that its own fields describe."""
         if self.starts:
@@ -124,7 +119,7 @@ class Manifest(Environment):
 
 ONCE_KNOWN = ("preflight", "deepspeed", "step", "tokens", "data_chain", "wall_seconds", "final_weights_sha256",
               "finished_at", "generation", "generated_by")  # fmt: skip
-"""What a manifest has no key for until it is known."""
+"""Fields that the file has no key for until they are known."""
 
 
 def write_manifest(run: RunDir, manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""What a cell's starts recorded: which code ran, and how the machine cut the sums. Imports no torch.
+"""The record of a cell's starts: which code ran, and how the machine cut the sums. Imports no torch.
 
 Neither is part of a cell's config, so a cell may go on under other code or on another machine. That is allowed and
 told: in fp32 another cut is another rounding, which grows over the steps. Other data are refused.
@@ -89,7 +89,7 @@ def code_facts(code: Code) -> Facts:
 
 
 def machine_of(manifest: Manifest, config: RunConfig | None) -> list[Facts]:
-    """What of the machine may change a rounding, of every start that lasts.
+    """The facts of the machine that may change a rounding, of every start that lasts.
 
     Older records have the strategy and the ranks alone; the cell's config.yaml, of its last start, says more of that.
     """
