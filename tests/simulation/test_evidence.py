@@ -152,6 +152,13 @@ def test_power_reads_the_published_schema(tmp_path, capsys):
     assert found["rows"][0]["gpu_hours_2_arms"] == 3 * 2 * 180
 
 
+def test_marginals_of_another_schema_are_named(tmp_path, capsys):
+    file = tmp_path / "marginals.json"
+    file.write_text(json.dumps({"question_majorities": {"details": [{"a": 1, "b": "2"}]}, "judges": []}))
+    assert main(["power", "--votes", str(file)]) == 2
+    assert "marginals.json: question_majorities.details[0].b must be a whole number" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
