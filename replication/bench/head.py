@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from replication.bench.blocks import synchronize
 from replication.bench.loops import head_losses
-from replication.bench.machine import describe
+from replication.bench.machine import Machine, describe
 from replication.bench.result import Result
 from replication.config import ClusterConfig, ModelConfig
 from replication.console import progress, table
@@ -39,7 +39,7 @@ ROOM = 1.5
 
 @dataclass(frozen=True)
 class HeadSize:
-    """How large the head is, and how it computes."""
+    """Size of the head, and its arithmetic."""
 
     tokens: int
     vocabulary: int
@@ -67,7 +67,7 @@ class HeadBench(Result):
     size: HeadSize
     repeats: int
     rows: tuple[HeadRow, ...]
-    machine: dict[str, Any]
+    machine: Machine
 
     def tables(self) -> list[Table]:
         s = self.size

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -111,6 +111,14 @@ class PeakMemory:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def describe(device: torch.device) -> dict[str, Any]:
-    """Device and versions, for a result file."""
-    return {"device": device_name(device), "threads": torch.get_num_threads(), "versions": package_versions()}
+@dataclass(frozen=True)
+class Machine:
+    """Where a result was measured, and with what."""
+
+    device: str
+    threads: int
+    versions: Mapping[str, str | None]
+
+
+def describe(device: torch.device) -> Machine:
+    return Machine(device_name(device), torch.get_num_threads(), package_versions())

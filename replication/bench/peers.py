@@ -11,7 +11,7 @@ import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from replication.bench.blocks import RATIOS, Interleaved, Pause, Turns, interleave, share_one_heap
 from replication.bench.loops import NaiveLoop, PlainLoop, synthetic_store, training_loader
-from replication.bench.machine import describe
+from replication.bench.machine import Machine, describe
 from replication.bench.product import Product, configure
 from replication.bench.result import Result, facts
 from replication.config import RunConfig
@@ -58,7 +58,7 @@ class PeersBench(Result):
     """Findings of one run of `bench peers`."""
 
     bench: ClassVar = "peers"
-    machine: dict[str, Any]
+    machine: Machine
     block_steps: int
     interleaved: Interleaved
     skipped: dict[str, str]  # what the contestants lack that did not run
@@ -73,11 +73,11 @@ class PeersBench(Result):
         c, speeds = self.interleaved, self.interleaved.tokens_per_second
         speed = {name: 1 / ratio.median for name, ratio in c.time_over_reference.items()} | {PLAIN: 1.0}
         rows = [(n, f"{speeds[n]:,.0f}", f"{speed[n]:.4f}", *c.ratio_cells(n)) for n in (PLAIN, *self.names)]
-        versions = ", ".join(f"{k} {v}" for k, v in self.machine["versions"].items() if v)
+        versions = ", ".join(f"{k} {v}" for k, v in self.machine.versions.items() if v)
         about = {
             **(REMARKS | self.skipped),
             "versions": versions,
-            "machine": f"{self.machine['device']}, {self.machine['threads']} CPU thread(s)",
+            "machine": f"{self.machine.device}, {self.machine.threads} CPU thread(s)",
             "compiled": "yes" if self.config.cluster.compile else "no",
             "pairs": f"{len(c.times(self.names[0]))} blocks of {self.block_steps} steps, a log line every "
             f"{self.config.logging.log_every_steps}",
@@ -119,7 +119,7 @@ def bench_peers(config: RunConfig, block_steps: int, rounds: int, console: Conso
         bars.remove_task(task)
         others, tokens = list(contestants)[1:], block_steps * config.training.batch_tokens
         interleaved = interleave(PLAIN, others, rounds, tokens, lambda name: contestants[name].block(), bars)
-    machine = describe(_device(config)) | {"versions": versions()}
+    machine = replace(describe(_device(config)), versions=versions())
     return PeersBench(machine, block_steps, interleaved, skipped, config)
 
 

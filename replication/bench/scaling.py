@@ -27,7 +27,7 @@ from rich.table import Table
 
 from replication.bench.blocks import Stopped, synchronize
 from replication.bench.loops import synthetic_store
-from replication.bench.machine import describe
+from replication.bench.machine import Machine, describe
 from replication.bench.product import BeforeBlock, endless, silent_trainer
 from replication.bench.result import Result
 from replication.config import RunConfig, load_run, to_yaml
@@ -35,12 +35,29 @@ from replication.console import progress, table
 from replication.data.module import TokenDataModule
 from replication.errors import UserError
 from replication.processes.launcher import adopt_place, run_ranks
-from replication.runs.files import read_json, write_json, write_text
+from replication.runs.files import write_text
+from replication.runs.records import read_record, to_json, write_record
 from replication.training.environment import prepare_torch
 from replication.training.module import LanguageModel
 from replication.training.ranks import is_first
 
 Mode = Literal["weak", "strong"]
+
+
+@dataclass(frozen=True)
+class Node(Machine):
+    """The machine that the processes share."""
+
+    cores: int | None
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run, as its first rank writes it."""
+
+    seconds: tuple[float, ...]
+    machine: Node
 
 
 @dataclass(frozen=True)
@@ -65,7 +82,7 @@ class ScalingBench(Result):
     """Findings of one run of `bench scaling`."""
 
     bench: ClassVar = "scaling"
-    machine: dict[str, Any]
+    machine: Node
     mode: Mode
     rows: tuple[ScalingRow, ...]
     config: RunConfig
@@ -82,8 +99,8 @@ class ScalingBench(Result):
         return written
 
     def tables(self) -> list[Table]:
-        shared = "" if self.machine["gpus"] else f"; all share {self.machine['cores']} CPU core(s)"
-        title = f"{self.mode} scaling, {self.config.cluster.strategy}, {self.machine['device']}{shared}"
+        shared = "" if self.machine.gpus else f"; all share {self.machine.cores} CPU core(s)"
+        title = f"{self.mode} scaling, {self.config.cluster.strategy}, {self.machine.device}{shared}"
         columns = [">processes", ">batch tokens", ">micro-batch", ">accum.", ">tokens/s", ">efficiency"]
         rows = [
             (r.ranks, f"{r.batch_tokens:,}", r.micro_batch_sequences, r.accumulation, f"{r.tokens_per_second:,.0f}",
@@ -128,18 +145,18 @@ def bench_scaling(
         UserError: a run of some processes failed; what they said stands above.
     """
     configs = [at_ranks(config, n, mode) for n in ranks]
-    rows, machine = [], {}
+    rows, machine = [], None
     with progress(console) as bars, tempfile.TemporaryDirectory() as folder:
         for one in bars.track(configs, description="numbers of processes"):
             measured = _run(one, Path(folder) / f"{one.world_size}.json", block_steps, blocks)
-            machine, seconds = measured["machine"], tuple(measured["seconds"])
+            machine = measured.machine
             cut = (one.training.batch_tokens, one.micro_batch_sequences, one.accumulation)
-            rows.append(ScalingRow(one.world_size, *cut, block_steps, seconds))
+            rows.append(ScalingRow(one.world_size, *cut, block_steps, measured.seconds))
+    assert machine is not None, "no number of processes was asked for"
     return ScalingBench(machine, mode, tuple(rows), config)
 
 
-def _run(config: RunConfig, out: Path, block_steps: int, blocks: int) -> dict[str, Any]:
-    """One run: {"seconds", "machine"} as its first rank wrote them."""
+def _run(config: RunConfig, out: Path, block_steps: int, blocks: int) -> Measured:
     layer = out.with_suffix(".yaml")
     write_text(layer, to_yaml(config))
     command = [sys.executable, "-P", "-m", "replication.bench.scaling", str(layer), str(out)]
@@ -149,7 +166,7 @@ def _run(config: RunConfig, out: Path, block_steps: int, blocks: int) -> dict[st
             f"bench scaling: {config.world_size} process(es) of {config.cluster.strategy} ended with code {code}; "
             "what they said stands above"
         )
-    measured: dict[str, Any] | None = read_json(out)
+    measured = read_record(out, Measured)
     assert measured is not None, "the first rank has ended well without a result"
     return measured
 
@@ -175,9 +192,9 @@ def train_as_rank(layer: str, out: str, block_steps: int, blocks: int) -> None:
             if len(ends) < blocks + 2:  # the first block warms up
                 return
             if is_first():
-                seconds = [b - a for a, b in pairwise(ends[1:])]
-                machine = describe(module.device) | {"cores": psutil.cpu_count(), "gpus": torch.cuda.device_count()}
-                write_json(Path(out), {"seconds": seconds, "machine": machine})
+                about = to_json(describe(module.device))
+                node = Node(**about, cores=psutil.cpu_count(), gpus=torch.cuda.device_count())
+                write_record(Path(out), Measured(tuple(b - a for a, b in pairwise(ends[1:])), node))
             trainer.strategy.barrier()  # nobody leaves while another may still need it
             raise Stopped
 

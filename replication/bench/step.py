@@ -17,7 +17,7 @@ from rich.table import Table
 from replication.bench.blocks import RATIOS, Elapsed, Interleaved, Ratio, interleave, share_one_heap
 from replication.bench.breakdown import Breakdown, Marks
 from replication.bench.loops import PlainLoop, synthetic_store
-from replication.bench.machine import PeakMemory, Utilisation, describe
+from replication.bench.machine import Machine, PeakMemory, Utilisation, describe
 from replication.bench.product import ARMS, Product
 from replication.bench.result import Result, facts
 from replication.config import RunConfig
@@ -33,7 +33,7 @@ class StepBench(Result):
 
     bench: ClassVar = "step"
     figures: ClassVar = ("baseline_over_plain_loop",)
-    machine: dict[str, Any]
+    machine: Machine
     block_steps: int
     interleaved: Interleaved
     utilisation: Utilisation
@@ -58,7 +58,7 @@ class StepBench(Result):
                 facts("measured with", self._facts())]  # fmt: skip
 
     def _facts(self) -> dict[str, str]:
-        u, config, versions = self.utilisation, self.config, self.machine["versions"]
+        u, config, versions = self.utilisation, self.config, self.machine.versions
         over_plain, cpu = self.baseline_over_plain_loop, self.interleaved.reference_over(PLAIN, "cpu_seconds")
         return {
             "baseline over plain": f"{over_plain} of its time, 95 % upper bound {over_plain.bound}; "
@@ -70,7 +70,7 @@ class StepBench(Result):
             f"({u.flops_per_token_causal:.3g})",
             "of a peak of": f"{u.peak.flops_per_second / 1e12:,.3g} TFLOP/s ({u.peak.source})",
             "memory": self.peak_bytes["kind"],
-            "machine": self.machine["device"],
+            "machine": self.machine.device,
             "versions": f"torch {versions['torch']}, lightning {versions['lightning']}",
             "compiled": "yes" if config.cluster.compile else "no",
         }
