@@ -218,6 +218,7 @@ def _gather(run: RunDir, arm: str, seed: int, given: Mapping[tuple[str, int], Lo
     if state != "complete":
         return _Evidence(arm, seed, state, _missing_line(run, arm, state))
     manifest, faults = _read_manifest(run)
+    readable = not faults
     loaded, keys = None, dict[str, object]()
     try:
         loaded = load_run([run.config])
@@ -234,7 +235,7 @@ def _gather(run: RunDir, arm: str, seed: int, given: Mapping[tuple[str, int], Lo
         last = loaded.training.steps
         journal += journal_gaps(logged, last, due_validations(last, loaded.validation.every_steps))
         journal += [f"metrics.jsonl goes on to step {max(logged)}"] if max(logged, default=0) > last else []
-    journal = [f"{arm}: {fault}" for fault in (*journal, *_unlike_complete(run, manifest))]
+    journal = [f"{arm}: {fault}" for fault in (*journal, *_unlike_complete(run, manifest if readable else None))]
     lines = {step: line for step, line in logged.items() if line.is_training}
     return _Evidence(arm, seed, state, "", manifest, loaded, keys, tuple(faults), lines, tuple(journal))
 
@@ -256,7 +257,7 @@ def _read_manifest(run: RunDir) -> tuple[Manifest, list[str]]:
     return manifest or Manifest(), [] if manifest else [f"{arm}: manifest.json is missing or holds nothing"]
 
 
-def _unlike_complete(run: RunDir, manifest: Manifest) -> list[str]:
+def _unlike_complete(run: RunDir, manifest: Manifest | None) -> list[str]:
     """Faults of COMPLETE, and of journal and manifest if they are not those that it was written for."""
     try:
         marker = read_object(run.complete)
@@ -265,7 +266,7 @@ def _unlike_complete(run: RunDir, manifest: Manifest) -> list[str]:
         return [f"COMPLETE cannot be used ({_one_line(error)})"]
     if not marker:
         return ["COMPLETE holds nothing; remove it and run again"]
-    keys = [k for k in KEPT if k in marker and manifest != Manifest() and marker[k] != getattr(manifest, k)]
+    keys = [k for k in KEPT if manifest is not None and k in marker and marker[k] != getattr(manifest, k)]
     found = [f"manifest.json has {k} {getattr(manifest, k)}, COMPLETE has {marker[k]}" for k in keys]
     if marker.get("journal_sha256", journal) != journal:
         found.append("metrics.jsonl is not the file that COMPLETE was written for: it was cut, damaged or edited")

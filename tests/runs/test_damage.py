@@ -248,6 +248,11 @@ def test_a_manifest_that_is_not_the_one_that_complete_was_written_for_is_named(s
     assert "manifest.json has tokens 1, COMPLETE has" in reasons(suite_dir)
 
 
+def test_a_manifest_that_lost_all_its_values_is_not_taken_for_one_that_is_missing(suite_dir: SuiteDir) -> None:
+    (suite_dir.root / CELL / "manifest.json").write_text('{"step": null}')
+    assert "manifest.json has step None, COMPLETE has 20" in reasons(suite_dir)
+
+
 # ---------------------------------------------------------------- neighbours
 
 
