@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from replication.config import TokenGainConfig
 from replication.model.loss import IGNORE, token_losses
 from replication.objectives.token_gain import gain_sums, group_objective, masked_mean, token_gain
 
-VARIANTS = ["none", "precision", "linear", "focal", "sigmoid"]
+VARIANTS = get_args(get_type_hints(TokenGainConfig)["variant"])
 PUBLISHED = TokenGainConfig()
 
 
@@ -125,7 +126,9 @@ def test_one_valid_token_and_zero_variance(variant):
     for loss, mask in ((one, valid), (same, torch.ones_like(same, dtype=torch.bool))):
         gain = token_gain(config, loss, loss, mask).after_GN
         expected = (1 - torch.exp(torch.tensor(-2.0))) ** 2 if variant == "focal" else torch.tensor(1.0)
-        assert torch.allclose(gain[mask], expected.expand(int(mask.sum())))
+        assert torch.allclose(gain[mask], expected.expand(int(mask.sum()))), (
+            f"{variant}: its value where losses are equal"
+        )
 
 
 def test_a_valid_token_with_loss_zero_counts():

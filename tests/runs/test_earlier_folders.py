@@ -36,8 +36,8 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         for key, inner in value.items():
             yield from leaves(inner, f"{path}.{key}")
     elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from leaves(inner, f"{path}[{i}]")
+        for i, inner in enumerate(value):  # a quantity is known by its key, whatever its place
+            yield from leaves(inner, f"{path}[{inner.get('key', i) if isinstance(inner, dict) else i}]")
     else:
         yield path, value
 
