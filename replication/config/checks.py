@@ -184,7 +184,9 @@ def _rendering(s: SourceConfig) -> Iterator[str]:
         if value is not None and s.kind not in ("jsonl", "parquet", "hub"):
             yield f"data.sources: {key} of '{s.name}' needs rows with columns, and kind '{s.kind}' has none; remove it"
     if s.template is not None and s.messages is not None:
-        yield f"data.sources: source '{s.name}' sets template and messages; a row is rendered by one, remove the other"
+        yield (
+            f"data.sources: source '{s.name}' sets template and messages; a row is rendered by one of them, remove one"
+        )
     fields = _template_fields(s.template) if s.template is not None else {"text"}
     if not fields or not all(name and re.fullmatch(r"\w+", name) for name in fields):
         yield (
