@@ -16,7 +16,7 @@ from rich.console import Console
 
 from replication import __version__
 from replication.console import say
-from replication.errors import NO_ROOM, REMEDIES, UserError, is_disk_full, is_lost_peer, told
+from replication.errors import NO_ROOM, REMEDIES, UserError, first_line, is_disk_full, is_lost_peer, told
 from replication.processes.launcher import forget_place_of_the_shell
 from replication.processes.preemption import PREEMPTED, Preempted, StoppedEarly
 
@@ -77,7 +77,7 @@ def _told(error: Exception) -> str | None:
     if isinstance(error, OSError) and (error.filename is not None or error.errno in REMEDIES):
         return told(error) if error.filename is not None else f"{error.strerror}: {REMEDIES[error.errno or 0]}"
     if is_disk_full(error):  # wrapped by a library, or in words of its own
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        first = first_line(error)
         return f"no room on the disk ({first}); {NO_ROOM}"
     return None
 
