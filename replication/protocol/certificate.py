@@ -33,8 +33,6 @@ SCHEDULE_KEYS = {
     "training.decay_steps": "decay steps",
 }
 
-# ---------------------------------------------------------------- the certificate
-
 
 @dataclass(frozen=True)
 class Check:
@@ -188,9 +186,6 @@ def _check(name: str, cells: Sequence[_Evidence], values: Iterable[Any], faults:
     return Check(name, None, shown) if len(cells) < 2 else Check(name, not faults, shown, "; ".join(faults))
 
 
-# ---------------------------------------------------------------- what a cell's files say
-
-
 @dataclass(frozen=True)
 class _Evidence:
     """The content of one cell's files, read once; of one that is not complete, `missing` alone."""
@@ -216,14 +211,21 @@ class _Evidence:
 def _gather(run: RunDir, arm: str, seed: int, given: Mapping[tuple[str, int], Logged] | None) -> _Evidence:
     state = run.state()
     if state != "complete":
-        return _Evidence(arm, seed, state, _missing_line(run, arm, state))
-    manifest, faults = _read_manifest(run)
-    readable = not faults
+        failure = read_failure(run) if state == "failed" else None
+        why = f" ({_one_line(failure.error)})" if failure else ""
+        missing = "the cell is missing" if state == "pending" else f"the cell is not complete: {state}{why}"
+        return _Evidence(arm, seed, state, f"{arm}: {missing}")
+    manifest, faults = None, list[str]()
+    try:
+        manifest = read_manifest(run)
+        faults += [] if manifest else [f"{arm}: manifest.json is missing or holds nothing"]
+    except (UserError, OSError) as error:
+        faults.append(f"{arm}: manifest.json cannot be used ({_one_line(error)})")
     loaded, keys = None, dict[str, object]()
     try:
         loaded = load_run([run.config])
         keys = scientific(loaded)
-        faults += _contradictions(arm, seed, keys, scientific_hash(loaded), manifest)
+        faults += _contradictions(arm, seed, keys, scientific_hash(loaded), manifest or Manifest())
     except (UserError, OSError, ValueError) as error:
         faults.append(f"{arm}: config.yaml cannot be used ({_one_line(error)})")
     journal = []
@@ -235,26 +237,9 @@ def _gather(run: RunDir, arm: str, seed: int, given: Mapping[tuple[str, int], Lo
         last = loaded.training.steps
         journal += journal_gaps(logged, last, due_validations(last, loaded.validation.every_steps))
         journal += [f"metrics.jsonl goes on to step {max(logged)}"] if max(logged, default=0) > last else []
-    journal = [f"{arm}: {fault}" for fault in (*journal, *_unlike_complete(run, manifest if readable else None))]
+    journal = [f"{arm}: {fault}" for fault in (*journal, *_unlike_complete(run, manifest))]
     lines = {step: line for step, line in logged.items() if line.is_training}
-    return _Evidence(arm, seed, state, "", manifest, loaded, keys, tuple(faults), lines, tuple(journal))
-
-
-def _missing_line(run: RunDir, arm: str, state: str) -> str:
-    if state == "pending":
-        return f"{arm}: the cell is missing"
-    failure = read_failure(run) if state == "failed" else None
-    why = f" ({_one_line(failure.error)})" if failure else ""
-    return f"{arm}: the cell is not complete: {state}{why}"
-
-
-def _read_manifest(run: RunDir) -> tuple[Manifest, list[str]]:
-    arm = run.root.parent.name
-    try:
-        manifest = read_manifest(run)
-    except (UserError, OSError) as error:
-        return Manifest(), [f"{arm}: manifest.json cannot be used ({_one_line(error)})"]
-    return manifest or Manifest(), [] if manifest else [f"{arm}: manifest.json is missing or holds nothing"]
+    return _Evidence(arm, seed, state, "", manifest or Manifest(), loaded, keys, tuple(faults), lines, tuple(journal))
 
 
 def _unlike_complete(run: RunDir, manifest: Manifest | None) -> list[str]:
@@ -290,9 +275,6 @@ def _contradictions(arm: str, seed: int, config: dict[str, object], config_hash:
 
 def _one_line(value: object) -> str:
     return " ".join(str(value).split())[:300]
-
-
-# ---------------------------------------------------------------- the checks
 
 
 Comparison = tuple[Sequence[Any], Sequence[str]]
@@ -336,22 +318,25 @@ def _chains(cells: Sequence[_Evidence]) -> Comparison:
 
 
 def _first_differences(cells: Sequence[_Evidence], key: str, of: Callable[[LoggedStep], object]) -> list[str]:
-    found = (_first_difference(cells[0], cell, key, of) for cell in cells[1:])
-    return [line for line in found if line]
-
-
-def _first_difference(first: _Evidence, other: _Evidence, key: str, of: Callable[[LoggedStep], object]) -> str | None:
-    """The first common step whose journal lines lack a key or differ in it, in words."""
-    common = sorted(first.logged.keys() & other.logged.keys())
-    if not common:
-        return f"{other.arm}: its journal shares no logged step with {first.arm}'s, so {key} cannot be compared"
-    for step in common:
-        a, b = of(first.logged[step]), of(other.logged[step])
-        if a is None or b is None:
-            return f"{(first if a is None else other).arm}: {key} is missing at step {step}"
-        if a != b:
-            return f"{other.arm}: {key} differs first at step {step} ({b}, {first.arm} has {a})"
-    return None
+    """For each arm the first step it shares with the first arm whose lines lack a key or differ in it, in words."""
+    found = []
+    for other in cells[1:]:
+        first = cells[0]
+        common = sorted(first.logged.keys() & other.logged.keys())
+        if not common:
+            found.append(
+                f"{other.arm}: its journal shares no logged step with {first.arm}'s, so {key} cannot be compared"
+            )
+        for step in common:
+            a, b = of(first.logged[step]), of(other.logged[step])
+            if a is None or b is None:
+                found.append(f"{(first if a is None else other).arm}: {key} is missing at step {step}")
+            elif a != b:
+                found.append(f"{other.arm}: {key} differs first at step {step} ({b}, {first.arm} has {a})")
+            else:
+                continue
+            break
+    return found
 
 
 def _schedules(cells: Sequence[_Evidence]) -> Comparison:
@@ -402,8 +387,6 @@ _COMPARISONS: dict[str, Callable[[Sequence[_Evidence]], Comparison]] = {
 }
 
 
-# ---------------------------------------------------------------- what is told, and refuses only in strict mode
-
 _FACTS: dict[str, Callable[[_Evidence], Sequence[Facts]]] = {
     "code": lambda cell: code_of(cell.manifest),
     "machine": lambda cell: machine_of(cell.manifest, cell.config),
@@ -423,9 +406,6 @@ def _check_facts(
     if not different and any(NOT_RECORDED in f.values() for starts in facts.values() for f in starts):
         return Check(name, None, dict(zip(facts, values, strict=True)), NOT_RECORDED, strict)
     return dataclasses.replace(_check(name, cells, values, [different] if different else []), refuses=strict)
-
-
-# ---------------------------------------------------------------- what all seeds must share
 
 
 def _strays(of_seed: Mapping[int, Sequence[_Evidence]]) -> dict[int, str]:

@@ -129,9 +129,6 @@ def _grouped(faults: Iterable[tuple[str, str]]) -> list[str]:
     return [f"{fault}: {name_cells(names)}" for fault, names in cells.items()]
 
 
-# ---------------------------------------------------------------- the plan itself
-
-
 def _edits(suite_dir: SuiteDir, record: Preregistration) -> list[str]:
     now = plan_hash(read_object(suite_dir.plan)["plan"])  # as it stands there: an older plan lacks later keys
     if now == record.sha256:
@@ -174,9 +171,6 @@ def _changes_of_suite(plan: Plan, suite: SuiteConfig) -> list[str]:
     there = {"analysis": plan.analysis, "diverged": plan.diverged}
     changed = differences(flatten(to_dict(there)), flatten(to_dict(here)))
     return [*lines, *(f"{key}: {a} in the plan, {b} now" for key, (a, b) in changed.items())]
-
-
-# ---------------------------------------------------------------- the cells
 
 
 def _read_cells(suite_dir: SuiteDir) -> tuple[dict[str, LoggedCell], list[str]]:

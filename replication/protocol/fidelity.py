@@ -171,15 +171,8 @@ SECTIONS = (
 )
 
 
-# ---------------------------------------------------------------- ours beside theirs
-
-
 def lines(section: Section) -> list[Line]:
-    """The section's rows with our values and verdicts.
-
-    Raises:
-        UserError: a row names a key that no run has.
-    """
+    """The section's rows with our values and verdicts. Raises UserError: a row names a key that no run has."""
     suite = load_suite(section.suite)
     configs = {arm: load_cell(suite, arm, suite.seeds[0]) for arm in {row.arm or section.arm for row in section.rows}}
     return lines_of(section, suite, configs)
@@ -251,9 +244,6 @@ def _verdict(row: Row, ours: Any) -> Verdict:
     return "as published" if same else "deviates"
 
 
-# ---------------------------------------------------------------- text
-
-
 def tables() -> str:
     """The Markdown between the markers: the suites, what deviates, then every row of every section, folded away."""
     found = [(section, line) for section in SECTIONS for line in lines(section)]
@@ -323,8 +313,7 @@ def _billions(number: float) -> str:
 def renewed(text: str, fresh: str) -> str:
     """A file's text with fresh tables between its markers.
 
-    Raises:
-        UserError: the markers are not there, once each and in order.
+    Raises UserError: the markers are not there, once each and in order.
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

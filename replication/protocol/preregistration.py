@@ -42,8 +42,6 @@ from replication.runs.starts import has_logged, logged_cells
 
 FORMAT = 1
 
-# ---------------------------------------------------------------- records: their fields are the keys of plan.json
-
 
 @dataclass(frozen=True)
 class PlannedSettings:
@@ -123,8 +121,7 @@ def plan_hash(plan: Mapping[str, Any]) -> str:
 def read_plan(suite_dir: SuiteDir) -> Preregistration | None:
     """DIR/plan.json, or None where nothing is registered.
 
-    Raises:
-        UserError: the file is not one that `register` writes.
+    Raises UserError: the file is not one that `register` writes.
     """
     return read_plan_file(suite_dir.plan)
 
@@ -150,9 +147,6 @@ def read_plan_file(path: Path) -> Preregistration | None:
     return record
 
 
-# ---------------------------------------------------------------- what a plan says
-
-
 def build_plan(suite: SuiteConfig, flags: Sequence[str] = (), cluster: Path | None = None) -> Plan:
     """The plan of a suite.
 
@@ -161,8 +155,7 @@ def build_plan(suite: SuiteConfig, flags: Sequence[str] = (), cluster: Path | No
         flags: the keys that will follow `replicate grid run` or `submit`; they change the cells.
         cluster: the cluster file that will be given there.
 
-    Raises:
-        UserError: an analysis key that contradicts the suite, a suite of one arm, or a config that does not load.
+    Raises UserError: an analysis key that contradicts the suite, a suite of one arm, or a config that does not load.
     """
     analysis = suite.analysis.check(suite.arms).resolved(suite.arms)
     if analysis.treatment is None:
@@ -219,9 +212,6 @@ def listed(changed: Mapping[str, tuple[Any, Any]], most: int = 5) -> str:
     return "; ".join([*shown, *([f"and {len(changed) - most} more"] if len(changed) > most else [])])
 
 
-# ---------------------------------------------------------------- registering
-
-
 @dataclass(frozen=True)
 class Registered:
     """The outcome of registering."""
@@ -249,8 +239,7 @@ def register(
         cluster: see build_plan.
         amend: why the plan that is there is replaced; it is kept as plan-1.json (the next one as plan-2.json).
 
-    Raises:
-        UserError: another plan is there and `amend` is none; or see build_plan.
+    Raises UserError: another plan is there and `amend` is none; or see build_plan.
     """
     plan, earlier = build_plan(suite, flags, cluster), read_plan(suite_dir)
     amend, history = (amend or "").strip() or None, tuple[EarlierPlan, ...]()
@@ -289,9 +278,6 @@ def _put_aside(suite_dir: SuiteDir, earlier: Preregistration) -> tuple[EarlierPl
     return (*earlier.history, entry)
 
 
-# ---------------------------------------------------------------- stamps in the cells' manifests
-
-
 def plan_stamp(run: RunDir) -> PlanStamp | None:
     """The stamp of the plan in a cell's output folder, for its manifest.
 
@@ -319,9 +305,6 @@ def first_stamp(run: RunDir, earlier: PlanStamp | None, stamp: PlanStamp | None)
     """
     logged = has_logged(run)
     return (earlier if logged else stamp), logged
-
-
-# ---------------------------------------------------------------- plan.md
 
 
 def markdown(record: Preregistration) -> str:

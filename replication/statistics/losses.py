@@ -62,9 +62,6 @@ class FurtherSeeds:
     """More seeds at that bound."""
 
 
-# ---------------------------------------------------------------- one mean
-
-
 def equivalence(differences_N: ArrayLike, margin: float, alpha: float = 0.05) -> Equivalence:
     """Two one-sided t tests (Schuirmann 1987): is the mean within +/- margin?
 
@@ -85,9 +82,6 @@ def equivalence(differences_N: ArrayLike, margin: float, alpha: float = 0.05) ->
     outside = np.isfinite(p) & ((test.low > margin) | (test.high < -margin))
     verdict = np.where(p < alpha, EQUIVALENT, np.where(outside, DIFFERENT, NOT_DECIDED))
     return Equivalence(test.n, test.mean, test.sd, test.low, test.high, p_lower, p_upper, p, verdict)
-
-
-# ---------------------------------------------------------------- power
 
 
 def power_of_equivalence(
@@ -159,9 +153,6 @@ def further_seeds(n: int, sd: float, margin: float, power: float = POWER, alpha:
     return FurtherSeeds(float(sd), k, upper, k_upper)
 
 
-# ---------------------------------------------------------------- the 2x2
-
-
 EFFECTS = ("token gain", "layer gain", "interaction")
 
 
@@ -192,9 +183,6 @@ def factorial(values_4N: ArrayLike, confidence: float = 0.95) -> MeanTest:
     Arrays of the result are [..., 3], in the order of EFFECTS.
     """
     return mean_test(factorial_contrasts(values_4N), confidence)
-
-
-# ---------------------------------------------------------------- without normality, and many questions
 
 
 def sign_flip_p(differences_N: ArrayLike) -> Floats:

@@ -73,9 +73,6 @@ def score(vote: Vote, treatment: str) -> float:
     return 0.5 if arm is None else float(arm == treatment)
 
 
-# ---------------------------------------------------------------- beside the primary decision
-
-
 def shares_by(scores: ArrayLike, groups: ArrayLike) -> Floats:
     """Share of decisive votes of each group; of seeds for the per-seed t, conditional on these prompts and judges.
 
@@ -160,9 +157,6 @@ def chance_range(n: int, confidence: float = 0.95) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = scipy_stats.binom.interval(confidence, n, 0.5)
     return float(low) / n, float(high) / n
-
-
-# ---------------------------------------------------------------- agreement
 
 
 @dataclass(frozen=True)

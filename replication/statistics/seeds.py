@@ -75,9 +75,6 @@ class Budget:
     """n_failing / n_measured; NaN where nothing was measured."""
 
 
-# ---------------------------------------------------------------- the t interval
-
-
 def mean_test(differences_N: ArrayLike, confidence: float = 0.95) -> MeanTest:
     """Mean over seeds with its t interval, mean -/+ t(n - 1) * sd / sqrt(n), and the t test of a zero mean.
 
@@ -113,9 +110,6 @@ def _no_warnings() -> Iterator[None]:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         yield
-
-
-# ---------------------------------------------------------------- paired differences
 
 
 def differences_to_first(values_AN: ArrayLike) -> Floats:

@@ -138,8 +138,7 @@ class OverSeeds:
 def claim(suite: SuiteConfig, suite_dir: SuiteDir) -> Iterator[OverSeeds]:
     """The synthetic runs of a folder, for one process; what an earlier one wrote is removed.
 
-    Raises:
-        UserError: another process writes them; an arm or a folder that is not ours has their name.
+    Raises UserError: another process writes them; an arm or a folder that is not ours has their name.
     """
     root = suite_dir.tensorboard
     refuse_taken_names(suite)
