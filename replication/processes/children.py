@@ -16,7 +16,7 @@ GRACE_SECONDS = 10.0
 """Time that processes have to end by themselves once told to, before they are killed."""
 
 _PR_SET_PDEATHSIG = 1
-_libc: ctypes.CDLL | None = None
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 _owner: int | None = None  # identity of the thread inside tethered()
 _forked_by_owner = False
 
@@ -43,9 +43,7 @@ def tethered() -> Iterator[None]:
     A pool's workers, and the manager process that `datasets` starts beside them, outlive a killed parent for good, and
     with them the memory and the disk space of the files that they hold open.
     """
-    global _owner, _libc
-    if sys.platform == "linux" and _libc is None:
-        _libc = ctypes.CDLL(None)
+    global _owner
     before, _owner = _owner, threading.get_ident()
     try:
         yield

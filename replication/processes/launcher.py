@@ -16,8 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING
 
 from replication.errors import UserError
@@ -27,8 +26,10 @@ from replication.processes.preemption import PREEMPTED, hold
 if TYPE_CHECKING:
     from replication.config import RunConfig
 
-PLACE: tuple[str, ...] = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-PLACE += ("MASTER_ADDR", "MASTER_PORT")
+PLACE = (
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT"),
+)
 START = "REPLICATION_START"
 """Set by `run_ranks` for its ranks: a name that no other start has."""
 SETTLE_SECONDS = 0.5
@@ -38,27 +39,49 @@ SETTLE_SECONDS = 0.5
 def run_ranks(command: Sequence[str], n_ranks: int, stop_signal: str = "USR2") -> int:
     """Run `command` once for each rank and wait; what ends one rank badly ends all. The stop signal is passed on.
 
-    Returns:
-        0, or the code of the first rank that failed (128 + the signal's number for a killed one).
+    Returns 0, or the code of the first rank that failed (128 + the signal's number for a killed one).
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": n_ranks,
-        "LOCAL_WORLD_SIZE": n_ranks,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        START: secrets.token_hex(8),
-    }
+    shared = {"WORLD_SIZE": n_ranks, "LOCAL_WORLD_SIZE": n_ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {START: secrets.token_hex(8)}
     places = [shared | {"RANK": r, "LOCAL_RANK": r} for r in range(n_ranks)]
     ranks = [start(command, {k: str(v) for k, v in place.items()}, stop_signal) for place in places]
+
+    def hand_on(received: int, frame: object) -> None:
+        for rank in ranks:
+            rank.send_signal(received)
+
+    signum = signal.Signals[f"SIG{stop_signal}"]
     try:
-        with _passing_on(signal.Signals[f"SIG{stop_signal}"], ranks):
+        before = signal.signal(signum, hand_on)
+        try:
             return _wait(ranks)
+        finally:
+            signal.signal(signum, before)
     except BaseException:
         end(ranks)
         raise
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+    """0 once all have ended well; else, all being ended, the code of the rank that was the cause."""
+    while not any(codes := [rank.poll() for rank in ranks]):
+        if None not in codes:
+            return 0
+        time.sleep(0.05)
+    if PREEMPTED in codes:  # they end together, each at its own speed
+        still_running(ranks, GRACE_SECONDS)
+    time.sleep(SETTLE_SECONDS)
+    failed = {r: code for r, rank in enumerate(ranks) if (code := rank.poll())}
+    end(ranks)
+    for r, code in failed.items():
+        if code < 0:  # it could not speak, so it is named here
+            print(f"rank {r}: {how_it_was_ended(code)}", file=sys.stderr)
+            return 128 - code
+    # a mistake that a rank explained comes before being told to stop, and that before the first
+    return next((code for code in (2, PREEMPTED) if code in failed.values()), next(iter(failed.values())))
 
 
 def start(
@@ -66,11 +89,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start a process that a killed parent does not leave behind, and that hears the stop signal once it listens.
 
-    Args:
-        command: and its arguments.
-        environment: added to this process's own.
-        stop_signal: held back until then.
-        log: for what it says; none: where this process says it.
+    The environment is added to this process's own; without a log it speaks where this process does.
     """
     with tethered():
         return subprocess.Popen(
@@ -84,55 +103,9 @@ def start(
         )
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
-    while True:
-        codes = [rank.poll() for rank in ranks]
-        if any(codes):
-            if PREEMPTED in codes:  # they end together, each at its own speed
-                still_running(ranks, GRACE_SECONDS)
-            time.sleep(SETTLE_SECONDS)
-            failed = {r: code for r, rank in enumerate(ranks) if (code := rank.poll())}
-            end(ranks)
-            return _code_of(failed)
-        if all(code == 0 for code in codes):
-            return 0
-        time.sleep(0.05)
-
-
-def _code_of(failed: dict[int, int]) -> int:
-    """The code of the rank that was the cause: killed, a mistake it explained (2), or told to stop; else the first.
-
-    A killed rank could not speak, so it is named here.
-    """
-    for r, code in failed.items():
-        if code < 0:
-            print(f"rank {r}: {how_it_was_ended(code)}", file=sys.stderr)
-            return 128 - code
-    codes = list(failed.values())
-    return next((code for code in (2, PREEMPTED) if code in codes), codes[0])
-
-
 def how_it_was_ended(code: int) -> str:
     """The end of a process by a signal, in words, from its negative return code."""
     return f"ended by {signal.Signals(-code).name}{' (out of memory?)' if code == -signal.SIGKILL else ''}"
-
-
-@contextmanager
-def _passing_on(signum: signal.Signals, ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Inside the block, hand a signal to this process on to every rank."""
-
-    def hand_on(received: int, frame: object) -> None:
-        for rank in ranks:
-            rank.send_signal(received)
-
-    before = signal.signal(signum, hand_on)
-    try:
-        yield
-    finally:
-        signal.signal(signum, before)
-
-
-# ---------------------------------------------------------------- started by others
 
 
 def forget_place_of_the_shell() -> None:
@@ -158,59 +131,50 @@ def start_name() -> str:
 def adopt_place(config: RunConfig) -> bool:
     """Whether a launcher started this process as a rank of the run; where that was srun, set torch's variables.
 
-    Raises:
-        UserError: it started another number of processes than the config says.
+    Raises UserError where it started another number of processes than the config says.
     """
     forget_place_of_the_shell()
-    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        os.environ.update(_slurm_place(config))
-    if "RANK" not in os.environ:
+    e, cluster = os.environ, config.cluster
+    if "RANK" not in e and int(e.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        per_node = e.get("SLURM_STEP_TASKS_PER_NODE", "")  # such as 8(x4), or 8,7
+        if per_node not in (str(cluster.devices), f"{cluster.devices}(x{cluster.nodes})"):
+            raise UserError(
+                f"cluster.devices: the config asks for {cluster.devices} processes on each of {cluster.nodes} node(s), "
+                f"srun started {per_node or 'an unknown number'}; start it with --nodes={cluster.nodes} "
+                f"--ntasks-per-node={cluster.devices}"
+            )
+        e.update(
+            RANK=e["SLURM_PROCID"],
+            LOCAL_RANK=e["SLURM_LOCALID"],
+            NODE_RANK=e["SLURM_NODEID"],
+            WORLD_SIZE=e["SLURM_STEP_NUM_TASKS"],
+            LOCAL_WORLD_SIZE=str(cluster.devices),
+            MASTER_ADDR=e.get("SITE_MASTER_ADDR") or _first_node(e["SLURM_STEP_NODELIST"]),
+        )
+    if "RANK" not in e:
         return False
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+    started = int(e.get("WORLD_SIZE", "1"))
     if started != config.world_size:
         raise UserError(
-            f"cluster.devices x cluster.nodes: the config asks for {config.cluster.devices} x {config.cluster.nodes} "
-            f"processes, the launcher started {started}; start as many tasks as the config says"
+            f"cluster.devices x cluster.nodes: the config asks for {cluster.devices} x {cluster.nodes} processes, the "
+            f"launcher started {started}; start as many tasks as the config says"
         )
     return True
 
 
-def _slurm_place(config: RunConfig) -> dict[str, str]:
-    """This process's place in a step of srun, in the words of torch's launcher.
-
-    Raises:
-        UserError: another number of tasks on a node than cluster.devices.
-    """
-    step = {name: os.environ[f"SLURM_{name}"] for name in ("PROCID", "LOCALID", "NODEID")}
-    per_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # such as 8(x4), or 8,7
-    if per_node not in (str(config.cluster.devices), f"{config.cluster.devices}(x{config.cluster.nodes})"):
-        raise UserError(
-            f"cluster.devices: the config asks for {config.cluster.devices} processes on each of "
-            f"{config.cluster.nodes} node(s), srun started {per_node or 'an unknown number'}; start it with "
-            f"--nodes={config.cluster.nodes} --ntasks-per-node={config.cluster.devices}"
-        )
-    return {
-        "RANK": step["PROCID"],
-        "LOCAL_RANK": step["LOCALID"],
-        "NODE_RANK": step["NODEID"],
-        "WORLD_SIZE": os.environ["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_WORLD_SIZE": str(config.cluster.devices),
-        "MASTER_ADDR": os.environ.get("SITE_MASTER_ADDR") or _first_node(os.environ["SLURM_STEP_NODELIST"]),
-    }
-
-
 def _first_node(nodes: str) -> str:
     """Address of the first of a compressed list of nodes (node[03-06,9]), as SLURM itself reaches it."""
-    names = _scontrol("show", "hostnames", nodes).split()
-    facts = dict(word.partition("=")[::2] for word in _scontrol("show", "node", "--oneliner", names[0]).split())
-    return facts.get("NodeAddr", names[0])
 
+    def show(*what: str) -> list[str]:
+        command = ["scontrol", "show", *what]
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=True).stdout.split()
 
-def _scontrol(*args: str) -> str:
     try:
-        return subprocess.run(["scontrol", *args], capture_output=True, encoding="utf-8", timeout=60, check=True).stdout
+        name = show("hostnames", nodes)[0]
+        facts = dict(word.partition("=")[::2] for word in show("node", "--oneliner", name))
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(
             f"SITE_MASTER_ADDR: scontrol does not tell the first node's address ({error}); set it in the site file, or "
             "before srun"
         ) from None
+    return facts.get("NodeAddr", name)
