@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from paths import CHECKOUT
 
-from replication.runs.provenance import COMPUTES
+from replication.runs.manifest import COMPUTES
 
 # From the floor up. A module may import its own layer and those before it; a longer name is placed before its folder.
 LAYERS = [

@@ -12,7 +12,7 @@ import torch
 from replication.bench.blocks import synchronize
 from replication.config import RunConfig
 from replication.model.size import flops_per_token
-from replication.runs.provenance import package_versions
+from replication.runs.manifest import package_versions
 from replication.training.environment import cpu_name
 
 # Dense bf16 with fp32 accumulation, FLOP/s, from NVIDIA's data sheets and architecture papers; figures "with sparsity"

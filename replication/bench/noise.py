@@ -36,8 +36,7 @@ from replication.report.comparisons import quantities
 from replication.report.load import load_cell_files
 from replication.runs.files import remove_tree, write_json
 from replication.runs.layout import SuiteDir
-from replication.runs.manifest import Manifest, find_manifest
-from replication.runs.provenance import code_hash, code_identity
+from replication.runs.manifest import Manifest, code_hash, code_identity, find_manifest
 from replication.runs.starts import code_of, logged_cells, refuse_other_data, unlike
 
 AS_IT_IS = "as it is"

@@ -27,8 +27,7 @@ from replication.errors import UserError
 from replication.generation.completions import Completion
 from replication.runs.files import file_sha256, naming, remove_tree, write_text
 from replication.runs.layout import RunDir
-from replication.runs.manifest import read_manifest, refuse_untrained, update_manifest
-from replication.runs.provenance import code_identity
+from replication.runs.manifest import code_identity, read_manifest, refuse_untrained, update_manifest
 from replication.runs.records import WrongForm
 
 BEFORE = {"top_p": 1.0, "precision": "32-true"}

@@ -14,7 +14,7 @@ from replication.data.prompts import Prompt, load_prompts
 from replication.grid.cells import Cell, load_cells, write_configs
 from replication.protocol.preregistration import read_plan
 from replication.runs.layout import SuiteDir, name_cells
-from replication.runs.provenance import code_identity
+from replication.runs.manifest import code_identity
 from replication.runs.starts import LoggedCell, code_facts, code_of, refuse_other_data, unlike
 
 

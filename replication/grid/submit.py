@@ -30,8 +30,8 @@ from replication.grid.submissions import (
     still_queued,
     submissions,
 )
+from replication.processes.preemption import grace_seconds_needed
 from replication.runs.files import hold_lock, read_json, remove_tree, write_json, write_text
-from replication.runs.grace_period import grace_seconds_needed
 from replication.runs.layout import SuiteDir, name_cells
 from replication.runs.manifest import is_trained
 from replication.runs.starts import LoggedCell

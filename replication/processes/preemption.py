@@ -1,13 +1,21 @@
 """The request to stop: a signal to this process, kept as a flag until it is safe to act on it. Imports no torch.
 
 A scheduler that wants its nodes back, or a time limit that draws near, sends cluster.stop_signal. It need not reach
-every process of a run: `training.stopping` asks all ranks at each optimizer boundary whether any of them got it.
+every process of a run: `training.stopping` asks all ranks at each optimizer boundary whether any of them got it. How
+long before a limit it must come, the longest save and step so far say.
 """
 
 from __future__ import annotations
 
+import math
 import signal
+from contextlib import suppress
+from dataclasses import dataclass
 from types import FrameType
+
+from replication.errors import UserError
+from replication.runs.layout import RunDir
+from replication.runs.records import read_record, write_record
 
 PREEMPTED = 75
 """Exit code of every process of a run that saved and stopped because it was told to (sysexits' EX_TEMPFAIL)."""
@@ -43,3 +51,35 @@ def _remember(signum: int, frame: FrameType | None) -> None:
 def stop_requested() -> bool:
     """Whether this process has been asked to stop."""
     return _requested
+
+
+@dataclass(frozen=True)
+class Times:
+    """times.json: the longest that a cell has taken."""
+
+    save_seconds: float = 0.0
+    step_seconds: float = 0.0
+    """A validation included."""
+
+
+def record_times(run: RunDir, save_seconds: float, step_seconds: float) -> None:
+    """Keep the longest save and the longest step; a file that cannot be written is let be."""
+    kept = _times(run) or Times()
+    save, step = max(kept.save_seconds, save_seconds), max(kept.step_seconds, step_seconds)
+    with suppress(OSError):
+        write_record(run.times, Times(round(save, 3), round(step, 3)))
+
+
+def grace_seconds_needed(run: RunDir) -> int | None:
+    """Time before a limit at which a run must be told to stop: half as much again as its longest step and save.
+
+    None where it has saved nothing yet, or what it noted cannot be read.
+    """
+    times = _times(run)
+    return math.ceil(1.5 * (times.save_seconds + times.step_seconds)) if times else None
+
+
+def _times(run: RunDir) -> Times | None:
+    with suppress(UserError):
+        return read_record(run.times, Times)
+    return None

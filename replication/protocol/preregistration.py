@@ -35,8 +35,7 @@ from replication.errors import UserError
 from replication.protocol.questions import Question, exclusions, questions
 from replication.runs.files import file_sha256, read_json, write_bytes, write_json, write_text
 from replication.runs.layout import RunDir, SuiteDir
-from replication.runs.manifest import PlanStamp
-from replication.runs.provenance import Git, git_state
+from replication.runs.manifest import Git, PlanStamp, git_state
 from replication.runs.records import WrongForm, from_json
 from replication.runs.starts import has_logged, logged_cells
 

@@ -1,1 +1,1 @@
-"""The files of an output folder: layout, journal, provenance."""
+"""The files of an output folder: layout, journal, manifest."""

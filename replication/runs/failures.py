@@ -19,13 +19,10 @@ from replication.runs.records import from_json, write_record
 class Failure:
     """FAILED: what the last attempt of a cell left behind."""
 
-    error: str = ""
-    """One line."""
-    diverged: bool = False
-    """Whether the training was lost."""
+    error: str = ""  # one line
+    diverged: bool = False  # whether the training was lost
     log: str | None = None
-    step: int = 0
-    """Last logged step before it."""
+    step: int = 0  # last logged before it
     time: str | None = None
 
 

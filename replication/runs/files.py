@@ -21,10 +21,8 @@ from replication.errors import UserError
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file or none of it: a temporary neighbour is synced, then renamed into place, and so is its name.
 
-    What is no file, such as /dev/stdout, is written to as it is.
-
-    Raises:
-        OSError: with the name of the file; the temporary is gone.
+    What is no file, such as /dev/stdout, is written to as it is. After an OSError, which names the file, the temporary
+    is gone.
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,9 +79,8 @@ def sync(path: Path) -> None:
 def remove_temporaries(folder: Path, held: bool = False) -> None:
     """Remove what writers that were killed have left of write_bytes.
 
-    Args:
-        folder: where.
-        held: this process alone writes there; else what a live process of this machine may be writing stays.
+    Unless the folder is held, so that this process alone writes there, what a live process of this machine may be
+    writing stays.
     """
     for path in folder.glob(".*.*"):
         pid = path.name.rpartition(".")[2]
@@ -103,11 +100,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """The parsed file, or None where it does not exist.
-
-    Raises:
-        UserError: the file is not JSON, or cannot be read.
-    """
+    """The parsed file, or None where it does not exist. Raises UserError where it is no JSON, or cannot be read."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -119,11 +112,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; {} where it does not exist.
-
-    Raises:
-        UserError: the file holds something else.
-    """
+    """The JSON object in a file; {} where it does not exist. Raises UserError where the file holds something else."""
     value = read_json(path)
     if value is not None and not isinstance(value, dict):
         raise UserError(f"{path}: holds no JSON object; restore it, or remove it and run again")
@@ -153,8 +142,8 @@ def mark_complete(folder: Path, extra: dict[str, Any] | None = None) -> None:
     for path in [*files, *(p for p in inside if p.is_dir()), folder]:
         sync(path)
     listed = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
-    marker = {**(extra or {}), "files": listed}
-    write_json(folder / "COMPLETE", {**marker, "marker_sha256": _marker_sha256(marker)})
+    marker = (extra or {}) | {"files": listed}
+    write_json(folder / "COMPLETE", marker | {"marker_sha256": _marker_sha256(marker)})
 
 
 def _marker_sha256(marker: Mapping[str, Any]) -> str:
@@ -203,8 +192,6 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-# ---------------------------------------------------------------- locks
-
 HELD = (errno.EAGAIN, errno.EACCES)
 """Answers of the system where another process has the lock; anything else says nothing about one."""
 
@@ -213,8 +200,7 @@ HELD = (errno.EAGAIN, errno.EACCES)
 def hold_lock(folder: Path, message: str, name: str = ".lock") -> Iterator[None]:
     """Hold a folder for one process, by the file `name` in it.
 
-    Raises:
-        UserError: another live process holds it; says `message`. Or its file system has no locks.
+    Raises UserError where another live process holds it, which says `message`, or where its file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / name, "ab+") as file:

@@ -98,38 +98,37 @@ def _finite(value: Any) -> Any:
 
 
 def read_journal(path: Path) -> list[Line]:
-    """Every whole line, in order; a torn or damaged line is passed over; no file is no lines.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """Every whole line, in order; a torn or damaged line is passed over; no file is no lines."""
     return _read(path, None)[0]
 
 
-def read_tail(path: Path, n_bytes: int = 16384) -> Line | None:
+def read_tail(path: Path) -> Line | None:
     """The last training line of a journal, reading its end alone; None where there is none."""
-    lines, is_whole = _read(path, n_bytes)
-    training = [line for line in lines if line.is_training]
-    if not training and not is_whole:
-        return read_tail(path, n_bytes * 8)
-    return training[-1] if training else None
+    return next(reversed(_last_training(path, 0)), None)
 
 
-def read_last_losses(path: Path, n_steps: int, n_bytes: int = 16384) -> tuple[int, list[float | None]]:
+def read_last_losses(path: Path, n_steps: int) -> tuple[int, list[float | None]]:
     """(last logged step, training losses in nats of at most n_steps steps up to it), reading a journal's end alone.
 
     A loss that was not finite is None.
     """
-    lines, is_whole = _read(path, n_bytes)
-    training = [line for line in lines if line.is_training]
-    losses = [loss for line in training for loss in line.losses]
-    if len(losses) < n_steps and not is_whole:
-        return read_last_losses(path, n_steps, n_bytes * 8)
-    return (training[-1].step if training else 0), losses[-n_steps:]
+    training = _last_training(path, n_steps)
+    return (training[-1].step if training else 0), [loss for line in training for loss in line.losses][-n_steps:]
+
+
+def _last_training(path: Path, n_losses: int) -> list[Line]:
+    """Training lines up to the last, at least one, and with as many losses, where the journal has them."""
+    n_bytes = 16384
+    while True:
+        lines, is_whole = _read(path, n_bytes)
+        training = [line for line in lines if line.is_training]
+        if is_whole or (training and sum(len(line.losses) for line in training) >= n_losses):
+            return training
+        n_bytes *= 8
 
 
 def _read(path: Path, n_bytes: int | None) -> tuple[list[Line], bool]:
-    """The lines among the last bytes of a journal (None: all), and whether these are all of its bytes."""
+    """The lines among the last bytes of a journal (None: all), and whether these are all; UserError: no reading it."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -198,10 +197,9 @@ def journal_gaps(logged: Logged, steps: int, validations: Iterable[int]) -> list
             k for k in sorted(validations) if k not in logged or logged[k].validation_loss is None
         ],
     }
-    return [f"{what} {_steps(found)}" for what, found in odd.items() if found]
-
-
-def _steps(found: list[int]) -> str:
-    """`step 5` or `steps 6-20, 25`: runs of neighbours in brief, five of them."""
-    runs = spans(found)
-    return f"step{'s' if len(found) > 1 else ''} {', '.join(runs[:5] + (['...'] if len(runs) > 5 else []))}"
+    said = []
+    for what, found in odd.items():
+        if found:  # `step 5` or `steps 6-20, 25`: runs of neighbours in brief, five of them
+            runs = spans(found)
+            said.append(f"{what} step{'s' if found[1:] else ''} {', '.join(runs[:5] + ['...'] * (len(runs) > 5))}")
+    return said

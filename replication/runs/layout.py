@@ -1,18 +1,4 @@
-"""The floor plan of an output folder: names, manifest, journal, COMPLETE markers, the lock. Imports no torch.
-
-DIR/suite.yaml                      the resolved suite
-DIR/plan.json plan.md               the frozen analysis plan; earlier ones are plan-1.json, plan-2.json, ...
-DIR/data/                           the prepared corpus (unless data.dir points elsewhere)
-DIR/runs/<arm>/seed-<n>/            one cell: RunDir below
-DIR/tensorboard/<arm>/seed-<n>      links to the cells' tensorboard folders, so that TensorBoard's run names are short
-DIR/tensorboard/over-seeds difference   means, bands and paired differences, where `replicate tensorboard` wrote them
-DIR/launch/<n>-<what>/               what was submitted to SLURM
-DIR/judging/ sealed/                the panel of judges: judging.sqlite, and apart from it the key of sides and arms
-DIR/certificate.json                the pair certificate of every seed
-DIR/noise.json noise/               how far rounding alone moves the loss, and the runs of `replicate bench noise`
-DIR/report.html report.md results.json figures/*.png
-.NAME.<pid>                         beside NAME: a file that is being written, or was when its writer died
-"""
+"""The files of an output folder, its cells and their locks; README.md draws the floor plan. Imports no torch."""
 
 from __future__ import annotations
 
@@ -54,7 +40,7 @@ class RunDir:
     tensorboard = _Inside("tensorboard")
     checkpoints = _Inside("checkpoints")
     times = _Inside("times.json")
-    """See runs/grace_period.py."""
+    """See processes/preemption.py."""
     start = _Inside("start.json")
     """Meeting point of the processes of the latest start on several ranks; see training/start.py."""
     samples = _Inside("samples.jsonl")
@@ -75,11 +61,7 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the cell for one process.
-
-        Raises:
-            UserError: another live process holds it.
-        """
+        """Hold the cell for one process. Raises UserError where another live one holds it."""
         with hold_lock(self.root, "another process is running this cell; wait for it, or end it"):
             remove_temporaries(self.root, held=True)
             yield
@@ -90,7 +72,7 @@ class RunDir:
         An error is no yes: where there are no locks, nobody has one.
         """
         try:
-            file = open(self.root / ".lock", "rb")  # noqa: SIM115  (closed below; only what flock answers is a word on a lock)
+            file = open(self.root / ".lock", "rb")  # noqa: SIM115  (closed below; only flock's answer says a lock is held)
         except OSError:
             return False
         with file:
@@ -146,11 +128,7 @@ class SuiteDir:
         return RunDir(self.runs / arm / f"seed-{seed}")
 
     def data_folder(self, named: str | None) -> Path:
-        """The corpus of a cell: the folder that its data.dir names, or the output folder's own.
-
-        Raises:
-            UserError: it names one that does not exist.
-        """
+        """The corpus of a cell: the folder that its data.dir names (UserError: it is not there), or our own."""
         if named is None:
             return self.data
         path = Path(named).expanduser()
@@ -166,14 +144,8 @@ class SuiteDir:
 
         Copies and clocks of other nodes change the times of files, and not this.
         """
-        paths = [
-            self.suite,
-            self.plan,
-            self.votes,
-            self.votes_note,
-            self.noise,
-            *(p for c in cells for p in (c.complete, c.manifest)),
-        ]
+        paths = [self.suite, self.plan, self.votes, self.votes_note, self.noise]
+        paths += [path for cell in cells for path in (cell.complete, cell.manifest)]
         parts = [file_sha256(path) if path.is_file() else "-" for path in paths]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
@@ -185,9 +157,7 @@ class SuiteDir:
         """DIR/tensorboard/<arm>/seed-<n> -> the cell's folder, relative, so that DIR can move.
 
         A copy that followed links holds a folder there: it is replaced where the cell's own has all of its files.
-
-        Returns:
-            "", or a line where there is no link: it is a convenience, and no cell fails for want of it.
+        "", or a line where there is no link: it is a convenience, and no cell fails for want of it.
         """
         link, own = self.tensorboard / arm / f"seed-{seed}", self.cell(arm, seed).tensorboard
         try:

@@ -1,25 +1,56 @@
 """The manifest of a cell: what ran, from what, on what, and how it ended; and the marker COMPLETE's copy of its end.
 
 Written by the training at every start and at the end, and by the sampling of completions. Every other part reads it
-here: `read_manifest` where damage is an error, `find_manifest` where it counts as missing.
+here: `read_manifest` where damage is an error, `find_manifest` where it counts as missing. Imports no torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import platform
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from replication.config import RunConfig, scientific_hash
 from replication.errors import UserError
 from replication.runs.files import file_sha256, read_object, sync, write_json
 from replication.runs.layout import KEPT, RunDir
-from replication.runs.provenance import Code, Git
 from replication.runs.records import from_json, to_json
 
 SCHEMA = 2
 """Of manifests that say so; those of version 0.1.0 have no schema, and from_json reads them too."""
+COMPUTES = ("config", "data", "generation", "grid/cell.py", "model", "objectives", "training")
+"""The part of this package on which a cell's weights, measures and completions depend: what its processes load, but
+for what only reads, places, starts, stamps or ends them. Every byte of it counts, comments too; report, judging page
+and grid do not."""
+PACKAGES = (
+    *("replication", "torch", "lightning", "deepspeed", "datasets", "tokenizers", "torchmetrics", "numpy"),
+    *("triton", "liger-kernel"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """Code that ran."""
+
+    code_hash: str | None = None
+    """None: an older version of this package did not record it."""
+    packages: Mapping[str, str | None] = field(default_factory=dict)
+    """Versions; None for what was not installed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Git:
+    """State of a checkout; None for what could not be told."""
+
+    commit: str | None = None
+    dirty: bool | None = None
+    """Whether it had changes that no commit holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +153,48 @@ ONCE_KNOWN = ("preflight", "deepspeed", "step", "tokens", "data_chain", "wall_se
 """Fields that the file has no key for until they are known."""
 
 
+def code_hash() -> str:
+    """SHA-256 of the names and bytes of the source files that COMPUTES covers, first 16 hex digits."""
+    digest, package = hashlib.sha256(), Path(__file__).parents[1]
+    for part in COMPUTES:
+        for path in sorted((package / part).rglob("*.py")) or [package / part]:
+            digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of what computes, None for what is not installed."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions | {"python": platform.python_version()}
+
+
+def code_identity() -> Code:
+    """Of the code that runs."""
+    return Code(code_hash=code_hash(), packages=package_versions())
+
+
+def git_state() -> Git:
+    """Of the checkout that this package is in."""
+
+    def git(*words: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    status = git("status", "--porcelain")
+    return Git(commit=git("rev-parse", "HEAD"), dirty=None if status is None else bool(status))
+
+
 def write_manifest(run: RunDir, manifest: Manifest) -> None:
     """Begin the cell's manifest, or begin it anew."""
     tree = to_json(manifest)
@@ -137,8 +210,7 @@ def update_manifest(run: RunDir, **changes: Any) -> None:
 def read_manifest(run: RunDir) -> Manifest | None:
     """A cell's manifest, of any version; None where there is none.
 
-    Raises:
-        UserError: it cannot be read, or a later version of this package wrote it.
+    Raises UserError where it cannot be read, or a later version of this package wrote it.
     """
     tree = read_object(run.manifest)
     if not tree:
@@ -177,9 +249,7 @@ def mark_cell_complete(config: RunConfig, run: RunDir) -> None:
     """Write the marker of a cell that is trained and has the completions that its config asks for.
 
     All that it stands for is on the disk before it is; the certificate compares it with journal and manifest.
-
-    Raises:
-        UserError: the journal is gone.
+    Raises UserError where the journal is gone.
     """
     if not run.metrics.is_file():
         raise UserError(f"{run.metrics}: is gone, and with it the cell's numbers; restore it, or train the cell again")

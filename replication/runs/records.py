@@ -10,7 +10,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,27 +18,12 @@ from replication.errors import UserError
 from replication.runs.files import read_json, write_json
 
 T = TypeVar("T")
-Reader = Callable[[Any, str, bool], Any]
-"""(value, its dotted key, lenient) -> the typed value."""
 SCALARS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
+_NOTHING = object()
 
 
 class WrongForm(ValueError):
     """A value of another form than its field's; says key and form."""
-
-
-def from_json(cls: type[T], value: Any, lenient: bool = False) -> T:
-    """A dataclass from parsed JSON: scalars, None, Literal, tuples, dicts and dataclasses, also nested.
-
-    Args:
-        cls: the dataclass. Keys that it lacks are passed over.
-        value: the parsed JSON.
-        lenient: whether what has a wrong form counts as missing: a field has its default, a list lacks the entry.
-
-    Raises:
-        WrongForm: no object, or a field without a default is missing; if not lenient, a value of a wrong form.
-    """
-    return typing.cast(T, _record(cls, value, "", lenient))
 
 
 def to_json(record: Any) -> Any:
@@ -52,11 +37,14 @@ def to_json(record: Any) -> Any:
     return record
 
 
+def write_record(path: Path, record: Any) -> None:
+    write_json(path, to_json(record))
+
+
 def read_record(path: Path, cls: type[T]) -> T | None:
     """The record in a JSON file, strictly; None where there is no file.
 
-    Raises:
-        UserError: the file is damaged, or holds a record of another form; names file, key and remedy.
+    Raises UserError where the file is damaged, or holds a record of another form: names file, key and remedy.
     """
     value = read_json(path)
     try:
@@ -65,69 +53,62 @@ def read_record(path: Path, cls: type[T]) -> T | None:
         raise UserError(f"{path}: {error}; restore it, or remove it and run again") from None
 
 
-def write_record(path: Path, record: Any) -> None:
-    write_json(path, to_json(record))
+def from_json(cls: type[T], value: Any, lenient: bool = False) -> T:
+    """A dataclass from parsed JSON: scalars, None, Literal, tuples, dicts and dataclasses, also nested.
+
+    Args:
+        cls: the dataclass. Keys that it lacks are passed over.
+        value: the parsed JSON.
+        lenient: whether what has a wrong form counts as missing: a field has its default, a list lacks the entry.
+
+    Raises:
+        WrongForm: no object, or a field without a default is missing; if not lenient, a value of a wrong form.
+    """
+    return typing.cast(T, _read(cls, value, "", lenient))
 
 
-@functools.cache
-def _reader(hint: Any) -> Reader:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint in SCALARS:
-        return functools.partial(_scalar, hint)
-    if dataclasses.is_dataclass(hint):
-        return functools.partial(_record, hint)
+def _read(hint: Any, value: Any, key: str, lenient: bool) -> Any:
+    """A value, checked against the type hint of its field; `key` is its dotted name."""
+    origin, arguments = _parts(hint)
     if origin in (typing.Union, types.UnionType):
-        return _optional(*(_reader(argument) for argument in arguments if argument is not types.NoneType))
-    if origin is Literal:
-        return functools.partial(_literal, arguments)
-    if origin in (tuple, list, Sequence):
-        return functools.partial(_list, list if origin is list else tuple, _reader(arguments[0]))
-    if origin in (dict, Mapping):
-        return functools.partial(_dict, _reader(arguments[1]))
-    if hint in (Any, object):
-        return lambda value, key, lenient: value
-    raise TypeError(f"{hint}: no form of JSON")
-
-
-def _scalar(hint: type, value: Any, key: str, lenient: bool) -> Any:
-    if type(value) is int and hint in (int, float) and abs(value) < 2**63:
-        return hint(value)
-    if type(value) is hint and hint is not int and not (isinstance(value, float) and not math.isfinite(value)):
+        (form,) = arguments  # of X | None the X
+        return None if value is None else _read(form, value, key, lenient)
+    if hint in SCALARS:
+        if type(value) is int and hint in (int, float) and abs(value) < 2**63:
+            return hint(value)
+        if type(value) is hint and hint is not int and (hint is not float or math.isfinite(value)):
+            return value
+        form = f"be {SCALARS[hint]}"
+    elif origin is Literal:
+        if value in arguments:
+            return value
+        form = f"be one of {', '.join(map(str, arguments))}"
+    elif origin in (tuple, list, Sequence):
+        if isinstance(value, list):
+            entries = [_entry(arguments[0], entry, f"{key}[{i}]", lenient) for i, entry in enumerate(value)]
+            return (list if origin is list else tuple)(entry for entry in entries if entry is not _NOTHING)
+        form = "be a list"
+    elif origin in (dict, Mapping):
+        if isinstance(value, dict):
+            named = {name: _entry(arguments[1], entry, f"{key}.{name}", lenient) for name, entry in value.items()}
+            return {name: entry for name, entry in named.items() if entry is not _NOTHING}
+        form = "have keys of its own"
+    elif dataclasses.is_dataclass(hint):
+        if isinstance(value, dict):
+            return _record(hint, value, key, lenient)
+        form = "have keys of its own"
+    elif hint in (Any, object):
         return value
-    raise WrongForm(f"{key} must be {SCALARS[hint]}, not {str(value)[:60]!r}")
+    else:
+        raise TypeError(f"{hint}: no form of JSON")
+    raise WrongForm(f"{key} must {form}, not {str(value)[:60]!r}" if key else "holds no JSON object")
 
 
-def _optional(read: Reader) -> Reader:
-    return lambda value, key, lenient: None if value is None else read(value, key, lenient)
-
-
-def _literal(choices: Sequence[Any], value: Any, key: str, lenient: bool) -> Any:
-    if value in choices:
-        return value
-    raise WrongForm(f"{key} must be one of {', '.join(map(str, choices))}, not {str(value)[:60]!r}")
-
-
-def _list(made: type, read: Reader, value: Any, key: str, lenient: bool) -> Any:
-    if not isinstance(value, list):
-        raise WrongForm(f"{key} must be a list, not {str(value)[:60]!r}")
-    entries = (_entry(read, entry, f"{key}[{i}]", lenient) for i, entry in enumerate(value))
-    return made(entry for entry in entries if entry is not _NOTHING)
-
-
-def _dict(read: Reader, value: Any, key: str, lenient: bool) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise WrongForm(f"{key} must have keys of its own, not {str(value)[:60]!r}")
-    entries = {name: _entry(read, entry, f"{key}.{name}", lenient) for name, entry in value.items()}
-    return {name: entry for name, entry in entries.items() if entry is not _NOTHING}
-
-
-def _record(cls: Any, value: Any, key: str, lenient: bool) -> Any:
-    if not isinstance(value, dict):
-        raise WrongForm(f"{key} must have keys of its own" if key else "holds no JSON object")
-    found: dict[str, Any] = {}
-    for name, (read, required) in _fields(cls).items():
+def _record(cls: Any, value: Mapping[str, Any], key: str, lenient: bool) -> Any:
+    found = {}
+    for name, hint, required in _fields(cls):
         inner = f"{key}.{name}" if key else name
-        entry = _entry(read, value[name], inner, lenient) if name in value else _NOTHING
+        entry = _entry(hint, value[name], inner, lenient) if name in value else _NOTHING
         if entry is not _NOTHING:
             found[name] = entry
         elif required:
@@ -135,12 +116,9 @@ def _record(cls: Any, value: Any, key: str, lenient: bool) -> Any:
     return cls(**found)
 
 
-_NOTHING = object()
-
-
-def _entry(read: Reader, value: Any, key: str, lenient: bool) -> Any:
+def _entry(hint: Any, value: Any, key: str, lenient: bool) -> Any:
     try:
-        return read(value, key, lenient)
+        return _read(hint, value, key, lenient)
     except WrongForm:
         if not lenient:
             raise
@@ -148,11 +126,17 @@ def _entry(read: Reader, value: Any, key: str, lenient: bool) -> Any:
 
 
 @functools.cache
-def _fields(cls: Any) -> dict[str, tuple[Reader, bool]]:
-    """Name -> its reader, and whether it has no default."""
+def _parts(hint: Any) -> tuple[Any, Sequence[Any]]:
+    """Origin and arguments of a type hint, without None."""
+    return typing.get_origin(hint), [a for a in typing.get_args(hint) if a is not types.NoneType]
+
+
+@functools.cache
+def _fields(cls: Any) -> list[tuple[str, Any, bool]]:
+    """(name, type hint, whether it has no default)."""
     hints, missing = typing.get_type_hints(cls), dataclasses.MISSING
-    return {
-        field.name: (_reader(hints[field.name]), field.default is missing and field.default_factory is missing)
+    return [
+        (field.name, hints[field.name], field.default is missing and field.default_factory is missing)
         for field in dataclasses.fields(cls)
         if field.init
-    }
+    ]

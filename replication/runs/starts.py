@@ -15,8 +15,7 @@ from replication.config import RunConfig, machine_cut
 from replication.errors import UserError
 from replication.runs.journal import read_tail
 from replication.runs.layout import RunDir, cells_in, name_cells
-from replication.runs.manifest import Manifest, Start, find_manifest
-from replication.runs.provenance import Code
+from replication.runs.manifest import Code, Manifest, Start, find_manifest
 
 Facts = Mapping[str, object]
 """Of one start: name -> value."""
@@ -52,25 +51,18 @@ def logged_cells(runs: Path) -> dict[str, LoggedCell]:
 def refuse_other_data(
     logged: Mapping[str, LoggedCell], corpus: Path | str, hash: str, but: RunDir | None = None
 ) -> None:
-    """Refuse to train a cell beside cells that were trained on other data.
+    """Raise UserError, with the seeds, where cells of a folder (see logged_cells) were trained on data of another hash.
 
-    Args:
-        logged: those of its folder, see logged_cells.
-        corpus: the folder of the data.
-        hash: theirs.
-        but: a cell that is not asked: its own checkpoints say what it may go on with.
-
-    Raises:
-        UserError: names both hashes and the seeds.
+    The cell `but` is not asked: its own checkpoints say what it may go on with.
     """
-    others: dict[str, dict[str, None]] = {}
+    others: dict[str, list[str]] = {}
     for name, cell in logged.items():
-        there = cell.manifest.data.hash
-        if there and there != hash and (but is None or cell.run.root.resolve() != but.root.resolve()):
-            runs = cell.run.root.parent.parent
-            others.setdefault(there[:16], {})[name.rpartition("-")[2]] = None
+        there, root = cell.manifest.data.hash, cell.run.root
+        if there and there != hash and (but is None or root.resolve() != but.root.resolve()):
+            runs = root.parent.parent
+            others.setdefault(there[:16], []).append(name.rpartition("-")[2])
     if others:
-        said = "; ".join(f"{there} of seeds {', '.join(seeds)}" for there, seeds in others.items())
+        said = "; ".join(f"{there} of seeds {', '.join(dict.fromkeys(seeds))}" for there, seeds in others.items())
         raise UserError(
             f"data.dir: {corpus} holds the data {hash[:16]}, and cells in {runs} were trained on others ({said}); all "
             "of a suite share one corpus and validation set: name the folder of theirs, or choose another --out"
@@ -111,10 +103,9 @@ def lasting_starts(manifest: Manifest) -> list[Start]:
     behind = float("inf")
     for start in reversed(manifest.all_starts):
         step = -1 if start.step is None else start.step  # older records do not say where they began
-        if behind == 0 or step >= behind:
-            continue
-        behind = step if step >= 0 else behind
-        kept.append(start)
+        if behind != 0 and step < behind:
+            behind = step if step >= 0 else behind
+            kept.append(start)
     return kept[::-1]
 
 
@@ -127,24 +118,23 @@ def unlike(of: Mapping[str, Sequence[Facts]]) -> str:
     """
     found: dict[str, dict[str, list[str]]] = {}
     for name, starts in of.items():
-        for facts in starts:
-            for key, value in facts.items():
-                names = found.setdefault(key, {}).setdefault(str(value), [])
-                if name not in names and (value != NOT_RECORDED or key == "code_hash"):
-                    names.append(name)
-    known = {key: {value: names for value, names in values.items() if names} for key, values in found.items()}
+        for key, value in (item for facts in starts for item in facts.items()):
+            names = found.setdefault(key, {}).setdefault(str(value), [])
+            if name not in names and _is_known(key, value):
+                names.append(name)
     return "; ".join(
-        f"{key} is " + " and ".join(f"{value} ({name_cells(names)})" for value, names in values.items())
-        for key, values in known.items()
-        if len(values) > 1
+        f"{key} is " + " and ".join(f"{value} ({name_cells(names)})" for value, names in values.items() if names)
+        for key, values in found.items()
+        if sum(map(bool, values.values())) > 1
     )
 
 
 def changes(before: Sequence[Facts], now: Facts) -> str:
     """In which facts a start is not as the last of those before it, in words; "" where it is, or there is none."""
     last = before[-1] if before else {}
-    return ", ".join(
-        f"{k} {last[k]} -> {v}"
-        for k, v in now.items()
-        if k in last and str(last[k]) != str(v) and (last[k] != NOT_RECORDED or k == "code_hash")
-    )
+    changed = (k for k in now if k in last and _is_known(k, last[k]) and str(last[k]) != str(now[k]))
+    return ", ".join(f"{k} {last[k]} -> {now[k]}" for k in changed)
+
+
+def _is_known(key: str, value: object) -> bool:
+    return value != NOT_RECORDED or key == "code_hash"

@@ -25,8 +25,8 @@ from replication.config import RunConfig, refuse_differences, scientific
 from replication.data.module import Batch
 from replication.errors import UserError, first_line, is_disk_full
 from replication.model.transformer import weights_sha256
+from replication.processes.preemption import record_times
 from replication.runs.files import damage, mark_complete, naming, read_object, remove_tree, sync
-from replication.runs.grace_period import record_times
 from replication.runs.layout import RunDir, step_of
 from replication.runs.records import WrongForm, from_json, to_json
 from replication.training.measure import Measure

@@ -27,8 +27,7 @@ from replication.data.store import TokenStore
 from replication.errors import Diverged, UserError
 from replication.model.needs import GIB, StateNeeds, checkpoint_gib, checkpoints_kept, gib, state_needs
 from replication.runs.layout import RunDir, cells_in
-from replication.runs.manifest import find_manifest, update_manifest
-from replication.runs.provenance import code_identity
+from replication.runs.manifest import code_identity, find_manifest, update_manifest
 from replication.training.checkpoints import complete_folders
 from replication.training.module import LanguageModel
 from replication.training.ranks import device, gather, gather_objects, is_first, rank, world_size

@@ -14,8 +14,7 @@ import psutil
 import torch
 
 from replication.config import RunConfig, machine_cut
-from replication.runs.manifest import Environment, Hardware
-from replication.runs.provenance import code_identity, git_state
+from replication.runs.manifest import Environment, Hardware, code_identity, git_state
 from replication.training.strategies import uses_gpu
 
 

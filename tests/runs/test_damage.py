@@ -26,6 +26,7 @@ from replication.grid.cells import places
 from replication.grid.local import report_is_current
 from replication.grid.status import cell_status, print_status
 from replication.grid.submissions import submissions
+from replication.processes.preemption import grace_seconds_needed
 from replication.protocol.certificate import certify
 from replication.protocol.deviations import check_plan
 from replication.protocol.preregistration import register
@@ -33,7 +34,6 @@ from replication.report.load import load_cells
 from replication.report.report import collect
 from replication.runs.failures import record_failure
 from replication.runs.files import file_sha256, mark_complete, read_json, write_json, write_text
-from replication.runs.grace_period import grace_seconds_needed
 from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.manifest import mark_cell_complete
 from replication.runs.starts import logged_cells

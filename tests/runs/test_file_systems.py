@@ -20,8 +20,8 @@ from replication.errors import UserError
 from replication.grid import local
 from replication.grid.cells import claim_folder
 from replication.grid.submit import one_at_a_time
+from replication.processes.preemption import record_times
 from replication.runs.files import remove_temporaries, write_text
-from replication.runs.grace_period import record_times
 from replication.runs.layout import RunDir, SuiteDir
 
 

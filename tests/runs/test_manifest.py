@@ -13,8 +13,10 @@ from replication.runs.files import read_json, write_json
 from replication.runs.layout import RunDir
 from replication.runs.manifest import (
     SCHEMA,
+    Code,
     Data,
     Environment,
+    Git,
     Hardware,
     Manifest,
     PlanStamp,
@@ -25,7 +27,6 @@ from replication.runs.manifest import (
     update_manifest,
     write_manifest,
 )
-from replication.runs.provenance import Code, Git
 from replication.runs.records import WrongForm, from_json, read_record, to_json, write_record
 
 MACHINE = Environment(

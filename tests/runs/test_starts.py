@@ -23,7 +23,7 @@ from replication.grid.cells import claim_folder, load_cells
 from replication.grid.ready import load_grid, tell_before
 from replication.runs.files import read_json, write_json
 from replication.runs.layout import RunDir, SuiteDir
-from replication.runs.provenance import code_hash
+from replication.runs.manifest import code_hash
 from replication.runs.starts import changes, logged_cells, unlike
 from replication.training.train import train
 

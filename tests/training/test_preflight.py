@@ -19,7 +19,7 @@ from replication.config import load_run
 from replication.errors import UserError
 from replication.model.needs import GIB, checkpoint_gib, checkpoints_kept, state_needs
 from replication.processes.launcher import PLACE, adopt_place
-from replication.runs import provenance
+from replication.runs import manifest
 from replication.runs.layout import RunDir
 from replication.training import checks as module
 from replication.training.checks import check_room, data_sample
@@ -77,16 +77,16 @@ def test_the_sample_of_the_data_sees_another_token_behind_the_same_manifest():
     [("training/muon.py", 1), ("config/schema.py", 1), ("data/order.py", 1), ("judging/state.py", 0)],
 )
 def test_the_code_hash_covers_what_computes_and_not_the_judging_page(tmp_path, monkeypatch, file, counts):
-    package = Path(provenance.__file__).parents[1]
-    for part in (*provenance.COMPUTES, "judging"):
+    package = Path(manifest.__file__).parents[1]
+    for part in (*manifest.COMPUTES, "judging"):
         (tmp_path / part).parent.mkdir(exist_ok=True)
         (shutil.copytree if (package / part).is_dir() else shutil.copy)(package / part, tmp_path / part)
-    before = provenance.code_hash()
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "runs" / "provenance.py"))
-    assert provenance.code_hash() == before
+    before = manifest.code_hash()
+    monkeypatch.setattr(manifest, "__file__", str(tmp_path / "runs" / "manifest.py"))
+    assert manifest.code_hash() == before
     with open(tmp_path / file, "a") as source:
         source.write("\n")
-    assert (provenance.code_hash() != before) == counts
+    assert (manifest.code_hash() != before) == counts
 
 
 def test_ranks_that_add_up_wrongly_are_named(tmp_path):

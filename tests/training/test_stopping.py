@@ -18,9 +18,8 @@ from training_setup import fit, identical, small_config, weights
 import replication.processes.preemption as preemption
 import replication.training.train as train_module
 from replication.processes.launcher import run_ranks
-from replication.processes.preemption import PREEMPTED, Preempted
+from replication.processes.preemption import PREEMPTED, Preempted, grace_seconds_needed, record_times
 from replication.runs.files import read_json
-from replication.runs.grace_period import grace_seconds_needed, record_times
 from replication.runs.layout import RunDir
 
 
