@@ -18,7 +18,8 @@ from replication.judging.progress import judge_progress
 from replication.judging.schema import answers, assignments, panel
 from replication.judging.unsealing import NOT_LOCKED, iso, unsealed_votes, unsealed_within, vote_id
 from replication.runs.files import file_sha256, write_text
-from replication.votes.note import SCHEMA_VERSION, VotesNote, write_note
+from replication.runs.records import write_record
+from replication.votes.note import SCHEMA_VERSION, VotesNote
 from replication.votes.record import parse_votes, read_votes, votes_text
 from replication.votes.tally import first_votes, votes_per_judge
 
@@ -146,7 +147,7 @@ def write_votes_record(folder: PanelFolder, database: Database, rules: AnalysisC
         n_attention_passed=sum(part.part for part in attention),
         schema_version=SCHEMA_VERSION,
     )
-    write_note(folder.suite.votes_note, note)
+    write_record(folder.suite.votes_note, note)
     write_text(folder.marginals, marginals_json(database, rules))
     return note
 

@@ -3,10 +3,10 @@
 The paper leaves out people who vote fast. "Fast" is measured in two ways, which disagree where a judge pauses between
 pairs or lets one lie open:
 
-- `seconds_between_votes`: the median gap from one vote to the next. This is the paper's, whose file has it as
-  `median_seconds_between_votes`; a panel's marginals.json and the audit go by it.
-- `seconds_to_choose`: the median time from a pair being shown to its vote. A vote record holds it for each vote, and
-  the report goes by it: it does not depend on what a judge did between two pairs.
+- `seconds_between_votes`, the paper's: its file has it as `median_seconds_between_votes`; a panel's marginals.json and
+  the audit go by it.
+- `seconds_to_choose`: a vote record holds it for each vote, and the report goes by it, because it does not depend on
+  what a judge did between two pairs.
 
 The rules themselves are the same. The primary analysis leaves out nobody. Imports no torch.
 """
@@ -14,7 +14,7 @@ The rules themselves are the same. The primary analysis leaves out nobody. Impor
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -31,7 +31,7 @@ class JudgeVotes:
     name: str
     is_human: bool
     tally: Tally
-    """First votes on the pair of arms."""
+    """Of the first votes on the pair of arms."""
     pace_seconds: float
     """seconds_between_votes or seconds_to_choose; NaN where unknown."""
     n_votes: int
@@ -85,11 +85,7 @@ def seconds_to_choose(seconds: Iterable[float]) -> float:
 
 
 def seconds_between_votes(cast_at: Iterable[float]) -> float:
-    """Median gap from one vote to the next, as the paper measures pace; NaN below two votes.
-
-    Args:
-        cast_at: when each vote was cast, in seconds, in any order.
-    """
+    """Median gap from one vote to the next, each cast at a second, in any order; NaN below two votes."""
     return median([later - earlier for earlier, later in pairwise(sorted(cast_at))] or [math.nan])
 
 
@@ -102,29 +98,21 @@ def published_filters(judges: Sequence[JudgeVotes], rules: AnalysisConfig, pace:
         pace: the words of how pace is measured, for the label.
     """
 
-    def those(kept: Iterable[JudgeVotes]) -> frozenset[str]:
-        return frozenset(judge.name for judge in kept)
+    def row(label: str, leaves_out: Callable[[JudgeVotes], bool], by_kind: bool = False) -> Filter:
+        return Filter(label, frozenset(judge.name for judge in judges if leaves_out(judge)), by_kind)
 
-    own = those(judge for judge in judges if judge.name in rules.experimenters)
+    fast, ties, full_set = rules.fast_seconds, rules.tie_share, rules.votes_per_judge
+    experimenters = row("without those who run the experiment", lambda judge: judge.name in rules.experimenters)
     rows = [
-        Filter(
-            f"without people faster than {rules.fast_seconds:g} s {pace}",
-            those(judge for judge in judges if judge.is_fast(rules.fast_seconds)),
-        ),
-        Filter(
-            f"without judges with more than {rules.tie_share:.0%} ties",
-            those(judge for judge in judges if judge.mostly_ties(rules.tie_share)),
-        ),
-        *([Filter("without those who run the experiment", own)] if own else []),
-        Filter(
-            f"without judges of fewer than {rules.votes_per_judge} votes",
-            those(judge for judge in judges if judge.is_partial(rules.votes_per_judge)),
-        ),
+        row(f"without people faster than {fast:g} s {pace}", lambda judge: judge.is_fast(fast)),
+        row(f"without judges with more than {ties:.0%} ties", lambda judge: judge.mostly_ties(ties)),
+        *([experimenters] if experimenters.excluded else []),
+        row(f"without judges of fewer than {full_set} votes", lambda judge: judge.is_partial(full_set)),
     ]
     return [
-        Filter("all judges", frozenset(), by_kind=True),
-        Filter("models only", those(judge for judge in judges if judge.is_human), by_kind=True),
-        Filter("people only", those(judge for judge in judges if not judge.is_human), by_kind=True),
+        row("all judges", lambda judge: False, by_kind=True),
+        row("models only", lambda judge: judge.is_human, by_kind=True),
+        row("people only", lambda judge: not judge.is_human, by_kind=True),
         *rows,
         Filter("without all of these judges", frozenset().union(*(row.excluded for row in rows))),
     ]

@@ -13,7 +13,7 @@ from replication.console import plural
 from replication.errors import UserError
 from replication.runs.files import file_sha256, read_json
 from replication.runs.layout import SuiteDir
-from replication.runs.records import WrongForm, from_json, read_record, write_record
+from replication.runs.records import WrongForm, from_json, read_record
 
 SCHEMA_VERSION = 1
 """Of both files; those from before it have no such key, and otherwise the same ones or fewer."""
@@ -38,11 +38,7 @@ class PanelRecord:
 
 
 def read_panel_record(judging: Path) -> PanelRecord:
-    """Of a judging folder; empty where it has none.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """Of a judging folder; empty where it has none. Raises UserError where it is damaged."""
     return read_record(judging / "panel.json", PanelRecord) or PanelRecord()
 
 
@@ -60,7 +56,6 @@ class VotesNote:
     votes_sha256: str | None = None
     """Of votes.csv as it was written."""
     n_votes: int | None = None
-    """First votes."""
     n_repeats: int | None = None
     n_repeats_without_first_vote: int | None = None
     """Left out of the record."""
@@ -80,36 +75,25 @@ class VotesNote:
     @property
     def lines(self) -> list[str]:
         """A sentence for each thing that a reader of the votes must know."""
-        lines = []
         at = f" at {self.locked_at}" if self.locked_at else ""
+        locked = f"The panel was locked{at}, when nothing planned was missing." if at else ""
         if self.locked_early_because:
             reason = f"The reason given: {self.locked_early_because}"
-            lines.append(f"The panel was locked{at}, before all planned votes were in. {reason}")
-        elif self.locked_at:
-            lines.append(f"The panel was locked{at}, when nothing planned was missing.")
-        if self.key_sha256:
-            lines.append(f"The sealed key that says which arm stood where has the SHA-256 {self.key_sha256}.")
-        if self.n_judges_short:
-            lines.append(f"Judges that ended with fewer votes than a full set has: {self.n_judges_short}.")
-        refusals, garbage = self.n_refusals or 0, self.n_garbage or 0
-        if refusals or garbage:
-            were = plural(refusals + garbage, "answer of a model was", "answers of models were")
-            lines.append(
-                f"{were} no choice (refusals: {refusals}; not readable: {garbage}): on such a pair there is no vote "
-                "of the model."
-            )
-        if n := self.n_repeats_without_first_vote:
-            lines.append(f"Repeated votes left out because the first vote on their pair was never cast: {n}.")
-        if self.n_test_votes:
-            lines.append(f"Votes of test judges, left out of every count: {self.n_test_votes}.")
-        if self.n_attention_asked:
-            passed = f"{self.n_attention_passed or 0} of {self.n_attention_asked}"
-            lines.append(f"Attention items: people chose what was asked of them in {passed}.")
-        return lines
-
-
-def write_note(path: Path, note: VotesNote) -> None:
-    write_record(path, note)
+            locked = f"The panel was locked{at}, before all planned votes were in. {reason}"
+        refusals, garbage, lone = self.n_refusals or 0, self.n_garbage or 0, self.n_repeats_without_first_vote
+        were = plural(refusals + garbage, "answer of a model was", "answers of models were")
+        why = f"refusals: {refusals}; not readable: {garbage}"
+        passed = f"{self.n_attention_passed or 0} of {self.n_attention_asked}"
+        told = (
+            (locked, locked),
+            (self.key_sha256, f"The sealed key that says which arm stood where has the SHA-256 {self.key_sha256}."),
+            (self.n_judges_short, f"Judges that ended with fewer votes than a full set has: {self.n_judges_short}."),
+            (refusals + garbage, f"{were} no choice ({why}): on such a pair there is no vote of the model."),
+            (lone, f"Repeated votes left out because the first vote on their pair was never cast: {lone}."),
+            (self.n_test_votes, f"Votes of test judges, left out of every count: {self.n_test_votes}."),
+            (self.n_attention_asked, f"Attention items: people chose what was asked of them in {passed}."),
+        )
+        return [sentence for is_told, sentence in told if is_told]
 
 
 @dataclass(frozen=True)
@@ -117,28 +101,10 @@ class CheckedNote:
     """votes.json, held against the record that lies beside it."""
 
     note: VotesNote
-    votes: str
-    """Name of the record, for the words."""
     changed: bool | None
-    """Whether it is another file than the one that was written at the lock; None: that is not known."""
-    other_panel: str = ""
-    """The panel that lies beside the record, where that is another than the record's."""
-
-    @property
-    def warning(self) -> str:
-        """Empty where the record is as it was written, and of this folder's panel."""
-        if self.other_panel:
-            return (
-                f"{self.votes} is of another panel than {self.other_panel}, which lies beside it: it was copied from "
-                "another folder, whose models it is about. `replicate judge export` writes this panel's."
-            )
-        if not self.changed:
-            return ""
-        return (
-            f"{self.votes} is not the file that was written when the panel was locked (votes.json has another "
-            "SHA-256): votes were changed, added or removed since. `replicate judge export` writes it again from the "
-            "panel."
-        )
+    """Whether the record is another file than the one that was written at the lock; None: that is not known."""
+    warning: str
+    """Empty where the record is as it was written, and of this folder's panel."""
 
     @property
     def lines(self) -> list[str]:
@@ -152,11 +118,7 @@ class CheckedNote:
 
 
 def read_note(note: Path, votes: Path) -> CheckedNote | None:
-    """votes.json, held against votes.csv; None where there is no votes.json.
-
-    Raises:
-        UserError: votes.json is damaged.
-    """
+    """votes.json, held against votes.csv; None where there is no votes.json. Raises UserError where it is damaged."""
     value = read_json(note)
     if value is None:
         return None
@@ -168,7 +130,18 @@ def read_note(note: Path, votes: Path) -> CheckedNote | None:
         there = file_sha256(votes)
     except OSError:
         there = None
-    beside = read_panel_record(SuiteDir(note.parent).judging).panel_id
-    is_other = None not in (beside, found.panel_id) and beside != found.panel_id
     changed = None if found.votes_sha256 is None else there != found.votes_sha256
-    return CheckedNote(found, votes.name, changed, str(beside) if is_other else "")
+    beside = read_panel_record(SuiteDir(note.parent).judging).panel_id
+    warning = ""
+    if beside and found.panel_id not in (None, beside):
+        warning = (
+            f"{votes.name} is of another panel than {beside}, which lies beside it: it was copied from another folder, "
+            "whose models it is about. `replicate judge export` writes this panel's."
+        )
+    elif changed:
+        warning = (
+            f"{votes.name} is not the file that was written when the panel was locked (votes.json has another "
+            "SHA-256): votes were changed, added or removed since. `replicate judge export` writes it again from the "
+            "panel."
+        )
+    return CheckedNote(found, changed, warning)

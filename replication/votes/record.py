@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from replication.errors import UserError
-from replication.runs.files import write_text
 
 CHOICES = ("left", "right", "tie", "both_bad")
 JUDGE_KINDS = ("human", "model")
-LONGEST_CELL = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,10 @@ class Vote:
     sample_right: int
     judge_id: str
     judge_kind: str
-    """human or model."""
     vendor: str
     """Of a model judge; empty for a person."""
     choice: str
-    """left, right, tie or both_bad; both_bad counts as a tie."""
+    """both_bad counts as a tie."""
     shown_at: str
     """ISO 8601 time at which the pair was shown; may be empty."""
     seconds: float
@@ -52,19 +49,13 @@ class Vote:
 COLUMNS = tuple(field.name for field in fields(Vote))
 
 
-def write_votes(path: Path, votes: Iterable[Vote]) -> None:
-    """Write the record whole."""
-    write_text(path, votes_text(votes))
-
-
 def votes_text(votes: Iterable[Vote]) -> str:
     """The record as CSV; an unknown number of seconds is an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for vote in votes:
-        row = asdict(vote)
-        writer.writerow(row | {"seconds": "" if math.isnan(vote.seconds) else row["seconds"]})
+        writer.writerow(asdict(vote) | {"seconds": "" if math.isnan(vote.seconds) else vote.seconds})
     return text.getvalue()
 
 
@@ -89,9 +80,9 @@ def read_votes(path: Path) -> list[Vote]:
 def parse_votes(text: str, path: str) -> list[Vote]:
     """read_votes of a text; `path` is its name in messages."""
     if text and not text.endswith(("\n", "\r")):  # a cell that lost its last digits would read as another number
-        raise UserError(f"{path}: is torn in its last line, which has no line break; export the votes again, or end "
-                        "the line if it is whole")  # fmt: skip
-    csv.field_size_limit(LONGEST_CELL)
+        fault = "is torn in its last line, which has no line break"
+        raise UserError(f"{path}: {fault}; export the votes again, or end the line if it is whole")
+    csv.field_size_limit(1 << 20)
     reader = csv.DictReader(io.StringIO(text))
     try:
         found = list(reader.fieldnames or [])
@@ -108,9 +99,9 @@ def parse_votes(text: str, path: str) -> list[Vote]:
 
 def _vote(row: dict[str | None, Any], place: str) -> Vote:
     if None in row or None in row.values():
-        raise UserError(f"{place}: has {'more' if None in row else 'fewer'} cells than the first line names columns; "
-                        "export the votes again")  # fmt: skip
-    values = {name: (row[name] or "").strip() for name in COLUMNS}
+        which = "more" if None in row else "fewer"
+        raise UserError(f"{place}: has {which} cells than the first line names columns; export the votes again")
+    values = {name: row[name].strip() for name in COLUMNS}
     for name, allowed in (("choice", CHOICES), ("judge_kind", JUDGE_KINDS)):
         if values[name] not in allowed:
             raise UserError(f"{place}: {name} is '{values[name]}', which must be one of {', '.join(allowed)}")
@@ -119,8 +110,18 @@ def _vote(row: dict[str | None, Any], place: str) -> Vote:
             raise UserError(f"{place}: {name} is empty; every vote needs it")
     if values["arm_left"] == values["arm_right"]:
         raise UserError(f"{place}: arm_left and arm_right are both '{values['arm_left']}'; a vote is between two arms")
-    numbers = {name: _whole(values[name], name, place) for name in ("seed", "prompt_id", "sample_left", "sample_right")}
-    return Vote(**(values | numbers | {"seconds": _seconds(values["seconds"], place)}))  # type: ignore[arg-type]
+    for name in ("seed", "prompt_id", "sample_left", "sample_right"):
+        if not re.fullmatch(r"[+-]?[0-9]{1,19}", values[name]):
+            raise UserError(f"{place}: {name} is '{values[name]:.60}', which must be a whole number of 64 bits")
+        values[name] = int(values[name])
+        check_number(values[name], f"{place}: {name}")
+    try:
+        seconds = float(values["seconds"] or math.nan)
+    except ValueError:
+        seconds = -1.0
+    if seconds < 0 or math.isinf(seconds):
+        raise UserError(f"{place}: seconds is '{values['seconds']}', which must be a number of at least 0, or empty")
+    return Vote(**values | {"seconds": seconds})
 
 
 def check_number(value: int, place: str) -> None:
@@ -133,23 +134,6 @@ def check_number(value: int, place: str) -> None:
         raise UserError(
             f"{place} is one of {value.bit_length()} bits, which must be a whole number of 64 bits; give a smaller one"
         )
-
-
-def _whole(text: str, name: str, place: str) -> int:
-    if not re.fullmatch(r"[+-]?[0-9]{1,19}", text):
-        raise UserError(f"{place}: {name} is '{text:.60}', which must be a whole number of 64 bits")
-    check_number(int(text), f"{place}: {name}")
-    return int(text)
-
-
-def _seconds(text: str, place: str) -> float:
-    try:
-        value = float(text) if text else math.nan
-    except ValueError:
-        value = -1.0
-    if value < 0 or math.isinf(value):
-        raise UserError(f"{place}: seconds is '{text}', which must be a number of at least 0, or empty")
-    return value
 
 
 def _check_ids(votes: list[Vote], path: str) -> None:
@@ -166,15 +150,10 @@ def _check_ids(votes: list[Vote], path: str) -> None:
                 f"'{first[_judged(vote)]}'; name that in repeat_of, or remove one"
             )
     for vote in votes:
-        if vote.repeat_of:
-            original = by_id.get(vote.repeat_of)
-            if original is None:
-                raise UserError(f"{path}: vote '{vote.vote_id}' repeats '{vote.repeat_of}', which is not in the file")
-            if original.repeat_of or _judged(original) != _judged(vote):
-                raise UserError(
-                    f"{path}: vote '{vote.vote_id}' repeats '{vote.repeat_of}', which is not a first vote on the same "
-                    "completions by the same judge"
-                )
+        if vote.repeat_of and first.get(_judged(vote)) != vote.repeat_of:
+            is_there = vote.repeat_of in by_id
+            what = "a first vote on the same completions by the same judge" if is_there else "in the file"
+            raise UserError(f"{path}: vote '{vote.vote_id}' repeats '{vote.repeat_of}', which is not {what}")
 
 
 def _judged(vote: Vote) -> tuple[Any, ...]:

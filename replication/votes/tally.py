@@ -67,11 +67,7 @@ def chosen_arm(vote: Vote) -> str | None:
 
 
 def count(chosen: Iterable[str | None], baseline: str, treatment: str) -> Tally:
-    """The tally of votes on one pair of arms.
-
-    Args:
-        chosen: the arm of each vote, None for a tie.
-    """
+    """The tally of votes on one pair of arms: the arm of each vote, None for a tie."""
     counts = Counter(chosen)
     assert counts.keys() <= {baseline, treatment, None}, f"votes on other arms than {baseline} and {treatment}"
     return Tally(counts[baseline], counts[treatment], counts[None])
@@ -82,16 +78,14 @@ def count_by(votes: Iterable[Vote], key: Callable[[Vote], K], baseline: str, tre
     chosen: dict[K, list[str | None]] = {}
     for vote in votes:
         chosen.setdefault(key(vote), []).append(chosen_arm(vote))
-    return {name: count(arms, baseline, treatment) for name, arms in chosen.items()}
+    return {group: count(arms, baseline, treatment) for group, arms in chosen.items()}
 
 
 def total(tallies: Iterable[Tally]) -> Tally:
-    """The sum of tallies."""
     return sum(tallies, Tally())
 
 
 def first_votes(votes: Iterable[Vote]) -> list[Vote]:
-    """Votes that are no repeats."""
     return [vote for vote in votes if not vote.repeat_of]
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from reported import report
 from synthetic_runs import build_suite, edit_manifest
-from vote_records import record, vote
+from vote_records import record, vote, write_votes
 
 from replication.errors import UserError
 from replication.runs.files import file_sha256, write_json
 from replication.runs.layout import SuiteDir
-from replication.votes.record import write_votes
 
 SEEDS = (1, 2, 3, 4, 5, 6)
 

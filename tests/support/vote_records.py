@@ -2,9 +2,15 @@
 
 import numpy as np
 
-from replication.votes.record import Vote
+from replication.runs.files import write_text
+from replication.votes.record import Vote, votes_text
 
 SEEDS = (1, 2, 3, 4, 5, 6)
+
+
+def write_votes(path, votes):
+    """Write the record whole."""
+    write_text(path, votes_text(votes))
 
 
 def vote(n=0, seed=1, prompt=0, judge="a", choice="left", left="both", right="baseline", **more):

@@ -4,11 +4,13 @@ import dataclasses
 import math
 
 import pytest
+from vote_records import write_votes
 
 from replication.errors import UserError
 from replication.runs.files import file_sha256, write_json
-from replication.votes.note import PanelRecord, VotesNote, read_note, read_panel_record, write_note
-from replication.votes.record import COLUMNS, Vote, read_votes, write_votes
+from replication.runs.records import write_record
+from replication.votes.note import PanelRecord, VotesNote, read_note, read_panel_record
+from replication.votes.record import COLUMNS, Vote, read_votes
 
 VOTE = Vote(
     "v1", "s", 1, "baseline", "both", 7, 0, 2, "judge-a", "human", "", "left", "2026-11-24T10:00:00+0000", 21.5, ""
@@ -178,5 +180,5 @@ def test_records_of_earlier_versions_are_read(tmp_path):
     panel = read_panel_record(tmp_path / "judging")
     assert (panel.panel_id, panel.judges, panel.repeat_share, panel.database) == ("aa", 2, 0.0, None)
     assert read_panel_record(tmp_path / "elsewhere") == PanelRecord()
-    write_note(tmp_path / "votes.json", note := VotesNote(panel_id="aa", n_votes=1, schema_version=1))
+    write_record(tmp_path / "votes.json", note := VotesNote(panel_id="aa", n_votes=1, schema_version=1))
     assert read_note(tmp_path / "votes.json", tmp_path / "votes.csv").note == note  # type: ignore[union-attr]
