@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from replication.audit.claims import Claim, check_number, load_claims, same, shown
+from replication.audit.claims import Claim, load_claims, same, shown
 from replication.audit.published import Judge, Published, Question, Sums, Votes, load_published, side_of
 from replication.audit.recompute import Figures, call
 from replication.audit.recompute_votes import OF_TALLY, select
@@ -23,9 +23,8 @@ from replication.statistics import format as formats
 from replication.statistics.preference import binomial_p
 from replication.votes.tally import Tally, total
 
-RESAMPLES, SEED = 20_000, 1
+RESAMPLES, SEED, CONFIDENCE = 20_000, 1, 0.95
 SAME, DIFFERS, CANNOT = "same", "differs", "not recomputable"
-RUN_PAIR = ("gain", "baseline")
 
 
 @dataclass(frozen=True)
@@ -79,13 +78,12 @@ class Clustered:
 
 @dataclass(frozen=True)
 class LateLoss:
-    """The difference of two runs' late validation means."""
+    """The difference of two runs' late validation means, in nats."""
 
     run: str
     minus: str
     checkpoints: int
     difference: float
-    """nats."""
     standard_error: float
     """Checkpoints taken as independent."""
     one_earlier: float
@@ -112,7 +110,7 @@ class Audit:
     def to_dict(self) -> dict[str, Any]:
         """Everything, for audit.json; NaN becomes null."""
         counts = {verdict: len(self.of(verdict)) for verdict in (SAME, DIFFERS, CANNOT)}
-        bootstrap = {"resamples": RESAMPLES, "seed": SEED, "confidence": 0.95}
+        bootstrap = {"resamples": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE}
         return formats.clean({**asdict(self), "counts": counts, "bootstrap": bootstrap})
 
 
@@ -124,11 +122,20 @@ def audit(folder: Path, claims_file: Path) -> Audit:
     """
     claims = load_claims(claims_file)
     data = load_published(folder, claims.files)
+    votes = data.votes
+    of_category = [
+        cluster(f"prompts of {category}", [q.tally for q in votes.questions if q.category == category])
+        for category in votes.categories
+    ]
     return Audit(
         paper=claims.paper,
         rows=tuple(_row(claim, data) for claim in claims.claims),
-        stated=tuple(_stated(data)),
-        clusters=tuple(_clusters(data.votes)),
+        stated=tuple(_stated(votes)),
+        clusters=(
+            cluster("prompts", [q.tally for q in votes.questions]),
+            cluster("judges", [j.tally for j in votes.judges]),
+            *of_category,
+        ),
         late_loss=_late_loss(data),
         cannot_answer=claims.cannot_answer,
     )
@@ -139,80 +146,58 @@ def _row(claim: Claim, data: Published) -> Row:
     if claim.recompute is not None:
         place = f"{claim.place}: {claim.id}"
         value = call(claim.recompute, claim.args, data, place)
-        check_number(claim.printed, value, place)
+        verdict = SAME if same(claim.printed, value, place) else DIFFERS
         recomputed = shown(value, claim.printed)
-        verdict = SAME if same(claim.printed, value) else DIFFERS
-    note = claim.why_not or claim.reading
-    return Row(
-        claim.id, claim.entry, claim.what, claim.where, claim.printed, recomputed, verdict, claim.is_sentence, note
-    )
+    c, note = claim, claim.why_not or claim.reading
+    return Row(c.id, c.entry, c.what, c.where, c.printed, recomputed, verdict, c.is_sentence, note)
 
 
-# ---------------------------------------------------------------- the file's own sums
-
-
-def _stated(data: Published) -> Iterator[Stated]:
+def _stated(votes: Votes) -> Iterator[Stated]:
     """Each sum that the file of votes states of itself, from its judges or its prompts."""
-    votes = data.votes
-    yield from _sums("headline, from the judges", votes.headline, votes.judges)
-    yield from _sums("headline, from the prompts", votes.headline, votes.questions)
+    sums: list[tuple[str, Sums, Iterable[Judge | Question]]] = [
+        ("headline, from the judges", votes.headline, votes.judges),
+        ("headline, from the prompts", votes.headline, votes.questions),
+    ]
     for entry in votes.sensitivity_filters:
         if entry.excluded is not None:
-            kept = [judge for judge in votes.judges if judge.name not in entry.excluded]
-            yield from _sums(f"filter {entry.label}", entry, kept)
+            sums.append((f"filter {entry.label}", entry, [j for j in votes.judges if j.name not in entry.excluded]))
     for name, entry in votes.category_breakdown.items():
-        yield from _sums(f"category {name}", entry, [q for q in votes.questions if q.category == name])
+        sums.append((f"category {name}", entry, [q for q in votes.questions if q.category == name]))
     for name, entry in votes.human_by_background.items():
-        kept = select(votes.judges, {"type": "Human", "background": name})
-        yield from _sums(f"background {name}", entry, kept)
-    majorities = votes.question_majorities
+        sums.append((f"background {name}", entry, select(votes.judges, {"type": "Human", "background": name})))
+    figures: list[tuple[str, float | None, float]] = []
+    for what, entry, rows in sums:
+        t = total(row.tally for row in rows)
+        found = {"n": t.n, "a": t.baseline, "b": t.treatment, "t": t.ties, "p": OF_TALLY["p"](t)}
+        stated = (entry.n, entry.a, entry.b, entry.t, entry.p_value)
+        figures += [(f"{what}: {key}", value, found[key]) for key, value in zip(found, stated, strict=True)]
+    leans = [side_of(q.tally) for q in votes.questions]
     for key, side in (("gain_majority", "gain"), ("baseline_majority", "baseline"), ("tied", "even")):
-        found = sum(side_of(q.tally) == side for q in votes.questions)
-        yield from _compare(f"prompts: {key}", getattr(majorities, key), found)
+        figures.append((f"prompts: {key}", getattr(votes.question_majorities, key), leans.count(side)))
+    for what, value, recomputed in figures:
+        if value is not None:
+            verdict = SAME if math.isclose(value, recomputed, rel_tol=1e-9) else DIFFERS
+            yield Stated(what, value, recomputed, verdict)
 
 
-def _sums(what: str, entry: Sums, rows: Iterable[Judge | Question]) -> Iterator[Stated]:
-    tally = total(row.tally for row in rows)
-    for key, count in (("n", tally.n), ("a", tally.baseline), ("b", tally.treatment), ("t", tally.ties)):
-        yield from _compare(f"{what}: {key}", getattr(entry, key), count)
-    yield from _compare(f"{what}: p", entry.p_value, OF_TALLY["p"](tally))
-
-
-def _compare(what: str, stated: float | None, recomputed: float) -> Iterator[Stated]:
-    """Nothing where nothing is stated."""
-    if stated is not None:
-        yield Stated(what, stated, recomputed, SAME if math.isclose(stated, recomputed, rel_tol=1e-9) else DIFFERS)
-
-
-# ---------------------------------------------------------------- the same questions with clusters
-
-
-def _clusters(votes: Votes) -> Iterator[Clustered]:
-    yield cluster("prompts", [q.tally for q in votes.questions])
-    yield cluster("judges", [j.tally for j in votes.judges])
-    for category in votes.categories:
-        yield cluster(f"prompts of {category}", [q.tally for q in votes.questions if q.category == category])
-
-
-def cluster(unit: str, tallies: Sequence[Tally], confidence: float = 0.95, resamples: int = RESAMPLES) -> Clustered:
-    """Treat each tally as one observation.
-
-    Args:
-        unit: name of a cluster, for the table.
-        tallies: votes of each of K clusters; all of a cluster's votes are resampled together.
-        confidence: coverage of the interval.
-        resamples: R, drawn with the seed SEED.
-    """
+def cluster(unit: str, tallies: Sequence[Tally]) -> Clustered:
+    """Treat each tally of K as one observation: all of a cluster's votes are resampled together, R times."""
+    k = len(tallies)
     gain_K = np.array([t.treatment for t in tallies], dtype=np.float64)
     decisive_K = np.array([t.decisive for t in tallies], dtype=np.float64)
-    low, high = _interval(gain_K, decisive_K, confidence, resamples)
+    n_decisive, low, high = int((decisive_K > 0).sum()), math.nan, math.nan
+    if n_decisive >= 2:
+        times_RK = np.random.default_rng(SEED).multinomial(k, np.full(k, 1 / k), size=RESAMPLES)
+        decisive_R = times_RK @ decisive_K
+        shares_R = np.divide(times_RK @ gain_K, decisive_R, out=np.full(RESAMPLES, np.nan), where=decisive_R > 0)
+        low, high = np.nanquantile(shares_R, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2]).tolist()
     leans = [side_of(t) for t in tallies]
     ahead, behind = leans.count("gain"), leans.count("baseline")
     return Clustered(
         unit=unit,
-        n_clusters=len(tallies),
-        n_decisive=int((decisive_K > 0).sum()),
-        share=float(gain_K.sum() / decisive_K.sum()) if decisive_K.sum() else float("nan"),
+        n_clusters=k,
+        n_decisive=n_decisive,
+        share=total(tallies).share,
         low=low,
         high=high,
         for_gain=ahead,
@@ -222,37 +207,21 @@ def cluster(unit: str, tallies: Sequence[Tally], confidence: float = 0.95, resam
     )
 
 
-def _interval(gain_K: np.ndarray, decisive_K: np.ndarray, confidence: float, resamples: int) -> tuple[float, float]:
-    if (decisive_K > 0).sum() < 2:
-        return float("nan"), float("nan")
-    k = len(gain_K)
-    times_RK = np.random.default_rng(SEED).multinomial(k, np.full(k, 1 / k), size=resamples)
-    decisive_R = times_RK @ decisive_K
-    shares_R = np.divide(times_RK @ gain_K, decisive_R, out=np.full(resamples, np.nan), where=decisive_R > 0)
-    low, high = np.nanquantile(shares_R, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return float(low), float(high)
-
-
 def _late_loss(data: Published) -> LateLoss | None:
-    run, minus = RUN_PAIR
-    if not {run, minus} <= set(data.losses):
+    if not {"gain", "baseline"} <= set(data.losses):
         return None
-    k = min(LATE_CHECKPOINTS, *(len(data.losses[name].steps) - 1 for name in RUN_PAIR))
+    gain, baseline = data.losses["gain"], data.losses["baseline"]
+    k = min(LATE_CHECKPOINTS, len(gain.steps) - 1, len(baseline.steps) - 1)
     if k < 2:
         return None
-    figures = Figures(data)
-    earlier = [float(data.losses[name].validation[-k - 1 : -1].mean()) for name in RUN_PAIR]
     return LateLoss(
-        run=run,
-        minus=minus,
+        run="gain",
+        minus="baseline",
         checkpoints=k,
-        difference=figures.late_loss(run, minus, k),
-        standard_error=figures.late_loss_error(run, minus, k),
-        one_earlier=earlier[0] - earlier[1],
+        difference=Figures(data).late_loss("gain", "baseline", k),
+        standard_error=Figures(data).late_loss_error("gain", "baseline", k),
+        one_earlier=float(gain.validation[-k - 1 : -1].mean()) - float(baseline.validation[-k - 1 : -1].mean()),
     )
-
-
-# ---------------------------------------------------------------- text
 
 
 def markdown(found: Audit) -> str:

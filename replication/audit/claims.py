@@ -6,6 +6,7 @@ Printed figures are kept as text, because their digits are part of the claim. Im
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,10 +21,10 @@ PRINTED = re.compile(
     r"(?P<about>~)?\s*(?P<bound><=|>=|<|>)?\s*(?P<number>[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)\s*(?P<unit>%|points)?",
     re.IGNORECASE,
 )
+BOUNDS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 ROUNDING_ROOM = 1e-9  # of half a unit: 46.25 may be printed as 46.2 or 46.3, whichever way ties go
-
-
-# ---------------------------------------------------------------- the file
+Arguments = dict[str, Any]
+"""Of a function of `recompute`, by name."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class TableRow:
 
     printed: tuple[Any, ...]
     """One figure a column; null where the paper's cell is empty."""
-    args: dict[str, Any] = field(default_factory=dict)
+    args: Arguments = field(default_factory=dict)
     reading: str | None = None
 
 
@@ -49,13 +50,12 @@ class Entry:
     """As printed: `59.9 %`, `2.80e-8`, `~0.2`, `< 0.005`, `yes`, or a name; text in quotes."""
     recompute: str | None = None
     """Function of `recompute`; None where the files cannot tell."""
-    args: dict[str, Any] = field(default_factory=dict)
+    args: Arguments = field(default_factory=dict)
     why_not: str = ""
     """The data that are not published; empty where there is a function."""
     reading: str = ""
     """The figure as which a sentence is read; empty where there is nothing to choose."""
-    columns: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Arguments of each."""
+    columns: dict[str, Arguments] = field(default_factory=dict)
     rows: dict[str, TableRow] | None = None
 
 
@@ -112,21 +112,26 @@ def load_claims(path: Path) -> Claims:
     for role, names in files.items():
         if not names or not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             raise layer.error(f"files.{role}", f"must be a file name or a list of them, not {content.files[role]!r}")
-    claims = [claim for i, entry in enumerate(content.claims) for claim in _expand(entry, f"claims[{i}]", layer)]
-    seen: set[str] = set()
-    for claim in claims:
-        if claim.id in seen:
-            raise UserError(f"{claim.place}: id {claim.id} comes twice; give each claim its own")
-        seen.add(claim.id)
-    return Claims(content.paper or path.stem, files, tuple(claims), content.cannot_answer)
+    claims: dict[str, Claim] = {}
+    for i, entry in enumerate(content.claims):
+        for claim in _expand(entry, f"claims[{i}]", layer):
+            if claims.setdefault(claim.id, claim) is not claim:
+                raise UserError(f"{claim.place}: id {claim.id} comes twice; give each claim its own")
+    return Claims(content.paper or path.stem, files, tuple(claims.values()), content.cannot_answer)
 
 
 def _expand(entry: Entry, key: str, layer: Layer) -> Iterator[Claim]:
     """The claims of an entry; a cell that is empty in the paper is none."""
+
+    def claim(cell: Entry, key: str) -> Claim:
+        if not isinstance(cell.printed, str):
+            raise layer.error(f"{key}.printed", f"must be text in quotes, which keep its digits, not {cell.printed!r}")
+        return Claim(**vars(cell), entry=entry.id, place=f"{layer.where} line {layer.lines.get(key, 1)}")
+
     if (entry.recompute is None) == (not entry.why_not):
         raise layer.error(key, f"{entry.id}: give either `recompute`, a function, or `why_not`, what is not published")
     if entry.rows is None:
-        yield _claim(entry, entry, key, layer)
+        yield claim(entry, key)
         return
     for name, row in entry.rows.items():
         at = f"{key}.rows.{name}"
@@ -142,65 +147,38 @@ def _expand(entry: Entry, key: str, layer: Layer) -> Iterator[Claim]:
                     args={**entry.args, **arguments, **row.args},
                     reading=entry.reading if row.reading is None else row.reading,
                 )
-                yield _claim(cell, entry, at, layer)
+                yield claim(cell, at)
 
 
-def _claim(cell: Entry, entry: Entry, key: str, layer: Layer) -> Claim:
-    if not isinstance(cell.printed, str):
-        problem = f"must be text in quotes, which keep its digits, not {cell.printed!r}"
-        raise layer.error(f"{key}.printed", problem)
-    line = layer.lines.get(key, 1)
-    return Claim(**vars(cell), entry=entry.id, place=f"{layer.where} line {line}")
-
-
-# ---------------------------------------------------------------- printed and recomputed
-
-
-def same(printed: str, value: Value) -> bool:
+def same(printed: str, value: Value, place: str = "") -> bool:
     """Whether a recomputed value, rounded to the printed digits, is what is printed.
 
     Args:
         printed: a number with its digits (`%` and `points` are hundredths; after `~` trailing zeros of a whole number
             are no digits), a number after `<`, `<=`, `>` or `>=`, `yes` or `no`, or a text.
         value: what was recomputed. A tie may be rounded either way; NaN is `none`.
-    """
-    if isinstance(value, (bool, str)) or math.isnan(value):
-        return printed == shown(value, printed)
-    match = PRINTED.fullmatch(printed.strip())
-    if match is None:
-        return False
-    scaled, number = value * _times(match), float(match["number"].replace(",", ""))
-    bounds = {"<": scaled < number, "<=": scaled <= number, ">": scaled > number, ">=": scaled >= number}
-    if match["bound"]:
-        return bounds[match["bound"]]
-    return abs(scaled - number) <= 0.5 * unit_in_last_place(match) * (1 + ROUNDING_ROOM)
-
-
-def check_number(printed: str, value: Value, place: str) -> None:
-    """Refuse a printed text that no number can be compared with: a slip of the claims file, not of the paper.
+        place: of the claim, for messages.
 
     Raises:
-        UserError: a number was recomputed, and what is printed is neither a number nor `none`.
+        UserError: a number was recomputed, and what is printed is neither a number nor `none`: a slip of the claims
+            file, not of the paper.
     """
     if isinstance(value, (bool, str)) or printed == "none":
-        return
+        return printed == shown(value, printed)
     match = PRINTED.fullmatch(printed.strip())
-    if match is None or not math.isfinite(float(match["number"].replace(",", ""))):
+    number = float(match["number"].replace(",", "")) if match else math.nan
+    if match is None or not math.isfinite(number):
         raise UserError(
             f"{place}: printed {printed!r} is not a number, but one is recomputed; write 12, 1.5 %, 3e-8 or < 5"
         )
-
-
-def unit_in_last_place(match: re.Match[str]) -> float:
-    """Value of one step of the last printed digit: 0.1 for 59.9, 1e-10 for 2.80e-8."""
+    scaled = value * 100 if match["unit"] else value
+    if match["bound"]:
+        return bool(BOUNDS[match["bound"]](scaled, number))
     mantissa, _, exponent = match["number"].lower().replace(",", "").partition("e")
-    _, _, decimals = mantissa.partition(".")
+    decimals = mantissa.partition(".")[2]
     zeros = len(mantissa) - len(mantissa.rstrip("0")) if match["about"] and not decimals else 0
-    return 10.0 ** (int(exponent or 0) - len(decimals) + zeros)
-
-
-def _times(match: re.Match[str]) -> int:
-    return 100 if match["unit"] else 1
+    last_place = 10.0 ** (int(exponent or 0) - len(decimals) + zeros)  # 0.1 for 59.9, 1e-10 for 2.80e-8
+    return abs(scaled - number) <= 0.5 * last_place * (1 + ROUNDING_ROOM)
 
 
 def shown(value: Value, printed: str) -> str:
@@ -214,7 +192,7 @@ def shown(value: Value, printed: str) -> str:
         return "none"
     if match is None:
         return f"{value:.4g}"
-    scaled = value * _times(match)
+    scaled = value * 100 if match["unit"] else value
     unit = f" {match['unit']}" if match["unit"] else ""
     mantissa, _, exponent = match["number"].lower().partition("e")
     digits = len(mantissa.partition(".")[2]) + 2

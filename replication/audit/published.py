@@ -6,10 +6,10 @@ The claims file says which file plays which role. What a file lacks is None or N
 from __future__ import annotations
 
 import re
-from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +202,23 @@ class Published:
         keys = sorted({key for row in self._samples for key in row if key.startswith(DIVERGENCE)})
         return np.array([[_nan(row.get(key)) for key in keys] for row in self._samples])
 
+    def check(self) -> None:
+        """A file that contradicts itself is not audited: raises WrongForm, whose first word is the file's role."""
+        votes = self.votes
+        if not (votes.judges and votes.questions):
+            raise WrongForm("votes needs entries in judges and in question_majorities.details")
+        for i, judge in enumerate(votes.judges):
+            if judge.n != judge.tally.n:
+                raise WrongForm(f"votes.judges[{i}]: n is {judge.n}, but a + b + ties is {judge.tally.n}")
+        tallies = [judge.tally for judge in votes.judges] + [question.tally for question in votes.questions]
+        if any(min(t.baseline, t.treatment, t.ties) < 0 for t in tallies):
+            raise WrongForm("votes counts fewer than no votes of a judge or a prompt")
+        if "divergences" in self.raw and not self.divergences:
+            raise WrongForm("divergences has no samples")
+        for i, sample in enumerate(self.divergences):
+            if sample.get("_step") is None or not any(key.startswith(DIVERGENCE) for key in sample):
+                raise WrongForm(f"divergences[{i}] needs the keys _step and {DIVERGENCE}NN")
+
 
 ROLES = tuple(role.name for role in fields(Published) if role.name != "raw")
 
@@ -222,50 +239,22 @@ def load_published(folder: Path, files: Mapping[str, Sequence[str]]) -> Publishe
     if unknown or "votes" not in files:
         what = f"unknown role '{unknown[0]}'" if unknown else "the role 'votes' is missing"
         raise UserError(f"claims: key files: {what}; the roles are {', '.join(ROLES)}")
-    raw = {role: [_read(folder / name) for name in names] for role, names in files.items()}
+    raw: dict[str, list[Any]] = {}
+    merged: dict[str, Any] = {"raw": raw}
+    for role, names in files.items():
+        raw[role] = [read_json(folder / name) for name in names]
+        if None in raw[role]:
+            path = folder / names[raw[role].index(None)]
+            raise UserError(f"{path}: no such file; give the folder with all files that the claims name under `files`")
+        without_keys = [content for content in raw[role] if not isinstance(content, dict)]
+        merged[role] = without_keys[0] if without_keys else reduce(or_, raw[role])  # the runs of several files as one
     try:
-        found = from_json(Published, {role: _merged(contents) for role, contents in raw.items()} | {"raw": raw})
-        _check(found)
+        found = from_json(Published, merged)
+        found.check()
     except WrongForm as error:
-        role = re.split(r"\W", str(error))[0]
-        names = ", ".join(str(folder / name) for name in files[role])
-        raise UserError(f"{names}: {error}; restore the published file") from None
+        paths = [str(folder / name) for name in files[re.split(r"\W", str(error))[0]]]
+        raise UserError(f"{', '.join(paths)}: {error}; restore the published file") from None
     return found
-
-
-def _read(path: Path) -> Any:
-    content = read_json(path)
-    if content is None:
-        raise UserError(f"{path}: no such file; give the folder with all files that the claims name under `files`")
-    return content
-
-
-def _merged(contents: Sequence[Any]) -> Any:
-    """The runs of several files as one; whatever holds no runs is left for the reader to refuse."""
-    wrong = (content for content in contents if not isinstance(content, dict))
-    return contents[0] if len(contents) == 1 else next(wrong, dict(ChainMap(*reversed(contents))))
-
-
-def _check(found: Published) -> None:
-    """Refuse what the form of the rows does not tell: a file that contradicts itself is not audited as if it did not.
-
-    Raises:
-        WrongForm: its first word is the role of the file.
-    """
-    votes = found.votes
-    if not (votes.judges and votes.questions):
-        raise WrongForm("votes needs entries in judges and in question_majorities.details")
-    for i, judge in enumerate(votes.judges):
-        if judge.n != judge.tally.n:
-            raise WrongForm(f"votes.judges[{i}]: n is {judge.n}, but a + b + ties is {judge.tally.n}")
-    tallies = [judge.tally for judge in votes.judges] + [question.tally for question in votes.questions]
-    if any(min(t.baseline, t.treatment, t.ties) < 0 for t in tallies):
-        raise WrongForm("votes counts fewer than no votes of a judge or a prompt")
-    if "divergences" in found.raw and not found.divergences:
-        raise WrongForm("divergences has no samples")
-    for i, sample in enumerate(found.divergences):
-        if sample.get("_step") is None or not any(key.startswith(DIVERGENCE) for key in sample):
-            raise WrongForm(f"divergences[{i}] needs the keys _step and {DIVERGENCE}NN")
 
 
 def _nan(value: float | None) -> float:

@@ -20,39 +20,29 @@ from replication.errors import UserError
 class Figures(VoteFigures, TrainingFigures):
     """Every public method is a function of a claims file; here those that read no votes or curves.
 
-    YAML reads 2e9 as text: hence float() of what is printed elsewhere.
+    The first five take printed figures; YAML reads 2e9 as text, hence float().
     """
 
     def __init__(self, data: Published) -> None:
         self.data = data
 
     def difference(self, of: float, minus: float) -> float:
-        """of - minus, of two printed figures."""
         return float(of) - float(minus)
 
     def ratio(self, of: float, to: float) -> float:
-        """of / to, of two printed figures."""
         return float(of) / float(to)
 
     def product(self, of: Sequence[float]) -> float:
-        """The product of printed figures."""
-        return math.prod(float(value) for value in of)
+        return math.prod(map(float, of))
 
     def total(self, of: Sequence[float]) -> float:
-        """The sum of printed figures."""
-        return sum(float(value) for value in of)
+        return sum(map(float, of))
 
     def orders_of_magnitude(self, of: float, to: float) -> float:
-        """log10(of / to) of two printed figures."""
         return math.log10(float(of) / float(to))
 
     def stated(self, role: str, path: str) -> Value:
-        """A value that a file states itself, where nothing published allows to recompute it.
-
-        Args:
-            role: of the file.
-            path: dotted keys.
-        """
+        """The value at dotted keys, which a file states itself, where nothing published allows to recompute it."""
         value: Any = self.data.raw[role][0]
         for key in path.split("."):
             if not isinstance(value, dict) or key not in value:
@@ -61,25 +51,18 @@ class Figures(VoteFigures, TrainingFigures):
         return value if isinstance(value, (int, float, str)) else len(value)
 
     def holds(self, keys: Sequence[str], role: str | None = None, within: str = "") -> bool:
-        """Whether a key that starts with one of the names occurs anywhere in a file, or in any.
+        """Whether a key that begins with one of some texts occurs in a file, or in any, perhaps only below one key."""
 
-        Args:
-            keys: beginnings of keys.
-            role: of the file; none: all files.
-            within: only below this key of the file.
-        """
-        contents = self.data.raw.values() if role is None else [self.data.raw[role]]
-        return any(_holds(content, tuple(keys), within) for content in contents)
+        def found(value: Any, within: str) -> bool:
+            if isinstance(value, list):
+                return any(found(entry, within) for entry in value)
+            if not isinstance(value, dict):
+                return False
+            if not within and any(key.startswith(tuple(keys)) for key in value):
+                return True
+            return any(found(entry, "" if key == within else within) for key, entry in value.items())
 
-
-def _holds(value: Any, keys: tuple[str, ...], within: str) -> bool:
-    if isinstance(value, list):
-        return any(_holds(entry, keys, within) for entry in value)
-    if not isinstance(value, dict):
-        return False
-    if not within and any(key.startswith(keys) for key in value):
-        return True
-    return any(_holds(entry, keys, "" if key == within else within) for key, entry in value.items())
+        return found(list(self.data.raw.values()) if role is None else self.data.raw[role], within)
 
 
 FUNCTIONS: dict[str, Callable[..., Value]] = {

@@ -17,7 +17,11 @@ EXTREME = {"min": np.min, "max": np.max}
 
 
 class TrainingFigures:
-    """The functions of a claims file that read curves, last metrics and divergences."""
+    """The functions of a claims file that read curves, last metrics and divergences.
+
+    With `minus` a figure is the difference to another run's; `which` is min or max; a late mean is over the `last`
+    checkpoints, and a gap is the validation loss minus the training loss.
+    """
 
     data: Published
 
@@ -27,11 +31,9 @@ class TrainingFigures:
         return self.data.losses[run]
 
     def _row_B(self, step: int) -> Floats:
-        """Divergences at a sampled step."""
         return self.data.divergences_TB[_at(self.data.sampled_steps, step)]
 
     def _sampled_TB(self, blocks: Sequence[int], from_step: int = 0) -> Floats:
-        """Divergences of some blocks, from a step on."""
         return self.data.divergences_TB[self.data.sampled_steps >= from_step][:, list(blocks)]
 
     def _scales_TB(self, t: float) -> Floats:
@@ -39,15 +41,12 @@ class TrainingFigures:
         values_TB = self.data.divergences_TB
         return 1 + t * (values_TB / values_TB.mean(1, keepdims=True) - 1)
 
-    # ------------------------------------------------------------ losses
-
     def late_loss(self, run: str, minus: str | None = None, last: int = LATE_CHECKPOINTS) -> float:
-        """Mean validation loss over a run's last checkpoints, or its difference to another run's."""
+        """Late mean of the validation loss."""
         value = float(self._curve(run).validation[-last:].mean())
         return value if minus is None else value - self.late_loss(minus, last=last)
 
     def late_loss_in_errors(self, run: str, minus: str, last: int = LATE_CHECKPOINTS) -> float:
-        """The difference of the late means in its standard errors, checkpoints taken as independent."""
         return self.late_loss(run, minus, last) / self.late_loss_error(run, minus, last)
 
     def late_loss_error(self, run: str, minus: str, last: int = LATE_CHECKPOINTS) -> float:
@@ -56,12 +55,12 @@ class TrainingFigures:
         return float(np.sqrt(sum(variances)))
 
     def late_gap(self, run: str, minus: str, last: int = LATE_CHECKPOINTS) -> float:
-        """Distance of two runs' mean gaps (validation minus train) over the last checkpoints."""
+        """Distance of two runs' late mean gaps."""
         ours, theirs = (self._curve(name).gap[-last:].mean() for name in (run, minus))
         return float(abs(ours - theirs))
 
     def loss_at(self, run: str, step: int, which: str = "validation") -> float:
-        """train or validation loss of a run at a checkpoint."""
+        """Loss (`which`: train, validation) at a checkpoint."""
         curve = self._curve(run)
         return float(getattr(curve, which)[_at(curve.steps, step)])
 
@@ -70,7 +69,7 @@ class TrainingFigures:
         return float(np.diff(self._curve(run).validation[-2 * last :]).std(ddof=1))
 
     def gap_ratio(self, run: str, to: str, which: str) -> float:
-        """The lowest or highest ratio of two runs' gaps (validation minus train) over their common checkpoints."""
+        """The extreme ratio of two runs' gaps over their common checkpoints."""
         ours, theirs = self._curve(run), self._curve(to)
         _, i, j = np.intersect1d(ours.steps, theirs.steps, return_indices=True)
         return float(EXTREME[which](ours.gap[i] / theirs.gap[j]))
@@ -81,12 +80,15 @@ class TrainingFigures:
         A point is the mean over the last `window` checkpoints up to it, as in the late mean.
         """
         ours, theirs = (self._curve(name) for name in (run, minus))
+
+        def smooth(values_V: Floats) -> Floats:
+            return np.array([values_V[max(0, i + 1 - window) : i + 1].mean() for i in range(len(values_V))])
+
         steps, i, j = np.intersect1d(ours.steps, theirs.steps, return_indices=True)
-        apart = np.abs(_smooth(ours.validation, window)[i] - _smooth(theirs.validation, window)[j])
+        apart = np.abs(smooth(ours.validation)[i] - smooth(theirs.validation)[j])
         return float(apart[steps >= from_step].max())
 
     def checkpoints(self, run: str) -> int:
-        """Number of published checkpoints of a run."""
         return len(self._curve(run).steps)
 
     def checkpoints_missing(self, run: str, that: str) -> str:
@@ -95,29 +97,22 @@ class TrainingFigures:
         return ", ".join(str(step) for step in missing) or "none"
 
     def final(self, run: str, key: str, minus: str | None = None) -> float:
-        """A run's last metric, or its difference to another run's."""
-        if key not in self.data.finals.get(run, {}):
+        value = self.data.finals.get(run, {}).get(key)
+        if value is None:
             raise LookupError(f"metric {key} of '{run}'")
-        value = self.data.finals[run][key]
         return value if minus is None else value - self.final(minus, key)
 
     def spread_of_finals(self, runs: Sequence[str], key: str) -> float:
-        """Highest minus lowest last metric of some runs."""
         values = [self.final(run, key) for run in runs]
         return max(values) - min(values)
 
     def ratio_of_finals(self, run: str, to: str, key: str) -> float:
-        """A run's last metric as a multiple of another's."""
         return self.final(run, key) / self.final(to, key)
 
-    # ------------------------------------------------------------ divergences
-
     def divergence(self, block: int, step: int) -> float:
-        """Of one block at one sampled step."""
         return float(self._row_B(step)[block])
 
     def divergence_mean(self, step: int, without: Sequence[int] = ()) -> float:
-        """Mean over the blocks at a step, some left out."""
         return float(np.delete(self._row_B(step), list(without)).mean())
 
     def divergence_ratio(self, block: int, to: Sequence[int], step: int) -> float:
@@ -149,15 +144,12 @@ class TrainingFigures:
         return float(values_T[-last:].mean() / values_T[-2 * last : -last].mean() - 1)
 
     def largest_growth(self, blocks: Sequence[int], start: int, end: int) -> float:
-        """The largest relative growth of some blocks."""
         return max(self.divergence_growth(block, start, end) for block in blocks)
 
     def divergence_extreme(self, blocks: Sequence[int], which: str, from_step: int = 0) -> float:
-        """The lowest or highest divergence of some blocks, from a step on."""
         return float(EXTREME[which](self._sampled_TB(blocks, from_step)))
 
     def divergence_extreme_at(self, blocks: Sequence[int], which: str, step: int) -> float:
-        """The lowest or highest divergence of some blocks at one step."""
         return float(EXTREME[which](self._row_B(step)[list(blocks)]))
 
     def samples_within(self, block: int, low: float, high: float) -> float:
@@ -166,18 +158,14 @@ class TrainingFigures:
         return float(((values >= low) & (values <= high)).mean())
 
     def samples(self) -> int:
-        """Number of sampled steps."""
         return len(self.data.sampled_steps)
 
     def blocks(self) -> int:
-        """Number of sampled blocks."""
         return self.data.divergences_TB.shape[1]
 
     def sample_spacing(self) -> int:
         """Steps between samples, the widest."""
         return int(np.diff(self.data.sampled_steps).max())
-
-    # ------------------------------------------------------------ scales
 
     def samples_at_upper_clamp(self, block: int, m_max: float = 3.0, t: float = 0.5) -> float:
         """Share of the samples in which a block's scale reaches the upper clamp."""
@@ -202,8 +190,3 @@ def _at(steps: np.ndarray, step: int) -> int:
     if not len(found):
         raise LookupError(f"step {step}")
     return int(found[0])
-
-
-def _smooth(values_V: Floats, window: int) -> Floats:
-    """Each checkpoint's mean over the last `window` checkpoints up to it."""
-    return np.array([values_V[max(0, i + 1 - window) : i + 1].mean() for i in range(len(values_V))])

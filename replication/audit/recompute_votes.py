@@ -56,25 +56,26 @@ KEEPS: dict[str, Callable[[Judge, Any], bool]] = {
 
 
 def select(judges: Sequence[Judge], rules: Rules) -> list[Judge]:
-    """Judges to whom the rules apply.
+    """Judges to whom the rules apply: the names of LEAVES_OUT and KEEPS with their bounds.
 
-    Args:
-        judges: all of them.
-        rules: names of LEAVES_OUT and KEEPS with their bounds; `first` or `after_first` k by time of the first vote;
-            `caught: true` keeps those that the rules of LEAVES_OUT would leave out.
+    `first` or `after_first` k go by time of the first vote; `caught: true` keeps those that the rules of LEAVES_OUT
+    would leave out.
     """
     unknown = set(rules) - {*LEAVES_OUT, *KEEPS, "first", "after_first", "caught"}
     if unknown:
         raise LookupError(f"rule '{sorted(unknown)[0]}'; the rules are {', '.join([*LEAVES_OUT, *KEEPS])}")
-    kept = sorted(judges, key=lambda j: j.first_ts or "")
-    kept = kept[rules.get("after_first", 0) : rules.get("first")]
+    kept = sorted(judges, key=lambda j: j.first_ts or "")[rules.get("after_first", 0) : rules.get("first")]
     kept = [j for j in kept if all(KEEPS[rule](j, bound) for rule, bound in rules.items() if rule in KEEPS)]
     out = [rule for rule in rules if rule in LEAVES_OUT]
     return [j for j in kept if any(LEAVES_OUT[rule](j, rules[rule]) for rule in out) == bool(rules.get("caught"))]
 
 
 class VoteFigures:
-    """The functions of a claims file that count votes."""
+    """The functions of a claims file that count votes.
+
+    `count` is of OF_TALLY, `rules` and `filters` are those of `select`, `which` is min or max, and `leans` and `to` are
+    sides: gain, baseline, even, or ties.
+    """
 
     data: Published
 
@@ -90,18 +91,14 @@ class VoteFigures:
         kept = [q for q in self.data.votes.questions if category in (None, q.category)]
         return [q for q in kept if leans in (None, side_of(q.tally))]
 
-    # ------------------------------------------------------------ by judge
-
     def judges(self, **rules: Any) -> int:
-        """Number of judges that a filter keeps."""
         return len(self._select(rules))
 
     def votes(self, count: str, **rules: Any) -> float:
-        """A count, share or p of the votes of the judges that a filter keeps."""
         return OF_TALLY[count](self._tally(rules))
 
     def filtered(self, count: str, **rules: Any) -> float:
-        """A cell of a filter table: `judges`, or a count of their votes."""
+        """A cell of a table of filters: `judges`, or a count of their votes."""
         return self.judges(**rules) if count == "judges" else self.votes(count, **rules)
 
     def moved(self, count: str, **rules: Any) -> float:
@@ -119,27 +116,20 @@ class VoteFigures:
             raise LookupError(f"judge '{name}'")
         if count in OF_TALLY:
             return OF_TALLY[count](found.tally)
-        own: dict[str, Value] = {
-            "type": found.type,
-            "background": found.background or "-",
-            "median_seconds": found.filtered.pace_seconds,
-        }
-        return own[count]
+        own: dict[str, Value] = {"type": found.type, "background": found.background or "-"}
+        return found.filtered.pace_seconds if count == "median_seconds" else own[count]
 
     def judge_names(self, **rules: Any) -> str:
-        """Names that a filter keeps, sorted."""
         return ", ".join(sorted(j.name for j in self._select(rules)))
 
     def extreme_judge(self, count: str, which: str, **rules: Any) -> str:
-        """The judge with the highest or lowest value (`which`: max, min) among those that a filter keeps."""
         values = {j.name: OF_TALLY[count](j.tally) for j in self._select(rules)}
-        known = {name: value for name, value in values.items() if not math.isnan(value)}
+        known = [name for name, value in values.items() if not math.isnan(value)]
         if not known:
             raise LookupError("judge that the rules keep")
-        return EXTREME[which](known, key=lambda name: known[name])
+        return EXTREME[which](known, key=values.__getitem__)
 
     def extreme_share(self, which: str, **rules: Any) -> float:
-        """The highest or lowest share for gain of one judge among those that a filter keeps."""
         return EXTREME[which]((j.tally.share for j in self._select(rules) if j.tally.decisive), default=math.nan)
 
     def mean_share(self, **rules: Any) -> float:
@@ -147,23 +137,19 @@ class VoteFigures:
         return float(np.nanmean([j.tally.share for j in self._select(rules)]))
 
     def part_of_votes(self, count: str, part: Rules, whole: Rules) -> float:
-        """The votes of some judges as a share of those of others."""
         return OF_TALLY[count](self._tally(part)) / OF_TALLY[count](self._tally(whole))
 
     def filters_above(self, filters: Sequence[Rules]) -> int:
         """Number of filters that give a higher share for gain than all judges do."""
-        return sum(self._tally(rules).share > self._tally({}).share for rules in filters)
+        return sum(self.moved("share", **rules) > 0 for rules in filters)
 
     def filters_extreme(self, filters: Sequence[Rules], which: str) -> float:
-        """The lowest or highest share for gain over filters."""
         return EXTREME[which](self._tally(rules).share for rules in filters)
 
     def every_filter_leans(self, filters: Sequence[Rules], to: str) -> bool:
-        """Whether every filter leaves a majority for one side."""
         return all(side_of(self._tally(rules)) == to for rules in filters)
 
     def backgrounds(self) -> int:
-        """Number of backgrounds that judges name."""
         return len({j.background for j in self.data.votes.judges if j.background})
 
     def vendors(self, of: Mapping[str, str], type: str) -> int:
@@ -171,22 +157,17 @@ class VoteFigures:
         return len({of[j.name] for j in self.data.votes.judges if j.type == type})
 
     def listed_by_first_vote(self) -> bool:
-        """Whether the judges stand in the order of their first votes."""
+        """Whether the file has the judges in the order of their first votes."""
         times = [j.first_ts or "" for j in self.data.votes.judges]
         return times == sorted(times)
 
-    # ------------------------------------------------------------ by prompt
-
     def prompt_votes(self, count: str, category: str | None = None) -> float:
-        """A count, share or p of the votes on all prompts, or on those of a category."""
         return OF_TALLY[count](total(q.tally for q in self._questions(category)))
 
     def prompts(self, category: str | None = None, leans: str | None = None) -> int:
-        """Number of prompts, or of those that lean to a side (even: an exact split)."""
         return len(self._questions(category, leans))
 
     def categories_of(self, leans: str, outside: Sequence[str] = ()) -> str:
-        """The categories of the prompts that lean to a side, sorted, some left aside."""
         return ", ".join(sorted({q.category for q in self._questions(leans=leans)} - set(outside)))
 
     def categories(self, share_from: float = 0.0, share_below: float = math.inf) -> int:
@@ -194,7 +175,7 @@ class VoteFigures:
         return sum(share_from <= self.prompt_votes("share", name) < share_below for name in self.data.votes.categories)
 
     def categories_that_hold(self, leans: str) -> int:
-        """Number of categories that hold a prompt that leans to a side."""
+        """Number of categories that hold a prompt that leans so."""
         return len({q.category for q in self._questions(leans=leans)})
 
     def fewest_votes_on_a_prompt(self) -> int:
@@ -209,8 +190,12 @@ class VoteFigures:
         return ", ".join(f"{q.question_id} ({q.tally.n} votes, {n} judges)" for q, n in odd) or "none"
 
     def prompts_as_printed(self, hashes: Sequence[str]) -> int:
-        """Number of published prompts with the text that the paper prints, by the hashes of the printed texts."""
-        return sum(text_hash(prompt.question) in hashes for prompt in self.data.prompts)
+        """Number of published prompts with the text that the paper prints, by the hashes of the printed texts.
+
+        Of letters and digits alone, so that quotes and line breaks do not count; 12 hex digits of SHA-256.
+        """
+        plain = ("".join(c for c in prompt.question.lower() if c.isalnum()) for prompt in self.data.prompts)
+        return sum(hashlib.sha256(text.encode()).hexdigest()[:12] in hashes for text in plain)
 
     def agreeing_prompts(self, of: str = "agree") -> float:
         """From the published majorities of both types: `agree`, `decided` (neither tied), or `exceptions_SIDE`.
@@ -225,9 +210,3 @@ class VoteFigures:
         same = sum(row.human_majority == row.fm_majority for row in rows)
         decided = sum("tied" not in (row.human_majority, row.fm_majority) for row in rows)
         return {"agree": same, "decided": decided, "share": same / len(rows), "decided_share": same / decided}[of]
-
-
-def text_hash(text: str) -> str:
-    """Of letters and digits alone, so that quotes and line breaks do not count; 12 hex digits of SHA-256."""
-    plain = "".join(c for c in text.lower() if c.isalnum())
-    return hashlib.sha256(plain.encode()).hexdigest()[:12]
