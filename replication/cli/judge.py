@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MOVED = {"rehearse": "load", "blinding": "blinding"}
 """Earlier actions that a checkout has as a test of the page: their names there."""
 BASE_URL = "http://127.0.0.1:8765"
-PACKAGES = "sqlalchemy psycopg fastapi starlette uvicorn python_multipart openai httpx tenacity aiohttp sklearn"
+PACKAGES = "sqlalchemy psycopg fastapi starlette uvicorn python_multipart openai httpx aiohttp sklearn"
 """Of the extra `judge`."""
 DASH = "–"
 WIDEST_NAME = 14  # that 80 columns hold beside the counts; a longer one goes on in the next line

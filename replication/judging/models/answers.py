@@ -6,16 +6,15 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.models.parsing import CUT_OFF, Parsed, agree, combine
+from replication.judging.models.parsing import Parsed, combine
 from replication.judging.panel import add_judges, check_judge_id
 from replication.judging.schema import IS_FIRST, answers, assignments, items, judges, model_judges, votes
 from replication.judging.store import is_locked
@@ -28,13 +27,15 @@ class Comparison:
     """One pair in one order."""
 
     assignment_id: int
-    position: int
-    """Of the assignment in the judge's order, from 0."""
     swapped: bool
     """Whether the sides are the other way round than in the assignment."""
     question: str
     a: str
     b: str
+
+    @property
+    def key(self) -> tuple[int, bool]:
+        return self.assignment_id, self.swapped
 
 
 @dataclass(frozen=True)
@@ -68,35 +69,39 @@ class ModelAnswer:
     """Its address without credentials, or how else the model was asked."""
 
 
-@dataclass(frozen=True)
-class AnswerCounts:
-    """All that a judge has said so far."""
+def join_panel(
+    database: Database, sealed: Path, judge_id: str, vendor: str | None, n_votes: int | None
+) -> Callable[[], None] | None:
+    """A function that gives a new model judge its assignments; None where it has them.
 
-    n_pairs: int
-    """Assignments."""
-    n_answers: int = 0
-    """Of the 2 * n_pairs comparisons."""
-    n_votes: int = 0
-    """Pairs with a vote."""
-    n_agreeing: int = 0
-    """Pairs to which both orders gave the same choice."""
-    n_disagreeing: int = 0
-    """Pairs whose vote is a tie because they did not."""
-    n_refusals: int = 0
-    n_garbage: int = 0
-    n_a: int = 0
-    """Answers for the completion that came first; n_b: second."""
-    n_b: int = 0
-    n_truncated: int = 0
-    """Answers that were cut off."""
-    input_tokens: int = 0
-    """As far as the endpoint tells; output_tokens too."""
-    output_tokens: int = 0
+    Args:
+        sealed: folder of the panel's key.
+        vendor: who makes the model; None only where the judge is there.
+        n_votes: pairs of a new judge; None: as many as the panel plans.
 
-    @property
-    def n_missing(self) -> int:
-        """Comparisons without an answer."""
-        return 2 * self.n_pairs - self.n_answers
+    Raises:
+        UserError: the panel is locked, the vendor is missing or another, the judge has another number of pairs, or a
+            new one's name will not do.
+    """
+    with database.read() as c:
+        if is_locked(c):
+            raise UserError(LOCKED)
+        known = c.execute(select(judges).where(judges.c.judge_id == judge_id)).one_or_none()
+        n_has = c.execute(select(func.count()).where(IS_FIRST, assignments.c.judge_id == judge_id)).scalar_one()
+    if known is None:
+        check_judge_id(judge_id)
+        maker = (vendor or "").strip()
+        if not maker:
+            raise UserError(f"--vendor: '{judge_id}' is a new judge; say who makes the model")
+        return lambda: add_judges(database, sealed, [judge_id], "model", maker, n_votes or 0)
+    if known.kind == "model" and vendor is not None and vendor.strip() != known.vendor:
+        raise UserError(f"--vendor: '{judge_id}' is a model of {known.vendor}; take another --judge-id")
+    if known.kind == "model" and n_votes not in (None, n_has):
+        raise UserError(
+            f"--votes: '{judge_id}' has its {n_has} pairs already, which stay as they are; leave --votes out, or take "
+            "another --judge-id"
+        )
+    return None
 
 
 def settle(database: Database, judge_id: str, asked: Mapping[str, Any]) -> None:
@@ -105,7 +110,6 @@ def settle(database: Database, judge_id: str, asked: Mapping[str, Any]) -> None:
     Raises:
         UserError: no such model judge, the panel is locked, or the judge's answers came in another way.
     """
-    asked = dict(asked)
     with database.write() as c:
         this = select(judges.c.kind).where(judges.c.judge_id == judge_id)
         kind = c.execute(this.with_for_update()).scalar_one_or_none()  # held: another run settles the same, or is told
@@ -128,46 +132,11 @@ def settle(database: Database, judge_id: str, asked: Mapping[str, Any]) -> None:
             )
 
 
-def how_asked(database: Database, judge_id: str) -> dict[str, Any]:
+def how_asked(database: Database, judge_id: str) -> Mapping[str, Any]:
     """The settings that were fixed for a judge; empty for one that was never asked."""
     with database.read() as c:
         mine = model_judges.c.judge_id == judge_id
         return c.execute(select(model_judges.c.asked).where(mine)).scalar_one_or_none() or {}
-
-
-def join_panel(
-    database: Database, sealed: Path, judge_id: str, vendor: str | None, n_votes: int | None
-) -> Callable[[], None] | None:
-    """A function that gives a new model judge its assignments; None where it has them.
-
-    Args:
-        sealed: folder of the panel's key.
-        vendor: who makes the model; None only where the judge is there.
-        n_votes: pairs of a new judge; None: as many as the panel plans.
-
-    Raises:
-        UserError: the panel is locked, the vendor is missing or another, the judge is a person or has another number
-            of pairs, or a new one's name will not do.
-    """
-    with database.read() as c:
-        if is_locked(c):
-            raise UserError(LOCKED)
-        known = c.execute(select(judges).where(judges.c.judge_id == judge_id)).one_or_none()
-        mine = select(func.count()).where(IS_FIRST, assignments.c.judge_id == judge_id)
-        n_has = c.execute(mine).scalar_one()
-    if known is None:
-        check_judge_id(judge_id)
-        if not (vendor or "").strip():
-            raise UserError(f"--vendor: '{judge_id}' is a new judge; say who makes the model")
-        return lambda: add_judges(database, sealed, [judge_id], "model", str(vendor).strip(), n_votes or 0)
-    if known.kind == "model" and vendor is not None and vendor.strip() != known.vendor:
-        raise UserError(f"--vendor: '{judge_id}' is a model of {known.vendor}; take another --judge-id")
-    if known.kind == "model" and n_votes not in (None, n_has):
-        raise UserError(
-            f"--votes: '{judge_id}' has its {n_has} pairs already, which stay as they are; leave --votes out, or take "
-            "another --judge-id"
-        )
-    return None
 
 
 def comparisons(database: Database, judge_id: str) -> list[Comparison]:
@@ -185,15 +154,16 @@ def comparisons(database: Database, judge_id: str) -> list[Comparison]:
     found = []
     for row in rows:
         left, right = (row.first, row.second) if row.first_is_left else (row.second, row.first)
-        found.append(Comparison(row.assignment_id, row.position, False, row.question, left, right))
-        found.append(Comparison(row.assignment_id, row.position, True, row.question, right, left))
+        found.append(Comparison(row.assignment_id, False, row.question, left, right))
+        found.append(Comparison(row.assignment_id, True, row.question, right, left))
     return found
 
 
 def answered(database: Database, judge_id: str) -> dict[tuple[int, bool], Parsed]:
-    """(assignment_id, swapped) -> what was said, of every answer there is."""
+    """What was said to each comparison that has an answer, by its key."""
     with database.read() as c:
-        return {(row.assignment_id, row.swapped): Parsed(row.status, row.choice) for row in _said(c, judge_id)}
+        rows = c.execute(select(answers).join(assignments).where(assignments.c.judge_id == judge_id))
+        return {(row.assignment_id, row.swapped): Parsed(row.status, row.choice) for row in rows}
 
 
 def keep(database: Database, judge_id: str, new: Sequence[ModelAnswer]) -> int:
@@ -205,6 +175,7 @@ def keep(database: Database, judge_id: str, new: Sequence[ModelAnswer]) -> int:
     Raises:
         UserError: the panel was locked meanwhile, or the endpoint now names another model than in earlier answers.
     """
+    mine = assignments.c.judge_id == judge_id
     try:
         with database.write() as c:
             if is_locked(c):
@@ -213,70 +184,27 @@ def keep(database: Database, judge_id: str, new: Sequence[ModelAnswer]) -> int:
             c.execute(select(assignments.c.assignment_id).where(assignments.c.assignment_id.in_(ids)).with_for_update())
             of_these = select(answers.c.assignment_id, answers.c.swapped).where(answers.c.assignment_id.in_(ids))
             before = {(row.assignment_id, row.swapped) for row in c.execute(of_these)}
-            stored = [a for a in new if (a.comparison.assignment_id, a.comparison.swapped) not in before]
+            stored = [answer for answer in new if answer.comparison.key not in before]
+            named = select(answers.c.model).join(assignments).where(mine, answers.c.model != "").limit(1)
+            known = c.execute(named).scalar_one_or_none()
             for answer in stored:
-                _check_model(c, judge_id, answer.reply.model)
-                c.execute(insert(answers).values(_row(answer)))
+                comparison, parsed, reply = answer.comparison, answer.parsed, answer.reply
+                if reply.model and known and known != reply.model:
+                    raise UserError(
+                        f"--judge-id: the answers of '{judge_id}' came from the model {known}, and the endpoint now "
+                        f"answers as {reply.model}; one judge is one model: take another --judge-id, or go back to "
+                        "that model"
+                    )
+                known = known or reply.model
+                row = {name: value for name, value in vars(reply).items() if name in answers.c}
+                row |= {"reply": reply.text, "prompt": answer.prompt, "endpoint": answer.endpoint}
+                row |= {"assignment_id": comparison.assignment_id, "swapped": comparison.swapped}
+                c.execute(insert(answers).values(row | {"status": parsed.status, "choice": parsed.choice}))
             for assignment_id in {answer.comparison.assignment_id for answer in stored}:
                 _vote(c, assignment_id)
             return len(stored)
     except IntegrityError:  # another process asks for the same judge, and was faster
         return 0
-
-
-def answer_counts(database: Database, judge_id: str) -> AnswerCounts:
-    """All that a judge has said so far."""
-    with database.read() as c:
-        mine = assignments.c.judge_id == judge_id
-        n_pairs = c.execute(select(func.count()).select_from(assignments).where(mine)).scalar_one()
-        n_votes = c.execute(select(func.count()).select_from(assignments.join(votes)).where(mine)).scalar_one()
-        said = _said(c, judge_id)
-    by_pair = [[row.choice for row in rows] for _, rows in groupby(said, key=lambda row: row.assignment_id)]
-    both = [choices for choices in by_pair if len(choices) == 2 and all(choices)]  # as assigned, and swapped
-    n_agreeing = sum(agree(*choices) for choices in both)
-    return AnswerCounts(
-        n_pairs=n_pairs,
-        n_answers=len(said),
-        n_votes=n_votes,
-        n_agreeing=n_agreeing,
-        n_disagreeing=len(both) - n_agreeing,
-        n_refusals=sum(row.status == "refusal" for row in said),
-        n_garbage=sum(row.status == "garbage" for row in said),
-        n_a=sum(row.choice == "left" for row in said),
-        n_b=sum(row.choice == "right" for row in said),
-        n_truncated=sum(row.finish_reason in CUT_OFF for row in said),
-        input_tokens=sum(row.input_tokens or 0 for row in said),
-        output_tokens=sum(row.output_tokens or 0 for row in said),
-    )
-
-
-def _said(c: Connection, judge_id: str) -> Sequence[Row[Any]]:
-    names = ["assignment_id", "swapped", "status", "choice", "finish_reason", "input_tokens", "output_tokens"]
-    query = select(*(answers.c[name] for name in names)).join(assignments).where(assignments.c.judge_id == judge_id)
-    return c.execute(query.order_by(answers.c.assignment_id, answers.c.swapped)).all()
-
-
-def _check_model(c: Connection, judge_id: str, model: str) -> None:
-    named = select(answers.c.model).join(assignments).where(assignments.c.judge_id == judge_id, answers.c.model != "")
-    before = c.execute(named.limit(1)).scalar_one_or_none()
-    if model and before and before != model:
-        raise UserError(
-            f"--judge-id: the answers of '{judge_id}' came from the model {before}, and the endpoint now answers as "
-            f"{model}; one judge is one model: take another --judge-id, or go back to that model"
-        )
-
-
-def _row(answer: ModelAnswer) -> dict[str, Any]:
-    reply = {name: value for name, value in vars(answer.reply).items() if name not in ("text", "refused")}
-    return reply | {
-        "assignment_id": answer.comparison.assignment_id,
-        "swapped": answer.comparison.swapped,
-        "status": answer.parsed.status,
-        "choice": answer.parsed.choice,
-        "prompt": answer.prompt,
-        "reply": answer.reply.text,
-        "endpoint": answer.endpoint,
-    }
 
 
 def _vote(c: Connection, assignment_id: int) -> None:
@@ -286,9 +214,7 @@ def _vote(c: Connection, assignment_id: int) -> None:
     if len(said) < 2 or not all(row.choice for row in said):
         return
     known = [row.seconds for row in said if row.seconds is not None]
-    shown_at = min(row.asked_at for row in said) if known else None
-    impression = secrets.token_urlsafe(16)
-    seen = {"showing": impression, "shown_at": shown_at}
+    seen = {"showing": secrets.token_urlsafe(16), "shown_at": min(row.asked_at for row in said) if known else None}
     c.execute(update(assignments).where(assignments.c.assignment_id == assignment_id).values(seen))
     cast = {"assignment_id": assignment_id, "cast_at": max(row.asked_at + (row.seconds or 0) for row in said)}
     choice = combine(said[0].choice, said[1].choice)

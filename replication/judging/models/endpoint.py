@@ -6,6 +6,7 @@ import asyncio
 import html
 import json
 import math
+import random
 import re
 import time
 from collections.abc import Callable
@@ -14,9 +15,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import openai
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
-from tenacity.stop import stop_base
-from tenacity.wait import wait_base, wait_exponential_jitter
 
 from replication.errors import UserError
 from replication.judging.models.answers import Reply
@@ -26,20 +24,19 @@ from replication.judging.models.settings import ModelSettings, certificates, rou
 UNSEEN_STATUS = {*range(300, 500)} - {408, 409}  # the model never saw it; what others cost nobody knows
 PASSING_STATUS = {408, 409, 425, 429, *range(500, 600)} - {501, 505}
 PAIR_STATUS = {400, 403, 413, 422, 451}  # may be about this one text: its length, or what it says
+NO_API_STATUS = {405, 415, 501}
 QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
-NO_API_STATUS = {404, 405, 415, 501}
 REACH_SECONDS = 10.0
-_PAGES = ("<!doctype html", "<html")
 LONGEST_PAUSE_SECONDS = 60.0
 LONGEST_SERVER_PAUSE_SECONDS = 3600.0
 LONGEST_ANSWER_BYTES = 8 << 20
+ODD_TRIES = 3  # of a request that is answered with something that is no completion
 CERTIFICATE_REMEDIES = (
     ("expired", "it must be renewed there, or this machine's clock is wrong"),
     ("not yet valid", "it must be renewed there, or this machine's clock is wrong"),
     ("mismatch", "give the address by a name that the certificate holds"),
     ("", "put the certificate of who signed it into a file, and that file's name into SSL_CERT_FILE"),
 )
-ODD_TRIES = 3  # of a request that is answered with something that is no completion
 
 
 class GivenUp(Exception):
@@ -72,31 +69,31 @@ class NotACompletion(openai.OpenAIError):
         self.is_api = is_api
 
 
+class _OtherKey(openai.BadRequestError):
+    """The endpoint wants the length of the answer under its other name."""
+
+
 class Endpoint:
     """Asks one prompt at a time of one model, as often as it takes."""
 
     def __init__(self, settings: ModelSettings, notify: Callable[[str], None] = lambda line: None) -> None:
-        """
-        Args:
-            settings: checked before.
-            notify: gets one line for each failure that is tried again.
-        """
+        """`notify` gets one line for each failure that is tried again."""
         settings.check()
         self.settings, self.meter = settings, Meter(settings)
         self.n_retries = 0
         self._notify, self._key = notify, settings.key()
         self._length_key = "max_tokens"  # until the endpoint says that it wants max_completion_tokens
-        way, trusted = route(settings.base_url), certificates()
-        self._has_proxy = way.proxy is not None
-        self._at = settings.endpoint + (f" ({way.words})" if way.words else "")
+        proxy, way = route(settings.base_url)
+        self._at = settings.endpoint + (f" ({way})" if way else "")
+        self._or_no_proxy = "" if proxy is None else ", or put the endpoint's host into NO_PROXY"
         # a redirect is told, not followed: prompts and key are for the address that was given
         http = openai.DefaultAsyncHttpxClient(
             trust_env=False,
-            proxy=way.proxy,
+            proxy=proxy,
             follow_redirects=False,
             event_hooks={"response": [_read_bounded]},
             timeout=settings.timeout_seconds,
-            verify=trusted or True,
+            verify=certificates() or True,
         )
         self._client = openai.AsyncOpenAI(
             base_url=settings.base_url, api_key=self._key or "none", http_client=http, max_retries=0
@@ -116,33 +113,24 @@ class Endpoint:
         seconds = min(REACH_SECONDS, self.settings.timeout_seconds)
         try:
             said = await self._client.models.with_raw_response.list(timeout=seconds)
-        except openai.APITimeoutError as error:
-            if type(error.__cause__).__name__ != "ConnectTimeout":
-                return
-            why = f"no connection within {seconds:g} s"
         except openai.APIConnectionError as error:
-            why = self._clean(_connection(error))
+            why = self._words(error)
+            if isinstance(error, openai.APITimeoutError):
+                if type(error.__cause__).__name__ != "ConnectTimeout":
+                    return
+                why = f"no connection within {seconds:g} s"
+            raise UserError(
+                f"--base-url: {self._at}: {why}; check the address, and that the endpoint is up{self._or_no_proxy}"
+            ) from None
         except openai.APIStatusError as error:
             to = urlsplit(error.response.headers.get("location", "")).hostname
             if error.status_code == 407 or (error.status_code < 400 and to not in (None, self._client.base_url.host)):
                 raise await self._refusal(error) from None
-            return
         except (openai.OpenAIError, ValueError):
             return
         else:
-            if not _is_page(said.http_response):
-                return
-            raise self._no_api(said.http_response.status_code, f"a page, {self._clean(_page(said.http_response))}")
-        or_else = ", or put its host into NO_PROXY" if self._has_proxy else ""
-        raise UserError(
-            f"--base-url: {self._at}: {why}; check the address, and that the endpoint is up{or_else}"
-        ) from None
-
-    def _no_api(self, status: int, said: str) -> UserError:
-        return UserError(
-            f"--base-url: {self._at} is no OpenAI-compatible API (status {status}: {said}); give the "
-            "address up to and with its /v1"
-        )
+            if page := _page(said.http_response):
+                raise self._no_api(said.http_response.status_code, self._clean(page))
 
     async def ask(self, prompt: str) -> Reply:
         """The model's answer.
@@ -153,32 +141,22 @@ class Endpoint:
             Refused: an answer that no further try would change, and that may be about this prompt alone.
             UserError: what no further try would fix for any prompt: the key, the model, the quota.
         """
-        s = self.settings
-        tries = AsyncRetrying(
-            stop=_Stop(1 + s.retries),
-            wait=_Pause(s.first_pause_seconds),
-            retry=retry_if_exception(_may_pass),
-            before_sleep=self._again,
-            reraise=True,
-        )
-        try:
-            return await tries(self._try, prompt)
-        except openai.APIStatusError as error:
-            if _may_pass(error):
-                raise GivenUp(self._line(error)) from None
-            final = await self._refusal(error)
-            if error.status_code not in PAIR_STATUS or _is_quota(error):
-                raise final from None
-            raise Refused(
-                self._clean(f"status {error.status_code}: {_said(error)}"), error.status_code, final
-            ) from None
-        except NotACompletion as error:
-            if not error.is_api:
-                raise GivenUp(self._line(error)) from None
-            raise Refused(self._clean(str(error)), 200, UserError(f"--model: {self._line(error)}; check --model "
-                          "and --max-answer-tokens")) from None  # fmt: skip
-        except openai.APIError as error:
-            raise GivenUp(self._line(error)) from None
+        n_failed = n_odd = 0
+        while True:
+            try:
+                return await self._try(prompt)
+            except _OtherKey:
+                self.n_retries += 1
+            except (openai.APIError, NotACompletion) as error:
+                n_failed += 1
+                n_odd += isinstance(error, NotACompletion)
+                if n_failed > self.settings.retries or n_odd >= ODD_TRIES or not _may_pass(error):
+                    raise await self._final(error) from None
+                self.n_retries += 1
+                own = self.settings.first_pause_seconds * (2.0 ** min(n_failed - 1, 99) + random.random())
+                pause = _retry_after(error, min(own, LONGEST_PAUSE_SECONDS))
+                self._notify(f"{self._at}: {self._words(error)}; trying again in {pause:.1f} s")
+                await asyncio.sleep(pause)
 
     async def _try(self, prompt: str) -> Reply:
         reserved = await self.meter.admit(prompt)
@@ -190,8 +168,7 @@ class Endpoint:
             return reply
         except openai.APIStatusError as error:
             used = 0 if error.status_code in UNSEEN_STATUS else reserved
-            if (pause := _retry_after(error)) is not None:
-                self.meter.hold(pause)
+            self.meter.hold(_retry_after(error, 0.0))
             raise
         finally:
             await self.meter.settle(reserved, used)
@@ -200,9 +177,9 @@ class Endpoint:
         s = self.settings
         asked_at, began = time.time(), time.monotonic()
         length_key = self._length_key
-        options = {length_key: s.max_answer_tokens}
+        options: dict[str, float] = {length_key: s.max_answer_tokens}
         if s.temperature is not None:
-            options["temperature"] = s.temperature  # type: ignore[assignment]
+            options["temperature"] = s.temperature
         try:
             messages = [{"role": "user", "content": prompt}]
             create = self._client.chat.completions.with_raw_response.create
@@ -220,35 +197,45 @@ class Endpoint:
                 self._length_key = "max_completion_tokens"
                 raise _OtherKey(str(error), response=error.response, body=error.body) from None
             if error.code == "content_filter":  # some endpoints refuse with a status
-                seconds = time.monotonic() - began
-                text = self._clean(_said(error))
-                return Reply(text, True, "content_filter", asked_at=asked_at, seconds=seconds)
+                seconds, words = time.monotonic() - began, self._clean(_said(error))
+                return Reply(words, True, "content_filter", asked_at=asked_at, seconds=seconds)
             raise
         except openai.APIConnectionError as error:
-            if isinstance(error.__cause__, NotACompletion):  # openai 2 wraps it
+            if isinstance(error.__cause__, NotACompletion):  # openai wraps it
                 raise error.__cause__ from None
             raise
         return _reply(said.http_response, asked_at, time.monotonic() - began)
 
-    def _again(self, state: RetryCallState) -> None:
-        self.n_retries += 1
-        assert state.outcome is not None and state.next_action is not None
-        error = state.outcome.exception()
-        assert error is not None
-        if not isinstance(error, _OtherKey):
-            self._notify(f"{self._line(error)}; trying again in {state.next_action.sleep:.1f} s")
+    async def _final(self, error: openai.APIError | NotACompletion) -> Exception:
+        """What a failure comes to that is not tried again."""
+        words = self._words(error)
+        if isinstance(error, NotACompletion) and error.is_api:
+            final = UserError(f"--model: {self._at}: {words}; check --model and --max-answer-tokens")
+            return Refused(words, 200, final)
+        if not isinstance(error, openai.APIStatusError) or _may_pass(error):
+            return GivenUp(f"{self._at}: {words}")
+        final = await self._refusal(error)
+        if error.status_code not in PAIR_STATUS or _is_quota(error):
+            return final
+        return Refused(words, error.status_code, final)
 
-    def _line(self, error: BaseException) -> str:
-        """The failure in one line without credentials."""
+    def _words(self, error: openai.APIError | NotACompletion) -> str:
+        """A failure in one line without credentials; a connection's with its remedy, where its kind has one."""
+        cause = error.__cause__ or error
+        said = f"the connection failed ({type(cause).__name__}: {cause})"
         if isinstance(error, openai.APITimeoutError):
-            text = f"no answer within {self.settings.timeout_seconds:g} s"
+            said = f"no answer within {self.settings.timeout_seconds:g} s"
         elif isinstance(error, openai.APIStatusError):
-            text = f"status {error.status_code}: {_said(error)}"
-        elif isinstance(error, openai.APIConnectionError):
-            text = _connection(error)
-        else:
-            text = str(error)
-        return f"{self._at}: {self._clean(text)}"
+            said = f"status {error.status_code}: {_said(error)}"
+        elif not isinstance(error, openai.APIConnectionError):
+            said = str(error)
+        elif "CERTIFICATE_VERIFY_FAILED" in said:
+            said += f": {next(remedy for word, remedy in CERTIFICATE_REMEDIES if word in said)}"
+        elif "[SSL" in said:
+            said += ": is it http:// there, in place of https://?"
+        elif type(cause).__name__ == "DecodingError":
+            said = f"its answer cannot be unpacked ({cause})"
+        return self._clean(said)
 
     def _clean(self, text: str) -> str:
         user = urlsplit(self.settings.base_url).netloc.rpartition("@")[0]
@@ -256,114 +243,71 @@ class Endpoint:
             text = text.replace(secret, "***")
         return " ".join(_storable(text).split())[:300]
 
+    def _no_api(self, status: int, said: str) -> UserError:
+        return UserError(
+            f"--base-url: {self._at} is no OpenAI-compatible API (status {status}: {said}); give the "
+            "address up to and with its /v1"
+        )
+
     async def _refusal(self, error: openai.APIStatusError) -> UserError:
-        s, at, said = self.settings, self._at, self._clean(_said(error))
-        status = f"status {error.status_code}: {said}"
+        """What to say where every request is answered so: the flag that is wrong, and its remedy."""
+        s, at, said, code = self.settings, self._at, self._clean(_said(error)), error.status_code
+        status = f"status {code}: {said}"
         if _is_quota(error):
-            return UserError(f"--api-key-env: {at}: the account's quota is used up ({status}); add to it, then run "
-                             "this again")  # fmt: skip
-        if error.status_code in (401, 403) and _is_page(error.response):
-            or_else = ", or put the endpoint's host into NO_PROXY" if self._has_proxy else ""
             return UserError(
-                f"--base-url: {at} answers with {said} (status {error.status_code}), as a filter before an API does, "
-                f"not an API; check the address, ask who runs that network{or_else}"
+                f"--api-key-env: {at}: the account's quota is used up ({status}); add to it, then run this again"
             )
-        if error.status_code in (401, 403):
+        if code in (401, 403) and _page(error.response):
+            return UserError(
+                f"--base-url: {at} answers with {said} (status {code}), as a filter before an API does, not an API; "
+                f"check the address, ask who runs that network{self._or_no_proxy}"
+            )
+        if code in (401, 403):
             what = "is missing" if self._key is None else "was refused"
             return UserError(
-                f"--api-key-env: {at} answers with status {error.status_code} ({said}): the key in {s.api_key_env} "
-                f"{what}; put a key into it that may use {s.model}"
+                f"--api-key-env: {at} answers with status {code} ({said}): the key in {s.api_key_env} {what}; put a "
+                f"key into it that may use {s.model}"
             )
-        if error.status_code == 407:
-            return UserError(f"{at}: the proxy wants a user and a password ({status}); put them into its address, as "
-                             "in http://user:password@host:port")  # fmt: skip
-        if error.status_code < 400:
+        if code == 407:
+            how = "put them into its address, as in http://user:password@host:port"
+            return UserError(f"{at}: the proxy wants a user and a password ({status}); {how}")
+        if code < 400:
             parts = urlsplit(error.response.headers.get("location", ""))
             to = self._clean(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
             return UserError(
-                f"--base-url: {at} leads on to {to} (status {error.status_code}), where nothing was sent; give the "
-                "address of the API itself, or sign in where the network asks for it"
+                f"--base-url: {at} leads on to {to} (status {code}), where nothing was sent; give the address of the "
+                "API itself, or sign in where the network asks for it"
             )
-        if error.status_code in NO_API_STATUS - {404} or (error.status_code == 404 and _is_page(error.response)):
-            return self._no_api(error.status_code, said)
-        names = await self._offered()
+        if code in NO_API_STATUS or (code == 404 and _page(error.response)):
+            return self._no_api(code, said)
+        try:
+            names = sorted(model.id for model in (await self._client.models.list()).data)
+        except (openai.OpenAIError, ValueError, AttributeError, TypeError):  # it does not tell
+            names = []
         if names and s.model not in names:
             more = f" and {len(names) - 12} more" if len(names) > 12 else ""
             return UserError(f"--model: {at} has no {s.model} ({status}); it offers {', '.join(names[:12])}{more}")
-        if error.status_code == 404:
+        if code == 404:
             return UserError(
-                f"--base-url: {at} has no model {s.model} or no chat completions (status 404: {said}); check "
-                "--model, and that the address goes up to its /v1"
+                f"--base-url: {at} has no model {s.model} or no chat completions ({status}); check --model, and that "
+                "the address goes up to its /v1"
             )
         return UserError(
-            f"--model: {at} refuses the request for {s.model} ({status}); check "
-            "--model, --temperature (none: the endpoint's own) and --max-answer-tokens"
+            f"--model: {at} refuses the request for {s.model} ({status}); check --model, --temperature (none: the "
+            "endpoint's own) and --max-answer-tokens"
         )
 
-    async def _offered(self) -> list[str]:
-        """The models the endpoint offers; none where it does not tell."""
-        try:
-            page = await self._client.models.list()
-            return sorted(model.id for model in page.data)
-        except (openai.OpenAIError, ValueError, AttributeError, TypeError):
-            return []
 
-
-class _OtherKey(openai.BadRequestError):
-    """The endpoint wants the length of the answer under its other name."""
-
-
-class _Stop(stop_base):
-    """After the last try; earlier where the answers are no completions."""
-
-    def __init__(self, tries: int) -> None:
-        self._tries, self._n_odd = tries, 0
-
-    def __call__(self, retry_state: RetryCallState) -> bool:
-        error = retry_state.outcome.exception() if retry_state.outcome else None
-        self._n_odd += isinstance(error, NotACompletion)
-        return retry_state.attempt_number >= self._tries or self._n_odd >= ODD_TRIES
-
-
-class _Pause(wait_base):
-    """The pause that the endpoint asks for, else doubling pauses with jitter."""
-
-    def __init__(self, first_seconds: float) -> None:
-        self._own = wait_exponential_jitter(multiplier=first_seconds, max=LONGEST_PAUSE_SECONDS, jitter=first_seconds)
-
-    def __call__(self, retry_state: RetryCallState) -> float:
-        error = retry_state.outcome.exception() if retry_state.outcome else None
-        if isinstance(error, _OtherKey):
-            return 0.0
-        asked = _retry_after(error)
-        return self._own(retry_state) if asked is None else asked
-
-
-def _may_pass(error: BaseException) -> bool:
+def _may_pass(error: openai.APIError | NotACompletion) -> bool:
     if isinstance(error, openai.APIStatusError):
-        if isinstance(error, _OtherKey):
-            return True
         return error.status_code in PASSING_STATUS and not _is_quota(error)
-    return isinstance(error, (openai.APIError, NotACompletion))
+    return True
 
 
 def _is_quota(error: openai.APIStatusError) -> bool:
     """Whether the account may buy no more answers: no wait helps."""
     body = error.body if isinstance(error.body, dict) else {}
     return error.status_code == 402 or any(body.get(key) in QUOTA for key in ("code", "type"))
-
-
-def _connection(error: openai.APIConnectionError) -> str:
-    """Reason that no answer came, and the remedy of those kinds that have one of their own."""
-    cause = error.__cause__ or error
-    said = f"the connection failed ({type(cause).__name__}: {cause})"
-    if "CERTIFICATE_VERIFY_FAILED" in said:
-        return f"{said}: {next(remedy for word, remedy in CERTIFICATE_REMEDIES if word in said)}"
-    if "[SSL" in said:
-        return f"{said}: is it http:// there, in place of https://?"
-    if type(cause).__name__ == "DecodingError":
-        return f"its answer cannot be unpacked ({cause})"
-    return said
 
 
 async def _read_bounded(response: Any) -> None:
@@ -376,74 +320,61 @@ async def _read_bounded(response: Any) -> None:
     response._content = bytes(body)  # what aread() would have put there
 
 
-def _retry_after(error: BaseException | None) -> float | None:
+def _retry_after(error: Exception, otherwise: float) -> float:
     """Seconds that the endpoint asks to wait; it may give a number or a date."""
-    if not isinstance(error, openai.APIStatusError):
-        return None
-    text = error.response.headers.get("retry-after", "")
+    text = error.response.headers.get("retry-after", "") if isinstance(error, openai.APIStatusError) else ""
     try:
         seconds = float(text)
     except ValueError:
         try:
             seconds = parsedate_to_datetime(text).timestamp() - time.time()
         except (ValueError, TypeError):
-            return None
-    return min(max(seconds, 0.0), LONGEST_SERVER_PAUSE_SECONDS) if math.isfinite(seconds) else None
+            return otherwise
+    return min(max(seconds, 0.0), LONGEST_SERVER_PAUSE_SECONDS) if math.isfinite(seconds) else otherwise
 
 
 def _said(error: openai.APIStatusError) -> str:
     """The endpoint's own words: `error.message` of its body, or `detail`, or the body; of a page its title."""
-    if _is_page(error.response):
-        return f"a page, {_page(error.response)}"
-    body = error.body
-    if isinstance(body, dict):
-        for key in ("message", "detail"):
-            if body.get(key):
-                return str(body[key])
-    return str(body or error.message)
-
-
-def _is_page(response: Any) -> bool:
-    return "html" in response.headers.get("content-type", "") or response.text.lstrip().lower().startswith(_PAGES)
+    body = error.body if isinstance(error.body, dict) else {}
+    return _page(error.response) or str(body.get("message") or body.get("detail") or error.body or error.message)
 
 
 def _page(response: Any) -> str:
-    """The title of a page, without markup."""
+    """A page for people, by its title without markup; empty where the answer is none."""
+    is_html = "html" in response.headers.get("content-type", "")
+    if not is_html and not response.text.lstrip().lower().startswith(("<!doctype html", "<html")):
+        return ""
     title = re.search(r"<title[^>]*>([^<]*)", response.text[:10_000], re.IGNORECASE)
-    return repr(html.unescape(" ".join(title.group(1).split()))[:80]) if title else "without a title"
+    named = repr(html.unescape(" ".join(title.group(1).split()))[:80]) if title else "without a title"
+    return f"a page, {named}"
 
 
 def _reply(response: Any, asked_at: float, seconds: float) -> Reply:
-    """The first choice of an answer with status 200.
-
-    Raises:
-        NotACompletion: there is none in it.
-    """
+    """The first choice of an answer with status 200. Raises NotACompletion where there is none in it."""
     try:
         said = json.loads(response.text)
     except (ValueError, RecursionError):
-        what = f"a page, {_page(response)}" if _is_page(response) else repr(" ".join(response.text.split())[:80])
+        what = _page(response) or repr(" ".join(response.text.split())[:80])
         raise NotACompletion(f"its answer is no JSON ({what}); does --base-url go up to its /v1?") from None
-    if not isinstance(said, dict):
-        raise NotACompletion("its answer is no chat completion; does --base-url go up to its /v1?")
-    choices = said.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else None
-    choice = first if isinstance(first, dict) else {}
-    message = choice.get("message")
-    if not isinstance(message, dict):
-        error = said.get("error")
-        words = error.get("message") if isinstance(error, dict) else error
-        why = f"its answer is an error: {words}" if words else "its answer holds no choice"
-        raise NotACompletion(why, bool(words) or "choices" in said)
-    refusal, reason = message.get("refusal"), choice.get("finish_reason")
-    text = _text(message.get("content")) or _text(refusal)
+    match said:
+        case {"choices": [{"message": dict(message)} as choice, *_]}:
+            pass
+        case {"error": {"message": words}} | {"error": (str() | int() | list()) as words} if words:
+            raise NotACompletion(f"its answer is an error: {words}", is_api=True)
+        case dict():
+            raise NotACompletion("its answer holds no choice", is_api="choices" in said)
+        case _:
+            raise NotACompletion("its answer is no chat completion; does --base-url go up to its /v1?")
+    refusal, reason, usage = message.get("refusal"), choice.get("finish_reason"), said.get("usage")
+    counts = [usage.get(f"{way}_tokens") if isinstance(usage, dict) else None for way in ("prompt", "completion")]
+    n_in, n_out = (n if isinstance(n, int) and 0 <= n < 2**31 else None for n in counts)
     return Reply(
-        text=_storable(text),
+        text=_storable(_text(message.get("content")) or _text(refusal)),
         refused=bool(refusal),
         finish_reason=reason if isinstance(reason, str) else None,
         model=_storable(_text(said.get("model"))),
-        input_tokens=_count(said, "prompt_tokens"),
-        output_tokens=_count(said, "completion_tokens"),
+        input_tokens=n_in,
+        output_tokens=n_out,
         asked_at=asked_at,
         seconds=seconds,
     )
@@ -453,13 +384,6 @@ def _text(content: Any) -> str:
     """A message's content: a text, or a list of parts that hold some."""
     parts = content if isinstance(content, list) else [{"text": content}]
     return "".join(p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str))
-
-
-def _count(said: dict[str, Any], name: str) -> int | None:
-    """One of the token counts, where the endpoint tells it."""
-    usage = said.get("usage")
-    value = usage.get(name) if isinstance(usage, dict) else None
-    return value if isinstance(value, int) and 0 <= value < 2**31 else None
 
 
 def _storable(text: str) -> str:

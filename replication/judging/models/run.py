@@ -12,22 +12,13 @@ from rich.console import Console
 from replication.console import progress
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.models.answers import (
-    Comparison,
-    ModelAnswer,
-    Reply,
-    answer_counts,
-    answered,
-    comparisons,
-    keep,
-    settle,
-)
+from replication.judging.models.answers import Comparison, ModelAnswer, Reply, answered, comparisons, keep, settle
 from replication.judging.models.endpoint import Endpoint, GivenUp, Refused
 from replication.judging.models.meter import BudgetSpent
 from replication.judging.models.parsing import Parsed, parse_reply
 from replication.judging.models.prompt import comparison_prompt, prompt_version
 from replication.judging.models.settings import ModelSettings
-from replication.judging.models.summary import Summary, print_summary
+from replication.judging.models.summary import Summary, answer_counts, print_summary
 
 GIVEN_UP_IN_A_ROW = 5  # then the endpoint is taken to be down
 REFUSED_IN_A_ROW = 5  # pairs that the endpoint will not answer; then a person should look why
@@ -37,7 +28,6 @@ SECONDS_BETWEEN_LINES = 2.0  # of failures that are tried again; an endpoint tha
 ABOUT_THE_TEXT = re.compile(
     r"context|token|too (long|large)|flag|filter|content|moderat|inappropriate|polic|safety", re.I
 )
-COLUMNS = ("bar", "count", "{task.fields[so_far]}", "left")
 FIRST_CONTACT = "This only shows that you can be reached. Answer with one word: TIE"
 
 
@@ -65,10 +55,7 @@ def run_model_judge(
     Raises:
         UserError: the panel is locked, the judge was asked in another way, or no further try would help.
     """
-    settings.check()
-    run = _Run(database, judge_id, settings, console)
-    asyncio.run(run.all(join))
-    summary = run.summary()
+    summary = asyncio.run(_Run(database, judge_id, settings, console).all(join))
     print_summary(summary, console, settings)
     return summary
 
@@ -76,37 +63,46 @@ def run_model_judge(
 class _Run:
     def __init__(self, database: Database, judge_id: str, settings: ModelSettings, console: Console) -> None:
         self._database, self._judge_id, self._settings, self._console = database, judge_id, settings, console
-        self._n_stored = self._n_sensible = self._n_given_up = self._in_a_row = 0
-        self._stopped, self._told_at, self._is_fresh = "", 0.0, False
-        self._has_answered, self._n_refused_in_a_row = False, 0
+        self._endpoint = Endpoint(settings, self._tell)
+        self._n_stored = self._n_sensible = self._n_given_up = self._in_a_row = self._n_refused_in_a_row = 0
+        self._stopped, self._told_at = "", 0.0
+        self._is_fresh = self._has_answered = False
         self._refused: list[ModelAnswer] = []  # since the last request that was answered
         self._confirming = asyncio.Lock()
 
-    async def all(self, join: Callable[[], None] | None) -> None:
-        self._endpoint = Endpoint(self._settings, self._tell)
+    async def all(self, join: Callable[[], None] | None) -> Summary:
+        endpoint = self._endpoint
         try:
             missing = self._missing() if join is None else []  # what is wrong here is said before anybody is asked
-            await self._endpoint.reach()
+            await endpoint.reach()
             if join is not None:
-                await self._first_contact()
+                try:
+                    await endpoint.ask(FIRST_CONTACT)
+                except Refused as error:
+                    raise error.as_final from None
+                except GivenUp as error:
+                    raise UserError(f"--base-url: {error}; check the address, and that the endpoint is up") from None
+                except BudgetSpent:
+                    raise UserError("--max-tokens: is less than one request may need") from None
+                self._has_answered = True
                 join()
                 missing = self._missing()
             await self._ask(missing)
         finally:
-            await self._endpoint.close()
-
-    async def _first_contact(self) -> None:
-        try:
-            await self._endpoint.ask(FIRST_CONTACT)
-            self._has_answered = True
-        except Refused as error:
-            raise error.as_final from None
-        except GivenUp as error:
-            raise UserError(f"--base-url: {error}; check the address, and that the endpoint is up") from None
-        except BudgetSpent:
-            raise UserError("--max-tokens: is less than one request may need") from None
+            await endpoint.close()
+        return Summary(
+            judge_id=self._judge_id,
+            counts=answer_counts(self._database, self._judge_id),
+            n_stored=self._n_stored,
+            n_requests=endpoint.meter.n_requests,
+            n_retries=endpoint.n_retries,
+            n_given_up=self._n_given_up,
+            n_tokens=endpoint.meter.n_tokens,
+            stopped=self._stopped,
+        )
 
     def _missing(self) -> list[Comparison]:
+        """The comparisons without an answer, once it is settled how the judge is asked."""
         s = self._settings
         asked = {
             "by": "endpoint",
@@ -118,12 +114,13 @@ class _Run:
         settle(self._database, self._judge_id, asked)
         known = answered(self._database, self._judge_id)
         self._is_fresh = not known
-        return [c for c in comparisons(self._database, self._judge_id) if (c.assignment_id, c.swapped) not in known]
+        return [c for c in comparisons(self._database, self._judge_id) if c.key not in known]
 
     async def _ask(self, todo: list[Comparison]) -> None:
         """As many workers as requests may be in flight take comparisons until none is left, or none may be sent."""
         n_every = 2 * answer_counts(self._database, self._judge_id).n_pairs
-        with progress(self._console, *COLUMNS, transient=True) as self._progress:
+        columns = ("bar", "count", "{task.fields[so_far]}", "left")
+        with progress(self._console, *columns, transient=True) as self._progress:
             done = n_every - len(todo)
             self._task = self._progress.add_task(self._judge_id, total=n_every, completed=done, so_far=self._so_far())
             each = iter(todo)
@@ -140,26 +137,40 @@ class _Run:
         for comparison in todo:
             if self._stopped:
                 return
+            prompt = comparison_prompt(comparison.question, comparison.a, comparison.b)
             try:
-                await self._one(comparison)
-                self._in_a_row = self._n_refused_in_a_row = 0
+                reply = await self._endpoint.ask(prompt)
             except BudgetSpent:
                 self._stopped = SPENT
             except Refused as error:
-                await self._hold(comparison, error)
+                await self._hold(comparison, prompt, error)
             except GivenUp as error:
                 self._n_given_up += 1
                 self._in_a_row += 1
                 self._console.print(f"left unanswered: {error}", style="red", markup=False)
                 if self._in_a_row >= GIVEN_UP_IN_A_ROW:
                     self._stopped = f"{self._in_a_row} requests in a row had no answer"
+            else:
+                self._keep(comparison, prompt, reply)
 
-    async def _hold(self, comparison: Comparison, error: Refused) -> None:
+    def _keep(self, comparison: Comparison, prompt: str, reply: Reply) -> None:
+        parsed = parse_reply(reply.text, reply.finish_reason, reply.refused)
+        answer = ModelAnswer(comparison, parsed, prompt, reply, self._settings.endpoint)
+        self._n_stored += keep(self._database, self._judge_id, [answer])
+        self._n_sensible += parsed.status != "garbage"
+        self._in_a_row = self._n_refused_in_a_row = 0
+        self._keep_refused()
+        if self._is_fresh and not self._n_sensible and self._n_stored == GARBAGE_AT_FIRST:
+            self._stopped = f"the first {GARBAGE_AT_FIRST} answers are all garbage, such as {reply.text[-60:]!r}"
+        self._progress.advance(self._task)
+        if time.monotonic() - self._counted_at > 0.5:
+            self._progress.update(self._task, so_far=self._so_far())
+
+    async def _hold(self, comparison: Comparison, prompt: str, error: Refused) -> None:
         """Note a refusal, to be kept when another request has been answered: else the reason is no pair's."""
         is_first = self._is_fresh and not self._has_answered
         if is_first and error.status in (400, 403) and not ABOUT_THE_TEXT.search(error.words):
             raise error.as_final  # a flag or the key, most likely: nothing more is asked to find out
-        prompt = comparison_prompt(comparison.question, comparison.a, comparison.b)
         reply = Reply(error.words, True, f"status {error.status}")
         self._refused.append(ModelAnswer(comparison, Parsed("refusal"), prompt, reply, self._settings.endpoint))
         self._n_refused_in_a_row += 1
@@ -185,9 +196,9 @@ class _Run:
                 self._stopped = self._stopped or str(error) or SPENT
                 self._refused.clear()
             else:
-                self._answered()
+                self._keep_refused()
 
-    def _answered(self) -> None:
+    def _keep_refused(self) -> None:
         """A request was answered: what was refused before it was refused for its own sake."""
         self._has_answered, held = True, self._refused
         self._refused = []
@@ -200,36 +211,9 @@ class _Run:
             self._told_at = time.monotonic()
             self._console.print(line, style="yellow", markup=False)
 
-    async def _one(self, comparison: Comparison) -> None:
-        prompt = comparison_prompt(comparison.question, comparison.a, comparison.b)
-        reply = await self._endpoint.ask(prompt)
-        parsed = parse_reply(reply.text, reply.finish_reason, reply.refused)
-        answer = ModelAnswer(comparison, parsed, prompt, reply, self._settings.endpoint)
-        self._n_stored += keep(self._database, self._judge_id, [answer])
-        self._n_sensible += answer.parsed.status != "garbage"
-        self._answered()
-        if self._is_fresh and not self._n_sensible and self._n_stored == GARBAGE_AT_FIRST:
-            self._stopped = f"the first {GARBAGE_AT_FIRST} answers are all garbage, such as {reply.text[-60:]!r}"
-        self._progress.advance(self._task)
-        if time.monotonic() - self._counted_at > 0.5:
-            self._progress.update(self._task, so_far=self._so_far())
-
     def _so_far(self) -> str:
         t, self._counted_at = answer_counts(self._database, self._judge_id), time.monotonic()
         return (
             f"{t.n_votes} votes, {t.n_disagreeing} ties by disagreement, {t.n_refusals} refusals, "
             f"{t.n_garbage} garbage, {t.input_tokens + t.output_tokens:,} tokens"
-        )
-
-    def summary(self) -> Summary:
-        meter = self._endpoint.meter
-        return Summary(
-            self._judge_id,
-            answer_counts(self._database, self._judge_id),
-            self._n_stored,
-            meter.n_requests,
-            self._endpoint.n_retries,
-            self._n_given_up,
-            meter.n_tokens,
-            self._stopped,
         )

@@ -11,7 +11,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
 from replication.config.reading import Range, check_values
@@ -56,10 +56,7 @@ class ModelSettings:
     """Before the first further try; doubles from there."""
 
     def check(self) -> None:
-        """
-        Raises:
-            UserError: a value that cannot be.
-        """
+        """Raises UserError where a value cannot be, or the address is none that can be asked."""
         try:
             check_values(self, "--")
         except UserError as error:
@@ -67,7 +64,19 @@ class ModelSettings:
             raise UserError(f"{flag.replace('_', '-')}{colon}{words}") from None
         if not self.model.strip():
             raise UserError("--model: is empty; give the name by which the endpoint knows the model")
-        parts = split_url(self.base_url, "--base-url")
+        if any(c.isspace() or not c.isprintable() for c in self.base_url):
+            raise UserError("--base-url: holds a space, a line break or a character that cannot be seen; take it out")
+        try:
+            parts = urlsplit(self.base_url)
+            is_possible = parts.port != 0
+            host = (parts.hostname or "").encode("idna")
+        except ValueError as error:
+            why = "its port must be a number from 1 to 65535" if "ort" in str(error) else str(error)
+            raise UserError(f"--base-url: is no address that can be asked: {why}; fix it") from None
+        if parts.scheme not in ("http", "https") or not host:
+            raise UserError("--base-url: must start with http:// or https://, as in https://api.openai.com/v1")
+        if not is_possible:
+            raise UserError("--base-url: its port must be a number from 1 to 65535; give the one it listens on")
         if (last := parts.path.rstrip("/").rpartition("/")[2]) in OPERATIONS:
             raise UserError(
                 f"--base-url: ends in /{last}, which is added here; give the address up to and with its /v1"
@@ -80,73 +89,50 @@ class ModelSettings:
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
     def key(self) -> str | None:
-        """
+        """The key, as a header can hold it; messages never show it.
+
         Raises:
-            UserError: a variable was named that is not set, or what it holds can be no key.
+            UserError: a variable was named that is not set, or the key was copied with something around it or in it.
         """
-        key = os.environ.get(self.api_key_env, "").strip()
-        if not key and self.api_key_env != DEFAULT_KEY:
-            is_there = "is empty" if self.api_key_env in os.environ else "is not set"
-            raise UserError(f"--api-key-env: {self.api_key_env} {is_there}; put the endpoint's key into it")
-        return checked_key(key, self.api_key_env) if key else None
+        name, key = self.api_key_env, os.environ.get(self.api_key_env, "").strip()
+        if not key:
+            if name == DEFAULT_KEY:
+                return None
+            is_there = "is empty" if name in os.environ else "is not set"
+            raise UserError(f"--api-key-env: {name} {is_there}; put the endpoint's key into it")
+        if key[0] in QUOTES or key[-1] in QUOTES:
+            raise UserError(f"--api-key-env: the key in {name} stands in quotation marks; put it there without them")
+        for place, c in enumerate(key, 1):
+            if not "!" <= c <= "~":
+                what = "a line break" if c in "\r\n" else "a space" if c.isspace() else "a character that no key has"
+                raise UserError(
+                    f"--api-key-env: the key in {name} holds {what} (place {place} of {len(key)}); put the key there "
+                    "alone, as the endpoint's owner gave it"
+                )
+        return key
 
 
-# ---------------------------------------------------------------- from the environment
-
-
-@dataclass(frozen=True)
-class Route:
-    """The way of requests to an endpoint."""
-
-    proxy: str | None
-    """Address of the proxy, with its password; None: directly."""
-    words: str
-    """The variable that says so, for messages, without a password; empty where none does."""
-
-
-def split_url(text: str, flag: str) -> SplitResult:
-    """The parts of an address that can be asked.
-
-    Raises:
-        UserError: no scheme of the web, no host, no possible port, or a space in it.
-    """
-    if any(c.isspace() or not c.isprintable() for c in text):
-        raise UserError(f"{flag}: holds a space, a line break or a character that cannot be seen; take it out")
-    try:
-        parts = urlsplit(text)
-        is_possible = parts.port != 0
-        host = (parts.hostname or "").encode("idna")
-    except ValueError as error:
-        why = "its port must be a number from 1 to 65535" if "ort" in str(error) else str(error)
-        raise UserError(f"{flag}: is no address that can be asked: {why}; fix it") from None
-    if parts.scheme not in ("http", "https") or not host:
-        raise UserError(f"{flag}: must start with http:// or https://, as in https://api.openai.com/v1")
-    if not is_possible:
-        raise UserError(f"{flag}: its port must be a number from 1 to 65535; give the one the endpoint listens on")
-    return parts
-
-
-def route(url: str) -> Route:
+def route(url: str) -> tuple[str | None, str]:
     """The proxy that the environment names for an address, as other programs read it.
+
+    Returns:
+        The address of the proxy, with its password, or None; and for messages the words of the variable that says so,
+            without a password, which are empty where none does.
 
     Raises:
         UserError: a variable names what is no proxy, or one that cannot be spoken to here.
     """
-    parts = urlsplit(url)
-    name = next((n for n in (f"{parts.scheme}_proxy", "all_proxy") if getproxies().get(n.removesuffix("_proxy"))), None)
-    if name is None:
-        return Route(None, "")
-    value, name = getproxies()[name.removesuffix("_proxy")], name if os.environ.get(name) else name.upper()
-    if any(proxy_bypass(host) for host in (parts.netloc.rpartition("@")[2], parts.hostname or "")):
-        return Route(None, f"directly, as NO_PROXY takes this host out of {name}")
-    return Route(*_checked(value if "://" in value else f"http://{value}", name))
-
-
-def _checked(value: str, name: str) -> tuple[str, str]:
-    """The address of a proxy, and the words for messages."""
+    to, proxies = urlsplit(url), getproxies()
+    kind = next((kind for kind in (to.scheme, "all") if proxies.get(kind)), None)
+    if kind is None:
+        return None, ""
+    name = f"{kind}_proxy" if os.environ.get(f"{kind}_proxy") else f"{kind}_proxy".upper()
+    if any(proxy_bypass(host) for host in (to.netloc.rpartition("@")[2], to.hostname or "")):
+        return None, f"directly, as NO_PROXY takes this host out of {name}"
+    value = (proxies[kind] if "://" in proxies[kind] else f"http://{proxies[kind]}").strip()
     remedy = f"fix or unset {name}, or put the endpoint's host into NO_PROXY"
     try:
-        parts = urlsplit(value.strip())
+        parts = urlsplit(value)
         is_one = parts.scheme in ("http", "https", "socks5", "socks5h") and parts.hostname and parts.port != 0
         value.encode("ascii")
     except ValueError:
@@ -157,8 +143,7 @@ def _checked(value: str, name: str) -> tuple[str, str]:
         raise UserError(
             f"{name}: names a SOCKS proxy, for which the package socksio is missing; pip install socksio, or {remedy}"
         )
-    at = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    return value.strip(), f"through the proxy {at} that {name} names"
+    return value, f"through the proxy {parts.scheme}://{parts.netloc.rpartition('@')[2]} that {name} names"
 
 
 def certificates() -> ssl.SSLContext | None:
@@ -180,22 +165,3 @@ def certificates() -> ssl.SSLContext | None:
         raise UserError(
             f"{name}: {path} cannot be read as certificates ({why}); name a file of PEM certificates, or unset it"
         ) from None
-
-
-def checked_key(key: str, name: str) -> str:
-    """An endpoint's key as a header can hold it; messages never show it.
-
-    Raises:
-        UserError: it was copied with something around it or in it.
-    """
-    if key[0] in QUOTES or key[-1] in QUOTES:
-        raise UserError(f"--api-key-env: the key in {name} stands in quotation marks; put it there without them")
-    at = next((i for i, c in enumerate(key, 1) if not "!" <= c <= "~"), None)
-    if at is None:
-        return key
-    bad = key[at - 1]
-    what = "a line break" if bad in "\r\n" else "a space" if bad.isspace() else "a character that no key has"
-    raise UserError(
-        f"--api-key-env: the key in {name} holds {what} (place {at} of {len(key)}); put the key there alone, as the "
-        "endpoint's owner gave it"
-    )

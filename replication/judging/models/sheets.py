@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from replication.errors import UserError
@@ -19,7 +18,6 @@ from replication.judging.models.answers import (
     Comparison,
     ModelAnswer,
     Reply,
-    answer_counts,
     answered,
     comparisons,
     how_asked,
@@ -28,7 +26,7 @@ from replication.judging.models.answers import (
 )
 from replication.judging.models.parsing import Parsed, parse_reply
 from replication.judging.models.prompt import ANSWERS, FENCE, RUBRIC, prompt_version, settled_code
-from replication.judging.models.summary import Summary
+from replication.judging.models.summary import Summary, answer_counts
 from replication.judging.store import Store
 from replication.runs.files import write_text
 
@@ -72,11 +70,8 @@ COMPARISON = """\
 === {code} {number} END ==="""
 
 
-@dataclass(frozen=True)
-class _Part:
-    number: int
-    comparisons: dict[int, Comparison]
-    """By the number printed in the sheet."""
+_Part = Mapping[int, Comparison]
+"""Comparisons by the number printed in the sheet."""
 
 
 def write_sheet(database: Database, judge_id: str, path: Path, items_per_part: int = 0, model: str = "") -> int:
@@ -100,13 +95,14 @@ def write_sheet(database: Database, judge_id: str, path: Path, items_per_part: i
     size = items_per_part or before.get("items_per_part", ITEMS_PER_PART)
     settle(database, judge_id, {"by": SHEET, "model": model, "prompt": prompt_version(), "items_per_part": size})
     parts, known = _parts(comparisons(database, judge_id), size), answered(database, judge_id)
-    open_parts = [part for part in parts if not all(_key(c) in known for c in part.comparisons.values())]
-    if not open_parts:
+    is_open = [any(comparison.key not in known for comparison in part.values()) for part in parts]
+    if not any(is_open):
         raise UserError(f"--judge-id: every comparison of '{judge_id}' has its answer; nothing is left for a sheet")
     check_target(database, judge_id, path)
-    head = HEAD.format(mark=_mark(database, judge_id), example=min(open_parts[0].comparisons), refused=REFUSED)
-    write_text(path, "\n\n".join([head, *(_part_text(part, len(parts)) + "\n" for part in open_parts)]))
-    return len(open_parts)
+    head = HEAD.format(mark=_mark(database, judge_id), example=min(parts[is_open.index(True)]), refused=REFUSED)
+    texts = [text + "\n" for text, is_one in zip(_texts(parts), is_open, strict=True) if is_one]
+    write_text(path, "\n\n".join([head, *texts]))
+    return len(texts)
 
 
 def check_target(database: Database, judge_id: str, path: Path) -> None:
@@ -143,15 +139,15 @@ def read_sheet(database: Database, judge_id: str, path: Path) -> Summary:
         raise UserError(f"--read: no sheet was written for '{judge_id}'; write one with --out")
     settle(database, judge_id, asked)
     parts, known = _parts(comparisons(database, judge_id), asked["items_per_part"]), answered(database, judge_id)
-    said = _read(path, parts, known)
-    now, new = time.time(), []
-    for part in parts:
-        if set(part.comparisons) <= set(said):
-            prompt = _part_text(part, len(parts))
-            for number, comparison in part.comparisons.items():
+    said, now = _read(path, parts, known), time.time()
+    new = []
+    for part, prompt in zip(parts, _texts(parts), strict=True):
+        if said.keys() >= part.keys():
+            for number, comparison in part.items():
                 reply, parsed = said[number]
-                said_so = Reply(reply, model=asked["model"], asked_at=now)
-                new.append(ModelAnswer(comparison, parsed, prompt, said_so, SHEET))
+                new.append(
+                    ModelAnswer(comparison, parsed, prompt, Reply(reply, model=asked["model"], asked_at=now), SHEET)
+                )
     stored = keep(database, judge_id, new)
     return Summary(judge_id, answer_counts(database, judge_id), stored)
 
@@ -159,35 +155,39 @@ def read_sheet(database: Database, judge_id: str, path: Path) -> Summary:
 def _parts(every: Sequence[Comparison], size: int) -> list[_Part]:
     """The parts: all pairs as assigned, then all of them swapped, each half cut into parts of one size."""
     parts: list[_Part] = []
-    number = 1
+    first = 1
     for swapped in (False, True):
         half = [comparison for comparison in every if comparison.swapped is swapped]
         for start in range(0, len(half), size):
-            numbered = dict(enumerate(half[start : start + size], number))
-            parts.append(_Part(len(parts) + 1, numbered))
-            number += len(numbered)
+            parts.append(dict(enumerate(half[start : start + size], first + start)))
+        first += len(half)
     return parts
 
 
-def _part_text(part: _Part, n_parts: int) -> str:
-    first, last = min(part.comparisons), max(part.comparisons)
-    code = settled_code([text for c in part.comparisons.values() for text in (c.question, c.a, c.b)])
-    quoted = (
-        COMPARISON.format(number=number, code=code, question=c.question, a=c.a, b=c.b)
-        for number, c in part.comparisons.items()
-    )
-    return PART.format(
-        part=part.number,
-        parts=n_parts,
-        rubric=RUBRIC,
-        fence=FENCE.format(code=code),
-        answers=ANSWERS,
-        comparisons="\n\n".join(quoted),
-        count=f"one line, for {first}" if first == last else f"a line for each of {first} to {last}",
-    )
+def _texts(parts: Sequence[_Part]) -> list[str]:
+    """What is pasted of each part: its heading, the question and its comparisons."""
+    texts = []
+    for n, part in enumerate(parts, 1):
+        code = settled_code([text for c in part.values() for text in (c.question, c.a, c.b)])
+        quoted = [
+            COMPARISON.format(number=number, code=code, question=c.question, a=c.a, b=c.b) for number, c in part.items()
+        ]
+        text = PART.format(
+            part=n,
+            parts=len(parts),
+            rubric=RUBRIC,
+            fence=FENCE.format(code=code),
+            answers=ANSWERS,
+            comparisons="\n\n".join(quoted),
+            count=f"one line, for {min(part)}" if len(part) == 1 else f"a line for each of {min(part)} to {max(part)}",
+        )
+        texts.append(text)
+    return texts
 
 
-def _read(path: Path, parts: Sequence[_Part], known: dict[tuple[int, bool], Parsed]) -> dict[int, tuple[str, Parsed]]:
+def _read(
+    path: Path, parts: Sequence[_Part], known: Mapping[tuple[int, bool], Parsed]
+) -> dict[int, tuple[str, Parsed]]:
     """Number -> (reply, what it says), or every fault of the file in one error."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -195,49 +195,36 @@ def _read(path: Path, parts: Sequence[_Part], known: dict[tuple[int, bool], Pars
         raise UserError(f"--read: {path} does not exist; paste the model's answers into it") from None
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"--read: {path} cannot be read ({error}); give a UTF-8 text file") from None
-    by_number = {number: c for part in parts for number, c in part.comparisons.items()}
+    by_number = {number: comparison for part in parts for number, comparison in part.items()}
     said: dict[int, tuple[str, Parsed]] = {}
     line_of: dict[int, int] = {}
     faults: list[str] = []
     for at, line in enumerate(lines, 1):
         if _IGNORED.fullmatch(line):
             continue
-        found = _answer(line)
-        if found is None:
+        found = _ANSWER.fullmatch(line.strip(" \t-*_`>"))
+        reply = found.group(2).strip() if found else ""
+        is_refused = reply.strip(" *_`.") == REFUSED
+        parsed = Parsed("refusal") if is_refused else parse_reply(reply)
+        if found is None or (parsed.status != "choice" and not is_refused):
             faults.append(f"line {at} is no answer such as '1: A' ({line.strip()[:40]!r})")
             continue
-        number, reply, parsed = found
-        before = known.get(_key(by_number[number])) if number in by_number else None
+        number = int(found.group(1))
         if number not in by_number:
             faults.append(f"line {at}: there is no comparison {number}")
         elif number in said:
             faults.append(f"line {at}: {number} was answered in line {line_of[number]} already")
-        elif before is not None and before != parsed:
+        elif known.get(by_number[number].key, parsed) != parsed:
             faults.append(f"line {at}: {number} was read before with another answer")
         said.setdefault(number, (reply, parsed))
         line_of.setdefault(number, at)
-    for part in parts:
-        missing = sorted(set(part.comparisons) - set(said))
-        if missing and len(missing) < len(part.comparisons):
-            faults.append(f"part {part.number} lacks {', '.join(map(str, missing))}")
+    for n, part in enumerate(parts, 1):
+        missing = sorted(part.keys() - said.keys())
+        if missing and len(missing) < len(part):
+            faults.append(f"part {n} lacks {', '.join(map(str, missing))}")
     if not said and not faults:
         faults.append("there is no answer in it")
     if faults:
         more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
         raise UserError(f"--read: {path}: {'; '.join(faults[:8])}{more}; nothing was stored: fix the file")
     return said
-
-
-def _answer(line: str) -> tuple[int, str, Parsed] | None:
-    found = _ANSWER.fullmatch(line.strip(" \t-*_`>"))
-    if found is None:
-        return None
-    number, reply = int(found.group(1)), found.group(2).strip()
-    if reply.strip(" *_`.") == REFUSED:
-        return number, reply, Parsed("refusal")
-    parsed = parse_reply(reply)
-    return (number, reply, parsed) if parsed.status == "choice" else None
-
-
-def _key(comparison: Comparison) -> tuple[int, bool]:
-    return comparison.assignment_id, comparison.swapped
