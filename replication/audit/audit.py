@@ -32,19 +32,14 @@ class Row:
     """One figure, printed and recomputed."""
 
     id: str
-    entry: str
-    """The entry of the claims file that it is a cell of."""
+    entry: str  # the entry of the claims file that it is a cell of
     what: str
     where: str
     printed: str
-    recomputed: str
-    """Two digits more than printed; empty where it cannot be recomputed."""
-    verdict: str
-    """SAME, DIFFERS or CANNOT."""
-    is_sentence: bool
-    """Whether words are checked, as the note reads them, and not a printed figure."""
-    note: str
-    """The reading of a sentence, or the data that are not published."""
+    recomputed: str  # two digits more than printed; empty where it cannot be recomputed
+    verdict: str  # SAME, DIFFERS or CANNOT
+    is_sentence: bool  # whether words are checked, as the note reads them, and not a printed figure
+    note: str  # the reading of a sentence, or the data that are not published
 
 
 @dataclass(frozen=True)
@@ -63,17 +58,14 @@ class Clustered:
 
     unit: str
     n_clusters: int
-    n_decisive: int
-    """Clusters with a decisive vote."""
+    n_decisive: int  # clusters with a decisive vote
     share: float
     low: float
-    high: float
-    """Percentile interval over resampled clusters; NaN below two clusters with a decisive vote."""
+    high: float  # percentile interval over resampled clusters; NaN below two clusters with a decisive vote
     for_gain: int
     for_baseline: int
     even: int
-    sign_p: float
-    """Exact two-sided sign test over the clusters that lean; NaN without one."""
+    sign_p: float  # exact two-sided sign test over the clusters that lean; NaN without one
 
 
 @dataclass(frozen=True)
@@ -84,10 +76,8 @@ class LateLoss:
     minus: str
     checkpoints: int
     difference: float
-    standard_error: float
-    """Checkpoints taken as independent."""
-    one_earlier: float
-    """The same difference, one checkpoint before the end."""
+    standard_error: float  # checkpoints taken as independent
+    one_earlier: float  # the same difference, one checkpoint before the end
 
 
 @dataclass(frozen=True)
@@ -97,10 +87,8 @@ class Audit:
     paper: str
     rows: tuple[Row, ...]
     stated: tuple[Stated, ...]
-    clusters: tuple[Clustered, ...]
-    """Over all prompts, over all judges, then over the prompts of each category."""
-    late_loss: LateLoss | None
-    """None without the curves of both runs."""
+    clusters: tuple[Clustered, ...]  # over all prompts, over all judges, then over the prompts of each category
+    late_loss: LateLoss | None  # None without the curves of both runs
     cannot_answer: tuple[str, ...]
 
     def of(self, verdict: str, is_sentence: bool | None = None) -> list[Row]:

@@ -23,16 +23,14 @@ PRINTED = re.compile(
 )
 BOUNDS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 ROUNDING_ROOM = 1e-9  # of half a unit: 46.25 may be printed as 46.2 or 46.3, whichever way ties go
-Arguments = dict[str, Any]
-"""Of a function of `recompute`, by name."""
+Arguments = dict[str, Any]  # of a function of `recompute`, by name
 
 
 @dataclass(frozen=True)
 class TableRow:
     """A row of a table of claims."""
 
-    printed: tuple[Any, ...]
-    """One figure a column; null where the paper's cell is empty."""
+    printed: tuple[Any, ...]  # one figure a column; null where the paper's cell is empty
     args: Arguments = field(default_factory=dict)
     reading: str | None = None
 
@@ -42,19 +40,13 @@ class Entry:
     """One figure, or with `rows` a table of them."""
 
     id: str
-    what: str
-    """In our words."""
-    where: str
-    """Section, table and row, or several places that print the same."""
-    printed: Any = None
-    """As printed: `59.9 %`, `2.80e-8`, `~0.2`, `< 0.005`, `yes`, or a name; text in quotes."""
-    recompute: str | None = None
-    """Function of `recompute`; None where the files cannot tell."""
+    what: str  # in our words
+    where: str  # section, table and row, or several places that print the same
+    printed: Any = None  # as printed: `59.9 %`, `2.80e-8`, `~0.2`, `< 0.005`, `yes`, or a name; text in quotes
+    recompute: str | None = None  # function of `recompute`; None where the files cannot tell
     args: Arguments = field(default_factory=dict)
-    why_not: str = ""
-    """The data that are not published; empty where there is a function."""
-    reading: str = ""
-    """The figure as which a sentence is read; empty where there is nothing to choose."""
+    why_not: str = ""  # the data that are not published; empty where there is a function
+    reading: str = ""  # the figure as which a sentence is read; empty where there is nothing to choose
     columns: dict[str, Arguments] = field(default_factory=dict)
     rows: dict[str, TableRow] | None = None
 
@@ -62,23 +54,18 @@ class Entry:
 @dataclass(frozen=True)
 class ClaimsFile:
     claims: tuple[Entry, ...]
-    files: dict[str, Any]
-    """Role -> file name, or several; see `published.ROLES`."""
+    files: dict[str, Any]  # role -> file name, or several; see `published.ROLES`
     paper: str = ""
-    filters: Any = None
-    """Of no meaning: a place for YAML anchors."""
-    cannot_answer: tuple[str, ...] = ()
-    """Questions that no recomputation of these files settles."""
+    filters: Any = None  # of no meaning: a place for YAML anchors
+    cannot_answer: tuple[str, ...] = ()  # questions that no recomputation of these files settles
 
 
 @dataclass(frozen=True)
 class Claim(Entry):
     """One printed figure: an entry without rows, or a cell of one with."""
 
-    entry: str = ""
-    """Id of the entry of the file; the same for all cells of a table."""
-    place: str = ""
-    """File and line, for messages."""
+    entry: str = ""  # id of the entry of the file; the same for all cells of a table
+    place: str = ""  # file and line, for messages
 
     @property
     def is_sentence(self) -> bool:

@@ -37,16 +37,14 @@ class Judge:
     """One judge and the votes that the file counts for them."""
 
     name: str
-    type: str
-    """Human or FM (foundation model)."""
+    type: str  # Human or FM (foundation model)
     n: int
     a: int
     b: int
     ties: int
     background: str | None = None
     median_seconds_between_votes: float | None = None
-    first_ts: str | None = None
-    """Time of the first vote, as a sortable text."""
+    first_ts: str | None = None  # time of the first vote, as a sortable text
 
     @property
     def tally(self) -> Tally:
@@ -91,11 +89,9 @@ class Sums:
     a: int | None = None
     b: int | None = None
     t: int | None = None
-    p_value: float | None = None
-    """Null where no vote is decisive."""
+    p_value: float | None = None  # null where no vote is decisive
     label: str = ""
-    excluded: tuple[str, ...] | None = None
-    """Judges whom a filter leaves out."""
+    excluded: tuple[str, ...] | None = None  # judges whom a filter leaves out
 
 
 @dataclass(frozen=True)
@@ -177,12 +173,10 @@ class Published:
 
     votes: Votes
     prompts: tuple[Prompt, ...] = ()
-    losses: dict[str, Curve] = field(default_factory=dict)
-    """By run."""
+    losses: dict[str, Curve] = field(default_factory=dict)  # by run
     divergences: tuple[dict[str, float | None], ...] = ()
     """A sample of one run: `_step`, and a key for each block."""
-    finals: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Last metrics by run."""
+    finals: dict[str, dict[str, Any]] = field(default_factory=dict)  # last metrics by run
     raw: dict[str, list[Any]] = field(default_factory=dict)
 
     @cached_property

@@ -30,12 +30,9 @@ class JudgeVotes:
 
     name: str
     is_human: bool
-    tally: Tally
-    """Of the first votes on the pair of arms."""
-    pace_seconds: float
-    """seconds_between_votes or seconds_to_choose; NaN where unknown."""
-    n_votes: int
-    """First votes that were given in all, which a pair or seed that is not used does not lessen."""
+    tally: Tally  # of the first votes on the pair of arms
+    pace_seconds: float  # seconds_between_votes or seconds_to_choose; NaN where unknown
+    n_votes: int  # first votes that were given in all, which a pair or seed that is not used does not lessen
 
     def is_fast(self, seconds: float) -> bool:
         """A person faster than this; models are fast by nature, and exempt."""
@@ -55,10 +52,8 @@ class Filter:
     """One row of the table of filters."""
 
     label: str
-    excluded: frozenset[str]
-    """Judges whose votes it leaves out."""
-    by_kind: bool = False
-    """Whether it keeps one kind of judge, or all, and singles out nobody."""
+    excluded: frozenset[str]  # judges whose votes it leaves out
+    by_kind: bool = False  # whether it keeps one kind of judge, or all, and singles out nobody
 
 
 def judge_votes(votes: Iterable[Vote], baseline: str, treatment: str) -> list[JudgeVotes]:

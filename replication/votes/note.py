@@ -15,8 +15,7 @@ from replication.runs.files import file_sha256, read_json
 from replication.runs.layout import SuiteDir
 from replication.runs.records import WrongForm, from_json, read_record
 
-SCHEMA_VERSION = 1
-"""Of both files; those from before it have no such key, and otherwise the same ones or fewer."""
+SCHEMA_VERSION = 1  # of both files; those from before it have no such key, and otherwise the same ones or fewer
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,7 @@ class PanelRecord:
     attention: int | None = None
     survey: bool | None = None
     open_link: bool | None = None
-    database: str | None = None
-    """URL or file of the panel, if not the SQLite file of its folder."""
+    database: str | None = None  # URL or file of the panel, if not the SQLite file of its folder
     schema_version: int | None = None
 
 
@@ -48,26 +46,18 @@ class VotesNote:
 
     panel_id: str | None = None
     suite: str | None = None
-    locked_at: str | None = None
-    """ISO 8601."""
+    locked_at: str | None = None  # ISO 8601
     locked_early_because: str | None = None
-    key_sha256: str | None = None
-    """Of the sealed key."""
-    votes_sha256: str | None = None
-    """Of votes.csv as it was written."""
+    key_sha256: str | None = None  # of the sealed key
+    votes_sha256: str | None = None  # of votes.csv as it was written
     n_votes: int | None = None
     n_repeats: int | None = None
-    n_repeats_without_first_vote: int | None = None
-    """Left out of the record."""
+    n_repeats_without_first_vote: int | None = None  # left out of the record
     n_judges: int | None = None
-    n_judges_short: int | None = None
-    """Judges with fewer votes than a full set has."""
-    n_test_votes: int | None = None
-    """Left out of the record."""
-    n_refusals: int | None = None
-    """Answers of models that refuse."""
-    n_garbage: int | None = None
-    """Answers of models that cannot be read."""
+    n_judges_short: int | None = None  # judges with fewer votes than a full set has
+    n_test_votes: int | None = None  # left out of the record
+    n_refusals: int | None = None  # answers of models that refuse
+    n_garbage: int | None = None  # answers of models that cannot be read
     n_attention_asked: int | None = None
     n_attention_passed: int | None = None
     schema_version: int | None = None
@@ -103,8 +93,7 @@ class CheckedNote:
     note: VotesNote
     changed: bool | None
     """Whether the record is another file than the one that was written at the lock; None: that is not known."""
-    warning: str
-    """Empty where the record is as it was written, and of this folder's panel."""
+    warning: str  # empty where the record is as it was written, and of this folder's panel
 
     @property
     def lines(self) -> list[str]:

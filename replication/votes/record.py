@@ -21,27 +21,20 @@ JUDGE_KINDS = ("human", "model")
 class Vote:
     """One judge's choice between two completions of one prompt by two arms of the same seed."""
 
-    vote_id: str
-    """Unique in its file; what `repeat_of` of another vote may name."""
+    vote_id: str  # unique in its file; what `repeat_of` of another vote may name
     suite: str
-    seed: int
-    """Training seed of both models."""
+    seed: int  # training seed of both models
     arm_left: str
     arm_right: str
     prompt_id: int
-    sample_left: int
-    """Number of the arm's completion of the prompt, from 0."""
+    sample_left: int  # number of the arm's completion of the prompt, from 0
     sample_right: int
     judge_id: str
     judge_kind: str
-    vendor: str
-    """Of a model judge; empty for a person."""
-    choice: str
-    """both_bad counts as a tie."""
-    shown_at: str
-    """ISO 8601 time at which the pair was shown; may be empty."""
-    seconds: float
-    """From shown to chosen; NaN where unknown."""
+    vendor: str  # of a model judge; empty for a person
+    choice: str  # both_bad counts as a tie
+    shown_at: str  # ISO 8601 time at which the pair was shown; may be empty
+    seconds: float  # from shown to chosen; NaN where unknown
     repeat_of: str
     """vote_id of the vote that this one repeats, sides swapped; empty: a first vote. For self-consistency alone."""
 

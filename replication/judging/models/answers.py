@@ -27,8 +27,7 @@ class Comparison:
     """One pair in one order."""
 
     assignment_id: int
-    swapped: bool
-    """Whether the sides are the other way round than in the assignment."""
+    swapped: bool  # whether the sides are the other way round than in the assignment
     question: str
     a: str
     b: str
@@ -42,19 +41,15 @@ class Comparison:
 class Reply:
     """One reply of a model."""
 
-    text: str
-    """The answer, or the words of the refusal."""
-    refused: bool = False
-    """Whether the endpoint marks it as a refusal."""
+    text: str  # the answer, or the words of the refusal
+    refused: bool = False  # whether the endpoint marks it as a refusal
     finish_reason: str | None = None
-    model: str = ""
-    """As the endpoint names it; empty where it names none."""
+    model: str = ""  # as the endpoint names it; empty where it names none
     input_tokens: int | None = None
     output_tokens: int | None = None
     asked_at: float = field(default_factory=time.time)
     """When the try that succeeded was sent, in seconds since 1970."""
-    seconds: float | None = None
-    """That it took; None: not known."""
+    seconds: float | None = None  # that it took; None: not known
 
 
 @dataclass(frozen=True)
@@ -65,8 +60,7 @@ class ModelAnswer:
     parsed: Parsed
     prompt: str
     reply: Reply
-    endpoint: str
-    """Its address without credentials, or how else the model was asked."""
+    endpoint: str  # its address without credentials, or how else the model was asked
 
 
 def join_panel(

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 WORDS = {"A": "left", "B": "right", "TIE": "tie", "NEITHER": "both_bad"}
 """The four words a model may answer with, and the choice on the sides that it saw."""
-CUT_OFF = ("length", "max_tokens")
-"""Finish reasons of an answer that reached its longest length."""
+CUT_OFF = ("length", "max_tokens")  # finish reasons of an answer that reached its longest length
 SWAPPED = {"left": "right", "right": "left", "tie": "tie", "both_bad": "both_bad"}
 
 _DECORATION = " \t\r\n*_`\"'“”‘’«»()[]{}<>.,:;!#"
@@ -32,8 +31,7 @@ _REFUSAL = re.compile(
 class Parsed:
     """One reply, read."""
 
-    status: str
-    """choice, refusal or garbage."""
+    status: str  # choice, refusal or garbage
     choice: str | None = None
     """left, right, tie or both_bad on the sides that the model saw; None unless status is choice."""
 

@@ -30,30 +30,21 @@ QUOTES = "\"'`“”‘’«»"
 class ModelSettings:
     """The model, its endpoint and the limits of a run."""
 
-    model: str
-    """As the endpoint knows it."""
-    base_url: str
-    """Of the endpoint, up to and with its /v1."""
+    model: str  # as the endpoint knows it
+    base_url: str  # of the endpoint, up to and with its /v1
     api_key_env: str = DEFAULT_KEY
     """The environment variable with the key; the default one may be missing (a local server)."""
-    parallel: Count = 4
-    """Requests in flight at once."""
-    requests_per_minute: Positive | None = None
-    """At most, tries included; None: no limit."""
-    max_requests: Count | None = None
-    """Sent by this run at most, tries included; None: no limit."""
+    parallel: Count = 4  # requests in flight at once
+    requests_per_minute: Positive | None = None  # at most, tries included; None: no limit
+    max_requests: Count | None = None  # sent by this run at most, tries included; None: no limit
     max_tokens: Annotated[int, Range(f"[1, {2**53}]")] | None = None
     """Input and output together that this run may use; None: no limit."""
-    timeout_seconds: Positive = 60.0
-    """Of one try."""
-    retries: Natural = 8
-    """Further tries of one request after the first."""
-    max_answer_tokens: Count = 16
-    """Length of an answer; a model that thinks before it answers needs thousands."""
+    timeout_seconds: Positive = 60.0  # of one try
+    retries: Natural = 8  # further tries of one request after the first
+    max_answer_tokens: Count = 16  # length of an answer; a model that thinks before it answers needs thousands
     temperature: Annotated[float, Range("[0, 2]")] | None = 0.0
     """None: the endpoint's own (some models take no other)."""
-    first_pause_seconds: Positive = 0.5
-    """Before the first further try; doubles from there."""
+    first_pause_seconds: Positive = 0.5  # before the first further try; doubles from there
 
     def check(self) -> None:
         """Raises UserError where a value cannot be, or the address is none that can be asked."""

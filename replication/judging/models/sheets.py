@@ -70,8 +70,7 @@ COMPARISON = """\
 === {code} {number} END ==="""
 
 
-_Part = Mapping[int, Comparison]
-"""Comparisons by the number printed in the sheet."""
+_Part = Mapping[int, Comparison]  # comparisons by the number printed in the sheet
 
 
 def write_sheet(database: Database, judge_id: str, path: Path, items_per_part: int = 0, model: str = "") -> int:

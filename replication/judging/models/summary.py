@@ -20,23 +20,16 @@ class AnswerCounts:
     """All that a judge has said so far."""
 
     n_pairs: int
-    n_answers: int
-    """Of the 2 * n_pairs comparisons."""
-    n_votes: int
-    """Pairs with a vote."""
-    n_agreeing: int
-    """Pairs to which both orders gave the same choice."""
-    n_disagreeing: int
-    """Pairs whose vote is a tie because they did not."""
+    n_answers: int  # of the 2 * n_pairs comparisons
+    n_votes: int  # pairs with a vote
+    n_agreeing: int  # pairs to which both orders gave the same choice
+    n_disagreeing: int  # pairs whose vote is a tie because they did not
     n_refusals: int
     n_garbage: int
-    n_a: int
-    """Answers for the completion that came first; n_b: second."""
+    n_a: int  # answers for the completion that came first; n_b: second
     n_b: int
-    n_truncated: int
-    """Answers that were cut off."""
-    input_tokens: int
-    """As far as the endpoint tells; output_tokens too."""
+    n_truncated: int  # answers that were cut off
+    input_tokens: int  # as far as the endpoint tells; output_tokens too
     output_tokens: int
 
     @property
@@ -77,16 +70,13 @@ class Summary:
     """A judge's answers in all, and the work of this run."""
 
     judge_id: str
-    counts: AnswerCounts
-    """Of all runs together; what follows is of this run."""
-    n_stored: int
-    """Answers that were stored."""
+    counts: AnswerCounts  # of all runs together; what follows is of this run
+    n_stored: int  # answers that were stored
     n_requests: int = 0
     n_retries: int = 0
     n_given_up: int = 0
     n_tokens: int = 0
-    stopped: str = ""
-    """Why it ended early, in one line; empty: it did not."""
+    stopped: str = ""  # why it ended early, in one line; empty: it did not
 
     @property
     def exit_code(self) -> int:
