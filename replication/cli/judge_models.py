@@ -76,9 +76,8 @@ def sheet_arguments(sub: Parser) -> None:
 
 def read_or_write_sheet(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.folder import find_panel
-    from replication.judging.models.answers import join_panel
+    from replication.judging.models.answers import join_panel, print_summary
     from replication.judging.models.sheets import check_target, read_sheet, write_sheet
-    from replication.judging.models.summary import print_summary
 
     folder = find_panel(args.dir)
     database = folder.open(args.database)

@@ -40,13 +40,12 @@ from replication.judging.database import Database
 from replication.judging.models import endpoint as endpoint_module
 from replication.judging.models import prompt as model_prompt
 from replication.judging.models import settings as model_settings
+from replication.judging.models.answers import Summary
 from replication.judging.models.endpoint import Endpoint, GivenUp
-from replication.judging.models.parsing import combine, parse_reply
-from replication.judging.models.prompt import comparison_prompt, new_code, settled_code
+from replication.judging.models.prompt import combine, comparison_prompt, new_code, parse_reply, settled_code
 from replication.judging.models.run import run_model_judge
 from replication.judging.models.settings import DEFAULT_KEY, ModelSettings
 from replication.judging.models.sheets import read_sheet, write_sheet
-from replication.judging.models.summary import Summary
 from replication.judging.page import rendering
 from replication.judging.progress import Fill, Part, fill, judge_progress
 from replication.judging.schema import answers, assignments, judges, panel, votes
@@ -984,7 +983,7 @@ import sys
 from rich.console import Console
 from replication.judging.database import Database
 from replication.judging.models.settings import ModelSettings
-from replication.judging.models.summary import Summary
+from replication.judging.models.answers import Summary
 from replication.judging.models.run import run_model_judge
 path, url, model = sys.argv[1:]
 settings = ModelSettings(model, url, timeout_seconds=3, first_pause_seconds=0.02)

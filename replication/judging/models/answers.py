@@ -1,4 +1,4 @@
-"""Comparisons for model judges and their answers, stored as they come; votes once both orders are in."""
+"""Comparisons for model judges and their answers, stored as they come; votes once both orders are in; their table."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from rich.console import Console
+from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from replication.console import table
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.models.parsing import Parsed, combine
+from replication.judging.models.prompt import CUT_OFF, Parsed, agree, combine
+from replication.judging.models.settings import ModelSettings
 from replication.judging.panel import add_judges, check_judge_id
 from replication.judging.schema import IS_FIRST, answers, assignments, items, judges, model_judges, votes
 from replication.judging.store import is_locked
@@ -62,6 +66,185 @@ class ModelAnswer:
     reply: Reply
     endpoint: str  # its address without credentials, or how else the model was asked
 
+    def row(self) -> dict[str, object]:
+        """Of the table of answers."""
+        row = {name: value for name, value in vars(self.reply).items() if name in answers.c}
+        row |= {"reply": self.reply.text, "prompt": self.prompt, "endpoint": self.endpoint}
+        row |= {"assignment_id": self.comparison.assignment_id, "swapped": self.comparison.swapped}
+        return row | {"status": self.parsed.status, "choice": self.parsed.choice}
+
+
+@dataclass(frozen=True)
+class AnswerCounts:
+    """All that a judge has said so far."""
+
+    n_pairs: int
+    n_answers: int  # of the 2 * n_pairs comparisons
+    n_votes: int  # pairs with a vote
+    n_agreeing: int  # pairs to which both orders gave the same choice
+    n_disagreeing: int  # pairs whose vote is a tie because they did not
+    n_refusals: int
+    n_garbage: int
+    n_a: int  # answers for the completion that came first; n_b: second
+    n_b: int
+    n_truncated: int  # answers that were cut off
+    input_tokens: int  # as far as the endpoint tells; output_tokens too
+    output_tokens: int
+
+    @property
+    def n_missing(self) -> int:
+        """Comparisons without an answer."""
+        return 2 * self.n_pairs - self.n_answers
+
+
+@dataclass(frozen=True)
+class ModelJudge:
+    """A judge of a panel as the tables have it: how it is asked, what it is to compare, what it has said."""
+
+    database: Database
+    judge_id: str
+
+    @property
+    def _mine(self) -> ColumnElement[bool]:
+        return assignments.c.judge_id == self.judge_id
+
+    def settle(self, asked: Mapping[str, Any]) -> None:
+        """Fix how the judge is asked, or check that it is asked as before.
+
+        Raises:
+            UserError: no such model judge, the panel is locked, or the judge's answers came in another way.
+        """
+        name, row = self.judge_id, model_judges.c.judge_id == self.judge_id
+        with self.database.write() as c:
+            this = select(judges.c.kind).where(judges.c.judge_id == name)
+            kind = c.execute(this.with_for_update()).scalar_one_or_none()  # another run that settles the same waits
+            if kind != "model":
+                has = "no such judge in this panel" if kind is None else "is a person"
+                raise UserError(f"--judge-id: '{name}' {has}; name a model judge")
+            if is_locked(c):
+                raise UserError(LOCKED)
+            before = c.execute(select(model_judges.c.asked).where(row)).scalar_one_or_none()
+            started = select(answers.c.answer_id).join(assignments).where(self._mine).limit(1)
+            if before is None:
+                c.execute(insert(model_judges).values(judge_id=name, asked=asked))
+            elif before != asked and c.execute(started).first() is None:
+                c.execute(update(model_judges).where(row).values(asked=asked))
+            elif before != asked:
+                key = next(key for key in (*before, *asked) if before.get(key) != asked.get(key))
+                raise UserError(
+                    f"--judge-id: '{name}' has answers with {key} {before.get(key, 'not set')}, and this is "
+                    f"{asked.get(key, 'not set')}; one judge is one model asked in one way: take another --judge-id"
+                )
+
+    def asked(self) -> Mapping[str, Any]:
+        """How the judge is asked, as it was fixed; empty for one that was never asked."""
+        with self.database.read() as c:
+            settled = select(model_judges.c.asked).where(model_judges.c.judge_id == self.judge_id)
+            return c.execute(settled).scalar_one_or_none() or {}
+
+    def comparisons(self) -> list[Comparison]:
+        """Every pair in both orders: in the judge's order of pairs, as assigned before swapped.
+
+        Raises UserError where there is none.
+        """
+        query = select(assignments, items.c.question, items.c.first, items.c.second).join(items).where(self._mine)
+        with self.database.read() as c:
+            rows = c.execute(query.order_by(assignments.c.position)).all()
+        if not rows:
+            remedy = "take another --judge-id, which gets some"
+            raise UserError(f"--judge-id: '{self.judge_id}' has no assignments; {remedy}")
+        found = []
+        for row in rows:
+            left, right = (row.first, row.second) if row.first_is_left else (row.second, row.first)
+            found.append(Comparison(row.assignment_id, False, row.question, left, right))
+            found.append(Comparison(row.assignment_id, True, row.question, right, left))
+        return found
+
+    def answered(self) -> dict[tuple[int, bool], Parsed]:
+        """What was said to each comparison that has an answer, by its key."""
+        said = select(answers.c.assignment_id, answers.c.swapped, answers.c.status, answers.c.choice)
+        with self.database.read() as c:
+            rows = c.execute(said.join(assignments).where(self._mine))
+            return {(row.assignment_id, row.swapped): Parsed(row.status, row.choice) for row in rows}
+
+    def keep(self, new: Sequence[ModelAnswer]) -> int:
+        """Store answers, and the votes that they complete, in one transaction; a comparison keeps the answer it has.
+
+        Returns:
+            How many were stored.
+
+        Raises:
+            UserError: the panel was locked meanwhile, or the endpoint now names another model than in earlier answers.
+        """
+        ids = {answer.comparison.assignment_id for answer in new}
+        of_these = select(answers.c.assignment_id, answers.c.swapped).where(answers.c.assignment_id.in_(ids))
+        named = select(answers.c.model).join(assignments).where(self._mine, answers.c.model != "").limit(1)
+        try:
+            with self.database.write() as c:
+                if is_locked(c):
+                    raise UserError(LOCKED)
+                c.execute(
+                    select(assignments.c.assignment_id).where(assignments.c.assignment_id.in_(ids)).with_for_update()
+                )
+                before = {(row.assignment_id, row.swapped) for row in c.execute(of_these)}
+                stored = [answer for answer in new if answer.comparison.key not in before]
+                known = c.execute(named).scalar_one_or_none()
+                for answer in stored:
+                    model = answer.reply.model
+                    if model and known and known != model:
+                        raise UserError(
+                            f"--judge-id: the answers of '{self.judge_id}' came from the model {known}, and the "
+                            f"endpoint now answers as {model}; one judge is one model: take another --judge-id, or go "
+                            "back to that model"
+                        )
+                    known = known or model
+                    c.execute(insert(answers).values(answer.row()))
+                for assignment_id in {answer.comparison.assignment_id for answer in stored}:
+                    _vote(c, assignment_id)
+                return len(stored)
+        except IntegrityError:  # another process asks for the same judge, and was faster
+            return 0
+
+    def counts(self) -> AnswerCounts:
+        names = ("assignment_id", "status", "choice", "finish_reason", "input_tokens", "output_tokens")
+        query = select(*(answers.c[name] for name in names)).join(assignments).where(self._mine)
+        n_of = select(func.count()).where(self._mine)
+        with self.database.read() as c:
+            n_pairs = c.execute(n_of.select_from(assignments)).scalar_one()
+            n_votes = c.execute(n_of.select_from(assignments.join(votes))).scalar_one()
+            said = c.execute(query.order_by(answers.c.assignment_id, answers.c.swapped)).all()
+        by_pair = [[row.choice for row in rows] for _, rows in groupby(said, key=lambda row: row.assignment_id)]
+        both = [choices for choices in by_pair if len(choices) == 2 and all(choices)]  # as assigned, and swapped
+        n_agreeing = sum(agree(*choices) for choices in both)
+        return AnswerCounts(
+            n_pairs=n_pairs,
+            n_answers=len(said),
+            n_votes=n_votes,
+            n_agreeing=n_agreeing,
+            n_disagreeing=len(both) - n_agreeing,
+            n_refusals=sum(row.status == "refusal" for row in said),
+            n_garbage=sum(row.status == "garbage" for row in said),
+            n_a=sum(row.choice == "left" for row in said),
+            n_b=sum(row.choice == "right" for row in said),
+            n_truncated=sum(row.finish_reason in CUT_OFF for row in said),
+            input_tokens=sum(row.input_tokens or 0 for row in said),
+            output_tokens=sum(row.output_tokens or 0 for row in said),
+        )
+
+
+def _vote(c: Connection, assignment_id: int) -> None:
+    """Cast the vote of a pair, once, when both orders were answered by a choice."""
+    query = select(answers).where(answers.c.assignment_id == assignment_id).order_by(answers.c.swapped)
+    said = c.execute(query).all()
+    if len(said) < 2 or not all(row.choice for row in said):
+        return
+    known = [row.seconds for row in said if row.seconds is not None]
+    seen = {"showing": secrets.token_urlsafe(16), "shown_at": min(row.asked_at for row in said) if known else None}
+    c.execute(update(assignments).where(assignments.c.assignment_id == assignment_id).values(seen))
+    cast = {"assignment_id": assignment_id, "cast_at": max(row.asked_at + (row.seconds or 0) for row in said)}
+    choice = combine(said[0].choice, said[1].choice)
+    c.execute(insert(votes).values(**cast, **seen, choice=choice, seconds=sum(known) if known else None))
+
 
 def join_panel(
     database: Database, sealed: Path, judge_id: str, vendor: str | None, n_votes: int | None
@@ -98,118 +281,57 @@ def join_panel(
     return None
 
 
-def settle(database: Database, judge_id: str, asked: Mapping[str, Any]) -> None:
-    """Fix how a judge is asked, or check that it is asked as before.
+@dataclass(frozen=True)
+class Summary:
+    """A judge's answers in all, and the work of this run."""
 
-    Raises:
-        UserError: no such model judge, the panel is locked, or the judge's answers came in another way.
-    """
-    with database.write() as c:
-        this = select(judges.c.kind).where(judges.c.judge_id == judge_id)
-        kind = c.execute(this.with_for_update()).scalar_one_or_none()  # held: another run settles the same, or is told
-        if kind != "model":
-            has = "no such judge in this panel" if kind is None else "is a person"
-            raise UserError(f"--judge-id: '{judge_id}' {has}; name a model judge")
-        if is_locked(c):
-            raise UserError(LOCKED)
-        before = c.execute(select(model_judges.c.asked).where(model_judges.c.judge_id == judge_id)).scalar_one_or_none()
-        started = select(answers.c.answer_id).join(assignments).where(assignments.c.judge_id == judge_id).limit(1)
-        if before is None:
-            c.execute(insert(model_judges).values(judge_id=judge_id, asked=asked))
-        elif before != asked and c.execute(started).first() is None:
-            c.execute(update(model_judges).where(model_judges.c.judge_id == judge_id).values(asked=asked))
-        elif before != asked:
-            key = next(key for key in (*before, *asked) if before.get(key) != asked.get(key))
-            raise UserError(
-                f"--judge-id: '{judge_id}' has answers with {key} {before.get(key, 'not set')}, and this is "
-                f"{asked.get(key, 'not set')}; one judge is one model asked in one way: take another --judge-id"
-            )
+    judge_id: str
+    counts: AnswerCounts  # of all runs together; what follows is of this run
+    n_stored: int  # answers that were stored
+    n_requests: int = 0
+    n_retries: int = 0
+    n_given_up: int = 0
+    n_tokens: int = 0
+    stopped: str = ""  # why it ended early, in one line; empty: it did not
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every comparison has its answer, else 1."""
+        return 1 if self.counts.n_missing else 0
 
 
-def how_asked(database: Database, judge_id: str) -> Mapping[str, Any]:
-    """The settings that were fixed for a judge; empty for one that was never asked."""
-    with database.read() as c:
-        mine = model_judges.c.judge_id == judge_id
-        return c.execute(select(model_judges.c.asked).where(mine)).scalar_one_or_none() or {}
+def print_summary(summary: Summary, console: Console, settings: ModelSettings | None = None) -> None:
+    """The table at the end of a run, and what is to be done next."""
+    t = summary.counts
 
+    def share(part: int, whole: int) -> str:
+        return f"{part} of {whole} ({part / whole:.1%})" if whole else "none"
 
-def comparisons(database: Database, judge_id: str) -> list[Comparison]:
-    """Every pair of a judge in both orders: in the judge's order of pairs, as assigned before swapped.
-
-    Raises:
-        UserError: the judge has none.
-    """
-    with database.read() as c:
-        mine = assignments.c.judge_id == judge_id
-        query = select(assignments, items.c.question, items.c.first, items.c.second).join(items).where(mine)
-        rows = c.execute(query.order_by(assignments.c.position)).all()
-    if not rows:
-        raise UserError(f"--judge-id: '{judge_id}' has no assignments; take another --judge-id, which gets some")
-    found = []
-    for row in rows:
-        left, right = (row.first, row.second) if row.first_is_left else (row.second, row.first)
-        found.append(Comparison(row.assignment_id, False, row.question, left, right))
-        found.append(Comparison(row.assignment_id, True, row.question, right, left))
-    return found
-
-
-def answered(database: Database, judge_id: str) -> dict[tuple[int, bool], Parsed]:
-    """What was said to each comparison that has an answer, by its key."""
-    with database.read() as c:
-        rows = c.execute(select(answers).join(assignments).where(assignments.c.judge_id == judge_id))
-        return {(row.assignment_id, row.swapped): Parsed(row.status, row.choice) for row in rows}
-
-
-def keep(database: Database, judge_id: str, new: Sequence[ModelAnswer]) -> int:
-    """Store answers, and the votes that they complete, in one transaction. A comparison that has its answer keeps it.
-
-    Returns:
-        How many were stored.
-
-    Raises:
-        UserError: the panel was locked meanwhile, or the endpoint now names another model than in earlier answers.
-    """
-    mine = assignments.c.judge_id == judge_id
-    try:
-        with database.write() as c:
-            if is_locked(c):
-                raise UserError(LOCKED)
-            ids = {answer.comparison.assignment_id for answer in new}
-            c.execute(select(assignments.c.assignment_id).where(assignments.c.assignment_id.in_(ids)).with_for_update())
-            of_these = select(answers.c.assignment_id, answers.c.swapped).where(answers.c.assignment_id.in_(ids))
-            before = {(row.assignment_id, row.swapped) for row in c.execute(of_these)}
-            stored = [answer for answer in new if answer.comparison.key not in before]
-            named = select(answers.c.model).join(assignments).where(mine, answers.c.model != "").limit(1)
-            known = c.execute(named).scalar_one_or_none()
-            for answer in stored:
-                comparison, parsed, reply = answer.comparison, answer.parsed, answer.reply
-                if reply.model and known and known != reply.model:
-                    raise UserError(
-                        f"--judge-id: the answers of '{judge_id}' came from the model {known}, and the endpoint now "
-                        f"answers as {reply.model}; one judge is one model: take another --judge-id, or go back to "
-                        "that model"
-                    )
-                known = known or reply.model
-                row = {name: value for name, value in vars(reply).items() if name in answers.c}
-                row |= {"reply": reply.text, "prompt": answer.prompt, "endpoint": answer.endpoint}
-                row |= {"assignment_id": comparison.assignment_id, "swapped": comparison.swapped}
-                c.execute(insert(answers).values(row | {"status": parsed.status, "choice": parsed.choice}))
-            for assignment_id in {answer.comparison.assignment_id for answer in stored}:
-                _vote(c, assignment_id)
-            return len(stored)
-    except IntegrityError:  # another process asks for the same judge, and was faster
-        return 0
-
-
-def _vote(c: Connection, assignment_id: int) -> None:
-    """Cast the vote of a pair, once, when both orders were answered by a choice."""
-    query = select(answers).where(answers.c.assignment_id == assignment_id).order_by(answers.c.swapped)
-    said = c.execute(query).all()
-    if len(said) < 2 or not all(row.choice for row in said):
-        return
-    known = [row.seconds for row in said if row.seconds is not None]
-    seen = {"showing": secrets.token_urlsafe(16), "shown_at": min(row.asked_at for row in said) if known else None}
-    c.execute(update(assignments).where(assignments.c.assignment_id == assignment_id).values(seen))
-    cast = {"assignment_id": assignment_id, "cast_at": max(row.asked_at + (row.seconds or 0) for row in said)}
-    choice = combine(said[0].choice, said[1].choice)
-    c.execute(insert(votes).values(**cast, **seen, choice=choice, seconds=sum(known) if known else None))
+    rows = [
+        ("votes", f"{t.n_votes} of {t.n_pairs} pairs"),
+        ("same choice in both orders", share(t.n_agreeing, t.n_agreeing + t.n_disagreeing)),
+        ("ties by disagreement", t.n_disagreeing),
+        ("first completion chosen (position bias)", share(t.n_a, t.n_a + t.n_b)),
+        ("refusals", t.n_refusals),
+        ("garbage", f"{t.n_garbage}, {t.n_truncated} of them cut off" if t.n_truncated else t.n_garbage),
+        ("comparisons without an answer", t.n_missing),
+    ]
+    if settings is not None:
+        used = f"{t.input_tokens:,} in, {t.output_tokens:,} out" if t.input_tokens else "not told by the endpoint"
+        rows.append(("tokens of all answers", used))
+        rows.append(("requests of this run", f"{summary.n_requests}, {summary.n_retries} of them further tries"))
+    console.print(table(f"Judge {summary.judge_id}", ["", ""], rows, header=False))
+    if settings is not None and t.n_truncated:
+        console.print(
+            f"{t.n_truncated} answers were cut off at {settings.max_answer_tokens} tokens; a model that thinks first "
+            "needs a larger --max-answer-tokens, under another --judge-id",
+            style="yellow",
+        )
+    why, after = summary.stopped, ""
+    if t.n_missing and settings is None:
+        why, after = "not finished", f": {t.n_missing} comparisons are left"
+    elif t.n_missing:
+        why = why or f"{summary.n_given_up} requests had no answer"
+        after = f": {t.n_missing} comparisons are left; the same command asks for them"
+    if why:
+        console.print(why + after, style="yellow", markup=False)

@@ -18,8 +18,7 @@ import openai
 
 from replication.errors import UserError
 from replication.judging.models.answers import Reply
-from replication.judging.models.meter import Meter
-from replication.judging.models.settings import ModelSettings, certificates, route
+from replication.judging.models.settings import Meter, ModelSettings, certificates, route
 
 UNSEEN_STATUS = {*range(300, 500)} - {408, 409}  # the model never saw it; what others cost nobody knows
 PASSING_STATUS = {408, 409, 425, 429, *range(500, 600)} - {501, 505}
@@ -44,29 +43,20 @@ class GivenUp(Exception):
 
 
 class Refused(GivenUp):
-    """The endpoint will not answer this request, and perhaps it alone.
-
-    Attributes:
-        words: the endpoint's own, in one line.
-        status: of its answer.
-        as_final: what to say where it refuses every request.
-    """
+    """The endpoint will not answer this request, and perhaps it alone."""
 
     def __init__(self, words: str, status: int, as_final: UserError) -> None:
         super().__init__(words)
-        self.words, self.status, self.as_final = words, status, as_final
+        self.words, self.status = words, status  # the endpoint's own, in one line
+        self.as_final = as_final  # what to say where it refuses every request
 
 
 class NotACompletion(openai.OpenAIError):
-    """An answer with status 200 that is no chat completion.
-
-    Attributes:
-        is_api: whether it has the form of an API's answer all the same: an error, or no choice.
-    """
+    """An answer with status 200 that is no chat completion."""
 
     def __init__(self, text: str, is_api: bool = False) -> None:
         super().__init__(text)
-        self.is_api = is_api
+        self.is_api = is_api  # it has the form of an API's answer all the same: an error, or no choice
 
 
 class _OtherKey(openai.BadRequestError):

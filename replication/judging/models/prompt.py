@@ -1,13 +1,16 @@
-"""The question to a model judge: the rubric is the page's, word for word (rubric.py).
+"""The question to a model judge, its reply as a choice, a refusal or neither, and two replies on one pair as a vote.
 
-Completions are untrusted text: they stand between marks that they cannot contain.
+The rubric is the page's, word for word (rubric.py). Completions are untrusted text: they stand between marks that they
+cannot contain. Replies are read strictly: one that has to be interpreted is not a vote.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from replication.judging.rubric import BETTER, BOTH_BAD, COUNTS, CRITERIA, READ, TASK, TIE
 
@@ -70,3 +73,78 @@ def comparison_prompt(question: str, a: str, b: str) -> str:
 def prompt_version() -> str:
     """Hash of all words around the quoted texts."""
     return hashlib.sha256("\0".join((RUBRIC, FENCE, ASK, QUOTED)).encode()).hexdigest()[:16]
+
+
+WORDS = {"A": "left", "B": "right", "TIE": "tie", "NEITHER": "both_bad"}
+"""The four words a model may answer with, and the choice on the sides that it saw."""
+CUT_OFF = ("length", "max_tokens")  # finish reasons of an answer that reached its longest length
+SWAPPED = {"left": "right", "right": "left", "tie": "tie", "both_bad": "both_bad"}
+
+_DECORATION = " \t\r\n*_`\"'“”‘’«»()[]{}<>.,:;!#"
+_ANSWER_LINE = re.compile(r"(?:final\s+)?answer\W+(?:is\W+)?(\w+)", re.IGNORECASE)
+_APOSTROPHES = str.maketrans("‘’ʼ", "'''")
+_REFUSAL = re.compile(
+    r"""\b(
+        i\s (can't | cannot | can\snot | won't | will\snot | (must\s)?decline | refuse | am\s(unable | not\sable))
+      | i'm\s (unable | not\sable | not\scomfortable | sorry) | i\sam\ssorry
+      | (unable\sto | can't | cannot) \s (assist | help | comply)
+      | as\san\sai
+    )\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """One reply, read."""
+
+    status: str  # choice, refusal or garbage
+    choice: str | None = None
+    """left, right, tie or both_bad on the sides that the model saw; None unless status is choice."""
+
+
+def parse_reply(reply: str, finish_reason: str | None = None, refused: bool = False) -> Parsed:
+    """Read one reply.
+
+    A choice is one of the four words alone, in any case, within quotes, punctuation or Markdown; or `Answer: WORD` as
+    the last line. A `<think>` part before it is dropped. What was cut off is garbage, whatever it says.
+
+    Args:
+        reply: the text.
+        finish_reason: as the endpoint gives it.
+        refused: whether the endpoint marks the reply as a refusal.
+    """
+    if refused or finish_reason == "content_filter":
+        return Parsed("refusal")
+    if finish_reason in CUT_OFF:
+        return Parsed("garbage")
+    text = reply.rpartition("</think>")[2].strip()  # some chat templates open the thought themselves
+    choice = WORDS.get(text.strip(_DECORATION).upper()) or _last_line(text)
+    if choice:
+        return Parsed("choice", choice)
+    return Parsed("refusal" if _REFUSAL.search(text.translate(_APOSTROPHES)) else "garbage")
+
+
+def _last_line(text: str) -> str | None:
+    lines = text.splitlines()
+    said = _ANSWER_LINE.fullmatch(lines[-1].strip(_DECORATION)) if lines else None
+    return WORDS.get(said.group(1).upper()) if said else None
+
+
+def combine(plain: str, swapped: str) -> str:
+    """The vote that two choices on one pair come to, on the sides of `plain`.
+
+    A choice stands where both orders give it; so both_bad is a vote only where both orders say it. Any disagreement is
+    a tie: where they name different completions the order has decided, and of a tie, a side and both_bad no two hold
+    the same.
+
+    Args:
+        plain: on the sides as assigned.
+        swapped: as the model saw it with the sides exchanged.
+    """
+    return plain if agree(plain, swapped) else "tie"
+
+
+def agree(plain: str, swapped: str) -> bool:
+    """Whether both orders give the same choice."""
+    return plain == SWAPPED[swapped]

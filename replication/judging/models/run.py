@@ -12,13 +12,10 @@ from rich.console import Console
 from replication.console import progress
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.models.answers import Comparison, ModelAnswer, Reply, answered, comparisons, keep, settle
+from replication.judging.models.answers import Comparison, ModelAnswer, ModelJudge, Reply, Summary, print_summary
 from replication.judging.models.endpoint import Endpoint, GivenUp, Refused
-from replication.judging.models.meter import BudgetSpent
-from replication.judging.models.parsing import Parsed, parse_reply
-from replication.judging.models.prompt import comparison_prompt, prompt_version
-from replication.judging.models.settings import ModelSettings
-from replication.judging.models.summary import Summary, answer_counts, print_summary
+from replication.judging.models.prompt import Parsed, comparison_prompt, parse_reply, prompt_version
+from replication.judging.models.settings import BudgetSpent, ModelSettings
 
 GIVEN_UP_IN_A_ROW = 5  # then the endpoint is taken to be down
 REFUSED_IN_A_ROW = 5  # pairs that the endpoint will not answer; then a person should look why
@@ -40,7 +37,7 @@ def run_model_judge(
 ) -> Summary:
     """Ask a model about each of a judge's pairs, in both orders, unless that was answered before.
 
-    A choice is a vote where both orders give it; where they differ the vote is a tie (parsing.combine). Refusals and
+    A choice is a vote where both orders give it; where they differ the vote is a tie (prompt.combine). Refusals and
     garbage are kept as they are, are not asked again, and give no vote. So is what the endpoint says where it will not
     answer one pair (too long, flagged), once it has answered another request, which shows that the pair was the reason.
 
@@ -55,14 +52,14 @@ def run_model_judge(
     Raises:
         UserError: the panel is locked, the judge was asked in another way, or no further try would help.
     """
-    summary = asyncio.run(_Run(database, judge_id, settings, console).all(join))
+    summary = asyncio.run(_Run(ModelJudge(database, judge_id), settings, console).all(join))
     print_summary(summary, console, settings)
     return summary
 
 
 class _Run:
-    def __init__(self, database: Database, judge_id: str, settings: ModelSettings, console: Console) -> None:
-        self._database, self._judge_id, self._settings, self._console = database, judge_id, settings, console
+    def __init__(self, judge: ModelJudge, settings: ModelSettings, console: Console) -> None:
+        self._judge, self._settings, self._console = judge, settings, console
         self._endpoint = Endpoint(settings, self._tell)
         self._n_stored = self._n_sensible = self._n_given_up = self._in_a_row = self._n_refused_in_a_row = 0
         self._stopped, self._told_at = "", 0.0
@@ -91,8 +88,8 @@ class _Run:
         finally:
             await endpoint.close()
         return Summary(
-            judge_id=self._judge_id,
-            counts=answer_counts(self._database, self._judge_id),
+            judge_id=self._judge.judge_id,
+            counts=self._judge.counts(),
             n_stored=self._n_stored,
             n_requests=endpoint.meter.n_requests,
             n_retries=endpoint.n_retries,
@@ -111,18 +108,20 @@ class _Run:
             "temperature": s.temperature,
             "max_answer_tokens": s.max_answer_tokens,
         }
-        settle(self._database, self._judge_id, asked)
-        known = answered(self._database, self._judge_id)
+        self._judge.settle(asked)
+        known = self._judge.answered()
         self._is_fresh = not known
-        return [c for c in comparisons(self._database, self._judge_id) if c.key not in known]
+        return [c for c in self._judge.comparisons() if c.key not in known]
 
     async def _ask(self, todo: list[Comparison]) -> None:
         """As many workers as requests may be in flight take comparisons until none is left, or none may be sent."""
-        n_every = 2 * answer_counts(self._database, self._judge_id).n_pairs
+        n_every = 2 * self._judge.counts().n_pairs
         columns = ("bar", "count", "{task.fields[so_far]}", "left")
         with progress(self._console, *columns, transient=True) as self._progress:
             done = n_every - len(todo)
-            self._task = self._progress.add_task(self._judge_id, total=n_every, completed=done, so_far=self._so_far())
+            self._task = self._progress.add_task(
+                self._judge.judge_id, total=n_every, completed=done, so_far=self._so_far()
+            )
             each = iter(todo)
             workers = [asyncio.create_task(self._work(each)) for _ in range(min(self._settings.parallel, len(todo)))]
             try:
@@ -156,7 +155,7 @@ class _Run:
     def _keep(self, comparison: Comparison, prompt: str, reply: Reply) -> None:
         parsed = parse_reply(reply.text, reply.finish_reason, reply.refused)
         answer = ModelAnswer(comparison, parsed, prompt, reply, self._settings.endpoint)
-        self._n_stored += keep(self._database, self._judge_id, [answer])
+        self._n_stored += self._judge.keep([answer])
         self._n_sensible += parsed.status != "garbage"
         self._in_a_row = self._n_refused_in_a_row = 0
         self._keep_refused()
@@ -202,7 +201,7 @@ class _Run:
         """A request was answered: what was refused before it was refused for its own sake."""
         self._has_answered, held = True, self._refused
         self._refused = []
-        self._n_stored += keep(self._database, self._judge_id, held) if held else 0
+        self._n_stored += self._judge.keep(held) if held else 0
         self._n_sensible += len(held)
         self._progress.advance(self._task, len(held))
 
@@ -212,7 +211,7 @@ class _Run:
             self._console.print(line, style="yellow", markup=False)
 
     def _so_far(self) -> str:
-        t, self._counted_at = answer_counts(self._database, self._judge_id), time.monotonic()
+        t, self._counted_at = self._judge.counts(), time.monotonic()
         return (
             f"{t.n_votes} votes, {t.n_disagreeing} ties by disagreement, {t.n_refusals} refusals, "
             f"{t.n_garbage} garbage, {t.input_tokens + t.output_tokens:,} tokens"

@@ -1,13 +1,15 @@
-"""Settings of a model judge: the model, the limits of a run, and what lies between us and its endpoint.
+"""Settings of a model judge: the model, the limits of a run with the meter that keeps them, the way to its endpoint.
 
 A proxy, certificates and a key come from the environment; each fault names its variable.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import ssl
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +26,7 @@ OPERATIONS = ("completions", "models", "responses", "messages", "embeddings")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
 """Variables that name trusted certificates; the first that is set counts."""
 QUOTES = "\"'`“”‘’«»"
+TEMPLATE_TOKENS = 256  # room for what a chat template adds to a message
 
 
 @dataclass(frozen=True)
@@ -156,3 +159,61 @@ def certificates() -> ssl.SSLContext | None:
         raise UserError(
             f"{name}: {path} cannot be read as certificates ({why}); name a file of PEM certificates, or unset it"
         ) from None
+
+
+class BudgetSpent(Exception):
+    """The next request could exceed what this run may use."""
+
+
+class Meter:
+    """Pace and budget of a run: one for all that is in flight.
+
+    A request reserves the most it can cost before it is sent: its bytes and the template's room for the input (no
+    tokenizer makes more tokens than bytes), and the longest answer. What it did cost replaces that; where this is not
+    known (a time-out, a server's error, a broken connection, no usage in the answer) the reservation stands as spent.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self._settings = settings
+        self._pause = 60.0 / settings.requests_per_minute if settings.requests_per_minute else 0.0
+        self._next_at = 0.0
+        self._reserved = 0
+        self._settled = asyncio.Condition()
+        self.n_requests = 0
+        self.n_tokens = 0
+
+    async def admit(self, prompt: str) -> int:
+        """Wait until one more request may be sent; the tokens reserved for it.
+
+        Raises BudgetSpent where it may not be, whatever becomes of those in flight.
+        """
+        s = self._settings
+        cost = len(prompt.encode()) + TEMPLATE_TOKENS + s.max_answer_tokens
+        async with self._settled:
+            while s.max_tokens is not None and self.n_tokens + self._reserved + cost > s.max_tokens:
+                if not self._reserved:
+                    raise BudgetSpent
+                await self._settled.wait()
+            if s.max_requests is not None and self.n_requests >= s.max_requests:
+                raise BudgetSpent
+            self.n_requests += 1
+            self._reserved += cost
+        try:
+            while (wait := self._next_at - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
+            self._next_at = time.monotonic() + self._pause
+        except asyncio.CancelledError:
+            await self.settle(cost, 0)
+            raise
+        return cost
+
+    async def settle(self, reserved: int, used: int) -> None:
+        """Replace a reservation by what was used."""
+        async with self._settled:
+            self._reserved -= reserved
+            self.n_tokens += used
+            self._settled.notify_all()
+
+    def hold(self, seconds: float) -> None:
+        """Send nothing for a while: the endpoint asked for it."""
+        self._next_at = max(self._next_at, time.monotonic() + seconds)

@@ -14,19 +14,17 @@ from pathlib import Path
 
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.models.answers import (
-    Comparison,
-    ModelAnswer,
-    Reply,
-    answered,
-    comparisons,
-    how_asked,
-    keep,
-    settle,
+from replication.judging.models.answers import Comparison, ModelAnswer, ModelJudge, Reply, Summary
+from replication.judging.models.prompt import (
+    ANSWERS,
+    FENCE,
+    QUOTED,
+    RUBRIC,
+    Parsed,
+    parse_reply,
+    prompt_version,
+    settled_code,
 )
-from replication.judging.models.parsing import Parsed, parse_reply
-from replication.judging.models.prompt import ANSWERS, FENCE, RUBRIC, prompt_version, settled_code
-from replication.judging.models.summary import Summary, answer_counts
 from replication.judging.store import Store
 from replication.runs.files import write_text
 
@@ -58,16 +56,7 @@ Answer every comparison with one line, `NUMBER: WORD`, and write nothing else. T
 {comparisons}
 
 Now answer: {count}."""
-COMPARISON = """\
-### Comparison {number}
-
-=== {code} {number} PROMPT ===
-{question}
-=== {code} {number} COMPLETION A ===
-{a}
-=== {code} {number} COMPLETION B ===
-{b}
-=== {code} {number} END ==="""
+COMPARISON = "### Comparison {number}\n\n" + QUOTED.replace("{code}", "{code} {number}")
 
 
 _Part = Mapping[int, Comparison]  # comparisons by the number printed in the sheet
@@ -89,11 +78,12 @@ def write_sheet(database: Database, judge_id: str, path: Path, items_per_part: i
     Raises:
         UserError: the panel is locked, the judge was asked in another way, or every part was answered.
     """
-    before = how_asked(database, judge_id)
+    judge = ModelJudge(database, judge_id)
+    before = judge.asked()
     model = model or before.get("model", judge_id)
     size = items_per_part or before.get("items_per_part", ITEMS_PER_PART)
-    settle(database, judge_id, {"by": SHEET, "model": model, "prompt": prompt_version(), "items_per_part": size})
-    parts, known = _parts(comparisons(database, judge_id), size), answered(database, judge_id)
+    judge.settle({"by": SHEET, "model": model, "prompt": prompt_version(), "items_per_part": size})
+    parts, known = _parts(judge.comparisons(), size), judge.answered()
     is_open = [any(comparison.key not in known for comparison in part.values()) for part in parts]
     if not any(is_open):
         raise UserError(f"--judge-id: every comparison of '{judge_id}' has its answer; nothing is left for a sheet")
@@ -133,11 +123,12 @@ def read_sheet(database: Database, judge_id: str, path: Path) -> Summary:
         UserError: a line that is no answer, a number that is unknown, comes twice, is missing from its part or was
             answered otherwise before: all of them in one line, and nothing is stored.
     """
-    asked = how_asked(database, judge_id)
+    judge = ModelJudge(database, judge_id)
+    asked = judge.asked()
     if asked.get("by") != SHEET:
         raise UserError(f"--read: no sheet was written for '{judge_id}'; write one with --out")
-    settle(database, judge_id, asked)
-    parts, known = _parts(comparisons(database, judge_id), asked["items_per_part"]), answered(database, judge_id)
+    judge.settle(asked)
+    parts, known = _parts(judge.comparisons(), asked["items_per_part"]), judge.answered()
     said, now = _read(path, parts, known), time.time()
     new = []
     for part, prompt in zip(parts, _texts(parts), strict=True):
@@ -147,8 +138,8 @@ def read_sheet(database: Database, judge_id: str, path: Path) -> Summary:
                 new.append(
                     ModelAnswer(comparison, parsed, prompt, Reply(reply, model=asked["model"], asked_at=now), SHEET)
                 )
-    stored = keep(database, judge_id, new)
-    return Summary(judge_id, answer_counts(database, judge_id), stored)
+    stored = judge.keep(new)
+    return Summary(judge_id, judge.counts(), stored)
 
 
 def _parts(every: Sequence[Comparison], size: int) -> list[_Part]:
