@@ -55,8 +55,8 @@ FORBIDDEN = {
 EXCEPTIONS = {
     "objectives.callbacks": ["lightning"],  # the two Lightning callbacks that switch the objectives on
     "grid.cell": ["replication.training", "replication.generation"],  # one cell, from nothing to COMPLETE
-    "grid.doctor": ["torch", "replication.model.size", "replication.model.needs"],  # asks torch for its GPUs
-    "grid.cluster": ["replication.model.needs"],
+    "grid.doctor": ["torch", "replication.model.size"],  # asks torch for its GPUs
+    "grid.cluster": ["replication.model.size"],
 }
 
 # The only modules that may import a thing.
@@ -69,7 +69,7 @@ RESERVED = {
 # What answers at once, or runs on a laptop without torch.
 TORCH_FREE = [
     *("errors", "console", "config", "runs", "processes", "protocol", "cli", "grid", "judging", *EVIDENCE),
-    *("model.size", "model.needs", "bench.drill", "training.phases"),
+    *("model.size", "bench.drill", "training.phases"),
     *(f"generation.{name}" for name in ("completions", "export", "samples", "suite", "workers")),
     *(f"data.{name}" for name in ("order", "store", "prepare", "prompts")),
 ]

@@ -18,7 +18,7 @@ from replication.errors import UserError
 from replication.grid import slurm
 from replication.grid.doctor import Finding, findings_table, free_disk_gib
 from replication.grid.site import Site
-from replication.model.needs import checkpoint_gib, checkpoints_kept, gib, parameters, state_needs
+from replication.model.size import checkpoint_gib, checkpoints_kept, gib, parameter_count, state_needs
 
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3")
 
@@ -53,7 +53,7 @@ def memory_table(config: RunConfig) -> Table:
     here = config.world_size
     counts = sorted({1, config.cluster.devices, here, 2 * here})
     shown = table(
-        f"{parameters(config):,} parameters in {config.training.precision}: memory of each process",
+        f"{parameter_count(config.model):,} parameters in {config.training.precision}: memory of each process",
         ("strategy", *(f"{n} process(es)" for n in counts)),
     )
     for strategy in STRATEGIES:

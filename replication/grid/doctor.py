@@ -31,8 +31,7 @@ from replication.config.reading import check_layer, read_yaml
 from replication.console import say, table
 from replication.data.prompts import load_prompts
 from replication.errors import UserError
-from replication.model.needs import GIB, checkpoint_gib, checkpoints_kept, gib, state_needs
-from replication.model.size import parameter_count
+from replication.model.size import GIB, checkpoint_gib, checkpoints_kept, gib, parameter_count, state_needs
 
 HUB_SECONDS = 2.0
 BROKEN_CONFIG = 2

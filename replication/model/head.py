@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -23,12 +23,9 @@ from replication.errors import UserError
 from replication.model.loss import IGNORE, EntropySums, TokenLosses, entropy_sums, log_probabilities, losses_of
 from replication.model.size import padded_vocabulary
 
-CHUNK_LOGITS = 1 << 26
-"""Logits that the chunked head holds at a time, 256 MiB in fp32; it needs about four times that for a moment."""
-ENTROPY_LOGITS = 1 << 20
-"""Logits whose probabilities are held at a time when entropies are measured: a cache's worth ..."""
-ENTROPY_TOKENS = 256
-"""... but of no fewer tokens: a large vocabulary's would come one by one."""
+CHUNK_LOGITS = 1 << 26  # that the chunked head holds at a time, 256 MiB in fp32; it needs four times that for a moment
+ENTROPY_LOGITS = 1 << 20  # whose probabilities are held at a time when entropies are measured: a cache's worth ...
+ENTROPY_TOKENS = 256  # ... but of no fewer tokens: a large vocabulary's would come one by one
 LIGER_AT_LEAST = (0, 8, 2)  # earlier ones gave wrong gradients for weights on tokens
 
 
@@ -54,11 +51,7 @@ class Head(nn.Module):
         self._losses: Losses = losses_from_logits
 
     def configure(self, kind: str, compile: bool) -> None:
-        """Choose the way to the losses (ClusterConfig.head), compiled or not.
-
-        Raises:
-            UserError: liger-kernel is asked for and missing.
-        """
+        """Choose the way to the losses (ClusterConfig.head), compiled or not. UserError without liger-kernel."""
         if kind == "liger":
             _require_liger()
         self._losses = {"logits": losses_from_logits, "chunked": losses_in_chunks, "liger": losses_by_liger}[kind]
@@ -138,13 +131,12 @@ class _ChunkedLosses(torch.autograd.Function):
         compiled: bool,
     ) -> tuple[Tensor, ...]:
         weight, of_chunk = weight_PD.to(dtype), _compiled(_chunk_losses) if compiled else _chunk_losses
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
-        sums: list[EntropySums] = []
-        for hidden_RD, targets_R in _chunks(vocab_size, hidden_ND, targets_N):
-            losses, entropy = of_chunk(hidden_RD.to(dtype), weight, targets_R, vocab_size, entropies)
-            found.append(losses)
-            sums += [] if entropy is None else [entropy]
-        plain_N, uniform_N, log_sums_N = (torch.cat(column) for column in zip(*found, strict=True))
+        found = [
+            of_chunk(hidden_RD.to(dtype), weight, targets_R, vocab_size, entropies)
+            for hidden_RD, targets_R in _chunks(vocab_size, hidden_ND, targets_N)
+        ]
+        losses, sums = zip(*found, strict=True)
+        plain_N, uniform_N, log_sums_N = (torch.cat(column) for column in zip(*losses, strict=True))
         ctx.save_for_backward(hidden_ND, weight_PD, targets_N, log_sums_N)
         ctx.label_smoothing, ctx.vocab_size, ctx.dtype, ctx.compiled = label_smoothing, vocab_size, dtype, compiled
         added = _added(sums) if entropies else ()
@@ -234,11 +226,8 @@ def losses_by_liger(
             direction_ND = weight_VD[targets_N.clamp(min=0)].float() - weight_VD.mean(0, dtype=torch.float32)
             change_N = label_smoothing * torch.linalg.vecdot(hidden_ND.float(), direction_ND)
             plain_N = (smoothed_N - change_N).masked_fill(targets_N == IGNORE, 0.0)
-            valid_N, sums = targets_N != IGNORE, []
-            if entropies:
-                for hidden_RD, valid_R in _chunks(vocab_size, hidden_ND, valid_N):
-                    log_probs_RV = log_probabilities(logits_of(hidden_RD, weight_VD, vocab_size))
-                    sums.append(entropy_sums(log_probs_RV, valid_R))
+            chunks = _chunks(vocab_size, hidden_ND, targets_N != IGNORE) if entropies else ()
+            sums = [entropy_sums(log_probabilities(F.linear(h_RD, weight_VD)), valid_R) for h_RD, valid_R in chunks]
     losses = TokenLosses(smoothed_N, plain_N if label_smoothing else smoothed_N)
     return HeadOutput(losses, _added(sums) if entropies else None)
 
@@ -273,6 +262,6 @@ def entropies_in_chunks(log_probs_NV: Tensor, valid_N: Tensor) -> EntropySums:
     return _added([entropy_sums(log_probs_RV, valid_R) for log_probs_RV, valid_R in chunks])
 
 
-def _added(sums: list[EntropySums]) -> EntropySums:
+def _added(sums: Sequence[EntropySums]) -> EntropySums:
     """The entropies of all chunks, of which there is one at least."""
     return EntropySums(*(torch.stack(column).sum(0) for column in zip(*sums, strict=True)))

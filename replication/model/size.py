@@ -1,8 +1,12 @@
-"""Size of a model, in closed form from its config. Imports no torch."""
+"""Size and needs of a model in closed form from its config: parameters, operations, memory, disk. Imports no torch."""
 
 from __future__ import annotations
 
-from replication.config import ModelConfig
+from dataclasses import dataclass
+
+from replication.config import ModelConfig, RunConfig
+
+GIB = 2**30
 
 
 def padded_vocabulary(model: ModelConfig) -> int:
@@ -13,34 +17,22 @@ def padded_vocabulary(model: ModelConfig) -> int:
 def parameter_count(model: ModelConfig) -> int:
     """Trainable parameters, padded rows included; a tied head counts once, and every expert counts, chosen or not."""
     embeddings = padded_vocabulary(model) * model.d_model * (1 if model.tied_head else 2)
-    return embeddings + model.n_blocks * _block(model) + model.d_model  # the last: the final norm
+    router = model.n_experts * model.d_model if model.feed_forward == "moe" else 0
+    norms = 2 * model.d_model + (0 if model.qk_norm == "none" else 2 * model.d_head)
+    final_norm = model.d_model
+    return embeddings + muon_parameter_count(model) + model.n_blocks * (router + norms) + final_norm
 
 
 def muon_parameter_count(model: ModelConfig) -> int:
     """Parameters that Muon trains: the blocks' matrices without routers."""
-    router = model.n_experts * model.d_model if model.feed_forward == "moe" else 0
-    qk_norm = 0 if model.qk_norm == "none" else 2 * model.d_head
-    return model.n_blocks * (_attention(model) - qk_norm + _feed_forward(model) - router)
+    experts = model.n_experts + int(model.shared_expert) if model.feed_forward == "moe" else 1
+    return model.n_blocks * _matrices(model, experts)
 
 
-def _block(model: ModelConfig) -> int:
-    norms = 2 * model.d_model
-    return norms + _attention(model) + _feed_forward(model)
-
-
-def _attention(model: ModelConfig) -> int:
-    query_and_output = 2 * model.d_model * model.n_heads * model.d_head
-    key_and_value = 2 * model.d_model * model.n_kv_heads * model.d_head
-    qk_norm = 0 if model.qk_norm == "none" else 2 * model.d_head
-    return query_and_output + key_and_value + qk_norm
-
-
-def _feed_forward(model: ModelConfig) -> int:
-    swiglu = 3 * model.d_model * model.d_ff  # gate, up, down
-    if model.feed_forward == "dense":
-        return swiglu
-    router = model.n_experts * model.d_model
-    return router + swiglu * (model.n_experts + int(model.shared_expert))
+def _matrices(model: ModelConfig, experts: int) -> int:
+    """Of one block: queries, output, keys and values; gate, up and down of so many experts."""
+    attention = 2 * model.d_model * (model.n_heads + model.n_kv_heads) * model.d_head
+    return attention + 3 * model.d_model * model.d_ff * experts
 
 
 def active_matrix_parameters(model: ModelConfig) -> int:
@@ -48,12 +40,10 @@ def active_matrix_parameters(model: ModelConfig) -> int:
 
     The embedding is a look-up and norms are no products. Rows that only pad the vocabulary do not count.
     """
-    width, heads = model.d_model, 2 * (model.n_heads + model.n_kv_heads) * model.d_head
     experts, router = 1, 0
     if model.feed_forward == "moe":
-        experts, router = model.top_k + int(model.shared_expert), model.n_experts * width
-    block = width * heads + 3 * width * model.d_ff * experts + router
-    return model.vocab_size * width + model.n_blocks * block
+        experts, router = model.top_k + int(model.shared_expert), model.n_experts * model.d_model
+    return model.vocab_size * model.d_model + model.n_blocks * (_matrices(model, experts) + router)
 
 
 def flops_per_token(model: ModelConfig, block_size_tokens: int, causal: bool) -> float:
@@ -71,3 +61,53 @@ def flops_per_token(model: ModelConfig, block_size_tokens: int, causal: bool) ->
     """
     attention = 12 * model.n_blocks * block_size_tokens * model.n_heads * model.d_head
     return 6 * active_matrix_parameters(model) + attention / (2 if causal else 1)
+
+
+@dataclass(frozen=True)
+class StateNeeds:
+    """Weights, gradients and optimizer of one process, in GiB; activations and buffers come on top."""
+
+    device_gib: float  # on its GPU, or in memory where it trains on the CPU
+    host_gib: float  # in memory beside that: what cluster.offload_optimizer moves there
+
+
+def state_needs(config: RunConfig) -> StateNeeds:
+    """Bytes of each parameter, divided by the processes that share them (Rajbhandari et al. 2020, section 3.1).
+
+    Single and DDP keep a weight, a gradient and the optimizer's moments whole. ZeRO keeps a second, fp32 weight beside
+    the moments, and shares both (zero1), the gradients too (zero2), the weights too (zero3).
+    """
+    precision, strategy = config.training.precision, config.cluster.strategy
+    moments, n, each = _moments(config), config.world_size, parameter_count(config.model) / GIB
+    if not strategy.startswith("zero"):
+        return StateNeeds((2 + moments) * (8 if precision == "64-true" else 4) * each, 0.0)
+    weights = (2 if precision == "bf16-mixed" else 4) / (n if strategy == "zero3" else 1)
+    gradients = 4 / (1 if strategy == "zero1" else n)
+    optimizer = 4 * (1 + moments) / n
+    on_host = optimizer if config.cluster.offload_optimizer else 0.0
+    return StateNeeds((weights + gradients + optimizer - on_host) * each, on_host * each)
+
+
+def _moments(config: RunConfig) -> float:
+    """Numbers of optimizer state to each parameter: AdamW keeps two, Muon and SGD one."""
+    if config.training.optimizer == "muon":
+        return 2 - muon_parameter_count(config.model) / parameter_count(config.model)
+    return 2 if config.training.optimizer == "adamw" else 1
+
+
+def checkpoint_gib(config: RunConfig) -> float:
+    """One checkpoint: weights and optimizer of all processes, and the consolidated weights once more."""
+    number = 8 if config.training.precision == "64-true" else 4
+    bf16_copy = 2 if config.cluster.strategy.startswith("zero") and config.training.precision == "bf16-mixed" else 0
+    return (number * (2 + _moments(config)) + bf16_copy) * parameter_count(config.model) / GIB
+
+
+def checkpoints_kept(config: RunConfig) -> int:
+    """Most checkpoints of one cell on disk at once, the one being written included."""
+    every = config.checkpoints.keep_every_steps
+    return config.checkpoints.keep_last + 1 + (config.training.steps // every if every else 0)
+
+
+def gib(amount: float) -> str:
+    """An amount in GiB in words; small ones in MiB."""
+    return f"{amount:,.1f} GiB" if amount >= 0.1 else f"{amount * 1024:,.0f} MiB"

@@ -2,7 +2,7 @@
 
 Pre-norm blocks; RMSNorm; rotary positions; grouped-query attention with QK-norm; SwiGLU or a mixture of experts. Where
 the published description leaves a detail open, the function is the one that transformers' `HunYuanMoEV1` computes
-(QK-norm after the rotation; softmax, then top-k), so that weights load there (see hunyuan.py).
+(QK-norm after the rotation; softmax, then top-k), so that weights load there (tests/support/hunyuan.py).
 
 Shapes: B sequences, T positions, D width, H query heads, J key/value heads, C head width, V vocabulary, L blocks,
 G gain groups, E experts, N tokens.
@@ -161,9 +161,8 @@ def attend(q_BHTC: Tensor, k_BJTC: Tensor, v_BJTC: Tensor, causal: bool, kernel:
 class Block(nn.Module):
     """One pre-norm block; measures its own divergence where groups are asked for.
 
-    Attributes:
-        checkpointed: whether activations are computed again in backward instead of kept. What is measured lies outside
-            of what is computed again.
+    Where it is checkpointed, activations are computed again in backward instead of kept. What is measured lies outside
+    of what is computed again.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -229,8 +228,7 @@ class Transformer(nn.Module):
     def configure(self, cluster: ClusterConfig) -> None:
         """Fit the computation to a machine: what is kept, fused, and by which kernels. No weight or name changes.
 
-        Raises:
-            UserError: the head's package or the attention's kernel is missing.
+        Raises UserError where the head's package or the attention's kernel is missing.
         """
         if cluster.attention in ("cudnn", "efficient") and not torch.cuda.is_available():
             raise UserError(f"cluster.attention: {cluster.attention} runs on a GPU, and torch sees none; choose auto")
@@ -249,11 +247,10 @@ class Transformer(nn.Module):
             n_groups: G groups of B/G consecutive sequences for divergence and load balance; 0 measures nothing.
             cache: earlier positions; it is extended by T.
         """
-        start, c = cache.length if cache is not None else 0, self.config
+        c, measured = self.config, []
+        start, caches = (cache.length, cache.blocks) if cache is not None else (0, [None] * c.n_blocks)
         x_BTD = self.embedding(tokens_BT)
         angles = rotary(c.rotary_base, c.d_head, start, tokens_BT.shape[1], x_BTD.device, x_BTD.dtype)
-        measured = []
-        caches = cache.blocks if cache is not None else [None] * len(self.blocks)
         for block, of_block in zip(self.blocks, caches, strict=True):
             x_BTD, *found = block(x_BTD, angles, n_groups, of_block)
             measured.append(found)

@@ -18,8 +18,7 @@ from typing import Any, Literal
 
 from replication.config import RunConfig, SuiteConfig, config_root, flatten, load_cell, load_suite, to_dict
 from replication.errors import UserError
-from replication.model.needs import checkpoint_gib, checkpoints_kept
-from replication.model.size import parameter_count
+from replication.model.size import checkpoint_gib, checkpoints_kept, parameter_count
 from replication.protocol import paper
 from replication.runs.files import write_text
 
@@ -262,7 +261,7 @@ def tables() -> str:
 
 
 def _suites_table() -> str:
-    """The size of each shipped suite; checkpoints as in needs.py."""
+    """The size of each shipped suite; checkpoints as in size.py."""
     text = [
         "| suite | arms x seeds | parameters | tokens of a cell | checkpoints, all cells |",
         "|---|---|---|---|---|",

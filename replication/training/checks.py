@@ -25,7 +25,7 @@ from replication.data.module import Batch
 from replication.data.records import SPLITS
 from replication.data.store import TokenStore
 from replication.errors import Diverged, UserError
-from replication.model.needs import GIB, StateNeeds, checkpoint_gib, checkpoints_kept, gib, state_needs
+from replication.model.size import GIB, StateNeeds, checkpoint_gib, checkpoints_kept, gib, state_needs
 from replication.runs.layout import RunDir, cells_in
 from replication.runs.manifest import code_identity, find_manifest, update_manifest
 from replication.training.checkpoints import complete_folders

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from replication.config import RunConfig, scientific_hash
 from replication.console import say, table
-from replication.model.needs import checkpoint_gib, gib, state_needs
+from replication.model.size import checkpoint_gib, gib, state_needs
 from replication.model.transformer import Transformer
 from replication.training.optimizers import ParameterGroup, parameter_groups
 

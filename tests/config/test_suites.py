@@ -21,8 +21,7 @@ from replication.config import (
 )
 from replication.data.prompts import load_prompts
 from replication.grid.cells import Cell, load_cells
-from replication.model.needs import checkpoint_gib, state_needs
-from replication.model.size import parameter_count
+from replication.model.size import checkpoint_gib, parameter_count, state_needs
 from replication.runs.layout import SuiteDir
 
 SUITES = {path.stem: path for path in sorted((config_root() / "suites").glob("*.yaml"))}

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from hunyuan import hunyuan_config, to_hunyuan
 from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM
 from transformers.models.hunyuan_v1_moe import modeling_hunyuan_v1_moe as reference
 
 from replication.config import ModelConfig
-from replication.model.hunyuan import hunyuan_config, to_hunyuan
 from replication.model.transformer import Transformer, initialise
 
 SMALL = ModelConfig(vocab_size=61, n_blocks=2, d_model=32, n_heads=4, n_kv_heads=2, d_head=8, d_ff=24, init_std=0.2)

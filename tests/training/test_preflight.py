@@ -17,7 +17,7 @@ from training_setup import small_config
 
 from replication.config import load_run
 from replication.errors import UserError
-from replication.model.needs import GIB, checkpoint_gib, checkpoints_kept, state_needs
+from replication.model.size import GIB, checkpoint_gib, checkpoints_kept, state_needs
 from replication.processes.launcher import PLACE, adopt_place
 from replication.runs import manifest
 from replication.runs.layout import RunDir
