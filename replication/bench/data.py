@@ -31,7 +31,7 @@ from replication.console import progress
 from replication.data.module import CountFrom, TrainingBatches, batch_loader
 from replication.data.prepare import prepare
 from replication.data.records import CorpusManifest
-from replication.data.sources import documents
+from replication.data.sources import DocumentStream
 from replication.data.store import TokenStore
 from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, library_threads
 from replication.data.tokenizer import TextTokenizer, load_tokenizer
@@ -232,7 +232,7 @@ def _texts(data: DataConfig, n_bytes: int) -> list[str]:
     texts: list[str] = []
     for source in data.sources:
         left = n_bytes // len(data.sources)
-        for _, text in documents(source):
+        for _, text in DocumentStream(source):
             texts.append(text)
             left -= len(text.encode())
             if left <= 0:

@@ -35,7 +35,7 @@ class FilePart:
         self._done = self._sum = 0  # rows, and the checksum of their text
 
     def rows(self, place: Any) -> Rows:
-        """The rows from a place on.
+        """The rows from a place on; None: all of them, even where some were read before.
 
         Raises:
             UserError: the part cannot be read, or the rows before the place are no longer those that were read.
@@ -62,6 +62,7 @@ class FilePart:
             raise refusal(self._source, f"{self.name} cannot be read ({reason})", "fix or remove it") from error
 
     def place(self) -> list[int]:
+        """The place at which the rows stand, in plain values."""
         return [self._done, self._sum]
 
 
@@ -71,68 +72,18 @@ def changed(source: SourceConfig, names: Sequence[str]) -> UserError:
     return refusal(source, found, "restore them, or remove the unfinished folder (.partial) and run again")
 
 
-# ---------------------------------------------------------------- what bytes are
-
-PACKED: tuple[tuple[bytes, str, Callable[[Path], Any]], ...] = (
-    (b"\x1f\x8b", "gzip data", gzip.open),
-    (b"BZh", "bzip2 data", bz2.open),
-    (b"\xfd7zXZ\x00", "xz data", lzma.open),
-    (b"\x28\xb5\x2f\xfd", "zstd data", lambda path: _zstd(path)),
-    (b"\x50\x2a\x4d\x18", "zstd data", lambda path: _zstd(path)),  # a frame of its own before the first
-)
-UTF_16 = "UTF-16 text"
-POINTER = "a Git LFS pointer in place of the data (git lfs pull)"
-MAGIC = (
-    *((magic, what) for magic, what, _ in PACKED),
-    (b"PAR1", "Parquet"),
-    (b"PK\x03\x04", "a zip archive"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (b"\x04\x22\x4d\x18", "lz4 data"),
-    (b"ARROW1", "an Arrow file"),
-    (b"SQLite format 3", "an SQLite database"),
-    (b"%PDF", "PDF"),
-    (b"version https://git-lfs", POINTER),
-    (b"\xff\xfe\x00\x00", "UTF-32 text"),
-    (b"\xff\xfe", UTF_16),
-    (b"\xfe\xff", UTF_16),
-)
-HEAD_BYTES = 512
-ARRAY = "a JSON array"
-PRETTY = "JSON with an object over several lines"
-
-
-def what_bytes_are(head: bytes) -> str:
-    """Kind of a file that begins so, where it is not the one it was taken for; "" where that cannot be told."""
-    for magic, what in MAGIC:
-        if head.startswith(magic):
-            return what
-    if head[257:262] == b"ustar":
-        return "a tar archive"
-    head = head[:HEAD_BYTES]
-    zeros = sorted((head[::2].count(0), head[1::2].count(0)))
-    return UTF_16 if zeros[1] > len(head) / 4 and not zeros[0] else ""
-
-
-def _json_form(line: bytes) -> str:
-    """Form of JSON with such a first line that is not one object a line; "" where it looks like nothing known."""
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    if b"\r" in line.rstrip():
-        return "text whose lines end in a carriage return alone"
-    first = b"".join(line[:HEAD_BYTES].split())
-    return ARRAY if first.startswith((b"[{", b'["')) or first == b"[" else PRETTY * (first == b"{")
-
-
-# ---------------------------------------------------------------- which files
-
 FORMS = {"text": "UTF-8 text", "jsonl": "UTF-8 text with one JSON object a line", "parquet": "Parquet"}
 ENDINGS = {
     "text": ("",),
     "jsonl": tuple(f"{of}{by}" for of in (".jsonl", ".json", ".ndjson") for by in ("", ".gz", ".bz2", ".xz", ".zst")),
     "parquet": (".parquet",),
 }
+
+
+def file_parts(source: SourceConfig, report: ReadReport) -> list[FilePart]:
+    """The files of a source, in the order of their names; what is passed over goes into the report."""
+    read = {"text": _text, "jsonl": _jsonl, "parquet": _parquet}[source.kind]
+    return [FilePart(source, name, partial(read, source, report, name, path)) for name, path in _files(source, report)]
 
 
 def is_local(source: SourceConfig) -> bool:
@@ -163,8 +114,8 @@ def _files(source: SourceConfig, report: ReadReport) -> list[tuple[str, Path]]:
     report.hidden, report.other, report.other_files = 0, 0, []  # one that goes on has counted them before
     if path.is_file():
         return [(path.name, path)]
+    found = []
     if path.is_dir():
-        found = []
         for name, file in sorted((str(file.relative_to(path)), file) for file in _walk(source, path)):
             if not name.lower().endswith(endings) or not file.is_file():
                 report.other += 1
@@ -174,28 +125,22 @@ def _files(source: SourceConfig, report: ReadReport) -> list[tuple[str, Path]]:
             else:
                 found.append((name, file))
     else:
-        matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
-        found = [(str(match), match) for match in matches if match.is_file()]
-    if not found:
-        raise _no_file(source, path, report)
-    return sorted((_printable(name), file) for name, file in found)
+        found = [(name, Path(name)) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
+    if found:
+        return sorted((_printable(name), file) for name, file in found)
+    kinds = f" ({', '.join(e for e in endings if e.count('.') == 1)})" if endings != ("",) else ""
+    if path.exists() and not path.is_dir():
+        raise refusal(source, f"{source.path} is a pipe or a device, not a file", "write it to a file first")
+    if report.other or report.hidden:
+        nothing = f"no file{kinds} in {source.path}{report.left_out()}"
+        raise refusal(source, nothing, "correct its kind or path")
+    remedy = f"paths are relative to the current folder, {Path.cwd()}; correct data.sources.path, or fetch the corpus"
+    raise refusal(source, f"no file{kinds} matches {source.path}", remedy)
 
 
 def _printable(name: str) -> str:
     """A file name, whose bytes need not be UTF-8, as text that can be."""
     return os.fsencode(name).decode(errors="backslashreplace")
-
-
-def _no_file(source: SourceConfig, path: Path, report: ReadReport) -> UserError:
-    endings = ENDINGS[source.kind]
-    kinds = f" ({', '.join(e for e in endings if e.count('.') == 1)})" if endings != ("",) else ""
-    if path.exists() and not path.is_dir():
-        return refusal(source, f"{source.path} is a pipe or a device, not a file", "write it to a file first")
-    if report.other or report.hidden:
-        found = f"no file{kinds} in {source.path}{report.left_out()}"
-        return refusal(source, found, "correct its kind or path")
-    remedy = f"paths are relative to the current folder, {Path.cwd()}; correct data.sources.path, or fetch the corpus"
-    return refusal(source, f"no file{kinds} matches {source.path}", remedy)
 
 
 def _walk(source: SourceConfig, folder: Path) -> Iterator[Path]:
@@ -214,9 +159,6 @@ def _walk(source: SourceConfig, folder: Path) -> Iterator[Path]:
         yield from (Path(root) / name for name in files)
 
 
-# ---------------------------------------------------------------- their rows
-
-
 def _text(source: SourceConfig, report: ReadReport, name: str, path: Path) -> Rows:
     raw = path.read_bytes()
     what = what_bytes_are(raw)
@@ -226,36 +168,23 @@ def _text(source: SourceConfig, report: ReadReport, name: str, path: Path) -> Ro
             return
     except UnicodeDecodeError:
         pass
-    _note_foreign(report, name, what or "not UTF-8")
+    report.foreign = report.foreign or f"{name} is {what or 'not UTF-8'}"
     yield name, None
 
 
-def _note_foreign(report: ReadReport, name: str, what: str) -> None:
-    report.foreign = report.foreign or f"{name} is {what}"
-
-
 def _jsonl(source: SourceConfig, report: ReadReport, name: str, path: Path) -> Rows:
-    with _unpacked(path) as file:
+    with open(path, "rb") as file:
+        head = file.read(HEAD_BYTES)
+    # Unpacked where it begins as a packed file does, whatever its name.
+    unpack = next((unpack for magic, _, unpack in PACKED if head.startswith(magic)), partial(open, mode="rb"))
+    with unpack(path) as file:
         for number, line in enumerate(file, 1):
             text = _json_line(source, f"{name}:{number}", line)
             if text is None and number == 1 and (what := what_bytes_are(line) or _json_form(line)):
                 if what == ARRAY:  # whose last element alone may be a line
-                    raise refusal(source, f"{name} is {what}", 'write one object a line, such as {"text": ...}')
-                _note_foreign(report, name, what)  # and read on: one damaged line may look like anything
+                    raise refusal(source, f"{name} is {what}", ONE_A_LINE)
+                report.foreign = report.foreign or f"{name} is {what}"  # and read on: one damaged line may look so
             yield f"{name}:{number}", text
-
-
-def _unpacked(path: Path) -> IO[bytes]:
-    """A file's bytes, unpacked where it begins as a packed file does, whatever its name."""
-    with open(path, "rb") as file:
-        head = file.read(HEAD_BYTES)
-    return next((unpack(path) for magic, _, unpack in PACKED if head.startswith(magic)), None) or open(path, "rb")
-
-
-def _zstd(path: Path) -> IO[bytes]:
-    import pyarrow
-
-    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
 
 
 def _json_line(source: SourceConfig, name: str, line: bytes) -> str | None:
@@ -266,9 +195,7 @@ def _json_line(source: SourceConfig, name: str, line: bytes) -> str | None:
     except (ValueError, RecursionError):  # UnicodeDecodeError is one of the former
         return None
     if not isinstance(row, dict):
-        raise refusal(
-            source, f"{name} is a JSON {type(row).__name__}", 'write one object a line, such as {"text": ...}'
-        )
+        raise refusal(source, f"{name} is a JSON {type(row).__name__}", ONE_A_LINE)
     return render(source, row, name)
 
 
@@ -300,14 +227,60 @@ def _decoded(batch: pyarrow.RecordBatch) -> list[Mapping[str, Any] | None]:
         return _decoded(batch.slice(0, half)) + _decoded(batch.slice(half))
 
 
-_READERS: dict[str, Callable[[SourceConfig, ReadReport, str, Path], Rows]] = {
-    "text": _text,
-    "jsonl": _jsonl,
-    "parquet": _parquet,
-}
+def _zstd(path: Path) -> IO[bytes]:
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
 
 
-def file_parts(source: SourceConfig, report: ReadReport) -> list[FilePart]:
-    """The files of a source, in the order of their names; what is passed over goes into the report."""
-    read = _READERS[source.kind]
-    return [FilePart(source, name, partial(read, source, report, name, path)) for name, path in _files(source, report)]
+PACKED: tuple[tuple[bytes, str, Callable[[Path], Any]], ...] = (
+    (b"\x1f\x8b", "gzip data", gzip.open),
+    (b"BZh", "bzip2 data", bz2.open),
+    (b"\xfd7zXZ\x00", "xz data", lzma.open),
+    (b"\x28\xb5\x2f\xfd", "zstd data", _zstd),
+    (b"\x50\x2a\x4d\x18", "zstd data", _zstd),  # a frame of its own before the first
+)
+UTF_16 = "UTF-16 text"
+POINTER = "a Git LFS pointer in place of the data (git lfs pull)"
+ARRAY = "a JSON array"
+PRETTY = "JSON with an object over several lines"
+ONE_A_LINE = 'write one object a line, such as {"text": ...}'
+MAGIC = (
+    *((magic, what) for magic, what, _ in PACKED),
+    (b"PAR1", "Parquet"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"\x04\x22\x4d\x18", "lz4 data"),
+    (b"ARROW1", "an Arrow file"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"%PDF", "PDF"),
+    (b"version https://git-lfs", POINTER),
+    (b"\xff\xfe\x00\x00", "UTF-32 text"),
+    (b"\xff\xfe", UTF_16),
+    (b"\xfe\xff", UTF_16),
+)
+HEAD_BYTES = 512
+
+
+def what_bytes_are(head: bytes) -> str:
+    """Kind of a file that begins so, where it is not the one it was taken for; "" where that cannot be told."""
+    for magic, what in MAGIC:
+        if head.startswith(magic):
+            return what
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    head = head[:HEAD_BYTES]
+    zeros = sorted((head[::2].count(0), head[1::2].count(0)))
+    return UTF_16 if zeros[1] > len(head) / 4 and not zeros[0] else ""
+
+
+def _json_form(line: bytes) -> str:
+    """Form of JSON with such a first line that is not one object a line; "" where it looks like nothing known."""
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    if b"\r" in line.rstrip():
+        return "text whose lines end in a carriage return alone"
+    first = b"".join(line[:HEAD_BYTES].split())
+    return ARRAY if first.startswith((b"[{", b'["')) or first == b"[" else PRETTY * (first == b"{")

@@ -32,9 +32,7 @@ _REMEDIES = {
 
 
 @contextmanager
-def written_whole(
-    out: Path, request: Request | None = None, notify: Callable[[str], None] = lambda line: None
-) -> Iterator[Path]:
+def written_whole(out: Path, request: Request | None, notify: Callable[[str], None]) -> Iterator[Path]:
     """Give OUT.partial to write into; on success it becomes OUT.
 
     Without a request it is empty, and on any failure it is removed. With one, what lies in OUT.partial/progress marks
@@ -84,18 +82,16 @@ def _claimed(out: Path, partial: Path) -> IO[str]:
     try:
         # A record lock, not flock: worker processes would inherit that, and one that outlives a killed parent keep it.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        same = (partial / LOCK).stat().st_ino == os.fstat(lock.fileno()).st_ino
+        if (partial / LOCK).stat().st_ino == os.fstat(lock.fileno()).st_ino:
+            return lock
     except FileNotFoundError:
-        same = False  # another process completed the folder between our open and our lock
+        pass  # another process completed the folder between our open and our lock
     except OSError as error:
         if error.errno not in HELD:
             lock.close()
             raise UserError(without_locks(partial, error)) from error
-        same = False
-    if not same:
-        lock.close()
-        raise UserError(f"{partial}: another process is preparing this corpus; wait for it, or end it, then run again")
-    return lock
+    lock.close()
+    raise UserError(f"{partial}: another process is preparing this corpus; wait for it, or end it, then run again")
 
 
 def _has_work(partial: Path) -> bool:
@@ -116,29 +112,22 @@ def _make_free(partial: Path, request: Request | None, notify: Callable[[str], N
     found = read_object(partial / REQUEST)
     changed = changed_sources(request, found) if request is not None else []
     for name in changed:
-        _remove_source(partial, name)
+        progress_file(partial, name).unlink(missing_ok=True)
+        write_record(partial / ORIGINS, {other: o for other, o in read_origins(partial).items() if other != name})
+        for split in SPLITS:
+            remove_tree(partial / split / name)
         notify(f"{name}: its keys have changed since; begun anew, what the other sources have is kept")
-    if not changed and found != request:
-        raise UserError(
-            f"{partial}: holds unfinished work with {_difference(request, found)}; set what it has and go on, or "
-            "remove the folder, or choose another --out"
-        )
-
-
-def _remove_source(partial: Path, name: str) -> None:
-    progress_file(partial, name).unlink(missing_ok=True)
-    origins = read_origins(partial)
-    origins.pop(name, None)
-    write_record(partial / ORIGINS, origins)
-    for split in SPLITS:
-        remove_tree(partial / split / name)
-
-
-def _difference(request: Request | None, found: Request) -> str:
+    if changed or found == request:
+        return
     if request is None:
-        return f"a data.token_budget of {found['token_budget']:,}, and this config has none"
-    keys = request_differences(request, found)
-    return "another " + " and ".join(key.replace("data.packages.", "version of ") for key in keys[:3])
+        difference = f"a data.token_budget of {found['token_budget']:,}, and this config has none"
+    else:
+        keys = request_differences(request, found)
+        difference = "another " + " and ".join(key.replace("data.packages.", "version of ") for key in keys[:3])
+    raise UserError(
+        f"{partial}: holds unfinished work with {difference}; set what it has and go on, or remove the folder, or "
+        "choose another --out"
+    )
 
 
 def _sync(folder: Path) -> None:

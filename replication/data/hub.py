@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,24 +20,14 @@ if TYPE_CHECKING:
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT_SECONDS = 30
-
 PAUSES_SECONDS = (1, 2, 5, 10, 30, 60, 60, 60)  # before each further try; together a little under four minutes
 PASSING_STATUS = {408, 425, 429, *range(500, 600)}
 
 # Classes that say no, by name: they belong to packages that are imported only where the hub is read.
 FINAL = {
-    "DatasetNotFoundError",
-    "DataFilesNotFoundError",
-    "RepositoryNotFoundError",
-    "GatedRepoError",
-    "DisabledRepoError",
-    "RevisionNotFoundError",
-    "HFValidationError",
-    "BadRequestError",
-    "OfflineModeIsEnabled",
-    "FileFormatError",
-    "DatasetGenerationCastError",
-    "PermissionError",
+    *("DatasetNotFoundError", "DataFilesNotFoundError", "RepositoryNotFoundError", "RevisionNotFoundError"),
+    *("GatedRepoError", "DisabledRepoError", "PermissionError", "OfflineModeIsEnabled"),
+    *("HFValidationError", "BadRequestError", "FileFormatError", "DatasetGenerationCastError"),
 }
 # What is wrong with the call or the machine, not with the line.
 OURS = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, ImportError, MemoryError)
@@ -64,29 +54,29 @@ def hub_parts(source: SourceConfig, retries: Retries, cache_dir: Path | None) ->
     Raises:
         UserError: no such set, subset, split or column, or no connection.
     """
-    rows = retries.call(lambda: _load(source, cache_dir))
+
+    def load() -> datasets.IterableDataset:
+        import datasets
+
+        try:
+            rows = datasets.load_dataset(
+                source.path,
+                source.subset,
+                split=source.split,
+                revision=source.revision,
+                streaming=True,
+                cache_dir=str(cache_dir) if cache_dir else None,
+            )
+            columns = rows.column_names or list(next(iter(rows)))
+        except StopIteration:  # of the line above, or of the library at a file without lines
+            remedy = "check its subset and split, or take another data set"
+            raise refusal(source, f"{source.path} has no rows", remedy) from None
+        require_columns(source, columns, str(source.path))
+        return rows.select_columns(columns_of(source))
+
+    rows = retries.call(load)
     n = rows.num_shards
     return [HubPart(source, f"{source.path}:{i}", partial(rows.shard, n, i), retries) for i in range(n)]
-
-
-def _load(source: SourceConfig, cache_dir: Path | None) -> datasets.IterableDataset:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(
-            source.path,
-            source.subset,
-            split=source.split,
-            revision=source.revision,
-            streaming=True,
-            cache_dir=str(cache_dir) if cache_dir else None,
-        )
-        columns = rows.column_names or list(next(iter(rows)))
-    except StopIteration:  # of the line above, or of the library at a file without lines
-        remedy = "check its subset and split, or take another data set"
-        raise refusal(source, f"{source.path} has no rows", remedy) from None
-    require_columns(source, columns, str(source.path))
-    return rows.select_columns(columns_of(source))
 
 
 class HubPart:
@@ -98,25 +88,25 @@ class HubPart:
     """
 
     def __init__(
-        self, source: SourceConfig, name: str, shard: Callable[[], datasets.IterableDataset], retries: Retries
+        self, source: SourceConfig, name: str, make_shard: Callable[[], datasets.IterableDataset], retries: Retries
     ):
-        self.name, self._source, self._make_shard, self._retries = name, source, shard, retries
+        self.name, self._source, self._retries = name, source, retries
+        self._make_shard = make_shard  # when its turn comes: a set may have thousands
         self._state: Any = None  # the library's, from which a shard goes on
         self._since = 0  # rows after that state
         self._number = 0  # rows given in all
 
-    @cached_property
-    def _shard(self) -> datasets.IterableDataset:
-        """Made when its turn comes: a set may have thousands."""
-        return self._make_shard()
-
     def rows(self, place: Any) -> Iterator[tuple[str, str | None]]:
-        self.__dict__.pop("_shard", None)  # one that has been read stands where its last reader left it
-        self._state, self._since = (place["state"], 0) if place else (None, 0)
-        self._number = place["number"] if place else 0
+        """The rows from a place on; None: all of them, even where some were read before."""
+        self._shard = self._make_shard()  # one that has been read stands where its last reader left it
+        self._state, self._number = (place["state"], place["number"]) if place else (None, 0)
+        self._since = 0
         while True:
             try:
-                for row in self._remaining():
+                if self._state is None:
+                    self._state = self._shard.state_dict()
+                self._shard.load_state_dict(self._state)
+                for row in islice(self._shard, self._since, None):
                     self._since += 1
                     self._number += 1
                     self._retries.progressed()
@@ -128,19 +118,10 @@ class HubPart:
             except Exception as error:  # many classes of many packages
                 self._retries.failed(error, online=True)
 
-    def _remaining(self) -> Iterator[Mapping[str, Any]]:
-        """The rows that have not been given yet, read from the last state that is known to be good."""
-        if self._state is None:
-            self._state = self._shard.state_dict()
-        self._shard.load_state_dict(self._state)
-        return islice(self._shard, self._since, None)
-
     def place(self) -> dict[str, object]:
+        """The place at which the rows stand, in plain values."""
         self._state, self._since = self._shard.state_dict(), 0
         return {"state": self._state, "number": self._number}
-
-
-# ---------------------------------------------------------------- failures that pass, and those that never will
 
 
 class Retries:
@@ -150,15 +131,9 @@ class Retries:
     anew.
     """
 
-    def __init__(
-        self,
-        source: SourceConfig,
-        notify: Callable[[str], None] = lambda line: None,
-        pauses_seconds: tuple[float, ...] | None = (),
-    ):
-        """`pauses_seconds` before each further try, each told to `notify`; None: PAUSES_SECONDS, (): no further try."""
+    def __init__(self, source: SourceConfig, notify: Callable[[str], None] | None = None):
+        """Each further try is told to `notify`; where that is none, neither is there any."""
         self._source, self._notify = source, notify
-        self._pauses = PAUSES_SECONDS if pauses_seconds is None else pauses_seconds
         self._failures = 0
 
     def progressed(self) -> None:
@@ -178,20 +153,23 @@ class Retries:
         """
         if is_disk_full(error):
             raise error
+        s, times, words = self._source, "", f"{type(error).__name__}: {first_line(error)}"
         if self._is_local():
-            raise self._refusal(error, "check these keys, and fix or replace the files")
-        if not self._pauses or not may_pass(error, online):
-            raise self._refusal(error, "check these keys and the network, or download it and give local files")
-        if self._failures >= len(self._pauses):
+            remedy = "check these keys, and fix or replace the files"
+        elif self._notify is None or not may_pass(error, online):
+            remedy = "check these keys and the network, or download it and give local files"
+        elif self._failures >= len(PAUSES_SECONDS):
+            times = f" {self._failures + 1} times in a row"
             remedy = "what was done is kept: check the network, then run the same command again"
-            raise self._refusal(error, remedy, f" {self._failures + 1} times in a row")
-        pause = self._pauses[self._failures]
-        self._failures += 1
-        self._notify(
-            f"{self._source.name}: reading failed ({_words(error)}); trying again in {pause:g} s "
-            f"({self._failures} of {len(self._pauses)})"
-        )
-        time.sleep(pause)
+        else:
+            pause = PAUSES_SECONDS[self._failures]
+            self._failures += 1
+            count = f"{self._failures} of {len(PAUSES_SECONDS)}"
+            self._notify(f"{s.name}: reading failed ({words}); trying again in {pause:g} s ({count})")
+            time.sleep(pause)
+            return
+        where = f"path {s.path}, subset {s.subset}, split {s.split}, revision {s.revision}"
+        raise refusal(s, f"load_dataset failed{times} for {where} ({words})", remedy) from error
 
     def call(self, read: Callable[[], T]) -> T:
         """The value of a read that is tried again while it fails."""
@@ -209,34 +187,19 @@ class Retries:
     def _is_local(self) -> bool:
         return is_local(self._source)  # what cannot be read there will not heal
 
-    def _refusal(self, error: Exception, remedy: str, times: str = "") -> UserError:
-        s = self._source
-        where = f"path {s.path}, subset {s.subset}, split {s.split}, revision {s.revision}"
-        refused = refusal(s, f"load_dataset failed{times} for {where} ({_words(error)})", remedy)
-        refused.__cause__ = error
-        return refused
-
 
 def may_pass(error: BaseException, online: bool) -> bool:
     """Whether another try may succeed: dropped connections, time-outs, busy servers."""
-    for cause in _chain(error):
+    cause: BaseException | None = error
+    seen: list[BaseException] = []
+    while cause is not None and cause not in seen:
+        seen.append(cause)
         if FINAL & {kind.__name__ for kind in type(cause).__mro__} or "OfflineModeIsEnabled" in str(cause):
             return False
         status = getattr(getattr(cause, "response", None), "status_code", None) or getattr(cause, "status", None)
         if isinstance(status, int):
             return status in PASSING_STATUS
+        cause = cause.__cause__ or cause.__context__
     if online:
         return not isinstance(error, (MemoryError, TypeError, AttributeError))
     return not isinstance(error, (*OURS, FileNotFoundError))
-
-
-def _chain(error: BaseException | None) -> list[BaseException]:
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
-        error = error.__cause__ or error.__context__
-    return found
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"

@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from itertools import count
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from replication.config import RunConfig
-from replication.data.order import MixtureOrder, validation_selection
 from replication.data.store import TokenStore
 
 
@@ -33,19 +31,17 @@ class TrainingBatches(Dataset):
 
     def __init__(self, config: RunConfig, store: TokenStore, rank: int = 0, world_size: int = 1) -> None:
         self.config, self.store, self.rank, self.world_size = config, store, rank, world_size
-        weights = [s.weight for s in config.data.sources]
-        self.order = MixtureOrder(store.sizes("train"), weights, config.effective_data_seed)
+        self.order = store.training_order(config)
 
     def __getitem__(self, m: int) -> Batch:
         step, micro = divmod(m, self.config.accumulation)
         sources, indices = self.order.global_batch(step, self.config.batch_sequences)
         valid = self.store.valid_targets("train", sources, indices)
         groups = valid.reshape(-1, self.config.gain_group_sequences).sum(1)
-        size = self.config.micro_batch_sequences
-        start = (micro * self.world_size + self.rank) * size
-        mine = slice(start, start + size)
+        start = (micro * self.world_size + self.rank) * self.config.micro_batch_sequences
+        mine = slice(start, start + self.config.micro_batch_sequences)
         tokens = self.store.read("train", sources[mine], indices[mine])
-        return Batch(torch.from_numpy(np.ascontiguousarray(tokens)), int((groups > 0).sum()))
+        return Batch(torch.from_numpy(tokens), int((groups > 0).sum()))
 
 
 class CountFrom(Sampler):
@@ -64,9 +60,8 @@ class ValidationBatches(Dataset):
     def __init__(
         self, config: RunConfig, store: TokenStore, batch_sequences: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        weights = [s.weight for s in config.data.sources]
         self.store, self.batch_sequences = store, batch_sequences
-        sources, indices = validation_selection(store.sizes("validation"), weights, config.validation.sequences)
+        sources, indices = store.validation_set(config)
         self.sources, self.indices = sources[rank::world_size], indices[rank::world_size]
 
     def __len__(self) -> int:
@@ -76,8 +71,7 @@ class ValidationBatches(Dataset):
         if i >= len(self):
             raise IndexError(i)
         part = slice(i * self.batch_sequences, (i + 1) * self.batch_sequences)
-        tokens = self.store.read("validation", self.sources[part], self.indices[part])
-        return Batch(torch.from_numpy(np.ascontiguousarray(tokens)), 0)
+        return Batch(torch.from_numpy(self.store.read("validation", self.sources[part], self.indices[part])), 0)
 
 
 class TokenDataModule(LightningDataModule):

@@ -15,7 +15,7 @@ import hashlib
 import platform
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +36,6 @@ from replication.data.records import (
     CorpusManifest,
     Origin,
     Progress,
-    Request,
     SourceRecord,
     read_manifest,
     read_origins,
@@ -45,22 +44,14 @@ from replication.data.records import (
     request_of,
 )
 from replication.data.stream import StreamedCorpus
-from replication.data.tokenise import Pool
-from replication.data.tokenizer import (
-    TextTokenizer,
-    check_padding,
-    check_tokenizer,
-    load_tokenizer,
-    tokenizer_file,
-    train_tokenizer,
-)
+from replication.data.tokenise import tokenising
+from replication.data.tokenizer import TextTokenizer, check_tokenizer, load_tokenizer, tokenizer_file, train_tokenizer
 from replication.errors import UserError
 from replication.processes.children import tethered
 from replication.runs.files import write_text
 from replication.runs.records import write_record
 
 TOKENIZER_BYTES = 8_000_000  # text that a tokenizer is trained on, shared among sources by training bytes or weight
-
 PLACES = 2  # how an unfinished preparation says where it stands; raised when that changes
 
 # What is told as a warning: it is rarely meant.
@@ -69,8 +60,6 @@ TOKEN_BYTES = 1.25  # of text a token, of a tokenizer with WORDS entries: it spe
 WORDS = 1000
 TIMES_VALIDATION = 3  # times data.validation_fraction
 TIMES_READ = 16  # a source, while another is read once
-
-Corpus = IngestedCorpus | StreamedCorpus
 
 
 def prepare(data: DataConfig, out: Path, console: Console | None = None) -> CorpusManifest:
@@ -81,20 +70,6 @@ def prepare(data: DataConfig, out: Path, console: Console | None = None) -> Corp
             is being written, a full disk.
     """
     out, reporter = Path(out).resolve(), Reporter(console)
-    _check(data)
-    manifest = _existing(data, out)
-    if manifest is not None:
-        reporter.line(f"{out}: prepared before, nothing to do ({_summary(manifest)})")
-        _say_changed(data, out, reporter)
-        return manifest
-    with written_whole(out, _unfinished_request(data), reporter.line) as folder, tethered(), _quiet_datasets():
-        manifest = _write(data, folder, reporter)
-    _say_pins(data, manifest, reporter)
-    reporter.line(f"{out}: {_summary(manifest)}")
-    return manifest
-
-
-def _check(data: DataConfig) -> None:
     if not data.sources:
         raise UserError("data.sources: names no source; take a file of configs/data, or list at least one")
     for source in data.sources:
@@ -104,6 +79,29 @@ def _check(data: DataConfig) -> None:
                 "with a dot"
             )
     check_tokenizer(data.tokenizer)
+    manifest = _existing(data, out)
+    if manifest is not None:
+        reporter.line(f"{out}: prepared before, nothing to do ({_summary(manifest)})")
+        _say_changed(data, out, reporter)
+        return manifest
+    # Everything that another call must have in common with this one to continue its work; None where none can.
+    packages = {"replication": PLACES, **{name: version(name) for name in ("datasets", "tokenizers")}}
+    request = {**request_of(data), "packages": packages} if data.token_budget is not None else None
+    with ExitStack() as stack:
+        folder = stack.enter_context(written_whole(out, request, reporter.line))
+        stack.enter_context(tethered())
+        import datasets
+
+        if not datasets.are_progress_bars_disabled():  # our own are shown
+            datasets.disable_progress_bars()
+            stack.callback(datasets.enable_progress_bars)
+        manifest = _write(data, folder, reporter)
+    for source in data.sources:
+        commit = manifest.sources[source.name].revision
+        if commit is not None and commit != source.revision:
+            reporter.line(f"{source.name}: to pin what was read, set  revision: {commit}")
+    reporter.line(f"{out}: {_summary(manifest)}")
+    return manifest
 
 
 def _existing(data: DataConfig, out: Path) -> CorpusManifest | None:
@@ -113,12 +111,9 @@ def _existing(data: DataConfig, out: Path) -> CorpusManifest | None:
     if not out.is_dir():
         raise UserError(f"{out}: is a file, not a folder; choose another --out")
     manifest = read_manifest(out)
-    if manifest is None:
-        if any(out.iterdir()):
-            raise UserError(f"{out}: exists and is not a preparation; choose another --out, or remove the folder")
-        return None
-    different = request_differences(request_of(data), manifest.request)
-    if different:
+    if manifest is None and any(out.iterdir()):
+        raise UserError(f"{out}: exists and is not a preparation; choose another --out, or remove the folder")
+    if manifest is not None and (different := request_differences(request_of(data), manifest.request)):
         keys = " and ".join(different)
         raise UserError(f"{out}: holds a preparation with another {keys}; choose another --out, or remove the folder")
     return manifest
@@ -132,50 +127,54 @@ def _summary(manifest: CorpusManifest) -> str:
     )
 
 
-@contextmanager
-def _quiet_datasets() -> Iterator[None]:
-    """Our own bars instead of those of `datasets`."""
-    import datasets
-
-    shown = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not shown:
-            datasets.enable_progress_bars()
-
-
-# ---------------------------------------------------------------- the steps
-
-
-def _unfinished_request(data: DataConfig) -> Request | None:
-    """Everything that another call must have in common with this one to continue its work; None where none can."""
-    if data.token_budget is None:
-        return None
-    packages = {"replication": PLACES, **{name: version(name) for name in ("datasets", "tokenizers")}}
-    return {**request_of(data), "packages": packages}
+def _say_changed(data: DataConfig, out: Path, reporter: Reporter) -> None:
+    """The local files that are no longer what was prepared; a corpus that is not here at all is no change."""
+    if _is_another(data.tokenizer, out / "tokenizer.json"):
+        reporter.line(
+            f"tokenizer: warning: {data.tokenizer.path} is another one than the corpus was prepared with; to prepare "
+            f"it again, remove {out} or choose another --out"
+        )
+    origins = read_origins(out)
+    for source in data.sources:
+        origin = origins.get(source.name)
+        try:
+            names = _changed_files(origin, source) if origin is not None and origin.files else []
+        except UserError:
+            continue
+        if names:
+            reporter.line(
+                f"{source.name}: warning: {len(names):,} local file(s) are of another size or time than when they were "
+                f"prepared, or came or went ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); to prepare "
+                f"them again, remove {out} or choose another --out"
+            )
 
 
 def _write(data: DataConfig, folder: Path, reporter: Reporter) -> CorpusManifest:
     """Read, split, tokenise and cut every source into folder; the manifest comes last."""
     request = request_of(data)
     data = _from_origins(data, folder, reporter)
-    kind = IngestedCorpus if data.token_budget is None else StreamedCorpus
-    corpus = kind(data, folder, reporter)
+    corpus = (IngestedCorpus if data.token_budget is None else StreamedCorpus)(data, folder, reporter)
     tokenizer = _tokenizer(data, corpus, folder, reporter)
-    with Pool.started(tokenizer, data.num_proc) as pool:
-        sources = {s.name: _write_source(corpus, i, pool, reporter) for i, s in enumerate(data.sources)}
+    sources: dict[str, SourceRecord] = {}
+    with tokenising(tokenizer, data.num_proc) as tokenise:
+        for number, source in enumerate(data.sources):
+            entry = sources[source.name] = corpus.write(number, tokenise)
+            unknown = _unknown_share(entry)
+            reporter.line(
+                f"{source.name}: {entry.train.tokens:,} training tokens in {entry.train.blocks:,} blocks, "
+                f"{entry.validation.tokens:,} validation tokens in {entry.validation.blocks:,}"
+                + (f"; {unknown:.2%} of it unknown to the tokenizer" if unknown else "")
+            )
     corpus.close()
-    for name, entry in sources.items():
-        for warning in _warnings(entry, tokenizer, data.validation_fraction):
-            reporter.line(f"{name}: warning: {warning}")
-    _say_repeats(data, sources, reporter)
+    for warning in _warnings(data, sources, tokenizer):
+        reporter.line(warning)
+    hashed = [hashlib.sha256(tokenizer.json().encode()).hexdigest(), str(data.block_size_tokens)]
+    hashed += [f"{split} {source.split(split).sha256}" for source in sources.values() for split in SPLITS]
     packages = {name: version(name) for name in ("datasets", "tokenizers", "pyarrow")}
     manifest = CorpusManifest(
         format=FORMAT,
         request=request,
-        hash=_content_hash(tokenizer, data.block_size_tokens, sources),
+        hash=hashlib.sha256("\n".join(hashed).encode()).hexdigest(),
         vocab_size=max(tokenizer.vocab_size, data.tokenizer.padded_vocab_size or 0),
         end_of_text_id=tokenizer.end_of_text_id,
         block_size_tokens=data.block_size_tokens,
@@ -201,8 +200,7 @@ def _from_origins(data: DataConfig, folder: Path, reporter: Reporter) -> DataCon
     for source in data.sources:
         done, before = read_progress(folder, source.name), known.get(source.name)
         if before is None:
-            commit = commit_of(source, Retries(source, reporter.line, None))
-            known[source.name] = Origin(commit, local_files(source))
+            known[source.name] = Origin(commit_of(source, Retries(source, reporter.line)), local_files(source))
         elif done == Progress() and data.tokenizer.path is not None:  # nothing that was read of it has been kept
             before.files = local_files(source)
         elif done.entry is None:
@@ -221,40 +219,9 @@ def _changed_files(before: Origin, source: SourceConfig, n_facts: int = 2) -> li
     return [name for name in sorted(a.keys() | b.keys()) if a.get(name, [])[:n_facts] != b.get(name, [])[:n_facts]]
 
 
-def _say_changed(data: DataConfig, out: Path, reporter: Reporter) -> None:
-    """The local files that are no longer what was prepared; a corpus that is not here at all is no change."""
-    if _is_another(data.tokenizer, out / "tokenizer.json"):
-        reporter.line(
-            f"tokenizer: warning: {data.tokenizer.path} is another one than the corpus was prepared with; to prepare "
-            f"it again, remove {out} or choose another --out"
-        )
-    origins = read_origins(out)
-    for source in data.sources:
-        origin = origins.get(source.name)
-        try:
-            names = _changed_files(origin, source) if origin is not None and origin.files else []
-        except UserError:
-            continue
-        if names:
-            reporter.line(
-                f"{source.name}: warning: {len(names):,} local file(s) are of another size or time than when they were "
-                f"prepared, or came or went ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); to prepare "
-                f"them again, remove {out} or choose another --out"
-            )
-
-
-def _is_another(config: TokenizerConfig, kept: Path) -> bool:
-    """Whether a local tokenizer is no longer the one that a preparation keeps; one that is not here is no change."""
-    if config.path is None or not tokenizer_file(config.path).is_file():
-        return False
-    text = kept.read_text(encoding="utf-8")
-    try:
-        return load_tokenizer(config).json() != TextTokenizer(text, config.end_of_text).json()
-    except UserError:
-        return True
-
-
-def _tokenizer(data: DataConfig, corpus: Corpus, folder: Path, reporter: Reporter) -> TextTokenizer:
+def _tokenizer(
+    data: DataConfig, corpus: IngestedCorpus | StreamedCorpus, folder: Path, reporter: Reporter
+) -> TextTokenizer:
     """The tokenizer that an earlier call wrote, or the one that is asked for; tokenizer.json holds it from now on."""
     path = folder / "tokenizer.json"
     if path.is_file():
@@ -271,20 +238,25 @@ def _tokenizer(data: DataConfig, corpus: Corpus, folder: Path, reporter: Reporte
         with reporter.bar("tokenizer: training", None):
             tokenizer = train_tokenizer(data.tokenizer, corpus.tokenizer_texts(TOKENIZER_BYTES))
         reporter.line(f"tokenizer: trained, {tokenizer.vocab_size:,} entries")
-    check_padding(data.tokenizer, tokenizer)
+    padded = data.tokenizer.padded_vocab_size
+    if padded is not None and padded < tokenizer.vocab_size:
+        raise UserError(
+            f"data.tokenizer.padded_vocab_size: {padded} is less than the {tokenizer.vocab_size} entries that the "
+            f"tokenizer has; set it to {tokenizer.vocab_size} or more, or remove it"
+        )
     write_text(path, tokenizer.json())
     return tokenizer
 
 
-def _write_source(corpus: Corpus, number: int, pool: Pool, reporter: Reporter) -> SourceRecord:
-    entry = corpus.write(number, pool)
-    unknown = _unknown_share(entry)
-    reporter.line(
-        f"{corpus.names[number]}: {entry.train.tokens:,} training tokens in {entry.train.blocks:,} blocks, "
-        f"{entry.validation.tokens:,} validation tokens in {entry.validation.blocks:,}"
-        + (f"; {unknown:.2%} of it unknown to the tokenizer" if unknown else "")
-    )
-    return entry
+def _is_another(config: TokenizerConfig, kept: Path) -> bool:
+    """Whether a local tokenizer is no longer the one that a preparation keeps; one that is not here is no change."""
+    if config.path is None or not tokenizer_file(config.path).is_file():
+        return False
+    text = kept.read_text(encoding="utf-8")
+    try:
+        return load_tokenizer(config).json() != TextTokenizer(text, config.end_of_text).json()
+    except UserError:
+        return True
 
 
 def _unknown_share(entry: SourceRecord) -> float:
@@ -292,46 +264,32 @@ def _unknown_share(entry: SourceRecord) -> float:
     return (entry.train.unknown_bytes + entry.validation.unknown_bytes) / entry.text_bytes
 
 
-def _warnings(entry: SourceRecord, tokenizer: TextTokenizer, validation_fraction: float) -> Iterator[str]:
-    """Numbers of a source that are rarely meant, in words."""
-    tokens, unknown = entry.train.tokens + entry.validation.tokens, _unknown_share(entry)
-    if unknown > UNKNOWN_SHARE:
-        yield f"{unknown:.1%} of it is unknown to the tokenizer; take one that knows this text (data.tokenizer)"
-    if tokenizer.vocab_size >= WORDS and entry.text_bytes < TOKEN_BYTES * tokens:
-        yield (
-            f"a token stands for {entry.text_bytes / tokens:.2f} bytes of it: the tokenizer spells it out; take one "
-            "made for this text (data.tokenizer)"
-        )
-    share = entry.validation.tokens / tokens
-    if share > TIMES_VALIDATION * validation_fraction:
-        yield (
-            f"validation holds {share:.1%} of its tokens, data.validation_fraction asks for {validation_fraction:.1%}: "
-            "whole documents are split off; give more of them, or cut long ones into several"
-        )
-
-
-def _say_repeats(data: DataConfig, sources: dict[str, SourceRecord], reporter: Reporter) -> None:
-    """The sources that their weights make training read far more often than another."""
+def _warnings(data: DataConfig, sources: dict[str, SourceRecord], tokenizer: TextTokenizer) -> Iterator[str]:
+    """Numbers that are rarely meant, in words: of each source, and where training reads one far more than another."""
+    for name, entry in sources.items():
+        tokens, unknown = entry.train.tokens + entry.validation.tokens, _unknown_share(entry)
+        if unknown > UNKNOWN_SHARE:
+            yield (
+                f"{name}: warning: {unknown:.1%} of it is unknown to the tokenizer; take one that knows this text "
+                "(data.tokenizer)"
+            )
+        if tokenizer.vocab_size >= WORDS and entry.text_bytes < TOKEN_BYTES * tokens:
+            yield (
+                f"{name}: warning: a token stands for {entry.text_bytes / tokens:.2f} bytes of it: the tokenizer "
+                "spells it out; take one made for this text (data.tokenizer)"
+            )
+        share = entry.validation.tokens / tokens
+        if share > TIMES_VALIDATION * data.validation_fraction:
+            yield (
+                f"{name}: warning: validation holds {share:.1%} of its tokens, data.validation_fraction asks for "
+                f"{data.validation_fraction:.1%}: whole documents are split off; give more of them, or cut long ones "
+                "into several"
+            )
     often = {s.name: s.weight / sources[s.name].train.tokens for s in data.sources if s.weight > 0}
     least = min(often, key=lambda name: often[name], default="")
     for name, times in often.items():
         if times > TIMES_READ * often[least]:
-            reporter.line(
+            yield (
                 f"{name}: warning: by the weights training reads it {times / often[least]:,.0f} times while it reads "
                 f"{least} once; give more text, or change data.sources.weight"
             )
-
-
-def _say_pins(data: DataConfig, manifest: CorpusManifest, reporter: Reporter) -> None:
-    """The `revision:` lines that make another preparation read the same commits."""
-    for source in data.sources:
-        commit = manifest.sources[source.name].revision
-        if commit is not None and commit != source.revision:
-            reporter.line(f"{source.name}: to pin what was read, set  revision: {commit}")
-
-
-def _content_hash(tokenizer: TextTokenizer, block_size_tokens: int, sources: dict[str, SourceRecord]) -> str:
-    """SHA-256 over the tokenizer, the block size and the hash of every source's tokens, in order."""
-    lines = [hashlib.sha256(tokenizer.json().encode()).hexdigest(), str(block_size_tokens)]
-    lines += [f"{split} {source.split(split).sha256}" for source in sources.values() for split in SPLITS]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

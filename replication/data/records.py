@@ -28,24 +28,16 @@ MAX_NAMED = 20
 
 @dataclass(kw_only=True)
 class ReadReport:
-    """Counts of what reading one source found; filled while its documents are read."""
+    """Counts of what reading one source found; filled while its documents are read. All but the first are left out."""
 
-    documents: int = 0
-    """Documents that hold text."""
-    empty: int = 0
-    """Documents with nothing but white space; they are left out."""
-    undecodable: int = 0
-    """Files or lines that are not UTF-8 (or not Python, or not JSON); they are left out."""
-    undecodable_files: list[str] = field(default_factory=list)
-    """Names of the first 20 of those."""
-    foreign: str = ""
-    """Kind of the bytes of the first of those files, such as "a.txt is UTF-16 text"; "" where that is not known."""
-    hidden: int = 0
-    """Files of a folder whose path has a part that begins with a dot; they are left out."""
-    other: int = 0
-    """Other files of a folder: of another ending, or pipes, devices and dangling links; they are left out."""
-    other_files: list[str] = field(default_factory=list)
-    """Names of the first 20 of those."""
+    documents: int = 0  # that hold text
+    empty: int = 0  # documents with nothing but white space
+    undecodable: int = 0  # files or lines that are not UTF-8 (or not Python, or not JSON)
+    undecodable_files: list[str] = field(default_factory=list)  # names of the first 20 of those
+    foreign: str = ""  # kind of the first of those, such as "a.txt is UTF-16 text"; "" where that is not known
+    hidden: int = 0  # files of a folder whose path has a part that begins with a dot
+    other: int = 0  # other files of a folder: of another ending, or pipes, devices and dangling links
+    other_files: list[str] = field(default_factory=list)  # names of the first 20 of those
 
     def add_undecodable(self, name: str) -> None:
         self.undecodable += 1
@@ -54,8 +46,7 @@ class ReadReport:
 
     def left_out(self) -> str:
         """Everything that the documents lack, for the end of a line; "" where that is nothing."""
-        parts = [f"{self.empty:,} empty"] if self.empty else []
-        parts += [f"{self.hidden:,} hidden"] if self.hidden else []
+        parts = [f"{n:,} {what}" for n, what in ((self.empty, "empty"), (self.hidden, "hidden")) if n]
         for n, what, names in (
             (self.other, "of other kinds", self.other_files),
             (self.undecodable, "undecodable", self.undecodable_files),
@@ -67,47 +58,33 @@ class ReadReport:
 
 @dataclass
 class Origin:
-    """Commit or files that a source is read from, fixed when its preparation begins."""
+    """Commit (of a hub set) or local files that a source is read from, fixed when its preparation begins."""
 
     commit: str | None
-    """Of a hub set."""
-    files: dict[str, list[int]] | None
-    """Name -> [size in bytes, time of change in ns] of local files."""
-
-
-# ---------------------------------------------------------------- an unfinished source
+    files: dict[str, list[int]] | None  # name -> [size in bytes, time of change in ns]
 
 
 @dataclass(frozen=True)
 class Place:
     """The place at which a stream of documents stands."""
 
-    parts: int
-    """Files or shards of the source."""
-    part: str | None
-    """Name of the one it stands in; none: past the last."""
-    turn: int
-    """That one's number in reading order."""
-    row: Any
-    """Place within it, in the part's own terms (plain values); none: its beginning."""
-    report: ReadReport
-    """Of everything up to there."""
+    parts: int  # files or shards of the source
+    part: str | None  # name of the one it stands in; none: past the last
+    turn: int  # that one's number in reading order
+    row: Any  # place within it, in the part's own terms (plain values); none: its beginning
+    report: ReadReport  # of everything up to there
 
 
 @dataclass
 class BlockState:
-    """A BlockWriter that another process can go on with."""
+    """Blocks that have been written, and the tokens that no whole block has covered yet."""
 
     tokens: int = 0
-    blocks: int = 0
-    """Whole blocks on the disk."""
+    blocks: int = 0  # whole ones on the disk
     predicted_tokens: int = 0
     held: list[int] = field(default_factory=list)
-    """Tokens that no whole block has covered yet."""
-    files: list[list[Any]] = field(default_factory=list)
-    """[name, length in bytes] of each file."""
-    open: bool = False
-    """Whether the last of them is still appended to."""
+    files: list[list[Any]] = field(default_factory=list)  # [name, length in bytes] of each
+    open: bool = False  # whether the last of them is still appended to
 
 
 @dataclass
@@ -116,25 +93,13 @@ class SplitState:
 
     documents: int = 0
     text_bytes: int = 0
-    unknown_bytes: int = 0
-    """Bytes of text that the tokenizer does not know."""
+    unknown_bytes: int = 0  # bytes of text that the tokenizer does not know
     blocks: BlockState = field(default_factory=BlockState)
-
-
-@dataclass(frozen=True)
-class WriterState:
-    """A SourceWriter that another process can go on with."""
-
-    train: SplitState = field(default_factory=SplitState)
-    validation: SplitState = field(default_factory=SplitState)
-
-
-# ---------------------------------------------------------------- a finished one
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRecord:
-    """One split of one source."""
+    """One split of one source, finished."""
 
     documents: int
     text_bytes: int
@@ -142,8 +107,7 @@ class SplitRecord:
     tokens: int
     blocks: int
     predicted_tokens: int
-    sha256: str
-    """Of the stream's little-endian int32 bytes."""
+    sha256: str  # of the stream's little-endian int32 bytes
 
 
 @dataclass(kw_only=True)
@@ -152,10 +116,8 @@ class SourceRecord(ReadReport):
 
     kind: str
     path: str | None
-    revision: str | None = None
-    """Commit of a hub set."""
-    share_tokens: int | None = None
-    """Training tokens that the token budget gives it; none: there is no budget."""
+    revision: str | None = None  # commit of a hub set
+    share_tokens: int | None = None  # training tokens that the token budget gives it; none: there is no budget
     ended_before_its_share: bool = False
     text_bytes: int
     train: SplitRecord
@@ -171,14 +133,14 @@ class Progress:
 
     entry: SourceRecord | None = None
     place: Place | None = None
-    writer: WriterState | None = None
+    writer: dict[Split, SplitState] | None = None
 
     @property
     def training_tokens(self) -> int:
         """Training tokens that are there; all of its share where it will write no more."""
         if self.entry is not None:
             return self.entry.share_tokens or 0
-        return self.writer.train.blocks.tokens if self.writer is not None else 0
+        return self.writer["train"].blocks.tokens if self.writer is not None else 0
 
 
 Request = dict[str, Any]
@@ -191,18 +153,17 @@ class CorpusManifest:
 
     format: int
     request: Request
-    hash: str
-    """SHA-256 over the tokenizer, the block size and every token."""
+    hash: str  # SHA-256 over the tokenizer, the block size and every token
     vocab_size: int
     end_of_text_id: int
     block_size_tokens: int
-    sources: dict[str, SourceRecord]
-    """In the order of source numbers, which key the data order."""
+    sources: dict[str, SourceRecord]  # in the order of source numbers, which key the data order
     created_at: str = ""
     packages: dict[str, str] = field(default_factory=dict)
 
 
-# ---------------------------------------------------------------- files
+def progress_file(folder: Path, source: str) -> Path:
+    return folder / PROGRESS / f"{source}.json"
 
 
 def read_progress(folder: Path, source: str) -> Progress:
@@ -213,29 +174,18 @@ def write_progress(folder: Path, source: str, progress: Progress) -> None:
     write_record(progress_file(folder, source), progress)
 
 
-def progress_file(folder: Path, source: str) -> Path:
-    return folder / PROGRESS / f"{source}.json"
-
-
 def read_origins(folder: Path) -> dict[str, Origin]:
     return {name: from_json(Origin, value) for name, value in read_object(folder / ORIGINS).items()}
 
 
 def read_manifest(folder: Path) -> CorpusManifest | None:
-    """The manifest of a prepared folder; None where it has none.
-
-    Raises:
-        UserError: it is not JSON, or not of FORMAT.
-    """
+    """The manifest of a prepared folder, or None; raises UserError where it is not JSON, or not of FORMAT."""
     path = folder / MANIFEST
     if (value := read_object(path)) and value.get("format") != FORMAT:
         raise UserError(
             f"{path} is not of format {FORMAT}; remove the folder and run `replicate prepare --out {folder}` again"
         )
     return read_record(path, CorpusManifest)
-
-
-# ---------------------------------------------------------------- requests
 
 
 def request_of(data: DataConfig) -> Request:
@@ -253,8 +203,15 @@ def request_of(data: DataConfig) -> Request:
 
 
 def request_differences(a: Request, b: Request) -> list[str]:
-    """Config keys in which two requests differ, such as `data.sources.web.path` or `data.tokenizer.vocab_size`."""
-    return [f"data.{key}" for key in differences(_by_name(a), _by_name(b))]
+    """Config keys in which two requests differ, such as `data.sources.web.path` or `data.tokenizer.vocab_size`.
+
+    The place of a source is part of a request: source numbers key the data order.
+    """
+    flat = []
+    for request in (a, b):
+        sources = {source["name"]: {**source, "place": i} for i, source in enumerate(request.get("sources", []))}
+        flat.append(flatten({**request, "sources": sources}))
+    return [f"data.{key}" for key in differences(*flat)]
 
 
 def changed_sources(a: Request, b: Request) -> list[str]:
@@ -270,9 +227,3 @@ def changed_sources(a: Request, b: Request) -> list[str]:
     if trained or shared(a) != shared(b):
         return []
     return [s["name"] for s, t in zip(a["sources"], b["sources"], strict=True) if s != t]
-
-
-def _by_name(request: Request) -> Request:
-    sources = {source["name"]: source for source in request.get("sources", [])}
-    # The place of a source is part of the request: source numbers key the data order.
-    return flatten({**request, "sources": {name: {**s, "place": i} for i, (name, s) in enumerate(sources.items())}})

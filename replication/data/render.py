@@ -24,12 +24,15 @@ def columns_of(source: SourceConfig) -> list[str]:
     return list(dict.fromkeys(_fields(source.template))) if source.template is not None else [source.text_field]
 
 
+def _fields(template: str) -> list[str]:
+    return [name for _, name, _, _ in string.Formatter().parse(template) if name]
+
+
 def require_columns(source: SourceConfig, names: Sequence[str], where: str) -> None:
     """Refuse rows that lack a column, with the names of those there are."""
-    key = "template" if source.template is not None else "text_field"
     for column in columns_of(source):
         if column not in names:
-            remedy = f"set {key} to one of: {', '.join(names)}" if names else "every row needs its text"
+            remedy = f"set text_field to one of: {', '.join(names)}" if names else "every row needs its text"
             if source.template is not None:
                 remedy = f"its template may name: {', '.join(names)}"
             raise refusal(source, f"{where} has no field '{column}'", remedy)
@@ -42,19 +45,27 @@ def render(source: SourceConfig, row: Mapping[str, Any], where: str) -> str:
         UserError: a column is missing or holds something else, or a message has a role that is not named.
     """
     require_columns(source, list(row), where)
-    if source.template is not None:
-        return _fill(source, source.template, row, where)
-    value = row[source.text_field]
     if source.messages is not None:
-        return _conversation(source, source.messages, value, where)
-    return _text(source, source.text_field, value, row, where)
+        messages = row[source.text_field] if row[source.text_field] is not None else []
+        if not isinstance(messages, list):
+            raise refusal(
+                source,
+                f"{where}: field '{source.text_field}' holds a {type(messages).__name__}, not a list of messages",
+                "set text_field to the column with the messages, or remove messages",
+            )
+        return "".join(_message(source, source.messages, message, where) for message in messages)
+    values = {column: _text(source, column, row, where) for column in columns_of(source)}
+    if source.template is None:
+        return values[source.text_field]
+    # Without the lines whose columns are all empty.
+    lines = [(line, _fields(line)) for line in source.template.split("\n")]
+    return "\n".join(line.format_map(values) for line, of in lines if not of or any(values[column] for column in of))
 
 
-def _text(source: SourceConfig, column: str, value: Any, row: Mapping[str, Any], where: str) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
+def _text(source: SourceConfig, column: str, row: Mapping[str, Any], where: str) -> str:
+    value = row[column]
+    if value is None or isinstance(value, str):
+        return value or ""
     others = [name for name, found in row.items() if isinstance(found, str)]
     remedy = f"set text_field to one of: {', '.join(others)}" if others else "write it as text, or name another column"
     if source.template is not None:
@@ -64,29 +75,6 @@ def _text(source: SourceConfig, column: str, value: Any, row: Mapping[str, Any],
     found = type(value).__name__
     article = "an" if found[0] in "aeiou" else "a"
     raise refusal(source, f"{where}: field '{column}' holds {article} {found}, not text", remedy)
-
-
-def _fields(template: str) -> list[str]:
-    return [name for _, name, _, _ in string.Formatter().parse(template) if name]
-
-
-def _fill(source: SourceConfig, template: str, row: Mapping[str, Any], where: str) -> str:
-    """The template with its columns filled in, without the lines whose columns are all empty."""
-    values = {column: _text(source, column, row[column], row, where) for column in _fields(template)}
-    lines = (line for line in template.split("\n") if not (found := _fields(line)) or any(values[f] for f in found))
-    return "\n".join(line.format_map(values) for line in lines)
-
-
-def _conversation(source: SourceConfig, texts: Mapping[str, str], messages: Any, where: str) -> str:
-    if messages is None:
-        return ""
-    if not isinstance(messages, list):
-        raise refusal(
-            source,
-            f"{where}: field '{source.text_field}' holds a {type(messages).__name__}, not a list of messages",
-            "set text_field to the column with the messages, or remove messages",
-        )
-    return "".join(_message(source, texts, message, where) for message in messages)
 
 
 def _message(source: SourceConfig, texts: Mapping[str, str], message: Any, where: str) -> str:

@@ -16,13 +16,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from replication.config import SourceConfig
 from replication.data.files import ENDINGS, FORMS, FilePart, Rows, changed, file_parts
-from replication.data.hub import Retries, hub_parts
+from replication.data.hub import HubPart, Retries, hub_parts
 from replication.data.order import PARTS, KeyedPermutation
 from replication.data.records import Place, ReadReport
 from replication.data.render import refusal
@@ -33,34 +33,16 @@ MAX_MODULE_BYTES = 200_000
 NOT_STDLIB = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload"}
 
 
-def no_text(source: SourceConfig, report: ReadReport) -> UserError:
-    found = f"no document holds text ({report.empty} empty, {report.undecodable} undecodable)"
-    if report.foreign:
-        return refusal(source, f"{found}; {report.foreign}", f"correct its kind, or turn it into {FORMS[source.kind]}")
-    found += f"; such as {report.undecodable_files[0]}" if report.undecodable else ""
-    found += "; its files are empty" if not report.empty + report.undecodable else ""
-    return refusal(source, found, "check its kind, its path and the column of its text")
-
-
-class Part(Protocol):
-    """A file or a shard: read from one end to the other."""
-
-    name: str
-
-    def rows(self, place: Any) -> Rows:
-        """The rows from a place on; None: all of them, even where some were read before."""
-
-    def place(self) -> Any:
-        """The place at which the rows stand, in plain values."""
-
-
 class DocumentStream:
-    """The documents of a source that hold text; empty and undecodable ones are counted, never raised for."""
+    """(id, text) of the documents that hold text; empty and undecodable ones are counted, never raised for.
+
+    Attributes:
+        report: the counts, final when the stream is exhausted.
+    """
 
     def __init__(
         self,
         source: SourceConfig,
-        report: ReadReport | None = None,
         place: Place | None = None,
         shuffled: bool = False,
         retries: Retries | None = None,
@@ -69,7 +51,6 @@ class DocumentStream:
         """
         Args:
             source: what to read; a hub source at the revision that it names.
-            report: counts, final when the stream is exhausted.
             place: what another stream's place() gave; none: the beginning.
             shuffled: whether the parts come in a fixed shuffled order, because that of a crawl or of lengths would
                 make the beginning of a large set a biased sample of it; otherwise in the order of their names.
@@ -79,15 +60,16 @@ class DocumentStream:
         Raises:
             UserError: nothing at the path, or a hub that does not give the set.
         """
-        self.source, self.report = source, report if report is not None else ReadReport()
-        if place is not None:
-            self._set_report(place.report)
-        retries = retries or Retries(source)
-        self._parts: Sequence[Part] = (
-            hub_parts(source, retries, cache_dir) if source.kind == "hub" else _PARTS[source.kind](source, self.report)
-        )
-        n = len(self._parts)
-        self._order = KeyedPermutation(n, (PARTS,))(np.arange(n)).tolist() if shuffled else list(range(n))
+        self.source = source
+        self.report = copy.deepcopy(place.report) if place is not None else ReadReport()
+        parts: Sequence[FilePart | HubPart]
+        if source.kind == "hub":
+            parts = hub_parts(source, retries or Retries(source), cache_dir)
+        else:
+            parts = _PARTS[source.kind](source, self.report)
+        n = len(parts)
+        order = KeyedPermutation(n, (PARTS,))(np.arange(n)) if shuffled else np.arange(n)
+        self._parts = [parts[i] for i in order]
         self._turn = place.turn if place is not None else 0
         self._start: Any = place.row if place is not None else None
         if place is not None and (n, self._part_name()) != (place.parts, place.part):
@@ -103,16 +85,11 @@ class DocumentStream:
         if next(iter(self), None) is None and not report.documents:
             raise no_text(self.source, self.report)
         self._turn, self._start = turn, start
-        self._set_report(report)
-
-    def _set_report(self, report: ReadReport) -> None:
-        """Take over its counts: the parts and the caller count in the report that there is."""
-        vars(self.report).update(vars(copy.deepcopy(report)))
+        vars(self.report).update(vars(report))  # in place: the parts count in the one that there is
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        while self._turn < len(self._order):
-            part = self._parts[self._order[self._turn]]
-            for name, text in part.rows(self._start):
+        while self._turn < len(self._parts):
+            for name, text in self._parts[self._turn].rows(self._start):
                 if text is not None and not text.strip():
                     self.report.empty += 1
                 elif text is None or not _is_unicode(text):
@@ -125,23 +102,11 @@ class DocumentStream:
 
     def place(self) -> Place:
         """The place after the document that the stream gave last."""
-        inside = self._turn < len(self._order)
-        row = self._parts[self._order[self._turn]].place() if inside else None
+        row = self._parts[self._turn].place() if self._turn < len(self._parts) else None
         return Place(len(self._parts), self._part_name(), self._turn, row, copy.deepcopy(self.report))
 
     def _part_name(self) -> str | None:
-        return self._parts[self._order[self._turn]].name if self._turn < len(self._order) else None
-
-
-def documents(
-    source: SourceConfig, report: ReadReport | None = None, cache_dir: Path | None = None
-) -> Iterator[tuple[str, str]]:
-    """Yield (id, text) of every document that holds text, in the same order each time.
-
-    Raises:
-        UserError: nothing at the path, a missing text field, a damaged container, or a hub that cannot be reached.
-    """
-    yield from DocumentStream(source, report, cache_dir=cache_dir)
+        return self._parts[self._turn].name if self._turn < len(self._parts) else None
 
 
 def _is_unicode(text: str) -> bool:
@@ -153,27 +118,26 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-# ---------------------------------------------------------------- text that every Python carries
+def no_text(source: SourceConfig, report: ReadReport) -> UserError:
+    found = f"no document holds text ({report.empty} empty, {report.undecodable} undecodable)"
+    if report.foreign:
+        return refusal(source, f"{found}; {report.foreign}", f"correct its kind, or turn it into {FORMS[source.kind]}")
+    found += f"; such as {report.undecodable_files[0]}" if report.undecodable else ""
+    found += "; its files are empty" if not report.empty + report.undecodable else ""
+    return refusal(source, found, "check its kind, its path and the column of its text")
 
 
-def _topic_parts(source: SourceConfig, report: ReadReport) -> list[Part]:
+# Text that every Python carries.
+
+
+def _topic_parts(source: SourceConfig, report: ReadReport) -> list[FilePart]:
     from pydoc_data.topics import topics
 
     return [FilePart(source, "topics", lambda: iter(sorted(topics.items())))]
 
 
-def _stdlib_parts(read: Callable[[bytes], str | None], source: SourceConfig, report: ReadReport) -> list[Part]:
+def _stdlib_parts(read: Callable[[bytes], str | None], source: SourceConfig, report: ReadReport) -> list[FilePart]:
     return [FilePart(source, name, partial(_module, read, name, path)) for name, path in _stdlib_files()]
-
-
-def _module(read: Callable[[bytes], str | None], name: str, path: Path) -> Rows:
-    yield name, read(path.read_bytes())
-
-
-def _modules(root: Path) -> list[tuple[str, Path]]:
-    """(name, path) of the modules under a folder, without tests."""
-    named = [(file.relative_to(root), file) for file in root.rglob("*.py")]
-    return sorted((name.as_posix(), file) for name, file in named if not NOT_STDLIB.intersection(name.parts))
 
 
 def _stdlib_files() -> list[tuple[str, Path]]:
@@ -182,13 +146,23 @@ def _stdlib_files() -> list[tuple[str, Path]]:
     return [(name, file) for name, file in found if not name.startswith(("config-", "_sysconfigdata"))]
 
 
-def _package_parts(source: SourceConfig, report: ReadReport) -> list[Part]:
+def _package_parts(source: SourceConfig, report: ReadReport) -> list[FilePart]:
     """Modules of the installed packages; what is larger than a module is data in disguise."""
     root = Path(sysconfig.get_paths()["purelib"])
     small = [(name, file) for name, file in _modules(root) if file.stat().st_size <= MAX_MODULE_BYTES]
     if not small:
         raise refusal(source, f"no module is installed in {root}", "take another kind")
     return [FilePart(source, name, partial(_module, _python_text, name, path)) for name, path in small]
+
+
+def _modules(root: Path) -> list[tuple[str, Path]]:
+    """(name, path) of the modules under a folder, without tests."""
+    named = [(file.relative_to(root), file) for file in root.rglob("*.py")]
+    return sorted((name.as_posix(), file) for name, file in named if not NOT_STDLIB.intersection(name.parts))
+
+
+def _module(read: Callable[[bytes], str | None], name: str, path: Path) -> Rows:
+    yield name, read(path.read_bytes())
 
 
 def _python_text(raw: bytes) -> str | None:
@@ -211,13 +185,12 @@ def _docstrings(text: str | None) -> str | None:
     except (SyntaxError, ValueError):
         return None
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
-    nodes.sort(key=lambda node: getattr(node, "lineno", 0))
+    nodes = sorted((n for n in ast.walk(tree) if isinstance(n, kinds)), key=lambda node: getattr(node, "lineno", 0))
     found = (ast.get_docstring(node, clean=False) for node in nodes)
     return "\n\n".join(inspect.cleandoc(docstring) for docstring in found if docstring and docstring.strip())
 
 
-_PARTS: dict[str, Callable[[SourceConfig, ReadReport], Sequence[Part]]] = {
+_PARTS: dict[str, Callable[[SourceConfig, ReadReport], list[FilePart]]] = {
     **dict.fromkeys(ENDINGS, file_parts),
     "python_topics": _topic_parts,
     "python_docstrings": partial(_stdlib_parts, lambda raw: _docstrings(_python_text(raw))),

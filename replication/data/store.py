@@ -13,7 +13,7 @@ from rich.console import Console
 from replication.config import RunConfig
 from replication.console import say
 from replication.data.blocks import PAD, arrow_blocks
-from replication.data.order import Int64, MixtureOrder
+from replication.data.order import Int64, MixtureOrder, validation_selection
 from replication.data.records import CorpusManifest, Split, read_manifest, request_differences, request_of
 from replication.data.tokenise import Int32
 from replication.errors import UserError
@@ -28,8 +28,6 @@ class TokenStore:
     """A complete preparation. Holds no file open until it is read; may be pickled to loader processes.
 
     Attributes:
-        dir: the folder.
-        manifest: its manifest.json.
         source_names: names in the order of source numbers.
     """
 
@@ -38,7 +36,7 @@ class TokenStore:
         self.source_names = list(manifest.sources)
         self.hash, self.vocab_size, self.end_of_text_id = manifest.hash, manifest.vocab_size, manifest.end_of_text_id
         self.block_size_tokens = manifest.block_size_tokens
-        self._columns: dict[tuple[Split, int], _BlockColumn] = {}
+        self._columns: dict[tuple[Split, int], tuple[list[Int32], Int64]] = {}
 
     @classmethod
     def open(cls, dir: Path | str | None) -> TokenStore:
@@ -64,21 +62,44 @@ class TokenStore:
         return [source.split(split).blocks for source in self.manifest.sources.values()]
 
     def read(self, split: Split, source_ids: npt.ArrayLike, indices: npt.ArrayLike) -> Int32:
-        """Blocks by source number and index.
+        """Blocks by source number (places in source_names) and index in the source, int64 [n] each.
 
-        Args:
-            split: train or validation.
-            source_ids: int64 [n], places in source_names.
-            indices: int64 [n], block numbers in their sources.
-
-        Returns:
-            A fresh int32 [n, T + 1]; PAD (-1) fills the end of a source's last block.
+        A fresh int32 [n, T + 1]; PAD (-1) fills the end of a source's last block.
         """
         source_ids, indices = np.asarray(source_ids), np.asarray(indices)
         blocks = np.empty((len(indices), self.block_size_tokens + 1), dtype=np.int32)
         for row, (source, index) in enumerate(zip(source_ids.tolist(), indices.tolist(), strict=True)):
-            blocks[row] = self._column(split, source).block(index)
+            views, ends = self._column(split, source)
+            assert 0 <= index < ends[-1], index
+            chunk = int(np.searchsorted(ends, index, side="right"))
+            blocks[row] = views[chunk][index - int(ends[chunk])]  # negative: counted from the chunk's end
         return blocks
+
+    def _column(self, split: Split, source: int) -> tuple[list[Int32], Int64]:
+        """The blocks of a source as zero-copy views of its memory-mapped Arrow batches, and where each of them ends.
+
+        Indexing through datasets costs about a tenth of a millisecond a row (it builds a table and formats it); a view
+        costs a microsecond.
+        """
+        if (split, source) in self._columns:
+            return self._columns[split, source]
+        folder, expected = self.dir / split / self.source_names[source], self.sizes(split)[source]
+        try:
+            files = sorted(path for path in folder.iterdir() if path.suffix == ".arrow")
+            views = [blocks for path in files for blocks in arrow_blocks(path)]
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{folder}: cannot be read ({error}); remove the data folder and prepare it again"
+            ) from error
+        ends = np.cumsum([len(view) for view in views])
+        found = int(ends[-1]) if len(ends) else 0
+        if found != expected:
+            raise UserError(
+                f"{folder}: holds {found} blocks and the manifest says {expected}; remove the data folder and prepare "
+                "it again"
+            )
+        self._columns[split, source] = views, ends
+        return views, ends
 
     def valid_targets(self, split: Split, source_ids: npt.ArrayLike, indices: npt.ArrayLike) -> Int64:
         """Targets that are tokens, not padding, in each block, int64 [n]; from the manifest alone, nothing is read."""
@@ -89,31 +110,26 @@ class TokenStore:
         source_ids, indices = np.asarray(source_ids), np.asarray(indices)
         return np.where(indices == blocks[source_ids] - 1, last[source_ids], size).astype(np.int64)
 
-    def tokenizer(self) -> TextTokenizer:
-        """The tokenizer that wrote the blocks; loaded at the first call."""
-        return self._tokenizer
-
     @cached_property
-    def _tokenizer(self) -> TextTokenizer:
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer that wrote the blocks; loaded where it is first asked for."""
         from replication.data.tokenizer import TextTokenizer
 
         text = (self.dir / "tokenizer.json").read_text(encoding="utf-8")
         return TextTokenizer(text, self.manifest.request["tokenizer"]["end_of_text"])
 
-    def _column(self, split: Split, source: int) -> _BlockColumn:
-        column = self._columns.get((split, source))
-        if column is None:
-            folder = self.dir / split / self.source_names[source]
-            column = self._columns[split, source] = _BlockColumn(folder, self.sizes(split)[source])
-        return column
+    def training_order(self, config: RunConfig) -> MixtureOrder:
+        """The order in which a run reads the training split; raises UserError where a weight is too small."""
+        weights = [source.weight for source in config.data.sources]
+        return MixtureOrder(self.sizes("train"), weights, config.effective_data_seed)
+
+    def validation_set(self, config: RunConfig) -> tuple[Int64, Int64]:
+        """The fixed validation set of a run (order.validation_selection)."""
+        weights = [source.weight for source in config.data.sources]
+        return validation_selection(self.sizes("validation"), weights, config.validation.sequences)
 
     def check(self, config: RunConfig) -> None:
-        """Refuse a run that these data do not fit.
-
-        Raises:
-            UserError: vocabulary, block size, sources, tokenizer or split differ, or the training split is shorter than
-                one global batch.
-        """
+        """Refuse a run that these data do not fit: UserError where the vocabulary differs, or by check_data."""
         if config.model.vocab_size != self.vocab_size:
             raise UserError(
                 f"model.vocab_size: {config.model.vocab_size}, but the tokenizer of {self.dir} has {self.vocab_size}; "
@@ -122,7 +138,7 @@ class TokenStore:
         self.check_data(config)
 
     def check_data(self, config: RunConfig) -> None:
-        """check without the model: that these are the data which the config describes, and enough of them."""
+        """Refuse data (UserError) that are not those which the config describes, or shorter than one global batch."""
         different = request_differences(request_of(config.data), self.manifest.request)
         if different:
             raise UserError(
@@ -135,37 +151,6 @@ class TokenStore:
                 f"training.batch_tokens: one global batch is {need} sequences and the training split has {have} "
                 f"(corpus shorter than one batch); set it to {have * self.block_size_tokens} or less, or give more text"
             )
-
-
-class _BlockColumn:
-    """The blocks of one source and split: zero-copy views of the memory-mapped Arrow batches.
-
-    Indexing through datasets costs about a tenth of a millisecond a row (it builds a table and formats it); a view
-    costs a microsecond.
-    """
-
-    def __init__(self, folder: Path, expected_blocks: int):
-        try:
-            files = sorted(path for path in folder.iterdir() if path.suffix == ".arrow")
-            self._views = [blocks for path in files for blocks in arrow_blocks(path)]
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{folder}: cannot be read ({error}); remove the data folder and prepare it again"
-            ) from error
-        self._ends = np.cumsum([len(view) for view in self._views])
-        found = int(self._ends[-1]) if len(self._ends) else 0
-        if found != expected_blocks:
-            raise UserError(
-                f"{folder}: holds {found} blocks and the manifest says {expected_blocks}; remove the data folder and "
-                "prepare it again"
-            )
-
-    def block(self, index: int) -> Int32:
-        """One block, int32 [T + 1], a view."""
-        assert 0 <= index < self._ends[-1], index
-        chunk = int(np.searchsorted(self._ends, index, side="right"))
-        view: Int32 = self._views[chunk][index - int(self._ends[chunk])]  # negative: counted from the chunk's end
-        return view
 
 
 def show_batch(config: RunConfig, data_dir: Path, step: int, console: Console, full: bool = False) -> None:
@@ -185,18 +170,15 @@ def show_batch(config: RunConfig, data_dir: Path, step: int, console: Console, f
         raise UserError(f"--show-batch: step {step} must be 0 (the first) or more")
     store = TokenStore.open(data_dir)
     store.check_data(config)
-    weights = [source.weight for source in config.data.sources]
-    order = MixtureOrder(store.sizes("train"), weights, config.effective_data_seed)
-    source_ids, indices = order.global_batch(step, config.batch_sequences)
+    source_ids, indices = store.training_order(config).global_batch(step, config.batch_sequences)
     tokens = store.read("train", source_ids, indices)
-    tokenizer = store.tokenizer()
     say(
         console,
         f"step {step}, data seed {config.effective_data_seed}: {len(indices)} sequences of {store.block_size_tokens} "
         f"predicted tokens, data hash {store.hash[:12]}",
     )
     for position, (source, index, block) in enumerate(zip(source_ids, indices, tokens, strict=True)):
-        text = repr(tokenizer.decode(block[block != PAD], skip_special_tokens=False))
+        text = repr(store.tokenizer.decode(block[block != PAD], skip_special_tokens=False))
         if not full and len(text) > SHOWN_CHARACTERS:
             half = SHOWN_CHARACTERS // 2
             text = f"{text[:half]} ... {text[-half:]}"

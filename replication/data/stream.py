@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -32,9 +31,9 @@ from replication.console import Meter, Reporter
 from replication.data.blocks import SourceWriter
 from replication.data.hub import Retries
 from replication.data.ingest import text_key
-from replication.data.records import Place, Progress, ReadReport, SourceRecord, read_progress, write_progress
+from replication.data.records import Place, Progress, SourceRecord, read_progress, write_progress
 from replication.data.sources import DocumentStream, no_text
-from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, Piece, Pool, batches
+from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, Piece, Tokenise, Tokens, batches
 from replication.errors import UserError
 
 SAVE_SECONDS = 2.0  # writing that a kill costs at most, besides the pieces on their way and the way back to its place
@@ -61,27 +60,23 @@ class StreamedCorpus:
                 document not be rendered.
         """
         self._data, self._folder, self._reporter = data, folder, reporter
-        self.names = [source.name for source in data.sources]
         size = data.block_size_tokens
         self._limits = [n * size + 1 for n in share_blocks(data)]
         self._validation_limit = max(1, VALIDATION_TOKENS // size) * size + 1
         self._progress = [read_progress(folder, source.name) for source in data.sources]
-        self._check_disk()
-        # All before the first is read: a mistake in the last source's keys is not one to find after hours.
-        pairs = zip(data.sources, self._progress, strict=True)
-        self._opened = {source.name: self._stream(source, None) for source, done in pairs if done == Progress()}
-        for opened in self._opened.values():
-            opened.check_first()
-
-    def _check_disk(self) -> None:
         pairs = zip(self._limits, self._progress, strict=True)
         missing = sum(max(0, limit - done.training_tokens) for limit, done in pairs)
-        need, free = missing * 4 * (1 + 1 / self._data.block_size_tokens), shutil.disk_usage(self._folder).free
+        need, free = missing * 4 * (1 + 1 / size), shutil.disk_usage(folder).free
         if need > free:
             raise UserError(
-                f"data.token_budget: the tokens that are missing need {need / MIB:,.1f} MiB and {self._folder} has "
+                f"data.token_budget: the tokens that are missing need {need / MIB:,.1f} MiB and {folder} has "
                 f"{free / MIB:,.1f} MiB free; free space, choose another --out, or lower the budget"
             )
+        # All before the first is read: a mistake in the last source's keys is not one to find after hours.
+        opened = zip(data.sources, self._progress, strict=True)
+        self._opened = {source.name: self._stream(source, None) for source, done in opened if done == Progress()}
+        for stream in self._opened.values():
+            stream.check_first()
 
     def tokenizer_texts(self, n_bytes: int) -> Iterator[str]:
         """Training documents from the beginning of each stream, up to n_bytes in all, shared by weight."""
@@ -96,7 +91,7 @@ class StreamedCorpus:
                 if left <= 0:
                     break
 
-    def write(self, number: int, pool: Pool) -> SourceRecord:
+    def write(self, number: int, tokenise: Tokenise) -> SourceRecord:
         """Stream a source from where it stands until it has its share.
 
         Raises:
@@ -105,17 +100,30 @@ class StreamedCorpus:
         source, done, limit = self._data.sources[number], self._progress[number], self._limits[number]
         if done.entry is not None:
             return done.entry
+        say = self._reporter.line
         if done.place is not None:
             so_far = f"{done.training_tokens:,} of {limit:,} training tokens"
-            self._reporter.line(f"{source.name}: goes on after {so_far}, and reads up to there once more first")
+            say(f"{source.name}: goes on after {so_far}, and reads up to there once more first")
         limits = (limit, self._validation_limit)
-        writer = SourceWriter(source.name, self._folder, self._data.block_size_tokens, limits, done.writer)
+        writer = SourceWriter(source, self._folder, self._data.block_size_tokens, limits, done.writer)
         label = f"{source.name} ({number + 1} of {len(self._data.sources)})"
         whole = self._whole if len(self._data.sources) > 1 else None
-        with self._reporter.tokens_bar(label, limit, writer.tokens, whole) as update:
-            report = self._fill(source, writer, done.place, pool, update)
-        self._whole.skip(limit - writer.tokens)
-        entry = self._finish(source, writer, report, limit)
+        with (
+            self._reporter.tokens_bar(label, limit, writer.train.tokens, whole) as update,
+            closing(tokenise(self._pieces(source, done.place))) as tokenised,
+        ):
+            report = self._fill(source, writer, done.place, tokenised, update).report
+        self._whole.skip(limit - writer.train.tokens)
+        if not report.documents:
+            raise no_text(source, report)
+        entry = writer.finish(report)
+        if entry.ended_before_its_share:
+            say(
+                f"{source.name}: ended after {entry.train.tokens:,} of its share of {limit:,} training tokens; "
+                "training repeats it (lower its weight, or data.token_budget, if that is too often)"
+            )
+        documents = f"{entry.train.documents:,} training documents, {entry.validation.documents:,} for validation"
+        say(f"{source.name}: {documents}{report.left_out()}")
         write_progress(self._folder, source.name, Progress(entry=entry))
         return entry
 
@@ -125,72 +133,48 @@ class StreamedCorpus:
         return Meter(sum(self._limits), sum(done.training_tokens for done in self._progress))
 
     def _fill(
-        self, source: SourceConfig, writer: SourceWriter, place: Place | None, pool: Pool, update: Callable[[int], None]
-    ) -> ReadReport:
-        """Write until the share is reached or the stream ends; the report of what was read for it.
+        self,
+        source: SourceConfig,
+        writer: SourceWriter,
+        place: Place | None,
+        tokenised: Generator[tuple[Piece, Tokens], None, None],
+        update: Callable[[int], None],
+    ) -> Place:
+        """Write until the share is reached or the stream ends; the place where that was.
 
         Nothing is saved on the way out of an interruption or a failed write: the writer may then hold half a piece, and
         what was saved SAVE_SECONDS ago at most is whole.
         """
+
+        def save() -> None:
+            if place is not None:
+                write_progress(self._folder, source.name, Progress(place=place, writer=writer.save()))
+
         saved_at = time.monotonic()
-        tokenised = pool.tokenise(self._pieces(source, place))
-        try:
-            while not writer.full:
-                try:
-                    found = next(tokenised, None)
-                except Exception:  # of the source: the writer is between two pieces
-                    with suppress(OSError):  # a full disk, say: then what was saved before counts
-                        self._save(source, writer, place)
-                    raise
-                if found is None:
-                    break
-                piece, tokens = found
-                had_share = writer.has_share
-                writer.add(piece, tokens)
-                if writer.has_share and not had_share and not writer.full:
-                    self._reporter.line(f"{source.name}: has its share; reads on until validation has one block")
-                place = piece.place
-                update(writer.tokens)
-                if time.monotonic() - saved_at >= SAVE_SECONDS:
-                    self._save(source, writer, place)
-                    saved_at = time.monotonic()
-        finally:
-            tokenised.close()
-        assert place is not None or writer.tokens == 0
-        return place.report if place is not None else ReadReport()
-
-    def _save(self, source: SourceConfig, writer: SourceWriter, place: Place | None) -> None:
-        if place is not None:
-            write_progress(self._folder, source.name, Progress(place=place, writer=writer.save()))
-
-    def _finish(self, source: SourceConfig, writer: SourceWriter, report: ReadReport, limit: int) -> SourceRecord:
-        if not report.documents:
-            raise no_text(source, report)
-        train, validation = writer.finish()
-        if train.tokens < limit:
-            self._reporter.line(
-                f"{source.name}: ended after {train.tokens:,} of its share of {limit:,} training tokens; "
-                "training repeats it (lower its weight, or data.token_budget, if that is too often)"
-            )
-        self._reporter.line(
-            f"{source.name}: {train.documents:,} training documents, {validation.documents:,} for validation"
-            f"{report.left_out()}"
-        )
-        found = asdict(report) | {"documents": train.documents + validation.documents}
-        return SourceRecord(
-            kind=source.kind,
-            path=source.path,
-            revision=source.revision,
-            share_tokens=limit,
-            ended_before_its_share=train.tokens < limit,
-            **found,
-            text_bytes=train.text_bytes + validation.text_bytes,
-            train=train,
-            validation=validation,
-        )
+        while not writer.full:
+            try:
+                found = next(tokenised, None)
+            except Exception:  # of the source: the writer is between two pieces
+                with suppress(OSError):  # a full disk, say: then what was saved before counts
+                    save()
+                raise
+            if found is None:
+                break
+            piece, tokens = found
+            had_share = writer.train.full
+            writer.add(piece, tokens)
+            if writer.train.full and not had_share and not writer.full:
+                self._reporter.line(f"{source.name}: has its share; reads on until validation has one block")
+            place = piece.place
+            update(writer.train.tokens)
+            if time.monotonic() - saved_at >= SAVE_SECONDS:
+                save()
+                saved_at = time.monotonic()
+        assert place is not None  # a stream without documents gives one piece of none
+        return place
 
     def _stream(self, source: SourceConfig, place: Place | None) -> DocumentStream:
-        retries = Retries(source, self._reporter.line, None)
+        retries = Retries(source, self._reporter.line)
         return DocumentStream(source, place=place, shuffled=True, retries=retries, cache_dir=self._folder / "hub")
 
     def _pieces(self, source: SourceConfig, place: Place | None) -> Iterator[Piece]:

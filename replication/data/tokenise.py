@@ -7,10 +7,12 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 
 import numpy as np
@@ -34,24 +36,27 @@ class Piece:
     """Some documents of one source, tokenised together."""
 
     texts: list[str]
-    sizes_bytes: Int64
-    """UTF-8 length of each."""
-    validation: Bool
-    """True for those of validation."""
-    place: Place | None = None
-    """Of the source after them; none: it cannot be gone on with."""
+    sizes_bytes: Int64  # UTF-8 length of each
+    validation: Bool  # true for those of validation
+    place: Place | None = None  # of the source after them; none: it cannot be gone on with
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of a piece's documents."""
+    """The tokens of some documents."""
 
-    stream: Int32
-    """Documents end to end, each with an end-of-text."""
-    lengths: Int64
-    """Tokens of each document, end-of-text included."""
-    unknown_bytes: Int64
-    """Of each document's text, what the tokenizer does not know."""
+    stream: Int32  # documents end to end, each with an end-of-text
+    lengths: Int64  # tokens of each document, end-of-text included
+    unknown_bytes: Int64  # of each document's text, what the tokenizer does not know
+
+    def chosen(self, documents: Bool) -> Tokens:
+        """Those of the documents for which it is true."""
+        of_tokens = np.repeat(documents, self.lengths)
+        return Tokens(self.stream[of_tokens], self.lengths[documents], self.unknown_bytes[documents])
+
+
+Tokenise = Callable[[Iterable[Piece]], Generator[tuple[Piece, Tokens], None, None]]
+"""Each piece with its tokens, in order. Raises UserError where a process was killed."""
 
 
 def batches(texts: Iterable[str], n_documents: int, n_bytes: int) -> Iterator[list[tuple[str, bytes]]]:
@@ -68,69 +73,8 @@ def batches(texts: Iterable[str], n_documents: int, n_bytes: int) -> Iterator[li
     yield batch
 
 
-class Pool:
-    """Tokenises in num_proc processes, or in this one, with the library's own threads, where num_proc is 1."""
-
-    def __init__(self, tokenizer: TextTokenizer, executor: ProcessPoolExecutor | None, num_proc: int):
-        self.tokenizer, self._executor = tokenizer, executor
-        self._ahead = AHEAD * num_proc if executor else 0
-
-    @classmethod
-    @contextmanager
-    def started(cls, tokenizer: TextTokenizer, num_proc: int) -> Iterator[Pool]:
-        """A pool whose processes run from the start of the block, before a source is read in earnest, to its end."""
-        with library_threads(num_proc == 1):
-            if num_proc == 1:
-                yield cls(tokenizer, None, 1)
-                return
-            context = get_context("fork" if sys.platform == "linux" else "spawn")
-            executor = ProcessPoolExecutor(num_proc, context, _start_worker, (tokenizer,))
-            try:
-                with _signals_later():
-                    executor.submit(os.getpid).result()
-                yield cls(tokenizer, executor, num_proc)
-            finally:
-                executor.shutdown(wait=True, cancel_futures=True)
-
-    def tokenise(self, pieces: Iterable[Piece]) -> Generator[tuple[Piece, Tokens], None, None]:
-        """Each piece with its tokens, in order.
-
-        Raises:
-            UserError: a process was killed.
-        """
-        waiting: deque[tuple[Piece, Future[Tokens]]] = deque()
-        try:
-            for piece in pieces:
-                waiting.append((piece, self._submit(piece.texts)))
-                if len(waiting) > self._ahead:
-                    oldest, future = waiting.popleft()
-                    yield oldest, future.result()
-            while waiting:
-                oldest, future = waiting.popleft()
-                yield oldest, future.result()
-        except BrokenExecutor as error:
-            raise UserError(
-                "data.num_proc: a process that tokenises ended abruptly (is the memory full?); lower it, then run the "
-                "same command again"
-            ) from error
-        finally:
-            for _, future in waiting:
-                future.cancel()
-
-    def _submit(self, texts: list[str]) -> Future[Tokens]:
-        if self._executor is not None:
-            return self._executor.submit(_work, texts)
-        done: Future[Tokens] = Future()
-        done.set_result(tokens_of(self.tokenizer, texts))
-        return done
-
-
 def tokens_of(tokenizer: TextTokenizer, texts: list[str]) -> Tokens:
-    """The tokens of some documents.
-
-    Raises:
-        UserError: text that becomes the end-of-text token.
-    """
+    """The tokens of some documents; raises UserError for text that becomes the end-of-text token."""
     encoded, unknown = tokenizer.encode_counted(texts)
     lengths = np.fromiter((len(ids) + 1 for ids in encoded), dtype=np.int64, count=len(encoded))
     stream = np.full(int(lengths.sum()), tokenizer.end_of_text_id, dtype=np.int32)
@@ -145,7 +89,47 @@ def tokens_of(tokenizer: TextTokenizer, texts: list[str]) -> Tokens:
     return Tokens(stream, lengths, np.array(unknown, dtype=np.int64))
 
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+@contextmanager
+def tokenising(tokenizer: TextTokenizer, num_proc: int) -> Iterator[Tokenise]:
+    """Tokenise in num_proc processes, or in this one, with the library's own threads, where that is 1.
+
+    The processes run from the start of the block, before a source is read in earnest, to its end.
+    """
+    with library_threads(num_proc == 1):
+        if num_proc == 1:
+            yield lambda pieces: ((piece, tokens_of(tokenizer, piece.texts)) for piece in pieces)
+            return
+        context = get_context("fork" if sys.platform == "linux" else "spawn")
+        executor = ProcessPoolExecutor(num_proc, context, _start_worker, (tokenizer,))
+        try:
+            with _signals_later():
+                executor.submit(os.getpid).result()
+            yield partial(_in_order, executor, AHEAD * num_proc)
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_order(
+    executor: ProcessPoolExecutor, ahead: int, pieces: Iterable[Piece]
+) -> Generator[tuple[Piece, Tokens], None, None]:
+    waiting: deque[tuple[Piece, Future[Tokens]]] = deque()
+    left = iter(pieces)
+    try:
+        while True:
+            for piece in islice(left, ahead + 1 - len(waiting)):
+                waiting.append((piece, executor.submit(_work, piece.texts)))
+            if not waiting:
+                return
+            oldest, future = waiting.popleft()
+            yield oldest, future.result()
+    except BrokenExecutor as error:
+        raise UserError(
+            "data.num_proc: a process that tokenises ended abruptly (is the memory full?); lower it, then run the same "
+            "command again"
+        ) from error
+    finally:
+        for _, future in waiting:
+            future.cancel()
 
 
 @contextmanager
@@ -159,8 +143,9 @@ def _signals_later() -> Iterator[None]:
         yield  # handlers run in the main thread alone
         return
     came: list[int] = []
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     # Handlers, not a mask: a mask is of one thread, and the system hands the signal to another.
-    before = {number: signal.signal(number, lambda n, frame: came.append(n)) for number in STOPS}
+    before = {stop: signal.signal(stop, lambda n, frame: came.append(n)) for stop in stops}
     try:
         yield
     finally:
@@ -177,8 +162,8 @@ def _start_worker(tokenizer: TextTokenizer) -> None:
     global _worker_tokenizer
     _worker_tokenizer = tokenizer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _work(texts: list[str]) -> Tokens:
@@ -194,7 +179,6 @@ def library_threads(wanted: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
+        del os.environ["TOKENIZERS_PARALLELISM"]
+        if before is not None:
             os.environ["TOKENIZERS_PARALLELISM"] = before

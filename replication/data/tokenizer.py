@@ -15,7 +15,7 @@ from replication.config import TokenizerConfig
 from replication.errors import UserError, first_line
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Tokenizer
 
 BYTES = 256
 Json = dict[str, Any]  # a tokenizer.json, or a part of one
@@ -29,10 +29,7 @@ MIN_FREQUENCY = 2  # a pair seen once is no evidence; a corpus that runs out of 
 class TextTokenizer:
     """A `tokenizers.Tokenizer` that keeps text and special tokens apart, and cuts and pads nothing.
 
-    Attributes:
-        vocab_size: entries, i.e. the largest id plus one.
-        end_of_text: the text of the token that joins documents.
-        end_of_text_id: its id.
+    `vocab_size` is the largest id plus one; `end_of_text` is the text of the token that joins documents.
     """
 
     def __init__(self, json_text: str, end_of_text: str):
@@ -48,19 +45,18 @@ class TextTokenizer:
         tokenizer.no_padding()
         end_of_text_id = tokenizer.token_to_id(end_of_text)
         if end_of_text_id is None:
+            added = json.loads(json_text).get("added_tokens", [])
+            special = [repr(token["content"]) for token in added if token.get("special")][:20]
             raise UserError(
                 f"data.tokenizer.end_of_text: the tokenizer has no token '{end_of_text}'; set it to one of its special "
-                f"tokens: {', '.join(_special_tokens(json_text)) or 'it has none'}"
+                f"tokens: {', '.join(special) or 'it has none'}"
             )
         self._tokenizer = tokenizer
         self.end_of_text, self.end_of_text_id = end_of_text, int(end_of_text_id)
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         parts = _unspellable(json.loads(tokenizer.to_str()), end_of_text)
         self._encoder = Tokenizer.from_str(json.dumps(parts))
-        unknown_id = _unknown_id(parts["model"])
-        self._unknown_id = DROPPED if unknown_id is None else unknown_id
-        has_unknown = unknown_id is not None and not _falls_back_to_bytes(parts["model"])
-        self._telling = self._encoder if has_unknown else _with_unknown(parts)  # None: it knows every text
+        self._unknown_id, self._telling = _telling(parts, self._encoder)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TextTokenizer, (self.json(), self.end_of_text)
@@ -79,10 +75,8 @@ class TextTokenizer:
     def encode_counted(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
         """encode of each text, and the UTF-8 bytes of each that it does not know: an unknown token's, or no token's.
 
-        Bytes, because one unknown token may stand for a run of any length.
-
-        Raises:
-            UserError: a text that the tokenizer knows no token for, not even an unknown one.
+        Bytes, because one unknown token may stand for a run of any length. Raises UserError for a text that the
+        tokenizer knows no token for, not even an unknown one.
         """
         telling = self._telling
         # Only the slower call says which part of a text a token stands for.
@@ -94,18 +88,15 @@ class TextTokenizer:
                 f"data.tokenizer: the tokenizer cannot encode a text ({first_line(error)}); give it an unknown token, "
                 "or take one that knows every byte"
             ) from error
-        ids = [e.ids for e in encoded]
-        if telling is None:
-            return ids, [0] * len(ids)
-        told = encoded if telling is self._encoder else telling.encode_batch(list(texts), add_special_tokens=False)
-        return ids, [self._unknown_bytes(text, e) for text, e in zip(texts, told, strict=True)]
-
-    def _unknown_bytes(self, text: str, encoding: Encoding) -> int:
-        if self._unknown_id not in (ids := encoding.ids):
-            return 0
-        # A set: a character that a normalizer took apart is one place in the text.
-        spans = {span for i, span in zip(ids, encoding.offsets, strict=True) if i == self._unknown_id}
-        return sum(len(text[start:end].encode()) for start, end in spans)
+        ids, unknown = [e.ids for e in encoded], [0] * len(encoded)
+        if telling is not None:
+            told = encoded if telling is self._encoder else telling.encode_batch(list(texts), add_special_tokens=False)
+            for number, (text, e) in enumerate(zip(texts, told, strict=True)):
+                if self._unknown_id in (found := e.ids):
+                    # A set: a character that a normalizer took apart is one place in the text.
+                    spans = {span for i, span in zip(found, e.offsets, strict=True) if i == self._unknown_id}
+                    unknown[number] = sum(len(text[start:end].encode()) for start, end in spans)
+        return ids, unknown
 
     def encode_only(self, texts: Sequence[str]) -> None:
         """The library's part of encode_batch, for measuring what anything else adds."""
@@ -132,10 +123,9 @@ def _unspellable(parts: Json, end_of_text: str) -> Json:
 
     for token in parts["added_tokens"]:
         token["content"] = name(token["content"])
-    if isinstance(model["vocab"], dict):
-        model["vocab"] = {name(token): i for token, i in model["vocab"].items()}
-    else:
-        model["vocab"] = [[name(token), score] for token, score in model["vocab"]]
+    is_dict = isinstance(model["vocab"], dict)
+    entries = model["vocab"].items() if is_dict else model["vocab"]
+    model["vocab"] = (dict if is_dict else list)((name(token), value) for token, value in entries)
     if model.get("unk_token") is not None:
         model["unk_token"] = name(model["unk_token"])
     model.pop("dropout", None)  # of merges, at random: no two preparations would be the same
@@ -145,30 +135,26 @@ def _unspellable(parts: Json, end_of_text: str) -> Json:
     return {**parts, "post_processor": None}
 
 
-def _unknown_id(model: Json) -> int | None:
-    found = model["vocab"].get(model.get("unk_token")) if isinstance(model["vocab"], dict) else model.get("unk_id")
-    return None if found is None else int(found)
+def _telling(parts: Json, tokenizer: Tokenizer) -> tuple[int, Tokenizer | None]:
+    """An id, and a tokenizer that gives it to what this one does not know; no tokenizer where it knows every text.
 
-
-def _falls_back_to_bytes(model: Json) -> bool:
-    return bool(model.get("byte_fallback")) and dict(model["vocab"]).keys() >= {f"<0x{i:02X}>" for i in range(BYTES)}
-
-
-def _with_unknown(parts: Json) -> Tokenizer | None:
-    """The tokenizer with an unknown token, DROPPED, to tell what it drops; None where it drops nothing.
-
-    A BPE drops characters that it does not know, unless it knows the bytes; the other models fail at them.
+    That is this one where it has an unknown token. A BPE without one drops characters that it does not know, unless it
+    knows the bytes, and gets an unknown token here, DROPPED; the other models fail at them.
     """
     from tokenizers import Tokenizer
     from tokenizers.pre_tokenizers import ByteLevel
 
     model = parts["model"]
-    known = model["vocab"].keys() if model["type"] == "BPE" else set(ByteLevel.alphabet())
-    if _falls_back_to_bytes(model) or known >= set(ByteLevel.alphabet()):
-        return None
+    vocab, letters = model["vocab"], set(ByteLevel.alphabet())
+    has_bytes = bool(model.get("byte_fallback")) and dict(vocab).keys() >= {f"<0x{i:02X}>" for i in range(BYTES)}
+    unknown = vocab.get(model.get("unk_token")) if isinstance(vocab, dict) else model.get("unk_id")
+    if unknown is not None and not has_bytes:
+        return int(unknown), tokenizer
+    if has_bytes or model["type"] != "BPE" or vocab.keys() >= letters:
+        return DROPPED, None
     name = secrets.token_hex(16)
-    model = {**model, "vocab": {**model["vocab"], name: DROPPED}, "unk_token": name, "fuse_unk": False}
-    return Tokenizer.from_str(json.dumps({**parts, "model": model}))
+    model = {**model, "vocab": {**vocab, name: DROPPED}, "unk_token": name, "fuse_unk": False}
+    return DROPPED, Tokenizer.from_str(json.dumps({**parts, "model": model}))
 
 
 def check_tokenizer(config: TokenizerConfig) -> None:
@@ -186,23 +172,11 @@ def check_tokenizer(config: TokenizerConfig) -> None:
         )
 
 
-def check_padding(config: TokenizerConfig, tokenizer: TextTokenizer) -> None:
-    """Refuse a padded vocabulary that is smaller than the tokenizer's (UserError)."""
-    padded = config.padded_vocab_size
-    if padded is not None and padded < tokenizer.vocab_size:
-        raise UserError(
-            f"data.tokenizer.padded_vocab_size: {padded} is less than the {tokenizer.vocab_size} entries that the "
-            f"tokenizer has; set it to {tokenizer.vocab_size} or more, or remove it"
-        )
-
-
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> TextTokenizer:
     """Train a byte-level BPE of exactly config.vocab_size entries; the same texts give the same tokenizer.
 
-    Ids: 0 is end-of-text, then the 256 bytes, then merges. Every text round-trips, since every byte has an id.
-
-    Raises:
-        UserError: the texts hold too few repeated pairs for the vocabulary.
+    Ids: 0 is end-of-text, then the 256 bytes, then merges. Every text round-trips, since every byte has an id. Raises
+    UserError where the texts hold too few repeated pairs for the vocabulary.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -260,11 +234,7 @@ def tokenizer_file(name: str) -> Path:
 
 
 def load_tokenizer(config: TokenizerConfig) -> TextTokenizer:
-    """The tokenizer of config.path: a tokenizer.json, a folder that holds one, or a hub id.
-
-    Raises:
-        UserError: no such file, no access to the hub, not a tokenizer, or no end-of-text token.
-    """
+    """The tokenizer of config.path: a tokenizer.json, a folder that holds one, or a hub id; UserError without one."""
     assert config.path is not None
     path = tokenizer_file(config.path)
     if path.is_file():
@@ -284,8 +254,3 @@ def load_tokenizer(config: TokenizerConfig) -> TextTokenizer:
             f"({first_line(error)}); check the name and the network, or download its tokenizer.json and give its path"
         ) from error
     return TextTokenizer(found, config.end_of_text)
-
-
-def _special_tokens(json_text: str) -> list[str]:
-    added = json.loads(json_text).get("added_tokens", [])
-    return [repr(token["content"]) for token in added if token.get("special")][:20]

@@ -77,7 +77,7 @@ def sample_shard(samples: Samples, shard: Shard, store: TokenStore, on_step: OnS
         return
     refuse_other_tokenizer(samples.run, store)
     prepare_torch(config)
-    model, tokenizer = load_model(config, samples.run), store.tokenizer()
+    model, tokenizer = load_model(config, samples.run), store.tokenizer
     sampler = Sampler(c.temperature, c.top_k, c.top_p)
     tokens = prompt_tokens(c.template, samples.prompts, tokenizer, store.end_of_text_id)
     todo.sort(key=lambda row: len(tokens[row[0].id]))

@@ -139,12 +139,10 @@ def _wait_for_cell(run: RunDir, holder: Path, here: str, console: Console) -> No
 
 def check_before_training(config: RunConfig, store: TokenStore, prompts: Sequence[Prompt]) -> None:
     """Raise UserError for what would otherwise be noticed only after hours: data, mixture, validation, prompts."""
-    from replication.data.order import MixtureOrder, validation_selection
     from replication.data.prompts import prompt_tokens
 
     store.check(config)
-    weights = [source.weight for source in config.data.sources]
-    MixtureOrder(store.sizes("train"), weights, config.effective_data_seed)
-    validation_selection(store.sizes("validation"), weights, config.validation.sequences)
+    store.training_order(config)
+    store.validation_set(config)
     if prompts:
-        prompt_tokens(config.generation.template, prompts, store.tokenizer(), store.end_of_text_id)
+        prompt_tokens(config.generation.template, prompts, store.tokenizer, store.end_of_text_id)

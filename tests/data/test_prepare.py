@@ -22,7 +22,7 @@ from small_corpus import END_OF_TEXT, texts, two_sources, uncut, write_folder, w
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from replication.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig, TrainingConfig
-from replication.data.blocks import PAD, Cutter, block_count
+from replication.data.blocks import PAD, block_count, cut
 from replication.data.ingest import text_key
 from replication.data.order import MixtureOrder
 from replication.data.prepare import prepare
@@ -52,8 +52,11 @@ def files_of(folder):
 @pytest.mark.parametrize("size", [1, 16])
 def test_blocks_predict_every_token_but_the_first_once(n_tokens, size):
     stream = np.arange(n_tokens, dtype=np.int32)
-    cutter = Cutter(size)
-    batches = [cutter.take(part) for part in np.array_split(stream, 7)] + [cutter.rest()]
+    batches, held = [], np.empty(0, dtype=np.int32)
+    for i, part in enumerate(np.array_split(stream, 7)):
+        held = np.concatenate([held, part])
+        batches.append(cut(held, size, ended=i == 6))
+        held = held[len(batches[-1]) * size :]
     assert sum(map(len, batches)) == block_count(n_tokens, size)
     if n_tokens < 2:
         return
@@ -81,7 +84,7 @@ def test_every_document_comes_back_whole(prepared):
             assert hashlib.sha256(stream.astype("<i4").tobytes()).hexdigest() == entry.split(split).sha256
             ends = np.flatnonzero(stream == store.end_of_text_id)
             assert len(ends) == entry.split(split).documents and ends[-1] == len(stream) - 1
-            found += [store.tokenizer().decode(part[:-1]) for part in np.split(stream, ends + 1)[:-1]]
+            found += [store.tokenizer.decode(part[:-1]) for part in np.split(stream, ends + 1)[:-1]]
         assert sorted(found) == sorted(texts(40, seed=seed))
         assert any(END_OF_TEXT in text for text in found)
         assert found != texts(40, seed=seed), "neighbouring files must not be neighbours"
@@ -139,7 +142,7 @@ def test_identical_documents_never_straddle_the_split(tmp_path):
         for source in range(2):
             size = store.sizes(split)[source]
             stream = uncut(store.read(split, np.full(size, source), np.arange(size)))
-            found += store.tokenizer().decode(stream, skip_special_tokens=False).split("Document ")[1:]
+            found += store.tokenizer.decode(stream, skip_special_tokens=False).split("Document ")[1:]
         split_of[split] = {text.split(".\n")[0] for text in found if ".\n" in text}
     whole = {text.split(".\n")[0].removeprefix("Document ") for text in shared}
     assert split_of["train"] | split_of["validation"] >= whole and split_of["validation"]
@@ -530,7 +533,7 @@ def test_show_batch_prints_what_the_order_says(prepared):
     for i, line in enumerate(lines):
         position, name, _, block, text = line.split(maxsplit=4)
         assert (int(position), name, int(block)) == (i, store.source_names[sources[i]], indices[i])
-        assert text == repr(store.tokenizer().decode(tokens[i][tokens[i] != PAD], skip_special_tokens=False))
+        assert text == repr(store.tokenizer.decode(tokens[i][tokens[i] != PAD], skip_special_tokens=False))
 
 
 def test_show_batch_shortens_and_refuses(prepared):

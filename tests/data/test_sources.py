@@ -20,13 +20,13 @@ from small_corpus import texts, write_folder, write_jsonl
 
 from replication.config import SourceConfig
 from replication.data.records import MAX_NAMED, ReadReport
-from replication.data.sources import _docstrings, _package_parts, _stdlib_files, documents, no_text
+from replication.data.sources import DocumentStream, _docstrings, _package_parts, _stdlib_files, no_text
 from replication.errors import UserError
 
 
 def read(**keys):
-    report = ReadReport()
-    found = list(documents(SourceConfig(name="x", **keys), report))
+    stream = DocumentStream(SourceConfig(name="x", **keys))
+    found, report = list(stream), stream.report
     assert report.documents == len(found)
     return found, report
 
@@ -177,12 +177,12 @@ def zstd(raw):
 def test_what_is_no_json_lines_is_told_by_its_bytes(tmp_path, raw, what):
     """Alone it is the reason why there is no text; beside good files it is named."""
     (tmp_path / "b.jsonl").write_bytes(raw)
-    data, report = SourceConfig(name="x", kind="jsonl", path=str(tmp_path)), ReadReport()
-    assert list(documents(data, report)) == [] and report.undecodable_files[0] == "b.jsonl:1"
+    stream = DocumentStream(SourceConfig(name="x", kind="jsonl", path=str(tmp_path)))
+    assert list(stream) == [] and stream.report.undecodable_files[0] == "b.jsonl:1"
     message = (
         rf"\(0 empty, \d undecodable\); b\.jsonl is {what}.*; correct its kind, or turn it into UTF-8 text with one"
     )
-    assert re.search(message, str(no_text(data, report)))
+    assert re.search(message, str(no_text(stream.source, stream.report)))
     (tmp_path / "a.jsonl").write_bytes(ROWS)
     assert len(read(kind="jsonl", path=str(tmp_path))[0]) == 2
     (tmp_path / "a.parquet").write_bytes(raw.replace(b"PAR1", b"PAR2"))
@@ -200,9 +200,9 @@ def test_a_text_that_is_none_says_why(tmp_path):
         (pointer, "a Git LFS pointer in place of the data (git lfs pull)"),
     ):
         (tmp_path / "a.txt").write_bytes(raw)
-        assert list(documents(source, report := ReadReport())) == []
-        assert f"a.txt is {what}; correct its kind, or turn it into UTF-8 text" in str(no_text(source, report))
-        assert report.left_out() == f"; left out 1 undecodable: a.txt; a.txt is {what}"
+        assert list(stream := DocumentStream(source)) == []
+        assert f"a.txt is {what}; correct its kind, or turn it into UTF-8 text" in str(no_text(source, stream.report))
+        assert stream.report.left_out() == f"; left out 1 undecodable: a.txt; a.txt is {what}"
 
 
 def test_rows_that_cannot_be_decoded_are_counted_one_by_one(tmp_path):

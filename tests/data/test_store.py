@@ -83,9 +83,9 @@ def test_an_index_outside_is_our_own_fault(store):
 def test_chunks_of_a_large_source_are_found(store, data, tmp_path):
     """Blocks are written a thousand at a time here, so that a source of the small corpus has more than one chunk."""
     assert store.sizes("train")[0] > 2000
-    column = store._column("train", 0)
-    assert len(column._views) > 2
-    edges = [int(e) + d for e in column._ends[:-1] for d in (-1, 0)]
+    views, ends = store._column("train", 0)
+    assert len(views) > 2
+    edges = [int(e) + d for e in ends[:-1] for d in (-1, 0)]
     stream = store.read("train", [0] * len(edges), edges)
     assert (stream[0::2, -1] == stream[1::2, 0]).all()  # neighbours share a token, across a chunk's edge too
 
@@ -103,8 +103,8 @@ def test_how_long_reading_takes(store, publish):
 
 
 def test_the_tokenizer_decodes_blocks(store):
-    tokenizer = store.tokenizer()
-    assert tokenizer is store.tokenizer()
+    tokenizer = store.tokenizer
+    assert tokenizer is store.tokenizer
     assert (tokenizer.vocab_size, tokenizer.end_of_text_id) == (store.vocab_size, store.end_of_text_id) == (320, 0)
     assert "Document" in tokenizer.decode(store.read("train", [0] * 60, range(60)).ravel().clip(0))
 

@@ -29,13 +29,14 @@ from small_corpus import END_OF_TEXT, texts, uncut, write_folder, write_jsonl
 from replication.config import DataConfig, SourceConfig, TokenizerConfig, find_config, load_run, to_dict
 from replication.console import Meter
 from replication.data import blocks, stream, tokenise
-from replication.data.blocks import BlockWriter
+from replication.data.blocks import SplitWriter
 from replication.data.hub import may_pass
 from replication.data.ingest import text_key
 from replication.data.prepare import prepare
-from replication.data.records import BlockState, changed_sources, read_manifest, request_of
+from replication.data.records import SplitState, changed_sources, read_manifest, request_of
 from replication.data.sources import DocumentStream
 from replication.data.store import TokenStore
+from replication.data.tokenise import Tokens
 from replication.data.tokenizer import train_tokenizer
 from replication.errors import UserError
 from replication.runs.records import read_record, to_json, write_record
@@ -90,7 +91,7 @@ def streams(out, split="train"):
         n = store.sizes(split)[i]
         tokens = uncut(store.read(split, np.full(n, i), np.arange(n)))
         ends = np.flatnonzero(tokens == store.end_of_text_id) + 1
-        yield name, [store.tokenizer().decode(part).removesuffix(END_OF_TEXT) for part in np.split(tokens, ends)]
+        yield name, [store.tokenizer.decode(part).removesuffix(END_OF_TEXT) for part in np.split(tokens, ends)]
 
 
 # ---------------------------------------------------------------- the published mix
@@ -136,7 +137,7 @@ def test_every_source_has_its_share_to_the_block(mix):
         assert size == round(1000 * source.weight), source.name
         entry = manifest.sources[source.name].train
         assert entry.predicted_tokens == size * T and entry.tokens == size * T + 1
-    assert manifest.vocab_size == 400 and store.tokenizer().vocab_size == 320
+    assert manifest.vocab_size == 400 and store.tokenizer.vocab_size == 320
 
 
 def test_the_shipped_mixes_add_up_and_are_pinned():
@@ -212,28 +213,29 @@ def test_writing_goes_on_from_any_state(tmp_path, monkeypatch):
     monkeypatch.setattr("replication.data.blocks.BATCH_TOKENS", 50)
     monkeypatch.setattr("replication.data.blocks.SHARD_BYTES", 3000)
     stream_n = np.random.default_rng(0).integers(0, 1000, 5000).astype(np.int32)
-    parts = np.array_split(stream_n, 83)
-    whole = BlockWriter(tmp_path / "whole", T)
+    none = np.zeros(1, dtype=np.int64)
+    parts = [(Tokens(part, np.array([len(part)]), none), none) for part in np.array_split(stream_n, 83)]
+    whole = SplitWriter(tmp_path / "whole", T)
     for part in parts:
-        whole.add(part)
+        whole.add(*part)
     expected = whole.finish()
     for stop in (1, 2, 17, 40, 82):
         folder, state = tmp_path / str(stop), None
-        first = BlockWriter(folder, T)
+        first = SplitWriter(folder, T)
         for i, part in enumerate(parts):
-            first.add(part)
+            first.add(*part)
             if i == stop:
                 write_record(tmp_path / "state.json", first.save())
-                state = read_record(tmp_path / "state.json", BlockState)
+                state = read_record(tmp_path / "state.json", SplitState)
             if i == stop + 9:
                 first.save()  # and then a kill: all after the state is to be cut off
                 break
-        second = BlockWriter(folder, T, state=state)
+        second = SplitWriter(folder, T, state=state)
         for part in parts[stop + 1 :]:
-            second.add(part)
+            second.add(*part)
         assert second.finish() == expected
         read = datasets.load_from_disk(str(folder))
-        assert len(read) == expected["blocks"] and np.array_equal(uncut(np.array(read["tokens"])), stream_n)
+        assert len(read) == expected.blocks and np.array_equal(uncut(np.array(read["tokens"])), stream_n)
         assert len(list(folder.glob("*.arrow"))) > 1
 
 
@@ -441,17 +443,17 @@ def test_what_passes_and_what_does_not():
 
 
 def test_a_full_disk_keeps_what_was_done(web, tokenizer, undisturbed, tmp_path, small_pieces, monkeypatch):
-    real, out = BlockWriter._write, tmp_path / "out"
+    real, out = SplitWriter._write, tmp_path / "out"
 
     def write(self, blocks):
         if self.tokens > 20_000:
             raise OSError(28, "No space left on device")
         real(self, blocks)
 
-    monkeypatch.setattr(BlockWriter, "_write", write)
+    monkeypatch.setattr(SplitWriter, "_write", write)
     with pytest.raises(UserError, match=r"disk full while writing .*out\.partial: what was done is kept; free space"):
         prepare(web_config(web, tokenizer), out)
-    monkeypatch.setattr(BlockWriter, "_write", real)
+    monkeypatch.setattr(SplitWriter, "_write", real)
     assert 10_000 < saved_tokens(out) <= 20_000
     assert prepare(web_config(web, tokenizer), out).hash == undisturbed.hash
 
@@ -459,14 +461,14 @@ def test_a_full_disk_keeps_what_was_done(web, tokenizer, undisturbed, tmp_path, 
 def test_a_disk_that_is_full_for_a_moment_costs_no_token(
     web, tokenizer, undisturbed, tmp_path, small_pieces, monkeypatch
 ):
-    real, calls = BlockWriter._write, itertools.count()
+    real, calls = SplitWriter._write, itertools.count()
 
     def write(self, blocks):
         if next(calls) == 20:
             raise OSError(28, "No space left on device")
         real(self, blocks)
 
-    monkeypatch.setattr(BlockWriter, "_write", write)
+    monkeypatch.setattr(SplitWriter, "_write", write)
     with pytest.raises(UserError, match="disk full"):
         prepare(web_config(web, tokenizer), tmp_path / "out")
     assert saved_tokens(tmp_path / "out") > 0
@@ -686,7 +688,7 @@ def test_local_files_edited_meanwhile_are_refused_and_touched_ones_are_not(
     own = shutil.copy(tokenizer.path, tmp_path / "tokenizer.json")
     config = dataclasses.replace(config, tokenizer=TokenizerConfig(path=str(own)))
     expected, out = prepare(config, tmp_path / "expected"), tmp_path / "out"
-    real, writes = BlockWriter._write, itertools.count()
+    real, writes = SplitWriter._write, itertools.count()
 
     def write(self, blocks):
         if next(writes) == 3:
@@ -694,7 +696,7 @@ def test_local_files_edited_meanwhile_are_refused_and_touched_ones_are_not(
         real(self, blocks)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(BlockWriter, "_write", write)
+        patch.setattr(SplitWriter, "_write", write)
         prepare(config, out)
     assert saved_tokens(out) > 0
     place = json.loads((out.with_name("out.partial") / "progress" / "web.json").read_text())["place"]
