@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from replication.config import RunConfig
-from replication.data.store import TokenStore
+from replication.data.store import TokenStore, training_order, validation_set
 
 
 class Batch(NamedTuple):
@@ -31,7 +31,7 @@ class TrainingBatches(Dataset):
 
     def __init__(self, config: RunConfig, store: TokenStore, rank: int = 0, world_size: int = 1) -> None:
         self.config, self.store, self.rank, self.world_size = config, store, rank, world_size
-        self.order = store.training_order(config)
+        self.order = training_order(config, store)
 
     def __getitem__(self, m: int) -> Batch:
         step, micro = divmod(m, self.config.accumulation)
@@ -61,7 +61,7 @@ class ValidationBatches(Dataset):
         self, config: RunConfig, store: TokenStore, batch_sequences: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self.store, self.batch_sequences = store, batch_sequences
-        sources, indices = store.validation_set(config)
+        sources, indices = validation_set(config, store)
         self.sources, self.indices = sources[rank::world_size], indices[rank::world_size]
 
     def __len__(self) -> int:

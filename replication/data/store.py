@@ -118,16 +118,6 @@ class TokenStore:
         text = (self.dir / "tokenizer.json").read_text(encoding="utf-8")
         return TextTokenizer(text, self.manifest.request["tokenizer"]["end_of_text"])
 
-    def training_order(self, config: RunConfig) -> MixtureOrder:
-        """The order in which a run reads the training split; raises UserError where a weight is too small."""
-        weights = [source.weight for source in config.data.sources]
-        return MixtureOrder(self.sizes("train"), weights, config.effective_data_seed)
-
-    def validation_set(self, config: RunConfig) -> tuple[Int64, Int64]:
-        """The fixed validation set of a run (order.validation_selection)."""
-        weights = [source.weight for source in config.data.sources]
-        return validation_selection(self.sizes("validation"), weights, config.validation.sequences)
-
     def check(self, config: RunConfig) -> None:
         """Refuse a run that these data do not fit: UserError where the vocabulary differs, or by check_data."""
         if config.model.vocab_size != self.vocab_size:
@@ -153,6 +143,18 @@ class TokenStore:
             )
 
 
+def training_order(config: RunConfig, store: TokenStore) -> MixtureOrder:
+    """The order in which a run reads the training split; raises UserError where a weight is too small."""
+    weights = [source.weight for source in config.data.sources]
+    return MixtureOrder(store.sizes("train"), weights, config.effective_data_seed)
+
+
+def validation_set(config: RunConfig, store: TokenStore) -> tuple[Int64, Int64]:
+    """The fixed validation set of a run, as order.validation_selection gives it."""
+    weights = [source.weight for source in config.data.sources]
+    return validation_selection(store.sizes("validation"), weights, config.validation.sequences)
+
+
 def show_batch(config: RunConfig, data_dir: Path, step: int, console: Console, full: bool = False) -> None:
     """Print each sequence of a step's global batch: position in the batch, source, block, and decoded text.
 
@@ -170,7 +172,7 @@ def show_batch(config: RunConfig, data_dir: Path, step: int, console: Console, f
         raise UserError(f"--show-batch: step {step} must be 0 (the first) or more")
     store = TokenStore.open(data_dir)
     store.check_data(config)
-    source_ids, indices = store.training_order(config).global_batch(step, config.batch_sequences)
+    source_ids, indices = training_order(config, store).global_batch(step, config.batch_sequences)
     tokens = store.read("train", source_ids, indices)
     say(
         console,

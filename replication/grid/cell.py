@@ -140,9 +140,10 @@ def _wait_for_cell(run: RunDir, holder: Path, here: str, console: Console) -> No
 def check_before_training(config: RunConfig, store: TokenStore, prompts: Sequence[Prompt]) -> None:
     """Raise UserError for what would otherwise be noticed only after hours: data, mixture, validation, prompts."""
     from replication.data.prompts import prompt_tokens
+    from replication.data.store import training_order, validation_set
 
     store.check(config)
-    store.training_order(config)
-    store.validation_set(config)
+    training_order(config, store)
+    validation_set(config, store)
     if prompts:
         prompt_tokens(config.generation.template, prompts, store.tokenizer, store.end_of_text_id)
