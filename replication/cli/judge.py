@@ -319,8 +319,9 @@ def print_state(folder: PanelFolder, database: Database, console: Console) -> No
         _fact(console, "left out", text)
     _fact(console, "coverage", _coverage(o))
     _fact(console, "plan", fill(database, folder.rules(Store(database).panel())).sentence)
-    if o.locked_at:
-        _fact(console, "locked", utc(o.locked_at, "minutes") + (f", early: {o.lock_note}" if o.lock_note else ""))
+    if at := o.panel.locked_at:
+        early = f", early: {o.panel.lock_note}" if o.panel.lock_note else ""
+        _fact(console, "locked", utc(at, "minutes") + early)
 
 
 def _judges(o: Overview) -> Table:
@@ -338,7 +339,7 @@ def _judges(o: Overview) -> Table:
         )
         for name, j in zip(names, o.judges, strict=True)
     ]
-    return table(f"{o.suite}: judges", [column, *heads], rows)
+    return table(f"{o.panel.suite}: judges", [column, *heads], rows)
 
 
 def _coverage(o: Overview) -> str:

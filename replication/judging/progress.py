@@ -18,7 +18,7 @@ from sqlalchemy import Connection, func, select
 from replication.config import AnalysisConfig
 from replication.judging.database import Database
 from replication.judging.schema import COUNTS, IS_FIRST, answers, assignments, items, judges, panel, unsealed
-from replication.judging.store import standing_votes, test_votes
+from replication.judging.store import PanelFacts, panel_facts, standing_votes, test_votes
 from replication.votes.tally import Tally, count, winner
 
 
@@ -50,32 +50,19 @@ class JudgeProgress:
     kind: str
     vendor: str
     survey: Mapping[str, str]
-    has_link: bool
-    """A person's: whether anybody has the set."""
+    has_link: bool  # a person's: whether anybody has the set
     has_started: bool
-    votes: Part
-    """Of what is assigned, repeats and attention items included."""
-    first: Part
-    """First votes, of those assigned."""
-    n_no_choice: int
-    """Pairs without a vote because a model answered both orders for good, and not both with a choice."""
-    n_repeats: int
-    """Repeats cast."""
-    ties: Part
-    """Of first votes, as both_bad."""
+    votes: Part  # of what is assigned, repeats and attention items included
+    first: Part  # first votes, of those assigned
+    n_no_choice: int  # pairs without a vote because a model answered both orders for good, and not both with a choice
+    n_repeats: int  # repeats cast
+    ties: Part  # of first votes, as both_bad
     both_bad: Part
-    left: Part
-    """Of the decisive first votes."""
-    attention: Part
-    """Answered as expected, of those answered."""
-    repeats_alike: Part
-    """Answered alike with the sides swapped, of those whose first vote is there."""
+    left: Part  # of the decisive first votes
+    attention: Part  # answered as expected, of those answered
+    repeats_alike: Part  # answered alike with the sides swapped, of those whose first vote is there
     median_seconds: float | None
     last_vote_at: float | None
-
-    @property
-    def is_taken(self) -> bool:
-        return self.kind == "model" or self.has_link
 
     @property
     def is_done(self) -> bool:
@@ -95,8 +82,7 @@ class PromptNumbers:
 
     prompt_id: int
     category: str
-    votes: Mapping[str, Part]
-    """By kind of judge."""
+    votes: Mapping[str, Part]  # by kind of judge
 
 
 @dataclass(frozen=True)
@@ -104,8 +90,7 @@ class ArmResult:
     """First votes of a kind of judge between the two arms."""
 
     kind: str
-    seed: int | None
-    """None: all seeds."""
+    seed: int | None  # None: all seeds
     baseline: str
     treatment: str
     tally: Tally
@@ -115,45 +100,32 @@ class ArmResult:
 class Overview:
     """All that the administrator's page, and `judge status`, show."""
 
-    suite: str
-    created_at: float
-    locked_at: float | None
-    lock_note: str | None
-    planned_judges: int
+    panel: PanelFacts
     votes: Part
     left: Part
-    judges: list[JudgeProgress]
-    """Those who have a link, and models."""
+    judges: list[JudgeProgress]  # those who have a link, and models
     n_unclaimed: int
-    coverage: list[PromptNumbers]
-    """Every prompt that has an item, whether or not any is in a set."""
+    coverage: list[PromptNumbers]  # every prompt that has an item, whether or not any is in a set
     agreement: dict[str, Part]
-    answers: dict[str, dict[str, int]]
-    """Model judge -> status -> requests."""
+    answers: dict[str, dict[str, int]]  # model judge -> status -> requests
     n_surveyed: int
     survey: dict[str, Counter[str]]
-    results: list[ArmResult]
+    results: list[ArmResult]  # empty before the lock
     n_test_judges: int
-    n_test_votes: int
-    """In no other number."""
+    n_test_votes: int  # in no other number
 
 
 @dataclass(frozen=True)
 class Fill:
     """The panel against its plan."""
 
-    judges: int
-    """Planned."""
-    votes: int
-    """Planned first votes of each."""
-    n_voted: int
-    """Judges of the kinds that count who voted at all."""
-    n_full: int
-    """Of them, those from whom no vote is to come any more."""
+    judges: int  # planned
+    votes: int  # planned first votes of each
+    n_voted: int  # judges of the kinds that count who voted at all
+    n_full: int  # of them, those from whom no vote is to come any more
     n_short: int = 0
     """Of these, those who gave fewer votes than planned: models that were assigned fewer, or gave no choice."""
-    n_people: int | None = None
-    """People among n_voted; None where the plan counts one kind alone."""
+    n_people: int | None = None  # people among n_voted; None where the plan counts one kind alone
 
     @property
     def is_full(self) -> bool:
@@ -163,49 +135,48 @@ class Fill:
     def sentence(self) -> str:
         all_votes = "their votes" if self.n_short else f"{self.votes} votes"
         who = "planned judges" if self.n_people is None else "planned judges, people and models together,"
-        counts = f"{self.n_full} of {self.judges} {who} have given all {all_votes}"
         short = f"; {self.n_short} of them fewer than the {self.votes} planned" if self.n_short else ""
         voted = f"{self.n_voted} have voted"
         if self.n_people == 0 and self.n_voted:
             voted = f"0 people have voted, {self.n_voted} {'model has' if self.n_voted == 1 else 'models have'}"
-        return f"{counts} ({voted}){short}"
-
-
-# ---------------------------------------------------------------- from the database
+        return f"{self.n_full} of {self.judges} {who} have given all {all_votes} ({voted}){short}"
 
 
 def gather(database: Database) -> Overview:
     """Everything in one consistent view."""
     with database.read() as c:
-        the_panel = c.execute(select(panel)).one()
+        about = panel_facts(c)
         rows = c.execute(standing_votes()).all()
         everybody = _judges(c, rows)
-        planned = _assigned_by_prompt(c)
         n_test_judges, n_test_votes = test_votes(c)
-        by = (assignments.c.judge_id, answers.c.status)
-        query = select(*by, func.count()).join_from(answers, assignments).group_by(*by).order_by(*by)
+        by = (items.c.prompt_id, items.c.category, judges.c.kind)
+        query = select(*by, func.count()).join_from(assignments, items).join(judges).where(COUNTS)
+        query = query.where(items.c.prompt_id.is_not(None), assignments.c.repeats.is_(None)).group_by(*by)
+        assigned = {(prompt, category, kind): n for prompt, category, kind, n in c.execute(query)}
+        every = select(items.c.prompt_id, items.c.category).where(items.c.prompt_id.is_not(None)).distinct()
+        in_no_set = {(prompt, category, "human"): 0 for prompt, category in c.execute(every)}
+        asked = (assignments.c.judge_id, answers.c.status)
+        query = select(*asked, func.count()).join_from(answers, assignments).group_by(*asked).order_by(*asked)
         replies: dict[str, dict[str, int]] = defaultdict(dict)
         for judge_id, status, n in c.execute(query):
             replies[judge_id][status] = n
-        truth = {row.item_id: row for row in c.execute(select(unsealed))} if the_panel.locked_at else {}
-    taken = sorted((judge for judge in everybody if judge.is_taken), key=lambda judge: judge.kind)
+        truth = {row.item_id: row for row in c.execute(select(unsealed))} if about.is_locked else {}
+        baseline, treatment = c.execute(select(panel.c.baseline, panel.c.treatment)).one()
+    # a set that nobody has is a person's without a link
+    taken = sorted((j for j in everybody if j.kind == "model" or j.has_link), key=lambda judge: judge.kind)
     n_surveyed, survey = survey_counts(judge.survey for judge in taken)
     return Overview(
-        suite=the_panel.suite,
-        created_at=the_panel.created_at,
-        locked_at=the_panel.locked_at,
-        lock_note=the_panel.lock_note,
-        planned_judges=the_panel.planned_judges,
+        panel=about,
         votes=Part(len(rows), sum(judge.votes.whole for judge in everybody)),
         left=left_share(rows),
         judges=taken,
         n_unclaimed=len(everybody) - len(taken),
-        coverage=coverage(rows, planned),
+        coverage=coverage(rows, in_no_set | assigned),
         agreement=agreement(rows),
         answers=replies,
         n_surveyed=n_surveyed,
         survey=survey,
-        results=results(rows, truth, (the_panel.baseline, the_panel.treatment)),
+        results=results(rows, truth, (baseline, treatment)),
         n_test_judges=n_test_judges,
         n_test_votes=n_test_votes,
     )
@@ -232,40 +203,22 @@ def fill(database: Database, rules: AnalysisConfig) -> Fill:
 
 
 def _judges(c: Connection, rows: Sequence[Any]) -> list[JudgeProgress]:
-    people = c.execute(select(judges).where(COUNTS).order_by(judges.c.judge_id)).all()
     by = assignments.c.judge_id
-    counts = func.count().label("n_all"), func.count().filter(IS_FIRST).label("n_first")
-    assigned = {row.judge_id: (row.n_all, row.n_first) for row in c.execute(select(by, *counts).group_by(by))}
-    no_choice = _no_choice(c)
+    assigned = {
+        name: (n_all, n_first)
+        for name, n_all, n_first in c.execute(select(by, func.count(), func.count().filter(IS_FIRST)).group_by(by))
+    }
+    # pairs that are answered in both orders, at least once by a refusal or garbage
+    pairs = select(by).join_from(answers, assignments).where(IS_FIRST).group_by(by, assignments.c.assignment_id)
+    pairs = pairs.having(func.count() == 2, func.count(answers.c.choice) < 2)
+    no_choice = Counter(c.execute(pairs).scalars())
     cast: dict[str, list[Any]] = defaultdict(list)
     for row in rows:
         cast[row.judge_id].append(row)
     return [
-        of_judge(person, cast[name], *assigned.get(name, (0, 0)), no_choice.get(name, 0))
-        for person in people
-        for name in [person.judge_id]
+        of_judge(person, cast[person.judge_id], *assigned.get(person.judge_id, (0, 0)), no_choice[person.judge_id])
+        for person in c.execute(select(judges).where(COUNTS).order_by(judges.c.judge_id)).all()
     ]
-
-
-def _no_choice(c: Connection) -> dict[str, int]:
-    """Pairs that are answered in both orders, at least once by a refusal or garbage."""
-    by = (assignments.c.judge_id, assignments.c.assignment_id)
-    both = select(*by).join_from(answers, assignments).where(IS_FIRST).group_by(*by)
-    pairs = both.having(func.count() == 2, func.count(answers.c.choice) < 2).subquery()
-    query = select(pairs.c.judge_id, func.count().label("n")).group_by(pairs.c.judge_id)
-    return {row.judge_id: row.n for row in c.execute(query)}
-
-
-def _assigned_by_prompt(c: Connection) -> dict[tuple[int, str, str], int]:
-    by = (items.c.prompt_id, items.c.category, judges.c.kind)
-    query = select(*by, func.count()).join_from(assignments, items).join(judges).where(COUNTS)
-    first = query.where(items.c.prompt_id.is_not(None), assignments.c.repeats.is_(None)).group_by(*by)
-    everything = select(items.c.prompt_id, items.c.category).where(items.c.prompt_id.is_not(None)).distinct()
-    none = {(prompt_id, category, "human"): 0 for prompt_id, category in c.execute(everything)}
-    return none | {(prompt_id, category, kind): n for prompt_id, category, kind, n in c.execute(first)}
-
-
-# ---------------------------------------------------------------- counts over rows of votes
 
 
 def is_first(row: Any) -> bool:
@@ -283,16 +236,11 @@ def left_share(rows: Iterable[Any]) -> Part:
     return Part(sides.count("left"), len(sides) - sides.count(None))
 
 
-def of_judge(
-    person: Any, rows: Sequence[Any], n_assigned: int, n_assigned_first: int, n_no_choice: int = 0
-) -> JudgeProgress:
-    """The progress of one judge.
+def of_judge(person: Any, rows: Sequence[Any], n_assigned: int, n_first: int, n_no_choice: int = 0) -> JudgeProgress:
+    """The progress of a judge, by a row of the table of judges and those of their votes.
 
     Args:
-        person: row of the table of judges.
-        rows: their votes.
-        n_assigned: assignments, repeats and attention items included.
-        n_assigned_first: assignments without these.
+        n_assigned: assignments, repeats and attention items included; n_first: without these.
         n_no_choice: see JudgeProgress.
     """
     first = [row.choice for row in rows if is_first(row)]
@@ -308,7 +256,7 @@ def of_judge(
         has_link=person.token_sha256 is not None,
         has_started=person.started_at is not None,
         votes=Part(len(rows), n_assigned),
-        first=Part(len(first), n_assigned_first),
+        first=Part(len(first), n_first),
         n_no_choice=n_no_choice,
         n_repeats=sum(row.repeats is not None for row in rows),
         ties=Part(first.count("tie"), len(first)),
@@ -322,12 +270,7 @@ def of_judge(
 
 
 def coverage(rows: Iterable[Any], n_assigned: Mapping[tuple[int, str, str], int]) -> list[PromptNumbers]:
-    """One entry a prompt, in order of their numbers.
-
-    Args:
-        rows: votes.
-        n_assigned: (prompt_id, category, kind of judge) -> assignments without repeats.
-    """
+    """One entry a prompt, in order of their numbers; n_assigned: (prompt_id, category, kind) -> without repeats."""
     cast = Counter((row.prompt_id, row.category, row.kind) for row in rows if is_first(row))
     by_prompt: dict[tuple[int, str], dict[str, Part]] = defaultdict(dict)
     for key in sorted(n_assigned):
@@ -368,7 +311,6 @@ def results(rows: Iterable[Any], truth: Mapping[str, Any], arms: tuple[str, str]
     """First votes by arm: for each kind of judge all seeds together, then each seed.
 
     Args:
-        rows: votes.
         truth: item_id -> row of the table `unsealed`; empty before the lock.
         arms: (baseline, treatment).
     """

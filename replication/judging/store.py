@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, bindparam, func, insert, select, true, update
+from sqlalchemy import Connection, Select, and_, bindparam, func, insert, select, true, update
 from sqlalchemy.exc import IntegrityError
 
 from replication.judging.database import Database
@@ -23,14 +23,14 @@ from replication.votes.record import CHOICES
 
 @dataclass(frozen=True)
 class PanelFacts:
-    """The panel as far as the page may know it."""
+    """The panel as far as the page may know it: columns of its table, none of which names an arm."""
 
     panel_id: str
     suite: str
+    created_at: float
     key_sha256: str
     admin_sha256: str
     join_sha256: str | None
-    survey: bool
     votes_per_judge: int
     planned_judges: int
     locked_at: float | None
@@ -42,29 +42,18 @@ class PanelFacts:
 
 
 @dataclass(frozen=True)
-class Judge:
-    """One judge and how far they are."""
+class Visit:
+    """A judge as their page is opened, and how far they are."""
 
     judge_id: str
-    kind: str
     has_started: bool
-    survey: Mapping[str, Any] | None
-    """None: not asked yet; empty: skipped."""
-    n_assigned: int
-    n_voted: int
-    is_test: bool = False
-    """Whether their votes enter no record."""
-
-
-@dataclass(frozen=True)
-class Visit:
-    """A judge's standing as a page is opened."""
-
-    judge: Judge
-    last_vote: str | None
-    """The impression of the judge's last vote that stands: what `undo` must name."""
+    survey: Mapping[str, Any] | None  # None: not asked yet; empty: skipped
+    is_test: bool  # whether their votes enter no record
     asks_survey: bool
     is_locked: bool
+    n_assigned: int
+    n_voted: int
+    last_vote: str | None  # the impression of the judge's last vote that stands: what `undo` must name
 
 
 @dataclass(frozen=True)
@@ -72,10 +61,8 @@ class Impression:
     """A pair as it is shown to a judge, once."""
 
     assignment_id: int
-    impression: str
-    """Random, and named by the vote on it; the tables have it as `showing`."""
-    position: int
-    """From 0."""
+    impression: str  # random, and named by the vote on it; the tables have it as `showing`
+    position: int  # from 0
     question: str
     left: str
     right: str
@@ -102,47 +89,24 @@ class Store:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    # ------------------------------------------------------------ looking
-
     def panel(self) -> PanelFacts:
         with self.database.read() as c:
-            row = c.execute(select(panel)).one()
-        return PanelFacts(**{field.name: getattr(row, field.name) for field in fields(PanelFacts)})
+            return panel_facts(c)
 
-    def judge_by_token(self, token: str) -> Judge | None:
+    def judge_by_token(self, token: str) -> str | None:
         """The judge whose link holds this token."""
         with self.database.read() as c:
-            row = c.execute(select(judges).where(judges.c.token_sha256 == hash_token(token))).one_or_none()
-            return _judge(c, row) if row else None
+            query = select(judges.c.judge_id).where(judges.c.token_sha256 == hash_token(token))
+            return c.execute(query).scalar_one_or_none()
 
     def visit(self, token: str) -> Visit | None:
         """Who opened this link, and how far they are: one query; None where no judge has this token."""
         with self.database.read() as c:
             row = c.execute(_VISIT, {"hashed": hash_token(token)}).one_or_none()
-        if row is None:
-            return None
-        judge = Judge(row.judge_id, row.kind, row.started_at is not None, row.survey, row.n_assigned, row.n_voted,
-                      row.vendor == TEST)  # fmt: skip
-        return Visit(judge, row.last_vote, row.asks_survey, row.locked_at is not None)
+        return None if row is None else Visit(**row._mapping)
 
-    def judge(self, judge_id: str) -> Judge | None:
-        with self.database.read() as c:
-            row = c.execute(select(judges).where(judges.c.judge_id == judge_id)).one_or_none()
-            return _judge(c, row) if row else None
-
-    def last_vote(self, judge_id: str) -> str | None:
-        """The impression of the judge's last vote that stands: what `undo` must name."""
-        with self.database.read() as c:
-            row = c.execute(_LAST_VOTE, {"judge": judge_id}).one_or_none()
-        return row.showing if row else None
-
-    # ------------------------------------------------------------ a session
-
-    def claim(self, token: str) -> Judge | None:
-        """Give the first set of assignments that nobody has to a new judge, who is known by this token from now on.
-
-        None where every set is taken.
-        """
+    def claim(self, token: str) -> str | None:
+        """Give the first set that nobody has to a new judge, known by this token from now on; None: all are taken."""
         with self.database.write() as c:
             free = and_(judges.c.kind == "human", judges.c.token_sha256.is_(None))
             query = select(judges).where(free).order_by(judges.c.judge_id).limit(1)
@@ -151,7 +115,7 @@ class Store:
                 return None
             hashed = {"token_sha256": hash_token(token)}
             c.execute(update(judges).where(judges.c.judge_id == row.judge_id).values(hashed))
-            return _judge(c, row)
+            return str(row.judge_id)
 
     def start(self, judge_id: str) -> None:
         """Note that the judge has read the rubric; the first time counts."""
@@ -222,21 +186,19 @@ class Store:
             return True
 
 
-def standing_votes() -> Select[Any]:
-    """Every vote that was not undone and is no test judge's, in order of casting, with assignment, judge and item.
+def panel_facts(c: Connection) -> PanelFacts:
+    columns = [panel.c[field.name] for field in fields(PanelFacts)]
+    return PanelFacts(*c.execute(select(*columns)).one())
 
-    Columns: vote_id, choice, shown_at, cast_at, seconds; assignment_id, judge_id, position, item_id, first_is_left,
-    repeats, expected; kind, vendor; prompt_id, category.
-    """
+
+def standing_votes() -> Select[Any]:
+    """Every vote that was not undone and is no test judge's, in order of casting, with assignment, judge and item."""
+    placed = ("assignment_id", "judge_id", "position", "item_id", "first_is_left", "repeats", "expected")
     return (
         select(
             *(votes.c[name] for name in ("vote_id", "choice", "shown_at", "cast_at", "seconds")),
-            *(assignments.c[name] for name in ("assignment_id", "judge_id", "position", "item_id")),
-            *(assignments.c[name] for name in ("first_is_left", "repeats", "expected")),
-            judges.c.kind,
-            judges.c.vendor,
-            items.c.prompt_id,
-            items.c.category,
+            *(assignments.c[name] for name in placed),
+            *(judges.c.kind, judges.c.vendor, items.c.prompt_id, items.c.category),
         )
         .join_from(votes, assignments)
         .join(judges)
@@ -256,16 +218,6 @@ def test_votes(c: Connection) -> tuple[int, int]:
 def is_locked(c: Connection) -> bool:
     """Whether the panel is locked; holds off a lock until the transaction ends."""
     return c.execute(_LOCKED_AT).scalar_one() is not None
-
-
-def _judge(c: Connection, row: Row[Any]) -> Judge:
-    mine = assignments.c.judge_id == row.judge_id
-    n_assigned = c.execute(select(func.count()).select_from(assignments).where(mine)).scalar_one()
-    n_voted = c.execute(
-        select(func.count()).select_from(assignments.join(votes)).where(mine, votes.c.undone_at.is_(None))
-    ).scalar_one()
-    is_test = row.kind == "human" and row.vendor == TEST
-    return Judge(row.judge_id, row.kind, row.started_at is not None, row.survey, n_assigned, n_voted, is_test)
 
 
 # What every request asks, built once: building a query takes longer than running it.
@@ -293,17 +245,19 @@ _LAST_VOTE = select(votes).join(assignments).where(_BY_JUDGE, _STANDS).order_by(
 def _visit() -> Select[Any]:
     mine = assignments.c.judge_id == judges.c.judge_id
     voted = assignments.join(votes, and_(votes.c.assignment_id == assignments.c.assignment_id, mine))
-    last = select(votes.c.showing).select_from(voted).where(_STANDS).order_by(assignments.c.position.desc()).limit(1)
     n_assigned = select(func.count()).select_from(assignments).where(mine)
     n_voted = select(func.count()).select_from(voted).where(_STANDS)
+    last = select(votes.c.showing).select_from(voted).where(_STANDS).order_by(assignments.c.position.desc()).limit(1)
+    parts = {"n_assigned": n_assigned, "n_voted": n_voted, "last_vote": last}
     return (
         select(
-            judges,
-            panel.c.locked_at,
+            judges.c.judge_id,
+            judges.c.started_at.is_not(None).label("has_started"),
+            judges.c.survey,
+            (judges.c.vendor == TEST).label("is_test"),
             panel.c.survey.label("asks_survey"),
-            n_assigned.correlate(judges).scalar_subquery().label("n_assigned"),
-            n_voted.correlate(judges).scalar_subquery().label("n_voted"),
-            last.correlate(judges).scalar_subquery().label("last_vote"),
+            panel.c.locked_at.is_not(None).label("is_locked"),
+            *(part.correlate(judges).scalar_subquery().label(name) for name, part in parts.items()),
         )
         .join_from(judges, panel, true())
         .where(judges.c.token_sha256 == bindparam("hashed"))
@@ -313,7 +267,7 @@ def _visit() -> Select[Any]:
 _VISIT = _visit()
 
 
-def claim_once(store: Store, token: str) -> Judge | None:
+def claim_once(store: Store, token: str) -> str | None:
     """`Store.claim`; a token that has its set already gets the same one, also where both ask at the same moment."""
     try:
         return store.judge_by_token(token) or store.claim(token)

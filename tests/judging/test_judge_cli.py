@@ -520,7 +520,7 @@ def test_votes_of_test_judges_enter_nothing(out: Path, said) -> None:
                  for n in ("judge-001", "test-001", "test-002")}  # fmt: skip
     assert first["test-001"] == first["test-002"] == first["judge-001"], "they take no pairs from the design"
     visit = store_of(out).visit(links[0]["link"].rpartition("/")[2])
-    assert visit is not None and visit.judge.is_test
+    assert visit is not None and visit.is_test
     empty = said("status", out)
     for name in ("test-001", "test-002"):
         vote_all(store_of(out), name, lambda *_: "left")

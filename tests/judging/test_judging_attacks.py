@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from judging_setup import last_vote
 from small_panel import SmallPanel, begin, served, small_panel
 from sqlalchemy import event
 
@@ -94,7 +95,7 @@ def test_a_vote_must_be_on_what_is_shown(
     data = {
         "never shown": {"impression": "A" * 22, "choice": "left"},
         "of another judge": {"impression": begun[other], "choice": "left"},
-        "voted on before": {"impression": panel.store.last_vote("judge-001"), "choice": "left"},
+        "voted on before": {"impression": last_vote(panel.store, "judge-001"), "choice": "left"},
         "not an impression": {"impression": "'; DROP TABLE judging_votes; --", "choice": "left"},
         "no impression": {"choice": "left"},
         "unknown choice": {"impression": begun[mine], "choice": "first"},
@@ -109,7 +110,7 @@ def test_a_replayed_vote_is_told_so_and_led_on(
     panel: SmallPanel, client: httpx.Client, begun: dict[str, str], choice: str
 ) -> None:
     path = f"/j/{panel.links[0]}"
-    answer = client.post(f"{path}/vote", data={"impression": panel.store.last_vote("judge-001"), "choice": choice})
+    answer = client.post(f"{path}/vote", data={"impression": last_vote(panel.store, "judge-001"), "choice": choice})
     assert answer.status_code == 409
     assert ("stored already" if choice == "tie" else "vote on this pair already") in answer.text
     assert f'http-equiv="refresh" content="4; url={path}"' in answer.text and f'href="{path}"' in answer.text

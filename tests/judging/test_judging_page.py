@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from judging_setup import last_vote
 from small_panel import SUITE, SmallPanel, begin, served, small_panel
 from sqlalchemy import update
 
@@ -71,8 +72,8 @@ def test_a_session_from_the_link_to_the_end(tmp_path: Path) -> None:
         page = client.post(f"{path}/undo", data={"impression": undoable.group(1)})
         assert "Pair 6 of 6" in page.text
     visit = panel.store.visit(panel.links[0])
-    assert visit is not None and visit.judge.n_voted == 5
-    assert visit.judge.survey == {"background": "technical", "native_english": "yes"}
+    assert visit is not None and visit.n_voted == 5
+    assert visit.survey == {"background": "technical", "native_english": "yes"}
 
 
 def test_posts_answer_with_see_other(panel: SmallPanel, client: httpx.Client) -> None:
@@ -108,7 +109,7 @@ def test_the_survey_can_be_skipped_and_is_asked_once(
         assert "Pair 1 of 6" in client.post(f"{path}/survey", data=sent).text
         client.post(f"{path}/survey", data={"background": "none"})
     visit = panel.store.visit(panel.links[0])
-    assert visit is not None and visit.judge.survey == kept
+    assert visit is not None and visit.survey == kept
 
 
 def test_the_open_link_gives_each_visitor_a_set(panel: SmallPanel, client: httpx.Client) -> None:
@@ -170,8 +171,8 @@ def test_an_undo_works_once_and_for_the_last_vote(
     panel: SmallPanel, client: httpx.Client, begun: dict[str, str]
 ) -> None:
     mine = panel.links[0]
-    last = panel.store.last_vote("judge-001")
-    for impression_ in ("A" * 22, begun[mine], panel.store.last_vote("judge-002")):
+    last = last_vote(panel.store, "judge-001")
+    for impression_ in ("A" * 22, begun[mine], last_vote(panel.store, "judge-002")):
         assert client.post(f"/j/{mine}/undo", data={"impression": impression_}).status_code == 409
     assert client.post(f"/j/{mine}/undo", data={"impression": last}).status_code == 303
     before = panel.contents()
@@ -186,7 +187,7 @@ def test_after_the_lock_nothing_is_taken(panel: SmallPanel, client: httpx.Client
     token = panel.links[0]
     for verb, data in (
         ("vote", {"impression": begun[token], "choice": "left"}),
-        ("undo", {"impression": panel.store.last_vote("judge-001") or ""}),
+        ("undo", {"impression": last_vote(panel.store, "judge-001") or ""}),
         ("start", {}),
         ("survey", {"background": "ml"}),
     ):

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from judging_setup import ARMS, at_random, completions, make_panel, vote_all
+from judging_setup import ARMS, at_random, completions, last_vote, make_panel, vote_all
 from scipy import stats as scipy_stats
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
@@ -355,7 +355,7 @@ def voted_panel(tmp_path: Path, seed: int, **options):
     for number, name in enumerate(panel.names):
         cast = vote_all(panel.store, name, at_random(100 * seed + number), most=rng.choice([3, 100]))
         if cast and rng.random() < 0.5:
-            last = panel.store.last_vote(name)
+            last = last_vote(panel.store, name)
             assert last is not None and panel.store.undo(name, last)
     return panel
 

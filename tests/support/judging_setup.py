@@ -110,6 +110,15 @@ def vote_all(store: Store, judge_id: str, choose: Callable[[Any], str], most: in
     return cast
 
 
+def last_vote(store: Store, judge_id: str) -> str | None:
+    """The impression of the judge's last vote that stands."""
+    mine = (
+        select(votes.c.showing).join(assignments).where(assignments.c.judge_id == judge_id, votes.c.undone_at.is_(None))
+    )
+    with store.database.read() as c:
+        return c.execute(mine.order_by(assignments.c.position.desc()).limit(1)).scalar_one_or_none()
+
+
 def at_random(seed: int) -> Callable[[Any], str]:
     rng = Random(seed)
     return lambda shown: rng.choice(CHOICES)

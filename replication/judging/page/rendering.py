@@ -57,23 +57,18 @@ def _static(name: str) -> str:
     return f"/static/{name}?v={hashlib.sha256(STATIC[name]).hexdigest()[:12]}"
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("replication.judging.page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
-    )
-    environment.filters["readable"] = _readable
-    environment.filters["utc"] = utc
-    environment.filters["percent"] = lambda share: "" if share is None else f"{100 * share:.1f} %"
-    environment.globals.update(css=_static("judge.css"), js=_static("judge.js"), rubric=rubric)
-    return environment
-
-
-_TEMPLATES = _environment()
+_TEMPLATES = Environment(
+    loader=PackageLoader("replication.judging.page"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    auto_reload=False,
+)
+_TEMPLATES.filters["readable"] = _readable
+_TEMPLATES.filters["utc"] = utc
+_TEMPLATES.filters["percent"] = lambda share: "" if share is None else f"{100 * share:.1f} %"
+_TEMPLATES.globals.update(css=_static("judge.css"), js=_static("judge.js"), rubric=rubric)
 
 
 def page(name: str, status: int = 200, /, **values: Any) -> HTMLResponse:
@@ -87,16 +82,13 @@ def problem(
     """A short page that says what went wrong, and leads back where there is a way.
 
     Args:
-        status: of the answer; its usual words stand where title or text are not given.
-        title: what happened.
-        text: what it means, and what to do.
-        back: where the link leads; empty: no link, as where none would help.
+        title, text: what happened, and what to do; empty: the usual words of the status.
+        back: where the link leads; empty: no link, as where none would help. `word` is what it says.
         goes_on: whether the page goes there by itself after a few seconds.
-        word: what the link says.
     """
     usual = PROBLEMS.get(status, PROBLEMS[400 if status < 500 else 500])
-    values = {"title": title or usual[0], "text": text or usual[1], "back": back, "goes_on": goes_on, "word": word}
-    return page("message", status, **values)
+    words = {"title": title or usual[0], "text": text or usual[1]}
+    return page("message", status, **words, back=back, goes_on=goes_on, word=word)
 
 
 def see_other(path: str) -> RedirectResponse:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -43,28 +44,22 @@ class Guard:
     """Middleware: refuses foreign hosts, foreign forms and long bodies; adds the headers; writes the log.
 
     Args:
-        hosts: names that the page answers to, without port.
-        trusted: those of them that are its public names, from any port: a proxy may have changed the Host.
-        any_address: whether a Host that is an IP address will do, as where the server listens on all of them. Another
-            site's name can be made to lead here, an address cannot.
+        bound_to: the address the server listens on, which is a name of ours beside the loopback names. Where that is
+            every address, a Host that is any IP address will do: another site's name can be made to lead here, an
+            address cannot.
+        trusted: our public names, from any port: a proxy may have changed the Host.
         log: takes one line a request; None: no log.
         preview: whether every page says that its votes are thrown away.
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        hosts: Collection[str],
-        trusted: Collection[str] = (),
-        any_address: bool = False,
-        log: Callable[[str], None] | None = None,
-        preview: bool = False,
+        self, app: ASGIApp, bound_to: str, trusted: Collection[str], log: Callable[[str], None] | None, preview: bool
     ) -> None:
-        self.app = app
-        self.hosts = {name.lower().strip("[]") for name in (*hosts, *trusted)}
+        self.app, self.log, self.preview = app, log, preview
+        self.any_address = is_everywhere(bound_to)
+        own = socket.gethostname() if self.any_address else bound_to
         self.trusted = {name.lower().strip("[]") for name in trusted}
-        self.any_address = any_address
-        self.log, self.preview = log, preview
+        self.hosts = {*LOOPBACK, own.lower().strip("[]"), *self.trusted}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -95,67 +90,65 @@ class Guard:
                 self.log(f"{scope['method']} {route} {status} {1000 * (time.monotonic() - began):.0f} ms")
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        back = way_back(scope["path"])
+        headers, back, answer = Headers(scope=scope), way_back(scope["path"]), self.app
         if not self._is_our_host(headers.getlist("host")):
-            await problem(400)(scope, receive, send)
-            return
-        if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
-            if not self._is_our_form(headers):
-                await problem(403, back=back)(scope, receive, send)
-                return
-            body, status = await _read_body(headers, receive)
-            if status == 200 and body and headers.get("content-type", "").split(";")[0].strip().lower() != FORM:
-                status = 415
-            if status != 200:
-                await problem(status, back=back)(scope, receive, send)
-                return
-            receive = _replay(body, receive)
-        await self.app(scope, receive, send)
+            answer = problem(400)
+        elif scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            if self._is_our_form(headers):
+                body, status = await _read_body(headers, receive)
+                if status == 200 and body and headers.get("content-type", "").split(";")[0].strip().lower() != FORM:
+                    status = 415
+                answer = self.app if status == 200 else problem(status, back=back)
+                receive = _replay(body, receive)
+            else:
+                answer = problem(403, back=back)
+        await answer(scope, receive, send)
 
     def _is_our_host(self, values: list[str]) -> bool:
-        if len(values) != 1:
-            return False
         try:
-            name = urlsplit(f"//{values[0]}").hostname or ""
-        except ValueError:
+            (value,) = values
+            name = urlsplit(f"//{value}").hostname or ""
+        except ValueError:  # none, two, or half a bracket
             return False
-        return name in self.hosts or (self.any_address and _is_address(name))
+        return name in self.hosts or (self.any_address and _address(name) is not None)
 
     def _is_our_form(self, headers: Headers) -> bool:
         """Whether a form was sent by a page of ours, or by something that is no browser and sends neither header."""
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-        if site is not None and site not in ("same-origin", "none"):
+        if site not in (None, "same-origin", "none"):
             return False
-        if origin is None:
-            return True
-        if origin == "null":
-            return site == "same-origin"
+        if origin is None or origin == "null":
+            return origin is None or site == "same-origin"
         try:
             parts = urlsplit(origin)
-            name = parts.hostname or ""
         except ValueError:
             return False
-        return parts.scheme in ("http", "https") and (parts.netloc == headers["host"] or name in self.trusted)
+        return parts.scheme in ("http", "https") and (
+            parts.netloc == headers["host"] or (parts.hostname or "") in self.trusted
+        )
 
 
-def _is_address(name: str) -> bool:
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        ipaddress.ip_address(name)
+        return ipaddress.ip_address(name)
     except ValueError:
-        return False
-    return True
+        return None
+
+
+def is_everywhere(host: str) -> bool:
+    """Whether who listens there listens on all addresses."""
+    found = _address(host)
+    return host == "" or (found is not None and found.is_unspecified)
 
 
 async def _read_body(headers: Headers, receive: Receive) -> tuple[bytes, int]:
     """The whole body and 200; or nothing and 408, 413, or 400 where the client went away."""
-    body, n_bytes = b"", 0
+    body, n_bytes, more = b"", 0, True
     declared = headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > DRAINED_BYTES:
         return b"", 413
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            more = True
             while more and n_bytes <= DRAINED_BYTES:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -169,13 +162,9 @@ async def _read_body(headers: Headers, receive: Receive) -> tuple[bytes, int]:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    is_sent = False
+    read: Iterator[Message] = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def replayed() -> Message:
-        nonlocal is_sent
-        if is_sent:
-            return await receive()
-        is_sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return next(read, None) or await receive()
 
     return replayed

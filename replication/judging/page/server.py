@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import signal
 import socket
 import sys
@@ -14,13 +13,12 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from replication.errors import UserError
-from replication.judging.page import admin, session
-from replication.judging.page.needs import Answered
-from replication.judging.page.rendering import STATIC, STATIC_TYPES, page, problem, way_back
-from replication.judging.page.security import HEADERS, LOOPBACK, Guard
+from replication.judging.page.rendering import problem, way_back
+from replication.judging.page.routes import Answered, routes
+from replication.judging.page.security import HEADERS, Guard, is_everywhere
 from replication.judging.store import Store
 
 SHUTDOWN_SECONDS = 5  # for requests under way
@@ -35,24 +33,39 @@ def create_app(
     log: Callable[[str], None] | None = None,
     preview: bool = False,
 ) -> FastAPI:
-    """The page over a store.
+    """The page over a store of one panel.
 
     Args:
-        store: of one panel.
         bound_to: the address the server listens on; the page answers to this name and to loopback names.
         allowed_hosts: more names that it answers to, such as that of a proxy in front of it.
         log: takes one line a request, without its link; None: no log.
         preview: whether every page says that its votes are thrown away.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    everywhere = _is_everywhere(bound_to)
-    names = (*LOOPBACK, *((socket.gethostname(),) if everywhere else (bound_to,)))
-    app.add_middleware(Guard, hosts=names, trusted=allowed_hosts, any_address=everywhere, log=log, preview=preview)
+    app.add_middleware(Guard, bound_to=bound_to, trusted=allowed_hosts, log=log, preview=preview)
     app.state.store = store
-    app.include_router(session.routes)
-    app.include_router(admin.routes)
-    _add_plain_routes(app)
-    _add_problems(app)
+    app.include_router(routes)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        answer = problem(error.status_code, back="" if error.status_code == 404 else way_back(request.url.path))
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Answered)
+    async def answered(request: Request, error: Answered) -> Response:
+        return error.answer
+
+    @app.exception_handler(RequestValidationError)
+    async def incomplete(request: Request, error: RequestValidationError) -> Response:
+        return problem(422, back=way_back(request.url.path))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        answer = problem(500, back=way_back(request.url.path))
+        answer.headers.update(HEADERS)  # this one is sent from outside the Guard
+        return answer
+
     return app
 
 
@@ -68,20 +81,15 @@ def serve(
 ) -> None:
     """Serve the page until SIGTERM or Ctrl-C; requests under way are answered first.
 
-    Args:
-        store: of one panel.
-        host: address to listen on.
-        port: 0: any free one.
-        log: takes one line a request, without its link; None: no log.
-        allowed_hosts, preview: see `create_app`.
-        ready: called with the page's address once it is open.
+    Raises UserError where the address cannot be had.
 
-    Raises:
-        UserError: the address cannot be had.
+    Args:
+        port: 0: any free one.
+        log, allowed_hosts, preview: see `create_app`.
+        ready: called with the page's address once it is open.
     """
     listening = listen(host, port)
-    app = create_app(store, bound_to=host, allowed_hosts=allowed_hosts, log=log, preview=preview)
-    server = http_server(app)
+    server = http_server(create_app(store, bound_to=host, allowed_hosts=allowed_hosts, log=log, preview=preview))
 
     def stop(number: int, frame: FrameType | None) -> None:
         server.should_exit = True
@@ -93,7 +101,8 @@ def serve(
     before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)} if is_main else {}
     try:
         if ready is not None:
-            ready(_address(host, listening.getsockname()[1]))
+            name = socket.gethostname() if is_everywhere(host) else host
+            ready(f"http://{f'[{name}]' if ':' in name else name}:{listening.getsockname()[1]}")
         server.run(sockets=[listening])
     finally:
         listening.close()
@@ -116,59 +125,8 @@ def http_server(app: FastAPI) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def _add_plain_routes(app: FastAPI) -> None:
-    @app.get("/")
-    async def home() -> Response:
-        return page("home")
-
-    @app.get("/healthz")
-    async def healthz() -> Response:
-        return PlainTextResponse("ok")
-
-    @app.get("/static/{name}")
-    async def static(name: str) -> Response:
-        if name not in STATIC:  # two files in memory: no path leads anywhere else
-            return problem(404)
-        kept = {"cache-control": "public, max-age=31536000, immutable"}  # pages name them by their hash
-        return Response(STATIC[name], media_type=STATIC_TYPES[name], headers=kept)
-
-
-def _add_problems(app: FastAPI) -> None:
-    @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> Response:
-        back = "" if error.status_code == 404 else way_back(request.url.path)
-        answer = problem(error.status_code, back=back)
-        answer.headers.update(error.headers or {})
-        return answer
-
-    @app.exception_handler(Answered)
-    async def answered(request: Request, error: Answered) -> Response:
-        return error.answer
-
-    @app.exception_handler(RequestValidationError)
-    async def incomplete(request: Request, error: RequestValidationError) -> Response:
-        return problem(422, back=way_back(request.url.path))
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> Response:
-        answer = problem(500, back=way_back(request.url.path))
-        answer.headers.update(HEADERS)  # this one is sent from outside the Guard
-        return answer
-
-
-def _is_everywhere(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return host == ""
-
-
 def listen(host: str, port: int) -> socket.socket:
-    """A socket for `http_server`.
-
-    Raises:
-        UserError: the address cannot be had.
-    """
+    """A socket for `http_server`. Raises UserError where the address cannot be had."""
     try:
         family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         listening = socket.create_server((host, port), family=family, backlog=2048)
@@ -178,8 +136,3 @@ def listen(host: str, port: int) -> socket.socket:
     # asyncio sets it only on sockets that say they are TCP; without it a body waits 40 ms for its headers
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
-
-
-def _address(host: str, port: int) -> str:
-    name = socket.gethostname() if _is_everywhere(host) else host
-    return f"http://{f'[{name}]' if ':' in name else name}:{port}"

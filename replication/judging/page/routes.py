@@ -1,0 +1,292 @@
+"""The routes of the page: a judge's, the open link's, and the administrator's, who is blind until the lock.
+
+Nothing here knows an arm before the lock, nor an item beyond what is shown. What a route needs before it answers (the
+store, a judge's visit, the administrator) is a FastAPI dependency. The routes that ask the store are plain functions:
+the server runs them in its threads.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import secrets
+from hmac import compare_digest
+from typing import Annotated, Final
+from urllib.parse import quote
+
+from fastapi import APIRouter, Depends, Form, HTTPException, Request
+from starlette.responses import PlainTextResponse, Response
+
+from replication.judging.page.rendering import BANNER, STATIC, STATIC_TYPES, TEST, judge_path, page, problem, see_other
+from replication.judging.progress import gather
+from replication.judging.store import Cast, PanelFacts, Store, Visit, claim_once, hash_token
+from replication.votes.record import CHOICES
+
+SURVEY: Final = {
+    "chat_models": ("never", "sometimes", "weekly", "daily"),
+    "background": ("none", "technical", "ml"),
+    "native_english": ("yes", "no"),
+    "took_part_before": ("yes", "no"),
+}
+"""Questions about the judge and the answers they may have; the words are in the template."""
+NONCE: Final = re.compile(r"[A-Za-z0-9_-]{16,64}")
+COOKIE_SECONDS: Final = 60 * 24 * 3600  # longer than a panel is open
+ADMIN_COOKIE: Final = "judging_admin"
+NO_EXPORT_YET: Final = "Votes can be exported by arm once the panel is locked. Until then nobody sees the arms."
+
+ImpressionField = Annotated[str, Form(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+SurveyField = Annotated[str | None, Form(max_length=32)]
+
+routes = APIRouter()
+
+
+class Answered(Exception):
+    """A need is not met, and this answer says so."""
+
+    def __init__(self, answer: Response) -> None:
+        self.answer = answer
+
+
+async def _store(request: Request) -> Store:
+    store: Store = request.app.state.store
+    return store
+
+
+Stored = Annotated[Store, Depends(_store)]
+
+
+@routes.get("/")
+async def home() -> Response:
+    return page("home")
+
+
+@routes.get("/healthz")
+async def healthz() -> Response:
+    return PlainTextResponse("ok")
+
+
+@routes.get("/static/{name}")
+async def static(name: str) -> Response:
+    if name not in STATIC:  # two files in memory: no path leads anywhere else
+        return problem(404)
+    kept = {"cache-control": "public, max-age=31536000, immutable"}  # pages name them by their hash
+    return Response(STATIC[name], media_type=STATIC_TYPES[name], headers=kept)
+
+
+def _visit(token: str, store: Stored) -> Visit:
+    if (visit := store.visit(token)) is None:
+        raise HTTPException(404)
+    return visit
+
+
+Visited = Annotated[Visit, Depends(_visit)]
+"""The judge whose link it is."""
+
+
+async def _open_visit(visit: Visited) -> Visit:
+    if visit.is_locked:
+        raise Answered(page("closed", 409, n_voted=visit.n_voted))
+    return visit
+
+
+OpenVisit = Annotated[Visit, Depends(_open_visit)]
+"""The same, while the panel takes votes."""
+
+
+@routes.get("/j/{token}")
+def look(request: Request, token: str, visit: Visited, store: Stored) -> Response:
+    path, link = judge_path(token), str(request.base_url).rstrip("/") + judge_path(token)
+    if visit.is_test:
+        BANNER.set(BANNER.get() or TEST)
+    if visit.is_locked:
+        return page("closed", n_voted=visit.n_voted)
+    if not visit.has_started:
+        return page("start", path=path, link=link, n_assigned=visit.n_assigned)
+    if visit.asks_survey and visit.survey is None:
+        return page("survey", path=path, survey=SURVEY)
+    shown = store.show(visit.judge_id)
+    if shown is not None:
+        return page("item", path=path, shown=shown, n_assigned=visit.n_assigned, last_vote=visit.last_vote)
+    after = store.visit(token)  # another window may have voted, or the panel may have been locked, since `visit`
+    if after is None or after.is_locked:
+        return page("closed", n_voted=visit.n_voted)
+    return page("finished", path=path, link=link, n_voted=after.n_voted, last_vote=after.last_vote)
+
+
+@routes.post("/j/{token}/start")
+def start(token: str, visit: OpenVisit, store: Stored) -> Response:
+    store.start(visit.judge_id)
+    return see_other(judge_path(token))
+
+
+@routes.post("/j/{token}/survey")
+def survey(
+    token: str,
+    visit: OpenVisit,
+    store: Stored,
+    chat_models: SurveyField = None,
+    background: SurveyField = None,
+    native_english: SurveyField = None,
+    took_part_before: SurveyField = None,
+    skip: SurveyField = None,
+) -> Response:
+    given = dict(zip(SURVEY, (chat_models, background, native_english, took_part_before), strict=True))
+    answers = {question: answer for question, answer in given.items() if answer}
+    if any(answer not in SURVEY[question] for question, answer in answers.items()):
+        return problem(422, back=judge_path(token))
+    if visit.asks_survey and visit.survey is None:
+        store.answer_survey(visit.judge_id, {} if skip else answers)
+    return see_other(judge_path(token))
+
+
+@routes.post("/j/{token}/vote")
+def vote(
+    token: str, visit: Visited, store: Stored, impression: ImpressionField, choice: Annotated[str, Form()]
+) -> Response:
+    path = judge_path(token)
+    if choice not in CHOICES:
+        return problem(422, back=path)
+    cast = store.vote(visit.judge_id, impression, choice)
+    if cast is Cast.STORED:
+        return see_other(path)
+    if cast is Cast.LOCKED:
+        return page("closed", 409, n_voted=visit.n_voted)
+    if cast is Cast.UNKNOWN:
+        return problem(403, title="This pair was not shown to you", back=path)
+    if cast is Cast.REPEATED:
+        title, text = "This vote is stored already", "It counts once. The next pair comes by itself in a moment."
+    else:
+        title = "There is a vote on this pair already"
+        text = "The first one counts. To change it, go on and undo your last vote."
+    return problem(409, title=title, text=text, back=path, goes_on=True)
+
+
+@routes.post("/j/{token}/undo")
+def undo(token: str, visit: OpenVisit, store: Stored, impression: ImpressionField) -> Response:
+    if not store.undo(visit.judge_id, impression):
+        title = "That vote is not your last one"
+        return problem(409, title=title, text="Only the last vote can be undone, once.", back=judge_path(token))
+    return see_other(judge_path(token))
+
+
+def _join_panel(token: str, store: Stored) -> PanelFacts:
+    panel = store.panel()
+    if panel.join_sha256 is None or not compare_digest(hash_token(token), panel.join_sha256):
+        raise HTTPException(404)
+    return panel
+
+
+JoinPanel = Annotated[PanelFacts, Depends(_join_panel)]
+"""The panel whose open link it is."""
+
+
+def _cookie(join: str) -> str:
+    """Its name: one for each panel, as panels of one host share their cookies."""
+    return f"judging_{hash_token(join)[:12]}"
+
+
+def _own(request: Request, token: str, store: Stored) -> str | None:
+    """The link that this browser was given before; None where it was given none, or the link works no more."""
+    own = request.cookies.get(_cookie(token), "")
+    return own if own and store.judge_by_token(own) is not None else None
+
+
+Own = Annotated[str | None, Depends(_own)]
+
+
+@routes.get("/join/{token}")
+def invite(panel: JoinPanel, own: Own) -> Response:
+    if own is not None:
+        return see_other(judge_path(own))
+    return page("closed", n_voted=None) if panel.is_locked else page("join", nonce=secrets.token_urlsafe(24))
+
+
+@routes.post("/join/{token}")
+def join(
+    request: Request, token: str, panel: JoinPanel, own: Own, store: Stored, nonce: Annotated[str, Form()] = ""
+) -> Response:
+    if own is None and panel.is_locked:
+        return page("closed", 409, n_voted=None)
+    if own is None:
+        if not NONCE.fullmatch(nonce):
+            return problem(422, back=f"/join/{quote(token, safe='')}")
+        # the same form gives the same link, however often it is sent; it is as secret as the form's nonce, which
+        # stands on one page that nobody else was sent, and is never kept
+        own = base64.urlsafe_b64encode(hashlib.sha256(f"{token}/{nonce}".encode()).digest()[:24]).decode()
+        if claim_once(store, own) is None:
+            text = "Thank you for coming. Enough people take part already."
+            return problem(409, title="All places are taken", text=text)
+    answer = see_other(judge_path(own))
+    # lax, not strict: whoever follows the link in a letter again is to come back to their own page
+    is_https = request.url.scheme == "https"
+    answer.set_cookie(_cookie(token), own, COOKIE_SECONDS, path="/join", httponly=True, samesite="lax", secure=is_https)
+    return answer
+
+
+def _is_admin(token: str, store: Store) -> bool:
+    return compare_digest(hash_token(token), store.panel().admin_sha256)
+
+
+def _sign_in_form(was_wrong: bool = False) -> Response:
+    answer = page("sign_in", 401, was_wrong=was_wrong)
+    answer.headers["www-authenticate"] = "Bearer"
+    return answer
+
+
+def _signed_in(request: Request, store: Stored) -> None:
+    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+    token = bearer.strip() if scheme.lower() == "bearer" else request.cookies.get(ADMIN_COOKIE, "")
+    if not token or not _is_admin(token, store):
+        raise Answered(_sign_in_form())
+
+
+def _locked(store: Stored) -> None:
+    if not store.panel().is_locked:
+        title = "Not before the lock"
+        raise Answered(problem(409, title=title, text=NO_EXPORT_YET, back="/admin", word="Back to the overview"))
+
+
+SIGNED_IN: Final = Depends(_signed_in)
+LOCKED: Final = Depends(_locked)
+
+
+@routes.get("/admin", dependencies=[SIGNED_IN])
+def overview(store: Stored) -> Response:
+    return page("admin", o=gather(store.database))
+
+
+@routes.post("/admin/sign-in")
+def sign_in(request: Request, store: Stored, token: Annotated[str, Form(max_length=200)]) -> Response:
+    if not _is_admin(token.strip(), store):
+        return _sign_in_form(was_wrong=True)
+    answer = see_other("/admin")
+    is_https = request.url.scheme == "https"
+    answer.set_cookie(ADMIN_COOKIE, token.strip(), path="/admin", httponly=True, samesite="strict", secure=is_https)
+    return answer
+
+
+@routes.post("/admin/sign-out")
+def sign_out() -> Response:
+    answer = see_other("/admin")
+    answer.delete_cookie(ADMIN_COOKIE, path="/admin", httponly=True, samesite="strict")
+    return answer
+
+
+@routes.get("/admin/votes.csv", dependencies=[SIGNED_IN, LOCKED])
+def votes(store: Stored) -> Response:
+    from replication.judging.export import votes_csv
+
+    return _file(votes_csv(store.database), "votes.csv", "text/csv; charset=utf-8")
+
+
+@routes.get("/admin/marginals.json", dependencies=[SIGNED_IN, LOCKED])
+def marginals(store: Stored) -> Response:
+    from replication.judging.export import marginals_json
+
+    return _file(marginals_json(store.database), "marginals.json", "application/json")
+
+
+def _file(text: str, name: str, media_type: str) -> Response:
+    headers = {"content-disposition": f'attachment; filename="{name}"'}
+    return Response(text, media_type=media_type, headers=headers)
