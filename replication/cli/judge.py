@@ -7,7 +7,6 @@ import csv
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -267,7 +266,7 @@ def _serve(args: argparse.Namespace, console: Console) -> int:
 
     def say_where(address: str) -> None:
         nonlocal served
-        join = folder.read_secret(folder.join_token)
+        join = folder.read_join_token()
         served, where = address, base or address
         folder.note_serving(address, where)
         if store.panel().is_locked:
@@ -422,11 +421,12 @@ def _export_arguments(sub: Parser) -> None:
 
 def _export(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.export import write_export, write_votes_record
+    from replication.judging.folder import PanelFolder
     from replication.judging.store import Store
 
     folder, database = _open(args, only_reads=True)
     rules = folder.rules(Store(database).panel())
-    target = folder if args.out is None else replace(folder, root=args.out, judging=args.out)
+    target = folder if args.out is None else PanelFolder(args.out, args.out)
     _say_test_votes(write_votes_record(target, database, rules).n_test_votes, console)
     for path in (target.suite.votes, target.marginals, *write_export(target, database)):
         say(console, f"wrote {path}")

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from replication.config import AnalysisConfig, SuiteConfig, load_suite
 from replication.errors import UserError
@@ -30,25 +29,19 @@ OWN_TO_A_CELL = ("samples_sha256", "weights_sha256")  # every other key of a man
 class Chosen:
     """The material of a panel."""
 
-    suite: str
-    """Its name, for the vote record."""
-    arms: tuple[str, str]
-    """(baseline, treatment)"""
-    completions: Completions
-    """Of the seeds that are used."""
-    left_out: tuple[str, ...]
-    """A line for each seed that is not."""
+    suite: str  # its name, for the vote record
+    arms: tuple[str, str]  # (baseline, treatment)
+    completions: Completions  # of the seeds that are used
+    left_out: tuple[str, ...]  # a line for each seed that is not
     analysis: AnalysisConfig
-    plan: Plan | None
-    """The preregistration; None without one."""
+    plan: Plan | None  # the preregistration; None without one
 
     @property
     def n_pairs(self) -> int:
         """Pairs of completions that a judge can be given.
 
-        Raises:
-            UserError: the arms' completions do not match, or one arm has more to a prompt. Each text is in as many
-                pairs as the other arm has completions: how often a text comes would tell its arm, key or no key.
+        Raises UserError where the arms' completions do not match, or one arm has more to a prompt: each text is in as
+        many pairs as the other arm has completions, and how often a text comes would tell its arm, key or no key.
         """
         found = matched(self.completions, self.arms)
         a, b = map(len, found.samples)
@@ -63,8 +56,7 @@ class Chosen:
 def from_suite(root: Path, pair: str | None) -> Chosen:
     """Completions of an output folder, of the pair "baseline,treatment" or the suite's own.
 
-    Raises:
-        UserError: no suite there, no such arms, or completions that were not sampled alike.
+    Raises UserError where there is no suite, no such arm, or completions that were not sampled alike.
     """
     suite_dir = SuiteDir(root)
     if not suite_dir.suite.is_file():
@@ -73,17 +65,23 @@ def from_suite(root: Path, pair: str | None) -> Chosen:
         )
     suite = load_suite(suite_dir.suite)
     analysis = suite.analysis.resolved(suite.arms)
-    arms = _named(pair, suite) if pair else (analysis.baseline, analysis.treatment)
-    if not arms[0] or not arms[1]:
+    arms = _named(pair, suite) if pair else (analysis.baseline or "", analysis.treatment or "")
+    if not all(arms):
         raise UserError(f"{suite.name}: has one arm, and judges compare two")
-    two = (arms[0], arms[1])
-    left_out = _left_out(suite_dir, suite, two)
-    found = {s: of_arm for s, of_arm in suite_completions(suite_dir, two).items() if s in suite.seeds}
-    kept = {seed: of_arm for seed, of_arm in found.items() if seed not in left_out}
-    _check_alike(suite_dir, two, sorted(kept))
+    left_out = {}  # seed -> why its completions may not be compared
+    for certified in certify(suite_dir, arms, suite.seeds, strict=suite.analysis.strict_pairs).pairs:
+        without = [arm for arm in arms if not suite_dir.cell(arm, certified.seed).samples.is_file()]
+        if certified.state != "holds":
+            left_out[certified.seed] = "; ".join(certified.reasons)
+        elif without:
+            why = f"{' and '.join(without)} has no completions, `replicate generate` makes them"
+            left_out[certified.seed] = why
+    found = suite_completions(suite_dir, arms)
+    kept = {seed: of_arm for seed, of_arm in found.items() if seed in suite.seeds and seed not in left_out}
+    _check_alike(suite_dir, [(arm, seed) for seed in sorted(kept) for arm in arms])
     record = read_plan(suite_dir)
     lines = tuple(f"seed {seed} is left out: {why}" for seed, why in left_out.items())
-    return Chosen(suite.name, two, kept, lines, analysis, record.plan if record else None)
+    return Chosen(suite.name, arms, kept, lines, analysis, record.plan if record else None)
 
 
 def from_file(path: Path) -> Chosen:
@@ -103,33 +101,20 @@ def _named(pair: str, suite: SuiteConfig) -> tuple[str, str]:
     return arms[0], arms[1]
 
 
-def _left_out(suite_dir: SuiteDir, suite: SuiteConfig, arms: tuple[str, str]) -> dict[int, str]:
-    """Seed -> why its completions may not be compared."""
-    lines = {}
-    for pair in certify(suite_dir, arms, suite.seeds, strict=suite.analysis.strict_pairs).pairs:
-        without = [arm for arm in arms if not suite_dir.cell(arm, pair.seed).samples.is_file()]
-        if pair.state != "holds":
-            lines[pair.seed] = "; ".join(pair.reasons)
-        elif without:
-            lines[pair.seed] = f"{' and '.join(without)} has no completions, `replicate generate` makes them"
-    return lines
-
-
-def _check_alike(suite_dir: SuiteDir, arms: tuple[str, str], seeds: list[int]) -> None:
+def _check_alike(suite_dir: SuiteDir, cells: Sequence[tuple[str, int]]) -> None:
     """Raise UserError where cells were sampled in different ways: that would be judged as if the arms did it."""
-    first: tuple[str, dict[str, Any]] | None = None
-    for seed in seeds:
-        for arm in arms:
-            recorded = (read_manifest(suite_dir.cell(arm, seed)) or Manifest()).generation
-            settings = {k: v for k, v in recorded.items() if k not in OWN_TO_A_CELL}
-            name = f"{arm}/seed-{seed}"
-            first = first or (name, settings)
-            if settings != first[1]:
-                keys = sorted(k for k in {*settings, *first[1]} if settings.get(k) != first[1].get(k))
-                raise UserError(
-                    f"{name}: was sampled with another {', '.join(keys)} than {first[0]}; `replicate generate "
-                    f"{suite_dir.root}` makes all alike"
-                )
+    sampled = {}
+    for arm, seed in cells:
+        recorded = (read_manifest(suite_dir.cell(arm, seed)) or Manifest()).generation
+        sampled[f"{arm}/seed-{seed}"] = {k: v for k, v in recorded.items() if k not in OWN_TO_A_CELL}
+    for name, settings in sampled.items():
+        first, expected = next(iter(sampled.items()))
+        if settings != expected:
+            keys = sorted(k for k in {*settings, *expected} if settings.get(k) != expected.get(k))
+            raise UserError(
+                f"{name}: was sampled with another {', '.join(keys)} than {first}; `replicate generate "
+                f"{suite_dir.root}` makes all alike"
+            )
 
 
 def deviations(chosen: Chosen, judges: int, votes: int) -> list[str]:
@@ -153,9 +138,6 @@ def deviations(chosen: Chosen, judges: int, votes: int) -> list[str]:
     return lines
 
 
-# ---------------------------------------------------------------- items
-
-
 @dataclass(frozen=True)
 class Found:
     """Completions by name, and what there is of each."""
@@ -167,30 +149,25 @@ class Found:
 
 
 def matched(completions: Completions, arms: tuple[str, str]) -> Found:
-    """The completions by name.
-
-    Raises:
-        UserError: not every seed and arm has the same prompts and samples, or there is no seed.
-    """
+    """Raises UserError where not every seed and arm has the same prompts and samples, or there is no seed."""
     if not completions:
         raise UserError(f"no seed has completions of both {arms[0]} and {arms[1]}; run `replicate generate` first")
     seeds = sorted(completions)
     by_name: dict[tuple[int, str, int, int], Completion] = {}
     shapes: dict[str, dict[tuple[int, int], str]] = {}
-    for seed in seeds:
+    for seed, arm in product(seeds, arms):
         check_number(seed, "seed")
-        for arm in arms:
-            shape = {}
-            for one in completions[seed].get(arm, ()):
-                check_number(one.prompt_id, f"{arm}/seed-{seed}: prompt_id")
-                check_number(one.sample, f"{arm}/seed-{seed}: sample")
-                by_name[seed, arm, one.prompt_id, one.sample] = one
-                shape[one.prompt_id, one.sample] = one.question
-            if not shape or shape != shapes.setdefault(arm, shape):
-                raise UserError(
-                    f"{arm}/seed-{seed}: has completions of other prompts, or other numbers of them, than "
-                    f"{arms[0]}/seed-{seeds[0]}; generate all cells with the same settings"
-                )
+        shape = {}
+        for one in completions[seed].get(arm, ()):
+            check_number(one.prompt_id, f"{arm}/seed-{seed}: prompt_id")
+            check_number(one.sample, f"{arm}/seed-{seed}: sample")
+            by_name[seed, arm, one.prompt_id, one.sample] = one
+            shape[one.prompt_id, one.sample] = one.question
+        if not shape or shape != shapes.setdefault(arm, shape):
+            raise UserError(
+                f"{arm}/seed-{seed}: has completions of other prompts, or other numbers of them, than "
+                f"{arms[0]}/seed-{seeds[0]}; generate all cells with the same settings"
+            )
     prompts, others = ({prompt for prompt, _ in shapes[arm]} for arm in arms)
     if prompts != others:
         raise UserError(
@@ -204,21 +181,16 @@ def matched(completions: Completions, arms: tuple[str, str]) -> Found:
     return Found(sorted(prompts), seeds, (samples[0], samples[1]), by_name)
 
 
-def draw_items(found: Found, arms: tuple[str, str]) -> list[tuple[dict[str, Any], Behind]]:
-    """Every pair of completions of one prompt and seed: its row, in an order drawn at random, and what is behind it."""
-    drawn = []
+def draw_items(found: Found, arms: tuple[str, str]) -> dict[str, tuple[dict[str, object], Behind]]:
+    """Item id -> its row and what is behind it: every pair of completions of one prompt and seed, in random order."""
+    drawn: dict[str, tuple[dict[str, object], Behind]] = {}
     for seed, prompt, a, b in product(found.seeds, found.prompts, *found.samples):
         both = [(arms[0], a), (arms[1], b)]
         if secrets.randbits(1):
             both.reverse()
         first, second = (found.by_name[seed, arm, prompt, sample] for arm, sample in both)
-        row = {
-            "item_id": secrets.token_hex(8),
-            "prompt_id": prompt,
-            "category": first.category,
-            "question": first.question,
-            "first": first.text,
-            "second": second.text,
-        }
-        drawn.append((row, Behind(seed, both[0][0], both[1][0], both[0][1], both[1][1])))
+        item = secrets.token_hex(8)
+        about = {"item_id": item, "prompt_id": prompt, "category": first.category, "question": first.question}
+        row = {**about, "first": first.text, "second": second.text}
+        drawn[item] = row, Behind(seed, both[0][0], both[1][0], both[0][1], both[1][1])
     return drawn

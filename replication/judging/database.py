@@ -15,36 +15,35 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from replication.errors import UserError
-from replication.judging.schema import metadata, panel
+from replication.errors import UserError, first_line
+from replication.judging.schema import panel
 
 CONNECT_SECONDS = 10
-
-# what `PRAGMA synchronous` says; off is a test's choice, and stays
-OFF, NORMAL, FULL = 0, 1, 2
+OFF, NORMAL, FULL = 0, 1, 2  # what `PRAGMA synchronous` says; off is a test's choice, and stays
 
 
 class Database:
     """Transactions, one writer at a time where the database is a file.
 
-    Args:
-        url: a SQLAlchemy URL, or the path of an SQLite file.
-        only_reads: whether nothing will be written: then the file may lie where nothing can be.
+    Raises UserError where there is no such kind of database, or its driver is missing.
 
-    Raises:
-        UserError: no such kind of database, or its driver is missing.
+    Args:
+        url: a SQLAlchemy URL, or the path of an SQLite file, whatever characters it has.
+        only_reads: whether nothing will be written: then the file may lie where nothing can be.
     """
 
     def __init__(self, url: str | Path, only_reads: bool = False) -> None:
+        text = re.sub("^postgres(ql)?://", "postgresql+psycopg://", str(url))
         try:
-            parsed = _parse(url)
+            parsed = make_url(text) if "://" in text else URL.create("sqlite", database=text)
             is_postgres = parsed.get_backend_name() == "postgresql"
-            more: dict[str, Any] = {"connect_args": {"connect_timeout": CONNECT_SECONDS}} if is_postgres else {}
-            if only_reads and parsed.get_backend_name() == "sqlite":
-                more = {"creator": lambda: _connect_to_read(Path(parsed.database or ""))}
-            # an error never shows what was to be stored: a completion, the hash of a link
             self.engine = create_engine(
-                parsed, pool_size=20, max_overflow=20, pool_pre_ping=is_postgres, hide_parameters=True, **more
+                parsed,
+                pool_size=20,
+                max_overflow=20,
+                pool_pre_ping=is_postgres,
+                connect_args={"connect_timeout": CONNECT_SECONDS} if is_postgres else {},
+                hide_parameters=True,  # an error never shows what was to be stored: a completion, the hash of a link
             )
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise UserError(
@@ -78,25 +77,19 @@ class Database:
     def exists(self) -> bool:
         """Whether a panel's tables are there. Never creates an SQLite file.
 
-        Raises:
-            UserError: the server cannot be reached.
+        Raises UserError where the server cannot be reached.
         """
         if self.is_sqlite and not Path(self.engine.url.database or "").is_file():
             return False
         try:
             return inspect(self.engine).has_table(panel.name)
-        except OperationalError as error:
-            line = str(error.orig).strip().splitlines()[0]
-            remedy = "make room there, make it readable" if self.is_sqlite else "start it"
-            raise UserError(f"--database: {self.name} does not answer ({line}); {remedy}, or name another") from None
         except (DatabaseError, sqlite3.DatabaseError) as error:
-            line = str(getattr(error, "orig", error)).strip().splitlines()[0]
-            raise UserError(f"--database: {self.name} cannot be read ({line}); restore it, or name another") from None
-
-    @staticmethod
-    def create(connection: Connection) -> None:
-        """Create the tables, inside a transaction."""
-        metadata.create_all(connection)
+            line = first_line(getattr(error, "orig", error))
+            what, remedy = f"cannot be read ({line})", "restore it"
+            if isinstance(error, OperationalError):
+                what = f"does not answer ({line})"
+                remedy = "make room there, make it readable" if self.is_sqlite else "start it"
+            raise UserError(f"--database: {self.name} {what}; {remedy}, or name another") from None
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -130,15 +123,33 @@ class Database:
         self.engine.dispose()
 
 
-def _parse(url: str | Path) -> URL:
-    """Of a URL, or of the path of an SQLite file, whatever characters it has."""
-    text = str(url)
-    if "://" not in text:
-        return URL.create("sqlite", database=text)
-    for name in ("postgresql", "postgres"):
-        if text.startswith(f"{name}://"):
-            text = f"postgresql+psycopg{text.removeprefix(name)}"
-    return make_url(text)
+def _set_up_sqlite(engine: Engine, only_reads: bool) -> None:
+    file = Path(engine.url.database or "")
+
+    @event.listens_for(engine, "do_connect")
+    def _open(*_: Any) -> sqlite3.Connection | None:
+        if only_reads:
+            return _connect_to_read(file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return None  # then SQLAlchemy connects
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _: ConnectionPoolEntry) -> None:
+        connection.isolation_level = None  # transactions begin where we say so
+        if not only_reads:
+            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 30000"):
+                connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        options = connection.get_execution_options()
+        immediate = options.get("immediate")
+        if immediate:
+            wanted = FULL if options["durable"] else NORMAL
+            found = connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
+            if found not in (wanted, OFF):
+                connection.exec_driver_sql(f"PRAGMA synchronous = {wanted}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
 def _connect_to_read(file: Path) -> sqlite3.Connection:
@@ -156,37 +167,9 @@ def _connect_to_read(file: Path) -> sqlite3.Connection:
         except sqlite3.OperationalError as error:
             connection.close()
             refused = error
-    if not is_whole:
-        raise sqlite3.OperationalError(
-            f"{journal.name} holds votes that can be read only where one may write: copy both"
-        )
-    raise refused
-
-
-def _set_up_sqlite(engine: Engine, only_reads: bool) -> None:
-    @event.listens_for(engine, "do_connect")
-    def _make_folder(*_: Any) -> None:
-        if not only_reads:
-            Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
-
-    @event.listens_for(engine, "connect")
-    def _connect(connection: Any, _: ConnectionPoolEntry) -> None:
-        connection.isolation_level = None  # transactions begin where we say so
-        if only_reads:
-            return
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 30000"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        options = connection.get_execution_options()
-        immediate = options.get("immediate")
-        if immediate:
-            wanted = FULL if options["durable"] else NORMAL
-            found = connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
-            if found not in (wanted, OFF):
-                connection.exec_driver_sql(f"PRAGMA synchronous = {wanted}")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+    if is_whole:
+        raise refused
+    raise sqlite3.OperationalError(f"{journal.name} holds votes that can be read only where one may write: copy both")
 
 
 def _is_secret(key: str) -> bool:

@@ -27,65 +27,34 @@ DATABASE_FILE = "judging.sqlite"
 class Serving:
     """serving.json: where the page is served, while it is."""
 
-    address: str
-    """As this machine reaches it."""
-    links: str
-    """As judges do."""
-    host: str
-    """This machine's name."""
+    address: str  # as this machine reaches it
+    links: str  # as judges do
+    host: str  # this machine's name
 
 
-@dataclass(frozen=True)
 class PanelFolder:
-    """The files of one panel."""
+    """The files of one panel.
 
-    root: Path
-    """The output folder; the judging folder itself where that was brought to another machine alone."""
-    judging: Path
-    """Of panel.json, tokens, the SQLite file."""
+    Args:
+        root: the output folder, of votes.csv, votes.json and, if there is one, the suite; the judging folder itself
+            where that was brought to another machine alone.
+        judging: of panel.json, tokens, the SQLite file.
+    """
 
-    @property
-    def suite(self) -> SuiteDir:
-        """Of the suite, if there is one; votes.csv and votes.json lie in it either way."""
-        return SuiteDir(self.root)
-
-    @property
-    def sealed(self) -> Path:
-        return self.suite.sealed
-
-    @property
-    def panel_record(self) -> Path:
-        return self.judging / "panel.json"
-
-    @property
-    def admin_token(self) -> Path:
-        return self.judging / "admin-token"
-
-    @property
-    def join_token(self) -> Path:
-        return self.judging / "join-token"
-
-    @property
-    def serving(self) -> Path:
-        return self.judging / "serving.json"
-
-    @property
-    def database_file(self) -> Path:
-        return self.judging / DATABASE_FILE
-
-    @property
-    def marginals(self) -> Path:
-        return self.judging / "marginals.json"
+    def __init__(self, root: Path, judging: Path) -> None:
+        self.root, self.judging, self.suite = root, judging, SuiteDir(root)
+        self.sealed = self.suite.sealed
+        self.admin_token = judging / "admin-token"
+        self.join_token = judging / "join-token"
+        self.database_file = judging / DATABASE_FILE
+        self.marginals = judging / "marginals.json"
+        self._panel_record = judging / "panel.json"
+        self._serving = judging / "serving.json"
 
     def open(self, url: str | None = None, only_reads: bool = False) -> Database:
-        """The panel's database.
+        """The panel's database: the one at `url`, or that panel.json names, or else the SQLite file.
 
-        Args:
-            url: --database; None: what panel.json names, or else the SQLite file.
-            only_reads: see Database.
-
-        Raises:
-            UserError: it cannot be reached, or holds no panel, or another than panel.json is of.
+        Raises UserError where it cannot be reached, or holds no panel, or another than panel.json is of.
         """
         facts = read_panel_record(self.judging)
         named = url or facts.database
@@ -95,7 +64,7 @@ class PanelFolder:
             raise UserError(f"{database.name}: no panel there; `replicate judge prepare {self.root}` makes one{hint}")
         if not url and facts.panel_id and (there := Store(database).panel().panel_id) != facts.panel_id:
             raise UserError(
-                f"{self.panel_record}: is of the panel {facts.panel_id}, and {database.name} holds {there}; bring "
+                f"{self._panel_record}: is of the panel {facts.panel_id}, and {database.name} holds {there}; bring "
                 "each panel's folder back whole, or name the --database that is meant"
             )
         return database
@@ -115,19 +84,22 @@ class PanelFolder:
         return replace(rules, judges=n_judges, votes_per_judge=about.votes_per_judge)
 
     def keep_tokens(self, tokens: Tokens) -> None:
-        """Write the two tokens, of which the database has hashes alone."""
-        self._write_secret(self.admin_token, tokens.admin)
-        if tokens.join is None:
-            self.join_token.unlink(missing_ok=True)
-        else:
-            self._write_secret(self.join_token, tokens.join)
+        """Write the two tokens, of which the database has hashes alone, in files that their owner alone can read."""
+        for path, token in ((self.admin_token, tokens.admin), (self.join_token, tokens.join)):
+            if token is None:
+                path.unlink(missing_ok=True)
+                continue
+            write_text(path, "")
+            os.chmod(path, 0o600)
+            path.write_text(token + "\n", encoding="utf-8")  # the file keeps its mode
+
+    def read_join_token(self) -> str | None:
+        with suppress(OSError):
+            return self.join_token.read_text(encoding="utf-8", errors="replace").strip() or None
+        return None
 
     def write_facts(self, database: Database, options: PanelOptions, is_named: bool) -> None:
-        """Write panel.json.
-
-        Args:
-            is_named: whether the database is another than the SQLite file here.
-        """
+        """Write panel.json; is_named: the database is another than the SQLite file here."""
         about = Store(database).panel()
         record = PanelRecord(
             panel_id=about.panel_id,
@@ -137,23 +109,23 @@ class PanelFolder:
             database=database.address if is_named else None,
             schema_version=SCHEMA_VERSION,
         )
-        write_record(self.panel_record, record)
+        write_record(self._panel_record, record)
 
     def note_serving(self, address: str, links: str) -> None:
         """Write down where the page is served from here, for those who make links; not being able to is no fault."""
         with suppress(OSError):
-            write_record(self.serving, Serving(address, links, socket.gethostname()))
+            write_record(self._serving, Serving(address, links, socket.gethostname()))
 
     def forget_serving(self, address: str) -> None:
         with suppress(OSError, UserError):
-            found = read_record(self.serving, Serving)
+            found = read_record(self._serving, Serving)
             if found is not None and found.address == address:
-                self.serving.unlink()
+                self._serving.unlink()
 
     def served_at(self) -> str | None:
         """The address at which judges reach the page, if it is being served from this machine."""
         with suppress(OSError, ValueError):
-            found = read_record(self.serving, Serving)
+            found = read_record(self._serving, Serving)
             if found is None or found.host != socket.gethostname():
                 return None
             parts = urlsplit(found.address)
@@ -162,26 +134,9 @@ class PanelFolder:
                     return found.links
         return None
 
-    def _write_secret(self, path: Path, token: str) -> None:
-        """A token in a file that its owner alone can read."""
-        write_text(path, "")
-        os.chmod(path, 0o600)
-        with open(path, "w", encoding="utf-8") as file:  # the file keeps its mode
-            file.write(token + "\n")
-
-    def read_secret(self, path: Path) -> str | None:
-        try:
-            return path.read_text(encoding="utf-8", errors="replace").strip() or None
-        except OSError:
-            return None
-
 
 def find_panel(folder: Path) -> PanelFolder:
-    """The panel of an output folder, or of a judging folder alone.
-
-    Raises:
-        UserError: no such folder.
-    """
+    """The panel of an output folder, or of a judging folder alone. Raises UserError where there is no such folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the output folder of `replicate grid run`")
     judging = SuiteDir(folder).judging

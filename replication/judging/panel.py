@@ -26,47 +26,33 @@ from replication.errors import UserError
 from replication.judging.completions import Completions, draw_items, matched
 from replication.judging.database import Database
 from replication.judging.design import Design, Place, session
-from replication.judging.schema import COUNTS, IS_FIRST, TEST, assignments, items, judges, panel, unsealed
+from replication.judging.schema import COUNTS, IS_FIRST, TEST, assignments, items, judges, metadata, panel, unsealed
 from replication.judging.seal import Key, read_key, remove_key, write_key
 from replication.judging.store import Store, hash_token, is_locked
 
 ATTENTION_QUESTION = "Nothing is to be compared here: please choose “{choice}”. It shows us that the page is read."
-ATTENTION_TEXT = "(no text)"
+LABELS = {"left": "Left is better", "right": "Right is better"}
 LOCKED = "the panel is locked; no judge can join it any more"
 JUDGE_ID = re.compile(r"[\w.@-]([\w.@ -]{0,198}[\w.@-])?")
-LABELS = {"left": "Left is better", "right": "Right is better"}
-
-
-MOST_JUDGES = 100_000
 
 
 @dataclass(frozen=True)
 class PanelOptions:
     """Settings of a new panel."""
 
-    judges: Annotated[int, Range(f"[0, {MOST_JUDGES}]")]
-    """People it is planned for; each gets a set of assignments."""
-    votes_per_judge: Count
-    """First votes of a set."""
-    repeat_share: Annotated[float, Range("[0, 0.5]")] = 0.1
-    """Share of a set that comes again, sides swapped."""
-    attention: Natural = 0
-    """Attention items of a set."""
-    survey: bool = True
-    """Whether the page asks about the judge."""
-    open_link: bool = True
-    """Whether one link gives each who opens it a set that is free."""
+    judges: Annotated[int, Range("[0, 100000]")]  # people it is planned for; each gets a set of assignments
+    votes_per_judge: Count  # first votes of a set
+    repeat_share: Annotated[float, Range("[0, 0.5]")] = 0.1  # of a set that comes again, sides swapped
+    attention: Natural = 0  # attention items of a set
+    survey: bool = True  # whether the page asks about the judge
+    open_link: bool = True  # whether one link gives each who opens it a set that is free
 
     @property
     def n_repeats(self) -> int:
-        """Pairs of a set that come again."""
         return repeats(self.repeat_share, self.votes_per_judge)
 
     def check(self) -> None:
-        """
-        Raises:
-            UserError: a value that no panel can have.
-        """
+        """Raise UserError where no panel can have a value."""
         check_values(self)
         if self.attention > (room := self.votes_per_judge + self.n_repeats):
             raise UserError(
@@ -80,14 +66,20 @@ def repeats(share: float, votes: int) -> int:
 
 
 def check_votes(votes: int, n_pairs: int) -> None:
-    """
-    Raises:
-        UserError: a judge cannot be given so many first votes, as none is given a pair twice.
-    """
+    """Raise UserError where a judge cannot be given so many first votes, as none is given a pair twice."""
     if votes > n_pairs:
         raise UserError(
             f"--votes: {votes} is more than the {n_pairs} pairs of completions there are; give at most {n_pairs}, or "
             "make a panel of more completions"
+        )
+
+
+def check_judge_id(name: str) -> None:
+    """Raise UserError where files, links and tables do not all hold a name as it is."""
+    if not JUDGE_ID.fullmatch(name):
+        shown = name if len(name) <= 60 else name[:60] + "…"
+        raise UserError(
+            f"--judge-id: {shown!r} must be letters, digits and . _ - @, spaces inside only, at most 200 characters"
         )
 
 
@@ -97,9 +89,6 @@ class Tokens:
 
     admin: str
     join: str | None
-
-
-# ---------------------------------------------------------------- a new panel
 
 
 def create_panel(
@@ -113,15 +102,13 @@ def create_panel(
 ) -> Tokens:
     """Make the items, seal their key, and give every planned judge a set.
 
+    Raises UserError where there is a panel already, or the completions do not match between arms and seeds.
+
     Args:
-        database: where no panel is yet.
         sealed: folder of the key.
         suite: its name, for the vote record.
         arms: (baseline, treatment).
         keep: is given the tokens before the panel is there for good: a panel whose tokens are lost is of no use.
-
-    Raises:
-        UserError: there is a panel already, or the completions do not match between arms and seeds.
     """
     options.check()
     found = matched(completions, arms)
@@ -142,14 +129,14 @@ def create_panel(
         samples_treatment=found.samples[1],
         repeat_share=options.repeat_share,
         n_attention=options.attention,
-        items={row["item_id"]: behind for row, behind in drawn},
+        items={item: behind for item, (_, behind) in drawn.items()},
     )
     tokens = Tokens(secrets.token_urlsafe(24), secrets.token_urlsafe(24) if options.open_link else None)
     with database.write() as c:
-        database.create(c)
+        metadata.create_all(c)
         key_sha256 = write_key(sealed, key)
         try:
-            c.execute(insert(items), [row for row, _ in sorted(drawn, key=lambda pair: pair[0]["item_id"])])
+            c.execute(insert(items), [drawn[item][0] for item in sorted(drawn)])
             c.execute(
                 insert(panel).values(
                     panel_id=key.panel_id,
@@ -173,21 +160,12 @@ def create_panel(
     return tokens
 
 
-# ---------------------------------------------------------------- judges
-
-
 def add_judges(
     database: Database, sealed: Path, names: Sequence[str], kind: str = "human", vendor: str = "", votes: int = 0
 ) -> None:
-    """Give judges the next assignments of the design.
+    """Give judges the next assignments of the design; votes: first votes of each, 0: as many as the panel plans.
 
-    Args:
-        names: judge ids that are not taken yet.
-        kind: human or model.
-        votes: first votes of each; 0: as many as the panel plans.
-
-    Raises:
-        UserError: a name is taken, the panel is locked, or the key is not there.
+    Raises UserError where a name is taken, the panel is locked, or the key is not there.
     """
     with database.write() as c:
         row = _hold_panel(c)
@@ -201,18 +179,6 @@ def add_judges(
         _add(c, key, names, kind, vendor, votes or row.votes_per_judge)
 
 
-def check_judge_id(name: str) -> None:
-    """
-    Raises:
-        UserError: no name that files, links and tables hold as it is.
-    """
-    if not JUDGE_ID.fullmatch(name):
-        shown = name if len(name) <= 60 else name[:60] + "…"
-        raise UserError(
-            f"--judge-id: {shown!r} must be letters, digits and . _ - @, spaces inside only, at most 200 characters"
-        )
-
-
 def _hold_panel(c: Connection) -> Row[Any]:
     """The panel, held until the transaction ends: what is given to a judge is nobody else's meanwhile."""
     row = c.execute(select(panel).with_for_update()).one()
@@ -224,12 +190,12 @@ def _hold_panel(c: Connection) -> Row[Any]:
 def invite(database: Database, names: Sequence[str]) -> dict[str, str]:
     """A new link token for each judge; an earlier link of theirs stops working.
 
-    Raises:
-        UserError: a name is no person's in this panel, or the panel is locked; then no link has changed.
+    Raises UserError where a name is no person's in this panel, or the panel is locked; then no link has changed.
     """
     tokens = {name: secrets.token_urlsafe(24) for name in names}
     with database.write() as c:
-        _refuse_locked(c)
+        if is_locked(c):
+            raise UserError(LOCKED)
         for name, token in tokens.items():
             this = (judges.c.judge_id == name) & (judges.c.kind == "human")
             if not c.execute(update(judges).where(this).values(token_sha256=hash_token(token))).rowcount:
@@ -240,13 +206,11 @@ def invite(database: Database, names: Sequence[str]) -> dict[str, str]:
 def invite_people(database: Database, sealed: Path, n: int) -> tuple[dict[str, str], int]:
     """Links to n sets: those that nobody has yet, first ones first, then further ones, which need the sealed key.
 
-    One transaction: a further set has its judge from the start, so that nobody comes to it by the open link.
+    One transaction: a further set has its judge from the start, so that nobody comes to it by the open link. Raises
+    UserError where the panel is locked, or a further set is needed and the key is not there; then no link was given.
 
     Returns:
         Judge id -> token, and how many of them are further sets.
-
-    Raises:
-        UserError: the panel is locked, or a further set is needed and the key is not there; then no link was given.
     """
     with database.write() as c:
         row = _hold_panel(c)
@@ -265,8 +229,7 @@ def invite_people(database: Database, sealed: Path, n: int) -> tuple[dict[str, s
 def invite_tests(database: Database, sealed: Path, n: int) -> dict[str, str]:
     """Judge id -> token of n test judges: each gets the design's first set, which stays for others to judge.
 
-    Raises:
-        UserError: the panel is locked, or the key is not there.
+    Raises UserError where the panel is locked, or the key is not there.
     """
     with database.write() as c:
         row = _hold_panel(c)
@@ -284,11 +247,6 @@ def _next_names(c: Connection, n: int, stem: str = "judge") -> list[str]:
     return [name for name in free if name not in taken][:n]
 
 
-def _refuse_locked(c: Connection) -> None:
-    if is_locked(c):
-        raise UserError(LOCKED)
-
-
 def _add(
     c: Connection,
     key: Key,
@@ -300,13 +258,16 @@ def _add(
 ) -> None:
     design = Design(len(key.prompts), len(key.seeds), len(key.samples_baseline), len(key.samples_treatment), key.secret)
     check_votes(votes, design.n_distinct)
-    given = [] if (kind, vendor) == ("human", TEST) else _given(c)
+    # first votes dealt to each judge so far, in the order of dealing; test judges take none from others
+    dealt = select(func.count()).select_from(assignments.join(judges)).where(IS_FIRST, COUNTS)
+    dealt = dealt.group_by(assignments.c.judge_id).order_by(func.min(assignments.c.assignment_id))
+    given = [] if vendor == TEST and kind == "human" else c.execute(dealt).scalars().all()
     hands = islice(design.deal([*given, *[votes] * len(names)]), len(given), None)
-    prompts = c.execute(select(items.c.item_id, items.c.prompt_id).where(items.c.prompt_id.is_not(None)))
-    known = {}
-    for item, prompt in prompts:
-        b = key.items[item]
-        known[_pair(b.seed, prompt, (b.arm_first, b.sample_first), (b.arm_second, b.sample_second))] = item
+    known = {}  # (seed, prompt, sample of the baseline, of the treatment) -> item
+    for item, prompt in c.execute(select(items.c.item_id, items.c.prompt_id).where(items.c.prompt_id.is_not(None))):
+        behind = key.items[item]
+        sample = {behind.arm_first: behind.sample_first, behind.arm_second: behind.sample_second}
+        known[behind.seed, prompt, sample[key.baseline], sample[key.treatment]] = item
     for name, cells in zip(names, hands, strict=True):
         hashed = hash_token(tokens[name]) if name in tokens else None
         person = {"judge_id": name, "kind": kind, "vendor": vendor, "token_sha256": hashed}
@@ -317,47 +278,28 @@ def _add(
         _assign(c, key, name, session(cells, n_repeats, n_attention, rng), known)
 
 
-def _given(c: Connection) -> Sequence[int]:
-    """First votes dealt to each judge, in the order of dealing; test judges take none from others."""
-    query = select(func.count()).select_from(assignments.join(judges)).where(IS_FIRST, COUNTS)
-    query = query.group_by(assignments.c.judge_id)
-    return c.execute(query.order_by(func.min(assignments.c.assignment_id))).scalars().all()
-
-
-def _pair(seed: int, prompt: int, *shown: tuple[str, int]) -> tuple[Any, ...]:
-    """(seed, prompt, (arm, sample) of both) in a form that the order does not change."""
-    return seed, prompt, *sorted(shown)
-
-
-def _assign(c: Connection, key: Key, name: str, places: Sequence[Place], known: Mapping[tuple[Any, ...], str]) -> None:
-    ids: dict[int, int] = {}  # place -> assignment
-
-    def row(position: int) -> dict[str, Any]:
-        place, first_is_left = places[position], True
+def _assign(
+    c: Connection, key: Key, name: str, places: Sequence[Place], known: Mapping[tuple[int, int, int, int], str]
+) -> None:
+    rows = []
+    for position, place in enumerate(places):
         if place.cell is None:
             assert place.expected is not None
-            item = _attention_item(c, place.expected)
+            item, first_is_left = _attention_item(c, place.expected), True
         else:
             cell = place.cell
-            baseline = key.baseline, key.samples_baseline[cell.sample_baseline]
-            treatment = key.treatment, key.samples_treatment[cell.sample_treatment]
-            item = known[_pair(key.seeds[cell.seed], key.prompts[cell.prompt], baseline, treatment)]
+            samples = key.samples_baseline[cell.sample_baseline], key.samples_treatment[cell.sample_treatment]
+            item = known[key.seeds[cell.seed], key.prompts[cell.prompt], *samples]
             first_is_left = (key.items[item].arm_first == key.treatment) == place.treatment_left
-        return {
-            "judge_id": name,
-            "position": position,
-            "item_id": item,
-            "first_is_left": first_is_left,
-            "repeats": None if place.repeats is None else ids[place.repeats],
-            "expected": place.expected,
-        }
-
-    # first votes before repeats, which name them
-    for is_repeat in (False, True):
+        shown = {"item_id": item, "first_is_left": first_is_left, "expected": place.expected}
+        rows.append({"judge_id": name, "position": position, **shown})
+    ids: dict[int | None, int] = {}  # place -> assignment
+    for is_repeat in (False, True):  # first votes before repeats, which name them
         at = [i for i, place in enumerate(places) if (place.repeats is not None) == is_repeat]
         if at:
             query = insert(assignments).returning(assignments.c.assignment_id, sort_by_parameter_order=True)
-            ids |= zip(at, c.execute(query, [row(i) for i in at]).scalars(), strict=True)
+            batch = [rows[i] | {"repeats": ids.get(places[i].repeats)} for i in at]
+            ids |= zip(at, c.execute(query, batch).scalars(), strict=True)
 
 
 def _attention_item(c: Connection, expected: str) -> str:
@@ -365,12 +307,9 @@ def _attention_item(c: Connection, expected: str) -> str:
     item_id = hashlib.sha256(f"attention/{expected}".encode()).hexdigest()[:16]
     if c.execute(select(items.c.item_id).where(items.c.item_id == item_id)).one_or_none() is None:
         question = ATTENTION_QUESTION.format(choice=LABELS[expected])
-        row = {"item_id": item_id, "category": "attention", "question": question}
-        c.execute(insert(items).values(**row, first=ATTENTION_TEXT, second=ATTENTION_TEXT))
+        texts = {"category": "attention", "question": question, "first": "(no text)", "second": "(no text)"}
+        c.execute(insert(items).values(item_id=item_id, **texts))
     return item_id
-
-
-# ---------------------------------------------------------------- the lock
 
 
 def lock_panel(
@@ -378,14 +317,12 @@ def lock_panel(
 ) -> None:
     """Close the panel for good and put what stands behind its items into the database.
 
-    Locking again changes nothing, and puts in what an interrupted lock had not come to.
+    Locking again changes nothing, and puts in what an interrupted lock had not come to. Raises UserError where the key
+    is not there, or is another one.
 
     Args:
         check: looks at the panel as it is about to be locked, and raises where its record could not be read: the panel
             then stays open, as it was.
-
-    Raises:
-        UserError: the key is not there, or is another one.
     """
     with database.read() as c:
         expected = c.execute(select(panel.c.key_sha256)).scalar_one()
@@ -406,20 +343,14 @@ def lock_panel(
             check(c)
 
 
-# ---------------------------------------------------------------- a copy to try the page on
-
-
 def preview(database: Database, file: Path) -> tuple[Store, str]:
-    """A copy in a new SQLite file, every set free and no vote cast, and the token of its open link.
+    """A copy to try the page on, in a new SQLite file: every set free and no vote cast; and its open link's token.
 
-    No link of the panel itself opens it.
-
-    Raises:
-        UserError: the panel has no set of pairs.
+    No link of the panel itself opens it. Raises UserError where the panel has no set of pairs.
     """
     join, copy = secrets.token_urlsafe(24), Database(file)
     with database.read() as there, copy.write(durable=False) as here:
-        copy.create(here)
+        metadata.create_all(here)
         for table in (panel, items, judges, assignments):
             rows = [dict(row._mapping) for row in there.execute(select(table).order_by(*table.primary_key))]
             if not rows:

@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy import insert
 
 from replication.judging.database import Database
-from replication.judging.schema import assignments, items, judges, panel
+from replication.judging.schema import assignments, items, judges, metadata, panel
 
 KINDS = ("first", "second", "tie", "both_bad", "loud", "refusal", "garbage", "cut")
 """What tiny_judge.py and scripted answers make of a pair, by its number modulo eight; loud: A in either order."""
@@ -32,7 +32,7 @@ def make_panel(path: Path | str, n_pairs: int, judge: str = "tiny-judge", kind: 
     """Pairs by kind; of every second pair of eight the first completion is on the left."""
     database = Database(path)
     with database.write() as c:
-        database.create(c)
+        metadata.create_all(c)
         sizes = {"votes_per_judge": n_pairs, "planned_judges": 1, "survey": False}
         hashes = {"key_sha256": "0" * 64, "admin_sha256": "1" * 64}
         c.execute(insert(panel).values(panel_id="p", suite="s", created_at=time.time(), **hashes, **sizes))

@@ -32,21 +32,6 @@ BANNER: ContextVar[tuple[str, str] | None] = ContextVar("banner", default=None)
 PREVIEW: Final = ("Preview", "What you see is a copy of the panel: votes given here are thrown away.")
 TEST: Final = ("Test", "Votes given by this link enter no record and no count.")
 
-# status -> (title, what to do)
-PROBLEMS: Final = {
-    400: ("This request cannot be read", "Open your link again, as it stands in your invitation."),
-    401: ("Please sign in", "This page is for the administrator of the panel."),
-    403: ("This did not come from your page", "Nothing was stored. Please go on from your own page."),
-    404: ("There is no such page", "A link may have been cut short. Copy it whole from your invitation."),
-    405: ("This address takes no visits", "It only receives what a page sends. Nothing was stored."),
-    408: ("This took too long to arrive", "Nothing was stored. Please try again."),
-    409: ("Not possible any more", "Nothing was stored."),
-    413: ("This is too long", "Nothing was stored."),
-    415: ("This is not a form of this page", "Nothing was stored."),
-    422: ("Something is missing or unknown", "Nothing was stored. Please go on from your page."),
-    500: ("Something went wrong here", "Votes that were stored before are safe. Please try again in a moment."),
-}
-
 
 def _readable(text: str) -> Markup:
     """Escaped; a character that acts without being seen stands there as its number."""
@@ -76,19 +61,14 @@ def page(name: str, status: int = 200, /, **values: Any) -> HTMLResponse:
     return HTMLResponse(_TEMPLATES.get_template(f"{name}.html.j2").render(**values, banner=BANNER.get()), status)
 
 
-def problem(
-    status: int, *, title: str = "", text: str = "", back: str = "", goes_on: bool = False, word: str = "Go on"
-) -> HTMLResponse:
-    """A short page that says what went wrong, and leads back where there is a way.
+def problem(status: int, what: str = "", back: str = "") -> HTMLResponse:
+    """A short page that says what went wrong, in the words that its template has for it.
 
     Args:
-        title, text: what happened, and what to do; empty: the usual words of the status.
-        back: where the link leads; empty: no link, as where none would help. `word` is what it says.
-        goes_on: whether the page goes there by itself after a few seconds.
+        what: went wrong; empty: what the status says.
+        back: where a link leads; empty: there is none, as where none would help.
     """
-    usual = PROBLEMS.get(status, PROBLEMS[400 if status < 500 else 500])
-    words = {"title": title or usual[0], "text": text or usual[1]}
-    return page("message", status, **words, back=back, goes_on=goes_on, word=word)
+    return page("message", status, status=status, what=what or str(status), back=back)
 
 
 def see_other(path: str) -> RedirectResponse:

@@ -12,10 +12,11 @@ import hashlib
 import re
 import secrets
 from hmac import compare_digest
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Form, HTTPException, Request
+from pydantic import BaseModel
 from starlette.responses import PlainTextResponse, Response
 
 from replication.judging.page.rendering import BANNER, STATIC, STATIC_TYPES, TEST, judge_path, page, problem, see_other
@@ -23,20 +24,12 @@ from replication.judging.progress import gather
 from replication.judging.store import Cast, PanelFacts, Store, Visit, claim_once, hash_token
 from replication.votes.record import CHOICES
 
-SURVEY: Final = {
-    "chat_models": ("never", "sometimes", "weekly", "daily"),
-    "background": ("none", "technical", "ml"),
-    "native_english": ("yes", "no"),
-    "took_part_before": ("yes", "no"),
-}
-"""Questions about the judge and the answers they may have; the words are in the template."""
 NONCE: Final = re.compile(r"[A-Za-z0-9_-]{16,64}")
 COOKIE_SECONDS: Final = 60 * 24 * 3600  # longer than a panel is open
 ADMIN_COOKIE: Final = "judging_admin"
-NO_EXPORT_YET: Final = "Votes can be exported by arm once the panel is locked. Until then nobody sees the arms."
 
 ImpressionField = Annotated[str, Form(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-SurveyField = Annotated[str | None, Form(max_length=32)]
+ChoiceField = Annotated[str, Form(pattern=f"^({'|'.join(CHOICES)})$")]
 
 routes = APIRouter()
 
@@ -104,7 +97,7 @@ def look(request: Request, token: str, visit: Visited, store: Stored) -> Respons
     if not visit.has_started:
         return page("start", path=path, link=link, n_assigned=visit.n_assigned)
     if visit.asks_survey and visit.survey is None:
-        return page("survey", path=path, survey=SURVEY)
+        return page("survey", path=path)
     shown = store.show(visit.judge_id)
     if shown is not None:
         return page("item", path=path, shown=shown, n_assigned=visit.n_assigned, last_vote=visit.last_vote)
@@ -120,53 +113,38 @@ def start(token: str, visit: OpenVisit, store: Stored) -> Response:
     return see_other(judge_path(token))
 
 
+class Survey(BaseModel):
+    """Questions about the judge and the answers they may have; the words are in the template."""
+
+    chat_models: Literal["never", "sometimes", "weekly", "daily"] | None = None
+    background: Literal["none", "technical", "ml"] | None = None
+    native_english: Literal["yes", "no"] | None = None
+    took_part_before: Literal["yes", "no"] | None = None
+    skip: str | None = None
+
+
 @routes.post("/j/{token}/survey")
-def survey(
-    token: str,
-    visit: OpenVisit,
-    store: Stored,
-    chat_models: SurveyField = None,
-    background: SurveyField = None,
-    native_english: SurveyField = None,
-    took_part_before: SurveyField = None,
-    skip: SurveyField = None,
-) -> Response:
-    given = dict(zip(SURVEY, (chat_models, background, native_english, took_part_before), strict=True))
-    answers = {question: answer for question, answer in given.items() if answer}
-    if any(answer not in SURVEY[question] for question, answer in answers.items()):
-        return problem(422, back=judge_path(token))
+def survey(token: str, visit: OpenVisit, store: Stored, given: Annotated[Survey, Form()]) -> Response:
     if visit.asks_survey and visit.survey is None:
-        store.answer_survey(visit.judge_id, {} if skip else answers)
+        answers = given.model_dump(exclude={"skip"}, exclude_none=True)
+        store.answer_survey(visit.judge_id, {} if given.skip else answers)
     return see_other(judge_path(token))
 
 
 @routes.post("/j/{token}/vote")
-def vote(
-    token: str, visit: Visited, store: Stored, impression: ImpressionField, choice: Annotated[str, Form()]
-) -> Response:
-    path = judge_path(token)
-    if choice not in CHOICES:
-        return problem(422, back=path)
+def vote(token: str, visit: Visited, store: Stored, impression: ImpressionField, choice: ChoiceField) -> Response:
     cast = store.vote(visit.judge_id, impression, choice)
     if cast is Cast.STORED:
-        return see_other(path)
+        return see_other(judge_path(token))
     if cast is Cast.LOCKED:
         return page("closed", 409, n_voted=visit.n_voted)
-    if cast is Cast.UNKNOWN:
-        return problem(403, title="This pair was not shown to you", back=path)
-    if cast is Cast.REPEATED:
-        title, text = "This vote is stored already", "It counts once. The next pair comes by itself in a moment."
-    else:
-        title = "There is a vote on this pair already"
-        text = "The first one counts. To change it, go on and undo your last vote."
-    return problem(409, title=title, text=text, back=path, goes_on=True)
+    return problem(403 if cast is Cast.UNKNOWN else 409, cast.value, judge_path(token))
 
 
 @routes.post("/j/{token}/undo")
 def undo(token: str, visit: OpenVisit, store: Stored, impression: ImpressionField) -> Response:
     if not store.undo(visit.judge_id, impression):
-        title = "That vote is not your last one"
-        return problem(409, title=title, text="Only the last vote can be undone, once.", back=judge_path(token))
+        return problem(409, "not_last", judge_path(token))
     return see_other(judge_path(token))
 
 
@@ -215,8 +193,7 @@ def join(
         # stands on one page that nobody else was sent, and is never kept
         own = base64.urlsafe_b64encode(hashlib.sha256(f"{token}/{nonce}".encode()).digest()[:24]).decode()
         if claim_once(store, own) is None:
-            text = "Thank you for coming. Enough people take part already."
-            return problem(409, title="All places are taken", text=text)
+            return problem(409, "no_place")
     answer = see_other(judge_path(own))
     # lax, not strict: whoever follows the link in a letter again is to come back to their own page
     is_https = request.url.scheme == "https"
@@ -243,8 +220,7 @@ def _signed_in(request: Request, store: Stored) -> None:
 
 def _locked(store: Stored) -> None:
     if not store.panel().is_locked:
-        title = "Not before the lock"
-        raise Answered(problem(409, title=title, text=NO_EXPORT_YET, back="/admin", word="Back to the overview"))
+        raise Answered(problem(409, "not_locked", "/admin"))
 
 
 SIGNED_IN: Final = Depends(_signed_in)

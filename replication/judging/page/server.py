@@ -46,24 +46,18 @@ def create_app(
     app.state.store = store
     app.include_router(routes)
 
-    @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> Response:
-        answer = problem(error.status_code, back="" if error.status_code == 404 else way_back(request.url.path))
-        answer.headers.update(error.headers or {})
-        return answer
-
     @app.exception_handler(Answered)
     async def answered(request: Request, error: Answered) -> Response:
         return error.answer
 
+    @app.exception_handler(HTTPException)
     @app.exception_handler(RequestValidationError)
-    async def incomplete(request: Request, error: RequestValidationError) -> Response:
-        return problem(422, back=way_back(request.url.path))
-
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        answer = problem(500, back=way_back(request.url.path))
-        answer.headers.update(HEADERS)  # this one is sent from outside the Guard
+        status = 422 if isinstance(error, RequestValidationError) else getattr(error, "status_code", 500)
+        answer = problem(status, back="" if status == 404 else way_back(request.url.path))
+        # what was not foreseen is answered from outside the Guard, which adds these
+        answer.headers.update({**HEADERS, **(getattr(error, "headers", None) or {})})
         return answer
 
     return app
