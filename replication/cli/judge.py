@@ -359,9 +359,9 @@ def _lock_arguments(sub: Parser) -> None:
 
 def _lock(args: argparse.Namespace, console: Console) -> int:
     from replication.judging.completions import IMPORTED
-    from replication.judging.export import check_record, check_votes_file, write_votes_record
     from replication.judging.panel import lock_panel
     from replication.judging.progress import fill
+    from replication.judging.record import check_record, check_votes_file, write_votes_record
     from replication.judging.store import Store
 
     early = (args.early or "").strip()
@@ -420,8 +420,8 @@ def _export_arguments(sub: Parser) -> None:
 
 
 def _export(args: argparse.Namespace, console: Console) -> int:
-    from replication.judging.export import write_export, write_votes_record
     from replication.judging.folder import PanelFolder
+    from replication.judging.record import write_export, write_votes_record
     from replication.judging.store import Store
 
     folder, database = _open(args, only_reads=True)

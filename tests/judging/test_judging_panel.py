@@ -21,13 +21,20 @@ from replication.audit.published import load_published
 from replication.config import AnalysisConfig
 from replication.errors import UserError
 from replication.judging.design import Cell, Design, session
-from replication.judging.export import answers_jsonl, judges_csv, marginals_json, votes_csv, write_votes_record
 from replication.judging.folder import PanelFolder
 from replication.judging.progress import judge_progress
+from replication.judging.record import (
+    answers_jsonl,
+    judges_csv,
+    marginals_json,
+    unsealed_votes,
+    vote_id,
+    votes_csv,
+    write_votes_record,
+)
 from replication.judging.schema import answers, assignments, items, judges, metadata, votes
 from replication.judging.seal import read_key
 from replication.judging.store import Cast, Store
-from replication.judging.unsealing import unsealed_votes, vote_id
 from replication.runs.records import from_json
 from replication.simulation.power import Marginals, fit_marginals
 from replication.votes.record import read_votes

@@ -16,11 +16,10 @@ from sqlalchemy.exc import IntegrityError
 
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.export import check_record, votes_csv
 from replication.judging.panel import add_judges, invite, invite_people, lock_panel
+from replication.judging.record import check_record, unsealed_votes, vote_id, votes_csv
 from replication.judging.schema import assignments, items, judges, unsealed, votes
 from replication.judging.store import Cast, Store, claim_once, hash_token
-from replication.judging.unsealing import unsealed_votes, vote_id
 from replication.votes.record import read_votes
 
 

@@ -251,14 +251,14 @@ def sign_out() -> Response:
 
 @routes.get("/admin/votes.csv", dependencies=[SIGNED_IN, LOCKED])
 def votes(store: Stored) -> Response:
-    from replication.judging.export import votes_csv
+    from replication.judging.record import votes_csv
 
     return _file(votes_csv(store.database), "votes.csv", "text/csv; charset=utf-8")
 
 
 @routes.get("/admin/marginals.json", dependencies=[SIGNED_IN, LOCKED])
 def marginals(store: Stored) -> Response:
-    from replication.judging.export import marginals_json
+    from replication.judging.record import marginals_json
 
     return _file(marginals_json(store.database), "marginals.json", "application/json")
 
