@@ -183,7 +183,7 @@ def _invite_arguments(sub: Parser) -> None:
 
 
 def _invite(args: argparse.Namespace, console: Console) -> int:
-    from replication.judging.panel import invite, invite_people, invite_tests
+    from replication.judging.panel import invite, invite_people
 
     if (args.judges is None) == (args.judge_id is None):
         raise UserError("replicate judge invite: give --judges N, or --judge-id NAME")
@@ -194,7 +194,7 @@ def _invite(args: argparse.Namespace, console: Console) -> int:
     if args.judge_id:
         tokens = invite(database, args.judge_id)
     elif args.test:
-        tokens = invite_tests(database, folder.sealed, args.judges)
+        tokens, _ = invite_people(database, folder.sealed, args.judges, test=True)
     else:
         tokens, further = invite_people(database, folder.sealed, args.judges)
     base = args.base_url or folder.served_at()

@@ -10,12 +10,11 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from random import Random
-from types import MappingProxyType
 from typing import Annotated, Any
 
 from sqlalchemy import Connection, Row, func, insert, null, select, text, update
@@ -25,7 +24,7 @@ from replication.config.schema import Count, Natural
 from replication.errors import UserError
 from replication.judging.completions import Completions, draw_items, matched
 from replication.judging.database import Database
-from replication.judging.design import Design, Place, session
+from replication.judging.design import Cell, Design, Place, session
 from replication.judging.schema import COUNTS, IS_FIRST, TEST, assignments, items, judges, metadata, panel, unsealed
 from replication.judging.seal import Key, read_key, remove_key, write_key
 from replication.judging.store import Store, hash_token, is_locked
@@ -50,14 +49,6 @@ class PanelOptions:
     @property
     def n_repeats(self) -> int:
         return repeats(self.repeat_share, self.votes_per_judge)
-
-    def check(self) -> None:
-        """Raise UserError where no panel can have a value."""
-        check_values(self)
-        if self.attention > (room := self.votes_per_judge + self.n_repeats):
-            raise UserError(
-                f"--attention: {self.attention} is more than the {room} other places of a set; give at most {room}"
-            )
 
 
 def repeats(share: float, votes: int) -> int:
@@ -100,17 +91,16 @@ def create_panel(
     options: PanelOptions,
     keep: Callable[[Tokens], None] | None = None,
 ) -> Tokens:
-    """Make the items, seal their key, and give every planned judge a set.
+    """Make the items of (baseline, treatment), seal their key in a folder, and give every planned judge a set.
 
-    Raises UserError where there is a panel already, or the completions do not match between arms and seeds.
-
-    Args:
-        sealed: folder of the key.
-        suite: its name, for the vote record.
-        arms: (baseline, treatment).
-        keep: is given the tokens before the panel is there for good: a panel whose tokens are lost is of no use.
+    `keep` is given the tokens before the panel is there for good: a panel whose tokens are lost is of no use. Raises
+    UserError where options cannot be, there is a panel already, or completions do not match between arms and seeds.
     """
-    options.check()
+    check_values(options)
+    if options.attention > (room := options.votes_per_judge + options.n_repeats):
+        raise UserError(
+            f"--attention: {options.attention} is more than the {room} other places of a set; give at most {room}"
+        )
     found = matched(completions, arms)
     if database.exists():
         raise UserError(
@@ -151,7 +141,7 @@ def create_panel(
                 )
             )
             names = [f"judge-{n:03d}" for n in range(1, options.judges + 1)]
-            _add(c, key, names, "human", "", options.votes_per_judge)
+            _add(c, key, names, options.votes_per_judge, "human", "", {})
             if keep is not None:
                 keep(tokens)
         except BaseException:  # a key of no panel would stand in the way of the next one
@@ -176,7 +166,7 @@ def add_judges(
             if name in taken:
                 raise UserError(f"--judge-id: '{name}' is taken; choose another")
             taken.add(name)
-        _add(c, key, names, kind, vendor, votes or row.votes_per_judge)
+        _add(c, key, names, votes or row.votes_per_judge, kind, vendor, {})
 
 
 def _hold_panel(c: Connection) -> Row[Any]:
@@ -203,11 +193,12 @@ def invite(database: Database, names: Sequence[str]) -> dict[str, str]:
     return tokens
 
 
-def invite_people(database: Database, sealed: Path, n: int) -> tuple[dict[str, str], int]:
+def invite_people(database: Database, sealed: Path, n: int, test: bool = False) -> tuple[dict[str, str], int]:
     """Links to n sets: those that nobody has yet, first ones first, then further ones, which need the sealed key.
 
-    One transaction: a further set has its judge from the start, so that nobody comes to it by the open link. Raises
-    UserError where the panel is locked, or a further set is needed and the key is not there; then no link was given.
+    Test judges get the design's first set, which stays for others to judge. One transaction: a further set has its
+    judge from the start, so that nobody comes to it by the open link. Raises UserError where the panel is locked, or a
+    further set is needed and the key is not there; then no link was given.
 
     Returns:
         Judge id -> token, and how many of them are further sets.
@@ -216,53 +207,31 @@ def invite_people(database: Database, sealed: Path, n: int) -> tuple[dict[str, s
         row = _hold_panel(c)
         free = (judges.c.kind == "human") & judges.c.token_sha256.is_(None)
         query = select(judges.c.judge_id).where(free).order_by(judges.c.created_at, judges.c.judge_id).limit(n)
-        names = c.execute(query.with_for_update(skip_locked=True)).scalars().all()
-        further = _next_names(c, n - len(names))
+        names = [] if test else c.execute(query.with_for_update(skip_locked=True)).scalars().all()
+        taken = set(c.execute(select(judges.c.judge_id)).scalars())
+        numbered = (f"{TEST if test else 'judge'}-{i:03d}" for i in range(1, len(taken) + n + 1))
+        further = [name for name in numbered if name not in taken][: n - len(names)]
         tokens = {name: secrets.token_urlsafe(24) for name in (*names, *further)}
         for name in names:
             c.execute(update(judges).where(judges.c.judge_id == name).values(token_sha256=hash_token(tokens[name])))
         if further:
-            _add(c, read_key(sealed, row.key_sha256), further, "human", "", row.votes_per_judge, tokens)
+            key = read_key(sealed, row.key_sha256)
+            _add(c, key, further, row.votes_per_judge, "human", TEST if test else "", tokens)
     return tokens, len(further)
 
 
-def invite_tests(database: Database, sealed: Path, n: int) -> dict[str, str]:
-    """Judge id -> token of n test judges: each gets the design's first set, which stays for others to judge.
-
-    Raises UserError where the panel is locked, or the key is not there.
-    """
-    with database.write() as c:
-        row = _hold_panel(c)
-        key, tokens = read_key(sealed, row.key_sha256), {}
-        for name in _next_names(c, n, TEST):
-            tokens[name] = secrets.token_urlsafe(24)
-            _add(c, key, [name], "human", TEST, row.votes_per_judge, tokens)
-    return tokens
-
-
-def _next_names(c: Connection, n: int, stem: str = "judge") -> list[str]:
-    """n names of the form judge-007 that are not taken."""
-    taken = set(c.execute(select(judges.c.judge_id)).scalars())
-    free = (f"{stem}-{i:03d}" for i in range(1, len(taken) + n + 1))
-    return [name for name in free if name not in taken][:n]
-
-
 def _add(
-    c: Connection,
-    key: Key,
-    names: Sequence[str],
-    kind: str,
-    vendor: str,
-    votes: int,
-    tokens: Mapping[str, str] = MappingProxyType({}),
+    c: Connection, key: Key, names: Sequence[str], votes: int, kind: str, vendor: str, tokens: Mapping[str, str]
 ) -> None:
     design = Design(len(key.prompts), len(key.seeds), len(key.samples_baseline), len(key.samples_treatment), key.secret)
     check_votes(votes, design.n_distinct)
     # first votes dealt to each judge so far, in the order of dealing; test judges take none from others
     dealt = select(func.count()).select_from(assignments.join(judges)).where(IS_FIRST, COUNTS)
     dealt = dealt.group_by(assignments.c.judge_id).order_by(func.min(assignments.c.assignment_id))
-    given = [] if vendor == TEST and kind == "human" else c.execute(dealt).scalars().all()
-    hands = islice(design.deal([*given, *[votes] * len(names)]), len(given), None)
+    given = c.execute(dealt).scalars().all()
+    hands: Iterable[list[Cell]] = islice(design.deal([*given, *[votes] * len(names)]), len(given), None)
+    if vendor == TEST and kind == "human":
+        hands = repeat(next(design.deal([votes])), len(names))
     known = {}  # (seed, prompt, sample of the baseline, of the treatment) -> item
     for item, prompt in c.execute(select(items.c.item_id, items.c.prompt_id).where(items.c.prompt_id.is_not(None))):
         behind = key.items[item]
@@ -270,8 +239,8 @@ def _add(
         known[behind.seed, prompt, sample[key.baseline], sample[key.treatment]] = item
     for name, cells in zip(names, hands, strict=True):
         hashed = hash_token(tokens[name]) if name in tokens else None
-        person = {"judge_id": name, "kind": kind, "vendor": vendor, "token_sha256": hashed}
-        c.execute(insert(judges).values(**person, created_at=time.time()))
+        person = {"judge_id": name, "kind": kind, "vendor": vendor, "token_sha256": hashed, "created_at": time.time()}
+        c.execute(insert(judges).values(person))
         rng = Random(f"{key.secret}/session/{name}")
         n_attention = key.n_attention if kind == "human" else 0
         n_repeats = repeats(key.repeat_share, votes) if kind == "human" else 0  # a model sees both orders anyway
@@ -317,16 +286,11 @@ def lock_panel(
 ) -> None:
     """Close the panel for good and put what stands behind its items into the database.
 
-    Locking again changes nothing, and puts in what an interrupted lock had not come to. Raises UserError where the key
-    is not there, or is another one.
-
-    Args:
-        check: looks at the panel as it is about to be locked, and raises where its record could not be read: the panel
-            then stays open, as it was.
+    Locking again changes nothing, and puts in what an interrupted lock had not come to. `check` looks at the panel as
+    it is about to be locked; where it raises, the panel stays open, as it was. Raises UserError where the key is not
+    there, or is another one.
     """
-    with database.read() as c:
-        expected = c.execute(select(panel.c.key_sha256)).scalar_one()
-    key = read_key(sealed, expected)
+    key = read_key(sealed, Store(database).panel().key_sha256)
     with database.write() as c:
         if not database.is_sqlite:
             # waits for the votes that are being stored, ahead of those that come meanwhile: these then see the lock.

@@ -250,19 +250,10 @@ def sign_out() -> Response:
 
 
 @routes.get("/admin/votes.csv", dependencies=[SIGNED_IN, LOCKED])
-def votes(store: Stored) -> Response:
-    from replication.judging.record import votes_csv
-
-    return _file(votes_csv(store.database), "votes.csv", "text/csv; charset=utf-8")
-
-
 @routes.get("/admin/marginals.json", dependencies=[SIGNED_IN, LOCKED])
-def marginals(store: Stored) -> Response:
-    from replication.judging.record import marginals_json
+def export(request: Request, store: Stored) -> Response:
+    from replication.judging.record import marginals_json, votes_csv  # scipy: only once there are votes
 
-    return _file(marginals_json(store.database), "marginals.json", "application/json")
-
-
-def _file(text: str, name: str, media_type: str) -> Response:
-    headers = {"content-disposition": f'attachment; filename="{name}"'}
-    return Response(text, media_type=media_type, headers=headers)
+    name = request.url.path.rpartition("/")[2]
+    make, kind = (votes_csv, "text/csv; charset=utf-8") if name == "votes.csv" else (marginals_json, "application/json")
+    return Response(make(store.database), 200, {"content-disposition": f'attachment; filename="{name}"'}, kind)

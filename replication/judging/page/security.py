@@ -16,6 +16,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from replication.judging.page.rendering import BANNER, PREVIEW, problem, way_back
@@ -90,12 +91,13 @@ class Guard:
                 self.log(f"{scope['method']} {route} {status} {1000 * (time.monotonic() - began):.0f} ms")
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers, back, answer = Headers(scope=scope), way_back(scope["path"]), self.app
+        request, back, answer = Request(scope, receive), way_back(scope["path"]), self.app
+        headers = request.headers
         if not self._is_our_host(headers.getlist("host")):
             answer = problem(400)
         elif scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             if self._is_our_form(headers):
-                body, status = await _read_body(headers, receive)
+                body, status = await _read_body(request)
                 if status == 200 and body and headers.get("content-type", "").split(";")[0].strip().lower() != FORM:
                     status = 415
                 answer = self.app if status == 200 else problem(status, back=back)
@@ -141,23 +143,23 @@ def is_everywhere(host: str) -> bool:
     return host == "" or (found is not None and found.is_unspecified)
 
 
-async def _read_body(headers: Headers, receive: Receive) -> tuple[bytes, int]:
+async def _read_body(request: Request) -> tuple[bytes, int]:
     """The whole body and 200; or nothing and 408, 413, or 400 where the client went away."""
-    body, n_bytes, more = b"", 0, True
-    declared = headers.get("content-length", "0")
+    body, n_bytes = b"", 0
+    declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > DRAINED_BYTES:
         return b"", 413
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            while more and n_bytes <= DRAINED_BYTES:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    return b"", 400
-                n_bytes += len(message.get("body", b""))
-                body = body + message.get("body", b"") if n_bytes <= LONGEST_BODY_BYTES else b""
-                more = message.get("more_body", False)
+            async for chunk in request.stream():
+                n_bytes += len(chunk)
+                body = body + chunk if n_bytes <= LONGEST_BODY_BYTES else b""
+                if n_bytes > DRAINED_BYTES:
+                    break
     except TimeoutError:
         return b"", 408
+    except ClientDisconnect:
+        return b"", 400
     return (body, 200) if n_bytes <= LONGEST_BODY_BYTES else (b"", 413)
 
 
