@@ -253,7 +253,7 @@ def join_panel(
 
     Args:
         sealed: folder of the panel's key.
-        vendor: who makes the model; None only where the judge is there.
+        vendor: who makes the model; a new judge needs it.
         n_votes: pairs of a new judge; None: as many as the panel plans.
 
     Raises:

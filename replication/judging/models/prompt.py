@@ -104,43 +104,29 @@ class Parsed:
 
 
 def parse_reply(reply: str, finish_reason: str | None = None, refused: bool = False) -> Parsed:
-    """Read one reply.
+    """Read one reply, given what the endpoint says of it.
 
     A choice is one of the four words alone, in any case, within quotes, punctuation or Markdown; or `Answer: WORD` as
     the last line. A `<think>` part before it is dropped. What was cut off is garbage, whatever it says.
-
-    Args:
-        reply: the text.
-        finish_reason: as the endpoint gives it.
-        refused: whether the endpoint marks the reply as a refusal.
     """
     if refused or finish_reason == "content_filter":
         return Parsed("refusal")
     if finish_reason in CUT_OFF:
         return Parsed("garbage")
     text = reply.rpartition("</think>")[2].strip()  # some chat templates open the thought themselves
-    choice = WORDS.get(text.strip(_DECORATION).upper()) or _last_line(text)
+    last = _ANSWER_LINE.fullmatch((text.splitlines() or [""])[-1].strip(_DECORATION))
+    choice = WORDS.get(text.strip(_DECORATION).upper()) or (WORDS.get(last[1].upper()) if last else None)
     if choice:
         return Parsed("choice", choice)
     return Parsed("refusal" if _REFUSAL.search(text.translate(_APOSTROPHES)) else "garbage")
 
 
-def _last_line(text: str) -> str | None:
-    lines = text.splitlines()
-    said = _ANSWER_LINE.fullmatch(lines[-1].strip(_DECORATION)) if lines else None
-    return WORDS.get(said.group(1).upper()) if said else None
-
-
 def combine(plain: str, swapped: str) -> str:
-    """The vote that two choices on one pair come to, on the sides of `plain`.
+    """The vote that two choices on one pair come to, as assigned and as the model saw it with the sides exchanged.
 
     A choice stands where both orders give it; so both_bad is a vote only where both orders say it. Any disagreement is
     a tie: where they name different completions the order has decided, and of a tie, a side and both_bad no two hold
     the same.
-
-    Args:
-        plain: on the sides as assigned.
-        swapped: as the model saw it with the sides exchanged.
     """
     return plain if agree(plain, swapped) else "tie"
 

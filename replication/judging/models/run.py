@@ -29,11 +29,7 @@ FIRST_CONTACT = "This only shows that you can be reached. Answer with one word: 
 
 
 def run_model_judge(
-    database: Database,
-    judge_id: str,
-    settings: ModelSettings,
-    console: Console,
-    join: Callable[[], None] | None = None,
+    database: Database, judge_id: str, settings: ModelSettings, console: Console, join: Callable[[], None] | None = None
 ) -> Summary:
     """Ask a model about each of a judge's pairs, in both orders, unless that was answered before.
 
@@ -41,13 +37,8 @@ def run_model_judge(
     garbage are kept as they are, are not asked again, and give no vote. So is what the endpoint says where it will not
     answer one pair (too long, flagged), once it has answered another request, which shows that the pair was the reason.
 
-    Args:
-        database: of the panel.
-        judge_id: a model judge.
-        settings: model, endpoint, limits.
-        console: for progress, failures that are tried again, and the table at the end.
-        join: gives a new judge its assignments; called when the model has answered a first request, so that a wrong key
-            or name leaves no judge behind. None: it has them.
+    `join` gives a new judge its assignments; it is called when the model has answered a first request, so that a wrong
+    key or name leaves no judge behind.
 
     Raises:
         UserError: the panel is locked, the judge was asked in another way, or no further try would help.
@@ -183,8 +174,7 @@ class _Run:
     async def _confirm(self) -> None:
         """Keep the refusals that are held if a harmless request is answered; else they are asked again next time.
 
-        Raises:
-            UserError: that is refused as well, so the reason is the key, the model or a setting.
+        Raises UserError where that is refused as well: the reason is the key, the model or a setting.
         """
         if self._refused:
             try:

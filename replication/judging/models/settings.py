@@ -107,14 +107,10 @@ class ModelSettings:
 
 
 def route(url: str) -> tuple[str | None, str]:
-    """The proxy that the environment names for an address, as other programs read it.
+    """The proxy that the environment names for an address, with its password, as other programs read it.
 
-    Returns:
-        The address of the proxy, with its password, or None; and for messages the words of the variable that says so,
-            without a password, which are empty where none does.
-
-    Raises:
-        UserError: a variable names what is no proxy, or one that cannot be spoken to here.
+    And for messages, the words of the variable that says so, without a password; empty where none does. Raises
+    UserError where a variable names what is no proxy, or one that cannot be spoken to here.
     """
     to, proxies = urlsplit(url), getproxies()
     kind = next((kind for kind in (to.scheme, "all") if proxies.get(kind)), None)
@@ -141,10 +137,9 @@ def route(url: str) -> tuple[str | None, str]:
 
 
 def certificates() -> ssl.SSLContext | None:
-    """The certificates that the environment trusts; None: nothing is said.
+    """The certificates that the environment trusts, where it names some.
 
-    Raises:
-        UserError: a variable names what is not there, or holds no certificates.
+    Raises UserError where a variable names what is not there, or holds no certificates.
     """
     name = next((name for name in CERTIFICATES if os.environ.get(name)), None)
     if name is None:

@@ -14,22 +14,13 @@ from pathlib import Path
 
 from replication.errors import UserError
 from replication.judging.database import Database
+from replication.judging.models import prompt
 from replication.judging.models.answers import Comparison, ModelAnswer, ModelJudge, Reply, Summary
-from replication.judging.models.prompt import (
-    ANSWERS,
-    FENCE,
-    QUOTED,
-    RUBRIC,
-    Parsed,
-    parse_reply,
-    prompt_version,
-    settled_code,
-)
+from replication.judging.models.prompt import Parsed, parse_reply
 from replication.judging.store import Store
 from replication.runs.files import write_text
 
 SHEET = "sheet"
-ITEMS_PER_PART = 8
 REFUSED = "REFUSED"
 _ANSWER = re.compile(r"(\d{1,9})\s*[:.)]\s*(.*)")
 _IGNORED = re.compile(r"\s*(```\w*|~~~\w*|-{3,})?\s*")  # empty, a fence around the answers, a rule between parts
@@ -56,19 +47,15 @@ Answer every comparison with one line, `NUMBER: WORD`, and write nothing else. T
 {comparisons}
 
 Now answer: {count}."""
-COMPARISON = "### Comparison {number}\n\n" + QUOTED.replace("{code}", "{code} {number}")
-
+COMPARISON = "### Comparison {number}\n\n" + prompt.QUOTED.replace("{code}", "{code} {number}")
 
 _Part = Mapping[int, Comparison]  # comparisons by the number printed in the sheet
 
 
 def write_sheet(database: Database, judge_id: str, path: Path, items_per_part: int = 0, model: str = "") -> int:
-    """Write the parts that have no answers yet.
+    """Write the parts that have no answers yet, of a model judge that has its assignments.
 
     Args:
-        database: of the panel; the judge has its assignments.
-        judge_id: a model judge.
-        path: of the Markdown file.
         items_per_part: comparisons of a part, fixed once a part was read; 0: as before, or 8.
         model: what the chat window calls the model; empty: as before, or the judge's id.
 
@@ -81,8 +68,8 @@ def write_sheet(database: Database, judge_id: str, path: Path, items_per_part: i
     judge = ModelJudge(database, judge_id)
     before = judge.asked()
     model = model or before.get("model", judge_id)
-    size = items_per_part or before.get("items_per_part", ITEMS_PER_PART)
-    judge.settle({"by": SHEET, "model": model, "prompt": prompt_version(), "items_per_part": size})
+    size = items_per_part or before.get("items_per_part", 8)
+    judge.settle({"by": SHEET, "model": model, "prompt": prompt.prompt_version(), "items_per_part": size})
     parts, known = _parts(judge.comparisons(), size), judge.answered()
     is_open = [any(comparison.key not in known for comparison in part.values()) for part in parts]
     if not any(is_open):
@@ -95,11 +82,7 @@ def write_sheet(database: Database, judge_id: str, path: Path, items_per_part: i
 
 
 def check_target(database: Database, judge_id: str, path: Path) -> None:
-    """Refuse to write a sheet over anything but an earlier one of this judge and panel.
-
-    Raises:
-        UserError: the file is there and is something else.
-    """
+    """Raises UserError where the file is there and is anything but an earlier sheet of this judge and panel."""
     try:
         first = path.read_bytes().partition(b"\n")[0]
     except FileNotFoundError:
@@ -131,13 +114,12 @@ def read_sheet(database: Database, judge_id: str, path: Path) -> Summary:
     parts, known = _parts(judge.comparisons(), asked["items_per_part"]), judge.answered()
     said, now = _read(path, parts, known), time.time()
     new = []
-    for part, prompt in zip(parts, _texts(parts), strict=True):
+    for part, text in zip(parts, _texts(parts), strict=True):
         if said.keys() >= part.keys():
             for number, comparison in part.items():
-                reply, parsed = said[number]
-                new.append(
-                    ModelAnswer(comparison, parsed, prompt, Reply(reply, model=asked["model"], asked_at=now), SHEET)
-                )
+                words, parsed = said[number]
+                reply = Reply(words, model=asked["model"], asked_at=now)
+                new.append(ModelAnswer(comparison, parsed, text, reply, SHEET))
     stored = judge.keep(new)
     return Summary(judge_id, judge.counts(), stored)
 
@@ -158,16 +140,16 @@ def _texts(parts: Sequence[_Part]) -> list[str]:
     """What is pasted of each part: its heading, the question and its comparisons."""
     texts = []
     for n, part in enumerate(parts, 1):
-        code = settled_code([text for c in part.values() for text in (c.question, c.a, c.b)])
+        code = prompt.settled_code([text for c in part.values() for text in (c.question, c.a, c.b)])
         quoted = [
             COMPARISON.format(number=number, code=code, question=c.question, a=c.a, b=c.b) for number, c in part.items()
         ]
         text = PART.format(
             part=n,
             parts=len(parts),
-            rubric=RUBRIC,
-            fence=FENCE.format(code=code),
-            answers=ANSWERS,
+            rubric=prompt.RUBRIC,
+            fence=prompt.FENCE.format(code=code),
+            answers=prompt.ANSWERS,
             comparisons="\n\n".join(quoted),
             count=f"one line, for {min(part)}" if len(part) == 1 else f"a line for each of {min(part)} to {max(part)}",
         )
