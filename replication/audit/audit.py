@@ -16,8 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from replication.audit.claims import Claim, load_claims, same, shown
 from replication.audit.published import Judge, Published, Question, Sums, Votes, load_published, side_of
-from replication.audit.recompute import Figures, call
-from replication.audit.recompute_votes import OF_TALLY, select
+from replication.audit.recompute import OF_TALLY, Figures, call, select
 from replication.protocol.paper import LATE_CHECKPOINTS
 from replication.statistics import format as formats
 from replication.statistics.preference import binomial_p

@@ -9,11 +9,11 @@ import math
 import operator
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from replication.audit.recompute_votes import Value
+from replication.audit.recompute import Value
 from replication.config.reading import Layer, build, read_yaml
 from replication.errors import UserError
 
@@ -110,15 +110,16 @@ def load_claims(path: Path) -> Claims:
 def _expand(entry: Entry, key: str, layer: Layer) -> Iterator[Claim]:
     """The claims of an entry; a cell that is empty in the paper is none."""
 
-    def claim(cell: Entry, key: str) -> Claim:
-        if not isinstance(cell.printed, str):
-            raise layer.error(f"{key}.printed", f"must be text in quotes, which keep its digits, not {cell.printed!r}")
-        return Claim(**vars(cell), entry=entry.id, place=f"{layer.where} line {layer.lines.get(key, 1)}")
+    def claim(key: str, printed: Any, **of_cell: Any) -> Claim:
+        if not isinstance(printed, str):
+            raise layer.error(f"{key}.printed", f"must be text in quotes, which keep its digits, not {printed!r}")
+        place = f"{layer.where} line {layer.lines.get(key, 1)}"
+        return Claim(**vars(entry) | of_cell | {"printed": printed, "entry": entry.id, "place": place})
 
     if (entry.recompute is None) == (not entry.why_not):
         raise layer.error(key, f"{entry.id}: give either `recompute`, a function, or `why_not`, what is not published")
     if entry.rows is None:
-        yield claim(entry, key)
+        yield claim(key, entry.printed)
         return
     for name, row in entry.rows.items():
         at = f"{key}.rows.{name}"
@@ -126,15 +127,14 @@ def _expand(entry: Entry, key: str, layer: Layer) -> Iterator[Claim]:
             raise layer.error(at, f"needs a list `printed` of {len(entry.columns)} figures, one a column")
         for (column, arguments), figure in zip(entry.columns.items(), row.printed, strict=True):
             if figure is not None:
-                cell = replace(
-                    entry,
+                yield claim(
+                    at,
+                    figure,
                     id=f"{entry.id}.{name}.{column}",
                     what=f"{entry.what}: {name}, {column}",
-                    printed=figure,
                     args={**entry.args, **arguments, **row.args},
                     reading=entry.reading if row.reading is None else row.reading,
                 )
-                yield claim(cell, at)
 
 
 def same(printed: str, value: Value, place: str = "") -> bool:

@@ -174,8 +174,7 @@ class Published:
     votes: Votes
     prompts: tuple[Prompt, ...] = ()
     losses: dict[str, Curve] = field(default_factory=dict)  # by run
-    divergences: tuple[dict[str, float | None], ...] = ()
-    """A sample of one run: `_step`, and a key for each block."""
+    divergences: tuple[dict[str, float | None], ...] = ()  # samples of one run: `_step`, and a key for each block
     finals: dict[str, dict[str, Any]] = field(default_factory=dict)  # last metrics by run
     raw: dict[str, list[Any]] = field(default_factory=dict)
 
@@ -218,11 +217,7 @@ ROLES = tuple(role.name for role in fields(Published) if role.name != "raw")
 
 
 def load_published(folder: Path, files: Mapping[str, Sequence[str]]) -> Published:
-    """Read the files of a paper.
-
-    Args:
-        folder: where they lie.
-        files: role -> file names; `votes` is needed, the others may be absent.
+    """Read the files of a paper, by role: `votes` is needed, the others may be absent.
 
     Raises:
         UserError: no folder, a file that is missing, is not JSON, has another form or contradicts itself; names it.
@@ -234,16 +229,16 @@ def load_published(folder: Path, files: Mapping[str, Sequence[str]]) -> Publishe
         what = f"unknown role '{unknown[0]}'" if unknown else "the role 'votes' is missing"
         raise UserError(f"claims: key files: {what}; the roles are {', '.join(ROLES)}")
     raw: dict[str, list[Any]] = {}
-    merged: dict[str, Any] = {"raw": raw}
+    content: dict[str, Any] = {"raw": raw}
     for role, names in files.items():
         raw[role] = [read_json(folder / name) for name in names]
         if None in raw[role]:
             path = folder / names[raw[role].index(None)]
             raise UserError(f"{path}: no such file; give the folder with all files that the claims name under `files`")
-        without_keys = [content for content in raw[role] if not isinstance(content, dict)]
-        merged[role] = without_keys[0] if without_keys else reduce(or_, raw[role])  # the runs of several files as one
+        without_keys = [value for value in raw[role] if not isinstance(value, dict)]
+        content[role] = without_keys[0] if without_keys else reduce(or_, raw[role])  # the runs of several files as one
     try:
-        found = from_json(Published, merged)
+        found = from_json(Published, content)
         found.check()
     except WrongForm as error:
         paths = [str(folder / name) for name in files[re.split(r"\W", str(error))[0]]]

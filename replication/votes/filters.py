@@ -35,15 +35,12 @@ class JudgeVotes:
     n_votes: int  # first votes that were given in all, which a pair or seed that is not used does not lessen
 
     def is_fast(self, seconds: float) -> bool:
-        """A person faster than this; models are fast by nature, and exempt."""
-        return self.is_human and self.pace_seconds < seconds
+        return self.is_human and self.pace_seconds < seconds  # models are fast by nature, and exempt
 
     def mostly_ties(self, share: float) -> bool:
-        """More than this share of the votes are ties."""
         return self.tally.tie_share > share
 
     def is_partial(self, full_set: int) -> bool:
-        """Fewer votes than a full set has."""
         return self.n_votes < full_set
 
 
@@ -87,10 +84,8 @@ def seconds_between_votes(cast_at: Iterable[float]) -> float:
 def published_filters(judges: Sequence[JudgeVotes], rules: AnalysisConfig, pace: str = "in the median") -> list[Filter]:
     """The rows of the table, in order; that of experimenters only where one of them voted.
 
-    Args:
-        judges: all who voted.
-        rules: the bounds: fast_seconds, tie_share, votes_per_judge (a full set), experimenters.
-        pace: the words of how pace is measured, for the label.
+    `rules` has the bounds: fast_seconds, tie_share, votes_per_judge (a full set), experimenters; `pace`, for the label,
+    says how pace is measured.
     """
 
     def row(label: str, leaves_out: Callable[[JudgeVotes], bool], by_kind: bool = False) -> Filter:
@@ -114,5 +109,4 @@ def published_filters(judges: Sequence[JudgeVotes], rules: AnalysisConfig, pace:
 
 
 def kept(judges: Collection[JudgeVotes], row: Filter) -> list[JudgeVotes]:
-    """The judges that a filter keeps."""
     return [judge for judge in judges if judge.name not in row.excluded]

@@ -118,7 +118,7 @@ def read_note(note: Path, votes: Path) -> CheckedNote | None:
     try:
         there = file_sha256(votes)
     except OSError:
-        there = None
+        there = ""
     changed = None if found.votes_sha256 is None else there != found.votes_sha256
     beside = read_panel_record(SuiteDir(note.parent).judging).panel_id
     warning = ""

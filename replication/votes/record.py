@@ -35,8 +35,7 @@ class Vote:
     choice: str  # both_bad counts as a tie
     shown_at: str  # ISO 8601 time at which the pair was shown; may be empty
     seconds: float  # from shown to chosen; NaN where unknown
-    repeat_of: str
-    """vote_id of the vote that this one repeats, sides swapped; empty: a first vote. For self-consistency alone."""
+    repeat_of: str  # vote_id of the vote that this one repeats, sides swapped; empty: a first vote
 
 
 COLUMNS = tuple(field.name for field in fields(Vote))
@@ -56,8 +55,7 @@ def read_votes(path: Path) -> list[Vote]:
     """Every vote, in the file's order; no file is no votes.
 
     Raises:
-        UserError: a column is missing, the end is torn off, or a row holds what no vote can; the message names line
-            and column.
+        UserError: a column is missing, the end is torn off, or a row holds what no vote can; names line and column.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -118,15 +116,10 @@ def _vote(row: dict[str | None, Any], place: str) -> Vote:
 
 
 def check_number(value: int, place: str) -> None:
-    """Refuse what no vote record, and no database, holds as the number of a prompt, a seed or a sample.
-
-    Raises:
-        UserError: it has more than 64 bits; says `place`.
-    """
+    """Raises UserError where no vote record, and no database, holds this as the number of a prompt, seed or sample."""
     if not -(2**63) <= value < 2**63:
-        raise UserError(
-            f"{place} is one of {value.bit_length()} bits, which must be a whole number of 64 bits; give a smaller one"
-        )
+        bits = f"one of {value.bit_length()} bits"
+        raise UserError(f"{place} is {bits}, which must be a whole number of 64 bits; give a smaller one")
 
 
 def _check_ids(votes: list[Vote], path: str) -> None:

@@ -51,9 +51,9 @@ class Tally:
     @property
     def leans(self) -> str:
         """The side of the majority: treatment, baseline, even, or ties where no vote is decisive."""
-        if not self.decisive:
-            return TIES
-        return EVEN if self.treatment == self.baseline else TREATMENT if self.treatment > self.baseline else BASELINE
+        if self.treatment != self.baseline:
+            return TREATMENT if self.treatment > self.baseline else BASELINE
+        return EVEN if self.decisive else TIES
 
 
 def winner(choice: str, left: T, right: T) -> T | None:

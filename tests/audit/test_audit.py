@@ -16,8 +16,7 @@ from published_data import CLAIMS, VOTES, losses_file, votes_file, write_claims,
 from replication.audit import audit as audits
 from replication.audit.audit import CANNOT, DIFFERS, SAME, Audit, audit, cluster, markdown
 from replication.audit.claims import load_claims, same, shown
-from replication.audit.recompute import FUNCTIONS
-from replication.audit.recompute_votes import OF_TALLY
+from replication.audit.recompute import FUNCTIONS, OF_TALLY
 from replication.cli.main import main
 from replication.config import config_root
 from replication.errors import UserError
