@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from replication.errors import UserError
 from replication.runs.files import read_json
 from replication.runs.records import WrongForm, from_json
-from replication.votes.filters import JudgeVotes
-from replication.votes.tally import TREATMENT, Tally
+from replication.votes.tally import TREATMENT, JudgeVotes, Tally
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -31,10 +31,20 @@ from replication.judging.store import PanelFacts, panel_facts, standing_votes, t
 from replication.runs.files import file_sha256, write_text
 from replication.runs.records import write_record
 from replication.statistics.preference import binomial_p
-from replication.votes.filters import JudgeVotes, kept, published_filters, seconds_between_votes
 from replication.votes.note import SCHEMA_VERSION, VotesNote
 from replication.votes.record import Vote, parse_votes, read_votes, votes_text
-from replication.votes.tally import Tally, chosen_arm, count, count_by, total, votes_per_judge
+from replication.votes.tally import (
+    JudgeVotes,
+    Tally,
+    chosen_arm,
+    count,
+    count_by,
+    kept,
+    published_filters,
+    seconds_between_votes,
+    total,
+    votes_per_judge,
+)
 
 MARGINALS_VERSION = 3
 WINNERS = {"treatment": "gain", "baseline": "baseline", "even": "tied", "ties": "tied"}  # by Tally.leans

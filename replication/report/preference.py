@@ -27,9 +27,8 @@ from replication.statistics.preference import (
     shares_by,
 )
 from replication.statistics.seeds import mean_test, smallest_sign_flip_p
-from replication.votes.filters import judge_votes, published_filters
 from replication.votes.record import Vote
-from replication.votes.tally import votes_per_judge
+from replication.votes.tally import judge_votes, published_filters, votes_per_judge
 
 MOST_SEEDS = 1000
 PREFERRED, BASELINE_PREFERRED, NOT_DECIDED = "preferred", "baseline preferred", "not decided"

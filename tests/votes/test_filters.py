@@ -4,16 +4,16 @@ import dataclasses
 import math
 
 from replication.config import AnalysisConfig
-from replication.votes.filters import (
+from replication.votes.record import Vote
+from replication.votes.tally import (
     JudgeVotes,
+    Tally,
     judge_votes,
     kept,
     published_filters,
     seconds_between_votes,
     seconds_to_choose,
 )
-from replication.votes.record import Vote
-from replication.votes.tally import Tally
 
 VOTE = Vote("v1", "s", 1, "baseline", "both", 7, 0, 2, "a", "human", "", "left", "2026-11-24T10:00:00+0000", 21.5, "")
 RULES = AnalysisConfig(fast_seconds=15.0, tie_share=0.8, votes_per_judge=4)
