@@ -104,25 +104,18 @@ class Audit:
 def audit(folder: Path, claims_file: Path) -> Audit:
     """Recompute every claim of a file from the data in a folder.
 
-    Raises:
-        UserError: a file is missing or invalid, or a claim names what there is not.
+    Raises UserError where a file is missing or invalid, or a claim names what there is not.
     """
     claims = load_claims(claims_file)
     data = load_published(folder, claims.files)
     votes = data.votes
-    of_category = [
-        cluster(f"prompts of {category}", [q.tally for q in votes.questions if q.category == category])
-        for category in votes.categories
-    ]
+    units: dict[str, Sequence[Judge | Question]] = {"prompts": votes.questions, "judges": votes.judges}
+    units |= {f"prompts of {name}": [q for q in votes.questions if q.category == name] for name in votes.categories}
     return Audit(
         paper=claims.paper,
         rows=tuple(_row(claim, data) for claim in claims.claims),
         stated=tuple(_stated(votes)),
-        clusters=(
-            cluster("prompts", [q.tally for q in votes.questions]),
-            cluster("judges", [j.tally for j in votes.judges]),
-            *of_category,
-        ),
+        clusters=tuple(cluster(unit, [row.tally for row in rows]) for unit, rows in units.items()),
         late_loss=_late_loss(data),
         cannot_answer=claims.cannot_answer,
     )
@@ -163,8 +156,8 @@ def _stated(votes: Votes) -> Iterator[Stated]:
         figures.append((f"prompts: {key}", getattr(votes.question_majorities, key), leans.count(side)))
     for what, value, recomputed in figures:
         if value is not None:
-            verdict = SAME if math.isclose(value, recomputed, rel_tol=1e-9) else DIFFERS
-            yield Stated(what, value, recomputed, verdict)
+            is_same = math.isclose(value, recomputed, rel_tol=1e-9)
+            yield Stated(what, value, recomputed, SAME if is_same else DIFFERS)
 
 
 def cluster(unit: str, tallies: Sequence[Tally]) -> Clustered:

@@ -264,18 +264,17 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
 def call(name: str, arguments: Mapping[str, Any], data: Published, place: str) -> Value:
     """Call the function of a claim; NaN where it divides by nothing.
 
-    Raises:
-        UserError: no such function, arguments that it does not take or cannot read, or names that the data do not hold.
+    Raises UserError for no such function, arguments that it does not take, or names that the data do not hold.
     """
     if name not in FUNCTIONS:
         raise UserError(f"{place}: no function '{name}' recomputes a figure; there are {', '.join(sorted(FUNCTIONS))}")
-    figures, function = Figures(data), FUNCTIONS[name]
+    function = getattr(Figures(data), name)
     try:
-        inspect.signature(function).bind(figures, **arguments)
+        inspect.signature(function).bind(**arguments)
     except TypeError as error:
         raise UserError(f"{place}: {name}: {error}; see replication/audit/recompute*.py for its arguments") from None
     try:
-        return function(figures, **arguments)
+        return function(**arguments)
     except LookupError as error:
         raise UserError(f"{place}: {name}: the data hold no {error}; fix the claim's arguments") from None
     except ArithmeticError:  # a share of nothing
