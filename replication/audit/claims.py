@@ -86,9 +86,8 @@ class Claims:
 def load_claims(path: Path) -> Claims:
     """Read a claims file; an entry with `rows` is a table and becomes one claim a cell.
 
-    Raises:
-        UserError: no such file, no YAML, a key that is unknown, comes twice or holds another type, an id that comes
-            twice, or an entry without a function and without the reason why not.
+    Raises UserError for no such file, no YAML, a key that is unknown, comes twice or holds another type, an id that
+    comes twice, or an entry without a function and without the reason why not.
     """
     try:
         layer = read_yaml(path)
@@ -140,15 +139,10 @@ def _expand(entry: Entry, key: str, layer: Layer) -> Iterator[Claim]:
 def same(printed: str, value: Value, place: str = "") -> bool:
     """Whether a recomputed value, rounded to the printed digits, is what is printed.
 
-    Args:
-        printed: a number with its digits (`%` and `points` are hundredths; after `~` trailing zeros of a whole number
-            are no digits), a number after `<`, `<=`, `>` or `>=`, `yes` or `no`, or a text.
-        value: what was recomputed. A tie may be rounded either way; NaN is `none`.
-        place: of the claim, for messages.
-
-    Raises:
-        UserError: a number was recomputed, and what is printed is neither a number nor `none`: a slip of the claims
-            file, not of the paper.
+    Printed is a number with its digits (`%` and `points` are hundredths; after `~` trailing zeros of a whole number are
+    no digits), a number after `<`, `<=`, `>` or `>=`, `yes` or `no`, or a text. A tie may be rounded either way; NaN is
+    `none`. Raises UserError, with the place of the claim, where a number was recomputed and what is printed is neither
+    a number nor `none`: a slip of the claims file, not of the paper.
     """
     if isinstance(value, (bool, str)) or printed == "none":
         return printed == shown(value, printed)

@@ -218,8 +218,7 @@ ROLES = tuple(role.name for role in fields(Published) if role.name != "raw")
 def load_published(folder: Path, files: Mapping[str, Sequence[str]]) -> Published:
     """Read the files of a paper, by role: `votes` is needed, the others may be absent.
 
-    Raises:
-        UserError: no folder, a file that is missing, is not JSON, has another form or contradicts itself; names it.
+    Raises UserError for no folder, or a file that is missing, is not JSON, has another form or contradicts itself.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of the author's data files")

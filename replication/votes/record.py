@@ -54,8 +54,7 @@ def votes_text(votes: Iterable[Vote]) -> str:
 def read_votes(path: Path) -> list[Vote]:
     """Every vote, in the file's order; no file is no votes.
 
-    Raises:
-        UserError: a column is missing, the end is torn off, or a row holds what no vote can; names line and column.
+    Raises UserError where a column is missing, the end is torn off, or a row holds what no vote can.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -111,8 +111,7 @@ class ModelJudge:
     def settle(self, asked: Mapping[str, Any]) -> None:
         """Fix how the judge is asked, or check that it is asked as before.
 
-        Raises:
-            UserError: no such model judge, the panel is locked, or the judge's answers came in another way.
+        Raises UserError for no such model judge, a locked panel, or a judge whose answers came in another way.
         """
         name, row = self.judge_id, model_judges.c.judge_id == self.judge_id
         with self.database.write() as c:
@@ -168,13 +167,10 @@ class ModelJudge:
             return {(row.assignment_id, row.swapped): Parsed(row.status, row.choice) for row in rows}
 
     def keep(self, new: Sequence[ModelAnswer]) -> int:
-        """Store answers, and the votes that they complete, in one transaction; a comparison keeps the answer it has.
+        """Store answers, and the votes that they complete, in one transaction; returns how many were stored.
 
-        Returns:
-            How many were stored.
-
-        Raises:
-            UserError: the panel was locked meanwhile, or the endpoint now names another model than in earlier answers.
+        A comparison keeps the answer it has. Raises UserError where the panel was locked meanwhile, or the endpoint now
+        names another model than in earlier answers.
         """
         ids = {answer.comparison.assignment_id for answer in new}
         of_these = select(answers.c.assignment_id, answers.c.swapped).where(answers.c.assignment_id.in_(ids))
@@ -249,16 +245,11 @@ def _vote(c: Connection, assignment_id: int) -> None:
 def join_panel(
     database: Database, sealed: Path, judge_id: str, vendor: str | None, n_votes: int | None
 ) -> Callable[[], None] | None:
-    """A function that gives a new model judge its assignments; None where it has them.
+    """A function that gives a new model judge its assignments, by the key in `sealed`; None where it has them.
 
-    Args:
-        sealed: folder of the panel's key.
-        vendor: who makes the model; a new judge needs it.
-        n_votes: pairs of a new judge; None: as many as the panel plans.
-
-    Raises:
-        UserError: the panel is locked, the vendor is missing or another, the judge has another number of pairs, or a
-            new one's name will not do.
+    A new judge needs its vendor, and gets as many pairs as the panel plans where no number is given. Raises UserError
+    where the panel is locked, the vendor is missing or another, the judge has another number of pairs, or a new one's
+    name will not do.
     """
     with database.read() as c:
         if is_locked(c):

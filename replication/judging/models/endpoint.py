@@ -59,7 +59,7 @@ class NotACompletion(openai.OpenAIError):
         self.is_api = is_api  # it has the form of an API's answer all the same: an error, or no choice
 
 
-class _OtherKey(openai.BadRequestError):
+class _OtherKey(Exception):
     """The endpoint wants the length of the answer under its other name."""
 
 
@@ -95,10 +95,8 @@ class Endpoint:
     async def reach(self) -> None:
         """One request without further tries, before anything else: a mistyped address is to be found at once.
 
-        An endpoint that is slow, busy or has no list of models passes.
-
-        Raises:
-            UserError: nothing listens there, or what answers is a page for people, or leads elsewhere.
+        An endpoint that is slow, busy or has no list of models passes. Raises UserError where nothing listens there, or
+        what answers is a page for people, or leads elsewhere.
         """
         seconds = min(REACH_SECONDS, self.settings.timeout_seconds)
         try:
@@ -149,52 +147,45 @@ class Endpoint:
                 await asyncio.sleep(pause)
 
     async def _try(self, prompt: str) -> Reply:
-        reserved = await self.meter.admit(prompt)
-        used = reserved
-        try:
-            reply = await self._send(prompt)
-            if reply.input_tokens is not None and reply.output_tokens is not None:
-                used = reply.input_tokens + reply.output_tokens
-            return reply
-        except openai.APIStatusError as error:
-            used = 0 if error.status_code in UNSEEN_STATUS else reserved
-            self.meter.hold(_retry_after(error, 0.0))
-            raise
-        finally:
-            await self.meter.settle(reserved, used)
-
-    async def _send(self, prompt: str) -> Reply:
-        s = self.settings
-        asked_at, began = time.time(), time.monotonic()
-        length_key = self._length_key
+        """One request, within pace and budget."""
+        s, length_key = self.settings, self._length_key
         options: dict[str, float] = {length_key: s.max_answer_tokens}
         if s.temperature is not None:
             options["temperature"] = s.temperature
+        messages = [{"role": "user", "content": prompt}]
+        create = self._client.chat.completions.with_raw_response.create
+        used = reserved = await self.meter.admit(prompt)
+        asked_at, began = time.time(), time.monotonic()
         try:
-            messages = [{"role": "user", "content": prompt}]
-            create = self._client.chat.completions.with_raw_response.create
             async with asyncio.timeout(2 * s.timeout_seconds):  # the client's own begins anew with every byte
                 said = await create(model=s.model, messages=messages, **options)  # type: ignore[call-overload]
+            reply = _reply(said.http_response, asked_at, time.monotonic() - began)
+            if reply.input_tokens is not None and reply.output_tokens is not None:
+                used = reply.input_tokens + reply.output_tokens
+            return reply
         except TimeoutError:
             raise NotACompletion(f"its answer had not ended within {2 * s.timeout_seconds:g} s") from None
-        except ValueError as error:  # a header that is none
-            raise UserError(
-                f"--base-url: {self._at}: the request cannot be written ({self._clean(str(error))}); check the "
-                "address, and OPENAI_ORG_ID and OPENAI_PROJECT_ID where they are set"
-            ) from None
-        except openai.BadRequestError as error:
-            if length_key == "max_tokens" and "max_completion_tokens" in str(error):
-                self._length_key = "max_completion_tokens"
-                raise _OtherKey(str(error), response=error.response, body=error.body) from None
-            if error.code == "content_filter":  # some endpoints refuse with a status
+        except openai.APIStatusError as error:
+            self.meter.hold(_retry_after(error, 0.0))
+            if error.status_code == 400 and error.code == "content_filter":  # some endpoints refuse with a status
                 seconds, words = time.monotonic() - began, self._clean(_said(error))
                 return Reply(words, True, "content_filter", asked_at=asked_at, seconds=seconds)
+            used = 0 if error.status_code in UNSEEN_STATUS else reserved
+            if error.status_code == 400 and length_key == "max_tokens" and "max_completion_tokens" in str(error):
+                self._length_key = "max_completion_tokens"
+                raise _OtherKey from None
             raise
         except openai.APIConnectionError as error:
             if isinstance(error.__cause__, NotACompletion):  # openai wraps it
                 raise error.__cause__ from None
             raise
-        return _reply(said.http_response, asked_at, time.monotonic() - began)
+        except ValueError as error:  # a header that is none
+            raise UserError(
+                f"--base-url: {self._at}: the request cannot be written ({self._clean(str(error))}); check the "
+                "address, and OPENAI_ORG_ID and OPENAI_PROJECT_ID where they are set"
+            ) from None
+        finally:
+            await self.meter.settle(reserved, used)
 
     async def _final(self, error: openai.APIError | NotACompletion) -> Exception:
         """What a failure comes to that is not tried again."""

@@ -38,10 +38,8 @@ def run_model_judge(
     answer one pair (too long, flagged), once it has answered another request, which shows that the pair was the reason.
 
     `join` gives a new judge its assignments; it is called when the model has answered a first request, so that a wrong
-    key or name leaves no judge behind.
-
-    Raises:
-        UserError: the panel is locked, the judge was asked in another way, or no further try would help.
+    key or name leaves no judge behind. Raises UserError where the panel is locked, the judge was asked in another way,
+    or no further try would help.
     """
     summary = asyncio.run(_Run(ModelJudge(database, judge_id), settings, console).all(join))
     print_summary(summary, console, settings)

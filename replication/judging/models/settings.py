@@ -85,8 +85,7 @@ class ModelSettings:
     def key(self) -> str | None:
         """The key, as a header can hold it; messages never show it.
 
-        Raises:
-            UserError: a variable was named that is not set, or the key was copied with something around it or in it.
+        Raises UserError where a variable was named that is not set, or the key was copied with something around it.
         """
         name, key = self.api_key_env, os.environ.get(self.api_key_env, "").strip()
         if not key:
@@ -107,10 +106,10 @@ class ModelSettings:
 
 
 def route(url: str) -> tuple[str | None, str]:
-    """The proxy that the environment names for an address, with its password, as other programs read it.
+    """The proxy that the environment names for an address, with its password, and words that say so, without.
 
-    And for messages, the words of the variable that says so, without a password; empty where none does. Raises
-    UserError where a variable names what is no proxy, or one that cannot be spoken to here.
+    Read as other programs do; the words are empty where no variable says anything. Raises UserError where one names
+    what is no proxy, or one that cannot be spoken to here.
     """
     to, proxies = urlsplit(url), getproxies()
     kind = next((kind for kind in (to.scheme, "all") if proxies.get(kind)), None)

@@ -53,17 +53,13 @@ _Part = Mapping[int, Comparison]  # comparisons by the number printed in the she
 
 
 def write_sheet(database: Database, judge_id: str, path: Path, items_per_part: int = 0, model: str = "") -> int:
-    """Write the parts that have no answers yet, of a model judge that has its assignments.
+    """Write the parts that have no answers yet, of a model judge that has its assignments; returns how many.
 
     Args:
         items_per_part: comparisons of a part, fixed once a part was read; 0: as before, or 8.
         model: what the chat window calls the model; empty: as before, or the judge's id.
 
-    Returns:
-        How many parts were written.
-
-    Raises:
-        UserError: the panel is locked, the judge was asked in another way, or every part was answered.
+    Raises UserError where the panel is locked, the judge was asked in another way, or every part was answered.
     """
     judge = ModelJudge(database, judge_id)
     before = judge.asked()
@@ -102,9 +98,8 @@ def _mark(database: Database, judge_id: str) -> str:
 def read_sheet(database: Database, judge_id: str, path: Path) -> Summary:
     """Store the pasted answers of whole parts. What was read before may stand in the file again, with the same answers.
 
-    Raises:
-        UserError: a line that is no answer, a number that is unknown, comes twice, is missing from its part or was
-            answered otherwise before: all of them in one line, and nothing is stored.
+    Raises UserError for a line that is no answer, or a number that is unknown, comes twice, is missing from its part or
+    was answered otherwise before: all of them in one line, and nothing is stored.
     """
     judge = ModelJudge(database, judge_id)
     asked = judge.asked()
