@@ -70,17 +70,16 @@ def power(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.share == 0.5:
         raise UserError("--share: 0.5 is no preference; name the share of decisive votes that is to be found")
-    from replication.simulation.power import GIVEN, assume, fit, power_row, studies, with_cost, write_power
+    from replication.simulation.power import GIVEN, Fitted, fit, power_row, studies, write_power
     from replication.simulation.rows import compute_rows
 
     console = Console()
     given = {name: getattr(args, f"{name}_spread") for name in GIVEN}
-    assumed = assume(given, args.seed_spread, args.ties, fit(args.votes) if args.votes else None)
-    every = studies(assumed, args.seeds, args.prompts, args.judges, args.share)
+    votes, sizes = fit(args.votes) if args.votes else Fitted(""), (args.seeds, args.prompts, args.judges)
+    every, words = studies(given, args.seed_spread, args.ties, votes, sizes, args.share)
     path = args.out / "rows.jsonl"
     rows = compute_rows(every, power_row, args.simulations, args.seed, path, "simulating", console, args.jobs)
-    rows = [with_cost(row, args.gpu_hours_per_cell) for row in rows]
-    for path in write_power(rows, assumed.words, args.have, args.out, console):
+    for path in write_power(rows, words, args.have, args.gpu_hours_per_cell, args.out, console):
         console.print(f"wrote {path}", soft_wrap=True)
     return 0
 

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Literal, NotRequired, TypedDict, cast
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
 
 from replication.console import table
+from replication.report.drawing import DPI, FONT_POINTS, MARKERS, WIDTH_INCHES, name_axes, save_png
 from replication.runs.files import write_json, write_text
-from replication.simulation.figures import draw_calibration
-from replication.simulation.power import ALPHA, ASSUMED, Study, power
-from replication.simulation.simulate import Spread, batches, draw_scores, preference_for, vote_pattern, win_and_half
+from replication.simulation.power import ALPHA, ASSUMED, COLOURS, Study, power
+from replication.simulation.simulate import Spread, batches, draw_scores, preference_for, vote_pattern
 from replication.statistics.crossed import CrossedDesign, decisive_share_t
 from replication.statistics.format import markdown_table, percent
 from replication.statistics.losses import EQUIVALENT, equivalence, factorial, power_of_equivalence, sign_flip_p
@@ -29,6 +30,9 @@ from replication.statistics.seeds import mean_test
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 """One of each experiment, [R]."""
+Outcomes = dict[str, dict[str, Flags | None]]
+"""Test -> rejected, found, coverage of each experiment; see Measured."""
+What = Literal["rejected", "found", "coverage"]
 
 RESAMPLES = 999
 POWER_SIMULATIONS = 5
@@ -52,17 +56,21 @@ LOSS_TESTS = {
     "layer_gain": "2x2: layer gain",
     "interaction": "2x2: interaction",
 }
+PRIMARY = ("crossed", "crossed_half")
+"""The primary decision in both measures of preference."""
+
+FALSE_POSITIVES = (0.03, 0.07)
+COVERAGE = (0.93, 0.97)
+CLOSE = (-0.03, 0.03)
+"""Largest distance of a measured power from the stated one."""
 
 
 class Measured(TypedDict):
     """A test's record, as shares of the experiments; None where it has no such thing."""
 
-    rejected: float | None
-    """p < 5 %, in any direction; of an equivalence: declared."""
-    found: NotRequired[float | None]
-    """Rejected, on the side of the true effect."""
-    coverage: float | None
-    """The 95 % interval holds the truth."""
+    rejected: float | None  # p < 5 %, in any direction; of an equivalence: declared
+    found: NotRequired[float | None]  # rejected, on the side of the true effect
+    coverage: float | None  # the 95 % interval holds the truth
 
 
 class Truth(TypedDict, total=False):
@@ -91,20 +99,12 @@ class Row(TypedDict):
 
 
 class Finding(TypedDict):
-    """A bound that must be kept, and what was measured."""
+    """A bound that must be kept, and the lowest and highest that was measured."""
 
     what: str
     measured: tuple[float, float]
-    """Lowest and highest."""
     bounds: tuple[float, float]
     holds: bool
-
-
-Outcomes = dict[str, dict[str, Flags | None]]
-"""Test -> rejected, found, coverage of each experiment."""
-
-
-# ---------------------------------------------------------------- scenarios
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,7 @@ class VoteScenario:
     seeds: int
     prompts: int
     judges: int
-    share: float
-    """True share of decisive votes for the treatment, over all seeds, prompts and judges."""
+    share: float  # true share of decisive votes for the treatment, over all seeds, prompts and judges
     spread: Spread
     ties: float = TIES
 
@@ -153,9 +152,10 @@ class VoteScenario:
         share = chosen / total
         naive = 1.96 * np.sqrt(share * (1 - share) / total)
         effect, truth = crossed.mean - 0.5, self.share
+        half_truth = 0.5 + (truth - 0.5) * (1 - self.ties)  # the share of wins with ties as halves
         found = {
             "crossed": (crossed.p < ALPHA, effect, _covers(crossed.low, truth, crossed.high)),
-            "crossed_half": (half.p < ALPHA, effect, _covers(half.low, win_and_half(truth, self.ties), half.high)),
+            "crossed_half": (half.p < ALPHA, effect, _covers(half.low, half_truth, half.high)),
             "per_seed": (per_seed.p < ALPHA, per_seed.mean, _covers(per_seed.low, truth - 0.5, per_seed.high)),
             "sign_flip": (flips < ALPHA, effect, None),
             "bootstrap": ((low > 0.5) | (high < 0.5), effect, _covers(low, truth, high)),
@@ -170,13 +170,11 @@ class VoteScenario:
 
 @dataclass(frozen=True)
 class LossScenario:
-    """One truth about paired loss differences, normal over seeds."""
+    """One truth about paired loss differences, normal over seeds: their standard deviation and mean, in margins."""
 
     seeds: int
     sd_over_margin: float
-    """Standard deviation of the differences, in margins."""
     shift_over_margin: float
-    """True difference, in margins."""
 
     @property
     def key(self) -> str:
@@ -227,12 +225,9 @@ def declared_grid(seeds: int = 5, prompts: int = 32, judges: int = 40) -> list[S
 
 
 def measure(scenario: Scenario, experiments: int, seed: int) -> Row:
-    """Draw experiments of one truth, run every test on each.
+    """Draw so many experiments of one truth, run every test on each.
 
-    Args:
-        scenario: the truth.
-        experiments: how many.
-        seed: with the scenario's key, the start of its random numbers: any subset of a grid gives the same.
+    Seed and the scenario's key start its random numbers: any subset of a grid gives the same.
     """
     generator = np.random.default_rng([seed, *scenario.key.encode()])
     parts = [scenario.outcomes(n, generator) for n in batches(experiments)]
@@ -246,120 +241,70 @@ def measure(scenario: Scenario, experiments: int, seed: int) -> Row:
 
 
 def _shares(parts: Sequence[Mapping[str, Flags | None]]) -> Measured:
-    def share(what: str) -> float | None:
-        flags = [part[what] for part in parts]
-        return None if flags[0] is None else float(np.concatenate(flags).mean())  # type: ignore[arg-type]
-
-    return Measured(**{what: share(what) for what in parts[0]})  # type: ignore[typeddict-item]
-
-
-# ---------------------------------------------------------------- the bounds
-
-FALSE_POSITIVES = (0.03, 0.07)
-COVERAGE = (0.93, 0.97)
-CROSSED = ("crossed", "crossed_half")
-"""The primary decision in both measures of preference."""
-CLOSE = (-0.03, 0.03)
-"""Largest distance of a measured power from the stated one."""
-
-
-What = Literal["rejected", "found", "coverage"]
+    flags = {what: [of for part in parts if (of := part[what]) is not None] for what in parts[0]}
+    return cast(Measured, {what: float(np.concatenate(of).mean()) if of else None for what, of in flags.items()})
 
 
 def findings(rows: Sequence[Row]) -> list[Finding]:
     """The bounds that the primary decision and the equivalence must keep, each with what was measured."""
+
+    def values(of: Sequence[Row], tests: Sequence[str], what: What) -> list[float]:
+        found = (row["tests"][name][what] for row in of for name in tests)
+        return [value for value in found if value is not None]
+
+    def less_predicted(of: Sequence[Row], test: str, what: What) -> list[float]:
+        predicted = [(row, row["truth"]["predicted"]) for row in of]
+        return [values([row], [test], what)[0] - stated for row, stated in predicted if stated is not None]
+
     votes = [row for row in rows if row["kind"] == "votes"]
     losses = [row for row in rows if row["kind"] == "losses"]
     primary = [row for row in votes if row["truth"]["primary"]]
     null = [row for row in votes if row["truth"]["share"] == 0.5]
     at_margin = [row for row in losses if row["truth"]["shift_over_margin"] == 1.0]
     no_shift = [row for row in losses if row["truth"]["shift_over_margin"] == 0.0]
-    worst = max(_values(null, CROSSED, "rejected"))
     checks = [
         *(
-            ("false positives in the primary scenario", _values([row], CROSSED, "rejected"), FALSE_POSITIVES)
+            ("false positives in the primary scenario", values([row], PRIMARY, "rejected"), FALSE_POSITIVES)
             for row in primary
             if row["truth"]["share"] == 0.5
         ),
         *(
             (f"coverage in the primary scenario at share {row['truth']['share']:g}",
-             _values([row], CROSSED, "coverage"), COVERAGE)
+             values([row], PRIMARY, "coverage"), COVERAGE)
             for row in primary
         ),
-        ("planted preference found, less the stated power", _less_predicted(votes, "crossed", "found"), CLOSE),
-        ("false positives anywhere on the grid, at most", [worst], (0.0, FALSE_POSITIVES[1])),
-        ("equivalence declared at a shift of the margin", _values(at_margin, ["equivalence"], "rejected"),
+        ("planted preference found, less the stated power", less_predicted(votes, "crossed", "found"), CLOSE),
+        ("false positives anywhere on the grid, at most", [max(values(null, PRIMARY, "rejected"))],
+         (0.0, FALSE_POSITIVES[1])),
+        ("equivalence declared at a shift of the margin", values(at_margin, ["equivalence"], "rejected"),
          FALSE_POSITIVES),
-        ("equivalence at no shift, less the predicted power", _less_predicted(no_shift, "equivalence", "rejected"),
+        ("equivalence at no shift, less the predicted power", less_predicted(no_shift, "equivalence", "rejected"),
          CLOSE),
     ]  # fmt: skip
     return [
-        Finding(
-            what=what,
-            measured=(min(measured), max(measured)),
-            bounds=(low, high),
-            holds=all(low <= value <= high for value in measured),
-        )
-        for what, measured, (low, high) in checks
+        Finding(what=what, measured=(min(of), max(of)), bounds=(low, high), holds=low <= min(of) and max(of) <= high)
+        for what, of, (low, high) in checks
     ]
 
 
-def _values(rows: Sequence[Row], tests: Sequence[str], what: What) -> list[float]:
-    values = (row["tests"][name][what] for row in rows for name in tests)
-    return [value for value in values if value is not None]
-
-
-def _less_predicted(rows: Sequence[Row], test: str, what: What) -> list[float]:
-    """Of the rows whose power was predicted."""
-    predicted = [(row, row["truth"]["predicted"]) for row in rows]
-    return [_values([row], [test], what)[0] - stated for row, stated in predicted if stated is not None]
-
-
-# ---------------------------------------------------------------- the report
-
-
 def write_calibration(rows: Sequence[Row], found: Sequence[Finding], folder: Path, console: Console) -> list[Path]:
-    """Print the tables; write calibration.json, calibration.md and calibration.png.
-
-    Returns:
-        The paths.
-    """
+    """Print the tables; write calibration.json, calibration.md and calibration.png, the paths that come back."""
     paths = [folder / f"calibration.{end}" for end in ("json", "md", "png")]
     write_json(paths[0], {"findings": found, "rows": rows})
-    write_text(paths[1], markdown(rows, found))
-    draw_calibration([row for row in rows if row["kind"] == "votes"], VOTE_TESTS, paths[2])
-    for title, columns, lines in _tables(rows):
-        console.print(table(title, columns, lines))
+    lines = [f"# Calibration: {rows[0]['experiments']:,} experiments of each truth", ""]
+    lines += [f"- {'holds' if finding['holds'] else '**fails**'}: {_words(finding)}" for finding in found]
+    for kind, tests in (("votes", VOTE_TESTS), ("losses", LOSS_TESTS)):
+        lines += ["", f"## {kind.capitalize()}", "", *(f"- `{key}`: {words}" for key, words in tests.items())]
+        for title, columns, cells in _tables(rows, kind, tests):
+            lines += ["", f"{title}:", "", *markdown_table(columns, cells)]
+            console.print(table(title, columns, cells))
+    note = "\\* The primary scenario. Spreads are standard deviations of the chance of a vote."
+    write_text(paths[1], "\n".join([*lines, "", note, ""]))
+    draw_calibration([row for row in rows if row["kind"] == "votes"], paths[2])
     for finding in found:
         mark = "[green]holds[/green]" if finding["holds"] else "[red]fails[/red]"
         console.print(f"{mark}  {_words(finding)}", soft_wrap=True)
     return paths
-
-
-def markdown(rows: Sequence[Row], found: Sequence[Finding]) -> str:
-    """The same tables as Markdown, with what each test is."""
-    lines = [f"# Calibration: {rows[0]['experiments']:,} experiments of each truth", ""]
-    lines += [f"- {'holds' if finding['holds'] else '**fails**'}: {_words(finding)}" for finding in found]
-    for title, tests in (("Votes", VOTE_TESTS), ("Losses", LOSS_TESTS)):
-        lines += ["", f"## {title}", "", *(f"- `{key}`: {words}" for key, words in tests.items())]
-        for of, columns, cells in _tables(rows):
-            if of.startswith(title):
-                lines += ["", f"{of}:", "", *markdown_table(columns, cells)]
-    note = "\\* The primary scenario. Spreads are standard deviations of the chance of a vote."
-    return "\n".join([*lines, "", note, ""])
-
-
-def _tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """(title, columns, cells) of each kind's rejections and coverage."""
-    whats: tuple[tuple[What, str], ...] = (
-        ("rejected", "share of experiments with p < 5 % (equivalence: declared)"),
-        ("coverage", "coverage of the 95 % interval"),
-    )
-    for kind, tests in (("votes", VOTE_TESTS), ("losses", LOSS_TESTS)):
-        own = [row for row in rows if row["kind"] == kind]
-        for what, words in whats:
-            cells = [[_truth(row), *(percent(row["tests"][name].get(what), 1) for name in tests)] for row in own]
-            yield f"{kind.capitalize()}: {words}", ["truth", *(f">{name}" for name in tests)], cells
 
 
 def _words(finding: Finding) -> str:
@@ -368,10 +313,60 @@ def _words(finding: Finding) -> str:
     return f"{finding['what']}: {low if low == high else f'{low} to {high}'} (allowed: {allowed})"
 
 
-def _truth(row: Row) -> str:
-    truth = row["truth"]
-    if row["kind"] == "losses":
-        return f"{truth['seeds']} seeds, sd {truth['sd_over_margin']:g}, shift {truth['shift_over_margin']:g} margins"
-    s = truth["spread"]
-    star = " *" if truth["primary"] else ""
-    return f"{truth['share']:g}: seed {s['seed']:g}, prompt {s['prompt']:g}, judge {s['judge']:g}{star}"
+def _tables(
+    rows: Sequence[Row], kind: str, tests: Mapping[str, str]
+) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """(title, columns, cells) of a kind's rejections and coverage."""
+
+    def truth(row: Row) -> str:
+        t = row["truth"]
+        if row["kind"] == "losses":
+            return f"{t['seeds']} seeds, sd {t['sd_over_margin']:g}, shift {t['shift_over_margin']:g} margins"
+        s, star = t["spread"], " *" if t["primary"] else ""
+        return f"{t['share']:g}: seed {s['seed']:g}, prompt {s['prompt']:g}, judge {s['judge']:g}{star}"
+
+    whats: tuple[tuple[What, str], ...] = (
+        ("rejected", "share of experiments with p < 5 % (equivalence: declared)"),
+        ("coverage", "coverage of the 95 % interval"),
+    )
+    for what, words in whats:
+        cells = [
+            [truth(row), *(percent(row["tests"][name].get(what), 1) for name in tests)]
+            for row in rows
+            if row["kind"] == kind
+        ]
+        yield f"{kind.capitalize()}: {words}", ["truth", *(f">{name}" for name in tests)], cells
+
+
+def draw_calibration(rows: Sequence[Row], path: Path) -> None:
+    """False-positive rate and interval coverage of every test of votes, a column of marks for each truth."""
+    figure = Figure(figsize=(WIDTH_INCHES * 1.25, 8.6), dpi=DPI, layout="constrained")
+    null = [row for row in rows if row["truth"]["share"] == 0.5]
+    shown: tuple[tuple[What, Sequence[Row], tuple[float, float], float, str], ...] = (
+        ("rejected", null, FALSE_POSITIVES, 0.05, "False positives where nobody prefers either arm (grey: 3 to 7 %)"),
+        ("coverage", rows, COVERAGE, 0.95, "Coverage of the 95 % interval (grey: 93 to 97 %)"),
+    )
+    panels = figure.subplots(2, 1)
+    for panel, (what, of, band, nominal, title) in zip(panels, shown, strict=True):
+        for i, (key, words) in enumerate(VOTE_TESTS.items()):
+            there = [(x, y) for x, row in enumerate(of) if (y := row["tests"][key][what]) is not None]
+            if there:
+                x, y = np.array(there).T
+                place = x + (i - len(VOTE_TESTS) / 2) * 0.11
+                panel.plot(place, y, MARKERS[i], color=COLOURS[i], markersize=6, label=words, mec="white", mew=0.5)
+        panel.set_xticks(range(len(of)), [_tick(row["truth"]) for row in of], fontsize=FONT_POINTS - 5, rotation=90)
+        panel.grid(axis="y", color="#dddddd", linewidth=0.7)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.axhspan(*band, color="#dddddd", zorder=0)
+        panel.axhline(nominal, color="#777777", linewidth=1)
+        name_axes(panel, title, "share of experiments")
+    panels[1].set_ylim(min(0.4, panels[1].get_ylim()[0]), 1.01)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=1, fontsize=FONT_POINTS - 2, frameon=False)
+    save_png(figure, path)
+
+
+def _tick(truth: Truth) -> str:
+    spread = truth["spread"]
+    share = f"share {truth['share']:g}, " if truth["share"] != 0.5 else ""
+    return f"{share}s {spread['seed']:g} p {spread['prompt']:g} j {spread['judge']:g}"

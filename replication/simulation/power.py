@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, NullLocator
 from numpy.typing import ArrayLike
 from rich.console import Console
 
 from replication.console import table
 from replication.errors import UserError
 from replication.protocol.paper import VOTES
+from replication.report.drawing import DPI, FONT_POINTS, MARKERS, WIDTH_INCHES, name_axes, save_png
 from replication.runs.files import write_json, write_text
 from replication.runs.records import read_record
-from replication.simulation.figures import draw_power
 from replication.simulation.simulate import Spread, batches, draw_scores, preference_for, vote_pattern
 from replication.statistics.crossed import CrossedDesign, decisive_share_t
 from replication.statistics.format import MISSING, count, markdown_table, percent
@@ -33,9 +35,11 @@ GIVEN = ("prompt", "judge", "seed_prompt", "seed_judge", "prompt_judge")
 """The spreads that may be given, besides the seeds'."""
 ASSUMED = Spread(prompt=0.2, judge=0.1, seed_prompt=0.15)
 """Prompts and judges are what the published votes' marginals give, rounded."""
-
-
-# ---------------------------------------------------------------- spreads from votes given
+COLOURS = ("#000000", "#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#D55E00")  # Okabe and Ito
+NOTE = (
+    f"'more': none of these numbers of seeds reaches {percent(POWER)}. Where power hardly grows with seeds, prompts "
+    "or judges are what limits: take more of them."
+)
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,7 @@ class Marginals:
 def fit(path: Path) -> Fitted:
     """Spreads of a folder of the published files, an output folder with votes.csv, or such a file.
 
-    Raises:
-        UserError: no such file, another schema, or votes on more than one pair of arms.
+    Raises UserError where there is no such file, or it has another schema or votes on more than one pair of arms.
     """
     document = path if path.is_file() and path.suffix == ".json" else path / VOTE_FILE
     marginals = read_record(document, Marginals) if document.is_file() else None
@@ -99,14 +102,11 @@ def fit_marginals(marginals: Marginals, source: str) -> Fitted:
     A spread between seeds, or an interaction, is not in counts of one pair of models.
     """
     rows = marginals.question_majorities.details, marginals.judges
-    prompt, judge = (spread_between_groups([r.b for r in of], [r.a + r.b for r in of]) for of in rows)
+    spreads = (spread_between_groups([r.b for r in of], [r.a + r.b for r in of]) for of in rows)
+    prompt, judge = (None if np.isnan(spread) else spread for spread in spreads)
     ties = sum(row.ties for row in marginals.judges)
     votes = ties + sum(row.a + row.b for row in marginals.judges)
-    return Fitted(source, _known(prompt), _known(judge), ties=ties / votes if votes else None)
-
-
-def _known(spread: float) -> float | None:
-    return None if np.isnan(spread) else spread
+    return Fitted(source, prompt, judge, ties=ties / votes if votes else None)
 
 
 def fit_ballots(b: Ballots, source: str) -> Fitted:
@@ -124,14 +124,12 @@ def spread_between_groups(chosen_G: ArrayLike, decisive_G: ArrayLike) -> float:
     """Standard deviation between groups' true shares, from their counts alone (the published marginals).
 
     One-way analysis of variance of yes/no votes: (between - within mean square) / effective group size, which takes
-    off what binomial noise adds. 0 where chance alone explains the differences.
+    off what binomial noise adds. 0 where chance alone explains the differences; NaN below two groups, or where every
+    group has one vote.
 
     Args:
         chosen_G: int [G], decisive votes for the treatment of each prompt, or of each judge.
         decisive_G: int [G]; groups without a decisive vote say nothing.
-
-    Returns:
-        float; NaN below two groups, or where every group has one vote.
     """
     k, n = np.asarray(chosen_G, dtype=np.float64), np.asarray(decisive_G, dtype=np.float64)
     k, n = k[n > 0], n[n > 0]
@@ -142,48 +140,6 @@ def spread_between_groups(chosen_G: ArrayLike, decisive_G: ArrayLike) -> float:
     within = (k * (1 - k / n)).sum() / (total - groups)
     size = (total - (n**2).sum() / total) / (groups - 1)
     return float(np.sqrt(max(0.0, (between - within) / size)))
-
-
-@dataclass(frozen=True)
-class Assumptions:
-    """The truth that a power calculation starts from."""
-
-    spread: Spread
-    """Without the seeds', which are swept."""
-    seed_spreads: tuple[float, ...]
-    ties: float
-    words: list[str] = field(default_factory=list)
-    """The source of each spread."""
-
-
-def assume(
-    given: Mapping[str, float | None], seed_spreads: Sequence[float] | None, ties: float | None, fitted: Fitted | None
-) -> Assumptions:
-    """Each spread as given, else as fitted, else as calibrated; the same for the share of ties.
-
-    Args:
-        given: each of GIVEN; None where nobody gave it.
-        seed_spreads: to sweep; None: SEED_SPREADS and a pilot's own.
-        ties: share; None: the votes', or the published one.
-        fitted: what votes say; None without votes.
-    """
-    votes = fitted or Fitted("")
-    spread, words = Spread(), []
-    for name, value in given.items():
-        estimate = getattr(votes, name, None)
-        choices = ((value, "given"), (estimate, f"fitted to {votes.source}"), (getattr(ASSUMED, name), "an assumption"))
-        sd, source = next((sd, source) for sd, source in choices if sd is not None)
-        spread = replace(spread, **{name: sd})
-        words.append(f"{name.replace('_', ' x ')} spread {sd:.3f} ({source})")
-    pilot = "an assumption" if votes.seed is None else f"the pilot's is {votes.seed:.3f}"
-    words.append("seed spread swept (an assumption)" if votes.seed is None else f"seed spread swept, {pilot}")
-    if seed_spreads is None:
-        seed_spreads = [*SEED_SPREADS, *([] if votes.seed is None else [round(votes.seed, 4)])]
-    shares = (ties, votes.ties, VOTES.tie_share)
-    return Assumptions(spread, tuple(sorted(set(seed_spreads))), next(t for t in shares if t is not None), words)
-
-
-# ---------------------------------------------------------------- power
 
 
 @dataclass(frozen=True)
@@ -205,6 +161,40 @@ class Study:
         return f"power {size} spread {spread} share {self.share:.6g} ties {self.ties:.6g}"
 
 
+def studies(
+    given: Mapping[str, float | None],
+    seed_spreads: Sequence[float] | None,
+    ties: float | None,
+    votes: Fitted,
+    sizes: tuple[Sequence[int], Sequence[int], Sequence[int]],
+    share: float,
+) -> tuple[list[Study], list[str]]:
+    """Every combination, each spread as given, else as fitted, else as calibrated; and the sources of these, in words.
+
+    Args:
+        given: each of GIVEN; None where nobody gave it.
+        seed_spreads: to sweep; None: SEED_SPREADS and a pilot's own.
+        ties: their share; None: the votes', or the published one.
+        votes: what they say, if there are any.
+        sizes: numbers of seeds, of prompts, of judges.
+        share: of decisive votes, to be found.
+    """
+    spread, words = Spread(), []
+    for name, value in given.items():
+        estimate = getattr(votes, name, None)
+        choices = ((value, "given"), (estimate, f"fitted to {votes.source}"), (getattr(ASSUMED, name), "an assumption"))
+        sd, source = next((sd, source) for sd, source in choices if sd is not None)
+        spread = replace(spread, **{name: sd})
+        words.append(f"{name.replace('_', ' x ')} spread {sd:.3f} ({source})")
+    pilot = [] if votes.seed is None else [round(votes.seed, 4)]
+    words.append("seed spread swept" + (f", the pilot's is {votes.seed:.3f}" if pilot else " (an assumption)"))
+    swept = sorted({*SEED_SPREADS, *pilot} if seed_spreads is None else set(seed_spreads))
+    shown = next(t for t in (ties, votes.ties, VOTES.tie_share) if t is not None)
+    seeds, prompts, judges = sizes
+    every = itertools.product(swept, prompts, judges, seeds)
+    return [Study(n, p, j, replace(spread, seed=s), share, shown) for s, p, j, n in every], words
+
+
 class PowerRow(TypedDict):
     """A study, its power and what it costs."""
 
@@ -218,29 +208,14 @@ class PowerRow(TypedDict):
     power: float
     simulation_error: float
     votes: int
-    gpu_hours_2_arms: NotRequired[float]
-    """For the question; four arms are for the 2x2."""
+    gpu_hours_2_arms: NotRequired[float]  # for the question; four arms are for the 2x2
     gpu_hours_4_arms: NotRequired[float]
-
-
-class FewestSeeds(TypedDict):
-    """For one spread between seeds, prompts and judges: the fewest simulated seeds that reach the power."""
-
-    seed_spread: float
-    prompts: int
-    judges: int
-    fewest_seeds: int | None
-    """None where none does: prompts or judges are what limits, or more seeds than were simulated are needed."""
-    highest_power: float
 
 
 def power(study: Study, simulations: int, seed: int) -> float:
     """Share of simulated experiments in which the primary decision finds the treatment preferred.
 
-    Args:
-        study: what is run, and the truth.
-        simulations: experiments.
-        seed: with the study's key, the start of its random numbers.
+    Seed and the study's key start its random numbers.
     """
     generator = np.random.default_rng([seed, *study.key.encode()])
     who = vote_pattern(study.seeds, study.prompts, study.judges)
@@ -252,18 +227,7 @@ def power(study: Study, simulations: int, seed: int) -> float:
     return found / simulations
 
 
-def studies(
-    assumed: Assumptions, seeds: Sequence[int], prompts: Sequence[int], judges: Sequence[int], share: float
-) -> list[Study]:
-    """Every combination."""
-    return [
-        Study(n, p, j, replace(assumed.spread, seed=s), share, assumed.ties)
-        for s, p, j, n in itertools.product(assumed.seed_spreads, prompts, judges, seeds)
-    ]
-
-
 def power_row(study: Study, simulations: int, seed: int) -> PowerRow:
-    """One study with its power."""
     reached = power(study, simulations, seed)
     error = float(np.sqrt(reached * (1 - reached) / simulations))
     votes = study.prompts * study.judges
@@ -271,80 +235,94 @@ def power_row(study: Study, simulations: int, seed: int) -> PowerRow:
     return cast(PowerRow, own)
 
 
-def with_cost(row: PowerRow, cell_hours: float) -> PowerRow:
-    """A row with its GPU-hours, given those of one arm at one seed."""
-    hours = row["seeds"] * cell_hours
-    return {**row, "gpu_hours_2_arms": 2 * hours, "gpu_hours_4_arms": 4 * hours}
+def fewest_seeds(rows: Sequence[PowerRow]) -> list[dict[str, float | None]]:
+    """For one spread between seeds, prompts and judges: the fewest simulated seeds that reach the power.
 
-
-def fewest_seeds(rows: Sequence[PowerRow], enough: float = POWER) -> list[FewestSeeds]:
-    """For each spread between seeds, prompts and judges: the fewest of the simulated seeds that reach the power."""
+    None where none does: prompts or judges are what limits, or more seeds than were simulated are needed.
+    """
     return [
-        FewestSeeds(
-            seed_spread=spread,
-            prompts=prompts,
-            judges=judges,
-            fewest_seeds=min((row["seeds"] for row in group if row["power"] >= enough), default=None),
-            highest_power=max(row["power"] for row in group),
-        )
-        for (spread, prompts, judges), group in _groups(rows).items()
+        {
+            "seed_spread": group[0]["spread"]["seed"],
+            "prompts": group[0]["prompts"],
+            "judges": group[0]["judges"],
+            "fewest_seeds": min((row["seeds"] for row in group if row["power"] >= POWER), default=None),
+            "highest_power": max(row["power"] for row in group),
+        }
+        for group in _groups(rows)
     ]
 
 
-def _groups(rows: Sequence[PowerRow]) -> dict[tuple[float, int, int], list[PowerRow]]:
-    """Rows that differ in their seeds alone, by seed spread, prompts and judges."""
+def _groups(rows: Sequence[PowerRow]) -> list[list[PowerRow]]:
+    """Rows that differ in their seeds alone, in the order of these."""
     found: dict[tuple[float, int, int], list[PowerRow]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["seeds"]):
         found.setdefault((row["spread"]["seed"], row["prompts"], row["judges"]), []).append(row)
-    return found
-
-
-# ---------------------------------------------------------------- the report
-
-NOTE = (
-    f"'more': none of these numbers of seeds reaches {percent(POWER)}. Where power hardly grows with seeds, prompts "
-    "or judges are what limits: take more of them."
-)
+    return list(found.values())
 
 
 def write_power(
-    rows: Sequence[PowerRow], assumptions: Sequence[str], have: int, folder: Path, console: Console
+    rows: Sequence[PowerRow], words: Sequence[str], have: int, cell_hours: float, folder: Path, console: Console
 ) -> list[Path]:
-    """Print the table; write power.json, power.md and power.png.
+    """Print the table; write power.json, power.md and power.png, the paths that come back.
 
     Args:
-        rows: with their cost.
-        assumptions: where each spread comes from, in words.
+        rows: as simulated, without their cost.
+        words: where each spread comes from.
         have: seeds that there are already.
+        cell_hours: GPU-hours of one arm at one seed.
         folder: made where it does not exist.
         console: for the table.
-
-    Returns:
-        The paths.
     """
     paths = [folder / f"power.{end}" for end in ("json", "md", "png")]
+    arms = {"gpu_hours_2_arms": 2, "gpu_hours_4_arms": 4}
+    rows = [cast(PowerRow, row | {key: n * row["seeds"] * cell_hours for key, n in arms.items()}) for row in rows]
     fewest = fewest_seeds(rows)
-    write_json(paths[0], {"assumptions": assumptions, "fewest_seeds": fewest, "rows": rows})
+    write_json(paths[0], {"assumptions": words, "fewest_seeds": fewest, "rows": rows})
     title = f"Power to find {percent(rows[0]['share'], 1)} of decisive votes, {percent(rows[0]['ties'], 1)} ties"
     sizes = [f"{n} seeds" for n in sorted({row["seeds"] for row in rows})]
     names = ("seed spread", "prompts", "judges", *sizes, "seeds for 80 %", "GPU-h, 2 arms", "4 arms")
-    columns = [f">{name}" for name in names]
-    groups = _groups(rows).values()
-    lines = [_line(entry, group, have) for entry, group in zip(fewest, groups, strict=True)]
-    words = [f"- {words}" for words in assumptions]
-    write_text(paths[1], "\n".join([f"# {title}", "", *words, "", *markdown_table(columns, lines), "", NOTE, ""]))
+    columns, lines = [f">{name}" for name in names], []
+    for entry, group in zip(fewest, _groups(rows), strict=True):
+        enough = next((row for row in group if row["seeds"] == entry["fewest_seeds"]), None)
+        n, hours = "more", [MISSING] * 2
+        if enough is not None:
+            n = f"{enough['seeds']}" + (f" ({max(0, enough['seeds'] - have)} more)" if have else "")
+            hours = [count(enough["gpu_hours_2_arms"]), count(enough["gpu_hours_4_arms"])]
+        size = [f"{group[0]['spread']['seed']:g}", f"{group[0]['prompts']}", f"{group[0]['judges']}"]
+        lines.append([*size, *(percent(row["power"]) for row in group), n, *hours])
+    sources = [f"- {source}" for source in words]
+    write_text(paths[1], "\n".join([f"# {title}", "", *sources, "", *markdown_table(columns, lines), "", NOTE, ""]))
     draw_power(rows, paths[2])
     console.print(table(title, columns, lines))
-    for line in (*assumptions, NOTE):
+    for line in (*words, NOTE):
         console.print(line, soft_wrap=True)
     return paths
 
 
-def _line(entry: FewestSeeds, group: Sequence[PowerRow], have: int) -> list[str]:
-    """One combination of seed spread, prompts and judges."""
-    reached = [percent(row["power"]) for row in sorted(group, key=lambda row: row["seeds"])]
-    n = entry["fewest_seeds"]
-    costs = [(row["gpu_hours_2_arms"], row["gpu_hours_4_arms"]) for row in group if row["seeds"] == n]
-    hours = [count(cost) for cost in costs[0]] if costs else [MISSING] * 2
-    words = "more" if n is None else f"{n} ({max(0, n - have)} more)" if have else f"{n}"
-    return [f"{entry['seed_spread']:g}", str(entry["prompts"]), str(entry["judges"]), *reached, words, *hours]
+def draw_power(rows: Sequence[PowerRow], path: Path) -> None:
+    """Power over seeds: a panel for each number of prompts, a line for each spread of seeds (dashed: most judges)."""
+    seeds, prompts, judges = (sorted({row[of] for row in rows}) for of in ("seeds", "prompts", "judges"))
+    figure = Figure(figsize=(WIDTH_INCHES * 1.1, 2.6 * len(prompts) + 1.0), dpi=DPI, layout="constrained")
+    panels = figure.subplots(len(prompts), 1, squeeze=False, sharex=True)[:, 0]
+    for panel, n_prompts in zip(panels, prompts, strict=True):
+        for i, spread in enumerate(sorted({row["spread"]["seed"] for row in rows})):
+            for n_judges, line in {judges[-1]: "--", judges[0]: "-"}.items():
+                own = (n_prompts, n_judges, spread)
+                cells = [r for r in rows if (r["prompts"], r["judges"], r["spread"]["seed"]) == own]
+                x, y = np.array(sorted((row["seeds"], row["power"]) for row in cells)).T
+                label = f"seed spread {spread:g}, {n_judges} judges"
+                panel.plot(x, y, line, marker=MARKERS[i], color=COLOURS[i], markersize=5, label=label)
+        panel.axhline(0.8, color="#777777", linewidth=1)
+        panel.set_ylim(0, 1.02)
+        panel.set_xscale("log")
+        panel.set_xticks(seeds, [str(n) for n in seeds])
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.grid(color="#dddddd", linewidth=0.7)
+        panel.spines[["top", "right"]].set_visible(False)
+        name_axes(panel, f"{n_prompts} prompts", "power", "training seeds" if panel is panels[-1] else "")
+    lines = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside lower center", ncols=2, fontsize=FONT_POINTS - 2.5, frameon=False
+    )
+    save_png(figure, path)

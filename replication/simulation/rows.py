@@ -37,19 +37,17 @@ def compute_rows(
     console: Console,
     jobs: int | None = None,
 ) -> list[R]:
-    """function(scenario, experiments, seed) of every scenario, in their order.
+    """function(scenario, experiments, seed) of every scenario, in their order; `function` is at the top of its module.
 
-    Args:
-        scenarios: what differs.
-        function: at the top level of its module.
-        experiments, seed: what all scenarios share.
-        path: JSON lines of the finished rows; those of the same number, seed and code are not computed again.
-        label: words before the progress bar.
-        console: for progress.
-        jobs: processes at once; None: one a core.
+    `path` keeps the finished rows as JSON lines; those of the same number, seed and code are not computed again.
+    `label` stands before the progress bar; `jobs` run at once, one a core where it is None.
     """
-    same = [experiments, seed, _method()]
-    done = _read(path, same)
+    package = Path(__file__).parents[1]
+    analysis = sorted(file for part in ("simulation", "statistics") for file in (package / part).glob("*.py"))
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in analysis)).hexdigest()[:16]
+    same = [experiments, seed, code]
+    content = path.read_bytes() if path.exists() else b""
+    done: dict[str, Any] = {row["key"]: row for row in parse_objects(content) if row.pop("arguments", None) == same}
     missing = [scenario for scenario in scenarios if scenario.key not in done]
     if missing:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +55,11 @@ def compute_rows(
             naming(path),
             open(path, "a", encoding="utf-8") as file,
             progress(console, "bar", "count", "elapsed", transient=True) as shown,
-            ProcessPoolExecutor(min(jobs or os.cpu_count() or 1, len(missing)), initializer=_ignore_interrupt) as pool,
+            ProcessPoolExecutor(
+                min(jobs or os.cpu_count() or 1, len(missing)),
+                initializer=signal.signal,
+                initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is the parent's to answer
+            ) as pool,
         ):
             task = shown.add_task(label, total=len(scenarios), completed=len(scenarios) - len(missing))
             futures = {pool.submit(function, scenario, experiments, seed): scenario.key for scenario in missing}
@@ -71,18 +73,3 @@ def compute_rows(
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return [done[scenario.key] for scenario in scenarios]
-
-
-def _method() -> str:
-    """Hash of the analysis' code: rows of another method are computed again."""
-    files = sorted(f for part in ("simulation", "statistics") for f in (Path(__file__).parents[1] / part).glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
-def _read(path: Path, same: Sequence[Any]) -> dict[str, Any]:
-    content = path.read_bytes() if path.exists() else b""
-    return {row["key"]: row for row in parse_objects(content) if row.pop("arguments", None) == same}
-
-
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer

@@ -15,8 +15,6 @@ from scipy import stats as scipy_stats
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-NODES = 4001
 AT_ONCE = 250
 """Experiments in memory at a time."""
 
@@ -25,12 +23,10 @@ AT_ONCE = 250
 class Spread:
     """Standard deviations of the chance of a vote for the treatment."""
 
-    seed: float = 0.0
-    """Between training seeds: pairs of models differ."""
+    seed: float = 0.0  # between training seeds: pairs of models differ
     prompt: float = 0.0
     judge: float = 0.0
-    seed_prompt: float = 0.0
-    """A pair of models is better at some prompts than at others, beyond both main effects."""
+    seed_prompt: float = 0.0  # a pair of models is better at some prompts than at others, beyond both main effects
     seed_judge: float = 0.0
     prompt_judge: float = 0.0
 
@@ -56,11 +52,9 @@ class VotePattern:
 
 
 def vote_pattern(n_seeds: int, n_prompts: int, n_judges: int, votes_per_judge: int | None = None) -> VotePattern:
-    """Every judge votes once on each prompt (or on so many of them), with seeds in rotation over prompts and judges.
+    """Every judge votes once on each prompt, with seeds in rotation over prompts and judges.
 
-    Args:
-        n_seeds, n_prompts, n_judges: at least 1.
-        votes_per_judge: prompts that one judge sees, consecutive ones that move on from judge to judge; None: all.
+    With `votes_per_judge` a judge sees so many prompts only, consecutive ones that move on from judge to judge.
     """
     n_votes = n_prompts if votes_per_judge is None else min(votes_per_judge, n_prompts)
     judge, place = (a.ravel() for a in np.meshgrid(np.arange(n_judges), np.arange(n_votes), indexing="ij"))
@@ -71,21 +65,10 @@ def vote_pattern(n_seeds: int, n_prompts: int, n_judges: int, votes_per_judge: i
 def draw_scores(
     preference: float, spread: Spread, ties: float, pattern: VotePattern, n: int, generator: np.random.Generator
 ) -> Floats:
-    """Votes of n experiments.
+    """Votes of n experiments, [R, V]: 1 for the treatment, 0 for the baseline, 0.5 for a tie.
 
     Chance of the treatment = preference + seed + prompt + judge + interactions, cut off at 0 and 1; every effect is
     normal and drawn anew in each experiment. A vote is a tie by a chance of its own.
-
-    Args:
-        preference: mean chance that a decisive vote goes to the treatment.
-        spread: see Spread.
-        ties: share of votes that are ties.
-        pattern: who votes on what.
-        n: experiments, R.
-        generator: of every draw.
-
-    Returns:
-        float64 [R, V]: 1 for the treatment, 0 for the baseline, 0.5 for a tie.
     """
     seed, prompt, judge = pattern.factors
     n_seeds, n_prompts, n_judges = (int(index.max()) + 1 for index in pattern.factors)
@@ -108,7 +91,7 @@ def draw_scores(
 
 def true_share(preference: float, spread: Spread) -> float:
     """The treatment's share of decisive votes over all seeds, prompts and judges: the mean chance after the cut."""
-    z = np.linspace(-8, 8, NODES)
+    z = np.linspace(-8, 8, 4001)
     weights = scipy_stats.norm.pdf(z)
     return float((np.clip(preference + spread.total * z, 0, 1) * weights).sum() / weights.sum())
 
@@ -120,11 +103,6 @@ def preference_for(share: float, spread: Spread) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if true_share(middle, spread) < share else (low, middle)
     return (low + high) / 2
-
-
-def win_and_half(share: float, ties: float) -> float:
-    """The share of wins with ties as halves that a share of decisive votes comes to."""
-    return 0.5 + (share - 0.5) * (1 - ties)
 
 
 def batches(experiments: int) -> Iterator[int]:
