@@ -1,36 +1,57 @@
-"""Blocks of steps of several contestants in one order, and the ratios that come of it.
+"""Blocks of steps of several contestants in one order, the ratios that come of it, and the form of a result.
 
 A machine's speed wanders. So a reference runs before and after every block of another contestant, and each block is
 compared with the mean of the two reference blocks beside it: what wanders more slowly than that cancels.
-
-Lightning, transformers and LitGPT do not hand control back after some steps. So each training has a thread, calls
-`pause` before every block and stays there until its next turn: exactly one thread runs at a time.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
+import dataclasses
 import math
 import statistics
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
-import torch
 from rich.progress import Progress
+from rich.table import Column, Table
 from scipy.stats import quantile_test
+
+from replication.console import table
 
 ClockName = Literal["seconds", "cpu_seconds"]
 """A field of Block."""
 RATIOS = (">time", ">95 % upper", ">CPU time")
 """Columns of a table, over the reference: time, its bound, CPU time of the process (the host's, beside a GPU)."""
-M_ARENA_MAX = -8
-"""Of glibc's malloc.h."""
 
-# ---------------------------------------------------------------- ratios
+
+class Result:
+    """Findings of one bench; a subclass is a frozen dataclass."""
+
+    bench: ClassVar[str]
+
+    def to_dict(self) -> Mapping[str, Any]:
+        """The file that --out names."""
+        return {"bench": self.bench, **plain(self)}
+
+    def tables(self) -> list[Table]:
+        """The result on a terminal of 80 columns."""
+        raise NotImplementedError
+
+
+def plain(value: object) -> Any:
+    """JSON of a record: its fields, then the properties that its class names in `figures`."""
+    if dataclasses.is_dataclass(value):
+        names = [*(f.name for f in dataclasses.fields(value)), *getattr(value, "figures", ())]
+        return {name: plain(getattr(value, name)) for name in names}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def facts(title: str, rows: Mapping[str, object]) -> Table:
+    """A table of names and what is to be said of them."""
+    return table(title, [Column(no_wrap=True), Column(overflow="fold")], list(rows.items()), header=False)
 
 
 class Elapsed(NamedTuple):
@@ -72,18 +93,12 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Interleaved:
-    """Every block in the order in which it ran; reference blocks stand at all even places.
+    """Every block that counts, in the order in which it ran; the reference's stand at all even places."""
 
-    Args:
-        reference: name of the contestant that the others are compared with.
-        block_tokens: tokens that one block trains.
-        blocks: without the ones that warmed up.
-    """
-
-    reference: str
-    block_tokens: int
-    blocks: tuple[Block, ...]
     figures: ClassVar = ("tokens_per_second", "time_over_reference", "cpu_time_over_reference")
+    reference: str
+    block_tokens: int  # that one block trains
+    blocks: tuple[Block, ...]
 
     @property
     def others(self) -> list[str]:
@@ -124,12 +139,8 @@ class Interleaved:
 
 
 def running_order(reference: str, others: Sequence[str], rounds: int) -> list[str]:
-    """reference, other, reference, other, ..., reference: each of the others once a round, and another first each time.
-
-    Raises:
-        AssertionError: there is nobody to compare with.
-    """
-    assert others
+    """reference, other, reference, ..., reference: each of the others once a round, and another first each time."""
+    assert others, "there is nobody to compare with"
     turned = [[*others[r % len(others) :], *others[: r % len(others)]] for r in range(rounds)]
     return [reference, *(name for one in turned for other in one for name in (other, reference))]
 
@@ -143,16 +154,9 @@ def interleave(
     progress: Progress,
     warm_up: bool = True,
 ) -> Interleaved:
-    """Run everybody's blocks in the running order.
+    """Run everybody's blocks, of so many tokens each, in the running order; `run` runs one of the named contestant.
 
-    Args:
-        reference: who is compared with.
-        others: who is compared.
-        rounds: blocks of each of them that count.
-        block_tokens: tokens that a block trains.
-        run: runs one block of the named contestant.
-        progress: gets a task for the blocks.
-        warm_up: begin with one block of each that is dropped.
+    Each of the others has `rounds` blocks that count, and with `warm_up` everyone a first one that is dropped.
     """
     order = running_order(reference, others, rounds)
     dropped = [reference, *others] if warm_up else []
@@ -162,99 +166,3 @@ def interleave(
         blocks.append(Block(name, *run(name)))
         progress.advance(task)
     return Interleaved(reference, block_tokens, tuple(blocks[len(dropped) :]))
-
-
-# ---------------------------------------------------------------- trainings that pause
-
-Pause = Callable[[], None]
-"""Called by a training before the first step of every block."""
-
-
-class Stopped(BaseException):
-    """Ends a paused training from inside; nothing is wrong."""
-
-
-class Turns:
-    """A training in a thread of its own, which runs only inside `block`.
-
-    Args:
-        train: the whole training.
-    """
-
-    def __init__(self, train: Callable[[Pause], None]) -> None:
-        self._train = train
-        self._go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
-        self._closed = False
-        self._instead: Callable[[], None] | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._main, daemon=True)
-        self._thread.start()
-        self._advance()  # to its first pause: what it takes to set up is in no block
-
-    def block(self, instead: Callable[[], None] | None = None) -> Elapsed:
-        """Run to the next pause, and wait for the device.
-
-        Args:
-            instead: work that is done in the training's thread while the training itself stays where it is. Memory is
-                handed out by thread, so that only work in one thread, or in threads of one kind, compares fairly.
-
-        Raises:
-            BaseException: what the training raised.
-        """
-        assert self._thread.is_alive(), "the training has ended before its last block"
-        self._instead = instead
-        started, cpu_started = time.perf_counter(), time.process_time()
-        self._advance()
-        return Elapsed(time.perf_counter() - started, time.process_time() - cpu_started)
-
-    def close(self) -> None:
-        """End the training where it is paused, or at its next pause, and wait for its thread."""
-        self._closed = True
-        self._go.release()
-        self._thread.join()
-
-    def _advance(self) -> None:
-        self._go.release()
-        self._paused.acquire()
-        if self._error is not None:
-            raise self._error
-
-    def _main(self) -> None:
-        self._go.acquire()
-        try:
-            self._train(self._pause)
-        except Stopped:
-            pass
-        except BaseException as error:  # it is raised again where the block was asked for
-            self._error = error
-        finally:
-            self._paused.release()
-
-    def _pause(self) -> None:
-        while not self._closed:
-            synchronize()
-            self._paused.release()
-            self._go.acquire()
-            if self._closed:
-                break
-            if self._instead is None:
-                return
-            self._instead()
-        raise Stopped
-
-
-def share_one_heap() -> None:
-    """Let every thread take memory where the main thread does, as a training that runs alone does.
-
-    glibc otherwise gives threads heaps of their own, which hand large tensors back to the system and take them again at
-    every step, each at its own rate: the same step then costs one thread a tenth more than another. To be called before
-    the first thread; does nothing where there is no such setting.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
-
-
-def synchronize() -> None:
-    """Wait for the GPU, where there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

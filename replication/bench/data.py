@@ -24,8 +24,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from replication.bench.blocks import Elapsed, Interleaved, Ratio, interleave
-from replication.bench.result import Result, facts
+from replication.bench.blocks import Elapsed, Ratio, Result, facts, interleave
 from replication.config import DataConfig, RunConfig, SourceConfig
 from replication.console import progress
 from replication.data.module import CountFrom, TrainingBatches, batch_loader
@@ -61,12 +60,6 @@ class PreparationBench:
     alone_cpu_seconds: tuple[float, ...]
     product_cpu_seconds: tuple[float, ...]
 
-    @classmethod
-    def of(cls, num_proc: int, tokens: int, text_bytes: int, turns: Interleaved) -> PreparationBench:
-        wall = (tuple(turns.times(name)) for name in (ALONE, PRODUCT))
-        cpu = (tuple(turns.times(name, "cpu_seconds")) for name in (ALONE, PRODUCT))
-        return cls(num_proc, tokens, text_bytes, *wall, *cpu)
-
     @property
     def ratios(self) -> list[float]:
         """Speed of each preparation over that of the tokenizer alone: the mean of its two neighbours."""
@@ -93,15 +86,12 @@ class PreparationBench:
 
     @property
     def alone_tokens_per_second_per_core(self) -> float:
-        return self._per_core(self.alone_seconds)
+        """At the median turn, like the next."""
+        return self.tokens / statistics.median(self.alone_seconds) / self.num_proc
 
     @property
     def product_tokens_per_second_per_core(self) -> float:
-        return self._per_core(self.product_seconds)
-
-    def _per_core(self, seconds: tuple[float, ...]) -> float:
-        """Tokens a second and process, at the median turn."""
-        return self.tokens / statistics.median(seconds) / self.num_proc
+        return self.tokens / statistics.median(self.product_seconds) / self.num_proc
 
     def table(self) -> Table:
         rows = {
@@ -181,7 +171,27 @@ def bench_data(
     return DataBench(loader, bench_preparation(replace(config.data, tokenizer=tokenizer), turns, n_bytes, console))
 
 
-# ---------------------------------------------------------------- preparation
+def bench_loader(
+    config: RunConfig, store: TokenStore, eaten_tokens_per_second: float, turns: int = 5, turn_seconds: float = 1.0
+) -> LoaderBench:
+    """Time the loader of a config's training in one process, with nothing that takes what it delivers.
+
+    Raises UserError where the data do not fit the config, or the model takes nothing.
+    """
+    if eaten_tokens_per_second <= 0:
+        raise UserError(f"eaten_tokens_per_second: {eaten_tokens_per_second} must be positive")
+    store.check_data(config)
+    batches = iter(batch_loader(config, TrainingBatches(config, store), CountFrom(0)))
+    micro_batch_tokens = config.micro_batch_sequences * store.block_size_tokens
+    next(batches)  # starts the workers and maps the files
+    speeds = []
+    for _ in range(turns):
+        started, n = time.perf_counter(), 0
+        while (seconds := time.perf_counter() - started) < turn_seconds:
+            next(batches)
+            n += 1
+        speeds.append(n * micro_batch_tokens / seconds)
+    return LoaderBench(config.cluster.loader_workers, micro_batch_tokens, eaten_tokens_per_second, tuple(speeds))
 
 
 def bench_preparation(data: DataConfig, turns: int, n_bytes: int, console: Console) -> PreparationBench:
@@ -191,45 +201,14 @@ def bench_preparation(data: DataConfig, turns: int, n_bytes: int, console: Conso
     The tokenizer alone has the texts in memory and drops its tokens; its processes are started beforehand.
 
     Args:
-        data: sources of text, num_proc and a tokenizer that is loaded, not trained.
+        data: sources of text, num_proc and a tokenizer that is loaded, not trained; else there is a UserError.
         turns: preparations that count.
         n_bytes: text that is taken from the beginnings of the sources, in equal parts.
         console: for progress.
-
-    Raises:
-        UserError: no tokenizer is named, or a source cannot be read.
     """
     if data.tokenizer.path is None:
         raise UserError("data.tokenizer.path: bench data times a tokenizer that is loaded; name a tokenizer.json")
-    tokenizer, texts = load_tokenizer(data.tokenizer), _texts(data, n_bytes)
-    sizes = [len(text.encode()) for text in texts]
-    manifests: list[CorpusManifest] = []
-    with tempfile.TemporaryDirectory() as folder, progress(console) as bars:
-        root, numbers = Path(folder), count()
-        config = _corpus(data, tokenizer, texts, root)
-        with _alone(tokenizer, _batches(texts, sizes), data.num_proc) as tokenise:
-
-            def run(name: str) -> Elapsed:
-                if name == ALONE:
-                    return tokenise()
-                wall, cpu = time.perf_counter(), _cpu_seconds()
-                manifests.append(prepare(config, root / f"out-{next(numbers)}"))
-                return Elapsed(time.perf_counter() - wall, _cpu_seconds() - cpu)
-
-            blocks = interleave(ALONE, [PRODUCT], turns, 0, run, bars, warm_up=False)  # tokens: known only afterwards
-    entry = manifests[0].sources["bench"]
-    tokens = entry.train.tokens + entry.validation.tokens
-    return PreparationBench.of(data.num_proc, tokens, sum(sizes), blocks)
-
-
-def _cpu_seconds() -> float:
-    """Of this process and of those that it started and that have ended."""
-    used = os.times()
-    return used.user + used.system + used.children_user + used.children_system
-
-
-def _texts(data: DataConfig, n_bytes: int) -> list[str]:
-    texts: list[str] = []
+    tokenizer, texts = load_tokenizer(data.tokenizer), list[str]()
     for source in data.sources:
         left = n_bytes // len(data.sources)
         for _, text in DocumentStream(source):
@@ -237,44 +216,56 @@ def _texts(data: DataConfig, n_bytes: int) -> list[str]:
             left -= len(text.encode())
             if left <= 0:
                 break
-    return texts
+    text_bytes = sum(len(text.encode()) for text in texts)
+    manifests: list[CorpusManifest] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        progress(console) as bars,
+        _alone(tokenizer, texts, data.num_proc) as tokenise,
+    ):
+        root, numbers = Path(folder), count()
+        (root / "set").mkdir()  # a local set in the hub's layout, to be streamed whole
+        pq.write_table(pa.table({"text": texts}), root / "set" / "train.parquet", row_group_size=ROW_GROUP)
+        (root / "tokenizer.json").write_text(tokenizer.json(), encoding="utf-8")
+        corpus = replace(
+            data,
+            sources=(SourceConfig(name="bench", kind="hub", path=str(root / "set")),),
+            tokenizer=replace(data.tokenizer, path=str(root / "tokenizer.json"), revision=None),
+            validation_fraction=VALIDATION_FRACTION,
+            token_budget=text_bytes + len(texts),  # no tokenizer of bytes makes more
+        )
 
+        def run(name: str) -> Elapsed:
+            if name == ALONE:
+                return tokenise()
+            started, before = time.perf_counter(), os.times()
+            manifests.append(prepare(corpus, root / f"out-{next(numbers)}"))
+            cpu = sum(os.times()[:4]) - sum(before[:4])  # of this process, and of those that it started and that ended
+            return Elapsed(time.perf_counter() - started, cpu)
 
-def _corpus(data: DataConfig, tokenizer: TextTokenizer, texts: list[str], root: Path) -> DataConfig:
-    """The texts as a local set in the hub's layout, and a config that streams all of it."""
-    (root / "set").mkdir()
-    pq.write_table(pa.table({"text": texts}), root / "set" / "train.parquet", row_group_size=ROW_GROUP)
-    (root / "tokenizer.json").write_text(tokenizer.json(), encoding="utf-8")
-    return replace(
-        data,
-        sources=(SourceConfig(name="bench", kind="hub", path=str(root / "set")),),
-        tokenizer=replace(data.tokenizer, path=str(root / "tokenizer.json"), revision=None),
-        validation_fraction=VALIDATION_FRACTION,
-        token_budget=sum(len(text.encode()) + 1 for text in texts),  # no tokenizer of bytes makes more
-    )
-
-
-def _batches(texts: list[str], sizes: list[int]) -> list[list[str]]:
-    """The texts in batches as large as a preparation's pieces."""
-    batches: list[list[str]] = [[]]
-    n_bytes = 0
-    for text, size in zip(texts, sizes, strict=True):
-        batches[-1].append(text)
-        n_bytes += size
-        if len(batches[-1]) >= PIECE_DOCUMENTS or n_bytes >= PIECE_BYTES:
-            batches.append([])
-            n_bytes = 0
-    return batches
+        done = interleave(ALONE, [PRODUCT], turns, 0, run, bars, warm_up=False)  # tokens: known only afterwards
+    entry = manifests[0].sources["bench"]
+    tokens = entry.train.tokens + entry.validation.tokens
+    wall = (tuple(done.times(name)) for name in (ALONE, PRODUCT))
+    cpu = (tuple(done.times(name, "cpu_seconds")) for name in (ALONE, PRODUCT))
+    return PreparationBench(data.num_proc, tokens, text_bytes, *wall, *cpu)
 
 
 _inherited: tuple[TextTokenizer, list[list[str]]] | None = None
-"""What the tokenizer's processes take over from the one that forks them."""
+"""What the tokenizer's processes take over from the one that forks them: batches as large as a preparation's pieces."""
 
 
 @contextmanager
-def _alone(tokenizer: TextTokenizer, batches: list[list[str]], num_proc: int) -> Iterator[Callable[[], Elapsed]]:
-    """A function that tokenises every batch as a preparation's pool would: as many processes, or threads."""
+def _alone(tokenizer: TextTokenizer, texts: list[str], num_proc: int) -> Iterator[Callable[[], Elapsed]]:
+    """A function that tokenises every text as a preparation's pool would: as many processes, or threads."""
     global _inherited
+    batches, n_bytes = [list[str]()], 0
+    for text in texts:
+        batches[-1].append(text)
+        n_bytes += len(text.encode())
+        if len(batches[-1]) >= PIECE_DOCUMENTS or n_bytes >= PIECE_BYTES:
+            batches.append([])
+            n_bytes = 0
     _inherited = tokenizer, batches
     with library_threads(num_proc == 1), ExitStack() as stack:
         each: Callable[..., Iterable[float]] = map
@@ -299,37 +290,3 @@ def _encode(number: int) -> float:
     started = time.process_time()
     tokenizer.encode_only(batches[number])
     return time.process_time() - started
-
-
-# ---------------------------------------------------------------- the training loader
-
-
-def bench_loader(
-    config: RunConfig, store: TokenStore, eaten_tokens_per_second: float, turns: int = 5, turn_seconds: float = 1.0
-) -> LoaderBench:
-    """Time the loader of a config's training, with nothing that takes what it delivers.
-
-    Args:
-        config: batch, order and loader_workers are taken from it; one process is timed.
-        store: the prepared data.
-        eaten_tokens_per_second: taken by one process of the training.
-        turns: how often the speed is taken.
-        turn_seconds: how long for.
-
-    Raises:
-        UserError: the data do not fit the config, or the model takes nothing.
-    """
-    if eaten_tokens_per_second <= 0:
-        raise UserError(f"eaten_tokens_per_second: {eaten_tokens_per_second} must be positive")
-    store.check_data(config)
-    batches = iter(batch_loader(config, TrainingBatches(config, store), CountFrom(0)))
-    micro_batch_tokens = config.micro_batch_sequences * store.block_size_tokens
-    next(batches)  # starts the workers and maps the files
-    speeds = []
-    for _ in range(turns):
-        started, n = time.perf_counter(), 0
-        while (seconds := time.perf_counter() - started) < turn_seconds:
-            next(batches)
-            n += 1
-        speeds.append(n * micro_batch_tokens / seconds)
-    return LoaderBench(config.cluster.loader_workers, micro_batch_tokens, eaten_tokens_per_second, tuple(speeds))

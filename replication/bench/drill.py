@@ -21,14 +21,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from replication.bench.result import plain
-from replication.config import RunConfig, flatten, refuse_differences, to_dict, to_yaml
+from replication.bench.blocks import plain
+from replication.config import Keys, RunConfig, flatten, refuse_differences, to_dict, to_yaml
 from replication.console import progress, say, table
 from replication.errors import UserError
 from replication.processes.children import end
@@ -37,7 +37,7 @@ from replication.runs.files import read_object, write_json, write_text
 from replication.runs.journal import read_journal
 from replication.runs.layout import RunDir, SuiteDir, step_of
 from replication.runs.records import read_record
-from replication.training.phases import VARIABLE, Board, Reading
+from replication.training.phases import PHASES, VARIABLE, Board, Reading
 
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3")
 AIMS = {"mid-step": ("forward", "update"), "mid-accumulation": ("accumulate",), "mid-save": ("save",)}
@@ -59,8 +59,7 @@ class Kill:
     step: int
     micro_batch: int
     ranks: list[int]
-    restart: int
-    """0: the first start of the run; 1: its first resume, and so on."""
+    restart: int  # 0: the first start of the run; 1: its first resume, and so on
     resumed_from: int | None = None
     """Step of the checkpoint that the next start went on from (0: none); None until it started."""
 
@@ -76,10 +75,8 @@ class Disturbed:
 
     name: str
     kills: list[Kill]
-    spread: float
-    """Largest ||a - b||_F / ||b||_F over the weight tensors; 0 means bitwise equal."""
-    faults: list[str]
-    """Lines about lost or repeated steps, the hash chain, the journal; empty where all is equal."""
+    spread: float  # see `spread`
+    faults: list[str]  # see `faults`
 
 
 @dataclass
@@ -90,8 +87,7 @@ class StrategyResult:
     strategy: str
     world_size: int
     accumulation: int
-    noise_floor: float
-    """The same measure between the undisturbed run and its rerun."""
+    noise_floor: float  # the spread between the undisturbed run and its rerun
     runs: list[Disturbed] = field(default_factory=list)
 
     @property
@@ -121,17 +117,12 @@ class StrategyResult:
 class DrillResults:
     """All of drill.json."""
 
-    config: dict[str, Any]
-    """Every key that two calls of one drill must share: all but the strategy, and where the corpus lies."""
+    config: Keys  # those that two calls of one drill must share: all but the strategy, and where the corpus lies
     strategies: list[StrategyResult]
 
     @classmethod
     def of(cls, config: RunConfig, path: Path) -> DrillResults:
-        """The results of an earlier call, or none.
-
-        Raises:
-            UserError: it drilled another config, or the file is damaged.
-        """
+        """The results of an earlier call, or none; raises UserError where it drilled another config or is damaged."""
         other = ("cluster.strategy", "data.dir", "data.num_proc", "generation.")
         shared = {k: v for k, v in flatten(to_dict(config)).items() if not k.startswith(other)}
         earlier = read_record(path, cls)
@@ -140,14 +131,13 @@ class DrillResults:
         refuse_differences(f"{path}: of another config", earlier.config, shared, "choose another --out")
         return earlier
 
-    def of_strategy(self, strategy: str) -> StrategyResult | None:
-        return next((result for result in self.strategies if result.strategy == strategy), None)
-
 
 def drill(
     config: RunConfig, strategies: Sequence[str], out: Path, n_kills: int, seed: int, console: Console
 ) -> list[StrategyResult]:
     """Drill every strategy; results go to out/drill.json as they come, and a second call goes on from there.
+
+    Raises UserError where no such drill is possible, a run failed on its own, or out holds a drill of another config.
 
     Args:
         config: what to train; where it names no data.dir, the corpus is prepared in out/data.
@@ -156,43 +146,7 @@ def drill(
         n_kills: in all, shared evenly among the strategies.
         seed: of the choice of the moments.
         console: for progress and the table.
-
-    Raises:
-        UserError: no such drill is possible, a run failed on its own, or out holds a drill of another config.
     """
-    check_drill(config, strategies, n_kills)
-    if config.data.dir is None:
-        from replication.data.prepare import prepare
-
-        prepare(config.data, out / "data", console)
-        config = replace(config, data=replace(config.data, dir=str((out / "data").resolve())))
-    path = out / "drill.json"
-    all_results, results = DrillResults.of(config, path), list[StrategyResult]()
-    with progress(console, "bar", "count", "kills", "elapsed") as bars:
-        for i, strategy in enumerate(strategies):
-            share = n_kills * (i + 1) // len(strategies) - n_kills * i // len(strategies)
-            one = _Drill(_with_strategy(config, strategy), out / strategy, random.Random(f"{seed}/{strategy}"))
-            task = bars.add_task(strategy, total=share)
-            result = all_results.of_strategy(strategy)
-            if result is None:
-                floor = one.noise_floor(bars.console)
-                result = StrategyResult(strategy, one.config.world_size, one.config.accumulation, floor)
-                all_results.strategies.append(result)
-            results.append(result)
-            bars.update(task, completed=len(result.kills))
-            while len(result.kills) < share:
-                one.disturb(result, share, partial(bars.advance, task))
-                write_json(path, plain(all_results))
-    console.print(result_table(results))
-    for result in results:
-        if not result.n_resumed:
-            no = f"{result.strategy}: no killed run went on from a checkpoint, so nothing is shown"
-            say(console, no, style="red")
-    return results
-
-
-def check_drill(config: RunConfig, strategies: Sequence[str], n_kills: int) -> None:
-    """Raise UserError for a strategy that there is not, too few kills, or no checkpoint that a run could go on from."""
     for strategy in strategies:
         if strategy not in STRATEGIES:
             raise UserError(f"--strategies: no strategy '{strategy}'; the strategies are {', '.join(STRATEGIES)}")
@@ -204,15 +158,37 @@ def check_drill(config: RunConfig, strategies: Sequence[str], n_kills: int) -> N
             f"checkpoints.every_steps: the first of {every} comes too late in {steps} steps for a killed run to go on "
             f"from it; lower it, to {max(1, steps // 6)} for instance, or raise training.steps"
         )
+    if config.data.dir is None:
+        from replication.data.prepare import prepare
 
-
-def _with_strategy(config: RunConfig, strategy: str) -> RunConfig:
-    devices = 1 if strategy == "single" else max(2, config.cluster.devices)
-    cluster = replace(config.cluster, strategy=strategy, devices=devices)  # type: ignore[arg-type]
-    return replace(config, cluster=cluster, generation=replace(config.generation, prompts=None)).check()
-
-
-# ---------------------------------------------------------------- one strategy
+        prepare(config.data, out / "data", console)
+        config = replace(config, data=replace(config.data, dir=str((out / "data").resolve())))
+    there = DrillResults.of(config, out / "drill.json")
+    results = []
+    with progress(console, "bar", "count", "kills", "elapsed") as bars:
+        for i, strategy in enumerate(strategies):
+            share = n_kills * (i + 1) // len(strategies) - n_kills * i // len(strategies)
+            devices = 1 if strategy == "single" else max(2, config.cluster.devices)
+            cluster = replace(config.cluster, strategy=strategy, devices=devices)  # type: ignore[arg-type]
+            own = replace(config, cluster=cluster, generation=replace(config.generation, prompts=None)).check()
+            one = _Drill(own, out / strategy, random.Random(f"{seed}/{strategy}"))
+            task = bars.add_task(strategy, total=share)
+            result = next((result for result in there.strategies if result.strategy == strategy), None)
+            if result is None:
+                floor = one.noise_floor(bars.console)
+                result = StrategyResult(strategy, own.world_size, own.accumulation, floor)
+                there.strategies.append(result)
+            results.append(result)
+            bars.update(task, completed=len(result.kills))
+            while len(result.kills) < share:
+                one.disturb(result, share, partial(bars.advance, task))
+                write_json(out / "drill.json", plain(there))
+    console.print(_table(results))
+    for result in results:
+        if not result.n_resumed:
+            no = f"{result.strategy}: no killed run went on from a checkpoint, so nothing is shown"
+            say(console, no, style="red")
+    return results
 
 
 class _Drill:
@@ -220,7 +196,6 @@ class _Drill:
 
     def __init__(self, config: RunConfig, folder: Path, rng: random.Random) -> None:
         self.config, self.folder, self.rng = config, folder, rng
-        self.undisturbed = self._cell("undisturbed")
         self.phase_seconds = {phase: 0.003 for phases in AIMS.values() for phase in phases}
         self.aims = [aim for aim in AIMS if aim != "mid-accumulation" or config.accumulation > 1]
 
@@ -229,51 +204,42 @@ class _Drill:
         for name in ("undisturbed", "rerun"):
             say(console, f"{self.config.cluster.strategy}: {name} run")
             with self._started(name) as (process, board):
-                self._watch(process, board)
-            self._check_ended(process, name)
-        return spread(self._cell("rerun"), self.undisturbed)
+                self._await_end(process, board, name)
+        return spread(self._cell("rerun"), self._cell("undisturbed"))
 
     def disturb(self, result: StrategyResult, share: int, tick: Callable[[], None]) -> None:
         """One run that is killed several times, then left to end, then compared."""
-        name = self._next_name()
-        run, kills = self._cell(name), list[Kill]()
-        planned = min(KILLS_A_RUN, share - len(result.kills))
-        while True:
-            starting_step = newest_step(run)
+        # what an interrupted drill left half killed is not gone on with
+        names = (f"killed-{n:02d}" for n in itertools.count(1))
+        name = next(name for name in names if not (self.folder / name).exists())
+        run, reference, kills = self._cell(name), self._cell("undisturbed"), list[Kill]()
+        planned, ended = min(KILLS_A_RUN, share - len(result.kills)), False
+        while not ended:
+            complete = [step_of(p) for p in run.checkpoint_folders() if (p / "COMPLETE").is_file()]
+            starting_step = max(complete, default=0)
             if kills:
                 kills[-1].resumed_from = starting_step
-            kill = None
             with self._started(name) as (process, board):
+                kill = None
                 if len(kills) < planned:
                     so_far = [*result.kills, *kills]
                     must_resume = len(kills) == planned - 1 and not any(k.resumed_from for k in so_far)
                     step = max(starting_step, self._moment(len(kills), planned, must_resume))
-                    kill = self._kill(process, board, self._next_aim(so_far), step, len(kills))
+                    landed = Counter(k.landed for k in so_far)
+                    aim = min(self.aims, key=lambda aim: landed[aim])
+                    kill = self._kill(process, board, aim, step, len(kills))
                 if kill is None:  # it ended before the moment came, or has been killed often enough
-                    self._watch(process, board)
-            if kill is None:
-                self._check_ended(process, name)
-                break
-            kills.append(kill)
-            tick()
-        result.runs.append(Disturbed(name, kills, spread(run, self.undisturbed), faults(run, self.undisturbed)))
-
-    def _next_name(self) -> str:
-        """A name that no folder has; what an interrupted drill left half killed is not gone on with."""
-        names = (f"killed-{n:02d}" for n in itertools.count(1))
-        return next(name for name in names if not (self.folder / name).exists())
-
-    def _next_aim(self, kills: Sequence[Kill]) -> str:
-        landed = Counter(kill.landed for kill in kills)
-        return min(self.aims, key=lambda aim: landed[aim])
+                    self._await_end(process, board, name)
+                    ended = True
+                else:
+                    kills.append(kill)
+                    tick()
+        result.runs.append(Disturbed(name, kills, spread(run, reference), faults(run, reference)))
 
     def _moment(self, kill: int, kills: int, must_resume: bool) -> int:
-        """Step from which on kill number `kill` of so many strikes: anywhere in its own part of the run.
+        """Step from which on kill number `kill` (from 0) of so many strikes: anywhere in its own part of the run.
 
-        Args:
-            kill: from 0.
-            kills: planned in this run.
-            must_resume: whether a checkpoint must be there by then, because no kill before met one.
+        It must resume where no kill before met a checkpoint: one must be there by then.
         """
         steps = self.config.training.steps
         first, last = steps * kill // kills, steps * (kill + 1) // kills - 1
@@ -283,8 +249,9 @@ class _Drill:
 
     def _kill(self, process: subprocess.Popen[bytes], board: Board, aim: str, step: int, restart: int) -> Kill | None:
         """Wait for a moment of the aim's kind from a step on, kill one rank or all; None where the run ended first."""
+        everyone = range(self.config.world_size)
         victim = self.rng.randrange(self.config.world_size)
-        ranks = list(range(self.config.world_size)) if self.rng.random() < 0.5 else [victim]
+        ranks = list(everyone) if self.rng.random() < 0.5 else [victim]
         phase = self.rng.choice(AIMS[aim])
         while (reading := _slot(board, victim)) is None or reading.phase != phase or reading.step < step:
             if process.poll() is not None:
@@ -294,37 +261,34 @@ class _Drill:
         _sigkill(board, ranks)
         last = _slot(board, victim)
         assert last is not None
-        self._wait_for_the_rest(process, board)
-        return Kill(aim, last.phase, last.step, last.micro_batch, ranks, restart)
-
-    def _wait_for_the_rest(self, process: subprocess.Popen[bytes], board: Board) -> None:
         try:
             process.wait(timeout=END_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-            _sigkill(board, range(self.config.world_size))
+            _sigkill(board, everyone)
             raise UserError(
                 f"{self.folder}: the other ranks did not end within {END_SECONDS:.0f} seconds after one was killed; "
                 "see log.txt there"
             ) from None
+        return Kill(aim, last.phase, last.step, last.micro_batch, ranks, restart)
 
-    def _watch(self, process: subprocess.Popen[bytes], board: Board) -> None:
-        """Wait for the end; learn how long each phase takes, so that later kills fall anywhere inside one."""
-        seconds: Counter[str] = Counter()
-        visits: Counter[str] = Counter()
+    def _await_end(self, process: subprocess.Popen[bytes], board: Board, name: str) -> None:
+        """Learn meanwhile how long each phase takes, so that later kills fall anywhere inside one."""
+        seconds, visits = dict.fromkeys(PHASES, 0.0), Counter[str]()
         before, at = None, time.monotonic()
         while process.poll() is None:
             time.sleep(0.0005)
             reading, now = _slot(board, 0), time.monotonic()
-            if reading is None:
-                continue
-            place = (reading.step, reading.micro_batch, reading.phase)
-            seconds[reading.phase] += now - at  # type: ignore[assignment]
-            visits[reading.phase] += place != before
-            before, at = place, now
-        for phase in self.phase_seconds:
-            if visits[phase]:
-                self.phase_seconds[phase] = seconds[phase] / visits[phase]
+            if reading is not None:
+                place = (reading.step, reading.micro_batch, reading.phase)
+                seconds[reading.phase] += now - at
+                visits[reading.phase] += place != before
+                before, at = place, now
+        self.phase_seconds |= {p: seconds[p] / visits[p] for p in self.phase_seconds if visits[p]}
+        if process.returncode:
+            log = self.folder / name / "log.txt"
+            last = last_line(log) or "no message"
+            raise UserError(f"{self.folder / name}: the run failed on its own ({last[:200]}); see {log}")
 
     @contextlib.contextmanager
     def _started(self, name: str) -> Iterator[tuple[subprocess.Popen[bytes], Board]]:
@@ -345,12 +309,6 @@ class _Drill:
             end([process])
             raise
 
-    def _check_ended(self, process: subprocess.Popen[bytes], name: str) -> None:
-        if process.returncode:
-            log = self.folder / name / "log.txt"
-            last = last_line(log) or "no message"
-            raise UserError(f"{self.folder / name}: the run failed on its own ({last[:200]}); see {log}")
-
     def _cell(self, name: str) -> RunDir:
         return SuiteDir(self.folder / name).cell(self.config.arm, self.config.seed)
 
@@ -364,14 +322,6 @@ def _sigkill(board: Board, ranks: Sequence[int]) -> None:
         if reading.rank in ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(reading.pid, signal.SIGKILL)
-
-
-# ---------------------------------------------------------------- comparing two ends
-
-
-def newest_step(run: RunDir) -> int:
-    """Step of the newest complete checkpoint, by its marker alone; 0 where there is none."""
-    return max((step_of(p) for p in run.checkpoint_folders() if (p / "COMPLETE").is_file()), default=0)
 
 
 def spread(run: RunDir, reference: RunDir) -> float:
@@ -389,32 +339,27 @@ def spread(run: RunDir, reference: RunDir) -> float:
 
 def faults(run: RunDir, reference: RunDir) -> list[str]:
     """Differences of a disturbed run's journal and manifest from the undisturbed ones, a line each."""
-    found = []
     a, b = read_object(run.manifest), read_object(reference.manifest)
-    for key in ("step", "tokens", "data_chain", "initial_weights_sha256", "config_hash"):
-        if a.get(key) != b.get(key):
-            found.append(f"{key} is {a.get(key)}, undisturbed {b.get(key)}")
+    keys = ("step", "tokens", "data_chain", "initial_weights_sha256", "config_hash")
+    found = [f"{key} is {a.get(key)}, undisturbed {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
     lines = [
-        [
-            replace(line, values={k: v for k, v in line.values.items() if k not in TIMING})
-            for line in read_journal(r.metrics)
-        ]
-        for r in (run, reference)
+        [replace(line, values={k: v for k, v in line.values.items() if k not in TIMING}) for line in journal]
+        for journal in (read_journal(r.metrics) for r in (run, reference))
     ]
     steps = [[(line.step, len(line.losses)) for line in part] for part in lines]
+
+    def first_unlike(these: Sequence[object], those: Sequence[object]) -> str:
+        unlike = (f"{str(x)[:100]} instead of {str(y)[:100]}" for x, y in zip(these, those, strict=False) if x != y)
+        return next(unlike, f"{len(these)} lines instead of {len(those)}")
+
     if steps[0] != steps[1]:
-        found.append(f"the journal holds other steps: {_first_unlike(*steps)}")
+        found.append(f"the journal holds other steps: {first_unlike(*steps)}")
     elif lines[0] != lines[1] and a.get("final_weights_sha256") == b.get("final_weights_sha256"):
-        found.append(f"the journal has other values: {_first_unlike(*lines)}")
+        found.append(f"the journal has other values: {first_unlike(*lines)}")
     return found
 
 
-def _first_unlike(a: Sequence[Any], b: Sequence[Any]) -> str:
-    unlike = (f"{str(x)[:100]} instead of {str(y)[:100]}" for x, y in zip(a, b, strict=False) if x != y)
-    return next(unlike, f"{len(a)} lines instead of {len(b)}")
-
-
-def result_table(results: Sequence[StrategyResult]) -> Table:
+def _table(results: Sequence[StrategyResult]) -> Table:
     """A column a strategy: kills by phase, kills of resumed runs, spread beside the noise floor, the verdict."""
     landed = [Counter(kill.landed for kill in r.kills) for r in results]
     rows: dict[str, list[object]] = {

@@ -1,10 +1,18 @@
-"""Trainings in nothing but torch, as written by hand, and the random corpus that all benches train on."""
+"""What is timed beside the product: a training loop in nothing but torch, its random corpus, and trainings in turns.
+
+Lightning, transformers and LitGPT do not hand control back after some steps. So each training has a thread, calls
+`pause` before every block and stays there until its next turn: exactly one thread runs at a time.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-from typing import Any, cast
+import contextlib
+import ctypes
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,44 +21,135 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from replication.bench.blocks import Elapsed
 from replication.config import RunConfig
 from replication.data.module import Batch, CountFrom, TrainingBatches, batch_loader
-from replication.data.store import TokenStore
-from replication.model.loss import TokenLosses
-from replication.model.transformer import Transformer, initialise, rotary
+from replication.data.store import Int64, TokenStore
+from replication.model.transformer import Transformer, initialise
 from replication.objectives.token_gain import group_objective
+from replication.runs.manifest import package_versions
+from replication.training.environment import cpu_name, prepare_torch
 from replication.training.module import inputs_and_targets
 from replication.training.optimizers import build_optimizer, build_schedule
 
-HEAD = "losses"
-"""Method of the model that a breakdown calls the head."""
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+M_ARENA_MAX = -8
+"""Of glibc's malloc.h."""
+END_OF_TEXT = 0
+Pause = Callable[[], None]
+"""Called by a training before the first step of every block."""
 
-# ---------------------------------------------------------------- corpus
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a result was measured, and with what."""
+
+    device: str
+    threads: int
+    versions: Mapping[str, str | None]
+
+
+def describe(device: torch.device) -> Machine:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    return Machine(name, torch.get_num_threads(), package_versions())
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def prepare(config: RunConfig) -> None:
+    """The process-wide settings of torch, and one heap: a thread takes memory where the main one does, as a run's does.
+
+    glibc otherwise gives threads heaps of their own, which hand large tensors back to the system and take them again at
+    every step, each at its own rate: the same step then costs one thread a tenth more than another. To be called before
+    the first thread.
+    """
+    prepare_torch(config)
+    with contextlib.suppress(AttributeError, OSError):  # there is no such setting here
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+
+
+class Stopped(BaseException):
+    """Ends a paused training from inside; nothing is wrong."""
+
+
+class Turns:
+    """A whole training, `train`, in a thread of its own, which runs only inside `block`."""
+
+    def __init__(self, train: Callable[[Pause], None]) -> None:
+        self._train = train
+        self._go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
+        self._closed = False
+        self._instead: Callable[[], None] | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._main, daemon=True)
+        self._thread.start()
+        self.block()  # to its first pause: what it takes to set up is in no block
+
+    def block(self, instead: Callable[[], None] | None = None) -> Elapsed:
+        """Run to the next pause, and wait for the device; raises what the training raised.
+
+        Args:
+            instead: work that is done in the training's thread while the training itself stays where it is. Memory is
+                handed out by thread, so that only work in one thread, or in threads of one kind, compares fairly.
+        """
+        assert self._thread.is_alive(), "the training has ended before its last block"
+        self._instead = instead
+        started, cpu_started = time.perf_counter(), time.process_time()
+        self._go.release()
+        self._paused.acquire()
+        if self._error is not None:
+            raise self._error
+        return Elapsed(time.perf_counter() - started, time.process_time() - cpu_started)
+
+    def close(self) -> None:
+        """End the training where it is paused, or at its next pause, and wait for its thread."""
+        self._closed = True
+        self._go.release()
+        self._thread.join()
+
+    def _main(self) -> None:
+        self._go.acquire()
+        try:
+            self._train(self._pause)
+        except Stopped:
+            pass
+        except BaseException as error:  # it is raised again where the block was asked for
+            self._error = error
+        finally:
+            self._paused.release()
+
+    def _pause(self) -> None:
+        while not self._closed:
+            synchronize()
+            self._paused.release()
+            self._go.acquire()
+            if self._closed:
+                break
+            if self._instead is None:
+                return
+            self._instead()
+        raise Stopped
 
 
 class _SyntheticStore:
     """Uniformly random tokens, a pure function of (source, block), with one source and every position valid."""
 
+    end_of_text_id = END_OF_TEXT
+
     def __init__(self, config: RunConfig) -> None:
         self.vocab_size, self.block_size_tokens = config.model.vocab_size, config.data.block_size_tokens
-        self.end_of_text_id = 0
         self.hash = f"synthetic-{self.vocab_size}-{self.block_size_tokens}"
-
-    def check(self, config: RunConfig) -> None:
-        """Nothing to check: the store is made from the config."""
 
     def sizes(self, split: str) -> list[int]:
         return [1_000_000]
 
-    def valid_targets(
-        self, split: str, source_ids: npt.NDArray[np.int64], indices: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int64]:
+    def valid_targets(self, split: str, source_ids: Int64, indices: Int64) -> Int64:
         return np.full(len(indices), self.block_size_tokens)
 
-    def read(
-        self, split: str, source_ids: npt.NDArray[np.int64], indices: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int32]:
+    def read(self, split: str, source_ids: Int64, indices: Int64) -> npt.NDArray[np.int32]:
         positions = np.arange(self.block_size_tokens + 1, dtype=np.uint64)
         x = (indices.astype(np.uint64)[:, None] << np.uint64(20)) + positions
         x = (x ^ (x >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
@@ -63,25 +162,9 @@ def synthetic_store(config: RunConfig) -> TokenStore:
     return cast(TokenStore, _SyntheticStore(config))
 
 
-def training_loader(config: RunConfig, store: TokenStore) -> DataLoader:
-    """The product's micro-batches from the first on, loaded as the product loads them."""
-    return batch_loader(config, TrainingBatches(config, store), CountFrom(0))
-
-
-# ---------------------------------------------------------------- baseline
-
-
-def build_model(config: RunConfig, device: torch.device) -> Transformer:
-    """The run's model as training starts it, on its device."""
-    model = Transformer(config.model)
-    initialise(model, config.effective_weights_seed)
-    model.configure(config.cluster)
-    return model.to(device, torch.float64 if config.training.precision == "64-true" else torch.float32)
-
-
-def head_losses(model: Transformer, hidden_BTD: Tensor, targets_BT: Tensor, label_smoothing: float) -> TokenLosses:
-    """Losses of all tokens from the hidden states, by the head that the model has."""
-    return model.losses(hidden_BTD, targets_BT, label_smoothing).losses
+def training_loader(config: RunConfig) -> DataLoader:
+    """Micro-batches of random tokens from the first on, loaded as the product loads its own."""
+    return batch_loader(config, TrainingBatches(config, synthetic_store(config)), CountFrom(0))
 
 
 class PlainLoop:
@@ -89,44 +172,42 @@ class PlainLoop:
 
     Args:
         config: the run's; its micro-batches, groups and precision hold.
-        store: the corpus.
         device: where to train.
         block_steps: optimizer steps in a block.
-        model: another training's, so that memory holds one; a new one where it is None.
-        optimizer: of that model.
+        shared: another training's model and its optimizer, so that memory holds one of each; new ones where it is None.
     """
 
     def __init__(
         self,
         config: RunConfig,
-        store: TokenStore,
         device: torch.device,
         block_steps: int,
-        model: Transformer | None = None,
-        optimizer: Optimizer | None = None,
+        shared: tuple[Transformer, Optimizer] | None = None,
     ) -> None:
-        self.config, self.device, self.end_of_text, self.block_steps = config, device, store.end_of_text_id, block_steps
-        self.model = build_model(config, device) if model is None else model
-        self.optimizer = build_optimizer(config.training, self.model) if optimizer is None else optimizer
+        self.config, self.device, self.block_steps = config, device, block_steps
+        if shared is None:
+            model = Transformer(config.model)
+            initialise(model, config.effective_weights_seed)
+            model.configure(config.cluster)
+            model.to(device, torch.float64 if config.training.precision == "64-true" else torch.float32)
+            shared = model, build_optimizer(config.training, model)
+        self.model, self.optimizer = shared
         self.schedule = build_schedule(config.training, self.optimizer)
-        self.loader = iter(training_loader(config, store))
+        self.loader = iter(training_loader(config))
         self.groups = config.micro_batch_sequences // config.gain_group_sequences
         self.limit = config.training.clip_norm or float("inf")
 
     def block(self) -> None:
         """Run the steps of a block."""
         for _ in range(self.block_steps):
-            self.step()
-
-    def step(self) -> None:
-        for _ in range(self.config.accumulation):
-            batch = next(self.loader)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled="bf16" in self.config.training.precision):
-                self.objective(batch).backward()
-        self.clip()
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad()
+            for _ in range(self.config.accumulation):
+                batch = next(self.loader)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled="bf16" in self.config.training.precision):
+                    self.objective(batch).backward()
+            self.clip()
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad()
 
     def clip(self) -> Tensor:
         """Clip the gradients; their norm before."""
@@ -134,68 +215,9 @@ class PlainLoop:
 
     def objective(self, batch: Batch) -> Tensor:
         """This micro-batch's share of the step's objective."""
-        inputs_BT, targets_BT = inputs_and_targets(batch.tokens_BS.to(self.device, non_blocking=True), self.end_of_text)
+        inputs_BT, targets_BT = inputs_and_targets(batch.tokens_BS.to(self.device, non_blocking=True), END_OF_TEXT)
         out = self.model(inputs_BT, self.groups)
-        losses = head_losses(self.model, out.hidden_BTD, targets_BT, self.config.training.label_smoothing)
+        losses = self.model.losses(out.hidden_BTD, targets_BT, self.config.training.label_smoothing).losses
         loss_GN, valid_GN = losses.smoothed_N.view(self.groups, -1), targets_BT.view(self.groups, -1) >= 0
         objective_G = group_objective(loss_GN, valid_GN) + self.config.model.aux_coef * out.aux_G
         return objective_G.sum() / batch.step_groups
-
-
-# ---------------------------------------------------------------- both interventions
-
-
-class NaiveLoop(PlainLoop):
-    """Both interventions as a first version writes them: the formulas without the care, on the whole micro-batch.
-
-    Every block's divergence and the gain's statistics are read on the host as they arise, the quantiles of the gain are
-    computed at every step, and the scales are handed out by a loop over all parameters' names.
-    """
-
-    def __init__(self, config: RunConfig, *args: Any) -> None:
-        eager = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, compile=False))
-        super().__init__(eager, *args)
-        if config.cluster.compile:
-            logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # it says where the graph breaks: that is meant
-        # compiled as a whole, as its author would: the reads inside break the graph at every block
-        self._losses = torch.compile(self._forward) if config.cluster.compile else self._forward
-        self.divergences: list[float] = []
-        self.read: dict[str, float] = {}
-
-    def clip(self) -> Tensor:
-        self._scale_gradients()
-        norm = super().clip()
-        self.read["norm"] = norm.item()
-        return norm
-
-    def objective(self, batch: Batch) -> Tensor:
-        inputs_BT, targets_BT = inputs_and_targets(batch.tokens_BS.to(self.device), self.end_of_text)
-        loss_N = self._losses(inputs_BT, targets_BT)
-        g = self.config.token_gain
-        with torch.no_grad():
-            gain_N = (1 + g.s * (loss_N - loss_N.mean()) / (loss_N.var() + g.eps)).clamp(g.c_min, g.c_max)
-            self.read |= {"loss": loss_N.mean().item(), "gain": gain_N.mean().item(), "std": gain_N.std().item()}
-            for q in QUANTILES:
-                self.read[f"gain_{q}"] = torch.quantile(gain_N, q).item()
-        return (gain_N * loss_N).mean() / self.config.accumulation
-
-    def _forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        m = self.config.model
-        x_BTD = self.model.embedding(inputs_BT)
-        angles = rotary(m.rotary_base, m.d_head, 0, inputs_BT.shape[1], x_BTD.device, x_BTD.dtype)
-        self.divergences = []
-        for block in self.model.blocks:
-            y_BTD, *_ = block(x_BTD, angles)
-            with torch.no_grad():
-                self.divergences.append(((y_BTD - x_BTD).norm() / (x_BTD.norm() + 1e-8)).item())
-            x_BTD = y_BTD
-        hidden_BTD = self.model.norm(x_BTD)
-        return head_losses(self.model, hidden_BTD, targets_BT, self.config.training.label_smoothing).smoothed_N
-
-    def _scale_gradients(self) -> None:
-        g, mean = self.config.layer_gain, sum(self.divergences) / len(self.divergences)
-        for i, divergence in enumerate(self.divergences):
-            scale = min(max(1 + g.t * (divergence / mean - 1), g.m_min), g.m_max)
-            for name, parameter in self.model.named_parameters():
-                if name.startswith(f"blocks.{i}.") and parameter.grad is not None:
-                    parameter.grad.mul_(scale)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from rich.console import Console
 from rich.table import Table
 
-from replication.bench.result import Result
+from replication.bench.blocks import Result
 from replication.config import (
-    DataConfig,
+    Keys,
     RunConfig,
     SuiteConfig,
     load_run,
@@ -39,15 +39,15 @@ from replication.runs.layout import SuiteDir
 from replication.runs.manifest import Manifest, code_hash, code_identity, find_manifest
 from replication.runs.starts import code_of, logged_cells, refuse_other_data, unlike
 
-AS_IT_IS = "as it is"
 CUTS = ("micro-batch", "head", "attention", "checkpointing", "ranks", "again")
+LOSSES = ("final_val_loss", "late_val_loss")
 
 
 def cuts(config: RunConfig, kinds: Sequence[str]) -> Iterator[tuple[str, RunConfig | None, str]]:
     """(name, config, "") of each cut of the kinds, or (name, None, why it is left out)."""
     c, n = config.cluster, config.micro_batch_sequences
     head, attention = "logits" if c.head != "logits" else "chunked", "auto" if c.attention == "math" else "math"
-    of_kind: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    of_kind: dict[str, list[tuple[str, Keys]]] = {
         "micro-batch": [(f"micro-batch {m}", {"micro_batch_sequences": m}) for m in (n // 2, 2 * n, n // 4) if m],
         "head": [(f"head {head}", {"head": head})],
         "attention": [(f"attention {attention}", {"attention": attention})],
@@ -77,7 +77,7 @@ class NoiseRow:
     config_hash: str
     precision: str
     steps: int
-    machine: dict[str, Any]
+    machine: Keys
     final_val_loss: float
     late_val_loss: float
     differences: dict[str, float]
@@ -95,37 +95,33 @@ class NoiseBench(Result):
 
     def tables(self) -> list[Table]:
         """A row for each run; differences in nats."""
-        rows = [
-            (r.cell, r.cut, f"{r.final_val_loss:.4f}",
-             *(f"{r.differences[loss]:+.2g}" for loss in ("final_val_loss", "late_val_loss")))
-            for r in self.rows
-        ]  # fmt: skip
         columns = ["cell", "cut", ">final loss", ">difference", ">late mean"]
+        rows = [
+            (r.cell, r.cut, f"{r.final_val_loss:.4f}", *(f"{r.differences[loss]:+.2g}" for loss in LOSSES))
+            for r in self.rows
+        ]
         return [table("Validation loss of one cell, cut otherwise", columns, rows)]
 
 
 def bench_noise(
     suite: SuiteConfig, suite_dir: SuiteDir, bases: Sequence[Cell], kinds: Sequence[str], console: Console
 ) -> NoiseBench:
-    """Train each cell as it is and in every cut; DIR/noise.json is written after each run.
+    """Train the base cells as they are and in every cut of these kinds; DIR/noise.json is written after each run.
 
-    Args:
-        suite: names the validations of the late mean.
-        suite_dir: DIR, with the data that its cells share, or none yet.
-        bases: cells of the suite, with their configs.
-        kinds: of CUTS.
-        console: for progress and what is left out.
-
-    Raises:
-        UserError: a run failed, or DIR/noise has runs of another config, cut or code.
+    Raises UserError where a run failed, DIR has cells of other data, or DIR/noise runs of another config, cut or code.
     """
-    data = _prepared(bases[0].config.data, suite_dir, console)
+    data = bases[0].config.data
+    if data.dir is None:
+        prepare(data, suite_dir.data, console)
+    store = TokenStore.open(data.dir or suite_dir.data)
+    refuse_other_data(logged_cells(suite_dir.runs), str(store.dir), store.hash)
+    data = replace(data, dir=str(store.dir.resolve()))
     code = code_identity()
     result = NoiseBench(suite.name, code.code_hash, code.packages)
     for base in bases:
         config = replace(base.config, data=data, generation=replace(base.config.generation, prompts=None))
         first: dict[str, float] = {}
-        for name, cut, why in [(AS_IT_IS, config, ""), *cuts(config, kinds)]:
+        for name, cut, why in [("as it is", config, ""), *cuts(config, kinds)]:
             if cut is None:
                 say(console, f"{name}: left out ({why})")
                 continue
@@ -148,33 +144,16 @@ def bench_noise(
     return result
 
 
-def _prepared(data: DataConfig, suite_dir: SuiteDir, console: Console) -> DataConfig:
-    """The data with the folder that holds them, prepared if need be.
-
-    Raises:
-        UserError: cells of DIR were trained on others.
-    """
-    if data.dir is None:
-        prepare(data, suite_dir.data, console)
-    store = TokenStore.open(data.dir or suite_dir.data)
-    refuse_other_data(logged_cells(suite_dir.runs), str(store.dir), store.hash)
-    return replace(data, dir=str(store.dir.resolve()))
-
-
 def _losses(
     name: str, config: RunConfig, suite: SuiteConfig, suite_dir: SuiteDir, console: Console
 ) -> dict[str, float]:
-    """Train one cut, unless it is there; its losses."""
+    """Train one cut, unless it is there; its LOSSES."""
     folder = SuiteDir(suite_dir.root / "noise" / re.sub(r"\W+", "-", name))
-    cell = Cell(config.arm, config.seed, folder.cell(config.arm, config.seed), config)
+    cell, anew = Cell(config.arm, config.seed, folder.cell(config.arm, config.seed), config), folder.root.parent
     if cell.run.config.is_file():
         there = load_run([cell.run.config])
-        refuse_differences(
-            f"{cell.run.root}: was run otherwise",
-            scientific(there) | machine_cut(there),
-            scientific(config) | machine_cut(config),
-            f"remove {folder.root.parent}, and measure anew",
-        )
+        then, now = (scientific(c) | machine_cut(c) for c in (there, config))
+        refuse_differences(f"{cell.run.root}: was run otherwise", then, now, f"remove {anew}, and measure anew")
     write_configs([cell])
     say(console, f"{cell.name}, {name}:")
     outcome = run_cells([cell], folder, 1, console)
@@ -183,7 +162,7 @@ def _losses(
     ran = code_of(find_manifest(cell.run) or Manifest())
     changed = unlike({"this run": ran, "now": [{"code_hash": code_hash()}]})
     if changed:
-        raise UserError(f"{cell.run.root}: ran other code ({changed}); remove {folder.root.parent}, and measure anew")
+        raise UserError(f"{cell.run.root}: ran other code ({changed}); remove {anew}, and measure anew")
     remove_tree(cell.run.checkpoints)  # the losses are in the journal
     read = load_cell_files(cell.run, cell.arm, cell.seed)
-    return {q.key: q.value(read) for q in quantities(suite.analysis.late_validations)[:2]}
+    return {q.key: q.value(read) for q in quantities(suite.analysis.late_validations) if q.key in LOSSES}

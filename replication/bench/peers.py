@@ -8,10 +8,12 @@ own loop; their packages are imported where they are used.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -20,23 +22,33 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from replication.bench.blocks import RATIOS, Interleaved, Pause, Turns, interleave, share_one_heap
-from replication.bench.loops import NaiveLoop, PlainLoop, synthetic_store, training_loader
-from replication.bench.machine import Machine, describe
+from replication.bench.blocks import RATIOS, Interleaved, Result, facts, interleave
+from replication.bench.loops import (
+    END_OF_TEXT,
+    Machine,
+    Pause,
+    PlainLoop,
+    Turns,
+    describe,
+    prepare,
+    synthetic_store,
+    training_loader,
+)
 from replication.bench.product import Product, configure
-from replication.bench.result import Result, facts
 from replication.config import RunConfig
 from replication.console import progress, table
 from replication.data.module import Batch, CountFrom, TrainingBatches, batch_loader
 from replication.errors import UserError
 from replication.model.size import padded_vocabulary
-from replication.training.environment import prepare_torch
+from replication.model.transformer import rotary
+from replication.training.module import inputs_and_targets
 
-PLAIN, NAIVE, HUGGING_FACE, LITGPT = "plain loop", "both, naive", "HF Trainer", "LitGPT"
-PRODUCTS = {"product": "baseline", "both, product": "both"}
-NAMES = ("product", HUGGING_FACE, LITGPT, "both, product", NAIVE)
+PLAIN, PRODUCT, HUGGING_FACE, LITGPT, BOTH, NAIVE = (
+    "plain loop", "product", "HF Trainer", "LitGPT", "both, product", "both, naive"
+)  # fmt: skip
+ARM_OF = {PRODUCT: "baseline", BOTH: "both"}
 PACKAGES = ("torch", "lightning", "transformers", "accelerate", "litgpt")
 NEEDED = {
     HUGGING_FACE: (("transformers", "accelerate"), "pip install 'replication[peers]'"),
@@ -45,12 +57,13 @@ NEEDED = {
 }
 REMARKS = {
     PLAIN: "the same step in torch alone",
-    "product": "Lightning, callbacks, journal, TensorBoard",
+    PRODUCT: "Lightning, callbacks, journal, TensorBoard",
     HUGGING_FACE: "the same model; logs kept in memory",
     LITGPT: "its own model and loop; no smoothing",
-    "both, product": "both interventions, as trained here",
+    BOTH: "both interventions, as trained here",
     NAIVE: "host reads, quantiles, loop over names",
 }
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True)
@@ -66,38 +79,27 @@ class PeersBench(Result):
 
     @property
     def names(self) -> list[str]:
-        return [name for name in NAMES if name not in self.skipped]
+        return [name for name in REMARKS if name not in self.skipped]
 
     def tables(self) -> list[Table]:
         """The contestants, then what they are."""
         c, speeds = self.interleaved, self.interleaved.tokens_per_second
         speed = {name: 1 / ratio.median for name, ratio in c.time_over_reference.items()} | {PLAIN: 1.0}
-        rows = [(n, f"{speeds[n]:,.0f}", f"{speed[n]:.4f}", *c.ratio_cells(n)) for n in (PLAIN, *self.names)]
-        versions = ", ".join(f"{k} {v}" for k, v in self.machine.versions.items() if v)
+        rows = [(n, f"{speeds[n]:,.0f}", f"{speed[n]:.4f}", *c.ratio_cells(n)) for n in self.names]
         about = {
             **(REMARKS | self.skipped),
-            "versions": versions,
+            "versions": ", ".join(f"{k} {v}" for k, v in self.machine.versions.items() if v),
             "machine": f"{self.machine.device}, {self.machine.threads} CPU thread(s)",
             "compiled": "yes" if self.config.cluster.compile else "no",
-            "pairs": f"{len(c.times(self.names[0]))} blocks of {self.block_steps} steps, a log line every "
+            "pairs": f"{len(c.times(PRODUCT))} blocks of {self.block_steps} steps, a log line every "
             f"{self.config.logging.log_every_steps}",
         }
         title = "one dense model and batch, interleaved in one run"
         return [table(title, ["", ">tokens/s", ">speed", *RATIOS], rows), facts("what they are", about)]
 
 
-def check_comparable(config: RunConfig) -> None:
-    """Raise UserError for a model or optimizer that the others have not."""
-    if config.model.feed_forward != "dense":
-        raise UserError("model.feed_forward: bench peers compares a dense model; remove model.feed_forward=moe")
-    if config.training.optimizer != "adamw":
-        raise UserError(
-            f"training.optimizer: bench peers trains with AdamW everywhere, not {config.training.optimizer}; remove it"
-        )
-
-
 def bench_peers(config: RunConfig, block_steps: int, rounds: int, console: Console) -> PeersBench:
-    """Time the contestants that are installed.
+    """Time the contestants that are installed; raises UserError for a model or optimizer that the others have not.
 
     Args:
         config: the user's; dense.
@@ -105,22 +107,37 @@ def bench_peers(config: RunConfig, block_steps: int, rounds: int, console: Conso
         rounds: blocks of each contestant that count.
         console: for progress.
     """
-    check_comparable(config)
+    if config.model.feed_forward != "dense":
+        raise UserError("model.feed_forward: bench peers compares a dense model; remove model.feed_forward=moe")
+    if config.training.optimizer != "adamw":
+        raise UserError(
+            f"training.optimizer: bench peers trains with AdamW everywhere, not {config.training.optimizer}; remove it"
+        )
     config = configure(config, block_steps, "baseline")
-    prepare_torch(config)
-    share_one_heap()
-    skipped = {name: lack for name in NAMES if (lack := missing(name))}
+    prepare(config)
+    on_gpu = config.cluster.accelerator != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    loops: dict[str, Callable[[RunConfig, torch.device, int, Pause], None]] = {
+        PLAIN: partial(_train_by_hand, PlainLoop), NAIVE: partial(_train_by_hand, NaiveLoop),
+        HUGGING_FACE: train_with_hugging_face, LITGPT: train_with_litgpt,
+    }  # fmt: skip
+    skipped = {name: lack for name in REMARKS if (lack := missing(name))}
     with progress(console) as bars, ExitStack() as stack:
         task = bars.add_task("", total=None)
         contestants: dict[str, Turns | Product] = {}
-        for name in (PLAIN, *(n for n in NAMES if n not in skipped)):
+        contestant: Turns | Product
+        for name in (n for n in REMARKS if n not in skipped):
             bars.update(task, description=f"setting up: {name}")
-            contestants[name] = stack.enter_context(closing(_contestant(name, config, block_steps)))
+            if name in ARM_OF:
+                contestant = Product(configure(config, block_steps, ARM_OF[name]), block_steps)
+            else:
+                contestant = Turns(partial(loops[name], config, device, block_steps))
+            contestants[name] = stack.enter_context(closing(contestant))
         bars.remove_task(task)
         others, tokens = list(contestants)[1:], block_steps * config.training.batch_tokens
         interleaved = interleave(PLAIN, others, rounds, tokens, lambda name: contestants[name].block(), bars)
-    machine = replace(describe(_device(config)), versions=versions())
-    return PeersBench(machine, block_steps, interleaved, skipped, config)
+    versions = {p: metadata.version(p) if importlib.util.find_spec(p) else None for p in PACKAGES}
+    return PeersBench(replace(describe(device), versions=versions), block_steps, interleaved, skipped, config)
 
 
 def missing(name: str) -> str | None:
@@ -130,39 +147,65 @@ def missing(name: str) -> str | None:
     return f"{', '.join(absent)} not installed: {remedy}" if absent else None
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of what is compared; None for what is not installed."""
-    return {p: metadata.version(p) if importlib.util.find_spec(p) else None for p in PACKAGES}
+class NaiveLoop(PlainLoop):
+    """Both interventions as a first version writes them: the formulas without the care, on the whole micro-batch.
 
+    Every block's divergence and the gain's statistics are read on the host as they arise, the quantiles of the gain are
+    computed at every step, and the scales are handed out by a loop over all parameters' names.
+    """
 
-def _device(config: RunConfig) -> torch.device:
-    on_gpu = config.cluster.accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    def __init__(self, config: RunConfig, device: torch.device, block_steps: int) -> None:
+        super().__init__(replace(config, cluster=replace(config.cluster, compile=False)), device, block_steps)
+        if config.cluster.compile:
+            logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # it says where the graph breaks: that is meant
+        # compiled as a whole, as its author would: the reads inside break the graph at every block
+        self._losses = torch.compile(self._forward) if config.cluster.compile else self._forward
+        self.divergences: list[float] = []
+        self.read: dict[str, float] = {}
 
+    def objective(self, batch: Batch) -> Tensor:
+        inputs_BT, targets_BT = inputs_and_targets(batch.tokens_BS.to(self.device), END_OF_TEXT)
+        loss_N = self._losses(inputs_BT, targets_BT)
+        g = self.config.token_gain
+        with torch.no_grad():
+            gain_N = (1 + g.s * (loss_N - loss_N.mean()) / (loss_N.var() + g.eps)).clamp(g.c_min, g.c_max)
+            self.read |= {"loss": loss_N.mean().item(), "gain": gain_N.mean().item(), "std": gain_N.std().item()}
+            for q in QUANTILES:
+                self.read[f"gain_{q}"] = torch.quantile(gain_N, q).item()
+        return (gain_N * loss_N).mean() / self.config.accumulation
 
-def _contestant(name: str, config: RunConfig, block_steps: int) -> Turns | Product:
-    if name in PRODUCTS:
-        return Product(configure(config, block_steps, PRODUCTS[name]), synthetic_store(config), block_steps)
-    train: Callable[[RunConfig, torch.device, int, Pause], None] = {
-        PLAIN: _train_by_hand, NAIVE: _train_naively, HUGGING_FACE: train_with_hugging_face, LITGPT: train_with_litgpt
-    }[name]  # fmt: skip
-    return Turns(lambda pause: train(config, _device(config), block_steps, pause))
+    def _forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        m = self.config.model
+        x_BTD = self.model.embedding(inputs_BT)
+        angles = rotary(m.rotary_base, m.d_head, 0, inputs_BT.shape[1], x_BTD.device, x_BTD.dtype)
+        self.divergences = []
+        for block in self.model.blocks:
+            y_BTD, *_ = block(x_BTD, angles)
+            with torch.no_grad():
+                self.divergences.append(((y_BTD - x_BTD).norm() / (x_BTD.norm() + 1e-8)).item())
+            x_BTD = y_BTD
+        hidden_BTD = self.model.norm(x_BTD)
+        return self.model.losses(hidden_BTD, targets_BT, self.config.training.label_smoothing).losses.smoothed_N
+
+    def clip(self) -> Tensor:
+        g, mean = self.config.layer_gain, sum(self.divergences) / len(self.divergences)
+        for i, divergence in enumerate(self.divergences):
+            scale = min(max(1 + g.t * (divergence / mean - 1), g.m_min), g.m_max)
+            for name, parameter in self.model.named_parameters():
+                if name.startswith(f"blocks.{i}.") and parameter.grad is not None:
+                    parameter.grad.mul_(scale)
+        norm = super().clip()
+        self.read["norm"] = norm.item()
+        return norm
 
 
 def _train_by_hand(
-    config: RunConfig, device: torch.device, block_steps: int, pause: Pause, kind: type[PlainLoop] = PlainLoop
+    kind: type[PlainLoop], config: RunConfig, device: torch.device, block_steps: int, pause: Pause
 ) -> None:
-    loop = kind(config, synthetic_store(config), device, block_steps)
+    loop = kind(config, device, block_steps)
     while True:
         pause()
         loop.block()
-
-
-def _train_naively(config: RunConfig, device: torch.device, block_steps: int, pause: Pause) -> None:
-    _train_by_hand(config, device, block_steps, pause, NaiveLoop)
-
-
-# ---------------------------------------------------------------- Hugging Face
 
 
 class _Objective(nn.Module):
@@ -177,21 +220,18 @@ class _Objective(nn.Module):
         return {"loss": self._objective(Batch(tokens_BS, step_groups)) * self._accumulation}
 
 
-class _Inputs(Dataset):
+class _Inputs(TrainingBatches):
     """Micro-batches as keyword inputs."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.batches = TrainingBatches(config, synthetic_store(config))
-
-    def __getitem__(self, m: int) -> dict[str, Any]:
-        return self.batches[m]._asdict()
+    def __getitem__(self, m: int) -> dict[str, Tensor | int]:  # type: ignore[override]
+        return super().__getitem__(m)._asdict()
 
 
 def train_with_hugging_face(config: RunConfig, device: torch.device, block_steps: int, pause: Pause) -> None:
     """transformers' Trainer on the plain loop's model, objective, optimizer and schedule; logs, saves nothing."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    loop, inputs = PlainLoop(config, synthetic_store(config), device, block_steps), _Inputs(config)
+    loop, inputs = PlainLoop(config, device, block_steps), _Inputs(config, synthetic_store(config))
 
     class Blocks(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -227,34 +267,6 @@ def train_with_hugging_face(config: RunConfig, device: torch.device, block_steps
         trainer.train()
 
 
-# ---------------------------------------------------------------- LitGPT
-
-
-def litgpt_sizes(config: RunConfig) -> dict[str, Any]:
-    """Arguments of LitGPT's Config for a dense model of our sizes."""
-    m = config.model
-    return {
-        "name": "bench",
-        "block_size": config.data.block_size_tokens,
-        "vocab_size": m.vocab_size,
-        "padded_vocab_size": padded_vocabulary(m),
-        "n_layer": m.n_blocks,
-        "n_embd": m.d_model,
-        "n_head": m.n_heads,
-        "n_query_groups": m.n_kv_heads,
-        "head_size": m.d_head,
-        "mlp_class_name": "LLaMAMLP",
-        "intermediate_size": m.d_ff,
-        "norm_class_name": "RMSNorm",
-        "norm_eps": m.norm_eps,
-        "norm_qk": m.qk_norm != "none",
-        "rope_base": int(m.rotary_base),
-        "rotary_percentage": 1.0,
-        "parallel_residual": False,
-        "bias": False,
-    }
-
-
 def train_with_litgpt(config: RunConfig, device: torch.device, block_steps: int, pause: Pause) -> None:
     """LitGPT's model of our sizes in the loop of its pretraining, which logs at our log lines and saves nothing.
 
@@ -270,16 +282,36 @@ def train_with_litgpt(config: RunConfig, device: torch.device, block_steps: int,
         """Stored blocks alone, on the device, with a pause before the first of every block of steps."""
 
         def __iter__(self) -> Iterator[Tensor]:
-            for m, batch in enumerate(training_loader(config, synthetic_store(config))):
-                if m % (block_steps * config.accumulation) == 0:
+            for i, batch in enumerate(training_loader(config)):
+                if i % (block_steps * config.accumulation) == 0:
                     pause()
                 yield batch.tokens_BS.to(device, non_blocking=True)
 
-    t, sequences = config.training, config.micro_batch_sequences
+    m, t, sequences = config.model, config.training, config.micro_batch_sequences
+    sizes = Config(
+        name="bench",
+        block_size=config.data.block_size_tokens,
+        vocab_size=m.vocab_size,
+        padded_vocab_size=padded_vocabulary(m),
+        n_layer=m.n_blocks,
+        n_embd=m.d_model,
+        n_head=m.n_heads,
+        n_query_groups=m.n_kv_heads,
+        head_size=m.d_head,
+        mlp_class_name="LLaMAMLP",
+        intermediate_size=m.d_ff,
+        norm_class_name="RMSNorm",
+        norm_eps=m.norm_eps,
+        norm_qk=m.qk_norm != "none",
+        rope_base=int(m.rotary_base),
+        rotary_percentage=1.0,
+        parallel_residual=False,
+        bias=False,
+    )
     fabric = Fabric(accelerator=device.type, devices=1, precision=t.precision)
     fabric.print = lambda *args, **kwargs: None  # type: ignore[method-assign]
     with fabric.init_module():
-        model = GPT(Config(**litgpt_sizes(config)))
+        model = GPT(sizes)
     model.max_seq_length = config.data.block_size_tokens
     optimizer = torch.optim.AdamW(
         model.parameters(), t.learning_rate, (t.beta1, t.beta2), t.adam_eps, t.weight_decay, fused=True

@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,11 +26,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from replication.bench.blocks import Stopped, synchronize
-from replication.bench.loops import synthetic_store
-from replication.bench.machine import Machine, describe
+from replication.bench.blocks import Result
+from replication.bench.loops import END_OF_TEXT, Machine, Stopped, describe, synchronize, synthetic_store
 from replication.bench.product import BeforeBlock, endless, silent_trainer
-from replication.bench.result import Result
 from replication.config import RunConfig, load_run, to_yaml
 from replication.console import progress, table
 from replication.data.module import TokenDataModule
@@ -92,7 +91,7 @@ class ScalingBench(Result):
         first = self.rows[0]
         return row.tokens_per_second / row.ranks / (first.tokens_per_second / first.ranks)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Mapping[str, Any]:
         written = super().to_dict()
         for row, found in zip(written["rows"], self.rows, strict=True):
             row["efficiency"] = self.efficiency(found)
@@ -111,11 +110,7 @@ class ScalingBench(Result):
 
 
 def at_ranks(config: RunConfig, ranks: int, mode: Mode) -> RunConfig:
-    """The config on so many processes of one node.
-
-    Raises:
-        UserError: the batch cannot be cut so; nodes are several; one process is the only kind of the strategy.
-    """
+    """The config on so many processes of one node; raises UserError where there is no such thing."""
     cluster, training = config.cluster, config.training
     if cluster.nodes > 1:
         raise UserError("cluster.nodes: bench scaling starts the processes of one machine; choose 1")
@@ -123,15 +118,13 @@ def at_ranks(config: RunConfig, ranks: int, mode: Mode) -> RunConfig:
         raise UserError("cluster.strategy: single is one process; choose ddp, zero1, zero2 or zero3")
     if mode == "weak":
         training = dataclasses.replace(training, batch_tokens=training.batch_tokens * ranks)
-    return dataclasses.replace(
-        config, training=training, cluster=dataclasses.replace(cluster, devices=ranks)
-    ).check()  # fmt: skip
+    return dataclasses.replace(config, training=training, cluster=dataclasses.replace(cluster, devices=ranks)).check()
 
 
 def bench_scaling(
     config: RunConfig, ranks: list[int], mode: Mode, block_steps: int, blocks: int, console: Console
 ) -> ScalingBench:
-    """Time each number of processes.
+    """Time each number of processes; raises UserError where a run of some failed, and what they said stands above.
 
     Args:
         config: the user's, on one process; its batch is that of one process in weak scaling.
@@ -140,38 +133,25 @@ def bench_scaling(
         block_steps: optimizer steps in a block.
         blocks: that count; one more warms up.
         console: for progress.
-
-    Raises:
-        UserError: a run of some processes failed; what they said stands above.
     """
-    configs = [at_ranks(config, n, mode) for n in ranks]
-    rows, machine = [], None
+    configs, rows, measured = [at_ranks(config, n, mode) for n in ranks], [], None
     with progress(console) as bars, tempfile.TemporaryDirectory() as folder:
         for one in bars.track(configs, description="numbers of processes"):
-            measured = _run(one, Path(folder) / f"{one.world_size}.json", block_steps, blocks)
-            machine = measured.machine
+            layer, out = Path(folder) / f"{one.world_size}.yaml", Path(folder) / f"{one.world_size}.json"
+            write_text(layer, to_yaml(one))
+            command = [sys.executable, "-P", "-m", "replication.bench.scaling", str(layer), str(out)]
+            code = run_ranks([*command, str(block_steps), str(blocks)], one.world_size, one.cluster.stop_signal)
+            if code:
+                raise UserError(
+                    f"bench scaling: {one.world_size} process(es) of {one.cluster.strategy} ended with code {code}; "
+                    "what they said stands above"
+                )
+            measured = read_record(out, Measured)
+            assert measured is not None, "the first rank has ended well without a result"
             cut = (one.training.batch_tokens, one.micro_batch_sequences, one.accumulation)
             rows.append(ScalingRow(one.world_size, *cut, block_steps, measured.seconds))
-    assert machine is not None, "no number of processes was asked for"
-    return ScalingBench(machine, mode, tuple(rows), config)
-
-
-def _run(config: RunConfig, out: Path, block_steps: int, blocks: int) -> Measured:
-    layer = out.with_suffix(".yaml")
-    write_text(layer, to_yaml(config))
-    command = [sys.executable, "-P", "-m", "replication.bench.scaling", str(layer), str(out)]
-    code = run_ranks([*command, str(block_steps), str(blocks)], config.world_size, config.cluster.stop_signal)
-    if code:
-        raise UserError(
-            f"bench scaling: {config.world_size} process(es) of {config.cluster.strategy} ended with code {code}; "
-            "what they said stands above"
-        )
-    measured = read_record(out, Measured)
-    assert measured is not None, "the first rank has ended well without a result"
-    return measured
-
-
-# ---------------------------------------------------------------- one process
+    assert measured is not None, "no number of processes was asked for"
+    return ScalingBench(measured.machine, mode, tuple(rows), config)
 
 
 def train_as_rank(layer: str, out: str, block_steps: int, blocks: int) -> None:
@@ -181,10 +161,9 @@ def train_as_rank(layer: str, out: str, block_steps: int, blocks: int) -> None:
     config = endless(given, block_steps, "both")
     prepare_torch(config)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    store = synthetic_store(config)
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:  # each rank's own; the first writes into it
-        trainer, module = silent_trainer(config, store, folder), LanguageModel(config, store.end_of_text_id)
+        trainer, module = silent_trainer(config, folder), LanguageModel(config, END_OF_TEXT)
 
         def time_block() -> None:
             synchronize()
@@ -200,7 +179,7 @@ def train_as_rank(layer: str, out: str, block_steps: int, blocks: int) -> None:
 
         trainer.callbacks.insert(0, BeforeBlock(time_block, config, block_steps))  # type: ignore[attr-defined]
         with contextlib.suppress(Stopped):
-            trainer.fit(module, datamodule=TokenDataModule(config, store))
+            trainer.fit(module, datamodule=TokenDataModule(config, synthetic_store(config)))
     sys.stdout.flush()
     os._exit(0)  # a process group that is torn down aborts now and then, and nothing is left to do
 

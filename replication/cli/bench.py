@@ -19,7 +19,7 @@ from replication.runs.files import write_json
 from replication.runs.layout import SuiteDir
 
 if TYPE_CHECKING:
-    from replication.bench.result import Result
+    from replication.bench.blocks import Result
 
 EATS = 85_000
 DEFAULT_LAYERS = ["model/tiny.yaml", "cluster/cpu.yaml"]

@@ -20,17 +20,14 @@ from trained_suite import write_trained_suite
 from training_setup import MODEL, small_config
 
 from replication.bench import noise
-from replication.bench.blocks import Block, Elapsed, Interleaved, Ratio, Turns, interleave, running_order
-from replication.bench.breakdown import DATA, OPTIMIZER, REST
+from replication.bench.blocks import Block, Elapsed, Interleaved, Ratio, interleave, plain, running_order
 from replication.bench.head import CountAllocations, HeadSize, bench_head
-from replication.bench.loops import NaiveLoop, PlainLoop, synthetic_store
-from replication.bench.machine import BF16_PEAKS, arithmetic_peak
+from replication.bench.loops import PlainLoop, Turns
 from replication.bench.noise import CUTS, cuts
-from replication.bench.peers import PLAIN, bench_peers, missing
-from replication.bench.product import ARMS, Product, configure
-from replication.bench.result import plain
+from replication.bench.peers import PLAIN, NaiveLoop, bench_peers, missing
+from replication.bench.product import ARMS, DATA, OPTIMIZER, REST, Product, configure, take_breakdown
 from replication.bench.scaling import ScalingBench, ScalingRow, at_ranks, bench_scaling
-from replication.bench.step import bench_step, take_breakdown
+from replication.bench.step import BF16_PEAKS, arithmetic_peak, bench_step
 from replication.cli.bench import bench as bench_cli
 from replication.cli.main import main
 from replication.config import ModelConfig, load_suite, scientific_hash
@@ -111,7 +108,7 @@ def test_flops_agree_with_torch_s_own_counter():
     """Forward and backward; the plain attention kernel multiplies all of the matrix, masked or not."""
     model = dataclasses.replace(DENSE, vocab_size=128)
     config = configure(small_config("baseline", "--cluster.attention=math", model=model), 2, "baseline")
-    loop = PlainLoop(config, synthetic_store(config), CPU, 1)
+    loop = PlainLoop(config, CPU, 1)
     batch = next(loop.loader)
     with FlopCounterMode(display=False) as counter:
         loop.objective(batch).backward()
@@ -168,8 +165,7 @@ def test_exactly_one_training_runs_at_a_time_and_errors_come_home():
 def test_the_plain_loop_is_the_same_step(micro):
     """Both end on the same weights, bit for bit, so that a ratio compares like with like."""
     config = configure(small_config("both", f"--cluster.micro_batch_sequences={micro}"), 2, "baseline")
-    store = synthetic_store(config)
-    product, plain = Product(config, store, 2), PlainLoop(config, store, CPU, 2)
+    product, plain = Product(config, 2), PlainLoop(config, CPU, 2)
     for _ in range(2):
         product.block()
         plain.block()
@@ -187,7 +183,7 @@ def test_an_arm_that_is_switched_to_trains_as_if_it_had_been_alone(apply, arms):
         weights = []
         for start in (arm, "both"):
             config = configure(small_config("both", f"--layer_gain.apply={apply}"), 2, start)
-            product = Product(config, synthetic_store(config), 2)
+            product = Product(config, 2)
             if start != arm:
                 product.switch("baseline")
                 product.switch(arm)
@@ -216,7 +212,7 @@ def test_bench_step_measures_every_arm_and_every_part():
 
 def test_a_breakdown_leaves_the_model_as_it_was():
     config = configure(small_config("both", "--cluster.activation_checkpointing=true"), 2)
-    product = Product(config, synthetic_store(config), 2)
+    product = Product(config, 2)
     before = {name: dict(m.__dict__) for name, m in product.module.named_modules()}
     take_breakdown(product, 1)
     for name, module in product.module.named_modules():
@@ -226,7 +222,7 @@ def test_a_breakdown_leaves_the_model_as_it_was():
 
 def test_a_closed_training_frees_its_model():
     config = configure(small_config(), 2)
-    product = Product(config, synthetic_store(config), 2)
+    product = Product(config, 2)
     product.block()
     weight = weakref.ref(product.module.model)
     product.close()
@@ -253,8 +249,8 @@ def test_the_naive_way_computes_the_same_update():
     """With the whole micro-batch as its group; otherwise the comparison would be of two different things."""
     flags = ("--training.gain_group_sequences=8", "--training.precision=64-true")
     config = configure(small_config("both", *flags, model=DENSE), 2, "both")
-    product = Product(config, synthetic_store(config), 2)
-    naive = NaiveLoop(config, synthetic_store(config), CPU, 2)
+    product = Product(config, 2)
+    naive = NaiveLoop(config, CPU, 2)
     product.block()
     naive.block()
     ends = product.module.model.state_dict()

@@ -9,13 +9,13 @@ import pytest
 from rich.console import Console
 from small_corpus import texts, two_sources
 
+from replication.bench.blocks import plain
 from replication.bench.data import (
     LoaderBench,
     PreparationBench,
     bench_loader,
     bench_preparation,
 )
-from replication.bench.result import plain
 from replication.config import RunConfig, TokenizerConfig, TrainingConfig
 from replication.data.prepare import prepare
 from replication.data.store import TokenStore

@@ -17,8 +17,8 @@ from run_files import read_journal
 from small_corpus import two_sources
 from training_setup import fit, small_config
 
+from replication.bench.blocks import plain
 from replication.bench.drill import AIMS, Disturbed, DrillResults, Kill, StrategyResult, _Drill, faults, spread
-from replication.bench.result import plain
 from replication.config import to_yaml
 from replication.errors import UserError
 from replication.runs.files import read_json, write_text
