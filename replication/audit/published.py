@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from replication.errors import UserError
 from replication.runs.files import read_json
 from replication.runs.records import WrongForm, from_json
-from replication.votes.tally import TREATMENT, JudgeVotes, Tally
+from replication.votes.tally import JudgeVotes, Tally
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -28,7 +28,7 @@ DIVERGENCE = "layer_gain/div_layer_"
 
 def side_of(tally: Tally) -> str:
     """The side of a majority, in the paper's words: gain, baseline, even, or ties where no vote is decisive."""
-    return "gain" if tally.leans == TREATMENT else tally.leans
+    return "gain" if tally.leans == "treatment" else tally.leans
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from replication.protocol.preregistration import read_plan
 from replication.runs.files import write_text
 from replication.runs.layout import SuiteDir
 from replication.runs.records import read_record, write_record
-from replication.votes.note import SCHEMA_VERSION, PanelRecord, read_panel_record
+from replication.votes.record import SCHEMA_VERSION, PanelRecord, read_panel_record
 
 DATABASE_FILE = "judging.sqlite"
 

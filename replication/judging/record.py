@@ -31,8 +31,7 @@ from replication.judging.store import PanelFacts, panel_facts, standing_votes, t
 from replication.runs.files import file_sha256, write_text
 from replication.runs.records import write_record
 from replication.statistics.preference import binomial_p
-from replication.votes.note import SCHEMA_VERSION, VotesNote
-from replication.votes.record import Vote, parse_votes, read_votes, votes_text
+from replication.votes.record import SCHEMA_VERSION, Vote, VotesNote, parse_votes, read_votes, votes_text
 from replication.votes.tally import (
     JudgeVotes,
     Tally,

@@ -26,8 +26,7 @@ from replication.runs.files import read_object, remove_temporaries, write_json, 
 from replication.runs.layout import SuiteDir
 from replication.runs.records import from_json, to_json
 from replication.statistics.format import clean
-from replication.votes.note import read_note, read_panel_record
-from replication.votes.record import Vote, read_votes
+from replication.votes.record import Vote, read_note, read_panel_record, read_votes
 
 # ---------------------------------------------------------------- of a suite
 

@@ -111,7 +111,7 @@ class SuiteDir:
     votes = _Inside("votes.csv")
     """The vote record; see votes/record.py."""
     votes_note = _Inside("votes.json")
-    """The panel's lock on the vote record; see votes/note.py."""
+    """The panel's lock on the vote record; see votes/record.py."""
     judging = _Inside("judging")
     """The panel's database, and what is handed to judges."""
     sealed = _Inside("sealed")

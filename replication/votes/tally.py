@@ -28,7 +28,6 @@ from replication.votes.record import Vote
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
-BASELINE, TREATMENT, EVEN, TIES = "baseline", "treatment", "even", "ties"
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ class Tally:
     def leans(self) -> str:
         """The side of the majority: treatment, baseline, even, or ties where no vote is decisive."""
         if self.treatment != self.baseline:
-            return TREATMENT if self.treatment > self.baseline else BASELINE
-        return EVEN if self.decisive else TIES
+            return "treatment" if self.treatment > self.baseline else "baseline"
+        return "even" if self.decisive else "ties"
 
 
 def winner(choice: str, left: T, right: T) -> T | None:

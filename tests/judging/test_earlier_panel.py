@@ -14,7 +14,7 @@ from replication.judging.page.server import create_app
 from replication.judging.progress import judge_progress
 from replication.judging.store import Store
 from replication.runs.files import read_json
-from replication.votes.note import read_note
+from replication.votes.record import read_note
 
 
 @pytest.fixture

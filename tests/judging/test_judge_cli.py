@@ -40,8 +40,7 @@ from replication.judging.store import Store, hash_token
 from replication.protocol.preregistration import register
 from replication.runs.files import file_sha256, read_json, write_text
 from replication.runs.layout import SuiteDir
-from replication.votes.note import read_note
-from replication.votes.record import read_votes
+from replication.votes.record import read_note, read_votes
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(CHECKOUT), "COLUMNS": "200"}
 

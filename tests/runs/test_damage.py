@@ -40,8 +40,7 @@ from replication.runs.starts import logged_cells
 from replication.tensorboard.live import LiveJournal
 from replication.tensorboard.writer import claim
 from replication.training.checkpoints import newest_checkpoint
-from replication.votes.note import read_note
-from replication.votes.record import COLUMNS, read_votes
+from replication.votes.record import COLUMNS, read_note, read_votes
 
 ARMS = ("baseline", "both")
 CELL, STOPPED = "runs/both/seed-2", "runs/baseline/seed-3"

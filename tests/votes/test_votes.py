@@ -9,8 +9,7 @@ from vote_records import write_votes
 from replication.errors import UserError
 from replication.runs.files import file_sha256, write_json
 from replication.runs.records import write_record
-from replication.votes.note import PanelRecord, VotesNote, read_note, read_panel_record
-from replication.votes.record import COLUMNS, Vote, read_votes
+from replication.votes.record import COLUMNS, PanelRecord, Vote, VotesNote, read_note, read_panel_record, read_votes
 
 VOTE = Vote(
     "v1", "s", 1, "baseline", "both", 7, 0, 2, "judge-a", "human", "", "left", "2026-11-24T10:00:00+0000", 21.5, ""
