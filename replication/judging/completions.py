@@ -1,4 +1,7 @@
-"""The completions that a panel compares: both arms' at every seed that may be compared, and the items made of them."""
+"""The completions that a panel compares: both arms' at every seed that may be compared, and the items made of them.
+
+What cannot be compared raises UserError.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +41,10 @@ class Chosen:
 
     @property
     def n_pairs(self) -> int:
-        """Pairs of completions that a judge can be given.
-
-        Raises UserError where the arms' completions do not match, or one arm has more to a prompt: each text is in as
-        many pairs as the other arm has completions, and how often a text comes would tell its arm, key or no key.
-        """
+        """Pairs of completions that a judge can be given."""
         found = matched(self.completions, self.arms)
         a, b = map(len, found.samples)
-        if a != b:
+        if a != b:  # each text is in as many pairs as the other arm has completions: that would tell, key or no key
             raise UserError(
                 f"{self.arms[1]}: has {b} completions of each prompt and {self.arms[0]} {a}, so that how often a text "
                 "is shown would tell its arm; give both as many"
@@ -54,10 +53,7 @@ class Chosen:
 
 
 def from_suite(root: Path, pair: str | None) -> Chosen:
-    """Completions of an output folder, of the pair "baseline,treatment" or the suite's own.
-
-    Raises UserError where there is no suite, no such arm, or completions that were not sampled alike.
-    """
+    """Completions of an output folder, of the pair "baseline,treatment" or the suite's own."""
     suite_dir = SuiteDir(root)
     if not suite_dir.suite.is_file():
         raise UserError(
@@ -121,8 +117,7 @@ def deviations(chosen: Chosen, judges: int, votes: int) -> list[str]:
     """A line for each thing that the registered plan has otherwise."""
     if chosen.plan is None:
         return []
-    planned = chosen.plan.analysis
-    lines = []
+    planned, lines = chosen.plan.analysis, []
     if chosen.arms != (planned.baseline, planned.treatment):
         lines.append(f"the plan's pair is {planned.baseline},{planned.treatment}: votes on another are exploratory")
     if votes != planned.votes_per_judge:
@@ -149,7 +144,7 @@ class Found:
 
 
 def matched(completions: Completions, arms: tuple[str, str]) -> Found:
-    """Raises UserError where not every seed and arm has the same prompts and samples, or there is no seed."""
+    """The completions by name, where every seed and arm has the same prompts and samples."""
     if not completions:
         raise UserError(f"no seed has completions of both {arms[0]} and {arms[1]}; run `replicate generate` first")
     seeds = sorted(completions)

@@ -25,11 +25,8 @@ OFF, NORMAL, FULL = 0, 1, 2  # what `PRAGMA synchronous` says; off is a test's c
 class Database:
     """Transactions, one writer at a time where the database is a file.
 
-    Raises UserError where there is no such kind of database, or its driver is missing.
-
-    Args:
-        url: a SQLAlchemy URL, or the path of an SQLite file, whatever characters it has.
-        only_reads: whether nothing will be written: then the file may lie where nothing can be.
+    The URL is SQLAlchemy's, or the path of an SQLite file, whatever characters it has; one that is only read may lie
+    where nothing can be written. Raises UserError where the database is of no known kind, or its driver is missing.
     """
 
     def __init__(self, url: str | Path, only_reads: bool = False) -> None:
@@ -75,10 +72,7 @@ class Database:
         return open_url.render_as_string(hide_password=False)
 
     def exists(self) -> bool:
-        """Whether a panel's tables are there. Never creates an SQLite file.
-
-        Raises UserError where the server cannot be reached.
-        """
+        """Whether a panel's tables are there; creates no file. Raises UserError where the server cannot be reached."""
         if self.is_sqlite and not Path(self.engine.url.database or "").is_file():
             return False
         try:
@@ -104,9 +98,8 @@ class Database:
     def write(self, durable: bool = True) -> Iterator[Connection]:
         """A transaction that is on the disk when the block ends, or has left nothing.
 
-        Args:
-            durable: whether to wait for the disk. Without that a crash of the machine (not of this process) may take it
-                back, but not if a later transaction is on the disk: they reach it in their order.
+        One that is not durable does not wait for the disk: a crash of the machine (not of this process) may take it
+        back, but not if a later transaction is on the disk. They reach it in their order.
         """
         if not self.is_sqlite:
             with self.engine.begin() as connection:

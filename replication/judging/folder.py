@@ -35,10 +35,8 @@ class Serving:
 class PanelFolder:
     """The files of one panel.
 
-    Args:
-        root: the output folder, of votes.csv, votes.json and, if there is one, the suite; the judging folder itself
-            where that was brought to another machine alone.
-        judging: of panel.json, tokens, the SQLite file.
+    The root, of votes.csv, votes.json and, if there is one, the suite, is the output folder; or the judging folder
+    itself, of panel.json, tokens and the SQLite file, where that was brought to another machine alone.
     """
 
     def __init__(self, root: Path, judging: Path) -> None:
@@ -52,10 +50,7 @@ class PanelFolder:
         self._serving = judging / "serving.json"
 
     def open(self, url: str | None = None, only_reads: bool = False) -> Database:
-        """The panel's database: the one at `url`, or that panel.json names, or else the SQLite file.
-
-        Raises UserError where it cannot be reached, or holds no panel, or another than panel.json is of.
-        """
+        """The panel's database: the one at `url`, or that panel.json names, or else the SQLite file."""
         facts = read_panel_record(self.judging)
         named = url or facts.database
         database = Database(named or self.database_file, only_reads)

@@ -1,6 +1,6 @@
 """A panel: made from completions, judges given their assignments and links, locked. Needs the sealed key.
 
-What happens while judges vote is in store.py.
+What happens while judges vote is in store.py. What cannot be done raises UserError, and nothing has changed then.
 """
 
 from __future__ import annotations
@@ -93,8 +93,7 @@ def create_panel(
 ) -> Tokens:
     """Make the items of (baseline, treatment), seal their key in a folder, and give every planned judge a set.
 
-    `keep` is given the tokens before the panel is there for good: a panel whose tokens are lost is of no use. Raises
-    UserError where options cannot be, there is a panel already, or completions do not match between arms and seeds.
+    `keep` is given the tokens before the panel is there for good: a panel whose tokens are lost is of no use.
     """
     check_values(options)
     if options.attention > (room := options.votes_per_judge + options.n_repeats):
@@ -153,10 +152,7 @@ def create_panel(
 def add_judges(
     database: Database, sealed: Path, names: Sequence[str], kind: str = "human", vendor: str = "", votes: int = 0
 ) -> None:
-    """Give judges the next assignments of the design; votes: first votes of each, 0: as many as the panel plans.
-
-    Raises UserError where a name is taken, the panel is locked, or the key is not there.
-    """
+    """Give judges the next assignments of the design; votes: first votes of each, 0: as many as the panel plans."""
     with database.write() as c:
         row = _hold_panel(c)
         key = read_key(sealed, row.key_sha256)
@@ -178,10 +174,7 @@ def _hold_panel(c: Connection) -> Row[Any]:
 
 
 def invite(database: Database, names: Sequence[str]) -> dict[str, str]:
-    """A new link token for each judge; an earlier link of theirs stops working.
-
-    Raises UserError where a name is no person's in this panel, or the panel is locked; then no link has changed.
-    """
+    """A new link token for each judge, who must be people of this panel; an earlier link of theirs stops working."""
     tokens = {name: secrets.token_urlsafe(24) for name in names}
     with database.write() as c:
         if is_locked(c):
@@ -196,9 +189,8 @@ def invite(database: Database, names: Sequence[str]) -> dict[str, str]:
 def invite_people(database: Database, sealed: Path, n: int, test: bool = False) -> tuple[dict[str, str], int]:
     """Links to n sets: those that nobody has yet, first ones first, then further ones, which need the sealed key.
 
-    Test judges get the design's first set, which stays for others to judge. One transaction: a further set has its
-    judge from the start, so that nobody comes to it by the open link. Raises UserError where the panel is locked, or a
-    further set is needed and the key is not there; then no link was given.
+    One transaction: a further set has its judge from the start, so that nobody comes to it by the open link. Test
+    judges get the design's first set, which stays for others to judge.
 
     Returns:
         Judge id -> token, and how many of them are further sets.
@@ -254,7 +246,11 @@ def _assign(
     for position, place in enumerate(places):
         if place.cell is None:
             assert place.expected is not None
-            item, first_is_left = _attention_item(c, place.expected), True
+            item, first_is_left = hashlib.sha256(f"attention/{place.expected}".encode()).hexdigest()[:16], True
+            if c.execute(select(items.c.item_id).where(items.c.item_id == item)).one_or_none() is None:
+                question = ATTENTION_QUESTION.format(choice=LABELS[place.expected])
+                texts = {"question": question, "first": "(no text)", "second": "(no text)"}
+                c.execute(insert(items).values(item_id=item, category="attention", **texts))
         else:
             cell = place.cell
             samples = key.samples_baseline[cell.sample_baseline], key.samples_treatment[cell.sample_treatment]
@@ -271,24 +267,13 @@ def _assign(
             ids |= zip(at, c.execute(query, batch).scalars(), strict=True)
 
 
-def _attention_item(c: Connection, expected: str) -> str:
-    """The item that asks for this choice; made at its first use."""
-    item_id = hashlib.sha256(f"attention/{expected}".encode()).hexdigest()[:16]
-    if c.execute(select(items.c.item_id).where(items.c.item_id == item_id)).one_or_none() is None:
-        question = ATTENTION_QUESTION.format(choice=LABELS[expected])
-        texts = {"category": "attention", "question": question, "first": "(no text)", "second": "(no text)"}
-        c.execute(insert(items).values(item_id=item_id, **texts))
-    return item_id
-
-
 def lock_panel(
     database: Database, sealed: Path, note: str = "", check: Callable[[Connection], object] | None = None
 ) -> None:
     """Close the panel for good and put what stands behind its items into the database.
 
     Locking again changes nothing, and puts in what an interrupted lock had not come to. `check` looks at the panel as
-    it is about to be locked; where it raises, the panel stays open, as it was. Raises UserError where the key is not
-    there, or is another one.
+    it is about to be locked; where it raises, the panel stays open, as it was.
     """
     key = read_key(sealed, Store(database).panel().key_sha256)
     with database.write() as c:
@@ -308,10 +293,7 @@ def lock_panel(
 
 
 def preview(database: Database, file: Path) -> tuple[Store, str]:
-    """A copy to try the page on, in a new SQLite file: every set free and no vote cast; and its open link's token.
-
-    No link of the panel itself opens it. Raises UserError where the panel has no set of pairs.
-    """
+    """A copy to try the page on, in a new SQLite file: every set free, no vote cast, no link but the token given."""
     join, copy = secrets.token_urlsafe(24), Database(file)
     with database.read() as there, copy.write(durable=False) as here:
         metadata.create_all(here)

@@ -123,9 +123,8 @@ class Fill:
     votes: int  # planned first votes of each
     n_voted: int  # judges of the kinds that count who voted at all
     n_full: int  # of them, those from whom no vote is to come any more
-    n_short: int = 0
-    """Of these, those who gave fewer votes than planned: models that were assigned fewer, or gave no choice."""
-    n_people: int | None = None  # people among n_voted; None where the plan counts one kind alone
+    n_short: int  # of these, those who gave fewer than planned: models that were assigned fewer, or gave no choice
+    n_people: int | None  # people among n_voted; None where the plan counts one kind alone
 
     @property
     def is_full(self) -> bool:
@@ -237,12 +236,7 @@ def left_share(rows: Iterable[Any]) -> Part:
 
 
 def of_judge(person: Any, rows: Sequence[Any], n_assigned: int, n_first: int, n_no_choice: int = 0) -> JudgeProgress:
-    """The progress of a judge, by a row of the table of judges and those of their votes.
-
-    Args:
-        n_assigned: assignments, repeats and attention items included; n_first: without these.
-        n_no_choice: see JudgeProgress.
-    """
+    """The progress of a judge; n_first: assignments without repeats and attention items."""
     first = [row.choice for row in rows if is_first(row)]
     seconds = [row.seconds for row in rows if row.seconds is not None]
     attention = [row.choice == row.expected for row in rows if row.expected is not None]
@@ -287,14 +281,12 @@ def agreement(rows: Iterable[Any]) -> dict[str, Part]:
     for row in rows:
         if is_first(row):
             of_item[row.item_id].append((row.kind, chosen_text(row)))
-    alike: Counter[str] = Counter()
-    pairs: Counter[str] = Counter()
+    pairs: Counter[tuple[str, bool]] = Counter()
     for said in of_item.values():
         for (kind, one), (other_kind, other) in combinations(said, 2):
-            name = kind if kind == other_kind else "human and model"
-            pairs[name] += 1
-            alike[name] += one == other
-    return {name: Part(alike[name], pairs[name]) for name in ("human", "model", "human and model")}
+            pairs[kind if kind == other_kind else "human and model", one == other] += 1
+    names = ("human", "model", "human and model")
+    return {name: Part(pairs[name, True], pairs[name, True] + pairs[name, False]) for name in names}
 
 
 def survey_counts(surveys: Iterable[Mapping[str, str] | None]) -> tuple[int, dict[str, Counter[str]]]:
@@ -310,9 +302,7 @@ def survey_counts(surveys: Iterable[Mapping[str, str] | None]) -> tuple[int, dic
 def results(rows: Iterable[Any], truth: Mapping[str, Any], arms: tuple[str, str]) -> list[ArmResult]:
     """First votes by arm: for each kind of judge all seeds together, then each seed.
 
-    Args:
-        truth: item_id -> row of the table `unsealed`; empty before the lock.
-        arms: (baseline, treatment).
+    `truth` is item_id -> row of the table `unsealed`, and empty before the lock.
     """
     chosen: dict[tuple[str, int | None], list[str | None]] = defaultdict(list)
     for row in rows:

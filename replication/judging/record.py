@@ -144,11 +144,7 @@ def iso(seconds: float) -> str:
 def marginals(found: Unsealed, rules: AnalysisConfig) -> dict[str, object]:
     """Counts of first votes by judge, prompt, category, background and filter, so that `audit` and `power` read both.
 
-    a is the baseline and b the treatment. Judges are known by their ids.
-
-    Args:
-        found: the votes.
-        rules: what the filters go by: fast_seconds, tie_share, experimenters; a full set is the panel's.
+    a is the baseline and b the treatment. The filters go by the rules, but a full set is the panel's.
     """
     by_prompt = count_by((vote for vote, _ in found.first), lambda vote: vote.prompt_id, *found.arms)
     prompts = {prompt: by_prompt.get(prompt, Tally()) for prompt in found.category}
@@ -254,10 +250,7 @@ def votes_csv(database: Database) -> str:
 
 
 def check_record(c: Connection) -> None:
-    """Read the vote record as it would be written now, within the transaction that locks the panel.
-
-    Raises UserError where it holds what no vote record may, so that nothing could be made of it after the lock.
-    """
+    """Raise UserError where the record of a panel that is about to be locked holds what no vote record may."""
     parse_votes(votes_text(unsealed_within(c).votes), "the panel's votes")
 
 
@@ -305,11 +298,7 @@ def check_votes_file(folder: PanelFolder, panel_id: str) -> None:
 
 
 def write_votes_record(folder: PanelFolder, database: Database, rules: AnalysisConfig) -> VotesNote:
-    """Write votes.csv, votes.json and marginals.json of a locked panel; the same again for the same panel.
-
-    Returns:
-        votes.json: what the record is of, its hash, and why the panel was locked early.
-    """
+    """Write votes.csv, votes.json (which is returned) and marginals.json; the same again for the same panel."""
     found = unsealed_votes(database)
     about, n_first, per_judge = found.panel, len(found.first), votes_per_judge(found.votes)
     assert about.locked_at is not None

@@ -11,7 +11,7 @@ from judging_setup import last_vote
 from small_panel import SmallPanel, begin, served, small_panel
 from sqlalchemy import event
 
-from replication.judging.page.security import LONGEST_BODY_BYTES
+from replication.judging.page.server import LONGEST_BODY_BYTES
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,7 @@ from small_panel import SUITE, SmallPanel, begin, served, small_panel
 from sqlalchemy import update
 
 from replication.errors import UserError
-from replication.judging.page.security import LONGEST_BODY_BYTES
-from replication.judging.page.server import create_app, serve
+from replication.judging.page.server import LONGEST_BODY_BYTES, create_app, serve
 from replication.judging.schema import items, judges
 
 IMPRESSION = re.compile(r'/vote"[^>]*>\s*<input type="hidden" name="impression" value="([^"]+)"')
