@@ -27,9 +27,9 @@ from rich.table import Table
 from replication.bench.blocks import Elapsed, Ratio, Result, facts, interleave
 from replication.config import DataConfig, RunConfig, SourceConfig
 from replication.console import progress
+from replication.data.folder import CorpusManifest
 from replication.data.module import CountFrom, TrainingBatches, batch_loader
 from replication.data.prepare import prepare
-from replication.data.records import CorpusManifest
 from replication.data.sources import DocumentStream
 from replication.data.store import TokenStore
 from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, library_threads

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from replication.config import SourceConfig
+from replication.data.folder import SPLITS, ReadReport, SourceRecord, Split, SplitRecord, SplitState
 from replication.data.order import Int64
-from replication.data.records import SPLITS, ReadReport, SourceRecord, Split, SplitRecord, SplitState
 from replication.data.tokenise import Int32, Piece, Tokens
 from replication.errors import UserError
 from replication.runs.files import sync, write_json
@@ -39,11 +39,10 @@ def block_count(n_tokens: int, block_size_tokens: int) -> int:
 
 def cut(stream: Int32, block_size_tokens: int, ended: bool = False) -> Int32:
     """The whole blocks of a stream, int32 [k, T + 1]; where it has ended, with the last one, padded."""
-    n_whole = max(0, len(stream) - 1) // block_size_tokens
-    n_blocks = block_count(len(stream), block_size_tokens) if ended else n_whole
-    padding = max(0, n_blocks * block_size_tokens + 1 - len(stream))
-    starts = np.arange(n_blocks)[:, None] * block_size_tokens
-    blocks: Int32 = np.pad(stream, (0, padding), constant_values=PAD)[starts + np.arange(block_size_tokens + 1)]
+    size = block_size_tokens
+    n_blocks = block_count(len(stream), size) if ended else max(0, len(stream) - 1) // size
+    padded = np.pad(stream, (0, max(0, n_blocks * size + 1 - len(stream))), constant_values=PAD)
+    blocks: Int32 = padded[size * np.arange(n_blocks)[:, None] + np.arange(size + 1)]
     return blocks
 
 
@@ -58,8 +57,7 @@ def arrow_blocks(path: Path) -> list[Int32]:
 class SplitWriter:
     """One split of one source: its blocks, up to a limit of tokens (none: without end), and what went into them.
 
-    The folder is brought back to the state, that of save() in another process: what is in it, but not in the state, is
-    removed. Without a state it begins empty.
+    It goes on from a state, that of save() in another process: what the folder has beyond it is removed.
     """
 
     def __init__(
@@ -70,10 +68,6 @@ class SplitWriter:
         self._written = self._state.blocks
         self._waiting = [np.array(self._written.held, dtype=np.int32)]  # tokens that no block on the disk has covered
         self._digest = hashlib.sha256()
-        self._restore()
-
-    def _restore(self) -> None:
-        """Cut the files back to the state, and take their tokens into the hash."""
         kept = {name for name, _ in self._written.files}
         for path in [path for path in self.folder.glob("*") if path.name not in kept]:
             path.unlink()
@@ -125,7 +119,7 @@ class SplitWriter:
         """Bring what there is to the disk; the state from which another process goes on."""
         self._flush()
         if self._written.open:
-            sync(self._path)
+            sync(self.folder / str(self._written.files[-1][0]))
         self._written.held = self._waiting[0].tolist()
         return copy.deepcopy(self._state)
 
@@ -187,19 +181,15 @@ class SplitWriter:
         w.blocks += len(blocks)
         w.predicted_tokens += int((blocks[:, 1:] != PAD).sum())
 
-    @property
-    def _path(self) -> Path:
-        return self.folder / str(self._written.files[-1][0])
-
     def _append(self, data: Any) -> None:
         # Opened anew: what a file that was interrupted still held would reach the disk after its successor's writes.
-        with open(self._path, "ab") as file:
+        with open(self.folder / str(self._written.files[-1][0]), "ab") as file:
             file.write(data)
             self._written.files[-1][1] = file.tell()
 
     def _close(self) -> None:
         self._append(END_OF_STREAM)
-        sync(self._path)
+        sync(self.folder / str(self._written.files[-1][0]))
         self._written.open = False
 
 

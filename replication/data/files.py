@@ -11,17 +11,15 @@ import lzma
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from replication.config import SourceConfig
-from replication.data.records import MAX_NAMED, ReadReport
+from replication.data.folder import MAX_NAMED, ReadReport
 from replication.data.render import columns_of, refusal, render, require_columns
 from replication.errors import UserError, first_line
-
-if TYPE_CHECKING:
-    import pyarrow
 
 Rows = Iterator[tuple[str, str | None]]
 """(name, text) of every row; None where it is not text."""
@@ -37,8 +35,7 @@ class FilePart:
     def rows(self, place: Any) -> Rows:
         """The rows from a place on; None: all of them, even where some were read before.
 
-        Raises:
-            UserError: the part cannot be read, or the rows before the place are no longer those that were read.
+        Raises UserError where it cannot be read, or the rows before the place are no longer those that were read.
         """
         passed, checksum = place or (0, 0)
         self._done = self._sum = 0
@@ -92,11 +89,7 @@ def is_local(source: SourceConfig) -> bool:
 
 
 def local_files(source: SourceConfig) -> dict[str, list[int]] | None:
-    """{name: [size in bytes, time of change in ns]} of the files that a source is read from; None where it has none.
-
-    Raises:
-        UserError: nothing at the path.
-    """
+    """{name: [size in bytes, time of change in ns]} of the files that a source is read from; None where it has none."""
     if source.kind in ENDINGS:
         found = _files(source, ReadReport())
     elif source.kind == "hub" and is_local(source):
@@ -160,16 +153,13 @@ def _walk(source: SourceConfig, folder: Path) -> Iterator[Path]:
 
 
 def _text(source: SourceConfig, report: ReadReport, name: str, path: Path) -> Rows:
-    raw = path.read_bytes()
+    raw, text = path.read_bytes(), None
     what = what_bytes_are(raw)
-    try:
-        if what not in (UTF_16, POINTER):  # either may decode as UTF-8
-            yield name, raw.decode("utf-8-sig")
-            return
-    except UnicodeDecodeError:
-        pass
-    report.foreign = report.foreign or f"{name} is {what or 'not UTF-8'}"
-    yield name, None
+    with suppress(UnicodeDecodeError):
+        text = raw.decode("utf-8-sig") if what not in (UTF_16, POINTER) else None  # either may decode as UTF-8
+    if text is None:
+        report.foreign = report.foreign or f"{name} is {what or 'not UTF-8'}"
+    yield name, text
 
 
 def _jsonl(source: SourceConfig, report: ReadReport, name: str, path: Path) -> Rows:
@@ -216,8 +206,8 @@ def _parquet(source: SourceConfig, report: ReadReport, name: str, path: Path) ->
                 number += 1
 
 
-def _decoded(batch: pyarrow.RecordBatch) -> list[Mapping[str, Any] | None]:
-    """The rows of a batch; None for those whose strings are not UTF-8, or values none of Python's."""
+def _decoded(batch: Any) -> list[Mapping[str, Any] | None]:
+    """The rows of an Arrow batch; None for those whose strings are not UTF-8, or values none of Python's."""
     try:
         return list(batch.to_pylist())
     except (ValueError, OverflowError):  # UnicodeDecodeError is one of the former
@@ -264,14 +254,13 @@ HEAD_BYTES = 512
 
 def what_bytes_are(head: bytes) -> str:
     """Kind of a file that begins so, where it is not the one it was taken for; "" where that cannot be told."""
-    for magic, what in MAGIC:
-        if head.startswith(magic):
-            return what
+    if found := next((what for magic, what in MAGIC if head.startswith(magic)), ""):
+        return found
     if head[257:262] == b"ustar":
         return "a tar archive"
     head = head[:HEAD_BYTES]
-    zeros = sorted((head[::2].count(0), head[1::2].count(0)))
-    return UTF_16 if zeros[1] > len(head) / 4 and not zeros[0] else ""
+    fewer, more = sorted((head[::2].count(0), head[1::2].count(0)))
+    return UTF_16 if more > len(head) / 4 and not fewer else ""
 
 
 def _json_form(line: bytes) -> str:

@@ -33,9 +33,10 @@ FINAL = {
 OURS = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, ImportError, MemoryError)
 
 T = TypeVar("T")
+Notify = Callable[[str], None]
 
 
-def commit_of(source: SourceConfig, retries: Retries) -> str | None:
+def commit_of(source: SourceConfig, notify: Notify | None) -> str | None:
     """The commit that a hub source's revision means now; None for anything that is not on the hub."""
     if source.kind != "hub" or source.path is None or is_local(source):
         return None
@@ -43,16 +44,15 @@ def commit_of(source: SourceConfig, retries: Retries) -> str | None:
         return source.revision
     from huggingface_hub import HfApi
 
-    path, revision = source.path, source.revision
+    path, revision, retries = source.path, source.revision, Retries(source, notify)
     info = retries.call(lambda: HfApi().dataset_info(path, revision=revision, timeout=TIMEOUT_SECONDS))
     return str(info.sha)
 
 
-def hub_parts(source: SourceConfig, retries: Retries, cache_dir: Path | None) -> list[HubPart]:
+def hub_parts(source: SourceConfig, notify: Notify | None, cache_dir: Path | None) -> list[HubPart]:
     """The shards of `datasets.load_dataset`, streamed: nothing is stored twice, and a local folder works as an id does.
 
-    Raises:
-        UserError: no such set, subset, split or column, or no connection.
+    Raises UserError where there is no such set, subset, split or column, or no connection.
     """
 
     def load() -> datasets.IterableDataset:
@@ -74,6 +74,7 @@ def hub_parts(source: SourceConfig, retries: Retries, cache_dir: Path | None) ->
         require_columns(source, columns, str(source.path))
         return rows.select_columns(columns_of(source))
 
+    retries = Retries(source, notify)
     rows = retries.call(load)
     n = rows.num_shards
     return [HubPart(source, f"{source.path}:{i}", partial(rows.shard, n, i), retries) for i in range(n)]
@@ -131,7 +132,7 @@ class Retries:
     anew.
     """
 
-    def __init__(self, source: SourceConfig, notify: Callable[[str], None] | None = None):
+    def __init__(self, source: SourceConfig, notify: Notify | None):
         """Each further try is told to `notify`; where that is none, neither is there any."""
         self._source, self._notify = source, notify
         self._failures = 0
@@ -141,15 +142,10 @@ class Retries:
         self._failures = 0
 
     def failed(self, error: Exception, online: bool) -> None:
-        """Pause before another try, or give up.
+        """Pause before another try, or give up: UserError for what a read raised and will not pass, or did not.
 
-        Args:
-            error: what a read raised.
-            online: whether this was a read of rows over a network: then a file that is not found is a fault that
-                passes, and so is anything else that a broken line may look like.
-
-        Raises:
-            UserError: it will not pass, or did not pass.
+        `online`: this was a read of rows over a network. Then a file that is not found is a fault that passes, and so
+        is anything else that a broken line may look like.
         """
         if is_disk_full(error):
             raise error
@@ -176,13 +172,12 @@ class Retries:
         while True:
             try:
                 value = read()
+                self.progressed()
+                return value
             except UserError:
                 raise
             except Exception as error:  # connection, permission, no such id: many classes of many packages
                 self.failed(error, online=False)
-            else:
-                self.progressed()
-                return value
 
     def _is_local(self) -> bool:
         return is_local(self._source)  # what cannot be read there will not heal

@@ -57,10 +57,8 @@ class CountFrom(Sampler):
 class ValidationBatches(Dataset):
     """One rank's share of the fixed validation set, which is the same for every seed, arm and machine."""
 
-    def __init__(
-        self, config: RunConfig, store: TokenStore, batch_sequences: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.store, self.batch_sequences = store, batch_sequences
+    def __init__(self, config: RunConfig, store: TokenStore, rank: int = 0, world_size: int = 1) -> None:
+        self.store, self.batch_sequences = store, config.micro_batch_sequences
         sources, indices = validation_set(config, store)
         self.sources, self.indices = sources[rank::world_size], indices[rank::world_size]
 
@@ -88,8 +86,8 @@ class TokenDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         assert self.trainer is not None
-        size, rank, world_size = self.config.micro_batch_sequences, self.trainer.global_rank, self.trainer.world_size
-        return batch_loader(self.config, ValidationBatches(self.config, self.store, size, rank, world_size), None)
+        batches = ValidationBatches(self.config, self.store, self.trainer.global_rank, self.trainer.world_size)
+        return batch_loader(self.config, batches, None)
 
 
 def batch_loader(config: RunConfig, batches: Dataset, sampler: Sampler | None) -> DataLoader:

@@ -1,6 +1,6 @@
 """`replicate prepare`: named sources in, packed token blocks and a manifest out.
 
-Without a token budget the sources are read whole, then tokenised (ingest.py); with one they are streamed (stream.py).
+Without a token budget the sources are read whole, then tokenised; with one they are streamed (corpus.py).
 
 OUT/manifest.json            written last: the marker of completeness
 OUT/origins.json             commits of hub sets, sizes and times of local files
@@ -24,11 +24,9 @@ from rich.console import Console
 
 from replication.config import DataConfig, SourceConfig, TokenizerConfig
 from replication.console import Reporter, timestamp
+from replication.data.corpus import IngestedCorpus, StreamedCorpus
 from replication.data.files import changed, local_files
-from replication.data.folder import written_whole
-from replication.data.hub import Retries, commit_of
-from replication.data.ingest import IngestedCorpus
-from replication.data.records import (
+from replication.data.folder import (
     FORMAT,
     MANIFEST,
     ORIGINS,
@@ -42,8 +40,9 @@ from replication.data.records import (
     read_progress,
     request_differences,
     request_of,
+    written_whole,
 )
-from replication.data.stream import StreamedCorpus
+from replication.data.hub import commit_of
 from replication.data.tokenise import tokenising
 from replication.data.tokenizer import TextTokenizer, check_tokenizer, load_tokenizer, tokenizer_file, train_tokenizer
 from replication.errors import UserError
@@ -190,17 +189,14 @@ def _from_origins(data: DataConfig, folder: Path, reporter: Reporter) -> DataCon
     """The same sources, each hub set at the commit that its revision meant when the preparation began.
 
     A branch may move and a file be edited between two reads of a preparation, or before another one: commits, sizes
-    and times are kept in the folder.
-
-    Raises:
-        UserError: a set that the hub does not give, before anything is read; or local files that have changed since
-            an earlier call began to read them.
+    and times are kept in the folder. Raises UserError, before anything is read, for a set that the hub does not give,
+    or local files that have changed since an earlier call began to read them.
     """
     known = read_origins(folder)
     for source in data.sources:
         done, before = read_progress(folder, source.name), known.get(source.name)
         if before is None:
-            known[source.name] = Origin(commit_of(source, Retries(source, reporter.line)), local_files(source))
+            known[source.name] = Origin(commit_of(source, reporter.line), local_files(source))
         elif done == Progress() and data.tokenizer.path is not None:  # nothing that was read of it has been kept
             before.files = local_files(source)
         elif done.entry is None:

@@ -9,26 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from replication.config import config_root
 from replication.config.reading import load_json, read_utf8, unfit
+from replication.data.tokenizer import TextTokenizer
 from replication.errors import UserError
-
-if TYPE_CHECKING:
-    from replication.data.tokenizer import TextTokenizer
 
 KEYS = {"id": int, "category": str, "question": str}
 
 
 @dataclass(frozen=True)
 class Prompt:
-    id: int
-    """Number, unique in its file; names the prompt in samples and votes."""
-    category: str
-    """For instance `factual` or `creative`."""
-    question: str
-    """The text put to the model, through the template of the config."""
+    id: int  # unique in its file; names the prompt in samples and votes
+    category: str  # for instance `factual` or `creative`
+    question: str  # the text put to the model, through the template of the config
 
 
 def load_prompts(path_or_name: str | Path) -> list[Prompt]:
@@ -43,9 +38,18 @@ def load_prompts(path_or_name: str | Path) -> list[Prompt]:
             that is empty or cannot be stored, an id or a question that comes twice; the message names file and entry.
     """
     path = find_prompts(path_or_name)
+    text = read_utf8(path)
+    if path.suffix == ".jsonl":  # split by hand: a text may hold U+2028
+        lines = {f"line {i}": line for i, line in enumerate(text.split("\n"), 1) if line.strip()}
+        entries = [(place, _parse(line, f"{path}: {place}")) for place, line in lines.items()]
+    else:
+        found = _parse(text, str(path))
+        if not isinstance(found, list):
+            raise UserError(f"{path}: must be a list of prompts, not {type(found).__name__}")
+        entries = [(f"entry {i}", entry) for i, entry in enumerate(found, 1)]
     prompts: list[Prompt] = []
     seen: dict[int | str, str] = {}
-    for place, entry in _entries(path):
+    for place, entry in entries:
         where = f"{path}: {place}"
         prompt = _prompt(entry, where)
         if prompt.id in seen:
@@ -71,18 +75,6 @@ def find_prompts(path_or_name: str | Path) -> Path:
     raise UserError(f"{text}: no such prompt file; configs/prompts has: {shipped}")
 
 
-def _entries(path: Path) -> list[tuple[str, Any]]:
-    """Each entry with the words that name its place."""
-    text = read_utf8(path)
-    if path.suffix == ".jsonl":
-        lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]  # a text may hold U+2028
-        return [(f"line {i}", _parse(line, f"{path}: line {i}")) for i, line in lines]
-    entries = _parse(text, str(path))
-    if not isinstance(entries, list):
-        raise UserError(f"{path}: must be a list of prompts, not {type(entries).__name__}")
-    return [(f"entry {i}", entry) for i, entry in enumerate(entries, 1)]
-
-
 def _parse(text: str, where: str) -> Any:
     try:
         return load_json(text)
@@ -96,9 +88,10 @@ def _prompt(entry: Any, where: str) -> Prompt:
     for key, kind in KEYS.items():
         if key not in entry:
             raise UserError(f"{where} lacks the key '{key}'; each prompt needs {', '.join(KEYS)}")
-        if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
+        value = entry[key]
+        if not isinstance(value, kind) or isinstance(value, bool):
             words = "a whole number" if kind is int else "text"
-            raise UserError(f"{where}: key '{key}' must be {words}, not {entry[key]!r}")
+            raise UserError(f"{where}: key '{key}' must be {words}, not {value!r}")
     if abs(entry["id"]) >= 2**63:
         raise UserError(f"{where}: key 'id' must be a whole number of 64 bits, not {str(entry['id'])[:40]}")
     for key in ("category", "question"):
@@ -106,7 +99,7 @@ def _prompt(entry: Any, where: str) -> Prompt:
             raise UserError(f"{where}: key '{key}' is empty; write it or remove the entry")
         if problem := unfit(entry[key]):
             raise UserError(f"{where}: key '{key}' {problem}")
-    return Prompt(entry["id"], entry["category"], entry["question"])
+    return Prompt(**{key: entry[key] for key in KEYS})
 
 
 def prompt_tokens(

@@ -41,8 +41,7 @@ def require_columns(source: SourceConfig, names: Sequence[str], where: str) -> N
 def render(source: SourceConfig, row: Mapping[str, Any], where: str) -> str:
     """The document of one row; null is an empty one. `where` names the row in errors.
 
-    Raises:
-        UserError: a column is missing or holds something else, or a message has a role that is not named.
+    Raises UserError where a column is missing or holds something else, or a message has a role that is not named.
     """
     require_columns(source, list(row), where)
     if source.messages is not None:

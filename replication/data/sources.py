@@ -22,9 +22,9 @@ import numpy as np
 
 from replication.config import SourceConfig
 from replication.data.files import ENDINGS, FORMS, FilePart, Rows, changed, file_parts
-from replication.data.hub import HubPart, Retries, hub_parts
+from replication.data.folder import Place, ReadReport
+from replication.data.hub import HubPart, Notify, hub_parts
 from replication.data.order import PARTS, KeyedPermutation
-from replication.data.records import Place, ReadReport
 from replication.data.render import refusal
 from replication.errors import UserError
 
@@ -34,39 +34,31 @@ NOT_STDLIB = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_
 
 
 class DocumentStream:
-    """(id, text) of the documents that hold text; empty and undecodable ones are counted, never raised for.
-
-    Attributes:
-        report: the counts, final when the stream is exhausted.
-    """
+    """(id, text) of the documents that hold text; empty and undecodable ones are counted in its `report`."""
 
     def __init__(
         self,
         source: SourceConfig,
         place: Place | None = None,
         shuffled: bool = False,
-        retries: Retries | None = None,
+        notify: Notify | None = None,
         cache_dir: Path | None = None,
     ):
-        """
+        """Raises UserError where nothing is at the path, or the hub does not give the set.
+
         Args:
             source: what to read; a hub source at the revision that it names.
             place: what another stream's place() gave; none: the beginning.
             shuffled: whether the parts come in a fixed shuffled order, because that of a crawl or of lengths would
                 make the beginning of a large set a biased sample of it; otherwise in the order of their names.
-            retries: what to do when a connection drops; none: the first failure is final.
+            notify: gets a line when a connection drops, before another try; none: the first failure is final.
             cache_dir: where `datasets` may keep files; none: its own choice.
-
-        Raises:
-            UserError: nothing at the path, or a hub that does not give the set.
         """
         self.source = source
         self.report = copy.deepcopy(place.report) if place is not None else ReadReport()
-        parts: Sequence[FilePart | HubPart]
-        if source.kind == "hub":
-            parts = hub_parts(source, retries or Retries(source), cache_dir)
-        else:
-            parts = _PARTS[source.kind](source, self.report)
+        parts: Sequence[FilePart | HubPart] = (
+            hub_parts(source, notify, cache_dir) if source.kind == "hub" else _PARTS[source.kind](source, self.report)
+        )
         n = len(parts)
         order = KeyedPermutation(n, (PARTS,))(np.arange(n)) if shuffled else np.arange(n)
         self._parts = [parts[i] for i in order]
@@ -76,11 +68,7 @@ class DocumentStream:
             raise changed(source, [f"{place.parts} parts then, {n} now"])
 
     def check_first(self) -> None:
-        """Read the first document for what there is to refuse in it, and go back to where the stream stands.
-
-        Raises:
-            UserError: it cannot be rendered, or there is none.
-        """
+        """Read the first document for what there is to refuse in it, or that there is none; then go back."""
         report, turn, start = copy.deepcopy(self.report), self._turn, self._start
         if next(iter(self), None) is None and not report.documents:
             raise no_text(self.source, self.report)

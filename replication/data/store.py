@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,38 +13,28 @@ from rich.console import Console
 from replication.config import RunConfig
 from replication.console import say
 from replication.data.blocks import PAD, arrow_blocks
+from replication.data.folder import CorpusManifest, Split, read_manifest, request_differences, request_of
 from replication.data.order import Int64, MixtureOrder, validation_selection
-from replication.data.records import CorpusManifest, Split, read_manifest, request_differences, request_of
 from replication.data.tokenise import Int32
+from replication.data.tokenizer import TextTokenizer
 from replication.errors import UserError
-
-if TYPE_CHECKING:
-    from replication.data.tokenizer import TextTokenizer
 
 SHOWN_CHARACTERS = 72
 
 
 class TokenStore:
-    """A complete preparation. Holds no file open until it is read; may be pickled to loader processes.
-
-    Attributes:
-        source_names: names in the order of source numbers.
-    """
+    """A complete preparation. Holds no file open until it is read; may be pickled to loader processes."""
 
     def __init__(self, dir: Path, manifest: CorpusManifest):
         self.dir, self.manifest = dir, manifest
-        self.source_names = list(manifest.sources)
+        self.source_names = list(manifest.sources)  # in the order of source numbers
         self.hash, self.vocab_size, self.end_of_text_id = manifest.hash, manifest.vocab_size, manifest.end_of_text_id
         self.block_size_tokens = manifest.block_size_tokens
         self._columns: dict[tuple[Split, int], tuple[list[Int32], Int64]] = {}
 
     @classmethod
     def open(cls, dir: Path | str | None) -> TokenStore:
-        """Open a folder that `replicate prepare` completed.
-
-        Raises:
-            UserError: no folder is given, or it is missing, incomplete or of another format.
-        """
+        """Open a folder that `replicate prepare` completed; UserError for one that is missing or of another format."""
         if not dir:
             raise UserError("data.dir: is not set; give the folder that `replicate prepare --out DIR` wrote")
         dir = Path(dir)
@@ -84,20 +74,16 @@ class TokenStore:
         if (split, source) in self._columns:
             return self._columns[split, source]
         folder, expected = self.dir / split / self.source_names[source], self.sizes(split)[source]
+        remedy = "remove the data folder and prepare it again"
         try:
             files = sorted(path for path in folder.iterdir() if path.suffix == ".arrow")
             views = [blocks for path in files for blocks in arrow_blocks(path)]
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{folder}: cannot be read ({error}); remove the data folder and prepare it again"
-            ) from error
+            raise UserError(f"{folder}: cannot be read ({error}); {remedy}") from error
         ends = np.cumsum([len(view) for view in views])
         found = int(ends[-1]) if len(ends) else 0
         if found != expected:
-            raise UserError(
-                f"{folder}: holds {found} blocks and the manifest says {expected}; remove the data folder and prepare "
-                "it again"
-            )
+            raise UserError(f"{folder}: holds {found} blocks and the manifest says {expected}; {remedy}")
         self._columns[split, source] = views, ends
         return views, ends
 
@@ -113,8 +99,6 @@ class TokenStore:
     @cached_property
     def tokenizer(self) -> TextTokenizer:
         """The tokenizer that wrote the blocks; loaded where it is first asked for."""
-        from replication.data.tokenizer import TextTokenizer
-
         text = (self.dir / "tokenizer.json").read_text(encoding="utf-8")
         return TextTokenizer(text, self.manifest.request["tokenizer"]["end_of_text"])
 
@@ -158,15 +142,8 @@ def validation_set(config: RunConfig, store: TokenStore) -> tuple[Int64, Int64]:
 def show_batch(config: RunConfig, data_dir: Path, step: int, console: Console, full: bool = False) -> None:
     """Print each sequence of a step's global batch: position in the batch, source, block, and decoded text.
 
-    Args:
-        config: seed, weights and batch size are taken from it.
-        data_dir: a complete preparation.
-        step: 0 is the first.
-        console: of the output.
-        full: whole sequences; otherwise the beginning and the end of each, on one line.
-
-    Raises:
-        UserError: a negative step, or data that do not fit the config (vocabulary sizes are not compared).
+    Whole sequences where `full`; otherwise the beginning and the end of each, on one line. Raises UserError for a
+    negative step, or data that do not fit the config (vocabulary sizes are not compared).
     """
     if step < 0:
         raise UserError(f"--show-batch: step {step} must be 0 (the first) or more")

@@ -18,8 +18,8 @@ from multiprocessing import get_context
 import numpy as np
 import numpy.typing as npt
 
+from replication.data.folder import Place
 from replication.data.order import Int64
-from replication.data.records import Place
 from replication.data.tokenizer import TextTokenizer
 from replication.errors import UserError
 
@@ -57,20 +57,6 @@ class Tokens:
 
 Tokenise = Callable[[Iterable[Piece]], Generator[tuple[Piece, Tokens], None, None]]
 """Each piece with its tokens, in order. Raises UserError where a process was killed."""
-
-
-def batches(texts: Iterable[str], n_documents: int, n_bytes: int) -> Iterator[list[tuple[str, bytes]]]:
-    """Texts with their UTF-8 bytes, in lists bounded in number and bytes; the last, of what is left, may be empty."""
-    batch: list[tuple[str, bytes]] = []
-    size = 0
-    for text in texts:
-        raw = text.encode()
-        batch.append((text, raw))
-        size += len(raw)
-        if len(batch) >= n_documents or size >= n_bytes:
-            yield batch
-            batch, size = [], 0
-    yield batch
 
 
 def tokens_of(tokenizer: TextTokenizer, texts: list[str]) -> Tokens:

@@ -7,6 +7,7 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,19 +213,17 @@ def _cut(text: str) -> list[str]:
 
 def _in_a_thread(work: Callable[[], None]) -> None:
     """Run what the library does without looking for signals in a daemon thread, so that this one hears Ctrl-C."""
-    failures: list[BaseException] = []
+    done: Future[None] = Future()
 
     def run() -> None:
         try:
             work()
-        except BaseException as error:  # handed on below
-            failures.append(error)
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
+    threading.Thread(target=run, daemon=True).start()
+    done.result()
 
 
 def tokenizer_file(name: str) -> Path:

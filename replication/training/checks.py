@@ -21,8 +21,8 @@ import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 
 from replication.config import RunConfig
+from replication.data.folder import SPLITS
 from replication.data.module import Batch
-from replication.data.records import SPLITS
 from replication.data.store import TokenStore
 from replication.errors import Diverged, UserError
 from replication.model.size import GIB, StateNeeds, checkpoint_gib, checkpoints_kept, gib, state_needs

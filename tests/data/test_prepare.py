@@ -23,10 +23,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from replication.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig, TrainingConfig
 from replication.data.blocks import PAD, block_count, cut
-from replication.data.ingest import text_key
+from replication.data.corpus import text_key
+from replication.data.folder import read_manifest, request_differences, request_of
 from replication.data.order import MixtureOrder
 from replication.data.prepare import prepare
-from replication.data.records import read_manifest, request_differences, request_of
 from replication.data.store import TokenStore, show_batch
 from replication.data.tokenizer import train_tokenizer
 from replication.errors import UserError, is_disk_full
@@ -359,8 +359,8 @@ def start(root, code, num_proc=2):
 
 
 SLOW = """
-from replication.data import ingest
-ingest.PIECE_DOCUMENTS = 50
+from replication.data import corpus
+corpus.PIECE_DOCUMENTS = 50
 real = TextTokenizer.encode_batch
 def slow(self, texts):
     time.sleep(0.4)

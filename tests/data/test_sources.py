@@ -19,7 +19,7 @@ import pytest
 from small_corpus import texts, write_folder, write_jsonl
 
 from replication.config import SourceConfig
-from replication.data.records import MAX_NAMED, ReadReport
+from replication.data.folder import MAX_NAMED, ReadReport
 from replication.data.sources import DocumentStream, _docstrings, _package_parts, _stdlib_files, no_text
 from replication.errors import UserError
 
@@ -348,7 +348,7 @@ def test_python_docstrings_are_cleaned_and_in_order(monkeypatch):
 
 
 def test_the_data_modules_load_without_torch():
-    modules = ["order", "sources", "tokenizer", "prepare", "store", "records"]
+    modules = ["order", "sources", "tokenizer", "prepare", "store", "folder"]
     code = f"import sys; {'; '.join(f'import replication.data.{m}' for m in modules)}; "
     code += "sys.exit(bool({'torch', 'datasets', 'tokenizers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -24,7 +24,7 @@ def data(tmp_path_factory):
     config = two_sources(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("replication.data.blocks.BATCH_TOKENS", 16_000)
-        patch.setattr("replication.data.ingest.PIECE_DOCUMENTS", 5)
+        patch.setattr("replication.data.corpus.PIECE_DOCUMENTS", 5)
         prepare(config, root / "out")
     return dataclasses.replace(config, dir=str(root / "out"))
 

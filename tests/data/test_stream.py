@@ -28,12 +28,12 @@ from small_corpus import END_OF_TEXT, texts, uncut, write_folder, write_jsonl
 
 from replication.config import DataConfig, SourceConfig, TokenizerConfig, find_config, load_run, to_dict
 from replication.console import Meter
-from replication.data import blocks, stream, tokenise
+from replication.data import blocks, corpus, tokenise
 from replication.data.blocks import SplitWriter
+from replication.data.corpus import text_key
+from replication.data.folder import SplitState, changed_sources, read_manifest, request_of
 from replication.data.hub import may_pass
-from replication.data.ingest import text_key
 from replication.data.prepare import prepare
-from replication.data.records import SplitState, changed_sources, read_manifest, request_of
 from replication.data.sources import DocumentStream
 from replication.data.store import TokenStore
 from replication.data.tokenise import Tokens
@@ -62,8 +62,8 @@ def web(tmp_path_factory):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Pieces of a few documents, and every one of them saved."""
-    monkeypatch.setattr(stream, "PIECE_DOCUMENTS", 10)
-    monkeypatch.setattr(stream, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(corpus, "PIECE_DOCUMENTS", 10)
+    monkeypatch.setattr(corpus, "SAVE_SECONDS", 0)
 
 
 def web_config(web, tokenizer, blocks=BLOCKS, **keys):
@@ -144,7 +144,7 @@ def test_the_shipped_mixes_add_up_and_are_pinned():
     """Shares to the sequence, and commits where there are any: a branch is resolved and recorded instead."""
     for name, unpinned in (("published_mix", {"gutenberg", "codeparrot"}), ("fineweb_edu", set())):
         data = load_run([f"data/{name}.yaml"]).data
-        assert sum(stream.share_blocks(data)) * data.block_size_tokens == data.token_budget
+        assert sum(corpus.share_blocks(data)) * data.block_size_tokens == data.token_budget
         assert {s.name for s in data.sources if s.revision is None} == unpinned
         assert all(len(s.revision) == 40 for s in data.sources if s.revision)
         assert data.tokenizer.padded_vocab_size == 100_031 and len(data.tokenizer.revision) == 40
@@ -155,7 +155,7 @@ def test_the_shipped_mixes_add_up_and_are_pinned():
 
 
 def test_the_split_is_by_key_and_validation_is_bounded(web, tokenizer, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "VALIDATION_TOKENS", 10 * T)
+    monkeypatch.setattr(corpus, "VALIDATION_TOKENS", 10 * T)
     manifest = prepare(web_config(web, tokenizer), tmp_path / "out")
     entry = manifest.sources["web"]
     assert entry.train == undisturbed.sources["web"].train
@@ -246,9 +246,9 @@ def command(config, out, *code):
     path.write_text(yaml.safe_dump(batch))
     script = f"""
         import sys, time
-        from replication.data import stream, tokenise
+        from replication.data import corpus, tokenise
         from replication.data.tokenizer import TextTokenizer
-        stream.PIECE_DOCUMENTS, stream.SAVE_SECONDS = 10, 0
+        corpus.PIECE_DOCUMENTS, corpus.SAVE_SECONDS = 10, 0
         real = TextTokenizer.encode_batch
         def slow(self, texts):
             time.sleep(0.05)
@@ -336,7 +336,7 @@ class Interruption:
         sys.settrace(self._before)
 
     def _call(self, frame, event, arg):
-        return self._line if frame.f_code.co_filename in (stream.__file__, blocks.__file__) else None
+        return self._line if frame.f_code.co_filename in (corpus.__file__, blocks.__file__) else None
 
     def _line(self, frame, event, arg):
         if event == "line":
@@ -348,7 +348,7 @@ class Interruption:
 
 def test_ctrl_c_at_any_line_costs_no_token(tokenizer, tmp_path, small_pieces, monkeypatch):
     monkeypatch.setattr("replication.data.blocks.SHARD_BYTES", 10_000)
-    monkeypatch.setattr(stream, "PIECE_DOCUMENTS", 2)
+    monkeypatch.setattr(corpus, "PIECE_DOCUMENTS", 2)
     lines = write_jsonl(tmp_path / "lines.jsonl", texts(40))
     source = SourceConfig(name="web", kind="jsonl", path=str(lines))
     config = dataclasses.replace(web_config(lines, tokenizer, blocks=1000), sources=(source,))
@@ -741,13 +741,13 @@ def size_of(folder):
 
 def test_the_disk_never_holds_more_than_the_tokens(web, tokenizer, tmp_path, small_pieces, monkeypatch):
     sizes = []
-    real = stream.write_progress
+    real = corpus.write_progress
 
     def watched(*args):
         real(*args)
         sizes.append(size_of(tmp_path))
 
-    monkeypatch.setattr(stream, "write_progress", watched)
+    monkeypatch.setattr(corpus, "write_progress", watched)
     manifest = prepare(web_config(web, tokenizer), tmp_path / "out")
     final = size_of(tmp_path)
     assert len(sizes) > 20 and max(sizes) < 1.1 * final
