@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +38,7 @@ from replication.data.blocks import SourceWriter
 from replication.data.folder import Place, Progress, SourceRecord, read_progress, write_progress
 from replication.data.order import Int64, UInt64
 from replication.data.sources import DocumentStream, no_text
-from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, Bool, Piece, Tokenise, Tokens
+from replication.data.tokenise import PIECE_BYTES, PIECE_DOCUMENTS, Bool, Piece, Tokenise, Tokenised
 from replication.errors import UserError
 from replication.runs.files import remove_tree
 
@@ -46,6 +46,8 @@ UPDATE_DOCUMENTS = 500  # read between two moves of a bar
 SAVE_SECONDS = 2.0  # writing that a kill costs at most, besides the pieces on their way and the way back to its place
 VALIDATION_TOKENS = 1 << 21  # of one source: 1,024 sequences of 2,048
 MIB = 1 << 20
+
+Update = Callable[[int], None]  # of a bar
 
 
 def text_key(raw: bytes) -> int:
@@ -246,12 +248,7 @@ class StreamedCorpus:
         return Meter(sum(self._limits), sum(done.training_tokens for done in self._progress))
 
     def _fill(
-        self,
-        source: SourceConfig,
-        writer: SourceWriter,
-        place: Place | None,
-        tokenised: Generator[tuple[Piece, Tokens], None, None],
-        update: Callable[[int], None],
+        self, source: SourceConfig, writer: SourceWriter, place: Place | None, tokenised: Tokenised, update: Update
     ) -> Place:
         """Write until the share is reached or the stream ends; the place where that was.
 

@@ -206,9 +206,7 @@ def request_of(data: DataConfig) -> Request:
 
     That is the folder, the processes, and the weights too where no token budget is shared by them.
     """
-    request = to_dict(data)
-    for key in ("dir", "num_proc"):
-        del request[key]
+    request = {key: value for key, value in to_dict(data).items() if key not in ("dir", "num_proc")}
     if data.token_budget is None:
         for source in request["sources"]:
             del source["weight"]

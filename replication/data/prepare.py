@@ -78,10 +78,7 @@ def prepare(data: DataConfig, out: Path, console: Console | None = None) -> Corp
                 "with a dot"
             )
     check_tokenizer(data.tokenizer)
-    manifest = _existing(data, out)
-    if manifest is not None:
-        reporter.line(f"{out}: prepared before, nothing to do ({_summary(manifest)})")
-        _say_changed(data, out, reporter)
+    if (manifest := _found(data, out, reporter)) is not None:
         return manifest
     # Everything that another call must have in common with this one to continue its work; None where none can.
     packages = {"replication": PLACES, **{name: version(name) for name in ("datasets", "tokenizers")}}
@@ -103,31 +100,22 @@ def prepare(data: DataConfig, out: Path, console: Console | None = None) -> Corp
     return manifest
 
 
-def _existing(data: DataConfig, out: Path) -> CorpusManifest | None:
-    """The manifest where OUT holds this very preparation; None where OUT is free."""
-    if not out.exists():
-        return None
-    if not out.is_dir():
+def _found(data: DataConfig, out: Path, reporter: Reporter) -> CorpusManifest | None:
+    """The manifest where OUT holds this very preparation; None where OUT is free.
+
+    Tells which local files are no longer what was prepared; a corpus that is not here at all is no change.
+    """
+    if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file, not a folder; choose another --out")
-    manifest = read_manifest(out)
-    if manifest is None and any(out.iterdir()):
-        raise UserError(f"{out}: exists and is not a preparation; choose another --out, or remove the folder")
-    if manifest is not None and (different := request_differences(request_of(data), manifest.request)):
+    manifest = read_manifest(out) if out.exists() else None
+    if manifest is None:
+        if out.exists() and any(out.iterdir()):
+            raise UserError(f"{out}: exists and is not a preparation; choose another --out, or remove the folder")
+        return None
+    if different := request_differences(request_of(data), manifest.request):
         keys = " and ".join(different)
         raise UserError(f"{out}: holds a preparation with another {keys}; choose another --out, or remove the folder")
-    return manifest
-
-
-def _summary(manifest: CorpusManifest) -> str:
-    tokens = [sum(source.split(split).tokens for source in manifest.sources.values()) for split in SPLITS]
-    return (
-        f"{tokens[0]:,} training and {tokens[1]:,} validation tokens, vocabulary {manifest.vocab_size:,}, data hash "
-        f"{manifest.hash[:12]}"
-    )
-
-
-def _say_changed(data: DataConfig, out: Path, reporter: Reporter) -> None:
-    """The local files that are no longer what was prepared; a corpus that is not here at all is no change."""
+    reporter.line(f"{out}: prepared before, nothing to do ({_summary(manifest)})")
     if _is_another(data.tokenizer, out / "tokenizer.json"):
         reporter.line(
             f"tokenizer: warning: {data.tokenizer.path} is another one than the corpus was prepared with; to prepare "
@@ -146,6 +134,13 @@ def _say_changed(data: DataConfig, out: Path, reporter: Reporter) -> None:
                 f"prepared, or came or went ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); to prepare "
                 f"them again, remove {out} or choose another --out"
             )
+    return manifest
+
+
+def _summary(manifest: CorpusManifest) -> str:
+    train, validation = (sum(s.split(split).tokens for s in manifest.sources.values()) for split in SPLITS)
+    counts = f"{train:,} training and {validation:,} validation tokens, vocabulary {manifest.vocab_size:,}"
+    return f"{counts}, data hash {manifest.hash[:12]}"
 
 
 def _write(data: DataConfig, folder: Path, reporter: Reporter) -> CorpusManifest:

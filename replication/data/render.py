@@ -47,11 +47,8 @@ def render(source: SourceConfig, row: Mapping[str, Any], where: str) -> str:
     if source.messages is not None:
         messages = row[source.text_field] if row[source.text_field] is not None else []
         if not isinstance(messages, list):
-            raise refusal(
-                source,
-                f"{where}: field '{source.text_field}' holds a {type(messages).__name__}, not a list of messages",
-                "set text_field to the column with the messages, or remove messages",
-            )
+            found = f"{where}: field '{source.text_field}' holds a {type(messages).__name__}, not a list of messages"
+            raise refusal(source, found, "set text_field to the column with the messages, or remove messages")
         return "".join(_message(source, source.messages, message, where) for message in messages)
     values = {column: _text(source, column, row, where) for column in columns_of(source)}
     if source.template is None:
@@ -77,26 +74,17 @@ def _text(source: SourceConfig, column: str, row: Mapping[str, Any], where: str)
 
 
 def _message(source: SourceConfig, texts: Mapping[str, str], message: Any, where: str) -> str:
-    for role_key, content_key in MESSAGE_KEYS:
-        if isinstance(message, Mapping) and role_key in message and content_key in message:
-            role, content = message[role_key], message[content_key]
-            break
-    else:
-        raise refusal(
-            source,
-            f"{where}: a message is not {' or '.join('{' + ', '.join(keys) + '}' for keys in MESSAGE_KEYS)}",
-            "take another data set, or render it to text beforehand",
-        )
+    keys = next((keys for keys in MESSAGE_KEYS if isinstance(message, Mapping) and message.keys() >= {*keys}), None)
+    if keys is None:
+        forms = " or ".join("{" + ", ".join(keys) + "}" for keys in MESSAGE_KEYS)
+        remedy = "take another data set, or render it to text beforehand"
+        raise refusal(source, f"{where}: a message is not {forms}", remedy)
+    role, content = (message[key] for key in keys)
     if not isinstance(role, str) or role not in texts:
-        raise refusal(
-            source,
-            f"{where}: a message of role '{role}', which messages does not name ({', '.join(texts)})",
-            'add it there; "" leaves its messages out',
-        )
+        found = f"{where}: a message of role '{role}', which messages does not name ({', '.join(texts)})"
+        raise refusal(source, found, 'add it there; "" leaves its messages out')
     if content is not None and not isinstance(content, str) and texts[role]:
-        raise refusal(
-            source,
-            f"{where}: the {content_key} of a message of role '{role}' is a {type(content).__name__}, not text",
-            'take another data set, or render it to text beforehand; "" leaves the role\'s messages out',
-        )
+        found = f"{where}: the {keys[1]} of a message of role '{role}' is a {type(content).__name__}, not text"
+        remedy = 'take another data set, or render it to text beforehand; "" leaves the role\'s messages out'
+        raise refusal(source, found, remedy)
     return texts[role].format(content="" if content is None else content)

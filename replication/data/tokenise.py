@@ -55,8 +55,9 @@ class Tokens:
         return Tokens(self.stream[of_tokens], self.lengths[documents], self.unknown_bytes[documents])
 
 
-Tokenise = Callable[[Iterable[Piece]], Generator[tuple[Piece, Tokens], None, None]]
+Tokenised = Generator[tuple[Piece, Tokens], None, None]
 """Each piece with its tokens, in order. Raises UserError where a process was killed."""
+Tokenise = Callable[[Iterable[Piece]], Tokenised]
 
 
 def tokens_of(tokenizer: TextTokenizer, texts: list[str]) -> Tokens:
@@ -95,9 +96,7 @@ def tokenising(tokenizer: TextTokenizer, num_proc: int) -> Iterator[Tokenise]:
             executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _in_order(
-    executor: ProcessPoolExecutor, ahead: int, pieces: Iterable[Piece]
-) -> Generator[tuple[Piece, Tokens], None, None]:
+def _in_order(executor: ProcessPoolExecutor, ahead: int, pieces: Iterable[Piece]) -> Tokenised:
     waiting: deque[tuple[Piece, Future[Tokens]]] = deque()
     left = iter(pieces)
     try:

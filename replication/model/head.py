@@ -234,15 +234,13 @@ def losses_by_liger(
 
 def _require_liger() -> None:
     """Refuse where liger-kernel or what it runs on is missing, or where its gradients were wrong."""
-    problem = ""
+    problem = "" if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1" else "torch sees no GPU"
     try:
         import liger_kernel.transformers.functional  # noqa: F401
 
         found = metadata.version("liger-kernel")
         if tuple(int(part) for part in found.split(".")[:3]) < LIGER_AT_LEAST:
             problem = f"version {found} is too old"
-        elif not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-            problem = "torch sees no GPU"
     except ImportError as error:
         problem = str(error)
     if problem:

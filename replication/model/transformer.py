@@ -89,8 +89,7 @@ def rotary(
     """Cosine and sine of the rotary angles of positions start..start+length-1: [length, d_head] each."""
     wide = torch.promote_types(dtype, torch.float32)
     frequencies = 1.0 / (base ** (torch.arange(0, d_head, 2, device=device, dtype=wide) / d_head))
-    positions = torch.arange(start, start + length, device=device, dtype=wide)
-    angles = torch.outer(positions, frequencies)
+    angles = torch.outer(torch.arange(start, start + length, device=device, dtype=wide), frequencies)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
@@ -226,10 +225,7 @@ class Transformer(nn.Module):
             self.head.weight = self.embedding.weight  # type: ignore[assignment]
 
     def configure(self, cluster: ClusterConfig) -> None:
-        """Fit the computation to a machine: what is kept, fused, and by which kernels. No weight or name changes.
-
-        Raises UserError where the head's package or the attention's kernel is missing.
-        """
+        """Fit the computation to a machine: what is kept, fused, and by which kernels (UserError for missing ones)."""
         if cluster.attention in ("cudnn", "efficient") and not torch.cuda.is_available():
             raise UserError(f"cluster.attention: {cluster.attention} runs on a GPU, and torch sees none; choose auto")
         self.head.configure(cluster.head, cluster.compile)
