@@ -39,24 +39,21 @@ class FilePart:
         """
         passed, checksum = place or (0, 0)
         self._done = self._sum = 0
-        for name, text in self._readable():
-            self._done += 1
-            self._sum = zlib.crc32((text or "").encode(errors="surrogatepass"), self._sum)
-            if self._done > passed:
-                yield name, text
-            elif self._done == passed and self._sum != checksum:
-                raise changed(self._source, [self.name])
-        if self._done < passed:
-            raise changed(self._source, [self.name])
-
-    def _readable(self) -> Rows:
         try:
-            yield from self._read()
+            for name, text in self._read():
+                self._done += 1
+                self._sum = zlib.crc32((text or "").encode(errors="surrogatepass"), self._sum)
+                if self._done > passed:
+                    yield name, text
+                elif self._done == passed and self._sum != checksum:
+                    raise changed(self._source, [self.name])
         except UserError:
             raise
         except Exception as error:  # of files, decompressors and pyarrow: many classes
             reason = getattr(error, "strerror", None) or first_line(error)
             raise refusal(self._source, f"{self.name} cannot be read ({reason})", "fix or remove it") from error
+        if self._done < passed:
+            raise changed(self._source, [self.name])
 
     def place(self) -> list[int]:
         """The place at which the rows stand, in plain values."""

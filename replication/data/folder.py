@@ -49,11 +49,6 @@ class ReadReport:
     other: int = 0  # other files of a folder: of another ending, or pipes, devices and dangling links
     other_files: list[str] = field(default_factory=list)  # names of the first 20 of those
 
-    def add_undecodable(self, name: str) -> None:
-        self.undecodable += 1
-        if len(self.undecodable_files) < MAX_NAMED:
-            self.undecodable_files.append(name)
-
     def left_out(self) -> str:
         """Everything that the documents lack, for the end of a line; "" where that is nothing."""
         counts: list[tuple[int, str, list[str]]] = [

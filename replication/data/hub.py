@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from replication.config import SourceConfig
 from replication.data.files import is_local
@@ -18,8 +18,6 @@ from replication.errors import UserError, first_line, is_disk_full
 if TYPE_CHECKING:
     import datasets
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
-TIMEOUT_SECONDS = 30
 PAUSES_SECONDS = (1, 2, 5, 10, 30, 60, 60, 60)  # before each further try; together a little under four minutes
 PASSING_STATUS = {408, 425, 429, *range(500, 600)}
 
@@ -32,7 +30,6 @@ FINAL = {
 # What is wrong with the call or the machine, not with the line.
 OURS = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, ImportError, MemoryError)
 
-T = TypeVar("T")
 Notify = Callable[[str], None]
 
 
@@ -40,12 +37,12 @@ def commit_of(source: SourceConfig, notify: Notify | None) -> str | None:
     """The commit that a hub source's revision means now; None for anything that is not on the hub."""
     if source.kind != "hub" or source.path is None or is_local(source):
         return None
-    if source.revision is not None and COMMIT.fullmatch(source.revision):
+    if source.revision is not None and re.fullmatch("[0-9a-f]{40}", source.revision):
         return source.revision
     from huggingface_hub import HfApi
 
     path, revision, retries = source.path, source.revision, Retries(source, notify)
-    info = retries.call(lambda: HfApi().dataset_info(path, revision=revision, timeout=TIMEOUT_SECONDS))
+    info = retries.call(lambda: HfApi().dataset_info(path, revision=revision, timeout=30))
     return str(info.sha)
 
 
@@ -110,7 +107,7 @@ class HubPart:
                 for row in islice(self._shard, self._since, None):
                     self._since += 1
                     self._number += 1
-                    self._retries.progressed()
+                    self._retries.failures = 0
                     name = f"{self.name}:{self._number - 1}"
                     yield name, render(self._source, row, name)
                 return
@@ -135,11 +132,7 @@ class Retries:
     def __init__(self, source: SourceConfig, notify: Notify | None):
         """Each further try is told to `notify`; where that is none, neither is there any."""
         self._source, self._notify = source, notify
-        self._failures = 0
-
-    def progressed(self) -> None:
-        """A read succeeded: the next failure is a first one."""
-        self._failures = 0
+        self.failures = 0  # since a read succeeded
 
     def failed(self, error: Exception, online: bool) -> None:
         """Pause before another try, or give up: UserError for what a read raised and will not pass, or did not.
@@ -154,25 +147,25 @@ class Retries:
             remedy = "check these keys, and fix or replace the files"
         elif self._notify is None or not may_pass(error, online):
             remedy = "check these keys and the network, or download it and give local files"
-        elif self._failures >= len(PAUSES_SECONDS):
-            times = f" {self._failures + 1} times in a row"
+        elif self.failures >= len(PAUSES_SECONDS):
+            times = f" {self.failures + 1} times in a row"
             remedy = "what was done is kept: check the network, then run the same command again"
         else:
-            pause = PAUSES_SECONDS[self._failures]
-            self._failures += 1
-            count = f"{self._failures} of {len(PAUSES_SECONDS)}"
+            pause = PAUSES_SECONDS[self.failures]
+            self.failures += 1
+            count = f"{self.failures} of {len(PAUSES_SECONDS)}"
             self._notify(f"{s.name}: reading failed ({words}); trying again in {pause:g} s ({count})")
             time.sleep(pause)
             return
         where = f"path {s.path}, subset {s.subset}, split {s.split}, revision {s.revision}"
         raise refusal(s, f"load_dataset failed{times} for {where} ({words})", remedy) from error
 
-    def call(self, read: Callable[[], T]) -> T:
+    def call(self, read: Callable[[], Any]) -> Any:
         """The value of a read that is tried again while it fails."""
         while True:
             try:
                 value = read()
-                self.progressed()
+                self.failures = 0
                 return value
             except UserError:
                 raise

@@ -22,7 +22,7 @@ import numpy as np
 
 from replication.config import SourceConfig
 from replication.data.files import ENDINGS, FORMS, FilePart, Rows, changed, file_parts
-from replication.data.folder import Place, ReadReport
+from replication.data.folder import MAX_NAMED, Place, ReadReport
 from replication.data.hub import HubPart, Notify, hub_parts
 from replication.data.order import PARTS, KeyedPermutation
 from replication.data.render import refusal
@@ -81,7 +81,8 @@ class DocumentStream:
                 if text is not None and not text.strip():
                     self.report.empty += 1
                 elif text is None or not _is_unicode(text):
-                    self.report.add_undecodable(name)
+                    self.report.undecodable += 1
+                    self.report.undecodable_files += [name] if self.report.undecodable <= MAX_NAMED else []
                 else:
                     self.report.documents += 1
                     yield name, text

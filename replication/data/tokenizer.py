@@ -24,7 +24,6 @@ DROPPED = 1 << 30  # an id that no tokenizer has
 WORD = 1000  # characters; longer runs of white space or of anything else are cut before training
 LONG_RUN = re.compile(rf"(?<!\S)\S{{{WORD + 1},}}|(?<!\s)\s{{{WORD + 1},}}")
 PIECE = re.compile(rf"\S{{1,{WORD}}}(?<=[^\W\d_])(?=[^\w\s])|\S{{1,{WORD}}}|\s{{1,{WORD}}}")
-MIN_FREQUENCY = 2  # a pair seen once is no evidence; a corpus that runs out of repeated pairs is too small
 
 
 class TextTokenizer:
@@ -186,7 +185,7 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> TextTokeni
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
-        min_frequency=MIN_FREQUENCY,
+        min_frequency=2,  # a pair seen once is no evidence; a corpus that runs out of repeated pairs is too small
         special_tokens=[config.end_of_text],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -195,8 +195,7 @@ def _chunk_slopes(
 
 
 def _chunks(vocab_size: int, *tensors: Tensor) -> Any:
-    rows = max(1, CHUNK_LOGITS // vocab_size)
-    return zip(*(t.split(rows) for t in tensors), strict=True)
+    return zip(*(t.split(max(1, CHUNK_LOGITS // vocab_size)) for t in tensors), strict=True)
 
 
 def _wide_logits(hidden_RD: Tensor, weight_PD: Tensor, vocab_size: int) -> Tensor:

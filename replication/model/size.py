@@ -19,8 +19,7 @@ def parameter_count(model: ModelConfig) -> int:
     embeddings = padded_vocabulary(model) * model.d_model * (1 if model.tied_head else 2)
     router = model.n_experts * model.d_model if model.feed_forward == "moe" else 0
     norms = 2 * model.d_model + (0 if model.qk_norm == "none" else 2 * model.d_head)
-    final_norm = model.d_model
-    return embeddings + muon_parameter_count(model) + model.n_blocks * (router + norms) + final_norm
+    return embeddings + muon_parameter_count(model) + model.n_blocks * (router + norms) + model.d_model  # final norm
 
 
 def muon_parameter_count(model: ModelConfig) -> int:
