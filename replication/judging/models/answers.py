@@ -51,8 +51,7 @@ class Reply:
     model: str = ""  # as the endpoint names it; empty where it names none
     input_tokens: int | None = None
     output_tokens: int | None = None
-    asked_at: float = field(default_factory=time.time)
-    """When the try that succeeded was sent, in seconds since 1970."""
+    asked_at: float = field(default_factory=time.time)  # when the try that succeeded was sent, seconds since 1970
     seconds: float | None = None  # that it took; None: not known
 
 

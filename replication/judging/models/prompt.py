@@ -75,8 +75,7 @@ def prompt_version() -> str:
     return hashlib.sha256("\0".join((RUBRIC, FENCE, ASK, QUOTED)).encode()).hexdigest()[:16]
 
 
-WORDS = {"A": "left", "B": "right", "TIE": "tie", "NEITHER": "both_bad"}
-"""The four words a model may answer with, and the choice on the sides that it saw."""
+WORDS = {"A": "left", "B": "right", "TIE": "tie", "NEITHER": "both_bad"}  # on the sides that the model saw
 CUT_OFF = ("length", "max_tokens")  # finish reasons of an answer that reached its longest length
 SWAPPED = {"left": "right", "right": "left", "tie": "tie", "both_bad": "both_bad"}
 
@@ -99,8 +98,7 @@ class Parsed:
     """One reply, read."""
 
     status: str  # choice, refusal or garbage
-    choice: str | None = None
-    """left, right, tie or both_bad on the sides that the model saw; None unless status is choice."""
+    choice: str | None = None  # of WORDS; None unless status is choice
 
 
 def parse_reply(reply: str, finish_reason: str | None = None, refused: bool = False) -> Parsed:

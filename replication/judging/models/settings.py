@@ -21,10 +21,8 @@ from replication.config.schema import Count, Natural, Positive
 from replication.errors import UserError
 
 DEFAULT_KEY = "OPENAI_API_KEY"
-OPERATIONS = ("completions", "models", "responses", "messages", "embeddings")
-"""Last words of addresses that an API has below its /v1."""
-CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
-"""Variables that name trusted certificates; the first that is set counts."""
+OPERATIONS = ("completions", "models", "responses", "messages", "embeddings")  # addresses below the /v1 end so
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")  # the first that is set counts
 QUOTES = "\"'`“”‘’«»"
 TEMPLATE_TOKENS = 256  # room for what a chat template adds to a message
 
@@ -35,18 +33,15 @@ class ModelSettings:
 
     model: str  # as the endpoint knows it
     base_url: str  # of the endpoint, up to and with its /v1
-    api_key_env: str = DEFAULT_KEY
-    """The environment variable with the key; the default one may be missing (a local server)."""
+    api_key_env: str = DEFAULT_KEY  # the variable with the key; the default one may be missing (a local server)
     parallel: Count = 4  # requests in flight at once
     requests_per_minute: Positive | None = None  # at most, tries included; None: no limit
     max_requests: Count | None = None  # sent by this run at most, tries included; None: no limit
-    max_tokens: Annotated[int, Range(f"[1, {2**53}]")] | None = None
-    """Input and output together that this run may use; None: no limit."""
+    max_tokens: Annotated[int, Range(f"[1, {2**53}]")] | None = None  # of input and output together; None: no limit
     timeout_seconds: Positive = 60.0  # of one try
     retries: Natural = 8  # further tries of one request after the first
     max_answer_tokens: Count = 16  # length of an answer; a model that thinks before it answers needs thousands
-    temperature: Annotated[float, Range("[0, 2]")] | None = 0.0
-    """None: the endpoint's own (some models take no other)."""
+    temperature: Annotated[float, Range("[0, 2]")] | None = 0.0  # None: the endpoint's own (some take no other)
     first_pause_seconds: Positive = 0.5  # before the first further try; doubles from there
 
     def check(self) -> None:
