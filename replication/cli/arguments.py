@@ -1,22 +1,83 @@
-"""Arguments of the command line: parser, types, earlier spellings."""
+"""Arguments of the command line: how a verb declares them, their types, earlier spellings.
+
+A verb is a function of its parsed arguments, and the decorators above it are those arguments, in the order of --help:
+
+    @verb
+    @takes("dir", "output folder of a suite", folder)
+    @takes("--jobs", "cells side by side (default 1)", COUNT, 1)
+    @takes_keys()
+    def count(args: Namespace) -> None:
+        \"\"\"Count a suite's cells.\"\"\"
+
+Its docstring is the help. `actions` makes one verb of several such functions.
+"""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from types import MappingProxyType
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from rich.console import Console
 
 from replication.config.reading import Range, number_of
 from replication.errors import UserError
 
+Function = Callable[[Namespace], int | None]
+Act = TypeVar("Act", bound=Callable[..., Any])
 UNCUT = 1000
 """Columns: more than a row has."""
+
+
+def takes(
+    name: str,
+    text: str,
+    kind: Callable[[str], Any] = str,
+    default: Any = None,
+    *,
+    old: str = "",
+    either: bool | None = None,
+    **more: Any,
+) -> Callable[[Act], Act]:
+    """Declare an argument of the function below.
+
+    Args:
+        name: of a flag such as --jobs, which is `args.jobs` then, or of a word that stands bare.
+        text: its line in --help.
+        kind: what makes a value of its text; bool: a switch.
+        old: an earlier spelling of it.
+        either: of those of which only one may be given: whether one must be.
+        more: as argparse's add_argument takes it.
+    """
+    more |= {"help": text} | ({"action": "store_true"} if kind is bool else {"type": kind, "default": default})
+
+    def declare(act: Act) -> Act:
+        vars(act).setdefault("arguments", []).insert(0, (name, old, either, more))
+        return act
+
+    return declare
+
+
+def together(*declared: Callable[[Act], Act]) -> Callable[[Act], Act]:
+    """Several arguments in one decorator."""
+    return lambda act: functools.reduce(lambda made, declare: declare(made), reversed(declared), act)
+
+
+def takes_keys(text: str = "Any key of a run may follow as a flag.") -> Callable[[Act], Act]:
+    """Let keys of a run follow as flags, which are `args.keys` then; the text ends the description in --help."""
+
+    def declare(act: Act) -> Act:
+        vars(act)["keys"] = text
+        return act
+
+    return declare
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,6 +90,19 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message.removeprefix('argument ')}; see `{self.prog} --help`")
 
+    def declare(self, act: Callable[..., Any]) -> Parser:
+        """Take what a function says that it takes, which is `args.act` then."""
+        self.set_defaults(act=act)
+        self.description = f"{_first_paragraph(act)} {vars(act).get('keys', '')}".strip()
+        either = None
+        for name, old, needed, more in vars(act).get("arguments", []):
+            if old:
+                self.old_spelling(old, name)
+            if needed is not None and either is None:
+                either = self.add_mutually_exclusive_group(required=needed)
+            (self if needed is None or either is None else either).add_argument(name, **more)
+        return self
+
     def old_spelling(self, old: str, new: str = "", words: int = 1) -> None:
         """Let a flag's earlier name work for one more release, with a line on stderr that names the new one.
 
@@ -39,38 +113,86 @@ class Parser(argparse.ArgumentParser):
         """
         self._old_spellings[old] = (new, words)
 
-    def _as_spelled_now(self, given: Sequence[str]) -> list[str]:
-        found, rest = [], iter(given)
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse does it, but in today's spelling; and a folder that is given by --out to a verb that takes it
+        bare is named."""
+        words, rest = [], iter(sys.argv[1:] if args is None else args)
         for word in rest:
             name, equals, value = word.partition("=")
-            if name in self._old_spellings:
-                new, words = self._old_spellings[name]
-                print(f"{self.prog}: {name} is {new or 'left out'} now; the old form goes soon", file=sys.stderr)
-                values = [value] * bool(equals) + [*islice(rest, words - bool(equals))]
-                found += [new, ",".join(values)] if new and words else [new or ",".join(values)]
-            else:
-                found.append(word)
-        return found
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """As argparse does it, but a folder that is given by --out to a verb that takes it bare is named."""
-        args = self._as_spelled_now(sys.argv[1:] if args is None else args)
+            if name not in self._old_spellings:
+                words.append(word)
+                continue
+            new, taken = self._old_spellings[name]
+            print(f"{self.prog}: {name} is {new or 'left out'} now; the old form goes soon", file=sys.stderr)
+            given = ",".join([value] * bool(equals) + [*islice(rest, taken - bool(equals))])
+            words += [new, given] if new and taken else [new or given]
         bare = any(action.dest in ("out", "dir") and not action.option_strings for action in self._actions)
-        for i, word in enumerate(args if bare and "--out" not in self._option_string_actions else ()):
+        for i, word in enumerate(words if bare and "--out" not in self._option_string_actions else ()):
             if word.partition("=")[0] == "--out":
-                out = word.partition("=")[2] or "".join(args[i + 1 : i + 2]) or "DIR"
+                out = word.partition("=")[2] or "".join(words[i + 1 : i + 2]) or "DIR"
                 raise UserError(f"{self.prog}: the output folder stands without --out: `{self.prog} {out}`")
-        return super().parse_known_args(args, namespace)
+        return super().parse_known_args(words, namespace)
+
+
+def verb(act: Function) -> Callable[[Sequence[str]], int]:
+    """`replicate NAME WORDS` of the function of that name: from the words to the exit code, 0 where it gives none."""
+
+    def run(argv: Sequence[str]) -> int:
+        parser = Parser(prog=f"replicate {act.__name__}").declare(act)
+        args, args.keys = parser.parse_known_args(argv) if "keys" in vars(act) else (parser.parse_args(argv), [])
+        return act(args) or 0
+
+    return run
+
+
+def actions(
+    name: str, text: str, *acts: Function, no_keys: str = "", earlier: Mapping[str, list[str]] = MappingProxyType({})
+) -> Callable[[Sequence[str]], int]:
+    """`replicate NAME ACTION WORDS` of the functions of its actions.
+
+    Args:
+        no_keys: the remedy where keys are given to an action that takes none, beside others that do.
+        earlier: names that an action had before.
+    """
+
+    def run(argv: Sequence[str]) -> int:
+        parser = Parser(prog=f"replicate {name}", description=text)
+        names = "|".join(act.__name__ for act in acts)
+        choices = parser.add_subparsers(dest="action", required=True, metavar=names, parser_class=Parser)
+        for act in acts:
+            line = _first_paragraph(act).rstrip(".")
+            before = earlier.get(act.__name__, [])
+            choices.add_parser(act.__name__, help=line[0].lower() + line[1:], aliases=before).declare(act)
+        args, args.keys = parser.parse_known_args(argv) if no_keys else (parser.parse_args(argv), [])
+        if args.keys and "keys" not in vars(args.act):
+            raise UserError(f"{parser.prog} {args.action}: {args.keys[0]} does not act here; {no_keys}")
+        return args.act(args) or 0
+
+    return run
+
+
+def _first_paragraph(act: Function) -> str:
+    return (act.__doc__ or "").partition("\n\n")[0]
 
 
 def whole(low: int = 1, high: int = 2**31 - 1) -> Callable[[str], int]:
     """Type of an argument that is a whole number from low to high."""
-    return _argument(Annotated[int, Range(f"[{low}, {high}]")])
+    return _typed(Annotated[int, Range(f"[{low}, {high}]")])
 
 
 def number(interval: str) -> Callable[[str], float]:
     """Type of an argument that is a number in an interval, such as "(0, inf)"; it is finite."""
-    return _argument(Annotated[float, Range(interval)])
+    return _typed(Annotated[float, Range(interval)])
+
+
+def _typed(hint: Any) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return number_of(hint, text.strip())
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
 
 
 def several(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
@@ -90,14 +212,4 @@ def table_console() -> Console:
     return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=UNCUT)
 
 
-def _argument(hint: Any) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        try:
-            return number_of(hint, text.strip())
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parse
-
-
-COUNT, NATURAL, POSITIVE = whole(), whole(0), number("(0, 1e9]")
+COUNT, NATURAL, POSITIVE, SEED = whole(), whole(0), number("(0, 1e9]"), whole(0, 2**32 - 1)

@@ -1,20 +1,28 @@
-"""`replicate grid ACTION`: plan, run, submit, status, retry, cancel, diff."""
+"""`replicate grid ACTION`: plan, run, submit, status, retry, cancel, diff; and `replicate doctor`."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from argparse import SUPPRESS, Namespace
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from replication.cli.arguments import COUNT, Parser, table_console
-from replication.config import SuiteConfig, differences, find_cluster, find_config, load_cell, load_suite, scientific
+from replication.cli.arguments import COUNT, actions, table_console, takes, takes_keys, together, verb
+from replication.config import (
+    SuiteConfig,
+    config_root,
+    differences,
+    find_cluster,
+    find_config,
+    load_cell,
+    load_suite,
+    scientific,
+)
 from replication.config.reading import Layer, Plain, check_layer
 from replication.console import say, table
 from replication.errors import UserError
@@ -26,69 +34,31 @@ from replication.grid.status import print_status, statuses
 from replication.grid.submissions import jobs_of_cells, note_cancelled, queue_of, submissions
 from replication.runs.layout import SuiteDir, name_cells
 
-TEXTS = {
-    "plan": "list the cells",
-    "run": "run here what is not complete, then report",
-    "submit": "submit to SLURM what is neither queued, running, complete nor failed, then completions and the report",
-    "status": "show every cell, with its job where there is a scheduler",
-    "retry": "submit failed, preempted, interrupted and cancelled cells again, as their folders describe them",
-    "cancel": "take the suite's jobs out of the queue",
-    "diff": "show in which keys two arms differ",
-}
-OF_A_FOLDER = ("status", "retry", "cancel")
+SUITE = takes("suite", "suite file, or a name in configs/suites")
+SEEDS = takes("--seeds", "comma-separated seeds instead of the suite's")
+CLUSTER = takes("--cluster", "file that says where cells run, or its name in configs/cluster")
+OF_SUITE = together(SUITE, takes("--out", "output folder (default: out/<suite>)", Path), SEEDS, CLUSTER)
+OF_FOLDER = together(
+    takes("suite", "output folder of the suite", metavar="OUT"),
+    takes("--out", SUPPRESS, Path),  # of SUITE --out OUT, where the folder alone stands now
+    SEEDS,
+)
+OF_JOBS = together(
+    takes("--site", "site file (default: launch/site.env, where it exists)", Path),
+    takes("--dry-run", "print every script and command, submit nothing", bool),
+)
 
 
-def grid(argv: list[str]) -> int:
-    """The verb: parse, then act."""
-    parser = Parser(prog="replicate grid", description="Plan, run, submit or show a suite: arms x seeds.")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(TEXTS), parser_class=Parser)
-    for name, text in TEXTS.items():
-        keys = {"retry": " --cluster.* and --checkpoints.* keys may follow.", "status": "", "cancel": ""}
-        description = f"{text}.{keys.get(name, ' Any key of a run may follow as a flag.')}"
-        sub = actions.add_parser(name, help=text, description=description)
-        if name in OF_A_FOLDER:
-            sub.add_argument("suite", metavar="OUT", help="output folder of the suite")
-            sub.add_argument("--out", type=Path, help=argparse.SUPPRESS)  # earlier: SUITE --out OUT
-        else:
-            sub.add_argument("suite", help="suite file, or a name in configs/suites")
-        if name == "diff":
-            sub.add_argument("arms", nargs=2, metavar="ARM", help="names of two arms")
-            continue
-        if name not in OF_A_FOLDER:
-            sub.add_argument("--out", type=Path, help="output folder (default: out/<suite>)")
-        sub.add_argument("--seeds", help="comma-separated seeds instead of the suite's")
-        if name in ("plan", "run", "submit", "retry"):
-            sub.add_argument("--cluster", help="file that says where cells run, or its name in configs/cluster")
-        if name == "run":
-            sub.add_argument("--jobs", type=COUNT, default=1, help="cells side by side (default 1)")
-        if name in ("submit", "retry"):
-            sub.add_argument("--site", type=Path, help="site file (default: launch/site.env, where it exists)")
-            sub.add_argument("--dry-run", action="store_true", help="print every script and command, submit nothing")
-    args, flags = parser.parse_known_args(argv)
-    if flags and args.action in ("status", "cancel"):
-        raise UserError(
-            f"replicate grid {args.action}: {flags[0]} does not act here; the cells are what their folders say"
-        )
-    action: Callable[[argparse.Namespace, list[str]], int] = {
-        "plan": _plan, "run": _run, "submit": _submit, "status": _status, "retry": _retry, "cancel": _cancel,
-        "diff": _diff,
-    }[args.action]  # fmt: skip
-    return action(args, flags)
+def named_suite(name: str, out: Path | None, seeds: str | None) -> tuple[SuiteConfig, SuiteDir]:
+    """The suite of a name, with --seeds, and its output folder by --out."""
+    inside = next((f for f in (Path(name), Path("out", name)) if SuiteDir(f).suite.is_file()), None)
+    if inside is not None and not _is_suite(name):
+        raise UserError(f"{name}: is an output folder, and a suite's file or name goes here, with --out {inside}")
+    suite = load_suite(name)
+    return with_seeds(suite, seeds), SuiteDir(out or Path("out", suite.name))
 
 
-# ---------------------------------------------------------------- what is meant
-
-
-def named_suite(args: argparse.Namespace) -> tuple[SuiteConfig, SuiteDir]:
-    """The suite that args.suite names, with --seeds, and its output folder by --out."""
-    inside = next((f for f in (Path(args.suite), Path("out", args.suite)) if SuiteDir(f).suite.is_file()), None)
-    if inside is not None and not _is_suite(args.suite):
-        raise UserError(f"{args.suite}: is an output folder, and a suite's file or name goes here, with --out {inside}")
-    suite = load_suite(args.suite)
-    return with_seeds(suite, args.seeds), SuiteDir(args.out or Path("out", suite.name))
-
-
-def suite_of_folder(args: argparse.Namespace) -> tuple[SuiteConfig, SuiteDir]:
+def _suite_of_folder(args: Namespace) -> tuple[SuiteConfig, SuiteDir]:
     """The suite that an output folder holds, with --seeds; a suite and --out in its place are read with a hint."""
     out, name = args.out, args.suite
     if out is None and not SuiteDir(Path(name)).root.is_dir():
@@ -104,6 +74,13 @@ def suite_of_folder(args: argparse.Namespace) -> tuple[SuiteConfig, SuiteDir]:
     return with_seeds(load_suite(suite_dir.suite), args.seeds), suite_dir
 
 
+def _is_suite(name: str) -> bool:
+    try:
+        return find_config(name, "suites").is_file()
+    except UserError:
+        return False
+
+
 def with_seeds(suite: SuiteConfig, seeds: str | None) -> SuiteConfig:
     """The suite with the seeds of --seeds in place of its own."""
     if seeds is None:
@@ -115,56 +92,32 @@ def with_seeds(suite: SuiteConfig, seeds: str | None) -> SuiteConfig:
     return suite
 
 
-def _is_suite(name: str) -> bool:
-    try:
-        return find_config(name, "suites").is_file()
-    except UserError:
-        return False
+def _load(args: Namespace) -> Grid:
+    cluster = find_cluster(args.cluster) if args.cluster else None
+    return load_grid(*named_suite(args.suite, args.out, args.seeds), args.keys, cluster)
 
 
-def _load(args: argparse.Namespace, flags: list[str]) -> Grid:
-    return load_grid(*named_suite(args), flags, find_cluster(args.cluster) if args.cluster else None)
-
-
-# ---------------------------------------------------------------- looking
-
-
-def _plan(args: argparse.Namespace, flags: list[str]) -> int:
-    grid = _load(args, flags)
+@OF_SUITE
+@takes_keys()
+def plan(args: Namespace) -> None:
+    """list the cells."""
+    grid = _load(args)
     rows = []
     for cell in grid.cells:
         t = cell.config.training
         rows.append((cell.name, cell.hash, t.steps, f"{t.steps * t.batch_tokens:,}", cell.run.root))
     columns = ("cell", "config hash", "steps", "tokens", "folder")
     table_console().print(table(f"{grid.suite.name}: {len(grid.cells)} cells", columns, rows))
-    return 0
 
 
-def _status(args: argparse.Namespace, flags: list[str]) -> int:
-    suite, suite_dir = suite_of_folder(args)
-    console = table_console()
-    queue = queue_of(suite_dir, console) if suite_dir.launch.is_dir() else None
-    earlier = [] if queue is None else submissions(suite_dir)
-    rows = statuses(suite.diverged, places(suite, suite_dir), earlier, queue or [])
-    print_status(rows, f"{suite.name} in {suite_dir.root}", console)
-    return 0
-
-
-def _diff(args: argparse.Namespace, flags: list[str]) -> int:
-    suite = load_suite(args.suite)
-    a, b = (scientific(load_cell(suite, arm, suite.seeds[0], flags)) for arm in args.arms)
-    rows = ((key, left, right) for key, (left, right) in differences(a, b).items())
-    table_console().print(table(f"{suite.name}: keys that may change a weight or a number", ("key", *args.arms), rows))
-    return 0
-
-
-# ---------------------------------------------------------------- running here
-
-
-def _run(args: argparse.Namespace, flags: list[str]) -> int:
+@OF_SUITE
+@takes("--jobs", "cells side by side (default 1)", COUNT, 1)
+@takes_keys()
+def run(args: Namespace) -> None:
+    """run here what is not complete, then report."""
     from replication.grid.local import report_is_current, run_cells
 
-    grid, console = _load(args, flags), Console()
+    grid, console = _load(args), Console()
     begun = claim_folder(grid.suite, grid.dir, grid.cells)
     tell_before(grid, begun, console)
     make_ready(grid, grid.incomplete, begun, console)
@@ -176,8 +129,10 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
         say(console, f"wrote {write_report(grid.dir, load_suite(grid.dir.suite))}")
     elif not outcome.elsewhere:
         say(console, "every cell was complete and the report is up to date: nothing to do")
+    own = Path(sys.executable).with_name("replicate")  # named by its path where it is not on PATH
+    command = "replicate" if shutil.which("replicate") or not own.exists() else str(own)
     say(console, f"report:       {grid.dir.report_html}")
-    say(console, f"curves:       {shlex.join([_here('replicate'), 'tensorboard', str(grid.dir.root)])}")
+    say(console, f"curves:       {shlex.join([command, 'tensorboard', str(grid.dir.root)])}")
     for what, ended, remedy in (
         ("failed", outcome.failed, "see the table; run again to retry"),
         ("were told to stop", outcome.stopped, "see the table; run again to retry"),
@@ -186,52 +141,62 @@ def _run(args: argparse.Namespace, flags: list[str]) -> int:
         if ended:
             names = name_cells([c.name for c in ended])
             raise UserError(f"{len(ended)} of {len(grid.cells)} cells {what} ({names}); {remedy}")
-    return 0
 
 
-def _here(command: str) -> str:
-    """A command of this Python's own environment, by its path where it is not on PATH."""
-    own = Path(sys.executable).with_name(command)
-    return command if shutil.which(command) or not own.exists() else str(own)
-
-
-# ---------------------------------------------------------------- running on a cluster
-
-
-def _submit(args: argparse.Namespace, flags: list[str]) -> int:
+@OF_SUITE
+@OF_JOBS
+@takes_keys()
+def submit(args: Namespace) -> None:
+    """submit to SLURM what is neither queued, running, complete nor failed, then completions and the report."""
     from replication.grid.submit import submit_cells
 
-    submit_cells(_load(args, flags), default_site(args.site), Console(), args.dry_run)
-    return 0
+    submit_cells(_load(args), default_site(args.site), Console(), args.dry_run)
 
 
-def _retry(args: argparse.Namespace, flags: list[str]) -> int:
+@OF_FOLDER
+def status(args: Namespace) -> None:
+    """show every cell, with its job where there is a scheduler."""
+    suite, suite_dir = _suite_of_folder(args)
+    console = table_console()
+    queue = queue_of(suite_dir, console) if suite_dir.launch.is_dir() else None
+    earlier = [] if queue is None else submissions(suite_dir)
+    rows = statuses(suite.diverged, places(suite, suite_dir), earlier, queue or [])
+    print_status(rows, f"{suite.name} in {suite_dir.root}", console)
+
+
+@OF_FOLDER
+@CLUSTER
+@OF_JOBS
+@takes_keys("--cluster.* and --checkpoints.* keys may follow.")
+def retry(args: Namespace) -> None:
+    """submit failed, preempted, interrupted and cancelled cells again, as their folders describe them."""
     from replication.grid.submit import submit_cells
 
-    suite, suite_dir = suite_of_folder(args)
-    for flag in flags:
-        if flag.startswith("--") and not flag.startswith(("--cluster.", "--checkpoints.")):
+    suite, suite_dir = _suite_of_folder(args)
+    for key in args.keys:
+        if key.startswith("--") and not key.startswith(("--cluster.", "--checkpoints.")):
             raise UserError(
-                f"replicate grid retry: {flag} does not act here; the cells are what their folders say, only "
+                f"replicate grid retry: {key} does not act here; the cells are what their folders say, only "
                 "--cluster.* and --checkpoints.* may change"
             )
-    grid = load_grid(suite, suite_dir, flags, find_cluster(args.cluster) if args.cluster else None, from_folder=True)
+    cluster = find_cluster(args.cluster) if args.cluster else None
+    grid = load_grid(suite, suite_dir, args.keys, cluster, from_folder=True)
     submit_cells(grid, default_site(args.site), Console(), args.dry_run, again=True)
-    return 0
 
 
-def _cancel(args: argparse.Namespace, flags: list[str]) -> int:
-    suite, suite_dir = suite_of_folder(args)
+@OF_FOLDER
+def cancel(args: Namespace) -> None:
+    """take the suite's jobs out of the queue."""
+    suite, suite_dir = _suite_of_folder(args)
     console = Console()
     queue = queue_of(suite_dir, console, needed=True) or []
     chosen = {p.folder for p in places(suite, suite_dir)}
-    jobs = jobs_of_cells(submissions(suite_dir), queue)
-    jobs = {cell: stages for cell, stages in jobs.items() if cell in chosen}
+    jobs = {cell: jobs for cell, jobs in jobs_of_cells(submissions(suite_dir), queue).items() if cell in chosen}
     if args.seeds:
         queue = [q for stages in jobs.values() for q in stages.values()]  # else all of it, the report included
     if not queue:
         say(console, "nothing of this suite is in the queue")
-        return 0
+        return
     others = sorted({q.user for q in queue} - {"", slurm.user_name()})
     if others and os.geteuid():
         raise UserError(
@@ -242,4 +207,42 @@ def _cancel(args: argparse.Namespace, flags: list[str]) -> int:
     note_cancelled(suite_dir, list(jobs))
     slurm.cancel([q.id for q in queue])
     say(console, f"cancelled {len(queue)} job(s) or elements; `replicate grid retry` goes on")
-    return 0
+
+
+@SUITE
+@takes("arms", "names of two arms", nargs=2, metavar="ARM")
+@takes_keys()
+def diff(args: Namespace) -> None:
+    """show in which keys two arms differ."""
+    suite = load_suite(args.suite)
+    a, b = (scientific(load_cell(suite, arm, suite.seeds[0], args.keys)) for arm in args.arms)
+    rows = ((key, left, right) for key, (left, right) in differences(a, b).items())
+    table_console().print(table(f"{suite.name}: keys that may change a weight or a number", ("key", *args.arms), rows))
+
+
+grid = actions(
+    "grid",
+    "Plan, run, submit or show a suite: arms x seeds.",
+    *(plan, run, submit, status, retry, cancel, diff),
+    no_keys="the cells are what their folders say",
+)
+
+
+@verb
+@takes("--cluster", "cluster file, or its name in configs/cluster: ask SLURM, start nothing")
+@takes("--suite", "with --cluster: suite file or name (default: ablation_2x2)")
+@takes("--site", "with --cluster: site file (default: launch/site.env, if there)", Path)
+@takes("--out", "with --cluster: folder of the results (default: out)", Path)
+def doctor(args: Namespace) -> int:
+    """Say what this machine has and what each config would need; or whether a cluster could run a suite."""
+    from replication.grid.cluster import examine_cluster
+    from replication.grid.doctor import doctor as examine
+
+    if args.cluster:
+        suite = load_suite(args.suite or "ablation_2x2")
+        config = load_cell(suite, suite.arms[0], suite.seeds[0], cluster=find_cluster(args.cluster))
+        return examine_cluster(suite, config, default_site(args.site), args.out or Path("out"), Console())
+    for name in ("suite", "site", "out"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name}: says what a cluster is asked about; name that with --cluster")
+    return examine(Console(), config_root())

@@ -6,7 +6,8 @@ import argparse
 import csv
 import shlex
 import sys
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -15,16 +16,13 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from rich.table import Column, Table
 
-from replication.cli.arguments import COUNT, NATURAL, Parser, folder, number, whole
-from replication.cli.judge_models import ask_model, model_arguments, read_or_write_sheet, sheet_arguments
+from replication.cli.arguments import COUNT, NATURAL, actions, folder, number, takes, whole
 from replication.console import plural, say, table, utc
 from replication.errors import UserError
 
 if TYPE_CHECKING:
-    from replication.judging.completions import Chosen
     from replication.judging.database import Database
     from replication.judging.folder import PanelFolder
-    from replication.judging.panel import PanelOptions
     from replication.judging.progress import Fill, Overview
 
 MOVED = {"rehearse": "load", "blinding": "blinding"}
@@ -32,18 +30,28 @@ MOVED = {"rehearse": "load", "blinding": "blinding"}
 BASE_URL = "http://127.0.0.1:8765"
 PACKAGES = "sqlalchemy psycopg fastapi starlette uvicorn python_multipart openai httpx aiohttp sklearn"
 """Of the extra `judge`."""
+DIR = takes("dir", "output folder of a suite", folder, metavar="DIR")
+DATABASE = takes(
+    "--database",
+    "panel in another database: a file, or a URL such as postgresql://user@host/name (default: "
+    "DIR/judging/judging.sqlite)",
+    metavar="URL",
+)
 DASH = "–"
 WIDEST_NAME = 14  # that 80 columns hold beside the counts; a longer one goes on in the next line
 
 
-def judge(argv: list[str]) -> int:
-    """The verb: parse, then act."""
+def judge(argv: Sequence[str]) -> int:
+    """The verb: the actions below, and one line for a package that is missing or a database that refuses."""
     if argv and argv[0] in MOVED:
         raise UserError(
             f"replicate judge {argv[0]}: is `python tests/load_test {MOVED[argv[0]]}` now, in a checkout of the project"
         )
+    from replication.cli.judge_models import model, sheet
+
+    acts = (prepare, invite, serve, status, model, sheet, lock, export)
     try:
-        return _act(argv)
+        return actions("judge", "People and models compare completions of two arms, blind.", *acts)(argv)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in PACKAGES.split():
             raise
@@ -60,21 +68,11 @@ def judge(argv: list[str]) -> int:
         ) from error
 
 
-def _act(argv: list[str]) -> int:
-    parser = Parser(prog="replicate judge", description="People and models compare completions of two arms, blind.")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS), parser_class=Parser)
-    for name, (text, add_arguments, _) in ACTIONS.items():
-        sub = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        sub.add_argument("dir", type=folder, metavar="DIR", help="output folder of a suite")
-        if add_arguments is not None:
-            add_arguments(sub)
-        sub.add_argument("--database", metavar="URL", help="panel in another database: a file, or a URL such as "
-                         "postgresql://user@host/name (default: DIR/judging/judging.sqlite)")  # fmt: skip
-    args = parser.parse_args(argv)
-    return ACTIONS[args.action][2](args, Console(highlight=False, soft_wrap=True))
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
 
 
-def _open(args: argparse.Namespace, only_reads: bool = False) -> tuple[PanelFolder, Database]:
+def open_panel(args: Namespace, only_reads: bool = False) -> tuple[PanelFolder, Database]:
     from replication.judging.folder import find_panel
 
     folder = find_panel(args.dir)
@@ -94,31 +92,31 @@ def _warn(console: Console, text: str) -> None:
     say(console, text, style="yellow")
 
 
-# ---------------------------------------------------------------- a new panel
-
-
-def _prepare_arguments(sub: Parser) -> None:
-    add = sub.add_argument
-    add("--pair", metavar="A,B", help="baseline and treatment (default: those of the suite's analysis)")
-    add("--judges", type=NATURAL, help="people, each with a set of pairs (default: the suite's analysis)")
-    add("--votes", type=COUNT, help="first votes of a set (default: the suite's analysis)")
-    add("--repeats", type=number("[0, 0.5]"), default=0.1, help="share of a set that comes again, sides swapped "
-        "(default 0.1)")  # fmt: skip
-    add("--attention", type=NATURAL, default=0, help="attention items of a set (default 0)")
-    add("--no-survey", action="store_true", help="ask people nothing about themselves")
-    add("--invite-only", action="store_true", help="no open link: each judge needs a link of their own")
-    add("--import", dest="file", type=Path, metavar="FILE", help="completions that the published A/B tool exports, in "
-        "place of a suite's")  # fmt: skip
-
-
-def _prepare(args: argparse.Namespace, console: Console) -> int:
+@DIR
+@takes("--pair", "baseline and treatment (default: those of the suite's analysis)", metavar="A,B")
+@takes("--judges", "people, each with a set of pairs (default: the suite's analysis)", NATURAL)
+@takes("--votes", "first votes of a set (default: the suite's analysis)", COUNT)
+@takes("--repeats", "share of a set that comes again, sides swapped (default 0.1)", number("[0, 0.5]"), 0.1)
+@takes("--attention", "attention items of a set (default 0)", NATURAL, 0)
+@takes("--no-survey", "ask people nothing about themselves", bool)
+@takes("--invite-only", "no open link: each judge needs a link of their own", bool)
+@takes(
+    "--import",
+    "completions that the published A/B tool exports, in place of a suite's",
+    Path,
+    dest="file",
+    metavar="FILE",
+)
+@DATABASE
+def prepare(args: Namespace) -> None:
+    """Make a panel from the completions of two arms: items, sealed key, a set of pairs for each judge."""
     from replication.judging.completions import deviations, from_file, from_suite
     from replication.judging.database import Database
     from replication.judging.folder import PanelFolder
     from replication.judging.panel import PanelOptions, create_panel
     from replication.runs.layout import SuiteDir
 
-    folder = PanelFolder(args.dir, SuiteDir(args.dir).judging)
+    console, folder = _console(), PanelFolder(args.dir, SuiteDir(args.dir).judging)
     if args.file is None and not args.dir.is_dir():
         raise UserError(f"{args.dir}: no such folder; give the output folder of `replicate grid run`")
     if args.file is not None and args.pair:
@@ -127,9 +125,13 @@ def _prepare(args: argparse.Namespace, console: Console) -> int:
     for line in chosen.left_out:
         _warn(console, line)
     n_judges = chosen.analysis.judges if args.judges is None else args.judges
+    votes, n_pairs = args.votes or chosen.analysis.votes_per_judge, chosen.n_pairs
+    if args.votes is None and args.file is not None and n_pairs < votes:
+        _warn(console, f"the file has {n_pairs} pairs of completions: a set is all of them, not {votes}")
+        votes = n_pairs
     options = PanelOptions(
         judges=n_judges,
-        votes_per_judge=_votes(args, chosen, console),
+        votes_per_judge=votes,
         repeat_share=args.repeats,
         attention=args.attention,
         survey=not args.no_survey,
@@ -141,79 +143,17 @@ def _prepare(args: argparse.Namespace, console: Console) -> int:
     folder.write_facts(database, options, is_named=bool(args.database))
     for line in deviations(chosen, options.judges, options.votes_per_judge):
         _warn(console, line)
-    _fact(console, "panel", f"{_sets(options)}, {plural(len(chosen.completions), 'seed')}, in {database.name}")
+    more = [plural(n, one) for n, one in ((options.n_repeats, "repeat"), (options.attention, "attention item")) if n]
+    parts = [plural(votes, "pair"), *more]
+    listed = ", ".join(parts[:-1]) + " and " + parts[-1] if more else parts[0]
+    seeds = plural(len(chosen.completions), "seed")
+    _fact(console, "panel", f"{plural(n_judges, 'set')} of {listed}, {seeds}, in {database.name}")
     _fact(console, "sealed key", f"{folder.sealed / 'key.json'}; the page neither needs nor reads it")
-    if not options.judges:
+    if not n_judges:
         _fact(console, "judges", f"models, {_command('model', args.dir)} ...; people by `replicate judge invite`")
     elif tokens.join is None:
-        _fact(console, "links", _command("invite", args.dir, "--judges", options.judges))
+        _fact(console, "links", _command("invite", args.dir, "--judges", n_judges))
     _fact(console, "next", f"{_command('serve', args.dir)}   (opens the page, prints its links)")
-    return 0
-
-
-def _votes(args: argparse.Namespace, chosen: Chosen, console: Console) -> int:
-    """First votes of a set: --votes, or the analysis'; of a file that has fewer pairs, all of them."""
-    votes, n_pairs = chosen.analysis.votes_per_judge, chosen.n_pairs
-    if args.votes is not None:
-        return int(args.votes)
-    if args.file is None or n_pairs >= votes:
-        return votes
-    _warn(console, f"the file has {n_pairs} pairs of completions: a set is all of them, not {votes}")
-    return n_pairs
-
-
-def _sets(options: PanelOptions) -> str:
-    """Such as '40 sets of 32 pairs, 4 repeats and 2 attention items'."""
-    more = [plural(n, one) for n, one in ((options.n_repeats, "repeat"), (options.attention, "attention item")) if n]
-    parts = [plural(options.votes_per_judge, "pair"), *more]
-    listed = ", ".join(parts[:-1]) + " and " + parts[-1] if more else parts[0]
-    return f"{plural(options.judges, 'set')} of {listed}"
-
-
-# ---------------------------------------------------------------- links
-
-
-def _invite_arguments(sub: Parser) -> None:
-    add = sub.add_argument
-    add("--judges", type=COUNT, metavar="N", help="links for so many people")
-    add("--judge-id", nargs="+", metavar="NAME", help="a new link for each; the old one stops working")
-    add("--test", action="store_true", help="links to try the page: votes by them enter no record and no count")
-    add("--base-url", type=_base_url, help=f"where the page is reached (default: where it is served, or {BASE_URL})")
-    add("--csv", action="store_true", help="print judge_id,link instead of a table")
-
-
-def _invite(args: argparse.Namespace, console: Console) -> int:
-    from replication.judging.panel import invite, invite_people
-
-    if (args.judges is None) == (args.judge_id is None):
-        raise UserError("replicate judge invite: give --judges N, or --judge-id NAME")
-    if args.test and args.judge_id:
-        raise UserError("--test: goes with --judges N; a judge stays what they were made as")
-    folder, database = _open(args)
-    further = 0
-    if args.judge_id:
-        tokens = invite(database, args.judge_id)
-    elif args.test:
-        tokens, _ = invite_people(database, folder.sealed, args.judges, test=True)
-    else:
-        tokens, further = invite_people(database, folder.sealed, args.judges)
-    base = args.base_url or folder.served_at()
-    if base is None:
-        base = BASE_URL
-        _warn(
-            Console(stderr=True),
-            f"the page is not served from here now: the links name {base}, where `replicate judge serve` opens it "
-            "unless told otherwise; --base-url names another address",
-        )
-    links = [(name, f"{base}/j/{token}") for name, token in tokens.items()]
-    if args.csv:
-        csv.writer(sys.stdout, lineterminator="\n").writerows([("judge_id", "link"), *links])
-        return 0
-    shown = table("Links; each is a judge's own and is shown this once", ["judge_id", "link"], links)
-    Console(width=max(console.width, 110)).print(shown)
-    if further:
-        say(console, f"{further} of them are further sets: every planned one has its judge")
-    return 0
 
 
 def _base_url(text: str) -> str:
@@ -227,28 +167,65 @@ def _base_url(text: str) -> str:
     return text.rstrip("/")
 
 
-# ---------------------------------------------------------------- the page
+@DIR
+@takes("--judges", "links for so many people", COUNT, metavar="N")
+@takes("--judge-id", "a new link for each; the old one stops working", nargs="+", metavar="NAME")
+@takes("--test", "links to try the page: votes by them enter no record and no count", bool)
+@takes("--base-url", f"where the page is reached (default: where it is served, or {BASE_URL})", _base_url)
+@takes("--csv", "print judge_id,link instead of a table", bool)
+@DATABASE
+def invite(args: Namespace) -> None:
+    """Links for people: to sets that nobody has yet, then to further ones; or a new link for a judge."""
+    from replication.judging import panel
+
+    if (args.judges is None) == (args.judge_id is None):
+        raise UserError("replicate judge invite: give --judges N, or --judge-id NAME")
+    if args.test and args.judge_id:
+        raise UserError("--test: goes with --judges N; a judge stays what they were made as")
+    folder, database = open_panel(args)
+    further = 0
+    if args.judge_id:
+        tokens = panel.invite(database, args.judge_id)
+    elif args.test:
+        tokens, _ = panel.invite_people(database, folder.sealed, args.judges, test=True)
+    else:
+        tokens, further = panel.invite_people(database, folder.sealed, args.judges)
+    base = args.base_url or folder.served_at()
+    if base is None:
+        base = BASE_URL
+        _warn(
+            Console(stderr=True),
+            f"the page is not served from here now: the links name {base}, where `replicate judge serve` opens it "
+            "unless told otherwise; --base-url names another address",
+        )
+    links = [(name, f"{base}/j/{token}") for name, token in tokens.items()]
+    if args.csv:
+        csv.writer(sys.stdout, lineterminator="\n").writerows([("judge_id", "link"), *links])
+        return
+    shown = table("Links; each is a judge's own and is shown this once", ["judge_id", "link"], links)
+    Console(width=max(_console().width, 110)).print(shown)
+    if further:
+        say(_console(), f"{further} of them are further sets: every planned one has its judge")
 
 
-def _serve_arguments(sub: Parser) -> None:
-    add = sub.add_argument
-    add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)")
-    add("--port", type=whole(0, 65535), default=8765, help="(default 8765; 0: any free one)")
-    add("--base-url", type=_base_url, help="where judges reach the page, if not there: that of a proxy in front of it")
-    add("--allowed-host", action="append", default=[], help="a further name that the page answers to")
-    add("--preview", action="store_true", help="try the page on a copy: votes there are thrown away")
-    add("--log", action="store_true", help="print a line for each request, without its link")
-
-
-def _serve(args: argparse.Namespace, console: Console) -> int:
-    from replication.judging.page.server import serve
+@DIR
+@takes("--host", "address to listen on (default 127.0.0.1: this machine alone)", default="127.0.0.1")
+@takes("--port", "(default 8765; 0: any free one)", whole(0, 65535), 8765)
+@takes("--base-url", "where judges reach the page, if not there: that of a proxy in front of it", _base_url)
+@takes("--allowed-host", "a further name that the page answers to", default=[], action="append")
+@takes("--preview", "try the page on a copy: votes there are thrown away", bool)
+@takes("--log", "print a line for each request, without its link", bool)
+@DATABASE
+def serve(args: Namespace) -> None:
+    """Open the page on which people vote."""
+    from replication.judging.page import server
     from replication.judging.panel import preview
     from replication.judging.store import Store, hash_token
 
-    base = args.base_url
+    console, base = _console(), args.base_url
     allowed = [*args.allowed_host, *([str(urlsplit(base).hostname)] if base else [])]
     log = console.print if args.log else None
-    folder, database = _open(args, only_reads=args.preview)
+    folder, database = open_panel(args, only_reads=args.preview)
     if args.preview:
         with TemporaryDirectory() as temporary:
             copy, link = preview(database, Path(temporary) / "preview.sqlite")
@@ -257,9 +234,9 @@ def _serve(args: argparse.Namespace, console: Console) -> int:
                 say(console, "Ctrl-C ends it, and what was voted in it is thrown away; the panel is not touched")
                 say(console, f"preview:       {base or address}/join/{link}")
 
-            serve(copy, args.host, args.port, log, allowed_hosts=allowed, ready=say_preview, preview=True)
+            server.serve(copy, args.host, args.port, log, allowed_hosts=allowed, ready=say_preview, preview=True)
             copy.database.close()
-        return 0
+        return
     store = Store(database)
     hashed = store.panel().join_sha256
     served = ""
@@ -273,30 +250,27 @@ def _serve(args: argparse.Namespace, console: Console) -> int:
             _warn(console, "the panel is locked: the page says so and takes no more votes")
         say(console, "Ctrl-C ends it; a vote that is acknowledged is on the disk")
         say(console, f"administrator: {where}/admin   (token: {folder.admin_token})")
-        invitation = f"by invitation{{}} {_command('invite', args.dir, '--judges', 'N')}"
+        command = _command("invite", args.dir, "--judges", "N")
         if hashed is None:
-            say(console, f"judges:        {invitation.format(',')}")
+            links = f"by invitation, {command}"
         elif join is None or hash_token(join) != hashed:
             what = "the rest of the link was in" if join is None else "its end is not what stands in"
-            tail = f"({what} {folder.join_token.name}; {invitation.format(':')})"
-            say(console, f"judges:        {where}/join/...   {tail}")
+            links = f"{where}/join/...   ({what} {folder.join_token.name}; by invitation: {command})"
         else:
-            say(console, f"judges:        {where}/join/{join}")
+            links = f"{where}/join/{join}"
+        say(console, f"judges:        {links}")
 
     try:
-        serve(store, args.host, args.port, log, allowed_hosts=allowed, ready=say_where)
+        server.serve(store, args.host, args.port, log, allowed_hosts=allowed, ready=say_where)
     finally:
         folder.forget_serving(served)
-    return 0
 
 
-# ---------------------------------------------------------------- looking
-
-
-def _status(args: argparse.Namespace, console: Console) -> int:
-    folder, database = _open(args, only_reads=True)
-    print_state(folder, database, console)
-    return 0
+@DIR
+@DATABASE
+def status(args: Namespace) -> None:
+    """How far each judge is, and the panel from its plan; no arm is known."""
+    print_state(*open_panel(args, only_reads=True), _console())
 
 
 def print_state(folder: PanelFolder, database: Database, console: Console) -> None:
@@ -314,9 +288,11 @@ def print_state(folder: PanelFolder, database: Database, console: Console) -> No
         share = f"{100 * o.left.value:.1f} % of {o.left.whole} decisive first votes"
         _fact(console, "left", f"{share}; by chance {100 * low:.1f} to {100 * high:.1f} %")
     if o.n_test_judges:
-        text = f"{o.n_test_votes} votes of {o.n_test_judges} test judges, here and everywhere"
-        _fact(console, "left out", text)
-    _fact(console, "coverage", _coverage(o))
+        _fact(console, "left out", f"{o.n_test_votes} votes of {o.n_test_judges} test judges, here and everywhere")
+    cast = [sum(share.part for share in prompt.votes.values()) for prompt in o.coverage]
+    none = f"; {cast.count(0)} with none" if 0 in cast else ""
+    each = f"{len(cast)} prompts, each with {min(cast)} to {max(cast)} first votes{none}" if cast else "no prompts"
+    _fact(console, "coverage", each)
     _fact(console, "plan", fill(database, folder.rules(Store(database).panel())).sentence)
     if at := o.panel.locked_at:
         early = f", early: {o.panel.lock_note}" if o.panel.lock_note else ""
@@ -341,38 +317,25 @@ def _judges(o: Overview) -> Table:
     return table(f"{o.panel.suite}: judges", [column, *heads], rows)
 
 
-def _coverage(o: Overview) -> str:
-    cast = [sum(share.part for share in prompt.votes.values()) for prompt in o.coverage]
-    if not cast:
-        return "no prompts"
-    none = f"; {cast.count(0)} with none" if 0 in cast else ""
-    return f"{len(cast)} prompts, each with {min(cast)} to {max(cast)} first votes{none}"
-
-
-# ---------------------------------------------------------------- the lock
-
-
-def _lock_arguments(sub: Parser) -> None:
-    sub.add_argument("--early", metavar="WHY", help="lock before all planned votes are in; the reason is kept")
-    sub.add_argument("--yes", action="store_true", help="ask nothing; without a terminal it is needed")
-
-
-def _lock(args: argparse.Namespace, console: Console) -> int:
+@DIR
+@takes("--early", "lock before all planned votes are in; the reason is kept", metavar="WHY")
+@takes("--yes", "ask nothing; without a terminal it is needed", bool)
+@DATABASE
+def lock(args: Namespace) -> None:
+    """Close the panel for good, open the seal, write votes.csv for the report."""
     from replication.judging.completions import IMPORTED
     from replication.judging.panel import lock_panel
     from replication.judging.progress import fill
     from replication.judging.record import check_record, check_votes_file, write_votes_record
     from replication.judging.store import Store
 
-    early = (args.early or "").strip()
+    console, early = _console(), (args.early or "").strip()
     if args.early is not None and not early:
         raise UserError("--early: is empty; say why, in words that are kept")
-    folder, database = _open(args)
+    folder, database = open_panel(args)
     panel = Store(database).panel()
     rules = folder.rules(panel)
     check_votes_file(folder, panel.panel_id)
-    if panel.locked_at is not None and early:
-        _warn(console, f"the panel is locked already, since {utc(panel.locked_at)} UTC: the reason is not taken")
     if panel.locked_at is None:
         filled = fill(database, rules)
         if filled.n_short:
@@ -381,10 +344,12 @@ def _lock(args: argparse.Namespace, console: Console) -> int:
                 f"{filled.n_short} judges gave fewer than the {filled.votes} planned votes: where a plan was "
                 "registered, the report names that as a deviation from it",
             )
-        _may_be_locked(args, filled, console)
+        _confirm(filled, bool(early), args.yes, console)
         if filled.is_full and early:
             _warn(console, "nothing planned is missing: the reason is not taken")
-        early = "" if filled.is_full else early  # it would be read as if votes had been missing
+            early = ""  # it would be read as if votes had been missing
+    elif early:
+        _warn(console, f"the panel is locked already, since {utc(panel.locked_at)} UTC: the reason is not taken")
     lock_panel(database, folder.sealed, early, check_record)
     note = write_votes_record(folder, database, rules)
     counts = f"{note.n_votes} first votes of {note.n_judges} judges, {note.n_repeats} repeats"
@@ -395,18 +360,18 @@ def _lock(args: argparse.Namespace, console: Console) -> int:
         _fact(console, "locked early", note.locked_early_because, style="yellow")
     if note.n_repeats_without_first_vote:
         _fact(console, "left out", f"{note.n_repeats_without_first_vote} repeats of pairs without a first vote")
-    _say_test_votes(note.n_test_votes, console)
+    if note.n_test_votes:
+        _fact(console, "left out", f"{note.n_test_votes} votes of test judges")
     _fact(console, "counts", folder.marginals)
     if folder.suite.suite.is_file() or note.suite == IMPORTED:
         _fact(console, "next", shlex.join(["replicate", "report", str(folder.root)]))
-    return 0
 
 
-def _may_be_locked(args: argparse.Namespace, filled: Fill, console: Console) -> None:
+def _confirm(filled: Fill, has_reason: bool, yes: bool, console: Console) -> None:
     """Raise UserError unless the panel is full or a reason is given, and whoever asks has confirmed."""
-    if not filled.is_full and not (args.early or "").strip():
+    if not filled.is_full and not has_reason:
         raise UserError(f'{filled.sentence}; wait for the others, or give the reason: --early "why", which is kept')
-    if args.yes:
+    if yes:
         return
     console.print(f"{filled.sentence}. The lock is for good: no vote is taken after it, and the arms become known.")
     if not sys.stdin.isatty():
@@ -415,50 +380,21 @@ def _may_be_locked(args: argparse.Namespace, filled: Fill, console: Console) -> 
         raise UserError("not locked; nothing has changed")
 
 
-def _export_arguments(sub: Parser) -> None:
-    sub.add_argument("--out", type=Path, help="folder for the files (default: DIR/judging, votes.csv in DIR)")
-
-
-def _export(args: argparse.Namespace, console: Console) -> int:
+@DIR
+@takes("--out", "folder for the files (default: DIR/judging, votes.csv in DIR)", Path)
+@DATABASE
+def export(args: Namespace) -> None:
+    """After the lock: votes, counts, judges and models' answers as files."""
     from replication.judging.folder import PanelFolder
     from replication.judging.record import write_export, write_votes_record
     from replication.judging.store import Store
 
-    folder, database = _open(args, only_reads=True)
+    console = _console()
+    folder, database = open_panel(args, only_reads=True)
     rules = folder.rules(Store(database).panel())
     target = folder if args.out is None else PanelFolder(args.out, args.out)
-    _say_test_votes(write_votes_record(target, database, rules).n_test_votes, console)
+    n_test_votes = write_votes_record(target, database, rules).n_test_votes
+    if n_test_votes:
+        _fact(console, "left out", f"{n_test_votes} votes of test judges")
     for path in (target.suite.votes, target.marginals, *write_export(target, database)):
         say(console, f"wrote {path}")
-    return 0
-
-
-def _say_test_votes(n: int | None, console: Console) -> None:
-    if n:
-        _fact(console, "left out", f"{n} votes of test judges")
-
-
-Arguments = Callable[[Parser], None]
-ACTIONS: dict[str, tuple[str, Arguments | None, Callable[[argparse.Namespace, Console], int]]] = {
-    "prepare": (
-        "make a panel from the completions of two arms: items, sealed key, a set of pairs for each judge",
-        _prepare_arguments,
-        _prepare,
-    ),
-    "invite": (
-        "links for people: to sets that nobody has yet, then to further ones; or a new link for a judge",
-        _invite_arguments,
-        _invite,
-    ),
-    "serve": ("open the page on which people vote", _serve_arguments, _serve),
-    "status": ("how far each judge is, and the panel from its plan; no arm is known", None, _status),
-    "model": ("let a model behind an OpenAI-compatible endpoint judge", model_arguments, ask_model),
-    "sheet": (
-        "let a chat model judge by hand: write a sheet of questions, read the filled one",
-        sheet_arguments,
-        read_or_write_sheet,
-    ),
-    "lock": ("close the panel for good, open the seal, write votes.csv for the report", _lock_arguments, _lock),
-    "export": ("after the lock: votes, counts, judges and models' answers as files", _export_arguments, _export),
-}
-"""Action -> its help, what adds its arguments, and what it does."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import NoReturn
 
@@ -20,7 +21,42 @@ from replication.errors import NO_ROOM, REMEDIES, UserError, first_line, is_disk
 from replication.processes.launcher import forget_place_of_the_shell
 from replication.processes.preemption import PREEMPTED, Preempted, StoppedEarly
 
+HELP = """\
+usage: replicate VERB [options]      (replicate VERB --help says more; --debug shows tracebacks)
+
+  prepare         Read the sources, train or load the tokenizer, write token blocks; or show a global batch.
+  train           Train one cell (one arm at one seed), generate its completions, mark it complete.
+  preregistration Register a suite's analysis plan before its first cell, show it, or check whether it was followed.
+  plan            Another name of `preregistration`; `plan freeze` is `preregistration register`.
+  grid            Plan, run, submit or show a suite: arms x seeds.
+  generate        Sample completions of a suite's trained cells, or export two arms' for blind judging elsewhere.
+  judge           Let people and models compare completions of two arms, blind; lock; write the votes for the report.
+  report          Write report.html, report.md, results.json and figures from the run folders.
+  power           Say how many seeds, prompts, judges and GPU-hours it takes to find a preference of a given size.
+  calibrate       Simulate experiments of known truth and show how often every test of the report is wrong.
+  tensorboard     Curves in TensorBoard, with means, bands and paired differences over seeds; live while cells run.
+  drill           Kill a run at random points, resume it, and compare its end with an undisturbed run.
+  bench           Measure speed and memory as ratios inside one run: arms, other trainers, ranks, heads; and \
+rounding's noise.
+  audit           Recompute a paper's printed figures from its published data files, and say which differ.
+  doctor          Say what this machine has and what each config would need; or whether a cluster could run a suite."""
+HOMES = {"prepare": "train", "plan": "preregistration", "audit": "report", "doctor": "grid"} | {
+    "power": "evidence",
+    "calibrate": "evidence",
+    "drill": "bench",
+}
+"""Modules of cli/ that hold a verb of another name than their own."""
 INTERRUPTED = 130
+
+
+def _run(verb: str, argv: list[str]) -> int:
+    module = import_module(f"replication.cli.{HOMES.get(verb, verb)}")
+    return int(getattr(module, verb)(argv))
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    verb: partial(_run, verb) for verb in re.findall(r"^  (\w+)", HELP, re.MULTILINE)
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,8 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 2 with one line for a user's mistake, 75 where a run was told to stop and did, 130 after Ctrl-C,
         1 otherwise.
     """
-    if argv is None:  # the door itself
-        _clean_environment()
+    if argv is None:  # the door itself: nothing of the current folder or of a login shell may pass for the run's own
+        os.environ["PYTHONSAFEPATH"] = "1"
+        if "PYTHONPATH" in os.environ:  # an empty entry is the current folder
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, os.environ["PYTHONPATH"].split(os.pathsep)))
+        forget_place_of_the_shell()
     args = list(sys.argv[1:] if argv is None else argv)
     launched = "RANK" in os.environ or "SLURM_STEP_ID" in os.environ  # by what speaks for all ranks
     debug = "--debug" in args
@@ -42,7 +81,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        return _verb(args)
+        if not args or args[0] in ("-h", "--help"):
+            print(HELP)
+            return 0
+        if args[0] == "--version":
+            print(f"replicate {__version__}")
+            return 0
+        if args[0] not in VERBS:
+            raise UserError(f"replicate: no verb '{args[0]}'; the verbs are {', '.join(VERBS)}")
+        return VERBS[args[0]](args[1:])
     except UserError as error:
         if debug:
             traceback.print_exc()
@@ -77,17 +124,8 @@ def _told(error: Exception) -> str | None:
     if isinstance(error, OSError) and (error.filename is not None or error.errno in REMEDIES):
         return told(error) if error.filename is not None else f"{error.strerror}: {REMEDIES[error.errno or 0]}"
     if is_disk_full(error):  # wrapped by a library, or in words of its own
-        first = first_line(error)
-        return f"no room on the disk ({first}); {NO_ROOM}"
+        return f"no room on the disk ({first_line(error)}); {NO_ROOM}"
     return None
-
-
-def _clean_environment() -> None:
-    """Let nothing of the current folder or of a login shell pass for the run's own, here and in what this starts."""
-    os.environ["PYTHONSAFEPATH"] = "1"
-    if "PYTHONPATH" in os.environ:  # an empty entry is the current folder
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, os.environ["PYTHONPATH"].split(os.pathsep)))
-    forget_place_of_the_shell()
 
 
 def _listen() -> None:
@@ -96,89 +134,11 @@ def _listen() -> None:
     SIGINT also where it was ignored (what a script starts with &, many CI runners): it is sent on purpose. SIGHUP, a
     closed terminal, does not under nohup. The stop signals, and SIGTERM from a scheduler, end with PREEMPTED.
     """
+
+    def interrupt(signum: int, frame: object) -> NoReturn:
+        early = {signal.SIGUSR1, signal.SIGUSR2} | ({signal.SIGTERM} if "SLURM_STEP_ID" in os.environ else set())
+        raise StoppedEarly if signum in early else KeyboardInterrupt
+
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         if name != "SIGHUP" or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            signal.signal(getattr(signal, name), _interrupt)
-
-
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    early = signum in (signal.SIGUSR1, signal.SIGUSR2) or (signum == signal.SIGTERM and "SLURM_STEP_ID" in os.environ)
-    raise StoppedEarly if early else KeyboardInterrupt
-
-
-def _verb(args: list[str]) -> int:
-    if not args or args[0] in ("-h", "--help"):
-        print("usage: replicate VERB [options]      (replicate VERB --help says more; --debug shows tracebacks)\n")
-        print("\n".join(f"  {name:<15} {verb.summary}" for name, verb in VERBS.items()))
-        return 0
-    if args[0] == "--version":
-        print(f"replicate {__version__}")
-        return 0
-    if args[0] not in VERBS:
-        raise UserError(f"replicate: no verb '{args[0]}'; the verbs are {', '.join(VERBS)}")
-    return VERBS[args[0]](args[1:])
-
-
-@dataclass(frozen=True)
-class Verb:
-    """A function of a module of cli/, which is imported only when it is called."""
-
-    place: str
-    """module:function"""
-    summary: str
-
-    def __call__(self, argv: list[str]) -> int:
-        module, _, function = self.place.partition(":")
-        return int(getattr(import_module(f"replication.cli.{module}"), function)(argv))
-
-
-VERBS = {
-    "prepare": Verb(
-        "prepare:prepare", "Read the sources, train or load the tokenizer, write token blocks; or show a global batch."
-    ),
-    "train": Verb("train:train", "Train one cell (one arm at one seed), generate its completions, mark it complete."),
-    "preregistration": Verb(
-        "preregistration:preregistration",
-        "Register a suite's analysis plan before its first cell, show it, or check whether it was followed.",
-    ),
-    "plan": Verb(
-        "preregistration:preregistration",
-        "Another name of `preregistration`; `plan freeze` is `preregistration register`.",
-    ),
-    "grid": Verb("grid:grid", "Plan, run, submit or show a suite: arms x seeds."),
-    "generate": Verb(
-        "generate:generate",
-        "Sample completions of a suite's trained cells, or export two arms' for blind judging elsewhere.",
-    ),
-    "judge": Verb(
-        "judge:judge",
-        "Let people and models compare completions of two arms, blind; lock; write the votes for the report.",
-    ),
-    "report": Verb("report:report", "Write report.html, report.md, results.json and figures from the run folders."),
-    "power": Verb(
-        "evidence:power",
-        "Say how many seeds, prompts, judges and GPU-hours it takes to find a preference of a given size.",
-    ),
-    "calibrate": Verb(
-        "evidence:calibrate",
-        "Simulate experiments of known truth and show how often every test of the report is wrong.",
-    ),
-    "tensorboard": Verb(
-        "tensorboard:tensorboard",
-        "Curves in TensorBoard, with means, bands and paired differences over seeds; live while cells run.",
-    ),
-    "drill": Verb(
-        "bench:drill", "Kill a run at random points, resume it, and compare its end with an undisturbed run."
-    ),
-    "bench": Verb(
-        "bench:bench",
-        "Measure speed and memory as ratios inside one run: arms, other trainers, ranks, heads; and rounding's noise.",
-    ),
-    "audit": Verb(
-        "audit:audit", "Recompute a paper's printed figures from its published data files, and say which differ."
-    ),
-    "doctor": Verb(
-        "doctor:doctor",
-        "Say what this machine has and what each config would need; or whether a cluster could run a suite.",
-    ),
-}
+            signal.signal(getattr(signal, name), interrupt)

@@ -1,31 +1,97 @@
-"""`replicate report`."""
+"""`replicate report` and `replicate audit`: a suite's own figures, and a paper's printed ones."""
 
 from __future__ import annotations
 
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from rich.console import Console
+from rich.table import Column, Table
 
-from replication.cli.arguments import Parser, folder
-from replication.console import say
+from replication.cli.arguments import folder, takes, verb
+from replication.config import find_config, load_suite
+from replication.console import say, table
 from replication.errors import UserError
+from replication.runs.files import write_json, write_text
+from replication.runs.layout import SuiteDir
+
+if TYPE_CHECKING:
+    from replication.audit.audit import Row
 
 
-def report(argv: list[str]) -> int:
+@verb
+@takes("out", "output folder of a suite; or one with votes.csv alone", folder)
+def report(args: Namespace) -> None:
     """Write report.html, report.md, results.json and figures from the run folders."""
-    parser = Parser(prog="replicate report", description=report.__doc__)
-    parser.add_argument("out", type=folder, help="output folder of a suite; or one with votes.csv alone")
-    args = parser.parse_args(argv)
-    from replication.config import load_suite
-    from replication.runs.layout import SuiteDir
-
     suite_dir = SuiteDir(args.out)
-    if not suite_dir.suite.is_file():
-        if not suite_dir.votes.is_file():
-            raise UserError(f"{suite_dir.suite}: no such file; give the output folder of `replicate grid run`")
-        from replication.report.report import write_votes_report
+    if not suite_dir.suite.is_file() and not suite_dir.votes.is_file():
+        raise UserError(f"{suite_dir.suite}: no such file; give the output folder of `replicate grid run`")
+    from replication.report.report import write_report, write_votes_report
 
+    if suite_dir.suite.is_file():
+        say(Console(), f"wrote {write_report(suite_dir, load_suite(suite_dir.suite))}")
+    else:
         say(Console(), f"no suite.yaml: a report of the votes alone; wrote {write_votes_report(suite_dir)}")
-        return 0
-    from replication.report.report import write_report
 
-    say(Console(), f"wrote {write_report(suite_dir, load_suite(suite_dir.suite))}")
-    return 0
+
+@verb
+@takes("dir", "folder of the author's data files", Path)
+@takes("--claims", "claims file, or its name in configs/claims", default="precision_weighted_training")
+@takes("--out", "folder for audit.md and audit.json", Path)
+@takes("--all", "show every row, also those that are the same", bool)
+def audit(args: Namespace) -> None:
+    """Recompute a paper's printed figures from its published data files, and say which differ."""
+    from replication.audit.audit import CANNOT, DIFFERS, SAME, markdown
+    from replication.audit.audit import audit as run_audit
+    from replication.statistics.format import p_value, percent
+
+    found, console = run_audit(args.dir, find_config(args.claims, "claims")), Console()
+    if args.all:
+        console.print(_figures("The same", found.of(SAME)))
+    console.print(_figures("Figures that differ", found.of(DIFFERS, is_sentence=False)))
+    console.print(_figures("Sentences that differ, as read", found.of(DIFFERS, is_sentence=True)))
+    console.print(_figures("Not recomputable from what was published", found.of(CANNOT)))
+    for row in found.stated:
+        if row.verdict == DIFFERS:
+            say(console, f"the file states {row.stated} for {row.what}; its rows add up to {row.recomputed}")
+    units = ("unit", ">clusters", ">share for gain", "95 % interval", "gain : baseline : even", ">sign test p")
+    cells = (
+        (
+            c.unit,
+            c.n_clusters,
+            percent(c.share, 1),
+            f"{percent(c.low, 1)} to {percent(c.high, 1)}",
+            f"{c.for_gain} : {c.for_baseline} : {c.even}",
+            p_value(c.sign_p),
+        )
+        for c in found.clusters
+    )
+    console.print(table("The same votes with other units", units, cells))
+    if found.late_loss is not None:
+        loss = found.late_loss
+        say(
+            console,
+            f"late validation loss, {loss.run} minus {loss.minus}: {loss.difference:+.3f} nats, standard error "
+            f"{loss.standard_error:.3f}; not distinguishable is not equivalent",
+        )
+    for line in ("cannot be answered from these files:", *(f"  - {line}" for line in found.cannot_answer)):
+        say(console, line)
+    same, differ, cannot = (len(found.of(verdict)) for verdict in (SAME, DIFFERS, CANNOT))
+    entries = len({row.entry for row in found.of(DIFFERS)})
+    say(
+        console,
+        f"{len(found.rows)} figures and sentences: {same} same, {differ} differ (in {entries} entries of the claims "
+        f"file), {cannot} not recomputable",
+    )
+    if args.out is not None:
+        write_json(args.out / "audit.json", found.to_dict())
+        write_text(args.out / "audit.md", markdown(found))
+        say(console, f"every figure: {args.out / 'audit.md'}")
+
+
+def _figures(title: str, rows: Sequence[Row]) -> Table:
+    heads = (("figure", 4), ("where", 3), ("printed", 2), ("recomputed", 2), ("note", 5))
+    cells = ((row.what, row.where, row.printed, row.recomputed, row.note) for row in rows)
+    return table(f"{title} ({len(rows)})", [Column(head, ratio=ratio) for head, ratio in heads], cells, expand=True)

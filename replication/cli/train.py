@@ -1,38 +1,53 @@
-"""`replicate train`: one process of a run, or the launcher of all."""
+"""`replicate prepare` and `replicate train`: the corpus; one process of a run, or the launcher of all."""
 
 from __future__ import annotations
 
 import os
 import sys
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from replication.cli.arguments import Parser
+from replication.cli.arguments import NATURAL, Parser, takes, takes_keys, verb
 from replication.errors import UserError
 
-if TYPE_CHECKING:
-    from replication.config import RunConfig
 
-STAGES = ("all", "train", "generate")
+@verb
+@takes("--config", "config file; repeat it (default: data/python.yaml)", default=[], action="append")
+@takes("--out", "folder of the prepared corpus", Path, required=True)
+@takes("--show-batch", "print the global batch of step K (from 0), decoded", NATURAL, metavar="K")
+@takes("--full", "with --show-batch: whole sequences", bool)
+@takes_keys("")
+def prepare(args: Namespace) -> None:
+    """Read the sources, train or load the tokenizer, write token blocks; or show a global batch."""
+    from replication.config import load_run
+    from replication.data.prepare import prepare as prepare_corpus
+    from replication.data.store import show_batch
+
+    config = load_run(args.config or ["data/python.yaml"], args.keys)
+    if args.show_batch is not None:
+        show_batch(config, args.out, args.show_batch, Console(), full=args.full)
+    else:
+        prepare_corpus(config.data, args.out, Console())
 
 
-def train(argv: list[str]) -> int:
+@takes("--config", "layer of keys; repeat it, later files win", default=[], action="append")
+@takes("--out", "output folder; the cell is OUT/runs/<arm>/seed-<n>", Path)
+@takes("--stage", "train, or generate completions, or both", default="all", choices=("all", "train", "generate"))
+@takes("--print_config", "print every key as it is resolved, train nothing", bool)
+@takes("--dry-run", "print parameter groups and sizes, and train nothing", bool)
+def train(argv: Sequence[str]) -> int:
     """Train one cell (one arm at one seed), generate its completions, mark it complete."""
     from replication.config import help_of_keys, load_run, to_yaml
 
-    parser = Parser(prog="replicate train", description=train.__doc__, add_help=False)
-    parser.add_argument("--config", action="append", default=[], help="layer of keys; repeat it, later files win")
-    parser.add_argument("--out", type=Path, help="output folder; the cell is OUT/runs/<arm>/seed-<n>")
-    parser.add_argument("--stage", choices=STAGES, default="all", help="train, or generate completions, or both")
-    parser.add_argument("--print_config", action="store_true", help="print every key as it is resolved, train nothing")
-    parser.add_argument("--dry-run", action="store_true", help="print parameter groups and sizes, and train nothing")
-    if not argv or any(a in ("-h", "--help") for a in argv):
+    parser = Parser(prog="replicate train", description=train.__doc__, add_help=False).declare(train)
+    if not argv or {"-h", "--help"} & {*argv}:
         print(f"{parser.format_help()}\nkeys of a run, with their defaults; flags win over files:\n{help_of_keys()}")
         return 0
-    args, flags = parser.parse_known_args(argv)
-    config = load_run(args.config, flags)
+    args, keys = parser.parse_known_args(argv)
+    config = load_run(args.config, keys)
     if args.print_config:
         print(to_yaml(config), end="")
         return 0
@@ -44,34 +59,22 @@ def train(argv: list[str]) -> int:
     if args.out is None:
         raise UserError("replicate train: --out is missing; name the output folder, such as --out out/my_suite")
     from replication.grid.cell import run_cell
-    from replication.processes.launcher import adopt_place
+    from replication.processes.launcher import adopt_place, run_ranks
     from replication.processes.preemption import listen
     from replication.runs.layout import SuiteDir
 
-    if args.stage != "generate" and not adopt_place(config) and config.world_size > 1:
-        return _start_ranks(config, argv)
-    listen(config.cluster.stop_signal)
+    n, cluster = config.world_size, config.cluster
+    if args.stage != "generate" and not adopt_place(config) and n > 1:
+        if cluster.nodes > 1:
+            raise UserError(
+                f"cluster.nodes: {cluster.nodes} nodes need a launcher: in a SLURM job `srun --nodes={cluster.nodes} "
+                f"--ntasks-per-node={cluster.devices} replicate train ...` (`replicate grid submit` writes it), "
+                f"elsewhere on every node `torchrun --nnodes={cluster.nodes} --nproc-per-node={cluster.devices} "
+                "--rdzv-backend=c10d --rdzv-id=RUN --rdzv-endpoint=FIRST_NODE:PORT -m replication train ...`"
+            )
+        return run_ranks([sys.executable, "-P", "-m", "replication", "train", *argv], n, cluster.stop_signal)
+    listen(cluster.stop_signal)
     if "SLURM_STEP_ID" in os.environ:  # what a scheduler that takes its nodes back sends before it kills
         listen("TERM")
     run_cell(config, SuiteDir(args.out), Console(), args.stage)
     return 0
-
-
-def _start_ranks(config: RunConfig, argv: list[str]) -> int:
-    """Start this verb once for each process of the run, and wait.
-
-    Raises:
-        UserError: the run spans nodes, where each node must start its own launcher.
-    """
-    from replication.processes.launcher import run_ranks
-
-    if config.cluster.nodes > 1:
-        raise UserError(
-            f"cluster.nodes: {config.cluster.nodes} nodes need a launcher: in a SLURM job `srun --nodes="
-            f"{config.cluster.nodes} --ntasks-per-node={config.cluster.devices} replicate train ...` (`replicate grid "
-            f"submit` writes it), elsewhere on every node `torchrun --nnodes={config.cluster.nodes} --nproc-per-node="
-            f"{config.cluster.devices} --rdzv-backend=c10d --rdzv-id=RUN --rdzv-endpoint=FIRST_NODE:PORT "
-            "-m replication train ...`"
-        )
-    command = [sys.executable, "-P", "-m", "replication", "train", *argv]
-    return run_ranks(command, config.world_size, config.cluster.stop_signal)
