@@ -2,7 +2,6 @@
 
 from replication.config.identity import (
     SEED_KEYS,
-    Keys,
     differences,
     flatten,
     machine_cut,
@@ -25,6 +24,7 @@ from replication.config.load import (
     load_suite,
     refuse_other_config,
 )
+from replication.config.reading import Keys
 from replication.config.schema import (
     AnalysisConfig,
     ClusterConfig,

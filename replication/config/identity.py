@@ -10,20 +10,17 @@ import hashlib
 import json
 from typing import Any
 
-from replication.config.reading import (
-    dump_yaml,
-)
+from replication.config.reading import Keys, dump_yaml
 from replication.config.schema import GenerationConfig, RunConfig
 from replication.errors import UserError
 
-Keys = dict[str, Any]
-"""Dotted keys of a config with their values as JSON has them; in `to_dict` and `flatten` also nested."""
+NOT_SCIENTIFIC = ("data.dir", "data.num_proc", "logging.", "checkpoints.", "generation.", "cluster.")
+SEED_KEYS = ("seed", "weights_seed", "data_seed")
 
 
 def to_dict(config: Any) -> Keys:
     """A config as plain dicts and lists, in field order."""
-    plain: Keys = json.loads(json.dumps(config, default=dataclasses.asdict))
-    return plain
+    return json.loads(json.dumps(config, default=dataclasses.asdict))
 
 
 def to_yaml(config: Any) -> str:
@@ -37,17 +34,10 @@ def sampling_settings(generation: GenerationConfig) -> Keys:
 
 def flatten(tree: Keys, prefix: str = "") -> Keys:
     """Nested dicts as {dotted key: leaf}; lists are leaves."""
-    flat: Keys = {}
+    flat = Keys()
     for key, value in tree.items():
-        dotted = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= flatten(value, dotted + ".")
-        else:
-            flat[dotted] = value
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-NOT_SCIENTIFIC = ("data.dir", "data.num_proc", "logging.", "checkpoints.", "generation.", "cluster.")
 
 
 def scientific(config: RunConfig) -> Keys:
@@ -57,15 +47,11 @@ def scientific(config: RunConfig) -> Keys:
     global batch is cut, so that enters too (objectives/README.md, Several processes).
     """
     keys = {k: v for k, v in flatten(to_dict(config)).items() if not k.startswith(NOT_SCIENTIFIC)}
-    for seed in ("weights_seed", "data_seed"):
-        keys[seed] = getattr(config, f"effective_{seed}")
+    keys |= {"weights_seed": config.effective_weights_seed, "data_seed": config.effective_data_seed}
     if config.layer_gain.apply == "micro_batch" or config.training.gain_group_sequences is None:
         keys["cluster.micro_batch_sequences"] = config.micro_batch_sequences
         keys["cluster.world_size"] = config.world_size
     return keys
-
-
-SEED_KEYS = ("seed", "weights_seed", "data_seed")
 
 
 def without_seeds(keys: Keys) -> Keys:
@@ -75,17 +61,9 @@ def without_seeds(keys: Keys) -> Keys:
 
 def machine_cut(config: RunConfig) -> Keys:
     """The part of a config's machine that may change how sums are rounded, which in fp32 grows over the steps."""
-    c = config.cluster
-    return {
-        "strategy": c.strategy,
-        "ranks": config.world_size,
-        "micro_batch_sequences": config.micro_batch_sequences,
-        "head": c.head,
-        "compile": c.compile,
-        "attention": c.attention,
-        "activation_checkpointing": c.activation_checkpointing,
-        "offload_optimizer": c.offload_optimizer,
-    }
+    of_config = {"ranks": config.world_size, "micro_batch_sequences": config.micro_batch_sequences}
+    names = ("head", "compile", "attention", "activation_checkpointing", "offload_optimizer")
+    return {"strategy": config.cluster.strategy} | of_config | {name: getattr(config.cluster, name) for name in names}
 
 
 def scientific_hash(config: RunConfig) -> str:
@@ -101,7 +79,6 @@ def differences(a: Keys, b: Keys) -> dict[str, tuple[Any, Any]]:
 
 def refuse_differences(what: str, there: Keys, here: Keys, remedy: str) -> None:
     """Raise UserError that names the first keys in which two flat configs differ; nothing where they are equal."""
-    different = differences(there, here)
-    if different:
+    if different := differences(there, here):
         listed = "; ".join(f"{k}: {a} there, {b} here" for k, (a, b) in list(different.items())[:5])
         raise UserError(f"{what} ({listed}); {remedy}")

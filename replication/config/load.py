@@ -15,17 +15,10 @@ import typing
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from replication.config.identity import Keys, flatten, refuse_differences, scientific, to_dict, to_yaml
-from replication.config.reading import (
-    Layer,
-    build,
-    check_layer,
-    flag_layers,
-    hints,
-    read_yaml,
-)
+from replication.config.identity import flatten, refuse_differences, scientific, to_dict, to_yaml
+from replication.config.reading import Keys, Layer, Plain, build, check_layer, hints, read_yaml
 from replication.config.schema import RunConfig, SuiteConfig
 from replication.errors import UserError
 
@@ -40,15 +33,15 @@ def config_root() -> Path:
 def find_config(name: str | Path, folder: str = "") -> Path:
     """A config file by path, by path under configs/, or (with folder) by bare name.
 
-    Raises:
-        UserError: no such file; the message lists what stands in the folder.
+    Raises UserError that lists what stands in the folder where there is no such file.
     """
-    text = str(name)
-    root = config_root()
-    candidates = [Path(text), root / text.removeprefix("configs/")]
-    if folder:
-        candidates += [root / folder / text, root / folder / f"{text}.yaml"]
-    for candidate in candidates:
+    text, root = str(name), config_root()
+    for candidate in (
+        Path(text),
+        root / text.removeprefix("configs/"),
+        root / folder / text,
+        root / folder / f"{text}.yaml",
+    ):
         if candidate.is_file():
             return candidate
     shipped = sorted(p.stem for p in (root / folder).glob("*.yaml")) if folder else []
@@ -71,7 +64,9 @@ def help_of_keys() -> str:
                 add(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
                 continue
             default = cls.__dataclass_fields__[name].default  # type: ignore[attr-defined]
-            lines.append(f"  --{prefix}{name}={_spelt(default)}")
+            spelt = json.dumps(default) if isinstance(default, bool | None) else default
+            spelt = str(list(spelt) if isinstance(spelt, tuple) else spelt).replace("\n", "\\n")
+            lines.append(f"  --{prefix}{name}={spelt}")
             choices = [str(c) for c in typing.get_args(hint)] if typing.get_origin(hint) is Literal else []
             said = f"{words} One of {', '.join(choices)}." if choices else words
             lines.extend(textwrap.wrap(said, 110, initial_indent="      ", subsequent_indent="      "))
@@ -80,46 +75,40 @@ def help_of_keys() -> str:
     return "\n".join(lines)
 
 
-def _spelt(default: Any) -> str:
-    if isinstance(default, bool | None):
-        return json.dumps(default)
-    return str(list(default) if isinstance(default, tuple) else default).replace("\n", "\\n")
-
-
 def load_run(layers: Sequence[str | Path | Layer] = (), flags: Sequence[str] = ()) -> RunConfig:
     """Merge config files and flags into one checked RunConfig.
 
     Args:
         layers: config files, or what was read from elsewhere; later ones win.
-        flags: command-line flags such as `--training.steps=20`; they win over the files.
+        flags: such as `--training.steps=20` or `--training.steps 20`, which win over the files; `--config FILE` is one
+            more file.
 
-    Raises:
-        UserError: an unknown key, a wrong type, a number out of range or a contradiction, named with its file and line.
+    Raises UserError: an unknown key, a wrong type, a number out of range or a contradiction, named with its file and
+    line; a word that is no flag, or a flag without its value.
     """
-    read = [layer if isinstance(layer, Layer) else read_config(layer) for layer in layers]
-    return build(RunConfig, [*read, *flag_layers(flags, read_config)]).check()
-
-
-def read_config(name: str | Path) -> Layer:
-    """A config file of some run's keys, as it is written; raises as find_config and read_yaml do."""
-    return read_yaml(find_config(name))
+    read = [layer if isinstance(layer, Layer) else read_yaml(find_config(layer)) for layer in layers]
+    words = iter(flags)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or name == "--":
+            raise UserError(
+                f"{word}: is not a flag; a key of a run is given as --KEY=VALUE, such as --training.steps=20"
+            )
+        if not equals:
+            value = next(words, "--")
+            if value.startswith("--"):
+                raise UserError(f"{name}: has no value; write {name}=VALUE")
+        read.append(read_yaml(find_config(value)) if name == "--config" else Layer({name[2:]: Plain(value)}, ""))
+    return build(RunConfig, read).check()
 
 
 def load_suite(name: str | Path) -> SuiteConfig:
-    """Read a suite file.
-
-    Raises:
-        UserError: unknown keys, wrong types, or no arm or seed.
-    """
+    """Read a suite file; raises UserError as load_run does, and where there is no arm or no seed."""
     path = find_config(name, "suites")
     layer = read_yaml(path)
     suite = build(SuiteConfig, [layer])
-    start = "run."
-    lines = {key.removeprefix(start): line for key, line in layer.lines.items() if key.startswith(start)}
+    lines = {key.removeprefix("run."): line for key, line in layer.lines.items() if key.startswith("run.")}
     check_layer(RunConfig, Layer(suite.run, str(path), lines))  # here, where the lines are known
-    beside = [path.resolve().parent / layer for layer in suite.layers]  # a suite's own files may lie beside it
-    layers = [str(b) if b.is_file() else layer for b, layer in zip(beside, suite.layers, strict=True)]
-    suite = replace(suite, layers=tuple(layers))
     if not suite.arms or not suite.seeds:
         raise UserError(f"{path}: key 'arms' and key 'seeds' need at least one entry each")
     for key, values in (("arms", suite.arms), ("seeds", suite.seeds)):
@@ -129,7 +118,8 @@ def load_suite(name: str | Path) -> SuiteConfig:
         suite.analysis.check(suite.arms)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return suite
+    beside = [(layer, path.resolve().parent / layer) for layer in suite.layers]  # a suite's own files may lie there
+    return replace(suite, layers=tuple(str(b) if b.is_file() else layer for layer, b in beside))
 
 
 def load_cell(
@@ -137,10 +127,9 @@ def load_cell(
 ) -> RunConfig:
     """The RunConfig of one cell: the suite's layers, the arm, the suite's run keys, a cluster file, the seed, flags."""
     arm_file = find_config(arm, "arms")
-    shared: list[Path | Layer] = [Layer(suite.run, "the suite's run section")]
-    if cluster is not None:
-        shared.append(cluster)
-    config = load_run([*suite.layers, arm_file, *shared], [f"--seed={seed}", *flags])
+    own = Layer(suite.run, "the suite's run section")
+    of_machine = [] if cluster is None else [cluster]
+    config = load_run([*suite.layers, arm_file, own, *of_machine], [f"--seed={seed}", *flags])
     values = flatten(to_dict(config))
     for key, declared in _arm_values(arm_file).items():
         if values[key] != declared:
@@ -154,13 +143,11 @@ def load_cell(
 def find_cluster(name: str) -> Path:
     """A cluster file, by path or by its name in configs/cluster.
 
-    Raises:
-        UserError: no such file, or one that sets other keys than the machine's.
+    Raises UserError where there is none, or it sets other keys than the machine's.
     """
     path = find_config(name, "cluster")
     keys = {key.partition(".")[0] for key in check_layer(RunConfig, read_yaml(path))}
-    if not keys <= {"cluster", "checkpoints", "logging"}:
-        others = ", ".join(sorted(keys - {"cluster", "checkpoints", "logging"}))
+    if others := ", ".join(sorted(keys - {"cluster", "checkpoints", "logging"})):
         raise UserError(
             f"{path}: sets {others}; a cluster file says where cells run, not what they are: put it into the suite"
         )

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from replication.config.checks import analysis_contradictions, contradictions
-from replication.config.reading import (
-    Range,
-    check_values,
-)
+from replication.config.reading import Keys, Range, check_values
 from replication.errors import UserError
 
 Count = Annotated[int, Range("[1, 2147483647]")]
@@ -508,7 +505,7 @@ class SuiteConfig:
     """Training seeds; the unit of the statistics."""
     layers: tuple[str, ...] = ()
     """Config files under every cell, in order (model, data, cluster)."""
-    run: dict[str, Any] = field(default_factory=dict)
+    run: Keys = field(default_factory=dict)
     """Keys of a run that hold for every cell; they win over the layers."""
     diverged: DivergedRule = field(default_factory=DivergedRule)
     """When a cell counts as diverged; frozen with the suite."""
