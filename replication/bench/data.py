@@ -156,15 +156,9 @@ class DataBench(Result):
 def bench_data(
     config: RunConfig, prepared: Path, turns: int, n_bytes: int, trained_per_second: float, console: Console
 ) -> DataBench:
-    """Time the loader and the preparation of a corpus, with the tokenizer of one that `replicate prepare` wrote.
+    """Time the loader on a prepared corpus, and preparations of so much text with that one's tokenizer.
 
-    Args:
-        config: of both.
-        prepared: the corpus that the loader reads.
-        turns: preparations that count.
-        n_bytes: text that each prepares.
-        trained_per_second: tokens that one process of the training takes.
-        console: for progress.
+    `trained_per_second` are the tokens that one process of the training takes.
     """
     loader = bench_loader(config, TokenStore.open(prepared), trained_per_second)
     tokenizer = replace(config.data.tokenizer, path=str(prepared / "tokenizer.json"), revision=None)
@@ -198,13 +192,8 @@ def bench_preparation(data: DataConfig, turns: int, n_bytes: int, console: Conso
     """Time streamed preparations of some text beside the tokenizer alone, over the same number of processes.
 
     The preparation is the whole of it: processes started, Parquet read, split, tokenised, cut, hashed, written, synced.
-    The tokenizer alone has the texts in memory and drops its tokens; its processes are started beforehand.
-
-    Args:
-        data: sources of text, num_proc and a tokenizer that is loaded, not trained; else there is a UserError.
-        turns: preparations that count.
-        n_bytes: text that is taken from the beginnings of the sources, in equal parts.
-        console: for progress.
+    The tokenizer alone has the texts in memory and drops its tokens; its processes are started beforehand. Text is
+    taken from the beginnings of the sources, in equal parts. Raises UserError for a tokenizer that is to be trained.
     """
     if data.tokenizer.path is None:
         raise UserError("data.tokenizer.path: bench data times a tokenizer that is loaded; name a tokenizer.json")

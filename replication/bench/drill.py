@@ -137,15 +137,9 @@ def drill(
 ) -> list[StrategyResult]:
     """Drill every strategy; results go to out/drill.json as they come, and a second call goes on from there.
 
-    Raises UserError where no such drill is possible, a run failed on its own, or out holds a drill of another config.
-
-    Args:
-        config: what to train; where it names no data.dir, the corpus is prepared in out/data.
-        strategies: values of cluster.strategy; single runs one process, the others cluster.devices of them.
-        out: folder of the runs.
-        n_kills: in all, shared evenly among the strategies.
-        seed: of the choice of the moments.
-        console: for progress and the table.
+    Kills are shared evenly among the strategies, and `seed` chooses their moments. Where the config names no data.dir,
+    the corpus is prepared in out/data. single runs one process, the other strategies cluster.devices of them. Raises
+    UserError where no such drill is possible, a run failed on its own, or out holds a drill of another config.
     """
     for strategy in strategies:
         if strategy not in STRATEGIES:

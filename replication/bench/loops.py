@@ -79,21 +79,19 @@ class Turns:
     """A whole training, `train`, in a thread of its own, which runs only inside `block`."""
 
     def __init__(self, train: Callable[[Pause], None]) -> None:
-        self._train = train
         self._go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
         self._closed = False
         self._instead: Callable[[], None] | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._main, daemon=True)
+        self._thread = threading.Thread(target=self._main, args=(train,), daemon=True)
         self._thread.start()
         self.block()  # to its first pause: what it takes to set up is in no block
 
     def block(self, instead: Callable[[], None] | None = None) -> Elapsed:
         """Run to the next pause, and wait for the device; raises what the training raised.
 
-        Args:
-            instead: work that is done in the training's thread while the training itself stays where it is. Memory is
-                handed out by thread, so that only work in one thread, or in threads of one kind, compares fairly.
+        `instead` is done in the training's thread while the training itself stays where it is. Memory is handed out by
+        thread, so that only work in one thread, or in threads of one kind, compares fairly.
         """
         assert self._thread.is_alive(), "the training has ended before its last block"
         self._instead = instead
@@ -110,10 +108,10 @@ class Turns:
         self._go.release()
         self._thread.join()
 
-    def _main(self) -> None:
+    def _main(self, train: Callable[[Pause], None]) -> None:
         self._go.acquire()
         try:
-            self._train(self._pause)
+            train(self._pause)
         except Stopped:
             pass
         except BaseException as error:  # it is raised again where the block was asked for
@@ -168,13 +166,9 @@ def training_loader(config: RunConfig) -> DataLoader:
 
 
 class PlainLoop:
-    """The baseline's step: the product's model, groups, clipping, optimizer, schedule and batches.
+    """The baseline's step: the product's model, groups, clipping, optimizer, schedule, precision and batches.
 
-    Args:
-        config: the run's; its micro-batches, groups and precision hold.
-        device: where to train.
-        block_steps: optimizer steps in a block.
-        shared: another training's model and its optimizer, so that memory holds one of each; new ones where it is None.
+    `shared` is another training's model and its optimizer, so that memory holds one of each; None: new ones.
     """
 
     def __init__(

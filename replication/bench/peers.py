@@ -99,13 +99,9 @@ class PeersBench(Result):
 
 
 def bench_peers(config: RunConfig, block_steps: int, rounds: int, console: Console) -> PeersBench:
-    """Time the contestants that are installed; raises UserError for a model or optimizer that the others have not.
+    """Time the contestants that are installed: so many blocks of each count.
 
-    Args:
-        config: the user's; dense.
-        block_steps: optimizer steps in a block.
-        rounds: blocks of each contestant that count.
-        console: for progress.
+    Raises UserError for a model or an optimizer that the others have not.
     """
     if config.model.feed_forward != "dense":
         raise UserError("model.feed_forward: bench peers compares a dense model; remove model.feed_forward=moe")
@@ -117,22 +113,20 @@ def bench_peers(config: RunConfig, block_steps: int, rounds: int, console: Conso
     prepare(config)
     on_gpu = config.cluster.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-    loops: dict[str, Callable[[RunConfig, torch.device, int, Pause], None]] = {
+    trainers: dict[str, Callable[[RunConfig, torch.device, int, Pause], None]] = {
         PLAIN: partial(_train_by_hand, PlainLoop), NAIVE: partial(_train_by_hand, NaiveLoop),
         HUGGING_FACE: train_with_hugging_face, LITGPT: train_with_litgpt,
     }  # fmt: skip
     skipped = {name: lack for name in REMARKS if (lack := missing(name))}
     with progress(console) as bars, ExitStack() as stack:
         task = bars.add_task("", total=None)
-        contestants: dict[str, Turns | Product] = {}
-        contestant: Turns | Product
+        contestants: dict[str, Turns] = {}
         for name in (n for n in REMARKS if n not in skipped):
             bars.update(task, description=f"setting up: {name}")
-            if name in ARM_OF:
-                contestant = Product(configure(config, block_steps, ARM_OF[name]), block_steps)
-            else:
-                contestant = Turns(partial(loops[name], config, device, block_steps))
-            contestants[name] = stack.enter_context(closing(contestant))
+            contestants[name] = stack.enter_context(closing(
+                Product(configure(config, block_steps, ARM_OF[name]), block_steps)
+                if name in ARM_OF else Turns(partial(trainers[name], config, device, block_steps))
+            ))  # fmt: skip
         bars.remove_task(task)
         others, tokens = list(contestants)[1:], block_steps * config.training.batch_tokens
         interleaved = interleave(PLAIN, others, rounds, tokens, lambda name: contestants[name].block(), bars)

@@ -23,12 +23,11 @@ from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from replication.bench.blocks import Elapsed
 from replication.bench.loops import END_OF_TEXT, Pause, Turns, synchronize, synthetic_store
 from replication.config import RunConfig, SourceConfig
 from replication.console import table
@@ -137,25 +136,25 @@ class _MarkedData(TokenDataModule):
             yield batch
 
 
-class BeforeBlock(Callback):
-    """First of the callbacks: calls something before the first micro-batch of every block."""
-
-    def __init__(self, call: Callable[[], None], config: RunConfig, block_steps: int) -> None:
-        self.call, self.micro_batches = call, block_steps * config.accumulation
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        if batch_idx % self.micro_batches == 0:
-            self.call()
-
-
 def silent_trainer(config: RunConfig, folder: str) -> Trainer:
     """The product's trainer, journal, TensorBoard and all, in a folder that nobody keeps."""
     start = {"config hash": "", "data hash": synthetic_store(config).hash}
     return build_trainer(config, RunDir(Path(folder)), start, None, Console(file=io.StringIO()))
 
 
-class Product:
-    """A training of the product by a config of `configure`, paused between blocks; there its arm can be switched."""
+def call_before_blocks(trainer: Trainer, call: Callable[[], None], block_steps: int, config: RunConfig) -> None:
+    """Let the trainer's first callback call something before the first micro-batch of every block."""
+
+    def on_train_batch_start(trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        if batch_idx % (block_steps * config.accumulation) == 0:
+            call()
+
+    callback = LambdaCallback(on_train_batch_start=on_train_batch_start)
+    trainer.callbacks.insert(0, callback)  # type: ignore[attr-defined]
+
+
+class Product(Turns):
+    """A training of the product by a config of `configure`; between blocks its arm can be switched."""
 
     def __init__(self, config: RunConfig, block_steps: int) -> None:
         self.config, self.block_steps = config, block_steps
@@ -167,22 +166,17 @@ class Product:
         self._data = _MarkedData(config, self.clock)
         self._all: list[Callback] = list(self.trainer.callbacks)  # type: ignore[attr-defined]
         self._on = set(ARMS[config.arm])
-        self._turns = Turns(self._train)
+        super().__init__(self._train)
 
     def _train(self, pause: Pause) -> None:
-        before_block = BeforeBlock(pause, self.config, self.block_steps)
-        self.trainer.callbacks.insert(0, before_block)  # type: ignore[attr-defined]
+        call_before_blocks(self.trainer, pause, self.block_steps, self.config)
         self.trainer.fit(self.module, datamodule=self._data)
-
-    def block(self, instead: Callable[[], None] | None = None) -> Elapsed:
-        """Run the next block, or something else in its place and thread."""
-        return self._turns.block(instead)
 
     def close(self) -> None:
         """End the training and let go of model, optimizer and folder."""
-        self._turns.close()
+        super().close()
         self._folder.cleanup()
-        del self.module, self.trainer, self._data, self._all, self._turns
+        del self.module, self.trainer, self._data, self._all
 
     def switch(self, arm: str) -> None:
         """From the next step on train as this arm: callbacks that it lacks leave the training, the others join it."""
@@ -224,7 +218,9 @@ def take_breakdown(product: Product, blocks: int) -> Breakdown:
             own[name] = _timed(original, part, clock)
         hook = product.trainer.optimizers[0].register_step_post_hook(lambda *_: clock(REST))
         undo.callback(hook.remove)
-        product.trainer.callbacks.insert(1, _MarkOptimizer(clock))  # type: ignore[attr-defined]
+        # the layer scale, the clipping and the update; the optimizer's own hook ends it
+        mark = LambdaCallback(on_before_optimizer_step=lambda *_: clock(OPTIMIZER))
+        product.trainer.callbacks.insert(1, mark)  # type: ignore[attr-defined]
         product.block()
         clock.start()
         for _ in range(blocks):
@@ -232,14 +228,6 @@ def take_breakdown(product: Product, blocks: int) -> Breakdown:
         seconds = clock.stop()
     longest = sorted(seconds, key=lambda part: (part == REST, -seconds[part]))
     return Breakdown(steps, {part: 1000 * seconds[part] / steps for part in longest})
-
-
-class _MarkOptimizer(Callback):
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self.clock(OPTIMIZER)  # the layer scale, the clipping and the update; the optimizer's own hook ends it
 
 
 def _parts(model: Transformer) -> Iterator[tuple[nn.Module, str, str]]:

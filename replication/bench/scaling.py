@@ -28,14 +28,14 @@ from rich.table import Table
 
 from replication.bench.blocks import Result
 from replication.bench.loops import END_OF_TEXT, Machine, Stopped, describe, synchronize, synthetic_store
-from replication.bench.product import BeforeBlock, endless, silent_trainer
+from replication.bench.product import call_before_blocks, endless, silent_trainer
 from replication.config import RunConfig, load_run, to_yaml
 from replication.console import progress, table
 from replication.data.module import TokenDataModule
 from replication.errors import UserError
 from replication.processes.launcher import adopt_place, run_ranks
 from replication.runs.files import write_text
-from replication.runs.records import read_record, to_json, write_record
+from replication.runs.records import read_record, write_record
 from replication.training.environment import prepare_torch
 from replication.training.module import LanguageModel
 from replication.training.ranks import is_first
@@ -124,15 +124,9 @@ def at_ranks(config: RunConfig, ranks: int, mode: Mode) -> RunConfig:
 def bench_scaling(
     config: RunConfig, ranks: list[int], mode: Mode, block_steps: int, blocks: int, console: Console
 ) -> ScalingBench:
-    """Time each number of processes; raises UserError where a run of some failed, and what they said stands above.
+    """Time these numbers of processes, ascending, in so many blocks that count; one more warms up.
 
-    Args:
-        config: the user's, on one process; its batch is that of one process in weak scaling.
-        ranks: numbers of processes, ascending.
-        mode: weak or strong.
-        block_steps: optimizer steps in a block.
-        blocks: that count; one more warms up.
-        console: for progress.
+    The batch of the config is that of one process in weak scaling. Raises UserError where a run of some failed.
     """
     configs, rows, measured = [at_ranks(config, n, mode) for n in ranks], [], None
     with progress(console) as bars, tempfile.TemporaryDirectory() as folder:
@@ -171,13 +165,13 @@ def train_as_rank(layer: str, out: str, block_steps: int, blocks: int) -> None:
             if len(ends) < blocks + 2:  # the first block warms up
                 return
             if is_first():
-                about = to_json(describe(module.device))
+                about = vars(describe(module.device))
                 node = Node(**about, cores=psutil.cpu_count(), gpus=torch.cuda.device_count())
                 write_record(Path(out), Measured(tuple(b - a for a, b in pairwise(ends[1:])), node))
             trainer.strategy.barrier()  # nobody leaves while another may still need it
             raise Stopped
 
-        trainer.callbacks.insert(0, BeforeBlock(time_block, config, block_steps))  # type: ignore[attr-defined]
+        call_before_blocks(trainer, time_block, block_steps, config)
         with contextlib.suppress(Stopped):
             trainer.fit(module, datamodule=TokenDataModule(config, synthetic_store(config)))
     sys.stdout.flush()

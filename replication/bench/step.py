@@ -129,14 +129,7 @@ class StepBench(Result):
 
 
 def bench_step(config: RunConfig, block_steps: int, rounds: int, console: Console) -> StepBench:
-    """Time a config's four arms beside the plain loop, in one process.
-
-    Args:
-        config: from `product.configure`.
-        block_steps: optimizer steps in a block.
-        rounds: blocks of each arm, and of the plain loop, that count.
-        console: for progress.
-    """
+    """Time the four arms of a config from `product.configure` beside the plain loop: so many blocks of each count."""
     prepare(config)
     with progress(console) as bars, closing(Product(config, block_steps)) as product:
         device, on_gpu = product.device, product.device.type == "cuda"

@@ -6,7 +6,7 @@ A scenario is one truth; each of its experiments is drawn, and then tested by th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict, cast
@@ -55,6 +55,10 @@ LOSS_TESTS = {
     "token_gain": "2x2: token gain",
     "layer_gain": "2x2: layer gain",
     "interaction": "2x2: interaction",
+}
+MEASURES = {
+    "rejected": "share of experiments with p < 5 % (equivalence: declared)",
+    "coverage": "coverage of the 95 % interval",
 }
 PRIMARY = ("crossed", "crossed_half")
 """The primary decision in both measures of preference."""
@@ -263,16 +267,10 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
     at_margin = [row for row in losses if row["truth"]["shift_over_margin"] == 1.0]
     no_shift = [row for row in losses if row["truth"]["shift_over_margin"] == 0.0]
     checks = [
-        *(
-            ("false positives in the primary scenario", values([row], PRIMARY, "rejected"), FALSE_POSITIVES)
-            for row in primary
-            if row["truth"]["share"] == 0.5
-        ),
-        *(
-            (f"coverage in the primary scenario at share {row['truth']['share']:g}",
-             values([row], PRIMARY, "coverage"), COVERAGE)
-            for row in primary
-        ),
+        *(("false positives in the primary scenario", values([row], PRIMARY, "rejected"), FALSE_POSITIVES)
+          for row in primary if row in null),
+        *((f"coverage in the primary scenario at share {row['truth']['share']:g}",
+           values([row], PRIMARY, "coverage"), COVERAGE) for row in primary),
         ("planted preference found, less the stated power", less_predicted(votes, "crossed", "found"), CLOSE),
         ("false positives anywhere on the grid, at most", [max(values(null, PRIMARY, "rejected"))],
          (0.0, FALSE_POSITIVES[1])),
@@ -295,7 +293,10 @@ def write_calibration(rows: Sequence[Row], found: Sequence[Finding], folder: Pat
     lines += [f"- {'holds' if finding['holds'] else '**fails**'}: {_words(finding)}" for finding in found]
     for kind, tests in (("votes", VOTE_TESTS), ("losses", LOSS_TESTS)):
         lines += ["", f"## {kind.capitalize()}", "", *(f"- `{key}`: {words}" for key, words in tests.items())]
-        for title, columns, cells in _tables(rows, kind, tests):
+        own, columns = [row for row in rows if row["kind"] == kind], ["truth", *(f">{name}" for name in tests)]
+        for what, words in MEASURES.items():
+            title = f"{kind.capitalize()}: {words}"
+            cells = [[_truth(row), *(percent(row["tests"][name].get(what), 1) for name in tests)] for row in own]
             lines += ["", f"{title}:", "", *markdown_table(columns, cells)]
             console.print(table(title, columns, cells))
     note = "\\* The primary scenario. Spreads are standard deviations of the chance of a vote."
@@ -313,29 +314,12 @@ def _words(finding: Finding) -> str:
     return f"{finding['what']}: {low if low == high else f'{low} to {high}'} (allowed: {allowed})"
 
 
-def _tables(
-    rows: Sequence[Row], kind: str, tests: Mapping[str, str]
-) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """(title, columns, cells) of a kind's rejections and coverage."""
-
-    def truth(row: Row) -> str:
-        t = row["truth"]
-        if row["kind"] == "losses":
-            return f"{t['seeds']} seeds, sd {t['sd_over_margin']:g}, shift {t['shift_over_margin']:g} margins"
-        s, star = t["spread"], " *" if t["primary"] else ""
-        return f"{t['share']:g}: seed {s['seed']:g}, prompt {s['prompt']:g}, judge {s['judge']:g}{star}"
-
-    whats: tuple[tuple[What, str], ...] = (
-        ("rejected", "share of experiments with p < 5 % (equivalence: declared)"),
-        ("coverage", "coverage of the 95 % interval"),
-    )
-    for what, words in whats:
-        cells = [
-            [truth(row), *(percent(row["tests"][name].get(what), 1) for name in tests)]
-            for row in rows
-            if row["kind"] == kind
-        ]
-        yield f"{kind.capitalize()}: {words}", ["truth", *(f">{name}" for name in tests)], cells
+def _truth(row: Row) -> str:
+    t = row["truth"]
+    if row["kind"] == "losses":
+        return f"{t['seeds']} seeds, sd {t['sd_over_margin']:g}, shift {t['shift_over_margin']:g} margins"
+    s, star = t["spread"], " *" if t["primary"] else ""
+    return f"{t['share']:g}: seed {s['seed']:g}, prompt {s['prompt']:g}, judge {s['judge']:g}{star}"
 
 
 def draw_calibration(rows: Sequence[Row], path: Path) -> None:
