@@ -6,18 +6,18 @@ compared with the mean of the two reference blocks beside it: what wanders more 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple
 
 from rich.progress import Progress
 from rich.table import Column, Table
 from scipy.stats import quantile_test
 
 from replication.console import table
+from replication.runs.records import to_json
 
 ClockName = Literal["seconds", "cpu_seconds"]
 """A field of Block."""
@@ -26,27 +26,17 @@ RATIOS = (">time", ">95 % upper", ">CPU time")
 
 
 class Result:
-    """Findings of one bench; a subclass is a frozen dataclass."""
+    """Findings of one bench; a subclass is a dataclass, whose figures are fields that it computes of the others."""
 
     bench: ClassVar[str]
 
-    def to_dict(self) -> Mapping[str, Any]:
+    def to_dict(self) -> Mapping[str, object]:
         """The file that --out names."""
-        return {"bench": self.bench, **plain(self)}
+        return {"bench": self.bench, **to_json(self)}
 
     def tables(self) -> list[Table]:
         """The result on a terminal of 80 columns."""
         raise NotImplementedError
-
-
-def plain(value: object) -> Any:
-    """JSON of a record: its fields, then the properties that its class names in `figures`."""
-    if dataclasses.is_dataclass(value):
-        names = [*(f.name for f in dataclasses.fields(value)), *getattr(value, "figures", ())]
-        return {name: plain(getattr(value, name)) for name in names}
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def facts(title: str, rows: Mapping[str, object]) -> Table:
@@ -91,31 +81,23 @@ class Ratio:
         return "of 5 pairs on" if self.upper_bound_95 is None else f"{self.upper_bound_95:.4f}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Interleaved:
     """Every block that counts, in the order in which it ran; the reference's stand at all even places."""
 
-    figures: ClassVar = ("tokens_per_second", "time_over_reference", "cpu_time_over_reference")
     reference: str
     block_tokens: int  # that one block trains
     blocks: tuple[Block, ...]
+    tokens_per_second: dict[str, float] = field(init=False)  # at the median block of each contestant
+    time_over_reference: dict[str, Ratio] = field(init=False)
+    cpu_time_over_reference: dict[str, Ratio] = field(init=False)
 
-    @property
-    def others(self) -> list[str]:
-        return sorted({block.name for block in self.blocks} - {self.reference})
-
-    @property
-    def tokens_per_second(self) -> dict[str, float]:
-        """At the median block of each contestant."""
-        return {n: self.block_tokens / statistics.median(self.times(n)) for n in (self.reference, *self.others)}
-
-    @property
-    def time_over_reference(self) -> dict[str, Ratio]:
-        return {name: Ratio.of(self.ratios(name)) for name in self.others}
-
-    @property
-    def cpu_time_over_reference(self) -> dict[str, Ratio]:
-        return {name: Ratio.of(self.ratios(name, "cpu_seconds")) for name in self.others}
+    def __post_init__(self) -> None:
+        others = sorted({block.name for block in self.blocks} - {self.reference})
+        medians = {name: statistics.median(self.times(name)) for name in (self.reference, *others)}
+        self.tokens_per_second = {name: self.block_tokens / seconds for name, seconds in medians.items()}
+        self.time_over_reference = {name: Ratio.of(self.ratios(name)) for name in others}
+        self.cpu_time_over_reference = {name: Ratio.of(self.ratios(name, "cpu_seconds")) for name in others}
 
     def times(self, name: str, clock: ClockName = "seconds") -> list[float]:
         return [getattr(block, clock) for block in self.blocks if block.name == name]

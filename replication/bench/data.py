@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,17 +41,13 @@ VALIDATION_FRACTION = 0.1  # so that a few megabytes have documents in both spli
 ROW_GROUP = 1000  # rows, as large sets have them
 
 
-@dataclass(frozen=True)
+@dataclass
 class PreparationBench:
     """Seconds of each turn, in the order in which they ran: alone, product, alone, product, ..., alone.
 
     CPU seconds are those of all processes together: where others use the machine as well, they say more than the clock.
     """
 
-    figures: ClassVar = (
-        "alone_tokens_per_second_per_core", "product_tokens_per_second_per_core", "median_ratio", "lower_bound_95",
-        "median_cpu_ratio",
-    )  # fmt: skip
     num_proc: int
     tokens: int
     text_bytes: int
@@ -59,39 +55,20 @@ class PreparationBench:
     product_seconds: tuple[float, ...]
     alone_cpu_seconds: tuple[float, ...]
     product_cpu_seconds: tuple[float, ...]
+    alone_tokens_per_second_per_core: float = field(init=False)  # at the median turn
+    product_tokens_per_second_per_core: float = field(init=False)
+    median_ratio: float = field(init=False)  # of the speed of a preparation and of the tokenizer alone beside it
+    lower_bound_95: float = field(init=False)  # one-sided, of that median; it needs 5 turns, and is 0 with fewer
+    median_cpu_ratio: float = field(init=False)  # by CPU time: the tokenizer's share of what a preparation computes
 
-    @property
-    def ratios(self) -> list[float]:
-        """Speed of each preparation over that of the tokenizer alone: the mean of its two neighbours."""
-        return _paired(self.alone_seconds, self.product_seconds)
-
-    @property
-    def cpu_ratios(self) -> list[float]:
-        """The same by CPU time: the tokenizer's share of what a preparation computes."""
-        return _paired(self.alone_cpu_seconds, self.product_cpu_seconds)
-
-    @property
-    def median_ratio(self) -> float:
-        return statistics.median(self.ratios)
-
-    @property
-    def median_cpu_ratio(self) -> float:
-        return statistics.median(self.cpu_ratios)
-
-    @property
-    def lower_bound_95(self) -> float:
-        """One-sided confidence bound of the median ratio; it needs 5 turns, and is 0 with fewer."""
+    def __post_init__(self) -> None:
+        self.alone_tokens_per_second_per_core = self.tokens / statistics.median(self.alone_seconds) / self.num_proc
+        self.product_tokens_per_second_per_core = self.tokens / statistics.median(self.product_seconds) / self.num_proc
+        self.ratios = _paired(self.alone_seconds, self.product_seconds)
+        self.cpu_ratios = _paired(self.alone_cpu_seconds, self.product_cpu_seconds)
+        self.median_ratio, self.median_cpu_ratio = statistics.median(self.ratios), statistics.median(self.cpu_ratios)
         inverse = Ratio.of([1 / ratio for ratio in self.ratios]).upper_bound_95
-        return 1 / inverse if inverse else 0.0
-
-    @property
-    def alone_tokens_per_second_per_core(self) -> float:
-        """At the median turn, like the next."""
-        return self.tokens / statistics.median(self.alone_seconds) / self.num_proc
-
-    @property
-    def product_tokens_per_second_per_core(self) -> float:
-        return self.tokens / statistics.median(self.product_seconds) / self.num_proc
+        self.lower_bound_95 = 1 / inverse if inverse else 0.0
 
     def table(self) -> Table:
         rows = {
@@ -108,27 +85,24 @@ class PreparationBench:
 
 
 def _paired(alone: tuple[float, ...], product: tuple[float, ...]) -> list[float]:
+    """Speed of each preparation over that of the tokenizer alone: the mean of its two neighbours."""
     return [statistics.mean(pair) / p for p, pair in zip(product, pairwise(alone), strict=True)]
 
 
-@dataclass(frozen=True)
+@dataclass
 class LoaderBench:
     """Tokens a second of the training loader in each turn, and of the model that it feeds."""
 
-    figures: ClassVar = ("median_tokens_per_second", "times")
     loader_workers: int
     micro_batch_tokens: int
     eaten_tokens_per_second: float
     tokens_per_second: tuple[float, ...]
+    median_tokens_per_second: float = field(init=False)
+    times: float = field(init=False)  # tokens that come for each that the model trains on, at the median turn
 
-    @property
-    def median_tokens_per_second(self) -> float:
-        return statistics.median(self.tokens_per_second)
-
-    @property
-    def times(self) -> float:
-        """Tokens that the loader delivers for each that the model trains on, at the median turn."""
-        return self.median_tokens_per_second / self.eaten_tokens_per_second
+    def __post_init__(self) -> None:
+        self.median_tokens_per_second = statistics.median(self.tokens_per_second)
+        self.times = self.median_tokens_per_second / self.eaten_tokens_per_second
 
     def table(self) -> Table:
         rows = {

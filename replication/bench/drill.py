@@ -17,17 +17,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from replication.bench.blocks import plain
 from replication.config import Keys, RunConfig, flatten, refuse_differences, to_dict, to_yaml
 from replication.console import progress, say, table
 from replication.errors import UserError
@@ -36,7 +34,7 @@ from replication.runs.failures import last_line
 from replication.runs.files import read_object, write_json, write_text
 from replication.runs.journal import read_journal
 from replication.runs.layout import RunDir, SuiteDir, step_of
-from replication.runs.records import read_record
+from replication.runs.records import read_record, to_json
 from replication.training.phases import PHASES, VARIABLE, Board, Reading
 
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3")
@@ -83,7 +81,6 @@ class Disturbed:
 class StrategyResult:
     """The drill of one strategy."""
 
-    figures: ClassVar = ("holds", "spread")
     strategy: str
     world_size: int
     accumulation: int
@@ -111,6 +108,10 @@ class StrategyResult:
         """
         equal = not any(run.faults for run in self.runs) and self.spread <= NOISE_FACTOR * self.noise_floor
         return equal and self.n_resumed > 0
+
+    def to_dict(self) -> Mapping[str, object]:
+        """What drill.json holds of it; what is computed is not read again."""
+        return {**to_json(self), "holds": self.holds, "spread": self.spread}
 
 
 @dataclass
@@ -176,7 +177,8 @@ def drill(
             bars.update(task, completed=len(result.kills))
             while len(result.kills) < share:
                 one.disturb(result, share, partial(bars.advance, task))
-                write_json(out / "drill.json", plain(there))
+                found = [result.to_dict() for result in there.strategies]
+                write_json(out / "drill.json", {"config": there.config, "strategies": found})
     console.print(_table(results))
     for result in results:
         if not result.n_resumed:

@@ -74,11 +74,14 @@ class HeadBench(Result):
             f"{s.tokens:,} tokens x {s.vocabulary:,} vocabulary x {s.width:,} width, "
             f"{'bf16' if s.bf16 else 'fp32'}{', compiled' if s.compile else ''}"
         )
+
+        def gib(n_bytes: int | None) -> str | None:
+            return None if n_bytes is None else f"{n_bytes / 2**30:.2f}"
+
         rows = [
-            (r.kind, *(None if n is None else f"{n / 2**30:.2f}" for n in (r.counted_bytes, r.measured_bytes)),
-             r.seconds and f"{r.seconds:.3f}", r.note)
+            (r.kind, gib(r.counted_bytes), gib(r.measured_bytes), r.seconds and f"{r.seconds:.3f}", r.note)
             for r in self.rows
-        ]  # fmt: skip
+        ]
         return [table(title, ["head", ">counted GiB", ">measured GiB", ">seconds", "remark"], rows)]
 
 

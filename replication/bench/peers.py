@@ -45,9 +45,8 @@ from replication.model.size import padded_vocabulary
 from replication.model.transformer import rotary
 from replication.training.module import inputs_and_targets
 
-PLAIN, PRODUCT, HUGGING_FACE, LITGPT, BOTH, NAIVE = (
-    "plain loop", "product", "HF Trainer", "LitGPT", "both, product", "both, naive"
-)  # fmt: skip
+PLAIN, PRODUCT, BOTH, NAIVE = "plain loop", "product", "both, product", "both, naive"
+HUGGING_FACE, LITGPT = "HF Trainer", "LitGPT"
 ARM_OF = {PRODUCT: "baseline", BOTH: "both"}
 PACKAGES = ("torch", "lightning", "transformers", "accelerate", "litgpt")
 NEEDED = {
@@ -123,10 +122,11 @@ def bench_peers(config: RunConfig, block_steps: int, rounds: int, console: Conso
         contestants: dict[str, Turns] = {}
         for name in (n for n in REMARKS if n not in skipped):
             bars.update(task, description=f"setting up: {name}")
-            contestants[name] = stack.enter_context(closing(
-                Product(configure(config, block_steps, ARM_OF[name]), block_steps)
-                if name in ARM_OF else Turns(partial(trainers[name], config, device, block_steps))
-            ))  # fmt: skip
+            if name in ARM_OF:
+                contestant: Turns = Product(configure(config, block_steps, ARM_OF[name]), block_steps)
+            else:
+                contestant = Turns(partial(trainers[name], config, device, block_steps))
+            contestants[name] = stack.enter_context(closing(contestant))
         bars.remove_task(task)
         others, tokens = list(contestants)[1:], block_steps * config.training.batch_tokens
         interleaved = interleave(PLAIN, others, rounds, tokens, lambda name: contestants[name].block(), bars)
@@ -272,14 +272,12 @@ def train_with_litgpt(config: RunConfig, device: torch.device, block_steps: int,
     from litgpt.args import EvalArgs, TrainArgs
     from litgpt.pretrain import fit
 
-    class Tokens:
+    def tokens() -> Iterator[Tensor]:
         """Stored blocks alone, on the device, with a pause before the first of every block of steps."""
-
-        def __iter__(self) -> Iterator[Tensor]:
-            for i, batch in enumerate(training_loader(config)):
-                if i % (block_steps * config.accumulation) == 0:
-                    pause()
-                yield batch.tokens_BS.to(device, non_blocking=True)
+        for i, batch in enumerate(training_loader(config)):
+            if i % (block_steps * config.accumulation) == 0:
+                pause()
+            yield batch.tokens_BS.to(device, non_blocking=True)
 
     m, t, sequences = config.model, config.training, config.micro_batch_sequences
     sizes = Config(
@@ -328,4 +326,4 @@ def train_with_litgpt(config: RunConfig, device: torch.device, block_steps: int,
     never = EvalArgs(interval=t.steps, max_iters=1, initial_validation=False, final_validation=False)
     looked_at = [torch.zeros(sequences, config.data.block_size_tokens + 1, dtype=torch.int64, device=device)]
     with tempfile.TemporaryDirectory() as folder:
-        fit(fabric, 1, state, Tokens(), looked_at, Path(folder), None, training, never)
+        fit(fabric, 1, state, tokens(), looked_at, Path(folder), None, training, never)

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from replication.bench.loops import END_OF_TEXT, Pause, Turns, synchronize, synthetic_store
+from replication.bench.loops import END_OF_TEXT, Turns, synchronize, synthetic_store
 from replication.config import RunConfig, SourceConfig
 from replication.console import table
 from replication.data.module import Batch, TokenDataModule
@@ -136,21 +136,24 @@ class _MarkedData(TokenDataModule):
             yield batch
 
 
-def silent_trainer(config: RunConfig, folder: str) -> Trainer:
-    """The product's trainer, journal, TensorBoard and all, in a folder that nobody keeps."""
-    start = {"config hash": "", "data hash": synthetic_store(config).hash}
-    return build_trainer(config, RunDir(Path(folder)), start, None, Console(file=io.StringIO()))
+def silent_trainer(config: RunConfig, folder: str, block_steps: int, before_block: Callable[[], None]) -> Trainer:
+    """The product's trainer, journal, TensorBoard and all, in a folder that nobody keeps.
 
-
-def call_before_blocks(trainer: Trainer, call: Callable[[], None], block_steps: int, config: RunConfig) -> None:
-    """Let the trainer's first callback call something before the first micro-batch of every block."""
+    Its first callback calls `before_block` before the first micro-batch of every block.
+    """
 
     def on_train_batch_start(trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if batch_idx % (block_steps * config.accumulation) == 0:
-            call()
+            before_block()
 
-    callback = LambdaCallback(on_train_batch_start=on_train_batch_start)
-    trainer.callbacks.insert(0, callback)  # type: ignore[attr-defined]
+    start = {"config hash": "", "data hash": synthetic_store(config).hash}
+    trainer = build_trainer(config, RunDir(Path(folder)), start, None, Console(file=io.StringIO()))
+    _callbacks(trainer).insert(0, LambdaCallback(on_train_batch_start=on_train_batch_start))
+    return trainer
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined]
 
 
 class Product(Turns):
@@ -160,17 +163,13 @@ class Product(Turns):
         self.config, self.block_steps = config, block_steps
         self.module = LanguageModel(config, END_OF_TEXT)
         self._folder = tempfile.TemporaryDirectory()
-        self.trainer = silent_trainer(config, self._folder.name)
+        self.trainer = silent_trainer(config, self._folder.name, block_steps, self._pause)
         self.device = self.trainer.strategy.root_device
         self.clock = Clock(self.device)
         self._data = _MarkedData(config, self.clock)
-        self._all: list[Callback] = list(self.trainer.callbacks)  # type: ignore[attr-defined]
+        self._all = _callbacks(self.trainer)[1:]
         self._on = set(ARMS[config.arm])
-        super().__init__(self._train)
-
-    def _train(self, pause: Pause) -> None:
-        call_before_blocks(self.trainer, pause, self.block_steps, self.config)
-        self.trainer.fit(self.module, datamodule=self._data)
+        super().__init__(lambda _: self.trainer.fit(self.module, datamodule=self._data))
 
     def close(self) -> None:
         """End the training and let go of model, optimizer and folder."""
@@ -190,7 +189,7 @@ class Product(Turns):
                 callback.teardown(self.trainer, self.module, "fit")
         self._on = set(ARMS[arm])
         left_out = {TokenGain, LayerGain} - self._on
-        self.trainer.callbacks[1:] = [c for c in self._all if type(c) not in left_out]  # type: ignore[attr-defined]
+        _callbacks(self.trainer)[1:] = [callback for callback in self._all if type(callback) not in left_out]
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,7 @@ def take_breakdown(product: Product, blocks: int) -> Breakdown:
         undo.callback(hook.remove)
         # the layer scale, the clipping and the update; the optimizer's own hook ends it
         mark = LambdaCallback(on_before_optimizer_step=lambda *_: clock(OPTIMIZER))
-        product.trainer.callbacks.insert(1, mark)  # type: ignore[attr-defined]
+        _callbacks(product.trainer).insert(1, mark)
         product.block()
         clock.start()
         for _ in range(blocks):

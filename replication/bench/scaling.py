@@ -8,18 +8,16 @@ launcher, is `python -m replication.bench.scaling CONFIG OUT BLOCK_STEPS BLOCKS`
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import psutil
 import torch
@@ -28,7 +26,7 @@ from rich.table import Table
 
 from replication.bench.blocks import Result
 from replication.bench.loops import END_OF_TEXT, Machine, Stopped, describe, synchronize, synthetic_store
-from replication.bench.product import call_before_blocks, endless, silent_trainer
+from replication.bench.product import endless, silent_trainer
 from replication.config import RunConfig, load_run, to_yaml
 from replication.console import progress, table
 from replication.data.module import TokenDataModule
@@ -59,24 +57,24 @@ class Measured:
     machine: Node
 
 
-@dataclass(frozen=True)
+@dataclass
 class ScalingRow:
     """One number of processes."""
 
-    figures: ClassVar = ("tokens_per_second",)
     ranks: int
     batch_tokens: int
     micro_batch_sequences: int
     accumulation: int
     block_steps: int
     seconds: tuple[float, ...]  # of each block, on the first rank; all wait for the slowest at every step
+    tokens_per_second: float = field(init=False)
+    efficiency: float = field(init=False)  # tokens per second and process, relative to the fewest processes that ran
 
-    @property
-    def tokens_per_second(self) -> float:
-        return self.block_steps * self.batch_tokens / statistics.median(self.seconds)
+    def __post_init__(self) -> None:
+        self.tokens_per_second = self.block_steps * self.batch_tokens / statistics.median(self.seconds)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ScalingBench(Result):
     """Findings of one run of `bench scaling`."""
 
@@ -86,16 +84,10 @@ class ScalingBench(Result):
     rows: tuple[ScalingRow, ...]
     config: RunConfig
 
-    def efficiency(self, row: ScalingRow) -> float:
-        """Tokens per second and process, relative to the fewest processes that ran."""
+    def __post_init__(self) -> None:
         first = self.rows[0]
-        return row.tokens_per_second / row.ranks / (first.tokens_per_second / first.ranks)
-
-    def to_dict(self) -> Mapping[str, Any]:
-        written = super().to_dict()
-        for row, found in zip(written["rows"], self.rows, strict=True):
-            row["efficiency"] = self.efficiency(found)
-        return written
+        for row in self.rows:
+            row.efficiency = row.tokens_per_second / row.ranks / (first.tokens_per_second / first.ranks)
 
     def tables(self) -> list[Table]:
         shared = "" if self.machine.gpus else f"; all share {self.machine.cores} CPU core(s)"
@@ -103,7 +95,7 @@ class ScalingBench(Result):
         columns = [">processes", ">batch tokens", ">micro-batch", ">accum.", ">tokens/s", ">efficiency"]
         rows = [
             (r.ranks, f"{r.batch_tokens:,}", r.micro_batch_sequences, r.accumulation, f"{r.tokens_per_second:,.0f}",
-             f"{self.efficiency(r):.1%}")
+             f"{r.efficiency:.1%}")
             for r in self.rows
         ]  # fmt: skip
         return [table(title, columns, rows)]
@@ -117,8 +109,8 @@ def at_ranks(config: RunConfig, ranks: int, mode: Mode) -> RunConfig:
     if cluster.strategy == "single":
         raise UserError("cluster.strategy: single is one process; choose ddp, zero1, zero2 or zero3")
     if mode == "weak":
-        training = dataclasses.replace(training, batch_tokens=training.batch_tokens * ranks)
-    return dataclasses.replace(config, training=training, cluster=dataclasses.replace(cluster, devices=ranks)).check()
+        training = replace(training, batch_tokens=training.batch_tokens * ranks)
+    return replace(config, training=training, cluster=replace(cluster, devices=ranks)).check()
 
 
 def bench_scaling(
@@ -157,7 +149,6 @@ def train_as_rank(layer: str, out: str, block_steps: int, blocks: int) -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:  # each rank's own; the first writes into it
-        trainer, module = silent_trainer(config, folder), LanguageModel(config, END_OF_TEXT)
 
         def time_block() -> None:
             synchronize()
@@ -171,7 +162,7 @@ def train_as_rank(layer: str, out: str, block_steps: int, blocks: int) -> None:
             trainer.strategy.barrier()  # nobody leaves while another may still need it
             raise Stopped
 
-        call_before_blocks(trainer, time_block, block_steps, config)
+        trainer, module = silent_trainer(config, folder, block_steps, time_block), LanguageModel(config, END_OF_TEXT)
         with contextlib.suppress(Stopped):
             trainer.fit(module, datamodule=TokenDataModule(config, synthetic_store(config)))
     sys.stdout.flush()

@@ -86,7 +86,6 @@ class StepBench(Result):
     """Findings of one run of `bench step`."""
 
     bench: ClassVar = "step"
-    figures: ClassVar = ("baseline_over_plain_loop",)
     machine: Machine
     block_steps: int
     interleaved: Interleaved
@@ -94,10 +93,7 @@ class StepBench(Result):
     peak_bytes: dict[str, int | str]  # its kind, and bytes by contestant; cumulative on a CPU
     breakdown: Breakdown
     config: RunConfig
-
-    @property
-    def baseline_over_plain_loop(self) -> Ratio:
-        return self.interleaved.reference_over(PLAIN)
+    baseline_over_plain_loop: Ratio
 
     def tables(self) -> list[Table]:
         """The arms, then where a step's time goes, then what it was measured with."""
@@ -154,7 +150,9 @@ def bench_step(config: RunConfig, block_steps: int, rounds: int, console: Consol
     peak = arithmetic_peak(device, config.training.precision)
     share = blocks.tokens_per_second[REFERENCE] / peak.flops_per_second
     utilisation = Utilisation(full, causal, peak, full * share, causal * share)
-    kind = "allocated on the GPU" if on_gpu else "resident, whole process so far"
-    return StepBench(
-        describe(device), block_steps, blocks, utilisation, {"kind": kind, **peaks}, breakdown, config
-    )  # fmt: skip
+    used: dict[str, int | str] = {
+        "kind": "allocated on the GPU" if on_gpu else "resident, whole process so far",
+        **peaks,
+    }
+    over = blocks.reference_over(PLAIN)
+    return StepBench(describe(device), block_steps, blocks, utilisation, used, breakdown, config, over)

@@ -20,7 +20,7 @@ from trained_suite import write_trained_suite
 from training_setup import MODEL, small_config
 
 from replication.bench import noise
-from replication.bench.blocks import Block, Elapsed, Interleaved, Ratio, interleave, plain, running_order
+from replication.bench.blocks import Block, Elapsed, Interleaved, Ratio, interleave, running_order
 from replication.bench.head import CountAllocations, HeadSize, bench_head
 from replication.bench.loops import PlainLoop, Turns
 from replication.bench.noise import CUTS, cuts
@@ -39,6 +39,7 @@ from replication.objectives.callbacks import LayerGain, TokenGain
 from replication.report.report import collect
 from replication.runs.files import read_json
 from replication.runs.layout import SuiteDir
+from replication.runs.records import to_json
 
 CPU = torch.device("cpu")
 DENSE = dataclasses.replace(MODEL, feed_forward="dense")
@@ -72,7 +73,7 @@ def test_each_block_is_paired_with_the_reference_blocks_beside_it():
     assert bench.time_over_reference["a"].median == 1.25
     assert bench.reference_over("a").median == pytest.approx((2 / 3 + 1) / 2)
     assert bench.tokens_per_second["a"] == 60
-    json.dumps(plain(bench), allow_nan=False)
+    json.dumps(to_json(bench), allow_nan=False)
 
 
 def test_the_upper_bound_is_the_order_statistic():
@@ -309,7 +310,7 @@ def test_bench_scaling_runs_the_ranks():
 
 def test_efficiency_is_per_process():
     rows = tuple(ScalingRow(n, n * 100, 1, 1, 1, (s,)) for n, s in ((1, 1.0), (2, 1.25)))
-    assert ScalingBench({}, "weak", rows, small_config()).efficiency(rows[1]) == pytest.approx(0.8)
+    assert ScalingBench({}, "weak", rows, small_config()).rows[1].efficiency == pytest.approx(0.8)
 
 
 def test_strong_scaling_cuts_the_same_batch():

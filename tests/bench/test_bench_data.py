@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 from small_corpus import texts, two_sources
 
-from replication.bench.blocks import plain
 from replication.bench.data import (
     LoaderBench,
     PreparationBench,
@@ -21,6 +20,7 @@ from replication.data.prepare import prepare
 from replication.data.store import TokenStore
 from replication.data.tokenizer import TextTokenizer
 from replication.errors import UserError
+from replication.runs.records import to_json
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_a_preparation_is_timed_beside_its_tokenizer(corpus):
     tokenizer = TextTokenizer((corpus[1] / "tokenizer.json").read_text(), data.tokenizer.end_of_text)
     assert bench.tokens == sum(len(tokenizer.encode(t)) + 1 for seed in (1, 2) for t in texts(40, seed=seed))
     assert (len(bench.alone_seconds), len(bench.product_seconds)) == (3, 2)
-    assert plain(bench)["median_ratio"] == bench.median_ratio > 0
+    assert to_json(bench)["median_ratio"] == bench.median_ratio > 0
     assert bench.table().row_count == 8
     untrained = dataclasses.replace(data, tokenizer=TokenizerConfig())
     with pytest.raises(UserError, match=r"data\.tokenizer\.path: bench data times a tokenizer that is loaded"):
@@ -64,7 +64,7 @@ def test_the_loader_of_the_training_is_timed(corpus):
     bench = bench_loader(config, store, eaten_tokens_per_second=1000.0, turns=2, turn_seconds=0.05)
     assert len(bench.tokens_per_second) == 2 and min(bench.tokens_per_second) > 0
     assert bench.times == pytest.approx(sum(bench.tokens_per_second) / 2 / 1000.0)
-    assert plain(bench)["times"] == bench.times and bench.table().row_count == 5
+    assert to_json(bench)["times"] == bench.times and bench.table().row_count == 5
     assert LoaderBench(0, 1, 10.0, (50.0, 70.0, 60.0)).times == 6.0
     with pytest.raises(UserError, match="must be positive"):
         bench_loader(config, store, 0.0)

@@ -17,7 +17,6 @@ from run_files import read_journal
 from small_corpus import two_sources
 from training_setup import fit, small_config
 
-from replication.bench.blocks import plain
 from replication.bench.drill import AIMS, Disturbed, DrillResults, Kill, StrategyResult, _Drill, faults, spread
 from replication.config import to_yaml
 from replication.errors import UserError
@@ -153,7 +152,7 @@ def test_results_of_an_earlier_version_are_read_and_damaged_ones_named(tmp_path)
     found = DrillResults.of(config, path).strategies
     disturbed = Disturbed("killed-01", [Kill("mid-step", "update", 3, 1, [0, 1], 1)], 1e-12, [])
     assert found == [StrategyResult("zero2", 2, 4, 0.0, [disturbed])] and found[0].spread == 1e-12
-    assert plain(found[0]).keys() == there["strategies"][0].keys()
+    assert found[0].to_dict().keys() == there["strategies"][0].keys()
     with pytest.raises(UserError, match=r"of another config .*optimizer"):
         DrillResults.of(small_config("both", "--training.optimizer=sgd"), path)
     for damaged in ("[]", '{"config": {}}', json.dumps(there | {"strategies": [result | {"runs": [{}]}]})):
