@@ -177,7 +177,7 @@ def drill(
             bars.update(task, completed=len(result.kills))
             while len(result.kills) < share:
                 one.disturb(result, share, partial(bars.advance, task))
-                found = [result.to_dict() for result in there.strategies]
+                found = [done.to_dict() for done in there.strategies]
                 write_json(out / "drill.json", {"config": there.config, "strategies": found})
     console.print(_table(results))
     for result in results:

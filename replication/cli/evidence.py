@@ -27,7 +27,7 @@ JOBS = takes("--jobs", "processes at once (default: one a core)", COUNT, old="--
 def calibrate(args: Namespace) -> int:
     """Simulate experiments of known truth and show how often every test of the report is wrong."""
     from replication.simulation.calibration import declared_grid, findings, measure, write_calibration
-    from replication.simulation.rows import compute_rows
+    from replication.simulation.simulate import compute_rows
 
     console = Console()
     grid, path = declared_grid(args.seeds, args.prompts, args.judges), args.out / "rows.jsonl"
@@ -67,7 +67,7 @@ def power(args: Namespace) -> None:
     if args.share == 0.5:
         raise UserError("--share: 0.5 is no preference; name the share of decisive votes that is to be found")
     from replication.simulation.power import GIVEN, Fitted, fit, power_row, studies, write_power
-    from replication.simulation.rows import compute_rows
+    from replication.simulation.simulate import compute_rows
 
     console = Console()
     given = {name: getattr(args, f"{name}_spread") for name in GIVEN}

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import TypedDict, cast
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -196,7 +196,7 @@ def studies(
 
 
 class PowerRow(TypedDict):
-    """A study, its power and what it costs."""
+    """A study and its power."""
 
     key: str
     seeds: int
@@ -208,8 +208,6 @@ class PowerRow(TypedDict):
     power: float
     simulation_error: float
     votes: int
-    gpu_hours_2_arms: NotRequired[float]  # for the question; four arms are for the 2x2
-    gpu_hours_4_arms: NotRequired[float]
 
 
 def power(study: Study, simulations: int, seed: int) -> float:
@@ -245,11 +243,15 @@ def fewest_seeds(rows: Sequence[PowerRow]) -> list[dict[str, float | None]]:
             "seed_spread": group[0]["spread"]["seed"],
             "prompts": group[0]["prompts"],
             "judges": group[0]["judges"],
-            "fewest_seeds": min((row["seeds"] for row in group if row["power"] >= POWER), default=None),
+            "fewest_seeds": _enough(group),
             "highest_power": max(row["power"] for row in group),
         }
         for group in _groups(rows)
     ]
+
+
+def _enough(group: Sequence[PowerRow]) -> int | None:
+    return next((row["seeds"] for row in group if row["power"] >= POWER), None)
 
 
 def _groups(rows: Sequence[PowerRow]) -> list[list[PowerRow]]:
@@ -265,31 +267,25 @@ def write_power(
 ) -> list[Path]:
     """Print the table; write power.json, power.md and power.png, the paths that come back.
 
-    Args:
-        rows: as simulated, without their cost.
-        words: where each spread comes from.
-        have: seeds that there are already.
-        cell_hours: GPU-hours of one arm at one seed.
-        folder: made where it does not exist.
-        console: for the table.
+    `words` say where each spread comes from; `have` seeds are there already; one arm at one seed takes so many hours of
+    a GPU. Two arms answer the question, four are for the 2x2.
     """
     paths = [folder / f"power.{end}" for end in ("json", "md", "png")]
-    arms = {"gpu_hours_2_arms": 2, "gpu_hours_4_arms": 4}
-    rows = [cast(PowerRow, row | {key: n * row["seeds"] * cell_hours for key, n in arms.items()}) for row in rows]
-    fewest = fewest_seeds(rows)
-    write_json(paths[0], {"assumptions": words, "fewest_seeds": fewest, "rows": rows})
+    priced = [
+        {**row, **{f"gpu_hours_{arms}_arms": arms * row["seeds"] * cell_hours for arms in (2, 4)}} for row in rows
+    ]
+    write_json(paths[0], {"assumptions": words, "fewest_seeds": fewest_seeds(rows), "rows": priced})
     title = f"Power to find {percent(rows[0]['share'], 1)} of decisive votes, {percent(rows[0]['ties'], 1)} ties"
     sizes = [f"{n} seeds" for n in sorted({row["seeds"] for row in rows})]
     names = ("seed spread", "prompts", "judges", *sizes, "seeds for 80 %", "GPU-h, 2 arms", "4 arms")
     columns, lines = [f">{name}" for name in names], []
-    for entry, group in zip(fewest, _groups(rows), strict=True):
-        enough = next((row for row in group if row["seeds"] == entry["fewest_seeds"]), None)
-        n, hours = "more", [MISSING] * 2
+    for group in _groups(rows):
+        enough, needed, hours = _enough(group), "more", [MISSING] * 2
         if enough is not None:
-            n = f"{enough['seeds']}" + (f" ({max(0, enough['seeds'] - have)} more)" if have else "")
-            hours = [count(enough["gpu_hours_2_arms"]), count(enough["gpu_hours_4_arms"])]
+            needed = f"{enough} ({max(0, enough - have)} more)" if have else f"{enough}"
+            hours = [count(arms * enough * cell_hours) for arms in (2, 4)]
         size = [f"{group[0]['spread']['seed']:g}", f"{group[0]['prompts']}", f"{group[0]['judges']}"]
-        lines.append([*size, *(percent(row["power"]) for row in group), n, *hours])
+        lines.append([*size, *(percent(row["power"]) for row in group), needed, *hours])
     sources = [f"- {source}" for source in words]
     write_text(paths[1], "\n".join([f"# {title}", "", *sources, "", *markdown_table(columns, lines), "", NOTE, ""]))
     draw_power(rows, paths[2])
