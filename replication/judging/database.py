@@ -43,8 +43,10 @@ class Database:
                 hide_parameters=True,  # an error never shows what was to be stored: a completion, the hash of a link
             )
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
+            head, at, tail = re.sub(r"(?i)([?&]\w*password=)[^&]*", r"\1...", str(url)).rpartition("@")
+            shown = f"{head.split('://')[0]}://...@{tail}" if at else tail  # no password
             raise UserError(
-                f"--database: {_without_password(str(url))} cannot be used ({error}); give a file, or a URL such as "
+                f"--database: {shown} cannot be used ({error}); give a file, or a URL such as "
                 "postgresql://user@host/name"
             ) from None
         self.is_sqlite = self.engine.dialect.name == "sqlite"
@@ -55,11 +57,9 @@ class Database:
     @property
     def name(self) -> str:
         """The file, or the URL with its passwords masked."""
-        if self.is_sqlite:
-            return str(self.engine.url.database)
         u = self.engine.url
-        masked = {key: "..." for key in u.query if _is_secret(key)}
-        return u.update_query_dict(masked).render_as_string(hide_password=True)
+        masked = u.update_query_dict({key: "..." for key in u.query if "password" in key.lower()})
+        return str(u.database) if self.is_sqlite else masked.render_as_string(hide_password=True)
 
     @property
     def address(self) -> str:
@@ -67,9 +67,8 @@ class Database:
         if self.is_sqlite:
             return str(Path(self.name).absolute())
         u = self.engine.url
-        query = {key: value for key, value in u.query.items() if not _is_secret(key)}
-        open_url = URL.create(u.drivername, u.username, None, u.host, u.port, u.database, query)
-        return open_url.render_as_string(hide_password=False)
+        query = {key: value for key, value in u.query.items() if "password" not in key.lower()}  # sslpassword too
+        return URL.create(u.drivername, u.username, None, u.host, u.port, u.database, query).render_as_string()
 
     def exists(self) -> bool:
         """Whether a panel's tables are there; creates no file. Raises UserError where the server cannot be reached."""
@@ -163,14 +162,3 @@ def _connect_to_read(file: Path) -> sqlite3.Connection:
     if is_whole:
         raise refused
     raise sqlite3.OperationalError(f"{journal.name} holds votes that can be read only where one may write: copy both")
-
-
-def _is_secret(key: str) -> bool:
-    """Of a part of a URL's query: password, sslpassword."""
-    return "password" in key.lower()
-
-
-def _without_password(url: str) -> str:
-    url = re.sub(r"(?i)([?&]\w*password=)[^&]*", r"\1...", url)
-    head, at, tail = url.rpartition("@")
-    return f"{head.split('://')[0]}://...@{tail}" if at else url

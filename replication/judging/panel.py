@@ -126,19 +126,11 @@ def create_panel(
         key_sha256 = write_key(sealed, key)
         try:
             c.execute(insert(items), [drawn[item][0] for item in sorted(drawn)])
-            c.execute(
-                insert(panel).values(
-                    panel_id=key.panel_id,
-                    suite=suite,
-                    created_at=time.time(),
-                    key_sha256=key_sha256,
-                    admin_sha256=hash_token(tokens.admin),
-                    join_sha256=hash_token(tokens.join) if tokens.join else None,
-                    votes_per_judge=options.votes_per_judge,
-                    planned_judges=options.judges,
-                    survey=options.survey,
-                )
-            )
+            join_sha256 = hash_token(tokens.join) if tokens.join else None
+            hashes = {"key_sha256": key_sha256, "admin_sha256": hash_token(tokens.admin), "join_sha256": join_sha256}
+            planned = {"planned_judges": options.judges, "votes_per_judge": options.votes_per_judge}
+            facts = {"panel_id": key.panel_id, "suite": suite, "created_at": time.time(), "survey": options.survey}
+            c.execute(insert(panel).values({**facts, **planned, **hashes}))
             names = [f"judge-{n:03d}" for n in range(1, options.judges + 1)]
             _add(c, key, names, options.votes_per_judge, "human", "", {})
             if keep is not None:

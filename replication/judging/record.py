@@ -152,7 +152,13 @@ def marginals(found: Unsealed, rules: AnalysisConfig) -> dict[str, object]:
     for vote, at in found.first:
         of_judge[vote.judge_id].append((vote, at))
     background = {name: found.surveys.get(name, {}).get("background") for name in of_judge}
-    voted = [_judge_votes(name, cast, found.arms) for name, cast in sorted(of_judge.items())]
+    voted = []
+    for name, cast in sorted(of_judge.items()):
+        tally = count((chosen_arm(vote) for vote, _ in cast), *found.arms)
+        is_timed = all(vote.shown_at for vote, _ in cast)  # a sheet that was filled elsewhere is not
+        # to 0.1 s, as the paper publishes it
+        pace = round(seconds_between_votes(at for _, at in cast), 1) if is_timed else math.nan
+        voted.append(JudgeVotes(name, cast[0][0].judge_kind == "human", tally, pace, tally.n))
     people = [judge for judge in voted if judge.is_human]
     rules = replace(rules, votes_per_judge=found.panel.votes_per_judge)
     won = [tally.leans for tally in prompts.values()]  # of ties alone is no majority, nor an even one
@@ -212,14 +218,6 @@ def marginals(found: Unsealed, rules: AnalysisConfig) -> dict[str, object]:
             for name in sorted(filter(None, {background[judge.name] for judge in people}))
         },
     }
-
-
-def _judge_votes(name: str, cast: list[tuple[Vote, float]], arms: tuple[str, str]) -> JudgeVotes:
-    """A judge as the filters see them; paced by the median gap between votes to 0.1 s, as the paper publishes it."""
-    tally = count((chosen_arm(vote) for vote, _ in cast), *arms)
-    is_timed = all(vote.shown_at for vote, _ in cast)  # a sheet that was filled elsewhere is not
-    pace = round(seconds_between_votes(at for _, at in cast), 1) if is_timed else math.nan
-    return JudgeVotes(name, cast[0][0].judge_kind == "human", tally, pace, tally.n)
 
 
 def _counts(t: Tally, ties: str) -> dict[str, float | None]:
@@ -285,9 +283,9 @@ def answers_jsonl(database: Database) -> str:
         rows = [dict(row._mapping) for row in c.execute(query)]
     lines = []
     for said in rows:
-        vote, judge = vote_id(panel_id, said.pop("assignment_id")), said.pop("judge_id")
+        ids = {"vote_id": vote_id(panel_id, said.pop("assignment_id")), "judge_id": said.pop("judge_id")}
         said["asked_at"] = iso(said["asked_at"])
-        lines.append(json.dumps({"vote_id": vote, "judge_id": judge, **said}, ensure_ascii=False) + "\n")
+        lines.append(json.dumps(ids | said, ensure_ascii=False) + "\n")
     return "".join(lines)
 
 
