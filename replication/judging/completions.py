@@ -65,13 +65,12 @@ def from_suite(root: Path, pair: str | None) -> Chosen:
     if not all(arms):
         raise UserError(f"{suite.name}: has one arm, and judges compare two")
     left_out = {}  # seed -> why its completions may not be compared
-    for certified in certify(suite_dir, arms, suite.seeds, strict=suite.analysis.strict_pairs).pairs:
-        without = [arm for arm in arms if not suite_dir.cell(arm, certified.seed).samples.is_file()]
-        if certified.state != "holds":
-            left_out[certified.seed] = "; ".join(certified.reasons)
+    for checked in certify(suite_dir, arms, suite.seeds, strict=suite.analysis.strict_pairs).pairs:
+        without = [arm for arm in arms if not suite_dir.cell(arm, checked.seed).samples.is_file()]
+        if checked.state != "holds":
+            left_out[checked.seed] = "; ".join(checked.reasons)
         elif without:
-            why = f"{' and '.join(without)} has no completions, `replicate generate` makes them"
-            left_out[certified.seed] = why
+            left_out[checked.seed] = f"{' and '.join(without)} has no completions, `replicate generate` makes them"
     found = suite_completions(suite_dir, arms)
     kept = {seed: of_arm for seed, of_arm in found.items() if seed in suite.seeds and seed not in left_out}
     _check_alike(suite_dir, [(arm, seed) for seed in sorted(kept) for arm in arms])

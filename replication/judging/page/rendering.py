@@ -27,10 +27,8 @@ STATIC: Final = {
 # Control characters, and those that turn the direction of the text after them.
 ACTING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-BANNER: ContextVar[tuple[str, str] | None] = ContextVar("banner", default=None)
-"""Words above all else on every page of this request: (in bold, why)."""
-PREVIEW: Final = ("Preview", "What you see is a copy of the panel: votes given here are thrown away.")
-TEST: Final = ("Test", "Votes given by this link enter no record and no count.")
+BANNER: ContextVar[str] = ContextVar("banner", default="")
+"""What stands above all else on every page of this request: preview, test, or nothing."""
 
 
 def _readable(text: str) -> Markup:

@@ -19,7 +19,7 @@ from fastapi import APIRouter, Depends, Form, HTTPException, Request
 from pydantic import BaseModel
 from starlette.responses import PlainTextResponse, Response
 
-from replication.judging.page.rendering import BANNER, STATIC, STATIC_TYPES, TEST, judge_path, page, problem, see_other
+from replication.judging.page.rendering import BANNER, STATIC, STATIC_TYPES, judge_path, page, problem, see_other
 from replication.judging.progress import gather
 from replication.judging.store import Cast, PanelFacts, Store, Visit, claim_once, hash_token
 from replication.votes.record import CHOICES
@@ -91,7 +91,7 @@ OpenVisit = Annotated[Visit, Depends(_open_visit)]
 def look(request: Request, token: str, visit: Visited, store: Stored) -> Response:
     path, link = judge_path(token), str(request.base_url).rstrip("/") + judge_path(token)
     if visit.is_test:
-        BANNER.set(BANNER.get() or TEST)
+        BANNER.set(BANNER.get() or "test")
     if visit.is_locked:
         return page("closed", n_voted=visit.n_voted)
     if not visit.has_started:

@@ -30,7 +30,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from replication.errors import UserError
-from replication.judging.page.rendering import BANNER, PREVIEW, problem, way_back
+from replication.judging.page.rendering import BANNER, problem, way_back
 from replication.judging.page.routes import Answered, routes
 from replication.judging.store import Store
 
@@ -80,7 +80,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         if self.preview:
-            BANNER.set(PREVIEW)
+            BANNER.set("preview")
         began = time.monotonic()
         status = 500
 
