@@ -12,8 +12,9 @@ from replication.config import SuiteConfig
 from replication.protocol.certificate import Certificate
 from replication.protocol.diverged import why_diverged
 from replication.protocol.paper import DIVERGENCE_STEPS, DIVERGENCES, METRICS, PHASE_3
-from replication.report.load import NAN, CellData, Floats
+from replication.report.load import NAN, CellData
 from replication.runs.layout import SuiteDir
+from replication.runs.manifest import Manifest
 from replication.statistics.losses import sign_flip_p
 from replication.statistics.seeds import (
     BUDGET_TOLERANCE,
@@ -26,10 +27,9 @@ from replication.statistics.seeds import (
 
 Number = float | None
 """Of a record of results.json; NaN until it is written, None where it was missing."""
+Row = dict[str, object]
+"""A row of a table in results.json that only the templates read: column -> value."""
 LATE_STEP_SHARE = 0.1
-
-
-# ---------------------------------------------------------------- which pairs and cells are compared
 
 
 def certified(certificate: Certificate, arms: Sequence[str], seeds: Sequence[int]) -> NDArray[np.bool_]:
@@ -52,6 +52,14 @@ class Quantity:
 def quantities(late_validations: int) -> tuple[Quantity, ...]:
     """All that arms are compared by; the late mean is over so many validations."""
 
+    def final(tag: str) -> Callable[[CellData], float]:
+        def value(cell: CellData) -> float:
+            steps = cell.validation.steps
+            # a validation of an earlier step is not the final one
+            return cell.validation.last(tag) if len(steps) and steps[-1] == cell.step else NAN
+
+        return value
+
     def late(cell: CellData) -> float:
         return late_mean(cell.validation.column("val/loss_nats"), late_validations).value
 
@@ -60,96 +68,52 @@ def quantities(late_validations: int) -> tuple[Quantity, ...]:
 
     histogram, predictive = "val/entropy_predicted_tokens_nats", "val/entropy_predictive_nats"
     return (
-        Quantity("final_val_loss", "Validation loss at the last step", "nats", _final("val/loss_nats")),
+        Quantity("final_val_loss", "Validation loss at the last step", "nats", final("val/loss_nats")),
         Quantity("late_val_loss", "Validation loss, late mean", "nats", late),
-        Quantity("entropy_predicted_tokens", "Entropy of the histogram of predicted tokens", "nats", _final(histogram)),
-        Quantity("entropy_predictive", "Mean entropy of the predictive distribution", "nats", _final(predictive)),
+        Quantity("entropy_predicted_tokens", "Entropy of the histogram of predicted tokens", "nats", final(histogram)),
+        Quantity("entropy_predictive", "Mean entropy of the predictive distribution", "nats", final(predictive)),
         Quantity("grad_norm", f"Gradient norm, mean of the last {LATE_STEP_SHARE:.0%} of steps", "", grad_norm),
     )
-
-
-def _final(tag: str) -> Callable[[CellData], float]:
-    """The validation at the cell's last step; a validation of an earlier step is not the final one."""
-
-    def value(cell: CellData) -> float:
-        steps = cell.validation.steps
-        return cell.validation.last(tag) if len(steps) and steps[-1] == cell.step else NAN
-
-    return value
 
 
 # ---------------------------------------------------------------- cells
 
 
-@dataclass(frozen=True, kw_only=True)
-class CellRow:
-    """One cell; the quantities of one that is not complete are missing."""
-
-    arm: str
-    seed: int
-    state: str
-    step: int
-    steps_planned: object
-    tokens: Number
-    last_val_loss_nats: Number
-    last_val_loss_unsmoothed_nats: Number
-    last_val_step: int | None
-    tokens_per_second: Number
-    wall_seconds: Number
-    config_hash: str | None
-    final_weights_sha256: str | None
-    final_val_loss: Number
-    late_val_loss: Number
-    entropy_predicted_tokens: Number
-    entropy_predictive: Number
-    grad_norm: Number
-
-
-def cell_row(cell: CellData, compared: Sequence[Quantity]) -> CellRow:
-    steps = cell.validation.steps
-    return CellRow(
-        arm=cell.arm,
-        seed=cell.seed,
-        state=cell.state,
-        step=cell.step,
-        steps_planned=cell.config.get("training.steps"),
-        tokens=cell.tokens,
-        last_val_loss_nats=cell.validation.last("val/loss_nats"),
-        last_val_loss_unsmoothed_nats=cell.validation.last("val/loss_unsmoothed_nats"),
-        last_val_step=int(steps[-1]) if len(steps) else None,
-        tokens_per_second=cell.tokens / cell.wall_seconds if cell.wall_seconds > 0 else NAN,
-        wall_seconds=cell.wall_seconds,
-        config_hash=cell.manifest.config_hash if cell.manifest else None,
-        final_weights_sha256=cell.manifest.final_weights_sha256 if cell.manifest else None,
-        **{q.key: q.value(cell) if cell.complete else NAN for q in compared},
-    )
-
-
 @dataclass(frozen=True)
-class FailureRow:
+class CellName:
     arm: str
     seed: int
-    error: str
-    step: int
 
 
-@dataclass(frozen=True)
-class DivergedRow:
-    """A cell that diverged by the suite's rule; complete ones stay in every comparison."""
-
-    arm: str
-    seed: int
-    state: str
-    why: str
-
-
-def diverged_rows(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[CellData]) -> Iterator[DivergedRow]:
+def diverged_rows(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[CellData]) -> Iterator[Row]:
+    """Cells that diverged by the suite's rule; complete ones stay in every comparison."""
     for c in cells:
         warmup, vocabulary = (c.config.get(key) for key in ("training.warmup_steps", "model.vocab_size"))
         if isinstance(warmup, int) and isinstance(vocabulary, int):
             why = why_diverged(suite_dir.cell(c.arm, c.seed), suite.diverged, warmup, vocabulary)
             if why:
-                yield DivergedRow(c.arm, c.seed, c.state, why)
+                yield {"arm": c.arm, "seed": c.seed, "state": c.state, "why": why}
+
+
+def cell_row(cell: CellData, compared: Sequence[Quantity]) -> Row:
+    """One cell; the quantities of one that is not complete are missing."""
+    validation, manifest = cell.validation, cell.manifest or Manifest()
+    return {
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "state": cell.state,
+        "step": cell.step,
+        "steps_planned": cell.config.get("training.steps"),
+        "tokens": cell.tokens,
+        "last_val_loss_nats": validation.last("val/loss_nats"),
+        "last_val_loss_unsmoothed_nats": validation.last("val/loss_unsmoothed_nats"),
+        "last_val_step": int(validation.steps[-1]) if len(validation.steps) else None,
+        "tokens_per_second": cell.tokens / cell.wall_seconds if cell.wall_seconds > 0 else NAN,
+        "wall_seconds": cell.wall_seconds,
+        "config_hash": manifest.config_hash,
+        "final_weights_sha256": manifest.final_weights_sha256,
+        **{q.key: q.value(cell) if cell.complete else NAN for q in compared},
+    }
 
 
 @dataclass(frozen=True)
@@ -166,18 +130,16 @@ class LateWindow:
 def late_window(cells: Sequence[CellData], k: int) -> LateWindow:
     for cell in cells:
         if cell.complete and len(cell.validation.steps):
-            late = cell.validation.steps[-k:]
-            first = int(late[0])
-            return LateWindow(len(late), k, first, int(late[-1]), (cell.step - first) / cell.step if cell.step else NAN)
+            late = cell.validation.steps[-k:].tolist()
+            share = (cell.step - late[0]) / cell.step if cell.step else NAN
+            return LateWindow(len(late), k, late[0], late[-1], share)
     return LateWindow(0, k)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GainRow:
+class GainRow(CellName):
     """Whether the token gain preserves the total gradient budget in one cell (objectives/README.md, Token gain)."""
 
-    arm: str
-    seed: int
     applied: object
     n_measured: int
     n_failing: int
@@ -213,13 +175,6 @@ def gain_row(cell: CellData) -> GainRow:
 
 
 @dataclass(frozen=True)
-class ArmDifferences:
-    arm: str
-    differences: list[Number]
-    """Arm minus baseline, one a seed."""
-
-
-@dataclass(frozen=True)
 class PairedNumbers:
     """See statistics.seeds.Paired."""
 
@@ -234,6 +189,13 @@ class PairedNumbers:
 
 
 @dataclass(frozen=True)
+class ArmDifferences:
+    arm: str
+    differences: list[Number]
+    """Arm minus baseline, one a seed."""
+
+
+@dataclass(frozen=True)
 class ComparedArm(PairedNumbers, ArmDifferences):
     """One arm beside the baseline in one quantity, over certified pairs."""
 
@@ -245,9 +207,8 @@ class ComparedArm(PairedNumbers, ArmDifferences):
         n, up, down = self.n, self.n_positive, self.n_negative
         if not n:
             return "not measured in any certified pair"
-        seeds = "the one seed" if n == 1 else f"{n} of {n} seeds"
         if n in (up, down):
-            return f"{'higher' if up else 'lower'} at {seeds}"
+            return f"{'higher' if up else 'lower'} at {'the one seed' if n == 1 else f'{n} of {n} seeds'}"
         return f"higher at {up}, lower at {down} of {n} seeds"
 
 
@@ -269,14 +230,11 @@ class QuantityRow:
 
 
 def compare(q: Quantity, suite: SuiteConfig, cells: Sequence[CellData], certificate: Certificate) -> QuantityRow:
-    by_name = {(cell.arm, cell.seed): cell for cell in cells}
-    values = np.array([
-        [q.value(by_name[arm, seed]) if by_name[arm, seed].complete else NAN for seed in suite.seeds]
-        for arm in suite.arms
-    ])  # fmt: skip
+    measured = {(cell.arm, cell.seed): q.value(cell) for cell in cells if cell.complete}
+    values = np.array([[measured.get((arm, seed), NAN) for seed in suite.seeds] for arm in suite.arms])
     pairs = []
-    for arm, row in zip(suite.arms[1:], differences_to_first(values), strict=True):
-        used = np.where([certificate.pair(arm, seed).state == "holds" for seed in suite.seeds], row, NAN)
+    for arm, differences in zip(suite.arms[1:], differences_to_first(values), strict=True):
+        used = np.where(certified(certificate, [arm], suite.seeds), differences, NAN)
         numbers = vars(summarize_paired(used))
         pairs.append(ComparedArm(arm=arm, differences=used.tolist(), **numbers, p_sign_flip=float(sign_flip_p(used))))
     pooled = values[:, [seed not in certificate.not_pooled for seed in suite.seeds]]
@@ -295,132 +253,86 @@ def compare(q: Quantity, suite: SuiteConfig, cells: Sequence[CellData], certific
 # ---------------------------------------------------------------- beside the published run
 
 
-@dataclass(frozen=True, kw_only=True)
-class PublishedRow:
-    """A published number beside the same quantity here: comparable in direction only."""
-
-    published_name: str
-    here_name: str
-    unit: str
-    published_baseline: float
-    published_both: float
-    published_difference: float
-    digits: int
-    here_baseline: Number
-    here_both: Number
-    here_difference: Number
-    published_direction: str
-    here_direction: str
-
-
 @dataclass(frozen=True)
 class Published:
+    """Published numbers beside the same quantities here: comparable in direction only."""
+
     applies: bool
     """Whether the suite has the two arms that were published."""
-    rows: list[PublishedRow]
+    rows: list[Row]
 
 
 def beside_published(compared: Mapping[str, QuantityRow], arms: Sequence[str]) -> Published:
-    applies = arms[0] == "baseline" and "both" in arms
-    rows = []
+    applies, rows = arms[0] == "baseline" and "both" in arms, list[Row]()
     for metric in METRICS:
         q = compared[metric.quantity]
         pair = q.arm("both") if applies else None
-        rows.append(
-            PublishedRow(
-                published_name=metric.name,
-                here_name=q.name,
-                unit=q.unit,
-                published_baseline=metric.baseline,
-                published_both=metric.both,
-                published_difference=round(metric.both - metric.baseline, 6),
-                digits=metric.digits,
-                here_baseline=q.means["baseline"] if applies else None,
-                here_both=q.means["both"] if applies else None,
-                here_difference=pair.mean if pair else None,
-                published_direction=metric.direction,
-                here_direction=pair.side if pair else "no such pair in this suite",
-            )
-        )
+        row = {
+            "published_name": metric.name,
+            "here_name": q.name,
+            "unit": q.unit,
+            "published_baseline": metric.baseline,
+            "published_both": metric.both,
+            "published_difference": round(metric.both - metric.baseline, 6),
+            "digits": metric.digits,
+            "here_baseline": q.means["baseline"] if applies else None,
+            "here_both": q.means["both"] if applies else None,
+            "here_difference": pair.mean if pair else None,
+            "published_direction": metric.direction,
+            "here_direction": pair.side if pair else "no such pair in this suite",
+        }
+        rows.append(row)
     return Published(applies, rows)
 
 
-@dataclass(frozen=True)
-class PublishedDivergence:
-    """Divergence of one block of the published run at three of its steps; growth is the last over the first."""
-
-    place: str
-    block: int
-    steps: list[int]
-    values: list[float]
-    growth: float
+def block_of(place: str, n_blocks: int) -> int | None:
+    """The block of a model that stands for a published one; None where it is too shallow to have one."""
+    if not n_blocks or (place == "fourth" and n_blocks <= 4):
+        return None
+    return {"first": 0, "fourth": 3, "last": n_blocks - 1}[place]
 
 
 @dataclass(frozen=True)
 class SeedDivergence:
+    """One block of one cell, at the logged steps nearest to the published shares of training."""
+
     seed: int
     block: int
     steps: list[int]
-    values: list[Number]
-    growth: Number
+    values: list[float]
+    growth: float
+    """The last value over the first."""
 
 
-@dataclass(frozen=True)
-class ArmDivergence:
-    """The same block of one arm, at the logged steps nearest to the published shares of training."""
-
-    arm: str
-    place: str
-    block: int
-    steps: list[int]
-    mean: list[Number]
-    growth: Number
-    seeds: list[SeedDivergence]
-
-
-@dataclass(frozen=True)
-class Divergence:
-    blocks: int
-    """Of the published model."""
-    training_steps: int
-    """Of the published run."""
-    published: list[PublishedDivergence]
-    here: list[ArmDivergence]
-
-
-def block_of(place: str, n_blocks: int) -> int | None:
-    """The block of a model of n_blocks that stands for a published one; None where it is too shallow to have one."""
-    block = {"first": 0, "fourth": 3, "last": n_blocks - 1}[place]
-    return block if place != "fourth" or n_blocks > 4 else None
+def divergences(cells: Sequence[CellData], arms: Sequence[str]) -> Row:
+    """Divergences of three blocks, published and here; of the cells, complete ones that may be pooled are read."""
+    published, here = [], []
+    for d in DIVERGENCES:
+        at = {"place": d.place, "block": d.block, "steps": DIVERGENCE_STEPS, "values": d.values}
+        published.append(at | {"growth": d.values[-1] / d.values[0]})
+    for arm in arms:
+        own = [cell for cell in cells if cell.arm == arm and cell.complete and cell.pooled]
+        for d in DIVERGENCES:
+            rows = [row for row in (_seed_divergence(cell, d.place) for cell in own) if row]
+            if rows:
+                found = {
+                    "arm": arm,
+                    "place": d.place,
+                    "block": rows[0].block,
+                    "steps": rows[0].steps,
+                    "mean": np.mean([row.values for row in rows], axis=0).tolist(),
+                    "growth": float(np.mean([row.growth for row in rows])),
+                    "seeds": rows,
+                }
+                here.append(found)
+    return {"blocks": PHASE_3.blocks, "training_steps": PHASE_3.steps, "published": published, "here": here}
 
 
-def divergences(cells: Sequence[CellData], arms: Sequence[str]) -> Divergence:
-    """Published and measured divergences; of the cells, complete ones that may be pooled are read."""
-    assert PHASE_3.blocks is not None
-    published = [
-        PublishedDivergence(d.place, d.block, list(DIVERGENCE_STEPS), list(d.values), d.values[-1] / d.values[0])
-        for d in DIVERGENCES
-    ]
-    here = [row for arm in arms for d in DIVERGENCES if (row := _arm_divergence(cells, arm, d.place))]
-    return Divergence(PHASE_3.blocks, PHASE_3.steps, published, here)
-
-
-def _arm_divergence(cells: Sequence[CellData], arm: str, place: str) -> ArmDivergence | None:
-    rows = []
-    for cell in cells:
-        n_blocks = len(cell.train.tags("divergence/"))
-        block = block_of(place, n_blocks) if n_blocks else None
-        if cell.arm == arm and cell.complete and cell.pooled and block is not None:
-            steps, values = _at_shares(cell, f"divergence/block_{block:02d}")
-            rows.append(SeedDivergence(cell.seed, block, steps, [*values], float(values[-1] / values[0])))
-    if not rows:
+def _seed_divergence(cell: CellData, place: str) -> SeedDivergence | None:
+    block = block_of(place, len(cell.train.tags("divergence/")))
+    if block is None:
         return None
-    table = np.array([row.values for row in rows], dtype=np.float64)  # [N, 3]
-    growth = float(np.mean([row.growth for row in rows]))
-    return ArmDivergence(arm, place, rows[0].block, rows[0].steps, table.mean(0).tolist(), growth, rows)
-
-
-def _at_shares(cell: CellData, tag: str) -> tuple[list[int], Floats]:
-    steps, values = cell.train.steps, cell.train.column(tag)
-    nearest = [int(np.abs(steps - cell.step * at / PHASE_3.steps).argmin()) for at in DIVERGENCE_STEPS]
-    return [int(steps[i]) for i in nearest], values[nearest]
+    nearest = [int(np.abs(cell.train.steps - cell.step * at / PHASE_3.steps).argmin()) for at in DIVERGENCE_STEPS]
+    values = cell.train.column(f"divergence/block_{block:02d}")[nearest]
+    growth = float(values[-1] / values[0])
+    return SeedDivergence(cell.seed, block, cell.train.steps[nearest].tolist(), values.tolist(), growth)

@@ -13,9 +13,9 @@ from replication.config import RunConfig, SuiteConfig, differences, flatten, loa
 from replication.errors import UserError
 from replication.protocol.certificate import Certificate
 from replication.protocol.fidelity import arms_read, in_words, lines_of, section_of
-from replication.report.comparisons import Number
+from replication.report.comparisons import Number, Row
 from replication.report.load import CellData, Sample
-from replication.runs.files import file_sha256, read_json
+from replication.runs.files import file_sha256, read_json, read_object
 from replication.runs.layout import SuiteDir
 from replication.runs.manifest import Manifest
 from replication.runs.records import WrongForm, from_json
@@ -42,9 +42,9 @@ SUMMARY_KEYS = {
     "validation.sequences": "validation sequences",
     "validation.every_steps": "steps between validations",
 }
-OWN = ("weights_sha256", "samples_sha256")
-"""Of a manifest's generation part, what is a cell's own."""
+MACHINE_KEYS = ("cluster.", "logging.", "checkpoints.", "data.dir", "data.num_proc")
 VERDICTS = ("as published", "our choice", "deviates")
+LONGEST_COMPLETION = 1500
 T = TypeVar("T")
 
 
@@ -57,9 +57,6 @@ def one_value(values: Iterable[T | None]) -> T | None:
 def manifests(cells: Iterable[CellData]) -> Iterator[tuple[CellData, Manifest]]:
     """The cells that have a manifest, with it."""
     return ((cell, cell.manifest) for cell in cells if cell.manifest is not None)
-
-
-# ---------------------------------------------------------------- what a reader should be warned of
 
 
 def warnings(
@@ -91,7 +88,11 @@ def warnings(
         yield "The complete cells ran with different package versions; see the table of machines."
     if len({str(sampling(cell)) for cell in complete}) > 1:
         yield "The completions of the cells were sampled under different settings or prompts: do not compare them."
-    changed = [cell.name for cell, manifest in recorded if _is_unrecorded(suite_dir, cell, manifest)]
+    changed = []
+    for cell, manifest in recorded:
+        sha256, path = manifest.generation.get("samples_sha256"), suite_dir.cell(cell.arm, cell.seed).samples
+        if sha256 and not (path.is_file() and file_sha256(path) == sha256):
+            changed.append(cell.name)
     if changed:
         yield f"The completions are not those that were recorded when they were sampled: {', '.join(changed)}."
     if any(len({str(replace(s, at=None, step=None, plan=None)) for s in m.starts}) > 1 for _, m in recorded):
@@ -105,31 +106,14 @@ def warnings(
             yield f"The folder runs/{path.parent.name}/{path.name} is not part of the suite and was not read."
 
 
-def sampling(cell: CellData) -> Mapping[str, object]:
-    """How a cell's completions were made, without what is a cell's own (weights and texts)."""
-    return {k: v for k, v in cell.manifest.generation.items() if k not in OWN} if cell.manifest else {}
-
-
-def _is_unrecorded(suite_dir: SuiteDir, cell: CellData, manifest: Manifest) -> bool:
-    """Whether samples.jsonl is another file than the one that the manifest recorded."""
-    sha256, path = manifest.generation.get("samples_sha256"), suite_dir.cell(cell.arm, cell.seed).samples
-    return bool(sha256) and (not path.is_file() or file_sha256(path) != sha256)
-
-
 # ---------------------------------------------------------------- config
-
-
-@dataclass(frozen=True)
-class NamedValue:
-    name: str
-    value: object
 
 
 @dataclass(frozen=True)
 class ConfigSummary:
     """Keys of the first cell that has a config, and what each arm declares."""
 
-    summary: list[NamedValue]
+    summary: list[Row]
     all: dict[str, object]
     """The dotted keys that all arms share, but for those of completions: `generate` may have used others since."""
     declared_keys: list[str]
@@ -143,33 +127,15 @@ def config_summary(suite: SuiteConfig, cells: Sequence[CellData]) -> ConfigSumma
     by_arm = {cell.arm: cell.config for cell in reversed(cells) if cell.config}
     own = (*declared, "arm", "seed")
     return ConfigSummary(
-        summary=[NamedValue(word, first[key]) for key, word in SUMMARY_KEYS.items() if key in first],
+        summary=[{"name": word, "value": first[key]} for key, word in SUMMARY_KEYS.items() if key in first],
         all={key: value for key, value in first.items() if key not in own and not key.startswith("generation.")},
         declared_keys=declared,
         declared={arm: [by_arm.get(arm, {}).get(key) for key in declared] for arm in suite.arms},
     )
 
 
-@dataclass(frozen=True)
-class FidelityRow:
-    key: str
-    arm: str
-    published: str
-    here: str
-    verdict: str
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """This suite's settings beside those of the published run that it is nearest to."""
-
-    run: str
-    rows: list[FidelityRow]
-    counts: dict[str, int]
-
-
-def fidelity(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[CellData]) -> Fidelity | None:
-    """The table; None without a readable config."""
+def fidelity(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[CellData]) -> Row | None:
+    """This suite's settings beside those of the published run that it is nearest to; None without a readable config."""
     section = section_of(suite)
     wanted = arms_read(section, suite)
     configs: dict[str, RunConfig] = {}
@@ -179,39 +145,36 @@ def fidelity(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[CellData])
                 configs[cell.arm] = load_run([suite_dir.cell(cell.arm, cell.seed).config])
     if not configs:
         return None
-    rows = [
-        FidelityRow(line.row.keys.replace(" ", ", "), line.row.arm, *in_words(line), line.verdict)
-        for line in lines_of(section, suite, configs)
-    ]
-    return Fidelity(section.title, rows, {word: sum(row.verdict == word for row in rows) for word in VERDICTS})
-
-
-MACHINE_KEYS = ("cluster.", "logging.", "checkpoints.", "data.dir", "data.num_proc")
+    rows = []
+    for line in lines_of(section, suite, configs):
+        published, here = in_words(line)
+        row = {"key": line.row.keys.replace(" ", ", "), "arm": line.row.arm, "published": published, "here": here}
+        rows.append(row | {"verdict": line.verdict})
+    counts = {word: sum(row["verdict"] == word for row in rows) for word in VERDICTS}
+    return {"run": section.title, "rows": rows, "counts": counts}
 
 
 def reproduce(suite: SuiteConfig, cells: Sequence[CellData]) -> list[str]:
-    """Shell lines that make these numbers again: the suite file, and the flags that it was run with."""
+    """Shell lines that make these numbers again: the suite file, and the flags that it was run with.
+
+    Flags are the keys in which the first cell differs from what the suite file alone gives.
+    """
     commit = one_value(manifest.git.commit for _, manifest in manifests(cells))
-    command = ["replicate", "grid", "run", "DIR/suite.yaml", "--out", "AGAIN", *_flags(suite, cells)]
+    flags = []
+    cell = next((cell for cell in cells if cell.config), None)
+    if cell is not None:
+        with suppress(UserError, OSError):
+            expected = flatten(to_dict(load_cell(suite, cell.arm, cell.seed)))
+            for key, (_, value) in differences(expected, cell.config).items():
+                if not key.startswith(MACHINE_KEYS):
+                    text = value if isinstance(value, str) else json.dumps(value)
+                    flags.append(shlex.quote(f"--{key}={text}"))
     return [
         "# in a checkout of this package; DIR is the folder of this report",
         *([f"git checkout {shlex.quote(commit)}"] if commit else []),
-        " ".join(command),
+        " ".join(["replicate grid run DIR/suite.yaml --out AGAIN", *flags]),
         "# writes AGAIN/report.html; compare AGAIN/results.json with DIR/results.json",
     ]
-
-
-def _flags(suite: SuiteConfig, cells: Sequence[CellData]) -> list[str]:
-    """Keys in which the first cell differs from what the suite file alone gives, as flags."""
-    cell = next((cell for cell in cells if cell.config), None)
-    if cell is None:
-        return []
-    try:
-        expected = flatten(to_dict(load_cell(suite, cell.arm, cell.seed)))
-    except (UserError, OSError):
-        return []
-    changed = {k: v for k, (_, v) in differences(expected, cell.config).items() if not k.startswith(MACHINE_KEYS)}
-    return [shlex.quote(f"--{key}={v if isinstance(v, str) else json.dumps(v)}") for key, v in changed.items()]
 
 
 # ---------------------------------------------------------------- data, machines, rounding
@@ -240,19 +203,10 @@ class CorpusFacts:
 
 
 @dataclass(frozen=True)
-class SourceRow:
-    name: str
-    documents: int | None
-    text_bytes: int | None
-    train_tokens: int | None
-    validation_tokens: int | None
-
-
-@dataclass(frozen=True)
 class DataSummary:
     hash: str | None
     vocab_size: int | None
-    sources: list[SourceRow]
+    sources: list[Row]
     used_by_all: bool
     """Whether every cell was trained on it."""
 
@@ -261,12 +215,12 @@ def data_summary(suite_dir: SuiteDir, cells: Sequence[CellData]) -> DataSummary 
     """The folder's own corpus; None where it holds none."""
     try:
         corpus = from_json(CorpusFacts, read_json(suite_dir.data / "manifest.json"), lenient=True)
-    except (UserError, OSError, WrongForm):
+    except (UserError, WrongForm):
         return None
-    rows = [
-        SourceRow(name, source.documents, source.text_bytes, source.train.tokens, source.validation.tokens)
-        for name, source in corpus.sources.items()
-    ]
+    rows = []
+    for name, source in corpus.sources.items():
+        tokens = {"train_tokens": source.train.tokens, "validation_tokens": source.validation.tokens}
+        rows.append(Row(name=name, documents=source.documents, text_bytes=source.text_bytes, **tokens))
     used = {manifest.data.hash for _, manifest in manifests(cells)}
     return DataSummary(corpus.hash, corpus.vocab_size, rows, used == {corpus.hash})
 
@@ -287,7 +241,7 @@ def data_hashes(cells: Sequence[CellData]) -> list[DataHash]:
     return [DataHash(hash, list(seeds)) for hash, seeds in found.items()]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Machine:
     """One combination of code, packages and hardware, with the cells that ran there."""
 
@@ -305,15 +259,10 @@ class Machine:
 def machines(cells: Sequence[CellData]) -> list[Machine]:
     found: list[Machine] = []
     for cell, m in manifests(cells):
+        packages = {name: version for name, version in m.packages.items() if version is not None}
+        on = m.hardware
         machine = Machine(
-            cpu=m.hardware.cpu,
-            cores=m.hardware.cores,
-            gpus=list(m.hardware.gpus),
-            memory_gib=m.hardware.memory_gib,
-            world_size=m.world_size,
-            commit=m.git.commit,
-            dirty=m.git.dirty,
-            packages={name: version for name, version in m.packages.items() if version is not None},
+            on.cpu, on.cores, list(on.gpus), on.memory_gib, m.world_size, m.git.commit, m.git.dirty, packages
         )
         if machine not in found:
             found.append(machine)
@@ -332,11 +281,6 @@ class NoiseRow:
 
 
 @dataclass(frozen=True)
-class NoiseFile:
-    rows: list[NoiseRow]
-
-
-@dataclass(frozen=True)
 class Noise:
     """How far rounding alone moves a loss, as `replicate bench noise` measured it."""
 
@@ -351,10 +295,10 @@ class Noise:
 def noise_summary(suite_dir: SuiteDir, cells: Sequence[CellData], loss: str) -> Noise | None:
     """The measurement; None where there is none, or it is damaged."""
     try:
-        rows = from_json(NoiseFile, read_json(suite_dir.noise)).rows
+        rows = [from_json(NoiseRow, row) for row in read_object(suite_dir.noise)["rows"]]
         measured = [row for row in rows if row.cut != "as it is"]
         largest = max((abs(row.differences[loss]) for row in measured), default=None)
-    except (UserError, OSError, WrongForm, KeyError):
+    except (UserError, WrongForm, KeyError, TypeError):
         return None
     hashes = {cell.name: manifest.config_hash for cell, manifest in manifests(cells)}
     found = {row.cell: row.config_hash for row in rows}
@@ -363,8 +307,6 @@ def noise_summary(suite_dir: SuiteDir, cells: Sequence[CellData], loss: str) -> 
 
 
 # ---------------------------------------------------------------- completions
-
-LONGEST_COMPLETION = 1500
 
 
 @dataclass(frozen=True)
@@ -382,35 +324,22 @@ def generations(cells: Sequence[CellData]) -> list[Generation]:
     found: list[Generation] = []
     for cell in cells:
         if cell.samples:
-            prompts = {str(sample.prompt_id) for sample in cell.samples}
-            made = Generation(len(prompts), len(cell.samples), sampling(cell))
+            n_prompts = len({str(sample.prompt_id) for sample in cell.samples})
+            made = Generation(n_prompts, len(cell.samples), sampling(cell))
             if made not in found:
                 found.append(made)
             found[found.index(made)].cells.append(cell.name)
     return found
 
 
-@dataclass(frozen=True)
-class ShownCompletion:
-    arm: str
-    text: str | None
-    """None: the arm has none."""
-    cut: bool
-    """Whether it is longer."""
+def sampling(cell: CellData) -> Mapping[str, object]:
+    """How a cell's completions were made, without what is a cell's own (weights and texts)."""
+    settings = cell.manifest.generation if cell.manifest else {}
+    return {key: value for key, value in settings.items() if key not in ("weights_sha256", "samples_sha256")}
 
 
-@dataclass(frozen=True)
-class SideBySide:
-    """Every arm's first completion of one prompt at one seed."""
-
-    category: str
-    seed: int
-    question: str
-    completions: list[ShownCompletion]
-
-
-def side_by_side(suite: SuiteConfig, cells: Sequence[CellData]) -> list[SideBySide]:
-    """One prompt a category, at one seed: the seed and prompts that most arms have."""
+def side_by_side(suite: SuiteConfig, cells: Sequence[CellData]) -> list[Row]:
+    """Every arm's first completion of one prompt a category, at one seed: the seed and prompts that most arms have."""
     first: dict[int, dict[str, dict[str, Sample]]] = {seed: {} for seed in suite.seeds}
     for cell in cells:
         for sample in reversed(cell.samples):
@@ -423,11 +352,11 @@ def side_by_side(suite: SuiteConfig, cells: Sequence[CellData]) -> list[SideBySi
             chosen[category] = by_arm
     found = []
     for category, by_arm in sorted(chosen.items()):
-        texts = {arm: by_arm[arm].completion if arm in by_arm else None for arm in suite.arms}
-        shown = [
-            ShownCompletion(arm, text and text[:LONGEST_COMPLETION], len(text or "") > LONGEST_COMPLETION)
-            for arm, text in texts.items()
-        ]
-        question = str(next(iter(by_arm.values())).question)
-        found.append(SideBySide(category, seed, question[:LONGEST_COMPLETION], shown))
+        shown = []
+        for arm in suite.arms:
+            text = by_arm[arm].completion if arm in by_arm else None
+            cut = len(text or "") > LONGEST_COMPLETION
+            shown.append({"arm": arm, "text": text and text[:LONGEST_COMPLETION], "cut": cut})
+        question = str(next(iter(by_arm.values())).question)[:LONGEST_COMPLETION]
+        found.append(Row(category=category, seed=seed, question=question, completions=shown))
     return found

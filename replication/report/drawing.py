@@ -20,18 +20,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from replication.report.load import CellData, Floats
+from replication.report.results import Drawn
 from replication.runs.files import write_bytes
-from replication.statistics.seeds import mean_over_seeds, window_means
+from replication.statistics.seeds import mean_over_seeds
 
 Curve = Callable[[CellData], tuple[Floats, Floats]]
 """Cell -> (steps [T], values [T])."""
+Drawing = tuple[Figure, Drawn]
 
 WIDTH_INCHES, DPI, FONT_POINTS = 6.2, 140, 12.5
 NAMED_COLOURS = {"baseline": "#000000", "token_gain": "#0072B2", "layer_gain": "#009E73", "both": "#D55E00"}
 OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#E69F00", "#666666")  # the rest of Okabe and Ito's palette
 DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
 MARKERS = "osD^vP*X"
-MAX_POINTS = 120
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,6 @@ def empty(axes: Axes) -> None:
     axes.text(0.5, 0.5, "nothing logged yet", transform=axes.transAxes, ha="center", color="#555555", fontsize=12)
 
 
-# ---------------------------------------------------------------- curves of arms
-
-
 def draw_arms(axes: Axes, cells: Sequence[CellData], styles: dict[str, ArmStyle], curve: Curve) -> None:
     """Thin lines for every cell, a cross where one ended early, a thick mean over complete cells that may be pooled."""
     drawn = False
@@ -103,12 +101,11 @@ def draw_arms(axes: Axes, cells: Sequence[CellData], styles: dict[str, ArmStyle]
         own = [(cell, *curve(cell)) for cell in cells if cell.arm == style.name]
         for cell, steps, values in own:
             there = np.flatnonzero(np.isfinite(values))
-            if not len(there):
-                continue
-            drawn = True
-            axes.plot(steps, values, color=style.colour, linewidth=0.8, alpha=0.65)
-            if not cell.complete:
-                axes.plot(steps[there[-1]], values[there[-1]], "x", color=style.colour, markersize=8, mew=2)
+            if len(there):
+                drawn = True
+                axes.plot(steps, values, color=style.colour, linewidth=0.8, alpha=0.65)
+                if not cell.complete:
+                    axes.plot(steps[there[-1]], values[there[-1]], "x", color=style.colour, markersize=8, mew=2)
         steps, mean = mean_over_seeds([(steps, values) for cell, steps, values in own if cell.complete and cell.pooled])
         axes.plot(steps, mean, color=style.colour, linewidth=2.4, linestyle=style.dashes)
     if not drawn:
@@ -121,17 +118,6 @@ def of_train(tag: str) -> Curve:
 
 def of_validation(tag: str) -> Curve:
     return lambda cell: (cell.validation.steps.astype(np.float64), cell.validation.column(tag))
-
-
-def windowed(cells: Sequence[CellData], tag: str) -> tuple[Curve, str]:
-    """Per-step values in means over windows, the same window for every cell; and the window in words."""
-    longest = max((len(cell.per_step.get(tag, ())) for cell in cells), default=0)
-    size = max(1, -(-longest // MAX_POINTS))
-
-    def curve(cell: CellData) -> tuple[Floats, Floats]:
-        return window_means(cell.per_step.get(tag, np.empty(0)), size)
-
-    return curve, "every step" if size == 1 else f"means over {size} steps"
 
 
 def save_png(figure: Figure, path: Path) -> None:

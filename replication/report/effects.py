@@ -7,19 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from replication.report.comparisons import Number, PairedNumbers
-from replication.report.drawing import FONT_POINTS, ArmStyle, empty, name_axes, new_figure
+from replication.report.drawing import FONT_POINTS, ArmStyle, Drawing, empty, name_axes, new_figure
 from replication.report.preference import Preference
 from replication.report.questions import TWO_BY_TWO, FactorialAnswer
 from replication.report.results import Drawn, Results
 from replication.statistics.format import percent
 
-# ---------------------------------------------------------------- paired differences
 
-
-def paired_figure(results: Results, styles: dict[str, ArmStyle]) -> tuple[Figure, Drawn]:
+def paired_figure(results: Results, styles: dict[str, ArmStyle]) -> Drawing:
     quantities, baseline = results.quantities, results.suite.baseline
     n_arms = max(1, len(styles) - 1)
     figure, rows = new_figure(len(quantities), 0.75 + 0.36 * n_arms, shared_steps=False)
@@ -88,7 +85,7 @@ def _draw_interval(axes: Axes, y: float, low: float, high: float, reach: float, 
 OFF, ON = "#0072B2", "#D55E00"
 
 
-def factorial_figure(factorial: FactorialAnswer) -> tuple[Figure, Drawn]:
+def factorial_figure(factorial: FactorialAnswer) -> Drawing:
     """Above, every seed's four losses as two lines; below, its three contrasts."""
     figure, (top, bottom) = new_figure(2, 3.0, shared_steps=False)
     _draw_interaction(top, factorial)
@@ -134,7 +131,7 @@ _Share = tuple[str, Number, Number, Number]
 """(label, estimate, low, high)."""
 
 
-def preference_figure(f: Preference, styles: dict[str, ArmStyle]) -> tuple[Figure, Drawn]:
+def preference_figure(f: Preference, styles: dict[str, ArmStyle]) -> Drawing:
     """Share of decisive votes for the treatment: each seed, and all together; then kinds of judges and categories."""
     style = styles[f.treatment]
     per_seed = f.per_seed.rows if f.per_seed else []

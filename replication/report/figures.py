@@ -1,18 +1,27 @@
-"""Figures of the report: every seed a thin line, the arm's mean a thick one, one colour an arm, never colour alone."""
+"""Figures over training: every seed a thin line, the arm's mean a thick one, one colour an arm, never colour alone.
+
+Blocks have heat maps too, over blocks and steps, with a map for every seed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 
-from replication.report.blocks import draw_block_lines, draw_blocks
+from replication.protocol.paper import DIVERGENCE_STEPS, DIVERGENCES, PHASE_3
+from replication.report.comparisons import block_of
 from replication.report.drawing import (
+    FONT_POINTS,
     ArmStyle,
     Curve,
+    Drawing,
     arm_styles,
     draw_arms,
     empty,
@@ -22,21 +31,23 @@ from replication.report.drawing import (
     of_train,
     of_validation,
     save_png,
-    windowed,
 )
 from replication.report.effects import factorial_figure, paired_figure, preference_figure
-from replication.report.load import CellData, Floats, Series
+from replication.report.load import CellData, Floats
 from replication.report.results import Drawn, Results
-from replication.statistics.seeds import BUDGET_TOLERANCE, mean_over_seeds
+from replication.statistics.seeds import BUDGET_TOLERANCE, mean_over_seeds, window_means
 
-Drawing = tuple[Figure, Drawn]
+Styles = dict[str, ArmStyle]
+MAX_POINTS = 120
+"""Of a curve over all steps."""
+COLUMNS = 400
+"""Of a row of heat maps: all seeds of an arm share them."""
 
 
 def draw_figures(cells: Sequence[CellData], results: Results, folder: Path) -> list[Drawn]:
-    """Draw every figure into folder, which is made where it does not exist.
+    """Draw every figure into folder, which is made where it does not exist; returns their words, in the report's order.
 
-    Returns:
-        Their words, in the order of the report. Figures without anything to show say so in the picture.
+    Figures without anything to show say so in the picture.
     """
     styles = arm_styles(results.suite.arms)
     drawings = [
@@ -46,9 +57,9 @@ def draw_figures(cells: Sequence[CellData], results: Results, folder: Path) -> l
         *([preference_figure(results.preference, styles)] if results.preference else []),
         *([factorial_figure(results.factorial)] if results.factorial else []),
         _gain(cells, styles),
-        draw_block_lines(cells, styles, results.divergence),
-        draw_blocks(cells, styles, "divergence"),
-        draw_blocks(cells, styles, "scale"),
+        _block_lines(cells, styles),
+        _heat_maps(cells, styles, "divergence"),
+        _heat_maps(cells, styles, "scale"),
         _gradient_norm(cells, styles),
         _entropies(cells, styles),
     ]
@@ -60,24 +71,24 @@ def save_figure(figure: Figure, drawn: Drawn, folder: Path) -> Drawn:
     return drawn
 
 
-def _curves(
-    cells: Sequence[CellData], styles: dict[str, ArmStyle], inches: float, *rows: tuple[Curve, str, str]
-) -> tuple[Figure, list[Axes]]:
-    """A figure of (curve, title, name of y) one below the other, each `inches` high, over optimizer steps."""
-    figure, column = new_figure(len(rows), inches)
-    for axes, (curve, title, y) in zip(column, rows, strict=True):
-        draw_arms(axes, cells, styles, curve)
-        name_axes(axes, title, y, "optimizer step" if axes is column[-1] else "")
-    legend(figure, styles)
-    return figure, column
-
-
-def _validation_loss(cells: Sequence[CellData], styles: dict[str, ArmStyle], results: Results) -> Drawing:
+def _validation_loss(cells: Sequence[CellData], styles: Styles, results: Results) -> Drawing:
+    """Of all arms, and below them each arm's difference to the baseline."""
+    by_name, baseline = {(cell.arm, cell.seed): cell.validation for cell in cells}, results.suite.baseline
     figure, (top, bottom) = new_figure(2, 3.1)
     draw_arms(top, cells, styles, of_validation("val/loss_nats"))
     name_axes(top, "Validation loss", "nats a token")
-    baseline = results.suite.baseline
-    _draw_paired_curves(bottom, cells, styles, results)
+    bottom.axhline(0, color=styles[baseline].colour, linewidth=1.2)
+    for arm, style in styles.items():
+        curves = []
+        for seed in [pair.seed for pair in results.pairs_used if pair.arm == arm]:
+            first, other = by_name[baseline, seed], by_name[arm, seed]
+            steps, in_first, in_other = np.intersect1d(first.steps, other.steps, return_indices=True)
+            difference = other.column("val/loss_nats")[in_other] - first.column("val/loss_nats")[in_first]
+            curves.append((steps.astype(np.float64), difference))
+            bottom.plot(*curves[-1], color=style.colour, linewidth=0.8, alpha=0.65)
+        bottom.plot(*mean_over_seeds(curves), color=style.colour, linewidth=2.4, linestyle=style.dashes)
+    if not results.pairs_used:
+        empty(bottom)
     name_axes(bottom, f"Difference to {styles[baseline].label}, same seed", "nats a token", "optimizer step")
     legend(figure, styles)
     return figure, Drawn(
@@ -88,72 +99,190 @@ def _validation_loss(cells: Sequence[CellData], styles: dict[str, ArmStyle], res
     )
 
 
-def _draw_paired_curves(axes: Axes, cells: Sequence[CellData], styles: dict[str, ArmStyle], results: Results) -> None:
-    by_name = {(cell.arm, cell.seed): cell for cell in cells}
-    baseline = results.suite.baseline
-    axes.axhline(0, color=styles[baseline].colour, linewidth=1.2)
-    for arm, style in styles.items():
-        curves = []
-        for pair in results.pairs_used:
-            if pair.arm == arm:
-                first, other = by_name[baseline, pair.seed], by_name[arm, pair.seed]
-                steps, a, b = _common(first.validation, other.validation, "val/loss_nats")
-                curves.append((steps, b - a))
-                axes.plot(steps, b - a, color=style.colour, linewidth=0.8, alpha=0.65)
-        steps, mean = mean_over_seeds(curves)
-        axes.plot(steps, mean, color=style.colour, linewidth=2.4, linestyle=style.dashes)
-    if not results.pairs_used:
-        empty(axes)
+def _curves(cells: Sequence[CellData], styles: Styles, inches: float, *rows: tuple[Curve, str, str]) -> Figure:
+    """A figure of (curve, title, name of y) one below the other, each `inches` high, over optimizer steps."""
+    figure, column = new_figure(len(rows), inches)
+    for axes, (curve, title, y) in zip(column, rows, strict=True):
+        draw_arms(axes, cells, styles, curve)
+        name_axes(axes, title, y, "optimizer step" if axes is column[-1] else "")
+    legend(figure, styles)
+    return figure
 
 
-def _common(a: Series, b: Series, tag: str) -> tuple[Floats, Floats, Floats]:
-    """(common steps [C], values of a [C], values of b [C])."""
-    steps, in_a, in_b = np.intersect1d(a.steps, b.steps, return_indices=True)
-    return steps.astype(np.float64), a.column(tag)[in_a], b.column(tag)[in_b]
+def _windowed(cells: Sequence[CellData], tag: str) -> tuple[Curve, str]:
+    """Per-step values in means over windows, the same window for every cell; and the window in words."""
+    longest = max((len(cell.per_step.get(tag, ())) for cell in cells), default=0)
+    size = max(1, -(-longest // MAX_POINTS))
+
+    def curve(cell: CellData) -> tuple[Floats, Floats]:
+        return window_means(cell.per_step.get(tag, np.empty(0)), size)
+
+    return curve, "every step" if size == 1 else f"means over {size} steps"
 
 
-def _train_loss(cells: Sequence[CellData], styles: dict[str, ArmStyle]) -> Drawing:
-    curve, words = windowed(cells, "train/loss_nats")
-    figure, _ = _curves(cells, styles, 3.4, (curve, f"Training loss ({words})", "nats a token"))
+def _train_loss(cells: Sequence[CellData], styles: Styles) -> Drawing:
+    curve, words = _windowed(cells, "train/loss_nats")
     caption = (
         f"Unweighted cross-entropy with label smoothing, {words}: never the weighted objective, so that arms compare."
     )
+    figure = _curves(cells, styles, 3.4, (curve, f"Training loss ({words})", "nats a token"))
     return figure, Drawn("train_loss.png", "Training loss", caption)
 
 
-def _gradient_norm(cells: Sequence[CellData], styles: dict[str, ArmStyle]) -> Drawing:
-    curve, words = windowed(cells, "train/grad_norm")
-    figure, (axes,) = _curves(cells, styles, 3.4, (curve, f"Gradient norm ({words})", "global 2-norm"))
-    axes.set_ylim(bottom=0)
+def _gradient_norm(cells: Sequence[CellData], styles: Styles) -> Drawing:
+    curve, words = _windowed(cells, "train/grad_norm")
+    figure = _curves(cells, styles, 3.4, (curve, f"Gradient norm ({words})", "global 2-norm"))
+    figure.axes[0].set_ylim(bottom=0)
     caption = f"Global norm after the layer scale and before clipping, {words}."
     return figure, Drawn("gradient_norm.png", "Gradient norm", caption)
 
 
-def _entropies(cells: Sequence[CellData], styles: dict[str, ArmStyle]) -> Drawing:
-    histogram, predictive = "val/entropy_predicted_tokens_nats", "val/entropy_predictive_nats"
-    figure, _ = _curves(
-        cells, styles, 2.9,
-        (of_validation(histogram), "Entropy of the histogram of predicted tokens", "nats"),
-        (of_validation(predictive), "Mean entropy of the predictive distribution", "nats"),
-    )  # fmt: skip
-    return figure, Drawn(
+def _entropies(cells: Sequence[CellData], styles: Styles) -> Drawing:
+    histogram, predictive = (
+        of_validation("val/entropy_predicted_tokens_nats"),
+        of_validation("val/entropy_predictive_nats"),
+    )
+    upper = (histogram, "Entropy of the histogram of predicted tokens", "nats")
+    lower = (predictive, "Mean entropy of the predictive distribution", "nats")
+    return _curves(cells, styles, 2.9, upper, lower), Drawn(
         "token_entropies.png",
         "Token entropies",
         "On the validation set. The published 'token entropy' is not defined; its size fits the upper quantity.",
     )
 
 
-def _gain(cells: Sequence[CellData], styles: dict[str, ArmStyle]) -> Drawing:
-    figure, (top, *_) = _curves(
-        cells, styles, 2.1,
-        (of_train("gain/mean"), "Mean gain after the clamp (grey: within 1 % of 1)", "mean gain"),
-        (of_train("gain/std"), "Spread of the gain over tokens", "standard dev."),
-        (of_train("gain/share_at_min"), "Tokens clamped at the lower bound", "share"),
-        (of_train("gain/share_at_max"), "Tokens clamped at the upper bound", "share"),
-    )  # fmt: skip
-    top.axhspan(1 - BUDGET_TOLERANCE, 1 + BUDGET_TOLERANCE, color="#cccccc", zorder=0)
+def _gain(cells: Sequence[CellData], styles: Styles) -> Drawing:
+    rows = (
+        ("mean", "Mean gain after the clamp (grey: within 1 % of 1)", "mean gain"),
+        ("std", "Spread of the gain over tokens", "standard dev."),
+        ("share_at_min", "Tokens clamped at the lower bound", "share"),
+        ("share_at_max", "Tokens clamped at the upper bound", "share"),
+    )
+    figure = _curves(cells, styles, 2.1, *((of_train(f"gain/{key}"), title, y) for key, title, y in rows))
+    figure.axes[0].axhspan(1 - BUDGET_TOLERANCE, 1 + BUDGET_TOLERANCE, color="#cccccc", zorder=0)
     return figure, Drawn(
         "token_gain.png",
         "Token gain",
         "Measured in every arm; in arms without the token gain it is what the gain would have been.",
     )
+
+
+# ---------------------------------------------------------------- blocks
+
+
+def _block_lines(cells: Sequence[CellData], styles: Styles) -> Drawing:
+    """Divergence of the first, the fourth and the last block, every seed a line, with the published values."""
+    n_blocks = max((len(cell.train.tags("divergence/")) for cell in cells), default=0)
+    places = [(d, block) for d in DIVERGENCES if (block := block_of(d.place, n_blocks)) is not None]
+    shown = places or [(DIVERGENCES[0], 0)]
+    figure, rows = new_figure(len(shown), 2.3)
+    last = max((cell.step for cell in cells), default=0)
+    for axes, (published, block) in zip(rows, shown, strict=True):
+        draw_arms(axes, cells, styles, of_train(f"divergence/block_{block:02d}"))
+        name_axes(axes, f"Block {block}; published: block {published.block} of {PHASE_3.blocks}", "divergence")
+        if last:
+            at = [last * step / PHASE_3.steps for step in DIVERGENCE_STEPS]
+            axes.plot(at, published.values, "D", color="#CC79A7", markersize=9, mec="#000000", mew=1, zorder=5)
+        axes.margins(y=0.12)
+        axes.set_ylim(bottom=0)
+    rows[-1].set_xlabel("optimizer step", fontsize=FONT_POINTS)
+    diamond = Line2D([], [], color="#CC79A7", marker="D", mec="#000000", linestyle="", markersize=8, label="published")
+    legend(figure, styles, [diamond])
+    return figure, Drawn(
+        "divergence_blocks.png",
+        "Divergence of three blocks",
+        "First, fourth and last block, every seed a line. Diamonds: the published run with both changes (one seed, 1.2 "
+        "billion parameters) at the same share of its training.",
+    )
+
+
+_MAPPED = {
+    "divergence": (
+        "||y - x|| / ||x||",
+        "Layer divergence",
+        "How far each block moves its input, over blocks (down) and steps (to the right): a map for every seed. White: "
+        "not logged.",
+    ),
+    "scale": (
+        "scale of the gradients",
+        "Layer scale",
+        "The factor on each block's gradients, a map for every seed. In arms without the layer gain it is what the "
+        "factor would have been. White: not logged.",
+    ),
+}
+
+
+def _heat_maps(cells: Sequence[CellData], styles: Styles, what: str) -> Drawing:
+    """Heat maps of divergence or scale, blocks x steps: a row an arm, a map a seed."""
+    unit, title, caption = _MAPPED[what]
+    maps = {arm: [_block_table(c, what) for c in cells if c.arm == arm] for arm in styles}
+    tables = [table for of_arm in maps.values() for table in of_arm]
+    values = np.concatenate([table.ravel() for _, table in tables] or [np.empty(0)])
+    values = values[np.isfinite(values) & (values > 0)]
+    last = max((float(steps[-1]) for steps, _ in tables if len(steps)), default=0.0)
+    seeds = list(dict.fromkeys(cell.seed for cell in cells))
+    stride = max(1, -(-len(seeds) // 10))  # names as far as there is room
+    figure, column = new_figure(len(styles), 1.7)
+    image = None
+    for axes, (arm, of_arm) in zip(column, maps.items(), strict=True):
+        name_axes(axes, f"{styles[arm].label}{_applied(cells, arm) if what == 'scale' else ''}", "block")
+        axes.grid(False)
+        n_blocks = max((len(table) for _, table in of_arm), default=0)
+        if not n_blocks or not len(values):
+            empty(axes)
+            continue
+        row = _side_by_side(of_arm, n_blocks, last)
+        ends = np.arange(row.shape[1]), np.arange(n_blocks)
+        image = axes.pcolormesh(*ends, row, shading="nearest", **_colours(values, what))
+        axes.set_yticks(range(0, n_blocks, max(1, -(-n_blocks // 6))))
+        axes.invert_yaxis()
+        middles = [(i + 0.5) * row.shape[1] / max(1, len(of_arm)) for i in range(0, len(seeds), stride)]
+        axes.set_xticks(middles, [str(seed) for seed in seeds[::stride]])
+        axes.tick_params(axis="x", length=0)
+    column[-1].set_xlabel(f"seed; in each map, steps 1 to {last:,.0f}", fontsize=FONT_POINTS)
+    if image is not None:
+        bar = figure.colorbar(image, ax=column, location="right", fraction=0.05)
+        ticks = np.geomspace(image.norm.vmin, image.norm.vmax, 5)
+        bar.ax.yaxis.set_minor_locator(NullLocator())
+        bar.set_ticks(ticks.tolist(), labels=[f"{tick:.3g}" for tick in ticks])
+        bar.set_label(unit, fontsize=FONT_POINTS)
+    return figure, Drawn(f"layer_{what}.png", title, caption)
+
+
+def _block_table(cell: CellData, what: str) -> tuple[Floats, Floats]:
+    """(steps [T], values [L, T]); empty where the cell has logged none."""
+    tags = cell.train.tags(f"{what}/")
+    table = np.array([cell.train.column(tag) for tag in tags]) if tags else np.empty((0, 0))
+    return cell.train.steps.astype(np.float64) if tags else np.empty(0), table
+
+
+def _side_by_side(tables: Sequence[tuple[Floats, Floats]], n_blocks: int, last: float) -> Floats:
+    """[L, columns]: the maps of one arm's seeds on one scale of steps, with a blank column after each."""
+    width = max(6, COLUMNS // max(1, len(tables)))
+    edges = np.linspace(0, last, width)[1:]
+    maps = []
+    for steps, table in tables:
+        piece = np.full((n_blocks, width), np.nan)
+        if len(steps):
+            at = np.minimum(np.searchsorted(steps, edges), len(steps) - 1)
+            logged = edges <= steps[-1] + last / width
+            piece[: len(table), :-1] = np.where(logged, table[:, at], np.nan)
+        maps.append(piece)
+    return np.concatenate(maps, axis=1)
+
+
+def _applied(cells: Sequence[CellData], arm: str) -> str:
+    enabled = {c.config.get("layer_gain.enabled") for c in cells if c.arm == arm and c.config}
+    if len(enabled) != 1:
+        return ""
+    return " (applied)" if enabled == {True} else " (measured, not applied)"
+
+
+def _colours(values: Floats, what: str) -> dict[str, Any]:
+    """Colour map and norm: both quantities are ratios, so equal steps of colour are equal factors."""
+    least, most = float(values.min()), float(values.max())
+    if what == "divergence":
+        floor = max(most * 1e-3, 1e-12)
+        return {"cmap": "cividis", "norm": LogNorm(max(least, floor), max(most, 2 * floor))}
+    factor = max(most, 1 / max(least, 1e-3), 1.01)
+    return {"cmap": "PuOr", "norm": LogNorm(1 / factor, factor)}

@@ -1,13 +1,11 @@
-"""Run folders as plain arrays. Missing is missing: what a journal lacks, or holds as null, is NaN here, never 0.
-
-Shapes: T logged training lines, V validations, S optimizer steps.
-"""
+"""Run folders as plain arrays. Missing is missing: what a journal lacks, or holds as null, is NaN here, never 0."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from types import NoneType
@@ -36,15 +34,15 @@ MANY_CELLS, MOST_READERS = 32, 4
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """Scalars of one kind of journal line, merged by step."""
+    """Scalars of one kind of journal line, merged by step, of which there are T."""
 
     steps: Ints
-    """int64 [T], ascending."""
+    """[T], ascending."""
     columns: dict[str, Floats]
-    """Tag -> float64 [T]; NaN where a line lacks the tag."""
+    """Tag -> [T]; NaN where a line lacks the tag."""
 
     def column(self, tag: str) -> Floats:
-        """float64 [T]; all NaN for a tag that was never logged."""
+        """[T]; all NaN for a tag that was never logged."""
         return self.columns.get(tag, np.full(len(self.steps), NAN))
 
     def last(self, tag: str) -> float:
@@ -53,7 +51,6 @@ class Series:
         return float(values[-1]) if len(values) else NAN
 
     def tags(self, prefix: str) -> list[str]:
-        """Tags that start with prefix, sorted."""
         return sorted(tag for tag in self.columns if tag.startswith(prefix))
 
 
@@ -89,9 +86,9 @@ class CellData:
     train: Series
     validation: Series
     per_step: dict[str, Floats]
-    """Tag -> float64 [S]; entry k is step k + 1, NaN where the journal has none."""
+    """Tag -> a value for every optimizer step; entry k is step k + 1, NaN where the journal has none."""
     samples: tuple[Sample, ...]
-    """Completions in file order."""
+    """In file order."""
     logged: Logged
     """What the certificate checks at every logged step."""
     pooled: bool = True
@@ -109,13 +106,7 @@ class CellData:
 def load_cells(suite_dir: SuiteDir, arms: Sequence[str], seeds: Sequence[int]) -> list[CellData]:
     """Every cell of arms x seeds, seed by seed; those without a folder are there too, as pending.
 
-    Args:
-        suite_dir: the output folder.
-        arms: names, in the suite's order.
-        seeds: training seeds.
-
-    Returns:
-        len(arms) * len(seeds) cells. Unreadable files count as missing: the certificate names them.
+    Unreadable files count as missing: the certificate names them.
     """
     places = [(suite_dir.cell(arm, seed), arm, seed) for seed in seeds for arm in arms]
     if len(places) < MANY_CELLS:
@@ -131,10 +122,19 @@ def load_cell_files(run: RunDir, arm: str, seed: int) -> CellData:
         lines = read_journal(run.metrics)
     except (OSError, ValueError):  # such as a file of bytes that are no text
         lines = []
-    train_lines = [line for line in lines if line.is_training]
-    manifest = find_manifest(run)
+    try:
+        config = untyped(read_yaml(run.config).tree)
+    except (OSError, UserError):
+        config = None
+    training = [line for line in lines if line.is_training]
+    validations = [
+        line
+        for line in lines
+        if "val/loss_nats" in line.values
+        or (not line.is_training and any(tag.startswith("val/") for tag in line.values))
+    ]
+    last, manifest = training[-1] if training else None, find_manifest(run)
     ended = manifest or Manifest()
-    last = train_lines[-1] if train_lines else None
     return CellData(
         arm=arm,
         seed=seed,
@@ -145,36 +145,29 @@ def load_cell_files(run: RunDir, arm: str, seed: int) -> CellData:
         tokens=_number(last.values.get("tokens") if last else ended.tokens),
         wall_seconds=_number(last.values.get("wall_seconds", ended.wall_seconds) if last else ended.wall_seconds),
         manifest=manifest,
-        config=_config(run),
-        train=_series(train_lines),
-        validation=_series([line for line in lines if _has_validation(line)], "val/"),
-        per_step=_per_step(train_lines),
-        samples=_samples(run),
+        config=flatten(config) if isinstance(config, dict) else {},
+        train=_series(training),
+        validation=_series(validations, "val/"),
+        per_step=_per_step(training),
+        samples=tuple(_samples(run)),
         logged=logged_steps(lines),
     )
 
 
-# ---------------------------------------------------------------- parsing
-
-
-def _has_validation(line: Line) -> bool:
-    return "val/loss_nats" in line.values or (not line.is_training and any(k.startswith("val/") for k in line.values))
-
-
-def _number(value: object, missing: float = NAN) -> float:
+def _number(value: object) -> float:
     found = number(value)
-    return missing if found is None else found
+    return NAN if found is None else found
 
 
 def _numbers(values: Sequence[object]) -> Floats:
-    """float64 [len(values)]; NaN for whatever is not a number."""
+    """NaN for whatever is not a number."""
     if set(map(type, values)) <= {float, NoneType}:
         return np.array(values, dtype=np.float64)
     return np.array([_number(value) for value in values], dtype=np.float64)
 
 
 def _series(lines: Sequence[Line], prefix: str = "") -> Series:
-    """Merge lines by step (a later line wins) into columns; anything but a number is left out."""
+    """Lines merged by step (a later line wins) into columns; one without any number is left out."""
     by_step: dict[int, Mapping[str, object]] = {}
     for line in lines:
         by_step[line.step] = {**by_step[line.step], **line.values} if line.step in by_step else line.values
@@ -187,7 +180,7 @@ def _series(lines: Sequence[Line], prefix: str = "") -> Series:
 
 
 def _per_step(lines: Sequence[Line]) -> dict[str, Floats]:
-    """Lay the lists of every line end to end: a line's last entry belongs to the line's own step."""
+    """The lists of every line end to end: a line's last entry belongs to the line's own step."""
     n_steps = max((line.step for line in lines), default=0)
     arrays: dict[str, Floats] = {}
     for line in lines:
@@ -198,22 +191,8 @@ def _per_step(lines: Sequence[Line]) -> dict[str, Floats]:
     return arrays
 
 
-def _config(run: RunDir) -> dict[str, object]:
-    try:
-        tree = untyped(read_yaml(run.config).tree)
-    except (OSError, UserError):
-        return {}
-    return flatten(tree) if isinstance(tree, dict) else {}
-
-
-def _samples(run: RunDir) -> tuple[Sample, ...]:
-    found = []
-    try:
+def _samples(run: RunDir) -> Iterator[Sample]:
+    with suppress(OSError):
         for line in parse_objects(run.samples.read_bytes()):
-            try:
-                found.append(from_json(Sample, line))
-            except WrongForm:  # such as a line without a completion
-                continue
-    except OSError:
-        return ()
-    return tuple(found)
+            with suppress(WrongForm):  # such as a line without a completion
+                yield from_json(Sample, line)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from replication.console import plural
-from replication.protocol.deviations import PlanStatus
 from replication.report.description import DataHash
-from replication.report.preference import Preference
 from replication.report.results import Results
 from replication.statistics.format import count, plain
 
@@ -39,7 +37,7 @@ def _training(r: Results) -> Iterator[str]:
         f"{plain(keys.get('training.precision'))}."
     )
     if r.data:
-        names = ", ".join(source.name for source in r.data.sources)
+        names = ", ".join(str(source["name"]) for source in r.data.sources)
         same = "the same for all runs" if r.data.used_by_all else "not the same for all runs"
         yield f"The data ({names}; hash {plain(r.data.hash)}) were {same}."
     elif r.data_hashes:
@@ -69,8 +67,7 @@ def _measurement(r: Results) -> Iterator[str]:
         steps = f"{count(late.first_step)} to {count(late.last_step)}"
         yield f"Each run's loss is the mean of its last {late.k} validations (steps {steps})."
     for entry in r.generation:
-        s = entry.settings
-        if s:
+        if s := entry.settings:
             nucleus = f"top-p {plain(s['top_p'])}, " if s.get("top_p", 1) != 1 else ""
             yield (
                 f"Completions: {entry.n_prompts} prompts, {entry.n_completions} completions a run, temperature "
@@ -80,7 +77,7 @@ def _measurement(r: Results) -> Iterator[str]:
 
 
 def _tests(r: Results) -> Iterator[str]:
-    loss, a = r.loss, r.analysis
+    loss, a, f = r.loss, r.analysis, r.preference
     if loss is None:
         yield "There is one arm, and nothing was compared."
         return
@@ -102,7 +99,18 @@ def _tests(r: Results) -> Iterator[str]:
         f"The primary question is the {a.primary}; the {len(r.secondary)} secondary questions were corrected "
         "together by Holm's method. Exact sign-flip tests stand beside the t tests."
     )
-    yield _votes(r.preference)
+    if f is None:
+        yield "No votes on completions have been collected yet."
+    elif not f.n_votes:
+        yield "There are votes on completions, but none on a pair that may be compared."
+    else:
+        yield (
+            f"{count(f.n_judges)} judges gave {count(f.n_votes)} blind votes on pairs of completions of "
+            f"{f.treatment} and {f.baseline} of the same seed, over {count(f.n_prompts)} prompts and "
+            f"{count(f.n_seeds)} seeds. The share of decisive votes was tested against one half by a t test in a model "
+            "with crossed random effects of seed, prompt and judge and an interaction of seed and prompt (variance "
+            "components by Henderson's first method, Satterthwaite degrees of freedom)."
+        )
     if r.diverged:
         yield (
             f"{plural(len(r.diverged), 'run')} diverged by the rule fixed in the suite; a diverged run stays in every "
@@ -110,27 +118,16 @@ def _tests(r: Results) -> Iterator[str]:
         )
 
 
-def _votes(f: Preference | None) -> str:
-    if f is None:
-        return "No votes on completions have been collected yet."
-    if not f.n_votes:
-        return "There are votes on completions, but none on a pair that may be compared."
-    return (
-        f"{count(f.n_judges)} judges gave {count(f.n_votes)} blind votes on pairs of completions of "
-        f"{f.treatment} and {f.baseline} of the same seed, over {count(f.n_prompts)} prompts and "
-        f"{count(f.n_seeds)} seeds. The share of decisive votes was tested against one half by a t test in a model "
-        "with crossed random effects of seed, prompt and judge and an interaction of seed and prompt (variance "
-        "components by Henderson's first method, Satterthwaite degrees of freedom)."
-    )
-
-
 def _record(r: Results) -> Iterator[str]:
-    if r.plan.sha256 is None:
+    plan, n_departures = r.plan, len(r.plan.deviations) - len(r.plan.unfinished)
+    if plan.sha256 is None:
         yield "No analysis plan was frozen before the data; the results are exploratory."
     else:
+        followed = "was followed" if plan.followed else "is unfinished, without another departure"
+        departed = f"was departed from in {plural(n_departures, 'point')}"
         yield (
-            f"The analysis plan (SHA-256 {r.plan.sha256}) was frozen at {r.plan.frozen_at}, {r.plan.state}, and "
-            f"{_followed(r.plan)}."
+            f"The analysis plan (SHA-256 {plan.sha256}) was frozen at {plan.frozen_at}, {plan.state}, and "
+            f"{departed if n_departures else followed}."
         )
     for machine in r.machines:
         versions = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
@@ -138,10 +135,3 @@ def _record(r: Results) -> Iterator[str]:
             f"Runs used {plain(machine.gpus or machine.cpu)} with {plain(machine.world_size)} process(es), code at "
             f"commit {plain(machine.commit)}{' with uncommitted changes' if machine.dirty else ''} ({versions})."
         )
-
-
-def _followed(plan: PlanStatus) -> str:
-    n = len(plan.deviations) - len(plan.unfinished)
-    if n:
-        return f"was departed from in {plural(n, 'point')}"
-    return "was followed" if plan.followed else "is unfinished, without another departure"

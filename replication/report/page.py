@@ -58,7 +58,6 @@ def html(text: str, title: str, colours: Mapping[str, str], folder: Path) -> str
     """The page of a Markdown text.
 
     Args:
-        text: the Markdown.
         title: of the browser's tab.
         colours: arm -> colour of the dot before its name.
         folder: what the links of pictures are relative to.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -10,8 +11,9 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 from replication.config import AnalysisConfig
+from replication.console import plural
 from replication.protocol.paper import VOTES
-from replication.report.comparisons import Number
+from replication.report.comparisons import Number, Row
 from replication.report.load import NAN
 from replication.statistics.crossed import CrossedDesign
 from replication.statistics.losses import POWER, holm, sign_flip_p
@@ -32,8 +34,6 @@ from replication.votes.tally import judge_votes, published_filters, votes_per_ju
 
 MOST_SEEDS = 1000
 PREFERRED, BASELINE_PREFERRED, NOT_DECIDED = "preferred", "baseline preferred", "not decided"
-
-# ---------------------------------------------------------------- records
 
 
 @dataclass(frozen=True)
@@ -91,27 +91,6 @@ class PerSeed:
 
 
 @dataclass(frozen=True)
-class SignFlip:
-    p: Number
-    smallest: Number
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    low: Number
-    high: Number
-    resamples: int
-
-
-@dataclass(frozen=True)
-class PublishedTest:
-    """Every vote as independent, as published."""
-
-    p: Number
-    share: Number
-
-
-@dataclass(frozen=True)
 class SeedsNeeded:
     """Further seeds for a preference of the published size."""
 
@@ -120,11 +99,6 @@ class SeedsNeeded:
     limit: str
     effect: float
     power: float
-
-
-@dataclass(frozen=True)
-class Label:
-    name: str
 
 
 @dataclass(frozen=True)
@@ -140,12 +114,17 @@ class GroupNumbers(Counts):
 
 
 @dataclass(frozen=True)
+class Label:
+    name: str
+
+
+@dataclass(frozen=True)
 class FilterRow(GroupNumbers, Label):
     """Votes that one of the published filters keeps."""
 
 
 @dataclass(frozen=True)
-class GroupRow(GroupNumbers, Label):
+class GroupRow(FilterRow):
     """One kind of judge, or category of prompt."""
 
     p_holm: Number = NAN
@@ -175,33 +154,20 @@ class PeopleAndModels:
 
 
 @dataclass(frozen=True)
-class LeftChosen:
-    """How often people's decisive votes chose the left, beside the 95 % that chance gives.
-
-    Models see both orders, and the vote is of neither side.
-    """
-
-    share: float
-    n: int
-    low: float
-    high: float
-    is_outside: bool
-    has_models: bool
-
-
-@dataclass(frozen=True)
 class JudgesAgreement:
     people_and_models: PeopleAndModels
     krippendorff_alpha: Number
     repeats_same: int
     repeats: int
-    left: LeftChosen | None
+    left: Row | None
+    """How often people's decisive votes chose the left, beside the 95 % that chance gives.
+
+    Models see both orders, and the vote is of neither side.
+    """
 
 
 @dataclass(frozen=True)
-class UsedVotes:
-    baseline: str
-    treatment: str
+class UsedVotes(ArmPair):
     left_out: list[str]
     """A sentence for each reason why votes are not used."""
     n_repeats: int
@@ -217,9 +183,11 @@ class Preference(Counts, UsedVotes):
     primary: Estimate
     win_half: Estimate
     per_seed: PerSeed | None
-    sign_flip: SignFlip | None
-    bootstrap: Bootstrap | None
-    naive: PublishedTest | None
+    sign_flip: dict[str, Number] | None
+    """p, and the smallest that there is."""
+    bootstrap: Row | None
+    naive: dict[str, Number] | None
+    """p and share with every vote as independent, as published."""
     decision: str = NOT_DECIDED
     """preferred, baseline preferred or not decided."""
     why: str = ""
@@ -235,9 +203,6 @@ class Preference(Counts, UsedVotes):
     high: Number
     p: Number
     level: float
-
-
-# ---------------------------------------------------------------- from votes
 
 
 def analyse_votes(
@@ -266,7 +231,7 @@ def analyse_votes(
     b = ballots(used, analysis.baseline, analysis.treatment)
     primary = estimate(b, alpha)
     given = votes_per_judge((vote for vote in votes if vote.suite == suite), analysis.judge_kinds)
-    per_seed, sign_flip = _per_seed(b, alpha) if len(b) else (None, None)
+    per_seed, sign_flip, bootstrap, naive = _beside(b, analysis) if len(b) else (None,) * 4
     found = Preference(
         baseline=analysis.baseline,
         treatment=analysis.treatment,
@@ -279,8 +244,8 @@ def analyse_votes(
         win_half=estimate(b, alpha, half_ties=True),
         per_seed=per_seed,
         sign_flip=sign_flip,
-        bootstrap=_bootstrap(b, analysis) if len(b) else None,
-        naive=_published_test(b) if len(b) else None,
+        bootstrap=bootstrap,
+        naive=naive,
         categories=_groups(b, [categories.get(int(p), "unknown") for p in b.prompt], alpha),
         kinds=_groups(b, ["human" if human else "model" for human in b.is_human], alpha),
         filters=_filters(b, used, analysis, given),
@@ -299,22 +264,20 @@ def _usable(
     """Votes that may be used, and a sentence for each reason why others may not."""
     good = {arm: set(seeds) for arm, seeds in certified.items()}
     good[analysis.baseline or ""] = set().union(*good.values())
-    reasons: dict[str, int] = {}
-    used = []
+    reasons, used = Counter[str](), []
     for vote in votes:
         arms = (vote.arm_left, vote.arm_right)
-        why = (
-            f"of another suite than {suite}" if vote.suite != suite
-            else "by a kind of judge that the plan does not count" if vote.judge_kind not in analysis.judge_kinds
-            else "on an arm that no certified pair has" if any(not good.get(arm) for arm in arms)
-            else "on a seed whose pair does not pass the certificate" if any(vote.seed not in good[arm] for arm in arms)
-            else ""
-        )  # fmt: skip
-        if why:
-            reasons[why] = reasons.get(why, 0) + 1
+        if vote.suite != suite:
+            reasons[f"of another suite than {suite}"] += 1
+        elif vote.judge_kind not in analysis.judge_kinds:
+            reasons["by a kind of judge that the plan does not count"] += 1
+        elif any(not good.get(arm) for arm in arms):
+            reasons["on an arm that no certified pair has"] += 1
+        elif any(vote.seed not in good[arm] for arm in arms):
+            reasons["on a seed whose pair does not pass the certificate"] += 1
         else:
             used.append(vote)
-    return used, [f"{n:,} {'vote' if n == 1 else 'votes'} {why}: not used" for why, n in reasons.items()]
+    return used, [f"{plural(n, 'vote')} {why}: not used" for why, n in reasons.items()]
 
 
 def _counts(b: Ballots) -> Counts:
@@ -351,11 +314,9 @@ def _decision(f: Preference, analysis: AnalysisConfig, is_planned: bool) -> tupl
 
 
 def estimate(b: Ballots, alpha: float, half_ties: bool = False) -> Estimate:
-    """Preference with its interval over seeds, prompts and judges.
+    """Preference with its interval, of coverage 1 - alpha, over seeds, prompts and judges.
 
     Args:
-        b: the votes.
-        alpha: the interval covers 1 - alpha.
         half_ties: wins and half the ties, over all votes; else the share of decisive votes, as published.
     """
 
@@ -374,7 +335,6 @@ def estimate(b: Ballots, alpha: float, half_ties: bool = False) -> Estimate:
         what = {0.0: "for the baseline", 0.5: "a tie", 1.0: "for the treatment"}[first]
         return without_interval(f"every {vote} is {what}: nothing varies, so there is no interval", first)
     t = CrossedDesign(part.seed, part.prompt, part.judge).t(part.score, alpha=alpha)
-    one = " and the one ".join(t.conditional_on)
     return Estimate(
         estimate=float(t.mean),
         low=max(0.0, float(t.low)),
@@ -384,37 +344,31 @@ def estimate(b: Ballots, alpha: float, half_ties: bool = False) -> Estimate:
         df=float(t.df),
         level=1 - alpha,
         components={name: float(value) for name, value in t.components.items()},
-        note=f"conditional on the one {one}" if one else "",
+        note=f"conditional on the one {' and the one '.join(t.conditional_on)}" if t.conditional_on else "",
     )
 
 
-def _per_seed(b: Ballots, alpha: float) -> tuple[PerSeed, SignFlip]:
+def _beside(b: Ballots, analysis: AnalysisConfig) -> tuple[PerSeed, dict[str, Number], Row, dict[str, Number]]:
+    """The t test over seeds, sign flips, bootstrap, and the published test."""
     means = shares_by(b.score, b.seed)
-    t = mean_test(means - 0.5, 1 - alpha)
+    t = mean_test(means - 0.5, 1 - analysis.alpha)
     rows = [
         SeedShare(seed=int(seed), estimate=float(mean), **vars(_counts(b.where(b.seed == seed))))
         for seed, mean in zip(np.unique(b.seed), means, strict=True)
     ]
     low, high = (float(np.clip(bound + 0.5, 0, 1)) for bound in (t.low, t.high))
-    n = int(np.isfinite(means).sum())
-    return (
-        PerSeed("conditional on these prompts and judges", rows, float(t.mean) + 0.5, low, high, float(t.p)),
-        SignFlip(float(sign_flip_p(means - 0.5)), smallest_sign_flip_p(n)),
-    )
-
-
-def _bootstrap(b: Ballots, analysis: AnalysisConfig) -> Bootstrap:
-    generator = np.random.default_rng(analysis.bootstrap_seed)
-    bounds = bootstrap_share(
-        b.score, (b.seed, b.prompt, b.judge), generator, analysis.bootstrap_resamples, analysis.alpha
-    )
-    low, high = (float(bound) if len(np.unique(b.seed)) > 1 else NAN for bound in bounds)
-    return Bootstrap(low, high, analysis.bootstrap_resamples)
-
-
-def _published_test(b: Ballots) -> PublishedTest:
+    per_seed = PerSeed("conditional on these prompts and judges", rows, float(t.mean) + 0.5, low, high, float(t.p))
+    smallest = smallest_sign_flip_p(int(np.isfinite(means).sum()))
+    generator, resamples = np.random.default_rng(analysis.bootstrap_seed), analysis.bootstrap_resamples
+    bounds = bootstrap_share(b.score, (b.seed, b.prompt, b.judge), generator, resamples, analysis.alpha)
+    low, high = (float(bound) if len(means) > 1 else NAN for bound in bounds)
     chosen, decisive = int((b.score == 1).sum()), int(b.decisive.sum())
-    return PublishedTest(float(binomial_p(chosen, decisive)), chosen / decisive if decisive else NAN)
+    return (
+        per_seed,
+        {"p": float(sign_flip_p(means - 0.5)), "smallest": smallest},
+        {"low": low, "high": high, "resamples": resamples},
+        {"p": float(binomial_p(chosen, decisive)), "share": chosen / decisive if decisive else NAN},
+    )
 
 
 def _seeds_needed(f: Preference, analysis: AnalysisConfig) -> SeedsNeeded | None:
@@ -429,9 +383,8 @@ def _seeds_needed(f: Preference, analysis: AnalysisConfig) -> SeedsNeeded | None
     for k in range(max(0, analysis.min_seeds - f.n), MOST_SEEDS):
         if _power(components, f.n + k, f, VOTES.share - 0.5, analysis.alpha) >= POWER:
             return SeedsNeeded(k, "", VOTES.share, POWER)
-    per_level = {"prompts": components.get("prompt", 0.0) / f.n_prompts,
-                 "judges": components.get("judge", 0.0) / f.n_judges}  # fmt: skip
-    return SeedsNeeded(None, max(per_level, key=per_level.__getitem__), VOTES.share, POWER)
+    prompts, judges = components.get("prompt", 0.0) / f.n_prompts, components.get("judge", 0.0) / f.n_judges
+    return SeedsNeeded(None, "prompts" if prompts >= judges else "judges", VOTES.share, POWER)
 
 
 def _power(components: Mapping[str, float], seeds: int, f: Preference, effect: float, alpha: float) -> float:
@@ -449,7 +402,7 @@ def _power(components: Mapping[str, float], seeds: int, f: Preference, effect: f
 
 # ---------------------------------------------------------------- subsets
 
-Row = TypeVar("Row", GroupRow, PairRow)
+Corrected = TypeVar("Corrected", GroupRow, PairRow)
 
 
 def _numbers(b: Ballots, alpha: float) -> GroupNumbers:
@@ -459,9 +412,9 @@ def _numbers(b: Ballots, alpha: float) -> GroupNumbers:
     )
 
 
-def _corrected(rows: Sequence[Row]) -> list[Row]:
+def _corrected(rows: Sequence[Corrected]) -> list[Corrected]:
     """With Holm's p over the rows."""
-    adjusted = holm([NAN if row.p is None else row.p for row in rows])
+    adjusted = holm(np.array([row.p for row in rows], dtype=np.float64))
     return [replace(row, p_holm=float(p)) for row, p in zip(rows, adjusted, strict=True)]
 
 
@@ -488,20 +441,18 @@ def _filters(b: Ballots, used: Sequence[Vote], analysis: AnalysisConfig, given: 
 def _agreement(b: Ballots, used: Sequence[Vote]) -> JudgesAgreement:
     units = b.seed * (int(b.prompt.max()) + 1) + b.prompt if len(b) else b.prompt
     same, repeats = self_consistency(used)
+    people, left = b.where(b.is_human & b.decisive), None
+    if n := len(people):
+        share, (low, high) = int(((people.score == 1) == people.treatment_left).sum()) / n, chance_range(n)
+        left = Row(share=share, n=n, low=low, high=high, is_outside=not low <= share <= high)
+        left["has_models"] = bool((~b.is_human).any())
     return JudgesAgreement(
         people_and_models=PeopleAndModels(**vars(agreement(b.where(b.is_human), b.where(~b.is_human)))),
         krippendorff_alpha=krippendorff_alpha(b.score, units),
         repeats_same=same,
         repeats=repeats,
-        left=_left(b.where(b.is_human & b.decisive), bool((~b.is_human).any())),
+        left=left,
     )
-
-
-def _left(b: Ballots, has_models: bool) -> LeftChosen | None:
-    if not len(b):
-        return None
-    share, (low, high) = int(((b.score == 1) == b.treatment_left).sum()) / len(b), chance_range(len(b))
-    return LeftChosen(share, len(b), low, high, not low <= share <= high, has_models)
 
 
 def _other_pairs(used: Sequence[Vote], analysis: AnalysisConfig) -> list[PairRow]:

@@ -6,6 +6,7 @@ A question that cannot be answered says why; nothing is made up.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,9 +45,6 @@ def paired(values: Values, certificate: Certificate, arm: str, baseline: str, se
     """float64 [N]: arm minus baseline at each seed; NaN where a value or the certificate is missing."""
     differences = np.asarray(values[arm], dtype=np.float64) - np.asarray(values[baseline], dtype=np.float64)
     return np.where(certified(certificate, (arm, baseline), seeds), differences, NAN)
-
-
-# ---------------------------------------------------------------- is the loss equivalent?
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +91,7 @@ def loss_answer(
     tested = equivalence(differences, a.margin_nats, a.alpha)
     n, lacking = int(tested.n), max(0, a.min_seeds - int(tested.n))
     further = further_seeds(n, float(tested.sd), a.margin_nats, alpha=a.alpha) if n >= 2 else None
-    k = further.k if further else None
+    k = further.k if further else 0
     return LossAnswer(
         arm=a.treatment,
         baseline=a.baseline,
@@ -106,23 +104,14 @@ def loss_answer(
         min_seeds=a.min_seeds,
         enough_seeds=not lacking,
         verdict=NOT_DECIDED if lacking else str(tested.verdict),
-        mean=float(tested.mean),
-        sd=float(tested.sd),
-        low=float(tested.low),
-        high=float(tested.high),
-        p_lower=float(tested.p_lower),
-        p_upper=float(tested.p_upper),
-        p=float(tested.p),
+        **{key: float(getattr(tested, key)) for key in ("mean", "sd", "low", "high", "p_lower", "p_upper", "p")},
         p_no_difference=float(mean_test(differences).p),
         p_sign_flip=float(sign_flip_p(differences)),
         smallest_sign_flip_p=smallest_sign_flip_p(n),
         further=further,
-        more_seeds=lacking if n < 2 else None if k is None else max(lacking, k),
+        more_seeds=None if k is None else max(lacking, k),
         name=name,
     )
-
-
-# ---------------------------------------------------------------- which change moved it?
 
 
 def places(cells: Sequence[CellData], suite: SuiteConfig) -> dict[str, str] | None:
@@ -133,17 +122,13 @@ def places(cells: Sequence[CellData], suite: SuiteConfig) -> dict[str, str] | No
     for cell in cells:
         if cell.config:
             acting.setdefault(cell.arm, (cell.config.get("token_gain.enabled"), cell.config.get("layer_gain.enabled")))
-    acting |= {arm: _declared_gains(suite, arm) for arm in suite.arms if arm not in acting}
-    found = {place: [arm for arm in suite.arms if acting[arm] == gains] for place, gains in TWO_BY_TWO.items()}
+    for arm in suite.arms:
+        if arm not in acting:
+            with suppress(UserError, OSError):
+                config = load_cell(suite, arm, suite.seeds[0])
+                acting[arm] = (config.token_gain.enabled, config.layer_gain.enabled)
+    found = {place: [arm for arm in suite.arms if acting.get(arm) == gains] for place, gains in TWO_BY_TWO.items()}
     return {place: of[0] for place, of in found.items()} if all(len(of) == 1 for of in found.values()) else None
-
-
-def _declared_gains(suite: SuiteConfig, arm: str) -> tuple[object, object]:
-    try:
-        config = load_cell(suite, arm, suite.seeds[0])
-    except (UserError, OSError):
-        return None, None
-    return config.token_gain.enabled, config.layer_gain.enabled
 
 
 @dataclass(frozen=True)
@@ -196,9 +181,6 @@ def factorial_answer(
     return FactorialAnswer(of_place, a.loss, int(whole.sum()), 1 - a.alpha, effects, by_arm)
 
 
-# ---------------------------------------------------------------- the secondary questions together
-
-
 @dataclass(frozen=True)
 class SecondaryAnswer:
     id: str
@@ -245,7 +227,7 @@ def secondary_answers(
                 s, p = summarize_paired(differences, 1 - a.alpha), float(mean_test(differences).p)
                 name = f"Loss of {arm} less that of {loss.baseline}"
                 rows.append(SecondaryAnswer(f"loss_difference_{arm}", name, s.n, s.mean, s.low, s.high, 1 - a.alpha, p))
-    p_Q = np.array([NAN if row.p is None else row.p for row in rows], dtype=np.float64)
+    p_Q = np.array([row.p for row in rows], dtype=np.float64)
     adjusted = np.where(np.isnan(p_Q), NAN, holm(np.where(np.isnan(p_Q), 1.0, p_Q)))
     return [
         replace(row, p_holm=float(corrected), verdict=_secondary_verdict(row, corrected, a))

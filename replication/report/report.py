@@ -15,12 +15,13 @@ from replication.config import AnalysisConfig, SuiteConfig
 from replication.errors import UserError
 from replication.protocol.certificate import certify
 from replication.report.drawing import arm_styles
-from replication.report.figures import draw_figures, preference_figure, save_figure
+from replication.report.effects import preference_figure
+from replication.report.figures import draw_figures, save_figure
 from replication.report.load import CellData, load_cells
 from replication.report.methods import data_words, methods
 from replication.report.page import html, markdown
 from replication.report.preference import NOT_DECIDED, Preference, analyse_votes
-from replication.report.results import FORMAT, Drawn, Results, compute_results, read_results, write_results
+from replication.report.results import FORMAT, Results, compute_results, read_results, write_results
 from replication.report.words import preference_lines, sentences
 from replication.runs.files import read_object, remove_temporaries, write_json, write_text
 from replication.runs.layout import SuiteDir
@@ -28,14 +29,11 @@ from replication.runs.records import from_json, to_json
 from replication.statistics.format import clean
 from replication.votes.record import Vote, read_note, read_panel_record, read_votes
 
-# ---------------------------------------------------------------- of a suite
-
 
 def write_report(suite_dir: SuiteDir, suite: SuiteConfig) -> Path:
     """Write the report of a suite in whatever state its cells are; returns the path of report.html.
 
-    Raises:
-        UserError: there is no such folder.
+    Raises UserError where there is no such folder.
     """
     if not suite_dir.root.is_dir():
         raise UserError(f"{suite_dir.root}: no such folder; give the output folder of `replicate grid run`")
@@ -50,11 +48,8 @@ def write_report(suite_dir: SuiteDir, suite: SuiteConfig) -> Path:
 def collect(suite_dir: SuiteDir, suite: SuiteConfig) -> tuple[list[CellData], Results]:
     """Read the folder once, write certificate.json, and compute every number and sentence of the report.
 
-    Returns:
-        (cells, results but for the list of figures).
-
-    Raises:
-        UserError: votes.csv holds what no vote can, or votes.json is damaged.
+    Returns the cells, and the results but for the list of figures. Raises UserError where votes.csv holds what no vote
+    can, or votes.json is damaged.
     """
     cells = load_cells(suite_dir, suite.arms, suite.seeds)
     logged = {(cell.arm, cell.seed): cell.logged for cell in cells}
@@ -72,8 +67,7 @@ def collect(suite_dir: SuiteDir, suite: SuiteConfig) -> tuple[list[CellData], Re
 def render(suite_dir: SuiteDir) -> Path:
     """Write report.md and report.html from results.json and figures/ alone; returns the path of report.html.
 
-    Raises:
-        UserError: there is no results.json.
+    Raises UserError where there is no results.json.
     """
     results = read_results(suite_dir.results)
     text = markdown("report.md.j2", results, data_words=data_words)
@@ -92,27 +86,6 @@ NO_VERDICT = (
 
 
 @dataclass(frozen=True)
-class ComparedPair:
-    name: str
-    """Of the suite that the votes name."""
-    arms: tuple[str, str]
-    """Baseline and treatment."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VotesResults:
-    """results.json of a folder that has votes and no suite."""
-
-    format: int = FORMAT
-    suite: ComparedPair
-    preference: Preference
-    votes_note: dict[str, object] | None
-    warnings: list[str]
-    lines: list[str]
-    figures: list[Drawn]
-
-
-@dataclass(frozen=True)
 class _Marginals:
     """What is read of the panel's marginals.json."""
 
@@ -120,53 +93,46 @@ class _Marginals:
     model_b: str | None = None
     question_majorities: Mapping[str, object] | None = None
 
-    @property
-    def categories(self) -> dict[int, str]:
-        details = (self.question_majorities or {}).get("details")
-        return {row["question_id"]: row["category"] for row in details} if isinstance(details, list) else {}
-
 
 def write_votes_report(suite_dir: SuiteDir) -> Path:
     """Write results.json, figures/preference.png and report.md; returns the path of report.md.
 
-    Raises:
-        UserError: votes.csv holds what no vote can, no votes, or those on several pairs of arms or of several suites.
+    Raises UserError where votes.csv holds what no vote can, no votes, or those on several pairs of arms or of several
+    suites.
     """
     votes = read_votes(suite_dir.votes)
     counts = from_json(_Marginals, read_object(suite_dir.judging / "marginals.json"), lenient=True)
-    pair = _pair(suite_dir, votes, counts)
-    preference = _estimate(votes, pair.arms, counts, suite_dir)
+    pairs = {(vote.suite, *sorted((vote.arm_left, vote.arm_right))) for vote in votes}
+    if len(pairs) != 1:
+        found = "no votes" if not votes else "votes on several pairs of arms or of several suites"
+        raise UserError(f"{suite_dir.votes}: holds {found}; without a suite.yaml the report is of one pair")
+    name, *arms = pairs.pop()
+    if [counts.model_b, counts.model_a] == arms:
+        arms.reverse()
+    preference = _estimate(votes, arms, counts, suite_dir)
     note = read_note(suite_dir.votes_note, suite_dir.votes)
-    figure, drawn = preference_figure(preference, arm_styles(pair.arms))
-    results = VotesResults(
-        suite=pair,
-        preference=preference,
-        votes_note=note.to_dict() if note else None,
-        warnings=[note.warning] if note and note.warning else [],
-        lines=preference_lines(preference),
-        figures=[save_figure(figure, drawn, suite_dir.figures)],
-    )
+    figure, drawn = preference_figure(preference, arm_styles(arms))
+    results = {
+        "format": FORMAT,
+        "suite": {"name": name, "arms": arms},
+        "preference": preference,
+        "votes_note": note.to_dict() if note else None,
+        "warnings": [note.warning] if note and note.warning else [],
+        "lines": preference_lines(preference),
+        "figures": [save_figure(figure, drawn, suite_dir.figures)],
+    }
     write_json(suite_dir.results, clean(to_json(results)))
     write_text(suite_dir.report_md, markdown("votes.md.j2", results))
     return suite_dir.report_md
 
 
-def _pair(suite_dir: SuiteDir, votes: list[Vote], counts: _Marginals) -> ComparedPair:
-    """The only one: as the panel named its arms; where that is not known, in order of name."""
-    pairs = {(vote.suite, *sorted((vote.arm_left, vote.arm_right))) for vote in votes}
-    if len(pairs) != 1:
-        found = "no votes" if not votes else "votes on several pairs of arms or of several suites"
-        raise UserError(f"{suite_dir.votes}: holds {found}; without a suite.yaml the report is of one pair")
-    name, first, second = pairs.pop()
-    named = (counts.model_a, counts.model_b) == (second, first)
-    return ComparedPair(name, (second, first) if named else (first, second))
-
-
-def _estimate(votes: list[Vote], arms: tuple[str, str], counts: _Marginals, suite_dir: SuiteDir) -> Preference:
+def _estimate(votes: list[Vote], arms: list[str], counts: _Marginals, suite_dir: SuiteDir) -> Preference:
+    """Of the baseline and the treatment: as the panel named its arms; where that is not known, in order of name."""
     full_set = read_panel_record(suite_dir.judging).votes_per_judge or AnalysisConfig().votes_per_judge
     analysis = replace(AnalysisConfig(), baseline=arms[0], treatment=arms[1], votes_per_judge=full_set)
-    certified = {arms[1]: {vote.seed for vote in votes}}
-    found = analyse_votes(votes, votes[0].suite, analysis, certified, counts.categories)
+    details = (counts.question_majorities or {}).get("details")
+    categories = {row["question_id"]: row["category"] for row in details} if isinstance(details, list) else {}
+    found = analyse_votes(votes, votes[0].suite, analysis, {arms[1]: {vote.seed for vote in votes}}, categories)
     assert found is not None
     undecided = replace(found, decision=NOT_DECIDED, why=NO_VERDICT, more_seeds=None)
     return from_json(Preference, clean(to_json(undecided)))

@@ -14,59 +14,12 @@ from replication.config import AnalysisConfig, SuiteConfig
 from replication.errors import UserError
 from replication.protocol.certificate import Certificate, PairCertificate
 from replication.protocol.deviations import PlanStatus, check_plan
-from replication.report.comparisons import (
-    CellRow,
-    DivergedRow,
-    Divergence,
-    FailureRow,
-    GainRow,
-    LateWindow,
-    Number,
-    Published,
-    QuantityRow,
-    beside_published,
-    cell_row,
-    certified,
-    compare,
-    diverged_rows,
-    divergences,
-    gain_row,
-    late_window,
-    quantities,
-)
-from replication.report.description import (
-    ConfigSummary,
-    DataHash,
-    DataSummary,
-    Fidelity,
-    Generation,
-    Machine,
-    Noise,
-    SideBySide,
-    config_summary,
-    data_hashes,
-    data_summary,
-    fidelity,
-    generations,
-    machines,
-    manifests,
-    noise_summary,
-    one_value,
-    reproduce,
-    side_by_side,
-    warnings,
-)
+from replication.report import comparisons, description, questions
+from replication.report.comparisons import CellName, GainRow, LateWindow, Number, Published, QuantityRow, Row
+from replication.report.description import ConfigSummary, DataHash, DataSummary, Generation, Machine, Noise
 from replication.report.load import CellData
 from replication.report.preference import Preference, analyse_votes
-from replication.report.questions import (
-    FactorialAnswer,
-    LossAnswer,
-    SecondaryAnswer,
-    factorial_answer,
-    loss_answer,
-    places,
-    secondary_answers,
-)
+from replication.report.questions import FactorialAnswer, LossAnswer, SecondaryAnswer
 from replication.runs.files import read_object, write_json
 from replication.runs.layout import SuiteDir
 from replication.runs.records import from_json, to_json
@@ -93,12 +46,6 @@ class SuiteSummary:
     """Seeds of the arm that has most certified pairs."""
     smallest_sign_flip_p: Number
     two_by_two: bool
-
-
-@dataclass(frozen=True)
-class UsedPair:
-    arm: str
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -135,30 +82,30 @@ class Results:
     analysis: AnalysisConfig
     preference: Preference | None
     certificate: Certificate
-    pairs_used: list[UsedPair]
+    pairs_used: list[CellName]
     pairs_refused: list[PairCertificate]
-    cells: list[CellRow]
-    failures: list[FailureRow]
-    diverged: list[DivergedRow]
+    cells: list[Row]
+    failures: list[Row]
+    diverged: list[Row]
     late: LateWindow
     quantities: list[QuantityRow]
-    divergence: Divergence
+    divergence: Row
     gain: list[GainRow]
     warnings: list[str]
     config: ConfigSummary
-    fidelity: Fidelity | None
+    fidelity: Row | None
     data: DataSummary | None
     data_hashes: list[DataHash]
     noise: Noise | None
     machines: list[Machine]
     generation: list[Generation]
-    samples: list[SideBySide]
+    samples: list[Row]
     reproduce: list[str]
     loss: LossAnswer | None
     factorial: FactorialAnswer | None
     secondary: list[SecondaryAnswer]
     published: Published
-    votes_note: dict[str, object] | None = None
+    votes_note: Row | None = None
     verdict: Sentences | None = None
     methods: list[str] = field(default_factory=list)
     figures: list[Drawn] = field(default_factory=list)
@@ -186,50 +133,51 @@ def compute_results(
         votes: the record; empty: no votes yet.
     """
     a = suite.analysis.resolved(suite.arms)
-    compared = quantities(a.late_validations)
-    rows = {q.key: compare(q, suite, cells, certificate) for q in compared}
-    of_place, used = places(cells, suite), rows[a.loss]
-    preference = _preference(votes, suite, cells, certificate, suite_dir.plan.is_file())
-    loss = loss_answer(used.values, used.name, certificate, suite.seeds, a)
-    factorial = factorial_answer(used.values, certificate, suite.seeds, of_place, a)
+    compared = comparisons.quantities(a.late_validations)
+    rows = {q.key: comparisons.compare(q, suite, cells, certificate) for q in compared}
+    of_place, used = questions.places(cells, suite), rows[a.loss]
+    held = [CellName(pair.arm, pair.seed) for pair in certificate.pairs if pair.state == "holds"]
+    preference = _preference(votes, suite, a, cells, certificate, suite_dir.plan.is_file())
+    loss = questions.loss_answer(used.values, used.name, certificate, suite.seeds, a)
+    factorial = questions.factorial_answer(used.values, certificate, suite.seeds, of_place, a)
     results = Results(
         format=FORMAT,
-        suite=_suite(suite, cells, certificate, of_place is not None),
+        suite=_suite(suite, cells, held, of_place is not None),
         plan=check_plan(suite_dir, suite, votes_per_judge(votes, a.judge_kinds) if votes else None),
         analysis=a,
         preference=preference,
         certificate=certificate,
-        pairs_used=[UsedPair(p.arm, p.seed) for p in certificate.pairs if p.state == "holds"],
-        pairs_refused=[p for p in certificate.pairs if p.state != "holds"],
-        cells=[cell_row(cell, compared) for cell in cells],
-        failures=[FailureRow(c.arm, c.seed, c.failure.error, c.failure.step) for c in cells if c.failure],
-        diverged=list(diverged_rows(suite_dir, suite, cells)),
-        late=late_window(cells, a.late_validations),
+        pairs_used=held,
+        pairs_refused=[pair for pair in certificate.pairs if pair.state != "holds"],
+        cells=[comparisons.cell_row(cell, compared) for cell in cells],
+        failures=[Row(arm=c.arm, seed=c.seed, error=c.failure.error, step=c.failure.step) for c in cells if c.failure],
+        diverged=list(comparisons.diverged_rows(suite_dir, suite, cells)),
+        late=comparisons.late_window(cells, a.late_validations),
         quantities=list(rows.values()),
-        divergence=divergences(cells, suite.arms),
-        gain=[gain_row(cell) for cell in cells if len(cell.train.steps)],
-        warnings=list(warnings(suite_dir, suite, cells, certificate)),
-        config=config_summary(suite, cells),
-        fidelity=fidelity(suite_dir, suite, cells),
-        data=data_summary(suite_dir, cells),
-        data_hashes=data_hashes(cells),
-        noise=noise_summary(suite_dir, cells, a.loss),
-        machines=machines(cells),
-        generation=generations(cells),
-        samples=side_by_side(suite, cells),
-        reproduce=reproduce(suite, cells),
+        divergence=comparisons.divergences(cells, suite.arms),
+        gain=[comparisons.gain_row(cell) for cell in cells if len(cell.train.steps)],
+        warnings=list(description.warnings(suite_dir, suite, cells, certificate)),
+        config=description.config_summary(suite, cells),
+        fidelity=description.fidelity(suite_dir, suite, cells),
+        data=description.data_summary(suite_dir, cells),
+        data_hashes=description.data_hashes(cells),
+        noise=description.noise_summary(suite_dir, cells, a.loss),
+        machines=description.machines(cells),
+        generation=description.generations(cells),
+        samples=description.side_by_side(suite, cells),
+        reproduce=description.reproduce(suite, cells),
         loss=loss,
         factorial=factorial,
-        secondary=secondary_answers(used.values, certificate, suite.seeds, a, loss, factorial, preference),
-        published=beside_published(rows, suite.arms),
+        secondary=questions.secondary_answers(used.values, certificate, suite.seeds, a, loss, factorial, preference),
+        published=comparisons.beside_published(rows, suite.arms),
     )
     return parse(to_tree(results))
 
 
-def _suite(suite: SuiteConfig, cells: Sequence[CellData], certificate: Certificate, two_by_two: bool) -> SuiteSummary:
+def _suite(suite: SuiteConfig, cells: Sequence[CellData], held: Sequence[CellName], two_by_two: bool) -> SuiteSummary:
     n_complete = sum(cell.complete for cell in cells)
-    held = [pair.arm for pair in certificate.pairs if pair.state == "holds"]
-    n_paired = max((held.count(arm) for arm in suite.arms), default=0)
+    n_paired = max(sum(pair.arm == arm for pair in held) for arm in suite.arms)
+    recorded = list(description.manifests(cells))
     return SuiteSummary(
         name=suite.name,
         arms=list(suite.arms),
@@ -238,8 +186,8 @@ def _suite(suite: SuiteConfig, cells: Sequence[CellData], certificate: Certifica
         cells_total=len(cells),
         cells_complete=n_complete,
         cells_not_complete=len(cells) - n_complete,
-        parameters=one_value(manifest.parameters for _, manifest in manifests(cells)),
-        tokens=one_value(manifest.tokens for cell, manifest in manifests(cells) if cell.complete),
+        parameters=description.one_value(manifest.parameters for _, manifest in recorded),
+        tokens=description.one_value(manifest.tokens for cell, manifest in recorded if cell.complete),
         n_paired=n_paired,
         smallest_sign_flip_p=smallest_sign_flip_p(n_paired),
         two_by_two=two_by_two,
@@ -247,23 +195,24 @@ def _suite(suite: SuiteConfig, cells: Sequence[CellData], certificate: Certifica
 
 
 def _preference(
-    votes: Sequence[Vote], suite: SuiteConfig, cells: Sequence[CellData], certificate: Certificate, is_planned: bool
+    votes: Sequence[Vote],
+    suite: SuiteConfig,
+    a: AnalysisConfig,
+    cells: Sequence[CellData],
+    certificate: Certificate,
+    is_planned: bool,
 ) -> Preference | None:
     """What the votes say of the treatment; None without votes, or in a suite of one arm."""
-    a = suite.analysis.resolved(suite.arms)
     if a.treatment is None or a.baseline is None:
         return None
     seeds = {}
     for arm in suite.arms:
         if arm != a.baseline:
-            good = certified(certificate, (arm, a.baseline), suite.seeds)
+            good = comparisons.certified(certificate, (arm, a.baseline), suite.seeds)
             seeds[arm] = [seed for seed, holds in zip(suite.seeds, good, strict=True) if holds]
     samples = [sample for cell in cells for sample in cell.samples]
     categories = {s.prompt_id: str(s.category) for s in samples if isinstance(s.prompt_id, int)}
     return analyse_votes(votes, suite.name, a, seeds, categories, is_planned)
-
-
-# ---------------------------------------------------------------- the file
 
 
 def to_tree(results: Results) -> dict[str, Any]:
@@ -284,11 +233,7 @@ def write_results(path: Path, results: Results) -> None:
 
 
 def read_results(path: Path) -> Results:
-    """The record in a file.
-
-    Raises:
-        UserError: there is no results.json.
-    """
+    """The record in a file. Raises UserError where there is none."""
     tree = read_object(path)
     if not tree:
         raise UserError(f"{path}: no such file; run `replicate report` on the folder")
