@@ -116,24 +116,14 @@ def cell_row(cell: CellData, compared: Sequence[Quantity]) -> Row:
     }
 
 
-@dataclass(frozen=True)
-class LateWindow:
+def late_window(cells: Sequence[CellData], k: int) -> Row:
     """Part of training that the late-checkpoint mean is over, of the first complete cell with validations."""
-
-    k: int
-    k_asked: int
-    first_step: int | None = None
-    last_step: int | None = None
-    share_of_training: Number = None
-
-
-def late_window(cells: Sequence[CellData], k: int) -> LateWindow:
     for cell in cells:
         if cell.complete and len(cell.validation.steps):
             late = cell.validation.steps[-k:].tolist()
             share = (cell.step - late[0]) / cell.step if cell.step else NAN
-            return LateWindow(len(late), k, late[0], late[-1], share)
-    return LateWindow(0, k)
+            return Row(k=len(late), k_asked=k, first_step=late[0], last_step=late[-1], share_of_training=share)
+    return Row(k=0, k_asked=k, first_step=None, last_step=None, share_of_training=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,17 +243,12 @@ def compare(q: Quantity, suite: SuiteConfig, cells: Sequence[CellData], certific
 # ---------------------------------------------------------------- beside the published run
 
 
-@dataclass(frozen=True)
-class Published:
-    """Published numbers beside the same quantities here: comparable in direction only."""
+def beside_published(compared: Mapping[str, QuantityRow], arms: Sequence[str]) -> Row:
+    """Published numbers beside the same quantities here: comparable in direction only.
 
-    applies: bool
-    """Whether the suite has the two arms that were published."""
-    rows: list[Row]
-
-
-def beside_published(compared: Mapping[str, QuantityRow], arms: Sequence[str]) -> Published:
-    applies, rows = arms[0] == "baseline" and "both" in arms, list[Row]()
+    They apply where the suite has the two arms that were published.
+    """
+    applies, rows = arms[0] == "baseline" and "both" in arms, []
     for metric in METRICS:
         q = compared[metric.quantity]
         pair = q.arm("both") if applies else None
@@ -282,7 +267,7 @@ def beside_published(compared: Mapping[str, QuantityRow], arms: Sequence[str]) -
             "here_direction": pair.side if pair else "no such pair in this suite",
         }
         rows.append(row)
-    return Published(applies, rows)
+    return {"applies": applies, "rows": rows}
 
 
 def block_of(place: str, n_blocks: int) -> int | None:

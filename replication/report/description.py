@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from replication.config import RunConfig, SuiteConfig, differences, flatten, load_cell, load_run, to_dict
@@ -18,7 +18,7 @@ from replication.report.load import CellData, Sample
 from replication.runs.files import file_sha256, read_json, read_object
 from replication.runs.layout import SuiteDir
 from replication.runs.manifest import Manifest
-from replication.runs.records import WrongForm, from_json
+from replication.runs.records import WrongForm, from_json, to_json
 from replication.runs.starts import unlike
 
 SUMMARY_KEYS = {
@@ -106,32 +106,19 @@ def warnings(
             yield f"The folder runs/{path.parent.name}/{path.name} is not part of the suite and was not read."
 
 
-# ---------------------------------------------------------------- config
-
-
-@dataclass(frozen=True)
-class ConfigSummary:
+def config_summary(suite: SuiteConfig, cells: Sequence[CellData]) -> Row:
     """Keys of the first cell that has a config, and what each arm declares."""
-
-    summary: list[Row]
-    all: dict[str, object]
-    """The dotted keys that all arms share, but for those of completions: `generate` may have used others since."""
-    declared_keys: list[str]
-    declared: dict[str, list[object]]
-    """Arm -> its values of declared_keys."""
-
-
-def config_summary(suite: SuiteConfig, cells: Sequence[CellData]) -> ConfigSummary:
     first = next((cell.config for cell in cells if cell.config), {})
     declared = sorted({key for _, manifest in manifests(cells) for key in manifest.arm_keys if key != "arm"})
     by_arm = {cell.arm: cell.config for cell in reversed(cells) if cell.config}
     own = (*declared, "arm", "seed")
-    return ConfigSummary(
-        summary=[{"name": word, "value": first[key]} for key, word in SUMMARY_KEYS.items() if key in first],
-        all={key: value for key, value in first.items() if key not in own and not key.startswith("generation.")},
-        declared_keys=declared,
-        declared={arm: [by_arm.get(arm, {}).get(key) for key in declared] for arm in suite.arms},
-    )
+    return {
+        "summary": [Row(name=word, value=first[key]) for key, word in SUMMARY_KEYS.items() if key in first],
+        # all that arms share, but for the keys of completions: `generate` may have used others since
+        "all": {key: value for key, value in first.items() if key not in own and not key.startswith("generation.")},
+        "declared_keys": declared,
+        "declared": {arm: [by_arm.get(arm, {}).get(key) for key in declared] for arm in suite.arms},
+    }
 
 
 def fidelity(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[CellData]) -> Row | None:
@@ -202,17 +189,8 @@ class CorpusFacts:
     vocab_size: int | None = None
 
 
-@dataclass(frozen=True)
-class DataSummary:
-    hash: str | None
-    vocab_size: int | None
-    sources: list[Row]
-    used_by_all: bool
-    """Whether every cell was trained on it."""
-
-
-def data_summary(suite_dir: SuiteDir, cells: Sequence[CellData]) -> DataSummary | None:
-    """The folder's own corpus; None where it holds none."""
+def data_summary(suite_dir: SuiteDir, cells: Sequence[CellData]) -> Row | None:
+    """The folder's own corpus, and whether every cell was trained on it; None where it holds none."""
     try:
         corpus = from_json(CorpusFacts, read_json(suite_dir.data / "manifest.json"), lenient=True)
     except (UserError, WrongForm):
@@ -221,53 +199,39 @@ def data_summary(suite_dir: SuiteDir, cells: Sequence[CellData]) -> DataSummary 
     for name, source in corpus.sources.items():
         tokens = {"train_tokens": source.train.tokens, "validation_tokens": source.validation.tokens}
         rows.append(Row(name=name, documents=source.documents, text_bytes=source.text_bytes, **tokens))
-    used = {manifest.data.hash for _, manifest in manifests(cells)}
-    return DataSummary(corpus.hash, corpus.vocab_size, rows, used == {corpus.hash})
+    is_used = {manifest.data.hash for _, manifest in manifests(cells)} == {corpus.hash}
+    return Row(hash=corpus.hash, vocab_size=corpus.vocab_size, sources=rows, used_by_all=is_used)
 
 
-@dataclass(frozen=True)
-class DataHash:
-    """One hash of the data that cells were trained on, with their seeds."""
-
-    hash: str
-    seeds: list[int]
-
-
-def data_hashes(cells: Sequence[CellData]) -> list[DataHash]:
+def data_hashes(cells: Sequence[CellData]) -> list[Row]:
+    """Each hash of the data that cells were trained on, with their seeds."""
     found: dict[str, dict[int, None]] = {}
     for cell, manifest in manifests(cells):
         if manifest.data.hash is not None:
             found.setdefault(manifest.data.hash, {})[cell.seed] = None
-    return [DataHash(hash, list(seeds)) for hash, seeds in found.items()]
+    return [Row(hash=hash, seeds=list(seeds)) for hash, seeds in found.items()]
 
 
-@dataclass(frozen=True)
-class Machine:
-    """One combination of code, packages and hardware, with the cells that ran there."""
-
-    cpu: str | None
-    cores: int | None
-    gpus: list[str]
-    memory_gib: float | None
-    world_size: int | None
-    commit: str | None
-    dirty: bool | None
-    packages: dict[str, str]
-    cells: list[str] = field(default_factory=list, compare=False)
-
-
-def machines(cells: Sequence[CellData]) -> list[Machine]:
-    found: list[Machine] = []
+def machines(cells: Sequence[CellData]) -> list[Row]:
+    """Each combination of code, packages and hardware, with the cells that ran there."""
+    found = []
     for cell, m in manifests(cells):
         packages = {name: version for name, version in m.packages.items() if version is not None}
-        on = m.hardware
-        machine = Machine(
-            on.cpu, on.cores, list(on.gpus), on.memory_gib, m.world_size, m.git.commit, m.git.dirty, packages
-        )
-        if machine not in found:
-            found.append(machine)
-        found[found.index(machine)].cells.append(cell.name)
-    return found
+        on = to_json(m.hardware) | {"world_size": m.world_size, "commit": m.git.commit, "dirty": m.git.dirty}
+        found.append((on | {"packages": packages}, cell.name))
+    return _with_cells(found)
+
+
+def _with_cells(rows: Iterable[tuple[Row, str]]) -> list[Row]:
+    """Each different row once, with the names of its cells."""
+    found: list[tuple[Row, list[str]]] = []
+    for row, name in rows:
+        names = next((names for other, names in found if other == row), None)
+        if names is None:
+            found.append((row, [name]))
+        else:
+            names.append(name)
+    return [row | {"cells": names} for row, names in found]
 
 
 @dataclass(frozen=True)
@@ -309,27 +273,15 @@ def noise_summary(suite_dir: SuiteDir, cells: Sequence[CellData], loss: str) -> 
 # ---------------------------------------------------------------- completions
 
 
-@dataclass(frozen=True)
-class Generation:
-    """How completions that lie in samples.jsonl were sampled, as the manifests recorded it."""
-
-    n_prompts: int
-    n_completions: int
-    settings: Mapping[str, object]
-    cells: list[str] = field(default_factory=list, compare=False)
-
-
-def generations(cells: Sequence[CellData]) -> list[Generation]:
-    """One a setting."""
-    found: list[Generation] = []
+def generations(cells: Sequence[CellData]) -> list[Row]:
+    """How completions that lie in samples.jsonl were sampled, as the manifests recorded it: one a setting."""
+    found = []
     for cell in cells:
         if cell.samples:
             n_prompts = len({str(sample.prompt_id) for sample in cell.samples})
-            made = Generation(n_prompts, len(cell.samples), sampling(cell))
-            if made not in found:
-                found.append(made)
-            found[found.index(made)].cells.append(cell.name)
-    return found
+            row = Row(n_prompts=n_prompts, n_completions=len(cell.samples), settings=sampling(cell))
+            found.append((row, cell.name))
+    return _with_cells(found)
 
 
 def sampling(cell: CellData) -> Mapping[str, object]:

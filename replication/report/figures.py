@@ -223,7 +223,7 @@ def _heat_maps(cells: Sequence[CellData], styles: Styles, what: str) -> Drawing:
     seeds = list(dict.fromkeys(cell.seed for cell in cells))
     stride = max(1, -(-len(seeds) // 10))  # names as far as there is room
     figure, column = new_figure(len(styles), 1.7)
-    image = None
+    image: Any = None
     for axes, (arm, of_arm) in zip(column, maps.items(), strict=True):
         name_axes(axes, f"{styles[arm].label}{_applied(cells, arm) if what == 'scale' else ''}", "block")
         axes.grid(False)

@@ -28,21 +28,31 @@ OUR_HTML = re.compile(r"<br>|</details>|<details( open)?><summary>[\w ]+</summar
 SAMPLES = "completions-side-by-side"
 
 
-def markdown(template: str, results: Any, **filters: Any) -> str:
+def markdown(template: str, results: object) -> str:
     """A template of templates/ with results as `r`: every value is text in it, whatever it holds."""
+    return _environment(autoescape=True, finalize=_text).get_template(template).render(r=results)
+
+
+def paragraphs(template: str, results: object) -> list[str]:
+    """Those of a template of plain text, each on one line."""
+    text = _environment().get_template(template).render(r=results)
+    return [" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n")]
+
+
+def _environment(**options: Any) -> Environment:
+    loader = PackageLoader("replication.report")
     environment = Environment(
-        loader=PackageLoader("replication.report"),
-        autoescape=True,
-        finalize=_text,
+        loader=loader,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        **options,
     )
     formats = ("number", "signed", "count", "percent", "duration", "plain")
-    environment.filters |= {name: getattr(shown, name) for name in formats} | filters
+    environment.filters |= {name: getattr(shown, name) for name in formats}
     environment.filters |= {"p": shown.p_value, "fence": lambda text: Markup(shown.markdown_fence(text))}
-    return environment.get_template(template).render(r=results)
+    return environment
 
 
 def _text(value: Any) -> Markup:

@@ -104,7 +104,7 @@ def loss_answer(
         min_seeds=a.min_seeds,
         enough_seeds=not lacking,
         verdict=NOT_DECIDED if lacking else str(tested.verdict),
-        **{key: float(getattr(tested, key)) for key in ("mean", "sd", "low", "high", "p_lower", "p_upper", "p")},
+        **{key: getattr(tested, key).item() for key in ("mean", "sd", "low", "high", "p_lower", "p_upper", "p")},
         p_no_difference=float(mean_test(differences).p),
         p_sign_flip=float(sign_flip_p(differences)),
         smallest_sign_flip_p=smallest_sign_flip_p(n),

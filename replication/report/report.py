@@ -18,8 +18,7 @@ from replication.report.drawing import arm_styles
 from replication.report.effects import preference_figure
 from replication.report.figures import draw_figures, save_figure
 from replication.report.load import CellData, load_cells
-from replication.report.methods import data_words, methods
-from replication.report.page import html, markdown
+from replication.report.page import html, markdown, paragraphs
 from replication.report.preference import NOT_DECIDED, Preference, analyse_votes
 from replication.report.results import FORMAT, Results, compute_results, read_results, write_results
 from replication.report.words import preference_lines, sentences
@@ -61,7 +60,10 @@ def collect(suite_dir: SuiteDir, suite: SuiteConfig) -> tuple[list[CellData], Re
     if note:
         warned = [*results.warnings, note.warning] if note.warning else results.warnings
         results = replace(results, warnings=warned, votes_note=clean(note.to_dict()))
-    return cells, replace(results, verdict=sentences(results), methods=methods(results))
+    methods = ["No cell has started: there is nothing to describe yet."]
+    if results.config["summary"]:
+        methods = paragraphs("methods.txt.j2", results)
+    return cells, replace(results, verdict=sentences(results), methods=methods)
 
 
 def render(suite_dir: SuiteDir) -> Path:
@@ -70,7 +72,7 @@ def render(suite_dir: SuiteDir) -> Path:
     Raises UserError where there is no results.json.
     """
     results = read_results(suite_dir.results)
-    text = markdown("report.md.j2", results, data_words=data_words)
+    text = markdown("report.md.j2", results)
     write_text(suite_dir.report_md, text)
     colours = {name: style.colour for name, style in arm_styles(results.suite.arms).items()}
     write_text(suite_dir.report_html, html(text, f"{results.suite.name}: replication report", colours, suite_dir.root))

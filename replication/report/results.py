@@ -15,8 +15,8 @@ from replication.errors import UserError
 from replication.protocol.certificate import Certificate, PairCertificate
 from replication.protocol.deviations import PlanStatus, check_plan
 from replication.report import comparisons, description, questions
-from replication.report.comparisons import CellName, GainRow, LateWindow, Number, Published, QuantityRow, Row
-from replication.report.description import ConfigSummary, DataHash, DataSummary, Generation, Machine, Noise
+from replication.report.comparisons import CellName, GainRow, Number, QuantityRow, Row
+from replication.report.description import Noise
 from replication.report.load import CellData
 from replication.report.preference import Preference, analyse_votes
 from replication.report.questions import FactorialAnswer, LossAnswer, SecondaryAnswer
@@ -87,24 +87,24 @@ class Results:
     cells: list[Row]
     failures: list[Row]
     diverged: list[Row]
-    late: LateWindow
+    late: Row
     quantities: list[QuantityRow]
     divergence: Row
     gain: list[GainRow]
     warnings: list[str]
-    config: ConfigSummary
+    config: Row
     fidelity: Row | None
-    data: DataSummary | None
-    data_hashes: list[DataHash]
+    data: Row | None
+    data_hashes: list[Row]
     noise: Noise | None
-    machines: list[Machine]
-    generation: list[Generation]
+    machines: list[Row]
+    generation: list[Row]
     samples: list[Row]
     reproduce: list[str]
     loss: LossAnswer | None
     factorial: FactorialAnswer | None
     secondary: list[SecondaryAnswer]
-    published: Published
+    published: Row
     votes_note: Row | None = None
     verdict: Sentences | None = None
     methods: list[str] = field(default_factory=list)

@@ -258,4 +258,4 @@ def _cannot(r: Results) -> Iterator[str]:
         f"; the published comparison is one seed of about {PHASE_3.parameters / 1e9:g} billion parameters and "
         f"{PHASE_3.tokens / 1e9:.2f} billion tokens on other data: directions can be compared with it, sizes hardly"
     )
-    yield f"This is {model}{tokens}{published if r.published.applies else ''}."
+    yield f"This is {model}{tokens}{published if r.published['applies'] else ''}."
