@@ -76,9 +76,6 @@ def quantities(late_validations: int) -> tuple[Quantity, ...]:
     )
 
 
-# ---------------------------------------------------------------- cells
-
-
 @dataclass(frozen=True)
 class CellName:
     arm: str
@@ -161,9 +158,6 @@ def gain_row(cell: CellData) -> GainRow:
     )
 
 
-# ---------------------------------------------------------------- arms
-
-
 @dataclass(frozen=True)
 class PairedNumbers:
     """See statistics.seeds.Paired."""
@@ -238,9 +232,6 @@ def compare(q: Quantity, suite: SuiteConfig, cells: Sequence[CellData], certific
         baseline_range=float(np.ptp(there[0])) if len(there[0]) > 1 else NAN,
         pairs=pairs,
     )
-
-
-# ---------------------------------------------------------------- beside the published run
 
 
 def beside_published(compared: Mapping[str, QuantityRow], arms: Sequence[str]) -> Row:

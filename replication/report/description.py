@@ -164,9 +164,6 @@ def reproduce(suite: SuiteConfig, cells: Sequence[CellData]) -> list[str]:
     ]
 
 
-# ---------------------------------------------------------------- data, machines, rounding
-
-
 @dataclass(frozen=True)
 class SplitFacts:
     tokens: int | None = None
@@ -268,9 +265,6 @@ def noise_summary(suite_dir: SuiteDir, cells: Sequence[CellData], loss: str) -> 
     found = {row.cell: row.config_hash for row in rows}
     same = all(hashes.get(name, hash) == hash for name, hash in found.items())
     return Noise(largest, list(dict.fromkeys(row.cut for row in measured)), list(found), same)
-
-
-# ---------------------------------------------------------------- completions
 
 
 def generations(cells: Sequence[CellData]) -> list[Row]:

@@ -65,34 +65,40 @@ def _draw_differences(axes: Axes, rows: Sequence[_Marks], room: float) -> None:
     axes.set_xlim(-reach, reach)
     for y, row in enumerate(rows):
         of_marks, of_bar, of_interval = row.colours
-        if row.numbers.low is not None and row.numbers.high is not None:
-            _draw_interval(axes, y, row.numbers.low, row.numbers.high, reach, of_interval)
+        low, high = row.numbers.low, row.numbers.high
+        if low is not None and high is not None:
+            axes.plot([max(low, -reach), min(high, reach)], [y, y], color=of_interval, linewidth=1.6, alpha=0.7)
+            for is_beyond, edge, marker in ((low < -reach, -reach, "<"), (high > reach, reach, ">")):
+                if is_beyond:
+                    axes.plot(edge, y, marker, color=of_interval, markersize=9, clip_on=False)
         if row.numbers.mean is not None:
             axes.plot([row.numbers.mean] * 2, [y - 0.26, y + 0.26], color=of_bar, linewidth=3)
         there = [value for value in row.seeds if value is not None]
         axes.plot(there, [y] * len(there), row.marker, color=of_marks, markersize=7, mec="white", mew=0.8)
 
 
-def _draw_interval(axes: Axes, y: float, low: float, high: float, reach: float, colour: str) -> None:
-    axes.plot([max(low, -reach), min(high, reach)], [y, y], color=colour, linewidth=1.6, alpha=0.7)
-    for beyond, edge, marker in ((low < -reach, -reach, "<"), (high > reach, reach, ">")):
-        if beyond:
-            axes.plot(edge, y, marker, color=colour, markersize=9, clip_on=False)
-
-
-# ---------------------------------------------------------------- the 2x2
-
-OFF, ON = "#0072B2", "#D55E00"
-
-
 def factorial_figure(factorial: FactorialAnswer) -> Drawing:
     """Above, every seed's four losses as two lines; below, its three contrasts."""
     figure, (top, bottom) = new_figure(2, 3.0, shared_steps=False)
-    _draw_interaction(top, factorial)
-    _draw_differences(bottom, [
-        _Marks(e.name.replace(", ", "\n"), e.contrasts, e, ("#666666", "#000000", "#333333"), "o")
-        for e in factorial.effects
-    ], 1.6)  # fmt: skip
+    within = [factorial.within_seed[factorial.places[place]] for place in TWO_BY_TWO]
+    table = np.array(within, dtype=np.float64)
+    name_axes(top, "Loss less the seed's mean", "nats a token", "layer gain")
+    top.set_xticks([0, 1], ["off", "on"], fontsize=FONT_POINTS)
+    top.set_xlim(-0.2, 1.2)
+    if factorial.n:
+        off, on = ([0, 2], "token gain off", "#0072B2", "-", "o"), ([1, 3], "on", "#D55E00", "--", "s")
+        for rows, label, colour, dashes, marker in (off, on):
+            top.plot([0, 1], table[rows], color=colour, linewidth=0.8, alpha=0.6, marker=marker, markersize=3)
+            mean = np.nanmean(table[rows], axis=1)
+            thick = {"linewidth": 2.6, "linestyle": dashes, "marker": marker, "markersize": 7}
+            top.plot([0, 1], mean, color=colour, label=label, **thick)
+        top.legend(fontsize=FONT_POINTS - 1, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.0))
+        top.margins(y=0.3)
+    else:
+        empty(top)
+    colours = ("#666666", "#000000", "#333333")
+    marks = [_Marks(e.name.replace(", ", "\n"), e.contrasts, e, colours, "o") for e in factorial.effects]
+    _draw_differences(bottom, marks, 1.6)
     name_axes(bottom, "Effects on the loss", "", "nats a token")
     return figure, Drawn(
         "factorial.png",
@@ -104,58 +110,18 @@ def factorial_figure(factorial: FactorialAnswer) -> Drawing:
     )
 
 
-def _draw_interaction(axes: Axes, factorial: FactorialAnswer) -> None:
-    within = [factorial.within_seed[factorial.places[place]] for place in TWO_BY_TWO]
-    table = np.array([[np.nan if v is None else v for v in row] for row in within], dtype=np.float64)
-    name_axes(axes, "Loss less the seed's mean", "nats a token", "layer gain")
-    axes.set_xticks([0, 1], ["off", "on"], fontsize=FONT_POINTS)
-    axes.set_xlim(-0.2, 1.2)
-    if not factorial.n:
-        empty(axes)
-        return
-    for rows, label, colour, dashes, marker in (
-        ([0, 2], "token gain off", OFF, "-", "o"),
-        ([1, 3], "on", ON, "--", "s"),
-    ):
-        axes.plot([0, 1], table[rows], color=colour, linewidth=0.8, alpha=0.6, marker=marker, markersize=3)
-        mean = np.nanmean(table[rows], axis=1)
-        axes.plot([0, 1], mean, color=colour, linewidth=2.6, linestyle=dashes, marker=marker, markersize=7, label=label)
-    axes.legend(fontsize=FONT_POINTS - 1, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.0))
-    axes.margins(y=0.3)
-
-
-# ---------------------------------------------------------------- the preference
-
-MARGIN = 0.04
-_Share = tuple[str, Number, Number, Number]
-"""(label, estimate, low, high)."""
-
-
 def preference_figure(f: Preference, styles: dict[str, ArmStyle]) -> Drawing:
     """Share of decisive votes for the treatment: each seed, and all together; then kinds of judges and categories."""
-    style = styles[f.treatment]
-    per_seed = f.per_seed.rows if f.per_seed else []
-    seeds: list[_Share] = [(f"seed {row.seed}", row.estimate, None, None) for row in per_seed]
-    all_: list[_Share] = [("all, over seeds, prompts, judges", f.estimate, f.low, f.high)]
-    groups = [(row.name, row.estimate, row.low, row.high) for row in (*f.kinds, *f.categories)]
-    rows = [*seeds, *all_, *groups]
+    style, margin = styles[f.treatment], 0.04
+    rows: list[tuple[str, Number, Number, Number]] = []
+    rows += [(f"seed {row.seed}", row.estimate, None, None) for row in (f.per_seed.rows if f.per_seed else [])]
+    rows += [("all, over seeds, prompts, judges", f.estimate, f.low, f.high)]
+    rows += [(row.name, row.estimate, row.low, row.high) for row in (*f.kinds, *f.categories)]
     figure, (axes,) = new_figure(1, 0.9 + 0.34 * len(rows))
-    _draw_shares(axes, rows, style)
-    name_axes(axes, f"Decisive votes for {style.label}", "", "share")
-    return figure, Drawn(
-        "preference.png",
-        "Preference",
-        f"Share of decisive votes for {f.treatment} against {f.baseline}: a mark for each seed, and below them "
-        "all votes, kinds of judges and categories of prompts, with their intervals over seeds, prompts and judges. "
-        "One half is no preference.",
-    )
-
-
-def _draw_shares(axes: Axes, rows: Sequence[_Share], style: ArmStyle) -> None:
     axes.axvline(0.5, color="#000000", linewidth=1.2)
     axes.set_yticks(range(len(rows)), [name.replace("$", r"\$") for name, *_ in rows], fontsize=FONT_POINTS - 2)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlim(-MARGIN, 1 + MARGIN)
+    axes.set_xlim(-margin, 1 + margin)
     if all(estimate is None for _, estimate, *_ in rows):
         empty(axes)
     for y, (name, estimate, low, high) in enumerate(rows):
@@ -164,3 +130,11 @@ def _draw_shares(axes: Axes, rows: Sequence[_Share], style: ArmStyle) -> None:
         if estimate is not None:
             size = 9 if name.startswith("all") else 7
             axes.plot(estimate, y, style.marker, color=style.colour, markersize=size, mec="white", mew=0.8)
+    name_axes(axes, f"Decisive votes for {style.label}", "", "share")
+    return figure, Drawn(
+        "preference.png",
+        "Preference",
+        f"Share of decisive votes for {f.treatment} against {f.baseline}: a mark for each seed, and below them "
+        "all votes, kinds of judges and categories of prompts, with their intervals over seeds, prompts and judges. "
+        "One half is no preference.",
+    )

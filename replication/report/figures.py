@@ -167,9 +167,6 @@ def _gain(cells: Sequence[CellData], styles: Styles) -> Drawing:
     )
 
 
-# ---------------------------------------------------------------- blocks
-
-
 def _block_lines(cells: Sequence[CellData], styles: Styles) -> Drawing:
     """Divergence of the first, the fourth and the last block, every seed a line, with the published values."""
     n_blocks = max((len(cell.train.tags("divergence/")) for cell in cells), default=0)

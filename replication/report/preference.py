@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 from scipy import stats as scipy_stats
@@ -119,28 +118,10 @@ class Label:
 
 
 @dataclass(frozen=True)
-class FilterRow(GroupNumbers, Label):
-    """Votes that one of the published filters keeps."""
-
-
-@dataclass(frozen=True)
-class GroupRow(FilterRow):
+class GroupRow(GroupNumbers, Label):
     """One kind of judge, or category of prompt."""
 
-    p_holm: Number = NAN
-
-
-@dataclass(frozen=True)
-class ArmPair:
-    baseline: str
-    treatment: str
-
-
-@dataclass(frozen=True)
-class PairRow(GroupNumbers, ArmPair):
-    """Another pair of arms."""
-
-    p_holm: Number = NAN
+    p_holm: Number
 
 
 @dataclass(frozen=True)
@@ -167,7 +148,9 @@ class JudgesAgreement:
 
 
 @dataclass(frozen=True)
-class UsedVotes(ArmPair):
+class UsedVotes:
+    baseline: str
+    treatment: str
     left_out: list[str]
     """A sentence for each reason why votes are not used."""
     n_repeats: int
@@ -195,9 +178,9 @@ class Preference(Counts, UsedVotes):
     more_seeds: SeedsNeeded | None = None
     categories: list[GroupRow]
     kinds: list[GroupRow]
-    filters: list[FilterRow]
+    filters: list[Row]
     agreement: JudgesAgreement
-    other_pairs: list[PairRow]
+    other_pairs: list[Row]
     estimate: Number
     low: Number
     high: Number
@@ -310,9 +293,6 @@ def _decision(f: Preference, analysis: AnalysisConfig, is_planned: bool) -> tupl
     return (PREFERRED if share > 0.5 else BASELINE_PREFERRED), ""
 
 
-# ---------------------------------------------------------------- estimates
-
-
 def estimate(b: Ballots, alpha: float, half_ties: bool = False) -> Estimate:
     """Preference with its interval, of coverage 1 - alpha, over seeds, prompts and judges.
 
@@ -400,11 +380,6 @@ def _power(components: Mapping[str, float], seeds: int, f: Preference, effect: f
     return float(scipy_stats.nct.sf(critical, df, effect / np.sqrt(variance)))
 
 
-# ---------------------------------------------------------------- subsets
-
-Corrected = TypeVar("Corrected", GroupRow, PairRow)
-
-
 def _numbers(b: Ballots, alpha: float) -> GroupNumbers:
     f, half = estimate(b, alpha), float(b.score.mean()) if len(b) else NAN
     return GroupNumbers(
@@ -412,18 +387,30 @@ def _numbers(b: Ballots, alpha: float) -> GroupNumbers:
     )
 
 
-def _corrected(rows: Sequence[Corrected]) -> list[Corrected]:
-    """With Holm's p over the rows."""
-    adjusted = holm(np.array([row.p for row in rows], dtype=np.float64))
-    return [replace(row, p_holm=float(p)) for row, p in zip(rows, adjusted, strict=True)]
+def _holm(rows: Sequence[GroupNumbers]) -> list[float]:
+    """Holm's p over the rows, one a row."""
+    return [float(p) for p in holm(np.array([row.p for row in rows], dtype=np.float64))]
 
 
 def _groups(b: Ballots, labels: Sequence[str], alpha: float) -> list[GroupRow]:
-    names = np.array(labels, dtype=np.str_)
-    return _corrected([GroupRow(name=n, **vars(_numbers(b.where(names == n), alpha))) for n in sorted(set(labels))])
+    of_vote, names = np.array(labels, dtype=np.str_), sorted(set(labels))
+    rows = [_numbers(b.where(of_vote == name), alpha) for name in names]
+    return [GroupRow(name, **vars(row), p_holm=p) for name, row, p in zip(names, rows, _holm(rows), strict=True)]
 
 
-def _filters(b: Ballots, used: Sequence[Vote], analysis: AnalysisConfig, given: Mapping[str, int]) -> list[FilterRow]:
+def _other_pairs(used: Sequence[Vote], analysis: AnalysisConfig) -> list[Row]:
+    """Other pairs of arms that have votes: secondary questions."""
+    pairs = sorted({tuple(sorted((vote.arm_left, vote.arm_right))) for vote in used})
+    pairs = [pair[::-1] if pair[1] == analysis.baseline else pair for pair in pairs]
+    pairs = [pair for pair in pairs if set(pair) != {analysis.baseline, analysis.treatment}]
+    rows = [_numbers(ballots(used, *pair), analysis.alpha) for pair in pairs]
+    return [
+        Row(baseline=base, treatment=other, **vars(row), p_holm=p)
+        for (base, other), row, p in zip(pairs, rows, _holm(rows), strict=True)
+    ]
+
+
+def _filters(b: Ballots, used: Sequence[Vote], analysis: AnalysisConfig, given: Mapping[str, int]) -> list[Row]:
     """The published sensitivity filters; the primary analysis excludes nobody.
 
     `given`: each judge's votes in the whole record, so that a pair that is not used makes nobody's set partial.
@@ -431,10 +418,10 @@ def _filters(b: Ballots, used: Sequence[Vote], analysis: AnalysisConfig, given: 
     assert analysis.baseline and analysis.treatment
     judges = [replace(j, n_votes=given[j.name]) for j in judge_votes(used, analysis.baseline, analysis.treatment)]
     rows = []
-    for row in published_filters(judges, analysis):
-        part = b.where(~np.isin(b.judge, sorted(row.excluded))) if row.excluded else b
-        found = FilterRow(name=row.label, **vars(_numbers(part, analysis.alpha)))
-        rows.append(found if len(part) or not len(b) else replace(found, note="leaves no votes"))
+    for kept in published_filters(judges, analysis):
+        part = b.where(~np.isin(b.judge, sorted(kept.excluded))) if kept.excluded else b
+        row = Row(name=kept.label, **vars(_numbers(part, analysis.alpha)))
+        rows.append(row if len(part) or not len(b) else row | {"note": "leaves no votes"})
     return rows
 
 
@@ -453,14 +440,3 @@ def _agreement(b: Ballots, used: Sequence[Vote]) -> JudgesAgreement:
         repeats=repeats,
         left=left,
     )
-
-
-def _other_pairs(used: Sequence[Vote], analysis: AnalysisConfig) -> list[PairRow]:
-    """Other pairs of arms that have votes: secondary questions."""
-    rows = []
-    for pair in sorted({tuple(sorted((vote.arm_left, vote.arm_right))) for vote in used}):
-        base, other = reversed(pair) if pair[1] == analysis.baseline else pair
-        if {base, other} != {analysis.baseline, analysis.treatment}:
-            numbers = _numbers(ballots(used, base, other), analysis.alpha)
-            rows.append(PairRow(baseline=base, treatment=other, **vars(numbers)))
-    return _corrected(rows)

@@ -79,8 +79,6 @@ def render(suite_dir: SuiteDir) -> Path:
     return suite_dir.report_html
 
 
-# ---------------------------------------------------------------- of votes alone
-
 NO_VERDICT = (
     "an estimate, no verdict, as the runs are not here: nothing certifies that the arms may be compared, and no plan "
     "says what was to be found"

@@ -58,22 +58,6 @@ class Drawn:
     caption: str
 
 
-@dataclass(frozen=True)
-class Sentences:
-    """The words at the top of the report."""
-
-    headline: str
-    """A sentence or two, the primary question first."""
-    preference: list[str]
-    loss: list[str]
-    factorial: list[str]
-    noise: list[str]
-    """How far rounding alone moves the loss."""
-    shows: list[str]
-    """What else these seeds show."""
-    cannot: list[str]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Results:
     format: int
@@ -106,7 +90,7 @@ class Results:
     secondary: list[SecondaryAnswer]
     published: Row
     votes_note: Row | None = None
-    verdict: Sentences | None = None
+    verdict: Row | None = None
     methods: list[str] = field(default_factory=list)
     figures: list[Drawn] = field(default_factory=list)
     made_from: str | None = None

@@ -6,16 +6,17 @@ from collections.abc import Iterator
 
 from replication.console import plural
 from replication.protocol.paper import PHASE_3
-from replication.report.comparisons import Number
+from replication.report.comparisons import Number, Row
 from replication.report.description import Noise
 from replication.report.preference import BASELINE_PREFERRED, PREFERRED, Estimate, Preference
 from replication.report.questions import Effect, FactorialAnswer, LossAnswer
-from replication.report.results import Results, Sentences
+from replication.report.results import Results
 from replication.statistics.format import count, number, p_value, percent, signed
 from replication.statistics.losses import DIFFERENT, EQUIVALENT
 
 
-def sentences(r: Results) -> Sentences:
+def sentences(r: Results) -> Row:
+    """The words at the top of the report: a headline, the primary question first, and lists of sentences."""
     preference, loss = preference_lines(r.preference), list(_loss(r.loss))
     if not r.suite.cells_complete:
         headline = f"Nothing can be said: none of the {r.suite.cells_total} cells of this suite is complete."
@@ -25,7 +26,7 @@ def sentences(r: Results) -> Sentences:
     else:
         answers = [preference[0], *loss[:1]]
         headline = " ".join(answers if r.analysis.primary == "preference" else reversed(answers))
-    return Sentences(
+    return Row(
         headline=headline,
         preference=preference,
         loss=loss,
@@ -40,9 +41,6 @@ def _more_seeds(k: int | None) -> str:
     if k is None:
         return "how many more seeds are needed is not known"
     return plural(k, "more seed") if k else "not for lack of seeds"
-
-
-# ---------------------------------------------------------------- preference
 
 
 def preference_lines(f: Preference | None) -> list[str]:
@@ -100,9 +98,6 @@ def _bounds(e: Estimate) -> str:
         return ""
     scope = f", {e.note}" if e.note else " over seeds, prompts and judges"
     return f", {percent(e.level)} interval {percent(e.low, 1)} to {percent(e.high, 1)}{scope}"
-
-
-# ---------------------------------------------------------------- loss
 
 
 def _loss(loss: LossAnswer | None) -> Iterator[str]:
@@ -189,9 +184,6 @@ def _factorial(factorial: FactorialAnswer | None) -> Iterator[str]:
             found = f"{_interval(effect, factorial.interval_level)}, {_p(effect.p)} before correction"
             alone = f"{signed(effect.mean, 4)} nats ({effect.note})"
             yield f"{effect.name} on the loss: {alone if effect.note else found}."
-
-
-# ---------------------------------------------------------------- what these seeds show, and what they cannot
 
 
 def _shows(r: Results) -> Iterator[str]:

@@ -252,7 +252,7 @@ def test_one_judge_says_nothing_of_others():
 def test_a_refused_seed_makes_nobodys_set_partial():
     certified = {"both": SEEDS[:-1], "token_gain": SEEDS}
     found = analyse_votes(record(), "s", ANALYSIS, {"both": certified["both"]}, CATEGORIES)
-    rows = {row.name: row.n_votes for row in found.filters}
+    rows = {row["name"]: row["n_votes"] for row in found.filters}
     assert rows["without judges of fewer than 8 votes"] == rows["all judges"] > 0
 
 
