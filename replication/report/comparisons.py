@@ -12,14 +12,13 @@ from replication.config import SuiteConfig
 from replication.protocol.certificate import Certificate
 from replication.protocol.diverged import why_diverged
 from replication.protocol.paper import DIVERGENCE_STEPS, DIVERGENCES, METRICS, PHASE_3
-from replication.report.load import NAN, CellData
+from replication.report.load import NAN, CellData, Floats
 from replication.runs.layout import SuiteDir
 from replication.runs.manifest import Manifest
 from replication.statistics.losses import sign_flip_p
 from replication.statistics.seeds import (
     BUDGET_TOLERANCE,
     budget_departure,
-    differences_to_first,
     last_share_mean,
     late_mean,
     summarize_paired,
@@ -213,22 +212,32 @@ class QuantityRow:
         return next(pair for pair in self.pairs if pair.arm == name)
 
 
+Values = Mapping[str, Sequence[Number]]
+"""Arm -> one value a seed, NaN where a cell has none."""
+
+
+def paired(values: Values, certificate: Certificate, arm: str, baseline: str, seeds: Sequence[int]) -> Floats:
+    """float64 [N]: arm minus baseline at each seed; NaN where a value or the certificate is missing."""
+    differences = np.asarray(values[arm], dtype=np.float64) - np.asarray(values[baseline], dtype=np.float64)
+    return np.where(certified(certificate, (arm, baseline), seeds), differences, NAN)
+
+
 def compare(q: Quantity, suite: SuiteConfig, cells: Sequence[CellData], certificate: Certificate) -> QuantityRow:
     measured = {(cell.arm, cell.seed): q.value(cell) for cell in cells if cell.complete}
-    values = np.array([[measured.get((arm, seed), NAN) for seed in suite.seeds] for arm in suite.arms])
+    values = {arm: [measured.get((arm, seed), NAN) for seed in suite.seeds] for arm in suite.arms}
+    pooled = [seed for seed in suite.seeds if seed not in certificate.not_pooled]
+    there = [[v for seed in pooled if np.isfinite(v := measured.get((arm, seed), NAN))] for arm in suite.arms]
     pairs = []
-    for arm, differences in zip(suite.arms[1:], differences_to_first(values), strict=True):
-        used = np.where(certified(certificate, [arm], suite.seeds), differences, NAN)
+    for arm in suite.arms[1:]:
+        used = paired(values, certificate, arm, suite.arms[0], suite.seeds)
         numbers = vars(summarize_paired(used))
         pairs.append(ComparedArm(arm=arm, differences=used.tolist(), **numbers, p_sign_flip=float(sign_flip_p(used))))
-    pooled = values[:, [seed not in certificate.not_pooled for seed in suite.seeds]]
-    there = [row[np.isfinite(row)] for row in pooled]
     return QuantityRow(
         key=q.key,
         name=q.name,
         unit=q.unit,
-        values={arm: row.tolist() for arm, row in zip(suite.arms, values, strict=True)},
-        means={arm: float(row.mean()) if len(row) else NAN for arm, row in zip(suite.arms, there, strict=True)},
+        values=values,
+        means={arm: float(np.mean(of)) if of else NAN for arm, of in zip(suite.arms, there, strict=True)},
         baseline_range=float(np.ptp(there[0])) if len(there[0]) > 1 else NAN,
         pairs=pairs,
     )

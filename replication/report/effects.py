@@ -90,8 +90,7 @@ def factorial_figure(factorial: FactorialAnswer) -> Drawing:
         for rows, label, colour, dashes, marker in (off, on):
             top.plot([0, 1], table[rows], color=colour, linewidth=0.8, alpha=0.6, marker=marker, markersize=3)
             mean = np.nanmean(table[rows], axis=1)
-            thick = {"linewidth": 2.6, "linestyle": dashes, "marker": marker, "markersize": 7}
-            top.plot([0, 1], mean, color=colour, label=label, **thick)
+            top.plot([0, 1], mean, dashes, color=colour, linewidth=2.6, marker=marker, markersize=7, label=label)
         top.legend(fontsize=FONT_POINTS - 1, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.0))
         top.margins(y=0.3)
     else:

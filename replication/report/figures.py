@@ -63,12 +63,9 @@ def draw_figures(cells: Sequence[CellData], results: Results, folder: Path) -> l
         _gradient_norm(cells, styles),
         _entropies(cells, styles),
     ]
-    return [save_figure(figure, drawn, folder) for figure, drawn in drawings]
-
-
-def save_figure(figure: Figure, drawn: Drawn, folder: Path) -> Drawn:
-    save_png(figure, folder / drawn.file)
-    return drawn
+    for figure, drawn in drawings:
+        save_png(figure, folder / drawn.file)
+    return [drawn for _, drawn in drawings]
 
 
 def _validation_loss(cells: Sequence[CellData], styles: Styles, results: Results) -> Drawing:

@@ -125,18 +125,9 @@ class GroupRow(GroupNumbers, Label):
 
 
 @dataclass(frozen=True)
-class PeopleAndModels:
-    """See statistics.preference.Agreement."""
-
-    n_prompts: int
-    same_majority: int
-    pearson: Number
-    n_pearson: int
-
-
-@dataclass(frozen=True)
 class JudgesAgreement:
-    people_and_models: PeopleAndModels
+    people_and_models: Row
+    """See statistics.preference.Agreement."""
     krippendorff_alpha: Number
     repeats_same: int
     repeats: int
@@ -434,7 +425,7 @@ def _agreement(b: Ballots, used: Sequence[Vote]) -> JudgesAgreement:
         left = Row(share=share, n=n, low=low, high=high, is_outside=not low <= share <= high)
         left["has_models"] = bool((~b.is_human).any())
     return JudgesAgreement(
-        people_and_models=PeopleAndModels(**vars(agreement(b.where(b.is_human), b.where(~b.is_human)))),
+        people_and_models=vars(agreement(b.where(b.is_human), b.where(~b.is_human))),
         krippendorff_alpha=krippendorff_alpha(b.score, units),
         repeats_same=same,
         repeats=repeats,

@@ -5,7 +5,7 @@ A question that cannot be answered says why; nothing is made up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -14,8 +14,8 @@ import numpy as np
 from replication.config import AnalysisConfig, SuiteConfig, load_cell
 from replication.errors import UserError
 from replication.protocol.certificate import Certificate
-from replication.report.comparisons import Number, PairedNumbers, certified
-from replication.report.load import NAN, CellData, Floats
+from replication.report.comparisons import Number, PairedNumbers, Values, certified, paired
+from replication.report.load import NAN, CellData
 from replication.report.preference import Preference
 from replication.statistics.losses import (
     NOT_DECIDED,
@@ -28,9 +28,6 @@ from replication.statistics.losses import (
 )
 from replication.statistics.seeds import mean_test, smallest_sign_flip_p, summarize_paired
 
-Values = Mapping[str, Sequence[Number]]
-"""Arm -> one value a seed, NaN where a cell has none."""
-
 TWO_BY_TWO = {"neither": (False, False), "token": (True, False), "layer": (False, True), "both": (True, True)}
 """Place in the 2x2 -> whether (token gain, layer gain) act."""
 EFFECTS = (
@@ -39,12 +36,6 @@ EFFECTS = (
     ("interaction_loss", "Interaction", "what token gain adds with layer gain, less what it adds without"),
 )
 """(id of the plan's question, name, in words), in the order of losses.factorial_contrasts."""
-
-
-def paired(values: Values, certificate: Certificate, arm: str, baseline: str, seeds: Sequence[int]) -> Floats:
-    """float64 [N]: arm minus baseline at each seed; NaN where a value or the certificate is missing."""
-    differences = np.asarray(values[arm], dtype=np.float64) - np.asarray(values[baseline], dtype=np.float64)
-    return np.where(certified(certificate, (arm, baseline), seeds), differences, NAN)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ from pathlib import Path
 from replication.config import AnalysisConfig, SuiteConfig
 from replication.errors import UserError
 from replication.protocol.certificate import certify
-from replication.report.drawing import arm_styles
+from replication.report.drawing import arm_styles, save_png
 from replication.report.effects import preference_figure
-from replication.report.figures import draw_figures, save_figure
+from replication.report.figures import draw_figures
 from replication.report.load import CellData, load_cells
 from replication.report.page import html, markdown, paragraphs
 from replication.report.preference import NOT_DECIDED, Preference, analyse_votes
@@ -112,6 +112,7 @@ def write_votes_report(suite_dir: SuiteDir) -> Path:
     preference = _estimate(votes, arms, counts, suite_dir)
     note = read_note(suite_dir.votes_note, suite_dir.votes)
     figure, drawn = preference_figure(preference, arm_styles(arms))
+    save_png(figure, suite_dir.figures / drawn.file)
     results = {
         "format": FORMAT,
         "suite": {"name": name, "arms": arms},
@@ -119,7 +120,7 @@ def write_votes_report(suite_dir: SuiteDir) -> Path:
         "votes_note": note.to_dict() if note else None,
         "warnings": [note.warning] if note and note.warning else [],
         "lines": preference_lines(preference),
-        "figures": [save_figure(figure, drawn, suite_dir.figures)],
+        "figures": [drawn],
     }
     write_json(suite_dir.results, clean(to_json(results)))
     write_text(suite_dir.report_md, markdown("votes.md.j2", results))

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from replication.config import AnalysisConfig, SuiteConfig
 from replication.errors import UserError
 from replication.protocol.certificate import Certificate, PairCertificate
@@ -189,11 +191,11 @@ def _preference(
     """What the votes say of the treatment; None without votes, or in a suite of one arm."""
     if a.treatment is None or a.baseline is None:
         return None
-    seeds = {}
-    for arm in suite.arms:
-        if arm != a.baseline:
-            good = comparisons.certified(certificate, (arm, a.baseline), suite.seeds)
-            seeds[arm] = [seed for seed, holds in zip(suite.seeds, good, strict=True) if holds]
+    seeds = {
+        arm: np.array(suite.seeds)[comparisons.certified(certificate, (arm, a.baseline), suite.seeds)].tolist()
+        for arm in suite.arms
+        if arm != a.baseline
+    }
     samples = [sample for cell in cells for sample in cell.samples]
     categories = {s.prompt_id: str(s.category) for s in samples if isinstance(s.prompt_id, int)}
     return analyse_votes(votes, suite.name, a, seeds, categories, is_planned)

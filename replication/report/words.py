@@ -83,9 +83,10 @@ def _preference(f: Preference) -> Iterator[str]:
                 "to be believed, because votes on one seed, prompt or by one judge are alike."
             )
     both = f.agreement.people_and_models
-    if both.n_prompts:
-        r = f", correlation {number(both.pearson, 2)}" if both.pearson is not None else ""
-        yield f"People and models have the same majority on {both.same_majority} of {both.n_prompts} prompts{r}."
+    if both["n_prompts"]:
+        same = f"{both['same_majority']} of {both['n_prompts']} prompts"
+        r = f", correlation {number(both['pearson'], 2)}" if both["pearson"] is not None else ""
+        yield f"People and models have the same majority on {same}{r}."
     if f.agreement.krippendorff_alpha is not None:
         yield f"Agreement between judges: Krippendorff's alpha {number(f.agreement.krippendorff_alpha, 2)}."
     if f.agreement.repeats:
