@@ -27,7 +27,7 @@ from replication.statistics.seeds import (
 Number = float | None
 """Of a record of results.json; NaN until it is written, None where it was missing."""
 Row = dict[str, object]
-"""A row of a table in results.json that only the templates read: column -> value."""
+"""Column -> value: a row of a table, or a part of results.json, that templates read."""
 LATE_STEP_SHARE = 0.1
 
 
@@ -75,12 +75,6 @@ def quantities(late_validations: int) -> tuple[Quantity, ...]:
     )
 
 
-@dataclass(frozen=True)
-class CellName:
-    arm: str
-    seed: int
-
-
 def diverged_rows(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[CellData]) -> Iterator[Row]:
     """Cells that diverged by the suite's rule; complete ones stay in every comparison."""
     for c in cells:
@@ -122,39 +116,23 @@ def late_window(cells: Sequence[CellData], k: int) -> Row:
     return Row(k=0, k_asked=k, first_step=None, last_step=None, share_of_training=None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class GainRow(CellName):
+def gain_row(cell: CellData) -> Row:
     """Whether the token gain preserves the total gradient budget in one cell (objectives/README.md, Token gain)."""
-
-    applied: object
-    n_measured: int
-    n_failing: int
-    share_failing: Number
-    last_failing_step: int | None
-    largest_mean: Number
-    last_mean: Number
-    last_mean_before_clamp: Number
-    last_std: Number
-    last_share_at_min: Number
-    last_share_at_max: Number
-
-
-def gain_row(cell: CellData) -> GainRow:
     mean = cell.train.column("gain/mean")
     budget = budget_departure(mean)
     failing = cell.train.steps[np.abs(np.where(np.isfinite(mean), mean, 1.0) - 1) > BUDGET_TOLERANCE]
     last = ("mean", "mean_before_clamp", "std", "share_at_min", "share_at_max")
-    return GainRow(
-        arm=cell.arm,
-        seed=cell.seed,
-        applied=cell.config.get("token_gain.enabled"),
-        n_measured=budget.n_measured,
-        n_failing=budget.n_failing,
-        share_failing=budget.share,
-        last_failing_step=int(failing[-1]) if len(failing) else None,
-        largest_mean=float(np.nanmax(mean)) if budget.n_measured else NAN,
+    return {
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "applied": cell.config.get("token_gain.enabled"),
+        "n_measured": budget.n_measured,
+        "n_failing": budget.n_failing,
+        "share_failing": budget.share,
+        "last_failing_step": int(failing[-1]) if len(failing) else None,
+        "largest_mean": float(np.nanmax(mean)) if budget.n_measured else NAN,
         **{f"last_{name}": cell.train.last(f"gain/{name}") for name in last},
-    )
+    }
 
 
 @dataclass(frozen=True)
@@ -224,6 +202,7 @@ def paired(values: Values, certificate: Certificate, arm: str, baseline: str, se
 
 def compare(q: Quantity, suite: SuiteConfig, cells: Sequence[CellData], certificate: Certificate) -> QuantityRow:
     measured = {(cell.arm, cell.seed): q.value(cell) for cell in cells if cell.complete}
+    values: dict[str, list[Number]]
     values = {arm: [measured.get((arm, seed), NAN) for seed in suite.seeds] for arm in suite.arms}
     pooled = [seed for seed in suite.seeds if seed not in certificate.not_pooled]
     there = [[v for seed in pooled if np.isfinite(v := measured.get((arm, seed), NAN))] for arm in suite.arms]

@@ -112,21 +112,21 @@ def factorial_figure(factorial: FactorialAnswer) -> Drawing:
 def preference_figure(f: Preference, styles: dict[str, ArmStyle]) -> Drawing:
     """Share of decisive votes for the treatment: each seed, and all together; then kinds of judges and categories."""
     style, margin = styles[f.treatment], 0.04
-    rows: list[tuple[str, Number, Number, Number]] = []
-    rows += [(f"seed {row.seed}", row.estimate, None, None) for row in (f.per_seed.rows if f.per_seed else [])]
+    rows = [(f"seed {row['seed']}", row["estimate"], None, None) for row in (f.per_seed.rows if f.per_seed else [])]
     rows += [("all, over seeds, prompts, judges", f.estimate, f.low, f.high)]
-    rows += [(row.name, row.estimate, row.low, row.high) for row in (*f.kinds, *f.categories)]
+    rows += [(str(row["name"]), row["estimate"], row["low"], row["high"]) for row in (*f.kinds, *f.categories)]
+    table = np.array([numbers for _, *numbers in rows], dtype=np.float64)  # NaN where one is missing
     figure, (axes,) = new_figure(1, 0.9 + 0.34 * len(rows))
     axes.axvline(0.5, color="#000000", linewidth=1.2)
     axes.set_yticks(range(len(rows)), [name.replace("$", r"\$") for name, *_ in rows], fontsize=FONT_POINTS - 2)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(-margin, 1 + margin)
-    if all(estimate is None for _, estimate, *_ in rows):
+    if np.isnan(table[:, 0]).all():
         empty(axes)
-    for y, (name, estimate, low, high) in enumerate(rows):
-        if low is not None and high is not None:
+    for y, ((name, *_), (estimate, low, high)) in enumerate(zip(rows, table, strict=True)):
+        if np.isfinite(low) and np.isfinite(high):
             axes.plot([max(low, 0), min(high, 1)], [y, y], color=style.colour, linewidth=2)
-        if estimate is not None:
+        if np.isfinite(estimate):
             size = 9 if name.startswith("all") else 7
             axes.plot(estimate, y, style.marker, color=style.colour, markersize=size, mec="white", mew=0.8)
     name_axes(axes, f"Decisive votes for {style.label}", "", "share")

@@ -67,22 +67,11 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class SeedLabel:
-    seed: int
-    estimate: Number
-
-
-@dataclass(frozen=True)
-class SeedShare(Counts, SeedLabel):
-    """Share of one seed's decisive votes."""
-
-
-@dataclass(frozen=True)
 class PerSeed:
     """t test over the seeds' shares."""
 
     scope: str
-    rows: list[SeedShare]
+    rows: list[Row]
     estimate: Number
     low: Number
     high: Number
@@ -98,30 +87,6 @@ class SeedsNeeded:
     limit: str
     effect: float
     power: float
-
-
-@dataclass(frozen=True)
-class GroupNumbers(Counts):
-    """The primary estimate over some of the votes, and the mean of wins and half the ties."""
-
-    estimate: Number
-    low: Number
-    high: Number
-    p: Number
-    note: str
-    win_half: Number
-
-
-@dataclass(frozen=True)
-class Label:
-    name: str
-
-
-@dataclass(frozen=True)
-class GroupRow(GroupNumbers, Label):
-    """One kind of judge, or category of prompt."""
-
-    p_holm: Number
 
 
 @dataclass(frozen=True)
@@ -167,8 +132,8 @@ class Preference(Counts, UsedVotes):
     why: str = ""
     """Not decided."""
     more_seeds: SeedsNeeded | None = None
-    categories: list[GroupRow]
-    kinds: list[GroupRow]
+    categories: list[Row]
+    kinds: list[Row]
     filters: list[Row]
     agreement: JudgesAgreement
     other_pairs: list[Row]
@@ -324,7 +289,7 @@ def _beside(b: Ballots, analysis: AnalysisConfig) -> tuple[PerSeed, dict[str, Nu
     means = shares_by(b.score, b.seed)
     t = mean_test(means - 0.5, 1 - analysis.alpha)
     rows = [
-        SeedShare(seed=int(seed), estimate=float(mean), **vars(_counts(b.where(b.seed == seed))))
+        Row(seed=int(seed), estimate=float(mean), **vars(_counts(b.where(b.seed == seed))))
         for seed, mean in zip(np.unique(b.seed), means, strict=True)
     ]
     low, high = (float(np.clip(bound + 0.5, 0, 1)) for bound in (t.low, t.high))
@@ -371,34 +336,35 @@ def _power(components: Mapping[str, float], seeds: int, f: Preference, effect: f
     return float(scipy_stats.nct.sf(critical, df, effect / np.sqrt(variance)))
 
 
-def _numbers(b: Ballots, alpha: float) -> GroupNumbers:
+def _numbers(b: Ballots, alpha: float) -> Row:
+    """The primary estimate over some of the votes, and the mean of wins and half the ties."""
     f, half = estimate(b, alpha), float(b.score.mean()) if len(b) else NAN
-    return GroupNumbers(
-        **vars(_counts(b)), estimate=f.estimate, low=f.low, high=f.high, p=f.p, note=f.note, win_half=half
-    )
+    found = {"estimate": f.estimate, "low": f.low, "high": f.high, "p": f.p, "note": f.note, "win_half": half}
+    return vars(_counts(b)) | found
 
 
-def _holm(rows: Sequence[GroupNumbers]) -> list[float]:
-    """Holm's p over the rows, one a row."""
-    return [float(p) for p in holm(np.array([row.p for row in rows], dtype=np.float64))]
+def _corrected(labels: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """Rows behind their labels, with Holm's p over all of them."""
+    adjusted = holm(np.array([row["p"] for row in rows], dtype=np.float64))
+    return [label | row | {"p_holm": float(p)} for label, row, p in zip(labels, rows, adjusted, strict=True)]
 
 
-def _groups(b: Ballots, labels: Sequence[str], alpha: float) -> list[GroupRow]:
-    of_vote, names = np.array(labels, dtype=np.str_), sorted(set(labels))
+def _groups(b: Ballots, groups: Sequence[str], alpha: float) -> list[Row]:
+    """One kind of judge, or category of prompt, each; `groups` are those of every vote."""
+    of_vote, names = np.array(groups, dtype=np.str_), sorted(set(groups))
     rows = [_numbers(b.where(of_vote == name), alpha) for name in names]
-    return [GroupRow(name, **vars(row), p_holm=p) for name, row, p in zip(names, rows, _holm(rows), strict=True)]
+    return _corrected([{"name": name} for name in names], rows)
 
 
 def _other_pairs(used: Sequence[Vote], analysis: AnalysisConfig) -> list[Row]:
     """Other pairs of arms that have votes: secondary questions."""
-    pairs = sorted({tuple(sorted((vote.arm_left, vote.arm_right))) for vote in used})
-    pairs = [pair[::-1] if pair[1] == analysis.baseline else pair for pair in pairs]
-    pairs = [pair for pair in pairs if set(pair) != {analysis.baseline, analysis.treatment}]
+    pairs = []
+    for pair in sorted({tuple(sorted((vote.arm_left, vote.arm_right))) for vote in used}):
+        base, other = reversed(pair) if pair[1] == analysis.baseline else pair
+        if {base, other} != {analysis.baseline, analysis.treatment}:
+            pairs.append((base, other))
     rows = [_numbers(ballots(used, *pair), analysis.alpha) for pair in pairs]
-    return [
-        Row(baseline=base, treatment=other, **vars(row), p_holm=p)
-        for (base, other), row, p in zip(pairs, rows, _holm(rows), strict=True)
-    ]
+    return _corrected([{"baseline": base, "treatment": other} for base, other in pairs], rows)
 
 
 def _filters(b: Ballots, used: Sequence[Vote], analysis: AnalysisConfig, given: Mapping[str, int]) -> list[Row]:
@@ -411,8 +377,8 @@ def _filters(b: Ballots, used: Sequence[Vote], analysis: AnalysisConfig, given: 
     rows = []
     for kept in published_filters(judges, analysis):
         part = b.where(~np.isin(b.judge, sorted(kept.excluded))) if kept.excluded else b
-        row = Row(name=kept.label, **vars(_numbers(part, analysis.alpha)))
-        rows.append(row if len(part) or not len(b) else row | {"note": "leaves no votes"})
+        note = {} if len(part) or not len(b) else {"note": "leaves no votes"}
+        rows.append({"name": kept.label} | _numbers(part, analysis.alpha) | note)
     return rows
 
 

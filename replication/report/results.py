@@ -17,7 +17,7 @@ from replication.errors import UserError
 from replication.protocol.certificate import Certificate, PairCertificate
 from replication.protocol.deviations import PlanStatus, check_plan
 from replication.report import comparisons, description, questions
-from replication.report.comparisons import CellName, GainRow, Number, QuantityRow, Row
+from replication.report.comparisons import Number, QuantityRow, Row
 from replication.report.description import Noise
 from replication.report.load import CellData
 from replication.report.preference import Preference, analyse_votes
@@ -51,6 +51,14 @@ class SuiteSummary:
 
 
 @dataclass(frozen=True)
+class UsedPair:
+    """An arm that is compared with the baseline at a seed."""
+
+    arm: str
+    seed: int
+
+
+@dataclass(frozen=True)
 class Drawn:
     """One figure on disk and the words that go with it."""
 
@@ -68,7 +76,7 @@ class Results:
     analysis: AnalysisConfig
     preference: Preference | None
     certificate: Certificate
-    pairs_used: list[CellName]
+    pairs_used: list[UsedPair]
     pairs_refused: list[PairCertificate]
     cells: list[Row]
     failures: list[Row]
@@ -76,7 +84,7 @@ class Results:
     late: Row
     quantities: list[QuantityRow]
     divergence: Row
-    gain: list[GainRow]
+    gain: list[Row]
     warnings: list[str]
     config: Row
     fidelity: Row | None
@@ -122,7 +130,7 @@ def compute_results(
     compared = comparisons.quantities(a.late_validations)
     rows = {q.key: comparisons.compare(q, suite, cells, certificate) for q in compared}
     of_place, used = questions.places(cells, suite), rows[a.loss]
-    held = [CellName(pair.arm, pair.seed) for pair in certificate.pairs if pair.state == "holds"]
+    held = [UsedPair(pair.arm, pair.seed) for pair in certificate.pairs if pair.state == "holds"]
     preference = _preference(votes, suite, a, cells, certificate, suite_dir.plan.is_file())
     loss = questions.loss_answer(used.values, used.name, certificate, suite.seeds, a)
     factorial = questions.factorial_answer(used.values, certificate, suite.seeds, of_place, a)
@@ -160,7 +168,7 @@ def compute_results(
     return parse(to_tree(results))
 
 
-def _suite(suite: SuiteConfig, cells: Sequence[CellData], held: Sequence[CellName], two_by_two: bool) -> SuiteSummary:
+def _suite(suite: SuiteConfig, cells: Sequence[CellData], held: Sequence[UsedPair], two_by_two: bool) -> SuiteSummary:
     n_complete = sum(cell.complete for cell in cells)
     n_paired = max(sum(pair.arm == arm for pair in held) for arm in suite.arms)
     recorded = list(description.manifests(cells))

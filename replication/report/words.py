@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from replication.console import plural
 from replication.protocol.paper import PHASE_3
 from replication.report.comparisons import Number, Row
@@ -51,8 +53,8 @@ def preference_lines(f: Preference | None) -> list[str]:
 def _preference(f: Preference) -> Iterator[str]:
     found = f"{percent(f.estimate, 1)} of {count(f.n_decisive)} decisive votes for {f.treatment}{_bounds(f.primary)}"
     if f.decision in (PREFERRED, BASELINE_PREFERRED):
-        arms = [f.treatment, f.baseline][:: 1 if f.decision == PREFERRED else -1]
-        yield f"Preference: {' is preferred to '.join(arms)} ({found}, p {p_value(f.p)})."
+        won, lost = (f.treatment, f.baseline) if f.decision == PREFERRED else (f.baseline, f.treatment)
+        yield f"Preference: {won} is preferred to {lost} ({found}, p {p_value(f.p)})."
     else:
         yield f"Preference: not decided: {f.why}{f' ({found})' if f.n_decisive else ''}."
     if more := f.more_seeds:
@@ -65,8 +67,8 @@ def _preference(f: Preference) -> Iterator[str]:
         else:
             yield f"{_more_seeds(more.k)} would give {power}, with as many prompts and judges."
     if f.per_seed and f.sign_flip and f.naive:  # each with its scope
-        shares = [row.estimate for row in f.per_seed.rows if row.estimate is not None]
-        above, at = sum(share > 0.5 for share in shares), shares.count(0.5)
+        shares = np.array([row["estimate"] for row in f.per_seed.rows if row["estimate"] is not None], dtype=np.float64)
+        above, at = (shares > 0.5).sum(), (shares == 0.5).sum()
         even = f", {at} at it" if at else ""
         yield (
             f"{above} of {len(shares)} seeds lie above one half{even}; t over seeds p {p_value(f.per_seed.p)}, "
@@ -210,11 +212,11 @@ def _shows(r: Results) -> Iterator[str]:
             )
     failing = []
     for arm in suite.arms:
-        rows = [row for row in r.gain if row.arm == arm and row.applied and row.n_measured]
+        rows = [row for row in r.gain if row["arm"] == arm and row["applied"] and row["n_measured"]]
         if rows:
-            low, high = min(row.n_failing for row in rows), max(row.n_failing for row in rows)
-            steps = f"{low}" if low == high else f"{low} to {high}"
-            failing.append(f"{arm} {steps} of {max(row.n_measured for row in rows)}")
+            n_failing, n_measured = np.array([[row["n_failing"], row["n_measured"]] for row in rows], dtype=np.int64).T
+            low, high = n_failing.min(), n_failing.max()
+            failing.append(f"{arm} {low if low == high else f'{low} to {high}'} of {n_measured.max()}")
     if failing:
         yield (
             "'The total gradient budget is preserved' (mean gain after the clamp within 1 % of 1) fails in this many "

@@ -42,7 +42,7 @@ def test_a_preference_is_the_first_sentence(folder):
     assert headline in text and "conditional on these prompts and judges" in text and "conditional on" in markdown
     assert "not to be believed" in text
     for page in (text, unescape(markdown)):
-        assert "that chance gives in 95 of 100 records" in page
+        assert "decisive votes of people, " in page and "that chance gives in 95 of 100 records" in page
     assert ".The" not in text
     assert "preference.png" in {figure["file"] for figure in results["figures"]}
     assert "crossed random effects" in " ".join(results["methods"]) or "crossed random effects" in str(
