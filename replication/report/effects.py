@@ -112,7 +112,8 @@ def factorial_figure(factorial: FactorialAnswer) -> Drawing:
 def preference_figure(f: Preference, styles: dict[str, ArmStyle]) -> Drawing:
     """Share of decisive votes for the treatment: each seed, and all together; then kinds of judges and categories."""
     style, margin = styles[f.treatment], 0.04
-    rows = [(f"seed {row['seed']}", row["estimate"], None, None) for row in (f.per_seed.rows if f.per_seed else [])]
+    rows: list[tuple[str, object, object, object]] = []
+    rows += [(f"seed {row['seed']}", row["estimate"], None, None) for row in (f.per_seed.rows if f.per_seed else [])]
     rows += [("all, over seeds, prompts, judges", f.estimate, f.low, f.high)]
     rows += [(str(row["name"]), row["estimate"], row["low"], row["high"]) for row in (*f.kinds, *f.categories)]
     table = np.array([numbers for _, *numbers in rows], dtype=np.float64)  # NaN where one is missing
