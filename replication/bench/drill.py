@@ -29,7 +29,7 @@ from rich.text import Text
 from replication.config import Keys, RunConfig, flatten, refuse_differences, to_dict, to_yaml
 from replication.console import progress, say, table
 from replication.errors import UserError
-from replication.processes.children import end
+from replication.processes.launcher import end
 from replication.runs.failures import last_line
 from replication.runs.files import read_object, write_json, write_text
 from replication.runs.journal import read_journal

@@ -164,7 +164,7 @@ def noise(args: Namespace) -> None:
                 raise UserError(f"{option}: no '{one}'; choose of {', '.join(known)}")
     cluster = find_cluster(args.cluster) if args.cluster else None
     chosen = replace(suite, arms=arms, seeds=suite.seeds[:1])
-    cells = load_cells(chosen, suite_dir, args.keys, cluster, from_folder=True)
+    cells = load_cells(chosen, suite_dir, args.keys, cluster, again=True)
     _tell(bench_noise(suite, suite_dir, cells, kinds, Console()), None)
     say(Console(), f"every run:    {suite_dir.noise}; `replicate report {suite_dir.root}` takes it in")
 

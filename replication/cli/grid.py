@@ -27,9 +27,8 @@ from replication.config.reading import Layer, Plain, check_layer
 from replication.console import say, table
 from replication.errors import UserError
 from replication.grid import slurm
-from replication.grid.cells import claim_folder, places
-from replication.grid.ready import Grid, load_grid, make_ready, tell_before
-from replication.grid.site import default_site
+from replication.grid.cells import Grid, claim_folder, load_grid, make_ready, places, tell_before
+from replication.grid.slurm import load_site
 from replication.grid.status import print_status, statuses
 from replication.grid.submissions import jobs_of_cells, note_cancelled, queue_of, submissions
 from replication.runs.layout import SuiteDir, name_cells
@@ -150,7 +149,7 @@ def submit(args: Namespace) -> None:
     """submit to SLURM what is neither queued, running, complete nor failed, then completions and the report."""
     from replication.grid.submit import submit_cells
 
-    submit_cells(_load(args), default_site(args.site), Console(), args.dry_run)
+    submit_cells(_load(args), load_site(args.site), Console(), args.dry_run)
 
 
 @OF_FOLDER
@@ -180,8 +179,8 @@ def retry(args: Namespace) -> None:
                 "--cluster.* and --checkpoints.* may change"
             )
     cluster = find_cluster(args.cluster) if args.cluster else None
-    grid = load_grid(suite, suite_dir, args.keys, cluster, from_folder=True)
-    submit_cells(grid, default_site(args.site), Console(), args.dry_run, again=True)
+    grid = load_grid(suite, suite_dir, args.keys, cluster, again=True)
+    submit_cells(grid, load_site(args.site), Console(), args.dry_run, again=True)
 
 
 @OF_FOLDER
@@ -241,7 +240,7 @@ def doctor(args: Namespace) -> int:
     if args.cluster:
         suite = load_suite(args.suite or "ablation_2x2")
         config = load_cell(suite, suite.arms[0], suite.seeds[0], cluster=find_cluster(args.cluster))
-        return examine_cluster(suite, config, default_site(args.site), args.out or Path("out"), Console())
+        return examine_cluster(suite, config, load_site(args.site), args.out or Path("out"), Console())
     for name in ("suite", "site", "out"):
         if getattr(args, name) is not None:
             raise UserError(f"--{name}: says what a cluster is asked about; name that with --cluster")

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from replication.cli.arguments import POSITIVE, folder, takes, verb, whole
 from replication.errors import UserError
-from replication.processes.children import end, still_running, tethered
+from replication.processes.launcher import end, still_running, tethered
 from replication.runs.layout import SuiteDir
 
 if TYPE_CHECKING:

@@ -46,7 +46,7 @@ from replication.data.hub import commit_of
 from replication.data.tokenise import tokenising
 from replication.data.tokenizer import TextTokenizer, check_tokenizer, load_tokenizer, tokenizer_file, train_tokenizer
 from replication.errors import UserError
-from replication.processes.children import tethered
+from replication.processes.launcher import tethered
 from replication.runs.files import write_text
 from replication.runs.records import write_record
 

@@ -16,8 +16,7 @@ from replication.config import ClusterConfig
 from replication.console import Meter, progress, say
 from replication.errors import UserError
 from replication.generation.samples import Samples, Shard
-from replication.processes.children import end
-from replication.processes.launcher import how_it_was_ended, start
+from replication.processes.launcher import end, how_it_was_ended, start
 from replication.processes.preemption import Preempted, stop_requested
 from replication.runs.failures import last_line
 

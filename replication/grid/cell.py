@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,33 +21,24 @@ from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.manifest import mark_cell_complete, refuse_untrained
 
 if TYPE_CHECKING:
-    from replication.data.prompts import Prompt
     from replication.data.store import TokenStore
-
 
 Stage = Literal["all", "train", "generate"]
 
-HELD_SECONDS = 600.0
-"""A SLURM job waits so long for a cell that another process holds: on a lost node its earlier life may live on."""
+HELD_SECONDS = 600.0  # a SLURM job waits so long for a cell that another process holds
 
 
 def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: Stage = "all") -> None:
     """Run one cell of an output folder to the end; a complete one is left alone, an interrupted one goes on.
 
-    A failure is recorded in the cell's FAILED file, with its first line, before it is raised.
-
-    Args:
-        config: the cell's.
-        suite_dir: the output folder.
-        console: for progress.
-        stage: train ends before the completions are generated; generate, in one process of a trained cell, makes
-            them: so that a run on many GPUs does not hold them for what one does.
+    Stage `train` ends before the completions are generated; `generate`, in one process of a trained cell, makes them:
+    so that a run on many GPUs does not hold them for what one does. A failure is recorded in the cell's FAILED file,
+    with its first line, before it is raised.
 
     Raises:
         UserError: see training.train; also where another process runs this cell, or an untrained one is to generate.
         Preempted: the run was told to stop, and did.
     """
-    from replication.data.prompts import load_prompts
     from replication.data.store import TokenStore
     from replication.generation.generate import generate
     from replication.training.ranks import launched_rank, leave_group
@@ -67,8 +58,7 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
             run.failed.unlink(missing_ok=True)
         try:
             store = TokenStore.open(suite_dir.data_folder(config.data.dir))
-            names = config.generation.prompts
-            check_before_training(config, store, load_prompts(names) if names else [])
+            check_before_training(config, store)
             if first and (note := suite_dir.link_tensorboard(config.arm, config.seed)):
                 say(console, note, style="yellow")
             if stage != "generate":
@@ -90,14 +80,11 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
 
 @contextmanager
 def hold_cell(run: RunDir, first: bool, console: Console) -> Iterator[None]:
-    """Hold the cell; its first rank does so for all.
+    """Hold the cell; its first rank does so for all. UserError: another live process holds it.
 
     A SLURM job waits for it, up to HELD_SECONDS: a job that was requeued because its node was lost may find that its
     earlier life lives on there. Only the end of that process, which frees the lock, proves that it writes no more.
-
-    Raises:
-        UserError: another live process holds it.
-        Preempted: the job was told to stop while it waited.
+    Told to stop while it waits, it raises Preempted.
     """
     holder = run.root / ".lock"
     slurm = {name: os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT")}
@@ -109,10 +96,8 @@ def hold_cell(run: RunDir, first: bool, console: Console) -> Iterator[None]:
         return
     with run.lock():
         with suppress(OSError):  # of a full disk others speak
-            holder.write_text(
-                f"{here if slurm['STEP_ID'] else 'a run'}\nprocess {os.getpid()} on {socket.gethostname()}\n",
-                encoding="utf-8",
-            )
+            who = here if slurm["STEP_ID"] else "a run"
+            holder.write_text(f"{who}\nprocess {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         yield
 
 
@@ -137,13 +122,14 @@ def _wait_for_cell(run: RunDir, holder: Path, here: str, console: Console) -> No
         time.sleep(0.5)
 
 
-def check_before_training(config: RunConfig, store: TokenStore, prompts: Sequence[Prompt]) -> None:
+def check_before_training(config: RunConfig, store: TokenStore) -> None:
     """Raise UserError for what would otherwise be noticed only after hours: data, mixture, validation, prompts."""
-    from replication.data.prompts import prompt_tokens
+    from replication.data.prompts import load_prompts, prompt_tokens
     from replication.data.store import training_order, validation_set
 
     store.check(config)
     training_order(config, store)
     validation_set(config, store)
-    if prompts:
+    if config.generation.prompts:
+        prompts = load_prompts(config.generation.prompts)
         prompt_tokens(config.generation.template, prompts, store.tokenizer, store.end_of_text_id)

@@ -1,4 +1,4 @@
-"""Arms x seeds -> cells, in the order in which they run: one seed block (all arms of a seed) after another."""
+"""Arms x seeds -> cells, one seed block (all arms of a seed) after another; made ready to run, and checked before."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from rich.console import Console
 
 from replication.config import (
     RunConfig,
@@ -24,10 +26,14 @@ from replication.config import (
     to_yaml,
     without_seeds,
 )
+from replication.console import say
+from replication.data.prompts import load_prompts
 from replication.errors import UserError
+from replication.protocol.preregistration import read_plan
 from replication.runs.files import remove_temporaries, write_text
-from replication.runs.layout import RunDir, SuiteDir
-from replication.runs.starts import LoggedCell, logged_cells
+from replication.runs.layout import RunDir, SuiteDir, name_cells
+from replication.runs.manifest import code_identity
+from replication.runs.starts import LoggedCell, code_facts, code_of, logged_cells, refuse_other_data, unlike
 
 
 @dataclass(frozen=True)
@@ -59,24 +65,48 @@ class Cell(Place):
         return scientific_hash(self.config)
 
 
+@dataclass(frozen=True)
+class Grid:
+    """A suite in its output folder, and its cells."""
+
+    suite: SuiteConfig
+    dir: SuiteDir
+    cells: tuple[Cell, ...]
+
+    @property
+    def incomplete(self) -> list[Cell]:
+        return [cell for cell in self.cells if not cell.run.complete.is_file()]
+
+
 def places(suite: SuiteConfig, suite_dir: SuiteDir) -> list[Place]:
     """Every cell of a suite, seed block by seed block, so that an early end leaves whole pairs."""
     return [Place(arm, seed, suite_dir.cell(arm, seed)) for seed in suite.seeds for arm in suite.arms]
 
 
+def load_grid(
+    suite: SuiteConfig, suite_dir: SuiteDir, flags: Sequence[str] = (), cluster: Path | None = None, again: bool = False
+) -> Grid:
+    """Every cell's config (see load_cells), before a corpus is prepared, which may take hours.
+
+    Raises UserError where a config or a file of prompts does not load, or TensorBoard needs an arm's name.
+    """
+    # here, as it brings scipy, which a look at the cells can do without
+    from replication.tensorboard.writer import refuse_taken_names
+
+    refuse_taken_names(suite)
+    cells = load_cells(suite, suite_dir, flags, cluster, again)
+    for name in filter(None, {cell.config.generation.prompts for cell in cells}):
+        load_prompts(name)
+    return Grid(suite, suite_dir, tuple(cells))
+
+
 def load_cells(
-    suite: SuiteConfig,
-    suite_dir: SuiteDir,
-    flags: Sequence[str] = (),
-    cluster: Path | None = None,
-    from_folder: bool = False,
+    suite: SuiteConfig, suite_dir: SuiteDir, flags: Sequence[str] = (), cluster: Path | None = None, again: bool = False
 ) -> list[Cell]:
     """Every cell of a suite with its config, in the order of `places`.
 
-    With from_folder, a cell that has a config.yaml is described by it, with the cluster file and the flags on top.
-
-    Raises:
-        UserError: a config that does not load, or an arm file that names another arm than its own.
+    If again, a cell that has a config.yaml is described by it, with the cluster file and the flags on top.
+    Raises UserError where a config does not load, or an arm file names another arm than its own.
     """
     check_arms_declare_alike(suite)
     of_arm = {}  # a cell differs from its arm's first in the seed alone
@@ -86,8 +116,7 @@ def load_cells(
             raise UserError(f"{find_config(arm, 'arms')}: key 'arm' says {config.arm}; it must be {arm}")
     cells = []
     for place in places(suite, suite_dir):
-        there = from_folder and place.run.config.is_file()
-        if there:
+        if again and place.run.config.is_file():
             config = load_run([place.run.config, *([cluster] if cluster else [])], flags)
         else:
             config = replace(of_arm[place.arm], seed=place.seed)
@@ -112,33 +141,19 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
 
     Seeds may be added to a folder later, and the questions asked of it (`analysis`) may change: no cell depends on
     them, and the report names each change since the plan was registered. Anything else that differs is refused before a
-    cell runs.
-
-    Raises:
-        UserError: the folder holds another suite, or a cell of another config.
+    cell runs: UserError where the folder holds another suite, or cells or other seeds of another config.
     """
     alike = [arm for arm in suite.arms if [a.casefold() for a in suite.arms].count(arm.casefold()) > 1]
     if alike:
         raise UserError(f"arms: {' and '.join(alike)} differ in case alone, and some file systems do not; rename one")
     there = refuse_other_suite(suite, suite_dir)
     remove_temporaries(suite_dir.root)
-    claimed = replace(suite, seeds=tuple(dict.fromkeys([*(there.seeds if there else ()), *suite.seeds])))
     for cell in cells:
         refuse_other_config(cell.config, cell.run.config)
     logged = logged_cells(suite_dir.runs)
-    _refuse_other_seeds(logged, cells)
-    text = to_yaml(claimed)
-    if not suite_dir.suite.is_file() or suite_dir.suite.read_text(encoding="utf-8") != text:
-        write_text(suite_dir.suite, text)  # only then: a suite that is newer than the report makes it out of date
-    return logged
-
-
-def _refuse_other_seeds(logged: Mapping[str, LoggedCell], cells: Sequence[Cell]) -> None:
-    """Raise UserError where other seeds of an arm were trained under another config, as flags can make it."""
-    of_arm = {cell.arm: without_seeds(scientific(cell.config)) for cell in cells}
-    planned = {cell.name for cell in cells}
-    for name, cell in logged.items():
-        run, arm = cell.run, cell.run.root.parent.name
+    planned, of_arm = {cell.name for cell in cells}, {c.arm: without_seeds(scientific(c.config)) for c in cells}
+    for name, found in logged.items():  # other seeds of an arm may have been trained under other flags
+        run, arm = found.run, found.run.root.parent.name
         if arm not in of_arm or name in planned:
             continue
         try:
@@ -147,13 +162,16 @@ def _refuse_other_seeds(logged: Mapping[str, LoggedCell], cells: Sequence[Cell])
             continue  # the certificate names it
         what = f"{run.root}: a seed of another config, and seeds that differ in it are not pooled"
         refuse_differences(what, keys, of_arm[arm], "give the same flags, or choose another --out")
+    text = to_yaml(replace(suite, seeds=tuple(dict.fromkeys([*(there.seeds if there else ()), *suite.seeds]))))
+    if not suite_dir.suite.is_file() or suite_dir.suite.read_text(encoding="utf-8") != text:
+        write_text(suite_dir.suite, text)  # only then: a suite that is newer than the report makes it out of date
+    return logged
 
 
 def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> SuiteConfig | None:
     """The suite that a folder holds, if any.
 
-    Raises:
-        UserError: it is another one, seeds and analysis aside; or the folder holds something of somebody else's.
+    Raises UserError where it is another one, seeds and analysis aside, or where the folder holds somebody else's files.
     """
     if suite_dir.suite.is_file():
         found = load_suite(suite_dir.suite)
@@ -163,15 +181,63 @@ def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> SuiteConfig |
         )
         refuse_differences(f"{suite_dir.root}: holds another suite", there, here, "choose another --out")
         return found
-    if suite_dir.root.exists() and any(_is_foreign(p, suite_dir) for p in suite_dir.root.iterdir()):
+    names = [path.name for path in suite_dir.root.iterdir()] if suite_dir.root.exists() else []
+    ours = r"data|data\.partial|noise|noise\.json|\.[^/]*"
+    if suite_dir.plan.is_file():  # of a suite that is registered, and not begun
+        ours += r"|plan(-\d+)?\.(json|md)"
+    if not all(re.fullmatch(ours, name) for name in names):
         raise UserError(f"{suite_dir.root}: is not empty and holds no suite; choose another --out")
     return None
 
 
-def _is_foreign(path: Path, suite_dir: SuiteDir) -> bool:
-    """Whether something in an output folder without a suite belongs to somebody else; a registered plan does not."""
-    ours = path.name in ("data", "data.partial", "noise", "noise.json") or path.name.startswith(".")
-    return not ours and not (suite_dir.plan.is_file() and re.fullmatch(r"plan(-\d+)?\.(json|md)", path.name))
+def tell_before(grid: Grid, begun: Mapping[str, LoggedCell], console: Console) -> None:
+    """Say what the report will say later: other code in the folder, the plan, cells outside it, too few pairs.
+
+    `begun` are the cells of its folder that have logged a step.
+    """
+    if grid.incomplete:
+        ran = {name: code_of(cell.manifest) for name, cell in begun.items()}
+        changed = unlike(ran | {"now": [code_facts(code_identity())]})
+        if changed:
+            say(console, ("cells of this folder ran other code:", "yellow"), f" {changed}; the report will say so")
+        record = read_plan(grid.dir)
+        if record is None:
+            line = "no analysis plan is registered; `replicate preregistration register` before the first cell makes "
+            say(console, f"{line}the result confirmatory")
+        else:
+            say(console, f"analysis plan {record.sha256[:16]}, registered at {record.frozen_at}")
+            others = [cell.name for cell in grid.incomplete if record.plan.cells.get(cell.name) != cell.hash]
+            if others:
+                line = f"these cells are not the plan's, and the report will say so: {name_cells(others)}"
+                say(console, (line, "yellow"), "; see `replicate preregistration show`")
+    generation, votes = grid.cells[0].config.generation, grid.suite.analysis.votes_per_judge
+    if generation.prompts and len(grid.suite.arms) >= 2:
+        n_pairs = len(load_prompts(generation.prompts)) * len(grid.suite.seeds) * generation.samples_per_prompt**2
+        if votes > n_pairs:  # `judge prepare` would refuse it afterwards
+            line = f"analysis.votes_per_judge: {votes}, but there will be {n_pairs} pairs of completions to judge"
+            say(console, (line, "yellow"), "; lower it, or give `replicate judge prepare` --votes")
+
+
+def make_ready(grid: Grid, cells: Sequence[Cell], begun: Mapping[str, LoggedCell], console: Console) -> None:
+    """Write the configs of cells, prepare the corpus where it is the folder's own, check what training will need.
+
+    Raises UserError for what would otherwise be noticed only after hours.
+    """
+    from replication.data.store import TokenStore
+    from replication.grid.cell import check_before_training
+
+    if not cells:
+        return
+    write_configs(cells)
+    data = cells[0].config.data
+    if data.dir is None:
+        from replication.data.prepare import prepare
+
+        prepare(data, grid.dir.data, console)
+    store = TokenStore.open(grid.dir.data_folder(data.dir))
+    refuse_other_data(begun, store.dir, store.hash)
+    for cell in cells:
+        check_before_training(cell.config, store)
 
 
 def write_configs(cells: Sequence[Cell]) -> None:

@@ -26,17 +26,16 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from replication.audit.claims import load_claims
-from replication.config import RunConfig, SourceConfig, SuiteConfig, load_cell, load_suite
+from replication.config import RunConfig, SuiteConfig, load_cell, load_suite
 from replication.config.reading import check_layer, read_yaml
 from replication.console import say, table
 from replication.data.prompts import load_prompts
-from replication.errors import UserError
+from replication.errors import UserError, first_line
 from replication.model.size import GIB, checkpoint_gib, checkpoints_kept, gib, parameter_count, state_needs
 
 HUB_SECONDS = 2.0
-BROKEN_CONFIG = 2
-CPU_FLOP_PER_SECOND = 1e11  # generous for a desktop processor; a suite past a month of it needs a GPU
-MONTH_SECONDS = 30 * 86400
+CPU_FLOP_PER_MONTH = 1e11 * 30 * 86400  # generous for a desktop processor; a suite past it needs a GPU
+INSTALL = "run launch/install.sh"
 
 Verdict = Literal["ok", "warning", "missing"]
 COLOUR = {"ok": "green", "warning": "yellow", "missing": "red"}
@@ -52,6 +51,11 @@ class Finding:
     remedy: str = ""
 
 
+def verdict(item: str, found: str, holds: bool, remedy: str, otherwise: Verdict = "warning") -> Finding:
+    """A finding that is ok where something holds, and else has a remedy."""
+    return Finding(item, found) if holds else Finding(item, found, otherwise, remedy)
+
+
 @dataclass
 class Machine:
     """Capacities that the suites are held against."""
@@ -64,14 +68,9 @@ class Machine:
 
 
 def doctor(console: Console, config_root: Path) -> int:
-    """Print what this machine has, what each suite needs, and whether each config file loads.
+    """Print what this machine has, what each suite under config_root needs, and whether each config file loads.
 
-    Args:
-        console: where the tables go.
-        config_root: folder with model/ arms/ data/ cluster/ suites/ prompts/ and claims/.
-
-    Returns:
-        0, or 2 where a config file is broken. What the machine lacks is advice, not an error.
+    Returns 0, or 2 where a config file is broken. What the machine lacks is advice, not an error.
     """
     with console.status("looking at this machine"):
         machine = examine_machine()
@@ -79,62 +78,51 @@ def doctor(console: Console, config_root: Path) -> int:
     broken = _print_suites(console, config_root, machine) + _print_files(console, config_root)
     if broken:
         say(console, ("broken config files:", "red"), f" {', '.join(broken)}")
-    return BROKEN_CONFIG if broken else 0
+    return 2 if broken else 0
 
 
-# ---------------------------------------------------------------- this machine
+def findings_table(findings: Sequence[Finding], title: str) -> Table:
+    """item, found, verdict, remedy."""
+    names = ("item", "found", "verdict", "remedy")
+    columns = [Column(name, overflow="fold", no_wrap=name in ("item", "verdict")) for name in names]
+    rows = ((f.item, f.found, Text(f.verdict, COLOUR[f.verdict]), f.remedy) for f in findings)
+    return table(title, columns, rows)
 
 
 def examine_machine() -> Machine:
     """Look at everything once."""
     machine = Machine()
-    machine.findings += [_python(), _system(), _processor(), _memory(machine), *_torch(machine)]
-    machine.findings += [_package(name) for name in ("lightning", "datasets", "deepspeed")]
-    machine.findings += [_transformers(), _judging(), _zero(machine), _slurm(), _disk(machine), _hub(machine), _git()]
+    for look in (_computer, _torch, _packages, _surroundings):
+        machine.findings += look(machine)
     return machine
 
 
-def _python() -> Finding:
-    return Finding("Python", f"{platform.python_version()} ({sys.executable})")
+def _computer(machine: Machine) -> Iterator[Finding]:
+    import psutil
 
-
-def _system() -> Finding:
-    name = platform.system()
+    yield Finding("Python", f"{platform.python_version()} ({sys.executable})")
+    name, processor = platform.system(), platform.processor() or platform.machine()
     with suppress(OSError):
         name = platform.freedesktop_os_release().get("PRETTY_NAME", name)
     text = f"{name}, kernel {platform.release()}, {platform.machine()}"
-    return _advise("system", text, platform.system() == "Linux", "only Linux is tested")
-
-
-def _advise(item: str, text: str, holds: bool, remedy: str) -> Finding:
-    return Finding(item, text) if holds else Finding(item, text, "warning", remedy)
-
-
-def _processor() -> Finding:
-    model = platform.processor() or platform.machine()
+    yield verdict("system", text, platform.system() == "Linux", "only Linux is tested")
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding("CPU", f"{model}; {usable} usable cores of {os.cpu_count()}")
-
-
-def _memory(machine: Machine) -> Finding:
-    import psutil
-
+    yield Finding("CPU", f"{processor}; {usable} usable cores of {os.cpu_count()}")
     memory = psutil.virtual_memory()
     machine.memory_gib = memory.available / GIB
     text = f"{memory.total / GIB:.1f} GiB, {machine.memory_gib:.1f} GiB free"
-    if machine.memory_gib < 2:
-        return Finding("memory", text, "warning", "each process of the quickstart takes about 1 GiB; close something")
-    return Finding("memory", text)
+    remedy = "each process of the quickstart takes about 1 GiB; close something"
+    yield verdict("memory", text, machine.memory_gib >= 2, remedy)
 
 
 def _torch(machine: Machine) -> Iterator[Finding]:
     try:
         import torch
     except Exception as error:  # a broken build raises OSError and worse, and this verb is there to say so
-        yield Finding("torch", _first_line(error), "missing", "run launch/install.sh")
+        yield Finding("torch", first_line(error), "missing", INSTALL)
         return
     build = f"CUDA {torch.version.cuda} build" if torch.version.cuda else "CPU build"
     yield Finding("torch", f"{torch.__version__}, {build}")
@@ -151,58 +139,54 @@ def _torch(machine: Machine) -> Iterator[Finding]:
         yield Finding("GPUs", "none", "warning", "tiny models train on the CPU; the 1.2B run needs a GPU")
 
 
-def _package(name: str) -> Finding:
-    try:
-        return Finding(name, importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return Finding(name, "not installed", "missing", "run launch/install.sh")
+def _packages(machine: Machine) -> Iterator[Finding]:
+    """What is installed; for ZeRO, whether deepspeed imports, on the GPU or on the CPU."""
+    needed, judging = ("lightning", "datasets", "deepspeed"), ("fastapi", "uvicorn", "sqlalchemy")
+    there = {}
+    for name in (*needed, "transformers", *judging):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            there[name] = importlib.metadata.version(name)
+    for name in needed:
+        yield verdict(name, there.get(name, "not installed"), name in there, INSTALL, "missing")
+    name, remedy = "transformers", "only the tests need it: launch/install.sh test"
+    yield verdict(name, there.get(name, "not installed"), name in there, remedy)
+    lacking = [name for name in judging if name not in there]
+    text = f"lacks {', '.join(lacking)}" if lacking else "the page, SQLite and PostgreSQL"
+    yield verdict("judging", text, not lacking, "`replicate judge`: launch/install.sh judge")
 
-
-def _transformers() -> Finding:
-    finding = _package("transformers")
-    there = finding.verdict == "ok"
-    return _advise("transformers", finding.found, there, "only the tests need it: launch/install.sh test")
-
-
-def _judging() -> Finding:
-    """Whether the packages of the judging page are there."""
-    missing = [name for name in ("fastapi", "uvicorn", "sqlalchemy") if _package(name).verdict != "ok"]
-    text = f"lacks {', '.join(missing)}" if missing else "the page, SQLite and PostgreSQL"
-    return _advise("judging", text, not missing, "`replicate judge`: launch/install.sh judge")
-
-
-def _zero(machine: Machine) -> Finding:
-    """Whether ZeRO can train here: deepspeed imports, on the GPU or on the CPU."""
-    environment = dict(os.environ)
-    if not machine.gpu_gib:
-        environment.setdefault("DS_ACCELERATOR", "cpu")
+    environment = ({} if machine.gpu_gib else {"DS_ACCELERATOR": "cpu"}) | os.environ
+    command = [sys.executable, "-P", "-c", "import deepspeed"]
     try:  # in a process of its own: the import prints, and takes seconds
-        command = [sys.executable, "-P", "-c", "import deepspeed"]
         done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=120)
     except subprocess.TimeoutExpired:
-        return Finding("ZeRO", "importing deepspeed takes over two minutes", "warning", "look at the disk's load")
+        yield Finding("ZeRO", "importing deepspeed takes over two minutes", "warning", "look at the disk's load")
+        return
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["deepspeed does not import"])[-1]
-        return Finding("ZeRO", reason, "missing", "run launch/install.sh")
-    return Finding("ZeRO", "runs on the GPU" if machine.gpu_gib else "runs on the CPU (gloo)")
+        yield Finding("ZeRO", reason, "missing", INSTALL)
+    else:
+        yield Finding("ZeRO", "runs on the GPU" if machine.gpu_gib else "runs on the CPU (gloo)")
 
 
-def _slurm() -> Finding:
-    present = [tool for tool in ("sbatch", "srun", "squeue") if shutil.which(tool)]
-    if len(present) == 3:
-        return Finding("SLURM", _run("sbatch", "--version") or "present, version unknown")
-    if present:
-        return Finding("SLURM", f"only {', '.join(present)}", "warning", "sbatch, srun and squeue belong together")
-    return Finding("SLURM", "not found", "warning", "not needed on one machine; on a cluster, use a login node")
-
-
-def _disk(machine: Machine) -> Finding:
+def _surroundings(machine: Machine) -> Iterator[Finding]:
+    tools = [tool for tool in ("sbatch", "srun", "squeue") if shutil.which(tool)]
+    if len(tools) == 3:
+        yield Finding("SLURM", _run("sbatch", "--version") or "present, version unknown")
+    elif tools:
+        yield Finding("SLURM", f"only {', '.join(tools)}", "warning", "sbatch, srun and squeue belong together")
+    else:
+        yield Finding("SLURM", "not found", "warning", "not needed on one machine; on a cluster, use a login node")
     folder, machine.disk_gib = free_disk_gib(Path("out"))
     text = f"{machine.disk_gib:.1f} GiB free at {folder}"
-    if not os.access(folder, os.W_OK):
-        return Finding("disk", f"{text}, not writable", "warning", "choose another folder with --out")
-    remedy = "free some space, or choose another disk with --out"
-    return _advise("disk", text, machine.disk_gib >= 2, remedy)
+    if os.access(folder, os.W_OK):
+        remedy = "free some space, or choose another disk with --out"
+        yield verdict("disk", text, machine.disk_gib >= 2, remedy)
+    else:
+        yield Finding("disk", f"{text}, not writable", "warning", "choose another folder with --out")
+    yield _hub(machine)
+    version = _run("git", "--version")
+    text = "not found" if version is None else version.removeprefix("git version ")
+    yield verdict("git", text, version is not None, "install git: runs then record their commit")
 
 
 def free_disk_gib(path: Path) -> tuple[Path, float]:
@@ -217,37 +201,28 @@ def _hub(machine: Machine) -> Finding:
     try:
         from huggingface_hub import constants
     except ImportError:
-        return Finding("data hub", "huggingface_hub is not installed", "missing", "run launch/install.sh")
+        return Finding("data hub", "huggingface_hub is not installed", "missing", INSTALL)
     if constants.HF_HUB_OFFLINE:
         return Finding("data hub", "switched off by HF_HUB_OFFLINE", "warning", "unset it to load hub data sets")
+
     reached: list[bool] = []
-    # a daemon thread, because no timeout covers the look-up of the name
-    thread = threading.Thread(target=lambda: reached.append(_answers(constants.ENDPOINT)), daemon=True)
+
+    def reach() -> None:
+        try:
+            request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+            with urllib.request.urlopen(request, timeout=HUB_SECONDS):
+                reached.append(True)
+        except urllib.error.HTTPError as error:
+            reached.append(error.code < 500)  # something there speaks HTTP, if not to HEAD
+        except (OSError, ValueError):
+            pass
+
+    thread = threading.Thread(target=reach, daemon=True)  # because no timeout covers the look-up of the name
     thread.start()
     thread.join(HUB_SECONDS + 0.5)
     machine.hub = any(reached)
-    if machine.hub:
-        return Finding("data hub", "reachable")
-    text = "not reachable: local files and the embedded corpus still work"
-    return Finding("data hub", text, "warning", "for hub data sets, connect or set HF_ENDPOINT to a mirror")
-
-
-def _answers(endpoint: str) -> bool:
-    try:
-        request = urllib.request.Request(endpoint, method="HEAD")
-        with urllib.request.urlopen(request, timeout=HUB_SECONDS):
-            return True
-    except urllib.error.HTTPError as error:
-        return error.code < 500  # something there speaks HTTP, if not to HEAD
-    except (OSError, ValueError):
-        return False
-
-
-def _git() -> Finding:
-    version = _run("git", "--version")
-    if version is None:
-        return Finding("git", "not found", "warning", "install git: runs then record their commit")
-    return Finding("git", version.removeprefix("git version "))
+    text = "reachable" if machine.hub else "not reachable: local files and the embedded corpus still work"
+    return verdict("data hub", text, machine.hub, "for hub data sets, connect or set HF_ENDPOINT to a mirror")
 
 
 def _run(*command: str) -> str | None:
@@ -257,21 +232,6 @@ def _run(*command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return (done.stdout.strip().splitlines() or [""])[0] if done.returncode == 0 else None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def findings_table(findings: Sequence[Finding], title: str) -> Table:
-    """item, found, verdict, remedy."""
-    names = ("item", "found", "verdict", "remedy")
-    columns = [Column(name, overflow="fold", no_wrap=name in ("item", "verdict")) for name in names]
-    rows = ((f.item, f.found, Text(f.verdict, COLOUR[f.verdict]), f.remedy) for f in findings)
-    return table(title, columns, rows)
-
-
-# ---------------------------------------------------------------- what each suite needs
 
 
 @dataclass(frozen=True)
@@ -288,16 +248,11 @@ class Needs:
 
 def needs_of(suite: SuiteConfig, config: RunConfig) -> Needs:
     """Estimate from the config of one cell; the cells of a suite share model and data."""
-    n_cells = len(suite.arms) * len(suite.seeds)
-    parameters = parameter_count(config.model)
+    n_cells, parameters = len(suite.arms) * len(suite.seeds), parameter_count(config.model)
     tokens = n_cells * config.training.steps * config.training.batch_tokens
+    checkpoints = n_cells * checkpoints_kept(config) * checkpoint_gib(config)
     return Needs(
-        n_cells=n_cells,
-        parameters=parameters,
-        training_gib=state_needs(config).device_gib,
-        tokens=tokens,
-        checkpoints_gib=n_cells * checkpoints_kept(config) * checkpoint_gib(config),
-        flop=6.0 * parameters * tokens,
+        n_cells, parameters, state_needs(config).device_gib, tokens, checkpoints, flop=6.0 * parameters * tokens
     )
 
 
@@ -310,8 +265,8 @@ def _obstacles(needs: Needs, config: RunConfig, machine: Machine) -> Iterator[st
         yield f"{gib(needs.training_gib)} do not fit the GPU's {gib(machine.gpu_gib)}"
     elif not on_gpu and needs.training_gib > machine.memory_gib:
         yield f"{gib(needs.training_gib)} do not fit the {gib(machine.memory_gib)} of free memory"
-    if not on_gpu and needs.flop > CPU_FLOP_PER_SECOND * MONTH_SECONDS:
-        months = needs.flop / CPU_FLOP_PER_SECOND / MONTH_SECONDS
+    months = needs.flop / CPU_FLOP_PER_MONTH
+    if not on_gpu and months > 1:
         yield f"{needs.flop:.0e} FLOP take months on a CPU (about {months:,.0f} at 1e11 a second)"
     if needs.checkpoints_gib > machine.disk_gib:
         yield f"{gib(needs.checkpoints_gib)} of checkpoints, and {gib(machine.disk_gib)} are free on disk"
@@ -323,33 +278,30 @@ def _obstacles(needs: Needs, config: RunConfig, machine: Machine) -> Iterator[st
 
 
 def data_needs(config: RunConfig) -> list[tuple[str, str]]:
-    """(source or tokenizer, its state) for all that the data need.
-
-    A state begins with embedded, local, hub or missing.
-    """
+    """(source or tokenizer, its state) for all that the data need; begins with embedded, local, hub or missing."""
     if config.data.dir is not None:
         prepared = Path(config.data.dir).expanduser()
-        state = (
-            "local: prepared" if (prepared / "manifest.json").is_file() else f"missing: no preparation in {prepared}"
-        )
-        return [("data.dir", state)]
-    found = [(s.name, _source_state(s)) for s in config.data.sources]
+        there = (prepared / "manifest.json").is_file()
+        return [("data.dir", "local: prepared" if there else f"missing: no preparation in {prepared}")]
+    found = []
+    for source in config.data.sources:
+        path = Path(source.path or "").expanduser()
+        if source.kind.startswith("python_"):
+            state = "embedded"
+        elif source.kind == "hub":
+            state = f"hub: {source.path}"
+        elif path.exists() or any(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))):
+            state = "local: files present"
+        else:
+            state = f"missing: no file at {path}"
+        found.append((source.name, state))
     if not found:
         found = [("data.sources", "missing: the suite names no source")]
-    if config.data.tokenizer.path is not None:
-        local = Path(config.data.tokenizer.path).expanduser().is_file()
-        found.append(("tokenizer", "local: file present" if local else f"hub: {config.data.tokenizer.path}"))
+    tokenizer = config.data.tokenizer.path
+    if tokenizer is not None:
+        local = Path(tokenizer).expanduser().is_file()
+        found.append(("tokenizer", "local: file present" if local else f"hub: {tokenizer}"))
     return found
-
-
-def _source_state(source: SourceConfig) -> str:
-    if source.kind.startswith("python_"):
-        return "embedded"
-    if source.kind == "hub":
-        return f"hub: {source.path}"
-    path = Path(source.path or "").expanduser()
-    here = path.exists() or any(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
-    return "local: files present" if here else f"missing: no file at {path}"
 
 
 def _print_suites(console: Console, config_root: Path, machine: Machine) -> list[str]:
@@ -376,12 +328,17 @@ def _print_suites(console: Console, config_root: Path, machine: Machine) -> list
     return broken
 
 
-def _suite_rows(path: Path, config_root: Path, machine: Machine) -> Iterator[tuple[str, Text]]:
+def _suite_rows(path: Path, root: Path, machine: Machine) -> Iterator[tuple[str, Text]]:
+    """(item, need); the layers and arms of `root` come before the shipped ones of the same name."""
     suite = load_suite(path)
-    configs = [_load_arm(suite, arm, config_root) for arm in suite.arms]  # each, so that a broken arm file shows
+    layers = tuple(str(root / layer) if (root / layer).is_file() else layer for layer in suite.layers)
+    configs = []
+    for arm in suite.arms:  # each, so that a broken arm file shows
+        file = root / "arms" / f"{arm}.yaml"
+        here = dataclasses.replace(suite, layers=layers)
+        configs.append(load_cell(here, str(file) if file.is_file() else arm, suite.seeds[0]))
     config = configs[0]
     needs = needs_of(suite, config)
-    data = "; ".join(f"{what}: {state}" for what, state in data_needs(config))
     told = {
         "cells": f"{needs.n_cells} ({len(suite.arms)} arms x {len(suite.seeds)} seeds)",
         "parameters": f"{needs.parameters:,}",
@@ -391,50 +348,35 @@ def _suite_rows(path: Path, config_root: Path, machine: Machine) -> Iterator[tup
     }
     if config.generation.prompts is not None:
         told["prompts"] = f"{len(load_prompts(config.generation.prompts))} x {config.generation.samples_per_prompt}"
-    yield from ((item, Text(need)) for item, need in (told | {"data": data}).items())
+    told["data"] = "; ".join(f"{what}: {state}" for what, state in data_needs(config))
+    yield from ((item, Text(need)) for item, need in told.items())
     obstacles = "; ".join(_obstacles(needs, config, machine))
     yield "runs here", Text.assemble(("no", "red"), f": {obstacles}") if obstacles else Text("yes", "green")
 
 
-def _load_arm(suite: SuiteConfig, arm: str, root: Path) -> RunConfig:
-    """The cell's config, with the layers and arms of `root` before the shipped ones of the same name."""
-    layers = tuple(str(root / layer) if (root / layer).is_file() else layer for layer in suite.layers)
-    arm_file = root / "arms" / f"{arm}.yaml"
-    here = dataclasses.replace(suite, layers=layers)
-    return load_cell(here, str(arm_file) if arm_file.is_file() else arm, suite.seeds[0])
-
-
-# ---------------------------------------------------------------- every config file on its own
-
-
 def _print_files(console: Console, config_root: Path) -> list[str]:
-    """Print whether each config, prompt and claims file loads by itself; return the names of those that do not."""
+    """Print whether each config, prompt and claims file loads by itself; return the names of those that do not.
+
+    That is its syntax, keys and types: whether values fit together shows in a suite.
+    """
     shown = table("Config files", (Column("file", no_wrap=True), Column("state", overflow="fold")))
     folders = ("model", "arms", "data", "training", "cluster", "claims")
     files = [p for folder in folders for p in sorted((config_root / folder).glob("*.yaml"))]
     files += sorted((config_root / "prompts").glob("*.json*"))
     broken = []
     for path in files:
-        name = f"{path.parent.name}/{path.name}"
+        name, holds = f"{path.parent.name}/{path.name}", ""
         try:
-            state = Text.assemble(("loads", "green"), _load_alone(path))
+            if path.suffix in (".json", ".jsonl"):
+                holds = f": {len(load_prompts(path))} prompts"
+            elif path.parent.name == "claims":
+                holds = f": {len(load_claims(path).claims)} claims"
+            else:
+                check_layer(RunConfig, read_yaml(path))
+            state = Text.assemble(("loads", "green"), holds)
         except UserError as error:
             broken.append(name)
             state = Text(str(error).removeprefix(f"{path}: "), "red")
         shown.add_row(Text(name), state)
     console.print(shown)
     return broken
-
-
-def _load_alone(path: Path) -> str:
-    """Check a file's syntax, keys and types; says what it holds. Whether values fit together shows in a suite.
-
-    Raises:
-        UserError: the file is broken.
-    """
-    if path.suffix in (".json", ".jsonl"):
-        return f": {len(load_prompts(path))} prompts"
-    if path.parent.name == "claims":
-        return f": {len(load_claims(path).claims)} claims"
-    check_layer(RunConfig, read_yaml(path))
-    return ""

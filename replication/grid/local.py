@@ -17,15 +17,14 @@ from replication.config import load_suite
 from replication.console import duration, progress, say
 from replication.errors import UserError
 from replication.grid.cells import Cell, places
-from replication.processes.children import end
+from replication.processes.launcher import end
 from replication.processes.preemption import PREEMPTED
-from replication.runs.failures import Failure, last_line, read_failure, record_failure
+from replication.runs.failures import last_line, read_failure, record_failure
 from replication.runs.files import read_object
 from replication.runs.journal import read_tail
 from replication.runs.layout import SuiteDir
 
-STOP_SECONDS = 20.0
-"""For each running cell, to save and stop in when Ctrl-C is pressed."""
+STOP_SECONDS = 20.0  # for each running cell, to save and stop in when Ctrl-C is pressed
 
 
 @dataclass
@@ -85,9 +84,8 @@ def _start(cell: Cell, suite_dir: SuiteDir, bars: Progress) -> _Running:
     command = [sys.executable, "-P", "-m", "replication", "train", "--config", str(cell.run.config)]
     command += ["--out", str(suite_dir.root)]
     cell.run.failed.unlink(missing_ok=True)
-    environment = os.environ | (
-        {"OMP_NUM_THREADS": str(cell.config.cluster.threads)} if cell.config.cluster.threads else {}
-    )
+    threads = cell.config.cluster.threads
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     with open(cell.run.log, "ab") as log:
         # a group of its own, so that Ctrl-C reaches this process alone, which then stops the cells in order
         process = subprocess.Popen(
@@ -124,9 +122,9 @@ def _finish(r: _Running, outcome: Outcome, bars: Progress) -> None:
     error = last_line(cell.run.log).removeprefix("error: ") or f"the process ended with code {code}"
     if read_failure(cell.run) is None:  # killed before it could say why
         record_failure(cell.run, error)
-    unwritten = Failure(f"{error}; its FAILED could not be written: is the disk full?")
-    error = (read_failure(cell.run) or unwritten).error
-    say(bars.console, ("failed", "red"), f" {cell.name}: {error} (log: {cell.run.log})")
+    failure = read_failure(cell.run)
+    why = failure.error if failure else f"{error}; its FAILED could not be written: is the disk full?"
+    say(bars.console, ("failed", "red"), f" {cell.name}: {why} (log: {cell.run.log})")
 
 
 def report_is_current(suite_dir: SuiteDir) -> bool:
@@ -137,6 +135,5 @@ def report_is_current(suite_dir: SuiteDir) -> bool:
         made_from = read_object(suite_dir.results).get("made_from")
     except UserError:
         return False
-    suite = load_suite(suite_dir.suite)  # its seeds may be more than those of a call
-    every = [place.run for place in places(suite, suite_dir)]
-    return bool(made_from == suite_dir.inputs_sha256(every))
+    every = places(load_suite(suite_dir.suite), suite_dir)  # its seeds may be more than those of a call
+    return bool(made_from == suite_dir.inputs_sha256(place.run for place in every))

@@ -1,4 +1,4 @@
-"""The words that are exchanged with SLURM: sbatch, squeue, sacct, scancel. Knows nothing of cells."""
+"""A SLURM cluster: what its site file says, and the words exchanged with sbatch, squeue, sacct, scancel. No cells."""
 
 from __future__ import annotations
 
@@ -9,19 +9,65 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from replication.errors import UserError
 
 SECONDS = 60  # a scheduler under load answers slowly
 LOST_ANSWER = re.compile(r"timed out|unable to contact|socket|communication|zero bytes", re.IGNORECASE)
-_COLUMNS = ("JobArrayID:40", "ArrayTaskID:40", "State:24", "Reason:60", "RestartCnt:12", "UserName:40", "Name:200")
 HIDDEN = "HIDDEN"  # in place of a state: another user's job, on a cluster that does not show it
 UNFINISHED = ("PENDING", "RUNNING", "REQUEUED", "SUSPENDED", "RESIZING")  # of accounts that lag behind the queue
+CHOICES = {"on_preemption": ("requeue", "chain", "end"), "gpus": ("gpus-per-node", "gres")}
 
 
-class Refused(UserError):
-    """A job was not taken, for certain."""
+@dataclass(frozen=True)
+class Site:
+    """What is true of one cluster, whatever runs there: launch/site.env.example's variables, without SITE_."""
+
+    path: Path | None = None
+    account: str = ""
+    partition: str = ""
+    qos: str = ""
+    constraint: str = ""
+    sbatch: str = ""
+    gpus: str = "gpus-per-node"
+    on_preemption: str = "requeue"
+    modules: str = ""
+    container: str = ""
+    master_addr: str = ""
+    scratch: str = ""
+
+
+def load_site(path: Path | None) -> Site:
+    """Read a site file as bash does; none: the checkout's launch/site.env, else a site that asks for nothing.
+
+    Raises UserError where the file is missing or fails, or sets an unknown SITE_ variable, or one to what it cannot be.
+    """
+    default = Path(__file__).parents[2] / "launch" / "site.env"
+    if path is None and not default.is_file():
+        return Site()
+    path = path or default
+    if not path.is_file():
+        raise UserError(f"--site: {path} does not exist; copy launch/site.env.example there and fill it in")
+    # every SITE_ variable that it sets, null-terminated; what the file itself prints goes elsewhere
+    read = 'source "$1" >&2; for name in ${!SITE_@}; do printf "%s=%s\\0" "$name" "${!name}"; done'
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SITE_")}
+    command = ["bash", "-e", "-c", read, "bash", str(path.resolve())]
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=60)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{path}: bash cannot read it ({reason}); fix it, launch/site.env.example shows the form")
+    values = dict(item.partition("=")[::2] for item in done.stdout.split("\0") if item)
+    known = {f"SITE_{name.upper()}": name for name in Site.__dataclass_fields__ if name != "path"}
+    for variable in values:
+        if variable not in known:
+            raise UserError(f"{path}: unknown {variable}; the site's variables are {', '.join(known)}")
+    given = {known[variable]: value for variable, value in values.items() if value}
+    for name, choices in CHOICES.items():
+        if given.get(name, choices[0]) not in choices:
+            raise UserError(f"{path}: SITE_{name.upper()} is '{given[name]}'; it must be one of {', '.join(choices)}")
+    return Site(path=path.resolve(), **given)
 
 
 @dataclass(frozen=True)
@@ -37,72 +83,52 @@ class Queued:
     user: str = ""  # whose it is
 
 
-def is_here() -> bool:
-    """Whether this machine can ask a SLURM cluster."""
-    return shutil.which("squeue") is not None
+class Refused(UserError):
+    """A job was not taken, for certain."""
 
 
-def submit(script: Path, arguments: Sequence[str], options: Sequence[str] = ()) -> str:
-    """Submit a script; the job's id.
+def submit(script: Path, command: list[str]) -> str:
+    """Submit a script by a command of sbatch; the job's id.
 
     Raises:
         Refused: sbatch is missing, or refuses; names what it said.
         UserError: no answer came, so the job may be in the queue or not.
     """
-    done = _run(submit_command(script, arguments, options))
-    if done.returncode:
-        said = " ".join(_said(done.stderr).split())
-        if LOST_ANSWER.search(said):
-            raise UserError(
-                f"{script}: no answer from the scheduler ({said}); call this again, it looks into the queue"
-            )
-        raise Refused(f"{script}: sbatch refuses it ({said}){_remedy(said)}")
-    return done.stdout.strip().split(";")[0]  # 123, or 123;cluster
-
-
-def submit_command(script: Path, arguments: Sequence[str], options: Sequence[str] = ()) -> list[str]:
-    return ["sbatch", "--parsable", *options, str(script), *arguments]
-
-
-def _remedy(said: str) -> str:
-    """Remedy of the refusals that beginners meet."""
+    done = ask(*command)
+    if not done.returncode:
+        return done.stdout.strip().split(";")[0]  # 123, or 123;cluster
+    said = " ".join(_said(done.stderr).split())
+    if LOST_ANSWER.search(said):
+        raise UserError(f"{script}: no answer from the scheduler ({said}); call this again, it looks into the queue")
+    remedy = "read the script, fix the site or cluster file"
     if "account" in said or "qos" in said.lower():
-        return "; set SITE_ACCOUNT and SITE_QOS in the site file"
-    if "partition" in said:
-        return f"; set SITE_PARTITION in the site file to one of: {', '.join(partitions()) or 'none is up'}"
-    if "node configuration" in said or "memory" in said or "generic resource" in said:
-        return "; no node has that: see cluster.devices and cluster.slurm of the cluster file, and SITE_GPUS"
-    return "; read the script, fix the site or cluster file"
+        remedy = "set SITE_ACCOUNT and SITE_QOS in the site file"
+    elif "partition" in said:
+        remedy = f"set SITE_PARTITION in the site file to one of: {', '.join(partitions()) or 'none is up'}"
+    elif "node configuration" in said or "memory" in said or "generic resource" in said:
+        remedy = "no node has that: see cluster.devices and cluster.slurm of the cluster file, and SITE_GPUS"
+    raise Refused(f"{script}: sbatch refuses it ({said}); {remedy}")
 
 
 def queue() -> list[Queued]:
     """Every job in the queue, whoever submitted it, each element of an array on its own.
 
-    Raises:
-        UserError: squeue is missing, or fails.
+    Raises UserError where squeue is missing, or fails.
     """
-    done = _run(["squeue", "--all", "--array", "--noheader", f"--Format={','.join(_COLUMNS)}"])
+    names = ("JobArrayID", "ArrayTaskID", "State", "Reason", "RestartCnt", "UserName", "Name")
+    widths = (40, 40, 24, 60, 12, 40, 200)
+    columns = ",".join(f"{name}:{width}" for name, width in zip(names, widths, strict=True))
+    done = ask("squeue", "--all", "--array", "--noheader", f"--Format={columns}")
     if done.returncode:
         raise UserError(f"squeue does not answer ({_said(done.stderr)[-200:]}); is the scheduler up?")
-    widths = [int(column.split(":")[1]) for column in _COLUMNS]
-    return [_parse(line, widths) for line in done.stdout.splitlines() if line.strip()]
-
-
-def _parse(line: str, widths: Sequence[int]) -> Queued:
-    values, start = [], 0
-    for width in widths:
-        values.append(line[start : start + width].strip())
-        start += width
-    id, index, state, reason, restarts, user, name = values
-    return Queued(
-        id=id,
-        index=int(index) if index.isdigit() else None,
-        name=name,
-        state=state,
-        reason="" if reason == "None" else reason,
-        restarts=int(restarts) if restarts.isdigit() else 0,
-        user=user,
-    )
+    jobs = []
+    for line in filter(str.strip, done.stdout.splitlines()):
+        id, index, state, reason, restarts, user, name = (
+            line[end - width : end].strip() for width, end in zip(widths, accumulate(widths), strict=True)
+        )
+        element, n = int(index) if index.isdigit() else None, int(restarts) if restarts.isdigit() else 0
+        jobs.append(Queued(id, element, name, state, "" if reason == "None" else reason, n, user))
+    return jobs
 
 
 def user_name(uid: int | None = None) -> str:
@@ -128,15 +154,14 @@ def history(elements: Iterable[str]) -> dict[str, str]:
     jobs = ",".join(sorted({element.split("_")[0] for element in elements}))
     if not jobs or not shutil.which("sacct"):
         return {}
-    command = ["sacct", "--allusers", "--noheader", "--parsable2", "--allocations", f"--jobs={jobs}"]
-    done = _run([*command, "--format=JobID,State"])
+    rows = ("--allusers", "--noheader", "--parsable2", "--allocations", f"--jobs={jobs}")
+    done = ask("sacct", *rows, "--format=JobID,State")
     if done.returncode:
         return {}
     said = re.sub(r"(?<=CANCELLED by )\d+", lambda uid: user_name(int(uid[0])), done.stdout)
-    rows = [line.partition("|") for line in said.splitlines()]
     # elements that never began share a line, 123_[0-6,9%2], which in the end is that of 123; of those that were
     # cancelled one by one nothing else is kept
-    words = {id.partition("_[")[0]: word for id, _, word in rows if word}
+    words = {id.partition("_[")[0]: word for id, _, word in (row.partition("|") for row in said.splitlines()) if word}
     known = {id.split("_")[0] for id in words}
     found = {e: words.get(e, words.get(e.split("_")[0], "CANCELLED")) for e in elements if e.split("_")[0] in known}
     last = {e: "CANCELLED" if word == "PENDING" and e not in words else word for e, word in found.items()}
@@ -144,48 +169,26 @@ def history(elements: Iterable[str]) -> dict[str, str]:
 
 
 def cancel(ids: Sequence[str]) -> None:
-    """Take jobs or elements out of the queue; running ones are ended.
-
-    Raises:
-        UserError: scancel is missing, or fails.
-    """
-    done = _run(["scancel", *ids])
+    """Take jobs or elements out of the queue; running ones are ended. Raises UserError where scancel fails."""
+    done = ask("scancel", *ids)
     if done.returncode:
         raise UserError(f"scancel: {_said(done.stderr)}")
 
 
 def partitions() -> list[str]:
     """Names of the partitions, the default one first."""
-    names = _run(["sinfo", "--noheader", "--format=%P"]).stdout.split()
+    names = ask("sinfo", "--noheader", "--format=%P").stdout.split()
     return [n.removesuffix("*") for n in sorted(names, key=lambda n: not n.endswith("*"))]
-
-
-def node_lines(partition: str) -> list[str]:
-    """For each node of a partition: name|cores|memory in MiB|generic resources, such as n1|64|515000|gpu:8."""
-    command = ["sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N|%c|%m|%G"]
-    return _run(command).stdout.split()
-
-
-def time_limit_minutes(partition: str) -> float | None:
-    """The longest time of a job of a partition; None for any."""
-    said = _run(["sinfo", "--noheader", f"--partition={partition}", "--format=%l"]).stdout.split()
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", said[0]) if said else None
-    if match is None:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return days * 1440 + hours * 60 + minutes + seconds / 60
 
 
 def setting(name: str) -> str | None:
     """A line of the cluster's configuration, such as JobRequeue; None where it is not told."""
-    for line in _run(["scontrol", "show", "config"]).stdout.splitlines():
-        key, _, value = line.partition("=")
-        if key.strip() == name:
-            return value.strip()
-    return None
+    match = re.search(rf"^{name}[ \t]*=(.*)$", ask("scontrol", "show", "config").stdout, re.MULTILINE)
+    return match[1].strip() if match else None
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def ask(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of SLURM. Refused: it is not on this machine. UserError: it does not answer in time."""
     try:
         return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=SECONDS)
     except FileNotFoundError:
@@ -198,5 +201,5 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _said(stderr: str) -> str:
-    lines = [re.sub(r"^(\w+: )?(error|fatal): ", "", line) for line in stderr.strip().splitlines()]
+    lines = (re.sub(r"^(\w+: )?(error|fatal): ", "", line) for line in stderr.strip().splitlines())
     return "; ".join(lines) or "no message"

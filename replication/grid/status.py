@@ -11,7 +11,9 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.text import Text
@@ -22,9 +24,17 @@ from replication.console import duration, say, table
 from replication.errors import UserError
 from replication.grid import slurm
 from replication.grid.cells import Place
-from replication.grid.jobs import JobStage
 from replication.grid.slurm import Queued
-from replication.grid.submissions import Left, Note, Submission, jobs_of_cells, left_of_cells, read_notes
+from replication.grid.submissions import (
+    Jobs,
+    JobStage,
+    Left,
+    Note,
+    Submission,
+    jobs_of_cells,
+    left_of_cells,
+    read_notes,
+)
 from replication.protocol.diverged import why_diverged
 from replication.runs.failures import first_error, last_line, read_failure
 from replication.runs.journal import Line, read_tail
@@ -50,8 +60,7 @@ STYLE = {
 it was told to stop, and no job waits to go on. interrupted: it was begun, and nothing says how it ended. trained: only
 its completions are missing."""
 
-NARROW = 60
-"""Columns, below which the table becomes lines."""
+NARROW = 60  # columns, below which the table becomes lines
 RETRIED = ("failed", "preempted", "interrupted", "cancelled")
 WAITING = ("queued", "requeued", "trained")
 IN_QUEUE = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT", slurm.HIDDEN)
@@ -62,7 +71,7 @@ STANDING = ("SUSPENDED", "STOPPED")
 class CellStatus:
     """One row of the status table; None is unknown."""
 
-    place: Place
+    name: str
     state: str
     step: int
     steps: int | None
@@ -72,13 +81,48 @@ class CellStatus:
     requeues: int  # how often a job of the cell went back into the queue
     note: str  # a failed cell's first error line and log, a waiting one's reason
 
-    @property
-    def name(self) -> str:
-        return self.place.name
+
+def statuses(
+    rule: DivergedRule, of: Sequence[Place], earlier: Sequence[Submission] = (), queue: Sequence[Queued] = ()
+) -> list[CellStatus]:
+    """The state of cells, by what was submitted of the suite earlier and what is in the queue.
+
+    Where the scheduler does not answer, `earlier` is empty too.
+    """
+    jobs = jobs_of_cells(earlier, queue)
+    left = left_of_cells(earlier, jobs, {place.folder: place.run for place in of})
+    return [cell_status(p, rule, jobs.get(p.folder), left.get(p.folder)) for p in of]
 
 
-@dataclass(frozen=True)
-class _Facts:
+def cell_status(
+    place: Place, rule: DivergedRule, jobs: Jobs | None = None, left: Mapping[JobStage, Left] | None = None
+) -> CellStatus:
+    """The state of one cell, by its jobs in the queue, and the latest ones that have left it, of each stage."""
+    run, jobs, tail = place.run, jobs or {}, Line(0, {})
+    facts, notes = _facts(run.config), read_notes(run)
+    try:
+        tail = read_tail(run.metrics) or tail
+        state, note = _state(run, jobs, notes, left or {}, facts)
+        if facts is not None and state not in (*WAITING, "pending"):
+            why = why_diverged(run, rule, facts.warmup_steps, facts.vocab_size)
+            state, note = ("diverged", why) if why else (state, note)
+    except UserError as error:  # a damaged file is this cell's, and named; the table shows the others
+        state, note = ("complete" if run.complete.is_file() else "failed"), str(error)
+    speed = tail.number("train/tokens_per_second") if state == "running" else None
+    return CellStatus(
+        place.name,
+        state,
+        tail.step,
+        steps=facts.steps if facts else None,
+        loss_nats=tail.number("train/loss_nats"),
+        tokens_per_second=speed,
+        seconds_left=(facts.steps - tail.step) * facts.batch_tokens / speed if facts and speed else None,
+        requeues=max([job.restarts for job in jobs.values()] + [n.restarts for n in notes], default=0),
+        note=note,
+    )
+
+
+class _Facts(NamedTuple):
     """Values of a cell's config.yaml that its status needs."""
 
     steps: int
@@ -88,78 +132,19 @@ class _Facts:
     generates: bool
 
 
-def statuses(
-    rule: DivergedRule, of: Sequence[Place], earlier: Sequence[Submission] = (), queue: Sequence[Queued] = ()
-) -> list[CellStatus]:
-    """The state of cells; the scheduler's word is part of it where there are submissions.
-
-    Args:
-        rule: when a cell counts as diverged.
-        of: the cells.
-        earlier: what was submitted of the suite; none also where the scheduler does not answer.
-        queue: what is in the queue.
-    """
-    jobs = jobs_of_cells(earlier, queue)
-    left = left_of_cells(earlier, jobs, {place.folder: place.run for place in of})
-    return [cell_status(p, rule, jobs.get(p.folder), left.get(p.folder)) for p in of]
-
-
-def cell_status(
-    place: Place,
-    rule: DivergedRule,
-    jobs: Mapping[JobStage, Queued] | None = None,
-    left: Mapping[JobStage, Left] | None = None,
-) -> CellStatus:
-    """The state of one cell.
-
-    Args:
-        place: the cell.
-        rule: when it counts as diverged.
-        jobs: what the scheduler has of it in the queue, by stage.
-        left: its latest job of each stage, where that has left the queue.
-    """
-    run, jobs, left, tail = place.run, jobs or {}, left or {}, Line(0, {})
-    facts, notes = _facts(run.config), read_notes(run)
-    try:
-        tail = read_tail(run.metrics) or tail
-        state, note = _state(run, jobs, notes, left, facts)
-        if facts is not None and state not in (*WAITING, "pending"):
-            why = why_diverged(run, rule, facts.warmup_steps, facts.vocab_size)
-            state, note = ("diverged", why) if why else (state, note)
-    except UserError as error:  # a damaged file is this cell's, and named; the table shows the others
-        state, note = ("complete" if run.complete.is_file() else "failed"), str(error)
-    speed, step = tail.number("train/tokens_per_second"), tail.step
-    is_running = state == "running"
-    return CellStatus(
-        place,
-        state,
-        step,
-        steps=facts.steps if facts else None,
-        loss_nats=tail.number("train/loss_nats"),
-        tokens_per_second=speed if is_running else None,
-        seconds_left=(facts.steps - step) * facts.batch_tokens / speed if facts and is_running and speed else None,
-        requeues=max([job.restarts for job in jobs.values()] + [n.restarts for n in notes], default=0),
-        note=note,
-    )
-
-
 def _facts(path: Path) -> _Facts | None:
     try:
         config = untyped(read_yaml(path).tree)
         t = config["training"]
-        generates = bool(config["generation"]["prompts"])
         numbers = (t["steps"], t["batch_tokens"], t["warmup_steps"], config["model"]["vocab_size"])
-        return _Facts(*numbers, generates) if all(type(n) is int for n in numbers) and numbers[3] > 0 else None
+        facts = _Facts(*numbers, bool(config["generation"]["prompts"]))
     except (OSError, UserError, KeyError, TypeError):
         return None
+    return facts if all(type(n) is int for n in numbers) and facts.vocab_size > 0 else None
 
 
 def _state(
-    run: RunDir,
-    jobs: Mapping[JobStage, Queued],
-    notes: Sequence[Note],
-    left: Mapping[JobStage, Left],
-    facts: _Facts | None,
+    run: RunDir, jobs: Jobs, notes: Sequence[Note], left: Mapping[JobStage, Left], facts: _Facts | None
 ) -> tuple[str, str]:
     """(state, note): complete, then what is in the queue, then what files and notes say."""
     if run.complete.is_file():
@@ -190,15 +175,19 @@ def _ended(run: RunDir, trained: bool, notes: Sequence[Note], left: Left | None)
     An error that was recorded comes before the scheduler's word, the scheduler's before what its silence would mean.
     """
     last, failure = notes[-1] if notes else Note(), read_failure(run)
-    event, code = last.event, last.code
-    if _is_cancelled(notes):
-        return "cancelled", ""
+    event = last.event
+    if "cancelled" in takewhile(lambda word: word != "started", (n.event for n in reversed(notes))):
+        return "cancelled", ""  # whatever its latest job managed to note after that
     if failure is not None:
         return "failed", f"{failure.error} (log: {run.log})"
     never_began = left is not None and all(n.job not in ("", left.id) for n in notes)
     log = left.output if left is not None and never_began else run.log
     error = first_error(log)
-    word = (left.word if left else None) or (_told_in_log(error) if event in ("started", "ended") else "")
+    word = (left.word if left else None) or ""
+    told = re.search(r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+))?", error)
+    if not word and told and event in ("started", "ended"):  # no accounts are kept, and it wrote to the job's log
+        words = {"TIME LIMIT": "timeout", "NODE FAILURE": "node_fail", "PREEMPTION": "preempted"}
+        word = words.get((told[1] or "").strip(), "cancelled")
     how = word.partition(" ")[0].lower()
     if how == "cancelled":
         return "cancelled", f"{word.replace('CANCELLED', 'cancelled')}{f': {error} (log: {log})' if error else ''}"
@@ -206,8 +195,8 @@ def _ended(run: RunDir, trained: bool, notes: Sequence[Note], left: Left | None)
         return "failed", f"{': '.join(filter(None, ('its job never began', how, error)))}; see {log}"
     if event == "preempted" or (event == "started" and how == "preempted"):
         return "preempted", ""
-    if event == "ended" and code:
-        because = error or last_line(log) or f"its job ended with code {code}"
+    if event == "ended" and last.code:
+        because = error or last_line(log) or f"its job ended with code {last.code}"
         return "failed", f"{f'{how}: ' if how not in ('', 'failed') else ''}{because} (log: {log})"
     if event == "started" or (event == "ended" and not trained):
         full = "its disk is full" if shutil.disk_usage(run.root).free < 2**20 else ""
@@ -216,32 +205,21 @@ def _ended(run: RunDir, trained: bool, notes: Sequence[Note], left: Left | None)
     return ("interrupted" if run.manifest.is_file() else "pending"), ""
 
 
-def _told_in_log(line: str) -> str:
-    """The scheduler's word for an end, where it keeps no accounts, from what it wrote to the job's log."""
-    told = re.search(r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+))?", line)
-    words = {"TIME LIMIT": "timeout", "NODE FAILURE": "node_fail", "PREEMPTION": "preempted"}
-    return words.get((told[1] or "").strip(), "cancelled") if told else ""
-
-
-def _is_cancelled(notes: Sequence[Note]) -> bool:
-    """Whether the latest job was taken out of the queue, whatever it managed to note after that."""
-    latest = [n.event for n in notes]
-    begun = max((i for i, event in enumerate(latest) if event == "started"), default=-1)
-    return "cancelled" in latest[begun + 1 :]
-
-
-# ---------------------------------------------------------------- the table
-
-
 def print_status(rows: Sequence[CellStatus], title: str, console: Console) -> None:
     """cell, state, step, loss, tokens/s, time left; below, how many are in each state, and a line on what needs one."""
-    if console.width < NARROW:
-        for row in rows:
-            loss = "" if row.loss_nats is None else f", loss {row.loss_nats:.3f}"
-            console.print(f"{row.name} [{STYLE[row.state]}]{row.state}[/] {row.step}/{row.steps or '-'}{loss}")
-    else:
-        columns = ("cell", "state", ">step", ">loss, nats", ">tokens/s", ">left")
-        console.print(table(title, columns, map(_columns, rows)))
+    shown: list[tuple[str | Text, ...]] = []
+    for row in rows:
+        step, loss = f"{row.step}/{row.steps or '-'}", "-" if row.loss_nats is None else f"{row.loss_nats:.3f}"
+        if console.width < NARROW:
+            brief = "" if loss == "-" else f", loss {loss}"
+            console.print(f"{row.name} [{STYLE[row.state]}]{row.state}[/] {step}{brief}")
+        state = row.state
+        if row.requeues:
+            state += f" {row.requeues}" if state == "requeued" else f", requeued {row.requeues}"
+        speed = "-" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
+        shown.append((row.name, Text(state, STYLE[row.state]), step, loss, speed, duration(row.seconds_left)))
+    if console.width >= NARROW:
+        console.print(table(title, ("cell", "state", ">step", ">loss, nats", ">tokens/s", ">left"), shown))
     counts = Counter(row.state for row in rows)
     console.print(", ".join(f"{counts[state]} {state}" for state in STYLE if counts[state]))
     for state in WAITING:
@@ -256,17 +234,3 @@ def print_status(rows: Sequence[CellStatus], title: str, console: Console) -> No
         log = group[0].note.removeprefix(text)
         first = log.replace("(log:", "(log of the first:") if len(group) > 1 else log
         say(console, (name_cells([row.name for row in group]), STYLE[state]), f": {text}{first}")
-
-
-def _columns(row: CellStatus) -> tuple[object, ...]:
-    state = row.state
-    if row.requeues:
-        state += f" {row.requeues}" if state == "requeued" else f", requeued {row.requeues}"
-    return (
-        row.name,
-        Text(state, STYLE[row.state]),
-        f"{row.step}/{row.steps or '-'}",
-        "-" if row.loss_nats is None else f"{row.loss_nats:.3f}",
-        "-" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
-        duration(row.seconds_left),
-    )

@@ -1,45 +1,41 @@
 """Submissions of an output folder to SLURM, their jobs in the queue and out of it, and the notes of jobs.
 
-OUT/launch/0001-train-seed-1/     one call of sbatch, numbered
-    job.sbatch                    what was submitted
-    plan.txt                      the cells, one a line: element i of the array works on line i (from 0)
-    job.json                      its name, stage and cells, the output folder and who submits
-    submitted.json                the job's id; missing where sbatch did not answer
-OUT/runs/<arm>/seed-<n>/jobs.jsonl    a line for each beginning and end of a job of the cell, by launch/job.sh
+README.md says what OUT/launch holds. The notes are the cell's jobs.jsonl, a line for each beginning and end of a job,
+by launch/job.sh.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
 from replication.console import say, timestamp
 from replication.errors import UserError
 from replication.grid import slurm
-from replication.grid.jobs import JobStage
 from replication.runs.files import parse_objects, read_object, write_json
 from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.manifest import is_trained
 from replication.runs.records import from_json
 
-# ---------------------------------------------------------------- notes of jobs
+JobStage = Literal["train", "generate", "report"]
+Jobs = dict[JobStage, slurm.Queued]
 
 
 @dataclass(frozen=True)
 class Note:
     """One line of a cell's jobs.jsonl."""
 
-    event: str = ""
-    """started, preempted, ended or cancelled."""
+    event: str = ""  # started, preempted, ended or cancelled
     job: str = ""
-    code: int = 0
-    """With which the job's step ended."""
+    code: int = 0  # with which the job's step ended
     restarts: int = 0
 
 
@@ -56,9 +52,6 @@ def note_cancelled(suite_dir: SuiteDir, cells: Sequence[str]) -> None:
     for cell in cells:
         with open(RunDir(suite_dir.root / cell).jobs, "a", encoding="utf-8") as file:
             file.write(json.dumps({"event": "cancelled", "at": timestamp()}) + "\n")
-
-
-# ---------------------------------------------------------------- what was submitted
 
 
 @dataclass(frozen=True)
@@ -107,15 +100,12 @@ def moved_from(waiting: Sequence[Submission]) -> list[str]:
     return sorted({s.out for s in waiting if s.out and not Path(s.out, "launch").is_dir()})
 
 
-# ---------------------------------------------------------------- what is in the queue
-
-
 def queue_of(suite_dir: SuiteDir, console: Console, needed: bool = False) -> list[slurm.Queued] | None:
     """The jobs of an output folder in the queue; says whose they are, and where they look for the folder in vain.
 
     None, with a line, where the scheduler does not answer and is not needed.
     """
-    if not needed and not slurm.is_here():
+    if not needed and not shutil.which("squeue"):
         return None
     try:
         queue = slurm.queue()
@@ -146,11 +136,9 @@ def own_jobs(earlier: Sequence[Submission], queue: Sequence[slurm.Queued]) -> It
             yield job, link_of
 
 
-def jobs_of_cells(
-    earlier: Sequence[Submission], queue: Sequence[slurm.Queued]
-) -> dict[str, dict[JobStage, slurm.Queued]]:
+def jobs_of_cells(earlier: Sequence[Submission], queue: Sequence[slurm.Queued]) -> dict[str, Jobs]:
     """The jobs in the queue for each cell (a folder relative to OUT), by stage; links of chains included."""
-    found: dict[str, dict[JobStage, slurm.Queued]] = {}
+    found: dict[str, Jobs] = {}
     for job, submission in own_jobs(earlier, queue):
         if job.index is not None:
             found.setdefault(submission.cells[job.index], {})[submission.stage] = job
@@ -180,18 +168,13 @@ def hidden_jobs(suite_dir: SuiteDir, earlier: Sequence[Submission]) -> list[slur
 
 def adopt_unanswered(earlier: Sequence[Submission], queue: Sequence[slurm.Queued]) -> list[Submission]:
     """Settle submissions whose call of sbatch ended without an answer: by name in the queue, or never taken."""
-    settled = []
-    for submission in earlier:
-        id = submission.job_id
-        if id is None:
-            id = next((q.id.split("_")[0] for q in queue if q.name == submission.name), None)
-            if id is not None:
-                write_json(submission.folder / "submitted.json", {"id": id, "found_in_queue": True})
-        settled.append(replace(submission, job_id=id))
+    ids, settled = {job.name: job.id.split("_")[0] for job in reversed(queue)}, []
+    for s in earlier:
+        if s.job_id is None and s.name in ids:
+            s = replace(s, job_id=ids[s.name])
+            write_json(s.folder / "submitted.json", {"id": s.job_id, "found_in_queue": True})
+        settled.append(s)
     return settled
-
-
-# ---------------------------------------------------------------- what has left the queue
 
 
 @dataclass(frozen=True)
@@ -219,34 +202,27 @@ def left_of_cells(
 ) -> dict[str, dict[JobStage, Left]]:
     """The latest jobs of cells that are not complete and have none in the queue, with the scheduler's word on each.
 
-    Args:
-        earlier: the submissions.
-        queued: folders of cells that have a job in the queue.
-        runs: the cells that are asked about, by folder.
+    `runs` are the cells that are asked about, by folder; `queued` the folders of those that have a job in the queue.
     """
-    found: dict[str, dict[JobStage, Left]] = {}
+    latest: list[tuple[str, JobStage, Left]] = []
     for cell, stages in last_elements(earlier).items():
         if cell not in runs or cell in queued or runs[cell].complete.is_file():
             continue
         notes, ids = read_notes(runs[cell]), {id for id, _ in stages.values()}
-        found[cell] = {
-            stage: Left(id, last_link(id, notes, ids - {id}), None, s.folder / f"output-{id.split('_')[1]}.txt")
-            for stage, (id, s) in stages.items()
-        }
-    words = slurm.history([left.job for stages in found.values() for left in stages.values()])
-    return {
-        cell: {stage: replace(left, word=words.get(left.job)) for stage, left in stages.items()}
-        for cell, stages in found.items()
-    }
+        for stage, (id, s) in stages.items():
+            output = s.folder / f"output-{id.split('_')[1]}.txt"
+            latest.append((cell, stage, Left(id, last_link(id, notes, ids - {id}), None, output)))
+    words = slurm.history([left.job for _, _, left in latest])
+    found: dict[str, dict[JobStage, Left]] = {}
+    for cell, stage, left in latest:
+        found.setdefault(cell, {})[stage] = replace(left, word=words.get(left.job))
+    return found
 
 
 def last_link(id: str, notes: Sequence[Note], others: Collection[str]) -> str:
-    """The latest job that an element went on as, where a site chains; else the element itself.
+    """The latest job that a submitted element went on as, where a site chains; else the element itself.
 
-    Args:
-        id: of the element that was submitted.
-        notes: of its cell.
-        others: elements of the cell's other stage.
+    Of the notes of its cell, those of `others`, the elements of the other stage, are passed over.
     """
     jobs = [note.job for note in notes if note.job]
     links = [job for job in jobs[jobs.index(id) :] if job not in others] if id in jobs else [id]

@@ -1,1 +1,1 @@
-"""The processes of a run: launcher, requests to stop, children."""
+"""The processes of a run: the launcher, and requests to stop."""

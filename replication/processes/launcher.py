@@ -1,6 +1,6 @@
-"""The processes of one run: started here on one machine, or started by srun or torchrun. Imports no torch.
+"""Processes that this one starts, which end with it; the ranks of a run, started here or by srun or torchrun. No torch.
 
-Every process has its place from the variables of torch's launcher (PLACE): `run_ranks` sets them for what it starts,
+Every rank has its place from the variables of torch's launcher (PLACE): `run_ranks` sets them for what it starts,
 torchrun does, and `adopt_place` reads them from SLURM's. Those that neither set are a login shell's, and are dropped.
 Where the ranks of a training meet, the first of them says (training/start.py); MASTER_PORT is for what else needs one.
 Unlike torchrun, `run_ranks` adds nothing to what a rank says, unless a rank was killed and could say nothing, and it
@@ -9,18 +9,20 @@ ends with that rank's code.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
 from replication.errors import UserError
-from replication.processes.children import GRACE_SECONDS, end, still_running, tethered
 from replication.processes.preemption import PREEMPTED, hold
 
 if TYPE_CHECKING:
@@ -30,10 +32,61 @@ PLACE = (
     *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT"),
 )
-START = "REPLICATION_START"
-"""Set by `run_ranks` for its ranks: a name that no other start has."""
-SETTLE_SECONDS = 0.5
-"""Time that the ranks have to end by themselves after the first has, so that the cause is told from its effects."""
+START = "REPLICATION_START"  # set by `run_ranks` for its ranks: a name that no other start has
+GRACE_SECONDS = 10.0  # that processes have to end by themselves once told to, before they are killed
+SETTLE_SECONDS = 0.5  # that ranks have to end by themselves after the first has: the cause is told from its effects
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+_owner: int | None = None  # identity of the thread inside tethered()
+_forked_by_owner = False
+
+
+def _before_fork() -> None:
+    global _forked_by_owner
+    _forked_by_owner = _owner == threading.get_ident()
+
+
+def _after_fork() -> None:
+    # Linux sends the signal when the forking *thread* ends. A pool replaces a dead worker from a thread that ends
+    # before the pool does, and a worker killed while it waits for work takes a lock with it that the pool's end needs.
+    if _forked_by_owner and _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
+
+
+@contextmanager
+def tethered() -> Iterator[None]:
+    """Processes that this thread forks inside the block are killed when it dies (Linux; elsewhere nothing changes).
+
+    A pool's workers, and the manager process that `datasets` starts beside them, outlive a killed parent for good, and
+    with them the memory and the disk space of the files that they hold open.
+    """
+    global _owner
+    before, _owner = _owner, threading.get_ident()
+    try:
+        yield
+    finally:
+        _owner = before
+
+
+def end(processes: Sequence[subprocess.Popen[bytes]], seconds: float | None = None) -> None:
+    """Tell every process that is left to end, and kill what has not within `seconds` (default GRACE_SECONDS)."""
+    for process in processes:  # SIGTERM acts as Ctrl-C, but is heard in the background too, where SIGINT is ignored
+        process.send_signal(signal.SIGTERM)  # does nothing to one that has ended
+    for process in still_running(processes, GRACE_SECONDS if seconds is None else seconds):
+        process.kill()
+        process.wait()
+
+
+def still_running(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> list[subprocess.Popen[bytes]]:
+    """Wait for processes to end by themselves; those that have not in time."""
+    deadline = time.monotonic() + seconds
+    while (left := [process for process in processes if process.poll() is None]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
 
 
 def run_ranks(command: Sequence[str], n_ranks: int, stop_signal: str = "USR2") -> int:

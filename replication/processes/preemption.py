@@ -58,8 +58,7 @@ class Times:
     """times.json: the longest that a cell has taken."""
 
     save_seconds: float = 0.0
-    step_seconds: float = 0.0
-    """A validation included."""
+    step_seconds: float = 0.0  # a validation included
 
 
 def record_times(run: RunDir, save_seconds: float, step_seconds: float) -> None:

@@ -14,6 +14,15 @@ from replication.runs.journal import read_tail
 from replication.runs.layout import RunDir
 from replication.runs.records import from_json, write_record
 
+_ERROR = r"error: |Error: |: Killed|ended by SIG"
+ERROR_LINES = (
+    re.compile(r" job \S+: error: "),
+    re.compile(r"slurmstepd\S*: .* CANCELLED AT "),
+    re.compile(rf"^(?!srun: .*Exited with exit code).*(?:{_ERROR})"),
+    re.compile(_ERROR),
+)
+"""The job script's own words; SLURM's on why it ended the step; any error; srun's on a code, which may come first."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -46,16 +55,6 @@ def read_failure(run: RunDir) -> Failure | None:
         found = Failure(str(error))
     lines = found.error.strip().splitlines() or ["no error was recorded; see log.txt"]
     return replace(found, error=lines[0][:500])
-
-
-_ERROR = r"error: |Error: |: Killed|ended by SIG"
-ERROR_LINES = (
-    re.compile(r" job \S+: error: "),
-    re.compile(r"slurmstepd\S*: .* CANCELLED AT "),
-    re.compile(rf"^(?!srun: .*Exited with exit code).*(?:{_ERROR})"),
-    re.compile(_ERROR),
-)
-"""The job script's own words; SLURM's on why it ended the step; any error; srun's on a code, which may come first."""
 
 
 def first_error(log: Path, n_bytes: int = 65536) -> str:

@@ -192,8 +192,7 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-HELD = (errno.EAGAIN, errno.EACCES)
-"""Answers of the system where another process has the lock; anything else says nothing about one."""
+HELD = (errno.EAGAIN, errno.EACCES)  # answers where another process has the lock; others say nothing about one
 
 
 @contextmanager

@@ -83,18 +83,15 @@ class Journal:
 
 
 def _dump(line: Line) -> str:
+    def finite(value: Any) -> Any:
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        if isinstance(value, Mapping):
+            return {k: finite(v) for k, v in value.items()}
+        return [finite(v) for v in value] if isinstance(value, (list, tuple)) else value
+
     tree = {"step": line.step, **line.values} | ({"per_step": line.per_step} if line.per_step else {})
-    return json.dumps(_finite(tree), separators=(",", ":")) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return value
+    return json.dumps(finite(tree), separators=(",", ":")) + "\n"
 
 
 def read_journal(path: Path) -> list[Line]:
@@ -147,15 +144,13 @@ class LoggedStep:
     """The lines of one step as checks need them, and no more, so that many journals fit in memory."""
 
     is_training: bool = False
-    n_losses: int = 0
-    """Steps up to this one whose losses its training line has."""
+    n_losses: int = 0  # steps up to this one whose losses its training line has
     data_hash: str | None = None
     learning_rate: float | None = None
     validation_loss: float | None = None
 
 
-Logged = Mapping[int, LoggedStep]
-"""By step."""
+Logged = Mapping[int, LoggedStep]  # by step
 
 
 def logged_steps(lines: Iterable[Line]) -> dict[int, LoggedStep]:

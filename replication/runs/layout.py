@@ -39,20 +39,14 @@ class RunDir:
     metrics = _Inside("metrics.jsonl")
     tensorboard = _Inside("tensorboard")
     checkpoints = _Inside("checkpoints")
-    times = _Inside("times.json")
-    """See processes/preemption.py."""
-    start = _Inside("start.json")
-    """Meeting point of the processes of the latest start on several ranks; see training/start.py."""
+    times = _Inside("times.json")  # see processes/preemption.py
+    start = _Inside("start.json")  # meeting point of the ranks of the latest start; see training/start.py
     samples = _Inside("samples.jsonl")
-    samples_part = _Inside("samples.part")
-    """Folder of completions while they are being sampled; see generation/samples.py."""
+    samples_part = _Inside("samples.part")  # folder of completions while they are sampled; see generation/samples.py
     complete = _Inside("COMPLETE")
-    failed = _Inside("FAILED")
-    """Present where the last attempt failed; see runs/failures.py."""
-    jobs = _Inside("jobs.jsonl")
-    """One line for each thing that happened to a SLURM job of the cell; written by launch/job.sh."""
-    log = _Inside("log.txt")
-    """Standard output and error of every attempt that the grid started."""
+    failed = _Inside("FAILED")  # present where the last attempt failed; see runs/failures.py
+    jobs = _Inside("jobs.jsonl")  # a line for each thing that happened to a SLURM job of the cell, by launch/job.sh
+    log = _Inside("log.txt")  # standard output and error of every attempt that the grid started
 
     def checkpoint_folders(self) -> list[Path]:
         """checkpoints/step-<n>, damaged ones too, by step; a person's copy under another name is none of them."""
@@ -100,24 +94,17 @@ class SuiteDir:
     root: Path
 
     suite = _Inside("suite.yaml")
-    plan = _Inside("plan.json")
-    """The frozen analysis plan; see replication.protocol.preregistration."""
+    plan = _Inside("plan.json")  # the frozen analysis plan; see replication.protocol.preregistration
     plan_md = _Inside("plan.md")
     data = _Inside("data")
     runs = _Inside("runs")
-    launch = _Inside("launch")
-    """Jobs submitted to SLURM; see grid/submit.py."""
+    launch = _Inside("launch")  # jobs submitted to SLURM; see grid/submit.py
     tensorboard = _Inside("tensorboard")
-    votes = _Inside("votes.csv")
-    """The vote record; see votes/record.py."""
-    votes_note = _Inside("votes.json")
-    """The panel's lock on the vote record; see votes/record.py."""
-    judging = _Inside("judging")
-    """The panel's database, and what is handed to judges."""
-    sealed = _Inside("sealed")
-    """The key of sides and arms, which the server neither needs nor reads."""
-    noise = _Inside("noise.json")
-    """Effect of rounding alone on the loss, where `replicate bench noise` measured it in DIR/noise."""
+    votes = _Inside("votes.csv")  # the vote record; see votes/record.py
+    votes_note = _Inside("votes.json")  # the panel's lock on the vote record; see votes/record.py
+    judging = _Inside("judging")  # the panel's database, and what is handed to judges
+    sealed = _Inside("sealed")  # the key of sides and arms, which the server neither needs nor reads
+    noise = _Inside("noise.json")  # effect of rounding alone on the loss, as `replicate bench noise` measured it
     certificate = _Inside("certificate.json")
     report_html = _Inside("report.html")
     report_md = _Inside("report.md")
@@ -132,12 +119,10 @@ class SuiteDir:
         if named is None:
             return self.data
         path = Path(named).expanduser()
-        if not path.is_dir():
-            raise UserError(
-                f"data.dir: {path} does not exist; prepare it first, with the --config files of this run: "
-                f"`replicate prepare --config ... --out {path}`"
-            )
-        return path
+        if path.is_dir():
+            return path
+        how = f"prepare it first, with the --config files of this run: `replicate prepare --config ... --out {path}`"
+        raise UserError(f"data.dir: {path} does not exist; {how}")
 
     def inputs_sha256(self, cells: Iterable[RunDir]) -> str:
         """Of what a report is made from: suite, plan, votes, noise, and the marker and manifest of each cell.

@@ -11,6 +11,7 @@ import hashlib
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -38,10 +39,8 @@ PACKAGES = (
 class Code:
     """Code that ran."""
 
-    code_hash: str | None = None
-    """None: an older version of this package did not record it."""
-    packages: Mapping[str, str | None] = field(default_factory=dict)
-    """Versions; None for what was not installed."""
+    code_hash: str | None = None  # None: an older version of this package did not record it
+    packages: Mapping[str, str | None] = field(default_factory=dict)  # versions; None for what was not installed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +48,7 @@ class Git:
     """State of a checkout; None for what could not be told."""
 
     commit: str | None = None
-    dirty: bool | None = None
-    """Whether it had changes that no commit holds."""
+    dirty: bool | None = None  # whether it had changes that no commit holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +90,11 @@ class Start(Environment):
     """One start of a cell's training."""
 
     at: str | None = None
-    step: int | None = None
-    """From which it went on; 0: the first. Older records have none."""
+    step: int | None = None  # from which it went on; 0: the first. Older records have none.
     plan: PlanStamp | None = None
     strategy: Mapping[str, Any] = field(default_factory=dict)
     """Sharding of the state: strategy, world_size, offload_optimizer."""
-    machine: Mapping[str, Any] | None = None
-    """All that may change a rounding, `training.environment.arithmetic`; older records have none."""
+    machine: Mapping[str, Any] | None = None  # what may change a rounding (training/environment.py); old ones have none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +105,9 @@ class Manifest(Environment):
     arm: str | None = None
     seed: int | None = None
     config_hash: str | None = None
-    arm_keys: tuple[str, ...] = ()
-    """Dotted keys that the arm's file sets."""
-    plan: PlanStamp | None = None
-    """Of the first start that logged a step."""
-    logged_before: bool = False
-    """Whether a start before the latest one logged a step."""
+    arm_keys: tuple[str, ...] = ()  # dotted keys that the arm's file sets
+    plan: PlanStamp | None = None  # of the first start that logged a step
+    logged_before: bool = False  # whether a start before the latest one logged a step
     data: Data = field(default_factory=Data)
     world_size: int | None = None
     strategy: Mapping[str, Any] = field(default_factory=dict)
@@ -122,14 +115,10 @@ class Manifest(Environment):
     parameters: int | None = None
     initial_weights_sha256: str | None = None
     started_at: str | None = None
-    starts: tuple[Start, ...] = ()
-    """Oldest first; the oldest manifests have none, see `all_starts`."""
-    preflight: Mapping[str, Any] | None = None
-    """Findings of the ranks before the first step: room, needs, bandwidth."""
-    deepspeed: Mapping[str, Any] | None = None
-    """The config that DeepSpeed resolved."""
-    step: int | None = None
-    """The last; with it the cell is trained, as are the five below."""
+    starts: tuple[Start, ...] = ()  # oldest first; the oldest manifests have none, see `all_starts`
+    preflight: Mapping[str, Any] | None = None  # findings of the ranks before the first step: room, needs, bandwidth
+    deepspeed: Mapping[str, Any] | None = None  # the config that DeepSpeed resolved
+    step: int | None = None  # the last; with it the cell is trained, as are the five below
     tokens: int | None = None
     data_chain: str | None = None
     wall_seconds: float | None = None
@@ -142,10 +131,8 @@ class Manifest(Environment):
     @property
     def all_starts(self) -> tuple[Start, ...]:
         """Those that are recorded; of an older manifest the one that its own fields describe."""
-        if self.starts:
-            return self.starts
         inherited = {f.name: getattr(self, f.name) for f in dataclasses.fields(Environment)}
-        return (Start(at=self.started_at, plan=self.plan, strategy=self.strategy, **inherited),)
+        return self.starts or (Start(at=self.started_at, plan=self.plan, strategy=self.strategy, **inherited),)
 
 
 ONCE_KNOWN = ("preflight", "deepspeed", "step", "tokens", "data_chain", "wall_seconds", "final_weights_sha256",
@@ -164,12 +151,10 @@ def code_hash() -> str:
 
 def package_versions() -> dict[str, str | None]:
     """Versions of what computes, None for what is not installed."""
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for name in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     return versions | {"python": platform.python_version()}
 
 
@@ -225,10 +210,9 @@ def read_manifest(run: RunDir) -> Manifest | None:
 
 def find_manifest(run: RunDir) -> Manifest | None:
     """As read_manifest, but None also where it cannot be read."""
-    try:
+    with suppress(UserError, OSError):
         return read_manifest(run)
-    except (UserError, OSError):
-        return None
+    return None
 
 
 def is_trained(run: RunDir) -> bool:

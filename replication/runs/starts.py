@@ -17,8 +17,7 @@ from replication.runs.journal import read_tail
 from replication.runs.layout import RunDir, cells_in, name_cells
 from replication.runs.manifest import Code, Manifest, Start, find_manifest
 
-Facts = Mapping[str, object]
-"""Of one start: name -> value."""
+Facts = Mapping[str, object]  # of one start: name -> value
 NOT_RECORDED = "not recorded"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from replication.config import RunConfig
 from replication.errors import UserError
-from replication.processes.children import tethered
+from replication.processes.launcher import tethered
 from replication.runs.files import damage, mark_complete, read_object, remove_tree, sync
 from replication.runs.records import from_json
 

@@ -27,7 +27,6 @@ from replication.grid.submissions import Left, Note, last_link
 from replication.runs.failures import record_failure
 from replication.runs.files import read_json, write_json
 from replication.runs.journal import read_last_losses
-from replication.runs.layout import RunDir
 
 RULE = DivergedRule(above_nats=1e9, for_steps=10)
 
@@ -155,11 +154,9 @@ def test_states_of_a_job_that_neither_waits_nor_runs(cell, state, shown):
     assert cell_status(cell, RULE, {"generate": queued(state)}).state == of_completions
 
 
-def test_what_many_cells_have_in_common_is_said_once(tmp_path, capsys):
+def test_what_many_cells_have_in_common_is_said_once(capsys):
     rows = [
-        CellStatus(
-            Place(arm, seed, RunDir(tmp_path)), "failed", 0, None, None, None, None, 0, f"[x] lost (log: {seed})"
-        )
+        CellStatus(f"{arm}/seed-{seed}", "failed", 0, None, None, None, None, 0, f"[x] lost (log: {seed})")
         for arm in ("baseline", "both")
         for seed in range(1, 65)
     ]

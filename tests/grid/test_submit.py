@@ -18,11 +18,9 @@ from replication.config import SlurmConfig, find_cluster, load_cell, load_suite
 from replication.errors import UserError
 from replication.grid import slurm
 from replication.grid.cells import Cell, load_cells
-from replication.grid.jobs import Job, checkout, options, script
-from replication.grid.site import Site, load_site
-from replication.grid.slurm import Queued
+from replication.grid.slurm import Queued, Site, load_site
 from replication.grid.submissions import Submission, hidden_jobs, jobs_of_cells, moved_from, next_number, submissions
-from replication.grid.submit import Step, _dependency, find_unfollowed, plan_steps
+from replication.grid.submit import Job, _dependency, find_unfollowed, options, plan_jobs, script
 from replication.runs.files import write_json
 from replication.runs.layout import SuiteDir
 
@@ -44,9 +42,9 @@ def cells_of(cluster: str, seeds=(1, 2), *flags: str) -> list[Cell]:
     return load_cells(suite_of(seeds), SuiteDir(Path("/results")), flags, find_cluster(cluster))
 
 
-def steps_of(cluster: str, seeds=(1, 2), *flags: str, waiting=(), **more) -> list[Step]:
+def jobs_of(cluster: str, seeds=(1, 2), *flags: str, waiting=(), **more) -> list[Job]:
     cells = cells_of(cluster, seeds, *flags)
-    return plan_steps("suite-000000", 1, cells[0], cells, waiting=waiting, **more)
+    return plan_jobs("suite-000000", 1, cells[0], cells, waiting=waiting, **more)
 
 
 def in_queue(stage: str, seed: int, id: str, arms=("baseline", "both")) -> Submission:
@@ -59,8 +57,8 @@ def golden_text(cluster: str, monkeypatch) -> str:
     """The script that trains one seed block, with this machine's paths replaced."""
     monkeypatch.chdir(CHECKOUT)
     monkeypatch.setattr(sys, "executable", "/checkout/.venv/bin/python")
-    text = script(steps_of(cluster)[0].job, SITE, Path("/results/launch/0001-train-seed-1"), 4)
-    return text.replace(str(checkout()), "/checkout")
+    text = script(jobs_of(cluster)[0], SITE, Path("/results/launch/0001-train-seed-1"), 4)
+    return text.replace(str(CHECKOUT), "/checkout")
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)
@@ -111,59 +109,59 @@ def test_the_sites_way_of_asking():
 # ---------------------------------------------------------------- who waits for whom
 
 
-def waits(steps: list[Step]) -> list[str]:
-    """The dependency of each step, ids being positions."""
-    ids = [str(i) for i in range(len(steps))]
-    return [next(iter(_dependency(step, ids)), "").removeprefix("--dependency=") for step in steps]
+def waits(jobs: list[Job]) -> list[str]:
+    """The dependency of each job, ids being positions."""
+    ids = [str(i) for i in range(len(jobs))]
+    return [next(iter(_dependency(job, ids)), "").removeprefix("--dependency=") for job in jobs]
 
 
 def test_seed_blocks_follow_each_other_and_their_completions_and_the_report_follow_them():
-    steps = steps_of("one_gpu", (1, 2, 3), "--cluster.slurm.concurrent_cells=4")  # one block after the other
-    assert [s.job.stage for s in steps] == ["train", "generate"] * 3 + ["report"]
-    assert waits(steps) == ["", "aftercorr:0", "afterany:0", "aftercorr:2", "afterany:2", "aftercorr:4",
+    jobs = jobs_of("one_gpu", (1, 2, 3), "--cluster.slurm.concurrent_cells=4")  # one block after the other
+    assert [s.stage for s in jobs] == ["train", "generate"] * 3 + ["report"]
+    assert waits(jobs) == ["", "aftercorr:0", "afterany:0", "aftercorr:2", "afterany:2", "aftercorr:4",
                             "afterany:0:1:2:3:4:5"]  # fmt: skip
-    assert [c.split("/")[1] for c in steps[0].job.cells] == ["baseline", "token_gain", "layer_gain", "both"]
-    assert {c.split("/")[2] for c in steps[2].job.cells} == {"seed-2"}
+    assert [c.split("/")[1] for c in jobs[0].cells] == ["baseline", "token_gain", "layer_gain", "both"]
+    assert {c.split("/")[2] for c in jobs[2].cells} == {"seed-2"}
 
 
 def test_more_cells_at_once_are_more_blocks_side_by_side():
-    steps = steps_of("one_gpu", (1, 2, 3, 4, 5), "--cluster.slurm.concurrent_cells=9")  # two whole blocks
-    assert [w for s, w in zip(steps, waits(steps), strict=True) if s.job.stage == "train"] == [
+    jobs = jobs_of("one_gpu", (1, 2, 3, 4, 5), "--cluster.slurm.concurrent_cells=9")  # two whole blocks
+    assert [w for s, w in zip(jobs, waits(jobs), strict=True) if s.stage == "train"] == [
         "", "", "afterany:0", "afterany:2", "afterany:4",
     ]  # fmt: skip
-    assert "--array=0-3%4" in options(steps[0].job, Site(), Path("/f"), 9)
+    assert "--array=0-3%4" in options(jobs[0], Site(), Path("/f"), 9)
 
 
 def test_fewer_cells_at_once_than_arms_limit_the_array():
-    steps = steps_of("one_gpu", (1, 2), "--cluster.slurm.concurrent_cells=2")
-    assert "--array=0-3%2" in options(steps[0].job, Site(), Path("/f"), 2)
-    assert waits(steps)[2] == "afterany:0"
+    jobs = jobs_of("one_gpu", (1, 2), "--cluster.slurm.concurrent_cells=2")
+    assert "--array=0-3%2" in options(jobs[0], Site(), Path("/f"), 2)
+    assert waits(jobs)[2] == "afterany:0"
 
 
 def test_what_is_in_the_queue_already_is_waited_for():
     waiting = [in_queue("train", 1, "71"), in_queue("generate", 1, "72"), in_queue("report", 0, "73")]
     one_block = ("--cluster.slurm.concurrent_cells=4",)
-    assert waits(steps_of("one_gpu", (2,), *one_block, waiting=waiting, behind=True)) == [
+    assert waits(jobs_of("one_gpu", (2,), *one_block, waiting=waiting, behind=True)) == [
         "afterany:71", "aftercorr:0", "afterany:0:1:71:72",
     ]  # fmt: skip
-    steps = steps_of("one_gpu", (2,), *one_block, waiting=waiting)  # a retry is not kept waiting
-    assert waits(steps) == ["", "aftercorr:0", "afterany:0:1:71:72"]
+    jobs = jobs_of("one_gpu", (2,), *one_block, waiting=waiting)  # a retry is not kept waiting
+    assert waits(jobs) == ["", "aftercorr:0", "afterany:0:1:71:72"]
 
 
 def test_where_a_site_chains_what_follows_knows_whose_chains_to_wait_for():
-    steps = steps_of("one_gpu", (1, 2), "--cluster.slurm.concurrent_cells=4")
+    jobs = jobs_of("one_gpu", (1, 2), "--cluster.slurm.concurrent_cells=4")
     first = "suite-000000.0001-train-seed-1"
-    assert [s.job.after for s in steps] == ["", first, first, "suite-000000.0003-train-seed-2", "suite-000000"]
+    assert [s.after for s in jobs] == ["", first, first, "suite-000000.0003-train-seed-2", "suite-000000"]
 
 
 def test_trained_cells_only_generate_and_without_prompts_nothing_does():
     cells = cells_of("one_gpu", (1,))
-    steps = plan_steps("suite-000000", 1, cells[0], cells, trained=cells[1:])
-    asked = [(s.job.stage, len(s.job.cells)) for s in steps]
+    jobs = plan_jobs("suite-000000", 1, cells[0], cells, trained=cells[1:])
+    asked = [(s.stage, len(s.cells)) for s in jobs]
     assert asked == [("train", 1), ("generate", 1), ("generate", 3), ("report", 0)]
-    steps = steps_of("one_gpu", (1,), "--generation.prompts=null")
-    assert [s.job.stage for s in steps] == ["train", "report"]
-    assert plan_steps("suite-000000", 1, cells[0], []) == []
+    jobs = jobs_of("one_gpu", (1,), "--generation.prompts=null")
+    assert [s.stage for s in jobs] == ["train", "report"]
+    assert plan_jobs("suite-000000", 1, cells[0], []) == []
 
 
 def test_what_an_earlier_call_did_not_come_to_submit_is_submitted():
@@ -171,20 +169,20 @@ def test_what_an_earlier_call_did_not_come_to_submit_is_submitted():
     train, generate, report = in_queue("train", 1, "71"), in_queue("generate", 1, "72"), in_queue("report", 0, "73")
     lost = find_unfollowed([train], cells)
     assert lost == {train: cells[0]}
-    steps = plan_steps("suite-000000", 2, cells[0], [], waiting=[train], unfollowed=lost)
-    assert [(s.job.stage, s.job.cells) for s in steps] == [("generate", train.cells), ("report", ())]
-    assert waits(steps) == ["aftercorr:71", "afterany:0:71"]
+    jobs = plan_jobs("suite-000000", 2, cells[0], [], waiting=[train], unfollowed=lost)
+    assert [(s.stage, s.cells) for s in jobs] == [("generate", train.cells), ("report", ())]
+    assert waits(jobs) == ["aftercorr:71", "afterany:0:71"]
     assert find_unfollowed([train, generate], cells) == {}
-    steps = plan_steps("suite-000000", 3, cells[0], [], waiting=[train, generate])
-    assert waits(steps) == ["afterany:71:72"], "the report alone"
-    assert plan_steps("suite-000000", 4, cells[0], [], waiting=[train, generate, report]) == []
+    jobs = plan_jobs("suite-000000", 3, cells[0], [], waiting=[train, generate])
+    assert waits(jobs) == ["afterany:71:72"], "the report alone"
+    assert plan_jobs("suite-000000", 4, cells[0], [], waiting=[train, generate, report]) == []
 
 
 def test_blocks_of_unlike_machines_are_arrays_of_their_own_and_the_largest_sets_the_lanes():
     here, there = cells_of("one_gpu", (1, 2, 3)), cells_of("node_8gpu_zero2", (1, 2, 3))
     cells = [*here[:4], here[4], there[8]]
-    steps = plan_steps("suite-000000", 1, cells[0], cells)
-    trains = [(len(s.job.cells), s.job.config.cluster.devices) for s in steps if s.job.stage == "train"]
+    jobs = plan_jobs("suite-000000", 1, cells[0], cells)
+    trains = [(len(s.cells), s.config.cluster.devices) for s in jobs if s.stage == "train"]
     assert trains == [(4, 1), (1, 1), (1, 8)]
 
 

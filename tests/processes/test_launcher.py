@@ -15,7 +15,7 @@ import pytest
 from paths import CHECKOUT
 from shadows import shadowed
 
-from replication.processes import children
+from replication.processes import launcher
 from replication.processes.launcher import run_ranks
 
 
@@ -42,7 +42,7 @@ def test_one_bad_end_ends_all_and_its_code_is_the_result(tmp_path, capfd):
 
 
 def test_a_rank_that_ignores_the_signal_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(children, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.5)
     deaf = f"signal.signal(signal.SIGTERM, signal.SIG_IGN); open('{tmp_path}/deaf', 'w'); time.sleep(600)"
     bad = f"while not os.path.exists('{tmp_path}/deaf'): time.sleep(0.02)\n    sys.exit(3)"
     code = f"if rank:\n    {bad}\n{deaf}; open('{tmp_path}/waited', 'w')"

@@ -19,8 +19,7 @@ from replication.cli.grid import grid
 from replication.config import load_run, load_suite
 from replication.errors import UserError
 from replication.grid.cell import run_cell
-from replication.grid.cells import claim_folder, load_cells
-from replication.grid.ready import load_grid, tell_before
+from replication.grid.cells import claim_folder, load_cells, load_grid, tell_before
 from replication.runs.files import read_json, write_json
 from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.manifest import code_hash

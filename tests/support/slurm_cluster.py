@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from replication.processes.children import tethered
+from replication.processes.launcher import tethered
 
 PROGRAMS = (
     "munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo", "slurmdbd", "sacct",
