@@ -31,19 +31,8 @@ from replication.judging.store import PanelFacts, panel_facts, standing_votes, t
 from replication.runs.files import file_sha256, write_text
 from replication.runs.records import write_record
 from replication.statistics.preference import binomial_p
+from replication.votes import tally
 from replication.votes.record import SCHEMA_VERSION, Vote, VotesNote, parse_votes, read_votes, votes_text
-from replication.votes.tally import (
-    JudgeVotes,
-    Tally,
-    chosen_arm,
-    count,
-    count_by,
-    kept,
-    published_filters,
-    seconds_between_votes,
-    total,
-    votes_per_judge,
-)
 
 MARGINALS_VERSION = 3
 WINNERS = {"treatment": "gain", "baseline": "baseline", "even": "tied", "ties": "tied"}  # by Tally.leans
@@ -146,22 +135,22 @@ def marginals(found: Unsealed, rules: AnalysisConfig) -> dict[str, object]:
 
     a is the baseline and b the treatment. The filters go by the rules, but a full set is the panel's.
     """
-    by_prompt = count_by((vote for vote, _ in found.first), lambda vote: vote.prompt_id, *found.arms)
-    prompts = {prompt: by_prompt.get(prompt, Tally()) for prompt in found.category}
+    by_prompt = tally.count_by((vote for vote, _ in found.first), lambda vote: vote.prompt_id, *found.arms)
+    prompts = {prompt: by_prompt.get(prompt, tally.Tally()) for prompt in found.category}
     of_judge: dict[str, list[tuple[Vote, float]]] = defaultdict(list)
     for vote, at in found.first:
         of_judge[vote.judge_id].append((vote, at))
     background = {name: found.surveys.get(name, {}).get("background") for name in of_judge}
     voted = []
     for name, cast in sorted(of_judge.items()):
-        tally = count((chosen_arm(vote) for vote, _ in cast), *found.arms)
+        won = tally.count((tally.chosen_arm(vote) for vote, _ in cast), *found.arms)
         is_timed = all(vote.shown_at for vote, _ in cast)  # a sheet that was filled elsewhere is not
         # to 0.1 s, as the paper publishes it
-        pace = round(seconds_between_votes(at for _, at in cast), 1) if is_timed else math.nan
-        voted.append(JudgeVotes(name, cast[0][0].judge_kind == "human", tally, pace, tally.n))
+        pace = round(tally.seconds_between_votes(at for _, at in cast), 1) if is_timed else math.nan
+        voted.append(tally.JudgeVotes(name, cast[0][0].judge_kind == "human", won, pace, won.n))
     people = [judge for judge in voted if judge.is_human]
     rules = replace(rules, votes_per_judge=found.panel.votes_per_judge)
-    won = [tally.leans for tally in prompts.values()]  # of ties alone is no majority, nor an even one
+    leans = [t.leans for t in prompts.values()]  # of ties alone is no majority, nor an even one
     return {
         "schema_version": MARGINALS_VERSION,
         "snapshot_date": time.strftime("%Y-%m-%d", time.gmtime(found.panel.locked_at)),
@@ -189,28 +178,28 @@ def marginals(found: Unsealed, rules: AnalysisConfig) -> dict[str, object]:
             {
                 "label": row.label,
                 **({} if row.by_kind else {"excluded": sorted(row.excluded)}),
-                **_sums_of(kept(voted, row)),
+                **_sums_of(tally.kept(voted, row)),
             }
-            for row in published_filters(voted, rules, "a vote (median)")
+            for row in tally.published_filters(voted, rules, "a vote (median)")
         ],
         "category_breakdown": {
-            name: _sums(tally for prompt, tally in prompts.items() if found.category[prompt] == name)
+            name: _sums(t for prompt, t in prompts.items() if found.category[prompt] == name)
             for name in dict.fromkeys(found.category.values())
         },
         "question_majorities": {
-            "gain_majority": won.count("treatment"),
-            "baseline_majority": won.count("baseline"),
-            "tied": won.count("even"),
+            "gain_majority": leans.count("treatment"),
+            "baseline_majority": leans.count("baseline"),
+            "tied": leans.count("even"),
             "details": [
                 {
                     "question_id": prompt,
                     "category": found.category[prompt],
-                    "a": tally.baseline,
-                    "b": tally.treatment,
-                    "tie": tally.ties,
-                    "winner": WINNERS[tally.leans],
+                    "a": t.baseline,
+                    "b": t.treatment,
+                    "tie": t.ties,
+                    "winner": WINNERS[t.leans],
                 }
-                for prompt, tally in prompts.items()
+                for prompt, t in prompts.items()
             ],
         },
         "human_by_background": {
@@ -220,7 +209,7 @@ def marginals(found: Unsealed, rules: AnalysisConfig) -> dict[str, object]:
     }
 
 
-def _counts(t: Tally, ties: str) -> dict[str, float | None]:
+def _counts(t: tally.Tally, ties: str) -> dict[str, float | None]:
     """The numbers of a tally, with that of its ties under this key."""
     return {
         "n": t.n,
@@ -233,12 +222,12 @@ def _counts(t: Tally, ties: str) -> dict[str, float | None]:
     }
 
 
-def _sums(tallies: Iterable[Tally]) -> dict[str, float | None]:
-    t = total(tallies)
+def _sums(tallies: Iterable[tally.Tally]) -> dict[str, float | None]:
+    t = tally.total(tallies)
     return {**_counts(t, "t"), "p_value": float(binomial_p(t.treatment, t.decisive)) if t.decisive else None}
 
 
-def _sums_of(some: list[JudgeVotes]) -> dict[str, float | None]:
+def _sums_of(some: list[tally.JudgeVotes]) -> dict[str, float | None]:
     return {"n_judges": len(some), **_sums(judge.tally for judge in some)}
 
 
@@ -298,7 +287,7 @@ def check_votes_file(folder: PanelFolder, panel_id: str) -> None:
 def write_votes_record(folder: PanelFolder, database: Database, rules: AnalysisConfig) -> VotesNote:
     """Write votes.csv, votes.json (which is returned) and marginals.json; the same again for the same panel."""
     found = unsealed_votes(database)
-    about, n_first, per_judge = found.panel, len(found.first), votes_per_judge(found.votes)
+    about, n_first, per_judge = found.panel, len(found.first), tally.votes_per_judge(found.votes)
     assert about.locked_at is not None
     check_votes_file(folder, about.panel_id)
     write_text(folder.suite.votes, votes_text(found.votes))
