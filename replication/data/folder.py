@@ -2,6 +2,8 @@
 
 OUT/manifest.json            CorpusManifest; written last: the marker of completeness
 OUT/origins.json             {source: Origin}
+OUT/tokenizer.json
+OUT/<split>/<source>/        datasets.Dataset, one column `tokens`: int32 of fixed length block_size_tokens + 1
 OUT.partial/request.json     Request: what a later call must have in common with an interrupted one
 OUT.partial/progress/*.json  Progress of each source
 """

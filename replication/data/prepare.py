@@ -1,12 +1,6 @@
-"""`replicate prepare`: named sources in, packed token blocks and a manifest out.
+"""`replicate prepare`: named sources in, packed token blocks and a manifest out (folder.py has every file's form).
 
 Without a token budget the sources are read whole, then tokenised; with one they are streamed (corpus.py).
-
-OUT/manifest.json            written last: the marker of completeness
-OUT/origins.json             commits of hub sets, sizes and times of local files
-OUT/tokenizer.json
-OUT/train/<source>/          datasets.Dataset, one column `tokens`: int32 of fixed length block_size_tokens + 1
-OUT/validation/<source>/
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ import io
 import sysconfig
 import tokenize
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,11 @@ class DocumentStream:
         """
         self.source = source
         self.report = copy.deepcopy(place.report) if place is not None else ReadReport()
-        parts: Sequence[FilePart | HubPart] = (
-            hub_parts(source, notify, cache_dir) if source.kind == "hub" else _PARTS[source.kind](source, self.report)
-        )
+        parts: Sequence[FilePart | HubPart]
+        if source.kind == "hub":
+            parts = hub_parts(source, notify, cache_dir)
+        else:
+            parts = file_parts(source, self.report) if source.kind in ENDINGS else _python_parts(source)
         n = len(parts)
         order = KeyedPermutation(n, (PARTS,))(np.arange(n)) if shuffled else np.arange(n)
         self._parts = [parts[i] for i in order]
@@ -116,17 +119,22 @@ def no_text(source: SourceConfig, report: ReadReport) -> UserError:
     return refusal(source, found, "check its kind, its path and the column of its text")
 
 
-# Text that every Python carries.
+def _python_parts(source: SourceConfig) -> list[FilePart]:
+    """Text that every Python carries: help topics, modules (or their docstrings) of its library, installed packages."""
+    if source.kind == "python_topics":
+        from pydoc_data.topics import topics
 
-
-def _topic_parts(source: SourceConfig, report: ReadReport) -> list[FilePart]:
-    from pydoc_data.topics import topics
-
-    return [FilePart(source, "topics", lambda: iter(sorted(topics.items())))]
-
-
-def _stdlib_parts(read: Callable[[bytes], str | None], source: SourceConfig, report: ReadReport) -> list[FilePart]:
-    return [FilePart(source, name, partial(_module, read, name, path)) for name, path in _stdlib_files()]
+        return [FilePart(source, "topics", lambda: iter(sorted(topics.items())))]
+    if source.kind == "python_packages":
+        root = Path(sysconfig.get_paths()["purelib"])
+        # What is larger than a module is data in disguise.
+        files = [(name, path) for name, path in _modules(root) if path.stat().st_size <= MAX_MODULE_BYTES]
+        if not files:
+            raise refusal(source, f"no module is installed in {root}", "take another kind")
+    else:
+        files = _stdlib_files()
+    docstrings = source.kind == "python_docstrings"
+    return [FilePart(source, name, partial(_module, docstrings, name, path)) for name, path in files]
 
 
 def _stdlib_files() -> list[tuple[str, Path]]:
@@ -135,38 +143,23 @@ def _stdlib_files() -> list[tuple[str, Path]]:
     return [(name, file) for name, file in found if not name.startswith(("config-", "_sysconfigdata"))]
 
 
-def _package_parts(source: SourceConfig, report: ReadReport) -> list[FilePart]:
-    """Modules of the installed packages; what is larger than a module is data in disguise."""
-    root = Path(sysconfig.get_paths()["purelib"])
-    small = [(name, file) for name, file in _modules(root) if file.stat().st_size <= MAX_MODULE_BYTES]
-    if not small:
-        raise refusal(source, f"no module is installed in {root}", "take another kind")
-    return [FilePart(source, name, partial(_module, _python_text, name, path)) for name, path in small]
-
-
 def _modules(root: Path) -> list[tuple[str, Path]]:
     """(name, path) of the modules under a folder, without tests."""
     named = [(file.relative_to(root), file) for file in root.rglob("*.py")]
     return sorted((name.as_posix(), file) for name, file in named if not NOT_STDLIB.intersection(name.parts))
 
 
-def _module(read: Callable[[bytes], str | None], name: str, path: Path) -> Rows:
-    yield name, read(path.read_bytes())
-
-
-def _python_text(raw: bytes) -> str | None:
-    """The text of a module in the encoding that it declares; None where it cannot be decoded."""
-    try:
+def _module(docstrings: bool, name: str, path: Path) -> Rows:
+    """The text of a module in the encoding that it declares, or its docstrings; None where it cannot be decoded."""
+    raw, text = path.read_bytes(), None
+    with suppress(SyntaxError, UnicodeDecodeError):
         encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
-        return raw.decode(encoding)
-    except (SyntaxError, UnicodeDecodeError):
-        return None
+        text = raw.decode(encoding)
+    yield name, _docstrings(text) if docstrings and text is not None else text
 
 
-def _docstrings(text: str | None) -> str | None:
+def _docstrings(text: str) -> str | None:
     """Docstrings of a module, its classes and functions, in the order of the file; None where it does not parse."""
-    if text is None:
-        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in the library's own strings
@@ -177,12 +170,3 @@ def _docstrings(text: str | None) -> str | None:
     nodes = sorted((n for n in ast.walk(tree) if isinstance(n, kinds)), key=lambda node: getattr(node, "lineno", 0))
     found = (ast.get_docstring(node, clean=False) for node in nodes)
     return "\n\n".join(inspect.cleandoc(docstring) for docstring in found if docstring and docstring.strip())
-
-
-_PARTS: dict[str, Callable[[SourceConfig, ReadReport], list[FilePart]]] = {
-    **dict.fromkeys(ENDINGS, file_parts),
-    "python_topics": _topic_parts,
-    "python_docstrings": partial(_stdlib_parts, lambda raw: _docstrings(_python_text(raw))),
-    "python_source": partial(_stdlib_parts, _python_text),
-    "python_packages": _package_parts,
-}

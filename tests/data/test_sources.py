@@ -19,8 +19,8 @@ import pytest
 from small_corpus import texts, write_folder, write_jsonl
 
 from replication.config import SourceConfig
-from replication.data.folder import MAX_NAMED, ReadReport
-from replication.data.sources import DocumentStream, _docstrings, _package_parts, _stdlib_files, no_text
+from replication.data.folder import MAX_NAMED
+from replication.data.sources import DocumentStream, _docstrings, _python_parts, _stdlib_files, no_text
 from replication.errors import UserError
 
 
@@ -313,7 +313,7 @@ def test_python_topics():
 
 
 def test_python_packages_are_the_installed_modules_without_tests_and_tables():
-    parts = _package_parts(SourceConfig(name="x", kind="python_packages"), ReadReport())
+    parts = _python_parts(SourceConfig(name="x", kind="python_packages"))
     names = [part.name for part in parts]
     assert "yaml/loader.py" in names and names == sorted(names) and not any("/tests/" in name for name in names)
     packages = Path(sysconfig.get_paths()["purelib"])
