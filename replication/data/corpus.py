@@ -284,7 +284,7 @@ class StreamedCorpus:
         return place
 
     def _stream(self, source: SourceConfig, place: Place | None = None) -> DocumentStream:
-        return DocumentStream(source, place, True, self._reporter.line, self._folder / "hub")
+        return DocumentStream(source, place, shuffled=True, notify=self._reporter.line, cache_dir=self._folder / "hub")
 
     def _pieces(self, source: SourceConfig, place: Place | None) -> Iterator[Piece]:
         """The documents from a place on, bounded in number and bytes; the last piece, of what is left, may be empty."""

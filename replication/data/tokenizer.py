@@ -67,10 +67,7 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; no special token is added or recognised."""
-        return self.encode_batch([text])[0]
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.encode_counted(texts)[0]
+        return self.encode_counted([text])[0][0]
 
     def encode_counted(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
         """encode of each text, and the UTF-8 bytes of each that it does not know: an unknown token's, or no token's.
@@ -99,7 +96,7 @@ class TextTokenizer:
         return ids, unknown
 
     def encode_only(self, texts: Sequence[str]) -> None:
-        """The library's part of encode_batch, for measuring what anything else adds."""
+        """The library's part of encode_counted, for measuring what anything else adds."""
         self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:

@@ -361,11 +361,11 @@ def start(root, code, num_proc=2):
 SLOW = """
 from replication.data import corpus
 corpus.PIECE_DOCUMENTS = 50
-real = TextTokenizer.encode_batch
+real = TextTokenizer.encode_counted
 def slow(self, texts):
     time.sleep(0.4)
     return real(self, texts)
-TextTokenizer.encode_batch = slow
+TextTokenizer.encode_counted = slow
 """
 KILL_BEFORE_RENAME = """
 def die(a, b):

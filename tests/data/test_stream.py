@@ -249,11 +249,11 @@ def command(config, out, *code):
         from replication.data import corpus, tokenise
         from replication.data.tokenizer import TextTokenizer
         corpus.PIECE_DOCUMENTS, corpus.SAVE_SECONDS = 10, 0
-        real = TextTokenizer.encode_batch
+        real = TextTokenizer.encode_counted
         def slow(self, texts):
             time.sleep(0.05)
             return real(self, texts)
-        TextTokenizer.encode_batch = slow
+        TextTokenizer.encode_counted = slow
         from replication.cli.main import main
         sys.exit(main(["prepare", "--config", {str(path)!r}, "--out", {str(out)!r}]))
     """

@@ -55,7 +55,7 @@ def test_every_text_comes_back(trained):
 def test_a_spelled_out_special_token_stays_text(trained):
     text = f"before{END_OF_TEXT}after"
     for tokenizer in (trained, pickle.loads(pickle.dumps(trained))):
-        for ids in (tokenizer.encode(text), tokenizer.encode_batch([text])[0]):
+        for ids in (tokenizer.encode(text), tokenizer.encode_counted([text])[0][0]):
             assert tokenizer.end_of_text_id not in ids
             assert tokenizer.decode(ids) == text
 
@@ -176,7 +176,7 @@ def test_what_a_tokenizer_does_not_know_is_counted():
 
 def test_encoding_adds_no_token_and_batches_agree(trained):
     documents = texts(8)
-    assert trained.encode_batch(documents) == [trained.encode(text) for text in documents]
+    assert trained.encode_counted(documents)[0] == [trained.encode(text) for text in documents]
     assert trained.encode("") == []
 
 
@@ -253,7 +253,7 @@ def test_truncation_padding_and_templates_of_a_loaded_tokenizer_are_off(trained,
     raw.save(str(tmp_path / "tokenizer.json"))
     loaded = load_tokenizer(TokenizerConfig(path=str(tmp_path)))
     text = texts(1)[0]
-    assert loaded.encode(text) == loaded.encode_batch([text])[0] == trained.encode(text)
+    assert loaded.encode(text) == loaded.encode_counted([text])[0][0] == trained.encode(text)
 
 
 def test_what_cannot_be_loaded_is_refused(trained, tmp_path, monkeypatch):
