@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import count, pairwise
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import ClassVar
@@ -186,7 +186,7 @@ def bench_preparation(data: DataConfig, turns: int, n_bytes: int, console: Conso
         progress(console) as bars,
         _alone(tokenizer, texts, data.num_proc) as tokenise,
     ):
-        root, numbers = Path(folder), count()
+        root = Path(folder)
         (root / "set").mkdir()  # a local set in the hub's layout, to be streamed whole
         pq.write_table(pa.table({"text": texts}), root / "set" / "train.parquet", row_group_size=ROW_GROUP)
         (root / "tokenizer.json").write_text(tokenizer.json(), encoding="utf-8")
@@ -202,7 +202,7 @@ def bench_preparation(data: DataConfig, turns: int, n_bytes: int, console: Conso
             if name == ALONE:
                 return tokenise()
             started, before = time.perf_counter(), os.times()
-            manifests.append(prepare(corpus, root / f"out-{next(numbers)}"))
+            manifests.append(prepare(corpus, root / f"out-{len(manifests)}"))
             cpu = sum(os.times()[:4]) - sum(before[:4])  # of this process, and of those that it started and that ended
             return Elapsed(time.perf_counter() - started, cpu)
 

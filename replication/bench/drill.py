@@ -205,9 +205,8 @@ class _Drill:
 
     def disturb(self, result: StrategyResult, share: int, tick: Callable[[], None]) -> None:
         """One run that is killed several times, then left to end, then compared."""
-        # what an interrupted drill left half killed is not gone on with
         names = (f"killed-{n:02d}" for n in itertools.count(1))
-        name = next(name for name in names if not (self.folder / name).exists())
+        name = next(name for name in names if not (self.folder / name).exists())  # none of an interrupted drill's
         run, reference, kills = self._cell(name), self._cell("undisturbed"), list[Kill]()
         planned, ended = min(KILLS_A_RUN, share - len(result.kills)), False
         while not ended:

@@ -139,7 +139,6 @@ class _SyntheticStore:
 
     def __init__(self, config: RunConfig) -> None:
         self.vocab_size, self.block_size_tokens = config.model.vocab_size, config.data.block_size_tokens
-        self.hash = f"synthetic-{self.vocab_size}-{self.block_size_tokens}"
 
     def sizes(self, split: str) -> list[int]:
         return [1_000_000]

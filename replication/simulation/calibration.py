@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict, cast
+from typing import Literal, TypedDict, cast
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -31,8 +31,11 @@ Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 """One of each experiment, [R]."""
 Outcomes = dict[str, dict[str, Flags | None]]
-"""Test -> rejected, found, coverage of each experiment; see Measured."""
-What = Literal["rejected", "found", "coverage"]
+"""Test -> what it says of each experiment; None where it says no such thing.
+
+rejected: p < 5 %, in any direction; of an equivalence: declared. found: rejected, on the side of the true effect.
+coverage: the 95 % interval holds the truth.
+"""
 
 RESAMPLES = 999
 POWER_SIMULATIONS = 5
@@ -69,14 +72,6 @@ CLOSE = (-0.03, 0.03)
 """Largest distance of a measured power from the stated one."""
 
 
-class Measured(TypedDict):
-    """A test's record, as shares of the experiments; None where it has no such thing."""
-
-    rejected: float | None  # p < 5 %, in any direction; of an equivalence: declared
-    found: NotRequired[float | None]  # rejected, on the side of the true effect
-    coverage: float | None  # the 95 % interval holds the truth
-
-
 class Truth(TypedDict, total=False):
     """A scenario's fields, of votes or of losses, and what its power was predicted to be."""
 
@@ -99,7 +94,7 @@ class Row(TypedDict):
     kind: Literal["votes", "losses"]
     truth: Truth
     experiments: int
-    tests: dict[str, Measured]
+    tests: dict[str, dict[str, float | None]]  # the outcomes, as shares of the experiments
 
 
 class Finding(TypedDict):
@@ -244,19 +239,19 @@ def measure(scenario: Scenario, experiments: int, seed: int) -> Row:
     )
 
 
-def _shares(parts: Sequence[Mapping[str, Flags | None]]) -> Measured:
+def _shares(parts: Sequence[Mapping[str, Flags | None]]) -> dict[str, float | None]:
     flags = {what: [of for part in parts if (of := part[what]) is not None] for what in parts[0]}
-    return cast(Measured, {what: float(np.concatenate(of).mean()) if of else None for what, of in flags.items()})
+    return {what: float(np.concatenate(of).mean()) if of else None for what, of in flags.items()}
 
 
 def findings(rows: Sequence[Row]) -> list[Finding]:
     """The bounds that the primary decision and the equivalence must keep, each with what was measured."""
 
-    def values(of: Sequence[Row], tests: Sequence[str], what: What) -> list[float]:
+    def values(of: Sequence[Row], tests: Sequence[str], what: str) -> list[float]:
         found = (row["tests"][name][what] for row in of for name in tests)
         return [value for value in found if value is not None]
 
-    def less_predicted(of: Sequence[Row], test: str, what: What) -> list[float]:
+    def less_predicted(of: Sequence[Row], test: str, what: str) -> list[float]:
         predicted = [(row, row["truth"]["predicted"]) for row in of]
         return [values([row], [test], what)[0] - stated for row, stated in predicted if stated is not None]
 
@@ -326,7 +321,7 @@ def draw_calibration(rows: Sequence[Row], path: Path) -> None:
     """False-positive rate and interval coverage of every test of votes, a column of marks for each truth."""
     figure = Figure(figsize=(WIDTH_INCHES * 1.25, 8.6), dpi=DPI, layout="constrained")
     null = [row for row in rows if row["truth"]["share"] == 0.5]
-    shown: tuple[tuple[What, Sequence[Row], tuple[float, float], float, str], ...] = (
+    shown: tuple[tuple[str, Sequence[Row], tuple[float, float], float, str], ...] = (
         ("rejected", null, FALSE_POSITIVES, 0.05, "False positives where nobody prefers either arm (grey: 3 to 7 %)"),
         ("coverage", rows, COVERAGE, 0.95, "Coverage of the 95 % interval (grey: 93 to 97 %)"),
     )
