@@ -8,23 +8,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
+import rich.progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Column, Table
 from rich.text import Text
 
 LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
-
-# ---------------------------------------------------------------- counts and times
 
 
 def plural(n: int, noun: str, more: str | None = None) -> str:
@@ -50,16 +39,10 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
 
 
-# ---------------------------------------------------------------- lines, tables, bars
-
-
 def say(console: Console, *parts: str | tuple[str, str], style: str = "") -> None:
     """Print one line as it is: not wrapped, no word taken for markup, no number coloured.
 
-    Args:
-        console: where.
-        parts: joined without blanks; (text, style) colours a part, as in say(console, ("failed", "red"), f" {name}").
-        style: of the whole line.
+    The parts are joined without blanks; (text, style) colours one, as in say(console, ("failed", "red"), f" {name}").
     """
     console.print(Text.assemble(*parts, style=style), soft_wrap=True, highlight=False)
 
@@ -81,11 +64,13 @@ def table(
             Column("item", no_wrap=True) or Column("found", overflow="fold").
         rows: cells, one a column. A string is plain text: brackets in it are no markup. A rich Text is shown in its
             style, anything else as str() of it; None is an empty cell.
-        header: whether the heads are shown.
-        lines: between the rows.
-        expand: to the console's width.
+        lines: whether there are some between the rows.
+        expand: whether to the console's width.
     """
-    made = [c if isinstance(c, Column) else Column(_plain(c.removeprefix(">")), justify=_side(c)) for c in columns]
+    made = [
+        c if isinstance(c, Column) else Column(_plain(c.removeprefix(">")), justify="right" if c[:1] == ">" else "left")
+        for c in columns
+    ]
     heading = _plain(title) if title else None
     shown = Table(*made, title=heading, title_justify="left", show_header=header, show_lines=lines, expand=expand)
     for row in rows:
@@ -93,24 +78,20 @@ def table(
     return shown
 
 
-def _side(column: str) -> Literal["left", "right"]:
-    return "right" if column.startswith(">") else "left"
-
-
 def _plain(cell: object) -> Text:
     return cell if isinstance(cell, Text) else Text("" if cell is None else str(cell))
 
 
-COLUMNS: dict[str, Callable[[], ProgressColumn]] = {
-    "bar": lambda: BarColumn(bar_width=24),
-    "count": MofNCompleteColumn,
-    "share": TaskProgressColumn,
-    "elapsed": TimeElapsedColumn,
-    "left": TimeRemainingColumn,
+COLUMNS: dict[str, Callable[[], rich.progress.ProgressColumn]] = {
+    "bar": lambda: rich.progress.BarColumn(bar_width=24),
+    "count": rich.progress.MofNCompleteColumn,
+    "share": rich.progress.TaskProgressColumn,
+    "elapsed": rich.progress.TimeElapsedColumn,
+    "left": rich.progress.TimeRemainingColumn,
 }
 
 
-def progress(console: Console | None, *columns: str, transient: bool = False) -> Progress:
+def progress(console: Console | None, *columns: str, transient: bool = False) -> rich.progress.Progress:
     """Bars of tasks, each opened by its description; a context manager as rich makes it.
 
     Args:
@@ -119,10 +100,9 @@ def progress(console: Console | None, *columns: str, transient: bool = False) ->
             is text with the task's fields, such as "{task.fields[note]}". None given: bar, share and time left.
         transient: whether the bars go when they are done.
     """
-    chosen = columns or ("bar", "share", "left")
-    shown = [COLUMNS[column]() if column in COLUMNS else TextColumn(column) for column in chosen]
-    first = TextColumn("{task.description}")
-    return Progress(first, *shown, console=console, transient=transient, disable=console is None)
+    chosen = ("{task.description}", *(columns or ("bar", "share", "left")))
+    shown = [COLUMNS[column]() if column in COLUMNS else rich.progress.TextColumn(column) for column in chosen]
+    return rich.progress.Progress(*shown, console=console, transient=transient, disable=console is None)
 
 
 class Reporter:
@@ -145,11 +125,9 @@ class Reporter:
     def tokens_bar(
         self, label: str, total: int, done: int, whole: Meter | None = None
     ) -> Iterator[Callable[[int], None]]:
-        """A bar for tokens, with their speed; where there is no terminal, a line every LINE_SECONDS.
+        """A bar for a source's tokens, with their speed; where there is no terminal, a line every LINE_SECONDS.
 
         Args:
-            label: of the source.
-            total: tokens at which it is done.
             done: tokens that are there at the start.
             whole: of all sources, moved along with this one; none: there are no others.
         """
@@ -212,8 +190,7 @@ class Meter:
 
     def is_due(self) -> bool:
         """Whether LINE_SECONDS have passed since it last was."""
-        due = self._clock() - self._said >= LINE_SECONDS
-        if due:
+        if due := self._clock() - self._said >= LINE_SECONDS:
             self._said = self._clock()
         return due
 

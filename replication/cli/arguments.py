@@ -19,11 +19,10 @@ import functools
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn
 
 from rich.console import Console
 
@@ -31,49 +30,39 @@ from replication.config.reading import Range, number_of
 from replication.errors import UserError
 
 Function = Callable[[Namespace], int | None]
-Act = TypeVar("Act", bound=Callable[..., Any])
-UNCUT = 1000
-"""Columns: more than a row has."""
+Verb = Callable[[Sequence[str]], int]
+Declares = Callable[[Any], Any]
 
 
-def takes(
-    name: str,
-    text: str,
-    kind: Callable[[str], Any] = str,
-    default: Any = None,
-    *,
-    old: str = "",
-    either: bool | None = None,
-    **more: Any,
-) -> Callable[[Act], Act]:
+def takes(name: str, text: str, kind: Callable[[str], Any] = str, default: Any = None, **more: Any) -> Declares:
     """Declare an argument of the function below.
 
     Args:
         name: of a flag such as --jobs, which is `args.jobs` then, or of a word that stands bare.
         text: its line in --help.
         kind: what makes a value of its text; bool: a switch.
-        old: an earlier spelling of it.
-        either: of those of which only one may be given: whether one must be.
-        more: as argparse's add_argument takes it.
+        more: what argparse's add_argument takes; `old`, an earlier spelling; or `either`, for those of which only one
+            may be given: whether one must be.
     """
     more |= {"help": text} | ({"action": "store_true"} if kind is bool else {"type": kind, "default": default})
+    declared = name, more.pop("old", None), more.pop("either", None), more
 
-    def declare(act: Act) -> Act:
-        vars(act).setdefault("arguments", []).insert(0, (name, old, either, more))
+    def declare(act: Function) -> Function:
+        vars(act).setdefault("arguments", []).insert(0, declared)
         return act
 
     return declare
 
 
-def together(*declared: Callable[[Act], Act]) -> Callable[[Act], Act]:
+def together(*declared: Declares) -> Declares:
     """Several arguments in one decorator."""
     return lambda act: functools.reduce(lambda made, declare: declare(made), reversed(declared), act)
 
 
-def takes_keys(text: str = "Any key of a run may follow as a flag.") -> Callable[[Act], Act]:
+def takes_keys(text: str = "Any key of a run may follow as a flag.") -> Declares:
     """Let keys of a run follow as flags, which are `args.keys` then; the text ends the description in --help."""
 
-    def declare(act: Act) -> Act:
+    def declare(act: Function) -> Function:
         vars(act)["keys"] = text
         return act
 
@@ -134,7 +123,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(words, namespace)
 
 
-def verb(act: Function) -> Callable[[Sequence[str]], int]:
+def verb(act: Function) -> Verb:
     """`replicate NAME WORDS` of the function of that name: from the words to the exit code, 0 where it gives none."""
 
     def run(argv: Sequence[str]) -> int:
@@ -145,14 +134,12 @@ def verb(act: Function) -> Callable[[Sequence[str]], int]:
     return run
 
 
-def actions(
-    name: str, text: str, *acts: Function, no_keys: str = "", earlier: Mapping[str, list[str]] = MappingProxyType({})
-) -> Callable[[Sequence[str]], int]:
+def actions(name: str, text: str, *acts: Function, no_keys: str = "", **earlier: str) -> Verb:
     """`replicate NAME ACTION WORDS` of the functions of its actions.
 
     Args:
         no_keys: the remedy where keys are given to an action that takes none, beside others that do.
-        earlier: names that an action had before.
+        earlier: the name that an action had before.
     """
 
     def run(argv: Sequence[str]) -> int:
@@ -160,8 +147,7 @@ def actions(
         names = "|".join(act.__name__ for act in acts)
         choices = parser.add_subparsers(dest="action", required=True, metavar=names, parser_class=Parser)
         for act in acts:
-            line = _first_paragraph(act).rstrip(".")
-            before = earlier.get(act.__name__, [])
+            line, before = _first_paragraph(act).rstrip("."), [earlier[act.__name__]] if act.__name__ in earlier else []
             choices.add_parser(act.__name__, help=line[0].lower() + line[1:], aliases=before).declare(act)
         args, args.keys = parser.parse_known_args(argv) if no_keys else (parser.parse_args(argv), [])
         if args.keys and "keys" not in vars(args.act):
@@ -208,8 +194,8 @@ def folder(text: str) -> Path:
 
 
 def table_console() -> Console:
-    """Standard output for a table: as wide as its longest row where no terminal says how wide it is."""
-    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=UNCUT)
+    """Standard output for a table: wider than any row where no terminal says how wide it is."""
+    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=1000)
 
 
 COUNT, NATURAL, POSITIVE, SEED = whole(), whole(0), number("(0, 1e9]"), whole(0, 2**32 - 1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from replication.cli.arguments import COUNT, NATURAL, SEED, actions, several, takes, takes_keys, together, verb
-from replication.cli.grid import named_suite, with_seeds
+from replication.cli.grid import CLUSTER, named_suite, with_seeds
 from replication.config import RunConfig, find_cluster, load_run, load_suite
 from replication.console import say
 from replication.errors import UserError
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from replication.bench.blocks import Result
 
 EATS = 85_000
-CONFIG = takes("--config", "config file (default: model/tiny, cluster/cpu)", default=[], action="append")
 BLOCKS = together(
+    takes("--config", "config file (default: model/tiny, cluster/cpu)", default=[], action="append"),
     takes("--blocks", "of each contestant, that count (default 24)", COUNT, 24),
     takes("--block-steps", "optimizer steps in a block (default 10)", COUNT, 10),
 )
@@ -42,7 +42,6 @@ def _tell(result: Result, out: Path | None) -> None:
         say(Console(), f"every block:  {out}")
 
 
-@CONFIG
 @BLOCKS
 @OUT
 @takes_keys()
@@ -55,7 +54,6 @@ def step(args: Namespace) -> None:
     _tell(bench_step(config, args.block_steps, args.blocks, Console()), args.out)
 
 
-@CONFIG
 @BLOCKS
 @OUT
 @takes_keys()
@@ -67,7 +65,6 @@ def peers(args: Namespace) -> None:
     _tell(bench_peers(config, args.block_steps, args.blocks, Console()), args.out)
 
 
-@CONFIG
 @BLOCKS
 @takes("--ranks", "numbers of processes (default 1,2)", several(COUNT), [1, 2])
 @takes(
@@ -136,7 +133,7 @@ def data(args: Namespace) -> None:
 
 @takes("suite", "suite file, a name in configs/suites, or a suite's output folder")
 @takes("--out", "the suite's output folder (default: out/<suite>); noise.json goes there", Path)
-@takes("--cluster", "file that says where cells run, or its name in configs/cluster")
+@CLUSTER
 @takes("--arms", "comma-separated arms (default: the suite's first)")
 @takes("--seed", "default: the suite's first", SEED)
 @takes(

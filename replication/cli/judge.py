@@ -8,6 +8,7 @@ import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -68,8 +69,7 @@ def judge(argv: Sequence[str]) -> int:
         ) from error
 
 
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+_console = partial(Console, highlight=False, soft_wrap=True)
 
 
 def open_panel(args: Namespace, only_reads: bool = False) -> tuple[PanelFolder, Database]:

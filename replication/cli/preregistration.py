@@ -81,5 +81,5 @@ preregistration = plan = actions(
     "Register, show or check the analysis plan of a suite.",
     *(register, show, check),
     no_keys="remove it",
-    earlier={"register": ["freeze"]},
+    register="freeze",
 )

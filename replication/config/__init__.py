@@ -41,39 +41,10 @@ from replication.config.schema import (
     TrainingConfig,
 )
 
-__all__ = [
-    "SEED_KEYS",
-    "AnalysisConfig",
-    "ClusterConfig",
-    "DataConfig",
-    "DivergedRule",
-    "Keys",
-    "LayerGainConfig",
-    "ModelConfig",
-    "RunConfig",
-    "SlurmConfig",
-    "SourceConfig",
-    "SuiteConfig",
-    "TokenGainConfig",
-    "TokenizerConfig",
-    "TrainingConfig",
-    "arm_keys",
-    "config_root",
-    "differences",
-    "find_cluster",
-    "find_config",
-    "flatten",
-    "help_of_keys",
-    "load_cell",
-    "load_run",
-    "load_suite",
-    "machine_cut",
-    "refuse_differences",
-    "refuse_other_config",
-    "sampling_settings",
-    "scientific",
-    "scientific_hash",
-    "to_dict",
-    "to_yaml",
-    "without_seeds",
-]
+__all__ = ["AnalysisConfig", "ClusterConfig", "DataConfig", "DivergedRule", "LayerGainConfig", "ModelConfig"]
+__all__ += ["RunConfig", "SlurmConfig", "SourceConfig", "SuiteConfig", "TokenGainConfig", "TokenizerConfig"]
+__all__ += ["TrainingConfig"]
+__all__ += ["SEED_KEYS", "Keys", "arm_keys", "config_root", "differences", "find_cluster", "find_config", "flatten"]
+__all__ += ["help_of_keys", "load_cell", "load_run", "load_suite", "machine_cut", "refuse_differences"]
+__all__ += ["refuse_other_config", "sampling_settings", "scientific", "scientific_hash", "to_dict", "to_yaml"]
+__all__ += ["without_seeds"]

@@ -19,7 +19,7 @@ NAME = re.compile(r"\w([^/\\,\x00-\x1f]{0,98}[^/\\,\s\x00-\x1f])?")
 
 def contradictions(c: RunConfig) -> Iterator[str]:
     """Every rule that a run's config breaks."""
-    for section in (_model, _training, _gains, _sequences, _processes, _zero, _kernels, _batch, _texts):
+    for section in (_model, _training, _machine, _kernels, _batch, _texts):
         yield from section(c)
 
 
@@ -47,9 +47,6 @@ def _training(c: RunConfig) -> Iterator[str]:
         )
     if t.muon_learning_rate is not None and t.optimizer != "muon":
         yield f"training.muon_learning_rate: {t.optimizer} does not use it; set it to null, or training.optimizer=muon"
-
-
-def _gains(c: RunConfig) -> Iterator[str]:
     token, layer, n_blocks = c.token_gain, c.layer_gain, c.model.n_blocks
     for low_key, low, high_key, high in (
         ("token_gain.c_min", token.c_min, "token_gain.c_max", token.c_max),
@@ -63,34 +60,27 @@ def _gains(c: RunConfig) -> Iterator[str]:
         yield f"layer_gain.exclude_blocks: {outside} are not blocks 0..{n_blocks - 1}"
     if len(set(layer.exclude_blocks)) >= n_blocks:
         yield "layer_gain.exclude_blocks: names every block; leave at least one"
-
-
-def _sequences(c: RunConfig) -> Iterator[str]:
-    if c.training.batch_tokens % c.data.block_size_tokens:
+    if t.batch_tokens % c.data.block_size_tokens:
         yield (
-            f"training.batch_tokens: {c.training.batch_tokens} is not a whole number of sequences of "
+            f"training.batch_tokens: {t.batch_tokens} is not a whole number of sequences of "
             f"data.block_size_tokens ({c.data.block_size_tokens}); make it a multiple"
         )
 
 
-def _processes(c: RunConfig) -> Iterator[str]:
-    slurm = c.cluster.slurm
+def _machine(c: RunConfig) -> Iterator[str]:
+    """Processes; and settings that DeepSpeed ZeRO lacks, or applies to something else than the gradient."""
+    slurm, strategy, offload = c.cluster.slurm, c.cluster.strategy, c.cluster.offload_optimizer
+    precision, zero = c.training.precision, strategy.startswith("zero")
     if slurm.lead_seconds >= 60 * slurm.time_limit_minutes:
         yield (
             f"cluster.slurm.lead_seconds: {slurm.lead_seconds} seconds are all of cluster.slurm.time_limit_minutes "
             f"({slurm.time_limit_minutes}), so a job would be told to stop at its start; lower it"
         )
-    if c.cluster.strategy == "single" and c.world_size > 1:
+    if strategy == "single" and c.world_size > 1:
         yield (
             f"cluster.strategy: single is one process, but cluster.devices x cluster.nodes is {c.world_size}; choose "
             "ddp or zero2"
         )
-
-
-def _zero(c: RunConfig) -> Iterator[str]:
-    """Settings that DeepSpeed ZeRO lacks, or applies to something else than the gradient; refused by name."""
-    strategy, precision, offload = c.cluster.strategy, c.training.precision, c.cluster.offload_optimizer
-    zero = strategy.startswith("zero")
     if offload and not zero:
         yield f"cluster.offload_optimizer: {strategy} keeps the optimizer where the weights are; choose zero2 or zero3"
     if zero and precision == "64-true":
