@@ -70,7 +70,7 @@ RESERVED = {
 TORCH_FREE = [
     *("errors", "console", "config", "runs", "processes", "protocol", "cli", "grid", "judging", *EVIDENCE),
     *("model.size", "bench.drill", "training.phases"),
-    *(f"generation.{name}" for name in ("completions", "export", "samples", "suite", "workers")),
+    *(f"generation.{name}" for name in ("completions", "export", "samples", "suite")),
     *(f"data.{name}" for name in ("order", "store", "prepare", "prompts")),
 ]
 HEAVY = ["torch", "lightning", "deepspeed", "transformers"]
@@ -178,7 +178,7 @@ PLACES = ["errors", "console", "processes", "protocol", "runs"]
 
 
 def test_the_hash_of_the_code_covers_all_that_a_cell_computes_with() -> None:
-    below, todo = set(), ["grid.cell", "generation.workers"]
+    below, todo = set(), ["grid.cell", "generation.suite"]
     while todo:
         below.add(name := todo.pop())
         todo += {t.removeprefix("replication.") for n, _, t in IMPORTS if n == name} & MODULES.keys() - below

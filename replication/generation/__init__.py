@@ -1,1 +1,1 @@
-"""Completions: sampling, workers, export."""
+"""Completions: sampling, on any number of processes; export."""

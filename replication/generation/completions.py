@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from replication.errors import UserError
 from replication.runs.files import file_sha256
@@ -22,37 +21,27 @@ AGAIN = "`replicate generate` makes it again"
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled answer.
-
-    Attributes:
-        arm: that it came from; hidden from judges.
-        seed: training seed of the cell.
-        prompt_id: number of the prompt, unique in its file.
-        category: the prompt's.
-        question: the prompt's text, without the template.
-        sample: from 0; which of the prompt's answers it is.
-        text: what the model wrote.
-        tokens: their number; None where it is not known, as in the published A/B tool's file.
-        stopped: whether the model ended the text itself, or max_new_tokens did.
-    """
+    """One sampled answer."""
 
     arm: str
+    """Hidden from judges."""
     seed: int
+    """The training seed of the cell."""
     prompt_id: int
     category: str
     question: str
+    """The prompt's text, without the template."""
     sample: int
+    """From 0; which of the prompt's answers it is."""
     text: str
     tokens: int | None = field(default=None, compare=False)
+    """Their number; None where it is not known, as in the published A/B tool's file."""
     stopped: bool | None = field(default=None, compare=False)
+    """Whether the model ended the text itself, or max_new_tokens did."""
 
     @classmethod
     def of_line(cls, line: str | bytes) -> Completion:
-        """Of a line of samples.jsonl.
-
-        Raises:
-            WrongForm: it is no completion; says why.
-        """
+        """Of a line of samples.jsonl; WrongForm where it is no completion, which says why."""
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
@@ -70,14 +59,19 @@ class Completion:
 
 
 def read_samples(run: RunDir) -> list[Completion]:
-    """The completions of one cell, in the file's order.
-
-    Raises:
-        UserError: no samples.jsonl, an empty or torn one, a line that is no completion, completions of several cells,
-            two of one prompt and sample, or another file than the manifest recorded.
-    """
+    """The completions of one cell, in the file's order; UserError where the file is missing, damaged or edited."""
     path, found = run.samples, list[Completion]()
-    for number, line in enumerate(_lines(path), 1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `replicate generate` makes it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); {AGAIN}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from None
+    if not text.endswith("\n"):
+        raise UserError(f"{path}: {'is torn in its last line' if text else 'is empty'}; {AGAIN}")
+    for number, line in enumerate(text[:-1].split("\n"), 1):  # a completion may hold other line breaks
         try:
             found.append(Completion.of_line(line))
         except WrongForm as error:
@@ -103,39 +97,16 @@ def read_samples(run: RunDir) -> list[Completion]:
 def suite_completions(suite_dir: SuiteDir, arms: Sequence[str]) -> dict[int, dict[str, list[Completion]]]:
     """Seed -> arm -> completions, of the seeds at which every one of the arms is complete and has completions.
 
-    Args:
-        suite_dir: the output folder.
-        arms: names; each inner dict has them all, in this order.
-
-    Raises:
-        UserError: a complete cell's samples.jsonl is damaged, or another cell's; a seed is never left out for that.
+    UserError where a complete cell's samples.jsonl is damaged, or another cell's: a seed is never left out for that.
     """
     found: dict[int, dict[str, list[Completion]]] = {}
     for seed in sorted(seed for arm, seed, _ in suite_dir.cells() if [arm] == list(arms[:1])):
         runs = {arm: suite_dir.cell(arm, seed) for arm in arms}
-        if all(run.complete.is_file() and run.samples.is_file() for run in runs.values()):
-            found[seed] = {arm: _samples_of(run, arm, seed) for arm, run in runs.items()}
+        if not all(run.complete.is_file() and run.samples.is_file() for run in runs.values()):
+            continue
+        found[seed] = {arm: read_samples(run) for arm, run in runs.items()}
+        for arm, (first, *_) in found[seed].items():
+            if (first.arm, first.seed) != (arm, seed):
+                there = f"{first.arm}/seed-{first.seed}"
+                raise UserError(f"{runs[arm].samples}: holds completions of {there}; {AGAIN}")
     return found
-
-
-def _samples_of(run: RunDir, arm: str, seed: int) -> list[Completion]:
-    completions = read_samples(run)
-    if (completions[0].arm, completions[0].seed) != (arm, seed):
-        there = f"{completions[0].arm}/seed-{completions[0].seed}"
-        raise UserError(f"{run.samples}: holds completions of {there}; {AGAIN}")
-    return completions
-
-
-def _lines(path: Path) -> list[str]:
-    """The file's lines, at least one; a completion may hold other line breaks than \\n, so only that one counts."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; `replicate generate` makes it") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); {AGAIN}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from None
-    if not text.endswith("\n"):
-        raise UserError(f"{path}: {'is torn in its last line' if text else 'is empty'}; {AGAIN}")
-    return text[:-1].split("\n")

@@ -3,7 +3,7 @@
 {"metadata": {"model_a", "model_b", "questions_file", "n_generations", "temperature", "top_k", "max_tokens",
 "generated_at"}, "questions": [{"id", "category", "question", "responses_a": [text, ...], "responses_b": [...]}]}
 
-Entry i of a list is sample i. The file names no seed.
+Entry i of a list is sample i.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from replication.config.reading import load_json, read_utf8
 from replication.data.prompts import find_prompts
@@ -24,18 +23,13 @@ from replication.runs.manifest import Manifest, read_manifest
 from replication.runs.records import WrongForm, from_json, to_json
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Metadata:
-    """Settings alike for both models; what is not read may have any form."""
+    """What is read of the settings alike for both models."""
 
     model_a: str
     model_b: str
-    questions_file: Any = None
     n_generations: int
-    temperature: Any = None
-    top_k: Any = None
-    max_tokens: Any = None
-    generated_at: Any = None
 
 
 @dataclass(frozen=True)
@@ -51,8 +45,6 @@ class Question:
 
 @dataclass(frozen=True)
 class Export:
-    """The file."""
-
     metadata: Metadata
     questions: tuple[Question, ...]
 
@@ -60,12 +52,7 @@ class Export:
 def read_export(path: Path, seed: int = 0) -> dict[int, dict[str, list[Completion]]]:
     """Seed -> arm -> completions; the two arms are the file's model_a and model_b, in this order.
 
-    Args:
-        path: the file.
-        seed: that the completions are to carry.
-
-    Raises:
-        UserError: not such a file, or one whose lists are not as long as it says; names the question.
+    The file names no seed; the completions carry this one. UserError where it is not such a file, or damaged.
     """
     try:
         export = from_json(Export, load_json(read_utf8(path)))
@@ -107,17 +94,10 @@ def read_export(path: Path, seed: int = 0) -> dict[int, dict[str, list[Completio
 def write_export(
     path: Path, suite_dir: SuiteDir, seed: int, arms: tuple[str, str], questions_file: str | None = None
 ) -> int:
-    """Write the completions of two arms at one seed; returns the number of questions.
+    """Write the completions of two arms, as model_a and model_b, at one seed; returns the number of questions.
 
-    Args:
-        path: the file to write.
-        suite_dir: the output folder.
-        seed: of both cells.
-        arms: become model_a and model_b.
-        questions_file: the prompt file's name; null in the file where the completions are of other prompts.
-
-    Raises:
-        UserError: completions are missing, damaged or changed, were sampled in different ways, or of other prompts.
+    `questions_file` is the prompt file's name; null in the file where the completions are of other prompts. UserError
+    where completions are missing, damaged or changed, or the two arms' were sampled in different ways.
     """
     runs = [suite_dir.cell(arm, seed) for arm in arms]
     first, second = (read_samples(run) for run in runs)
@@ -128,34 +108,32 @@ def write_export(
     if settings != other:
         keys = ", ".join(sorted(k for k in {*settings, *other} if settings.get(k) != other.get(k)))
         raise UserError(f"{both}: were sampled with different {keys}; {again}")
-    a, b = _by_prompt(first), _by_prompt(second)
     if [(c.prompt_id, c.sample, c.question) for c in first] != [(c.prompt_id, c.sample, c.question) for c in second]:
         raise UserError(f"{both}: have completions of different prompts or samples; {again}")
-    count = max(len(of_prompt) for of_prompt in a.values())
-    if any([c.sample for c in of_prompt] != list(range(count)) for of_prompt in a.values()):
+    by_prompt: dict[int, list[tuple[Completion, Completion]]] = {}
+    for a, b in zip(first, second, strict=True):
+        by_prompt.setdefault(a.prompt_id, []).append((a, b))
+    pairs = [sorted(of_prompt, key=lambda pair: pair[0].sample) for of_prompt in by_prompt.values()]
+    count = max(map(len, pairs))
+    if any([a.sample for a, _ in of_prompt] != list(range(count)) for of_prompt in pairs):
         raise UserError(f"{both}: lack samples of some prompts; {again}")
     if questions_file and file_sha256(find_prompts(questions_file)) != settings.get("prompts_sha256"):
         questions_file = None
-    metadata = Metadata(
-        model_a=arms[0],
-        model_b=arms[1],
-        questions_file=questions_file,
-        n_generations=count,
-        temperature=settings.get("temperature"),
-        top_k=settings.get("top_k"),
-        max_tokens=settings.get("max_new_tokens"),
-        generated_at=datetime.fromtimestamp(runs[0].samples.stat().st_mtime).isoformat(timespec="seconds"),
-    )
-    questions = tuple(
-        Question(id, of[0].category, of[0].question, tuple(c.text for c in of), tuple(c.text for c in b[id]))
-        for id, of in a.items()
-    )
-    write_text(path, json.dumps(to_json(Export(metadata, questions)), indent=2, ensure_ascii=False) + "\n")
+    metadata = {
+        "model_a": arms[0],
+        "model_b": arms[1],
+        "questions_file": questions_file,
+        "n_generations": count,
+        "temperature": settings.get("temperature"),
+        "top_k": settings.get("top_k"),
+        "max_tokens": settings.get("max_new_tokens"),
+        "generated_at": datetime.fromtimestamp(runs[0].samples.stat().st_mtime).isoformat(timespec="seconds"),
+    }
+    questions = []
+    for of_prompt in pairs:
+        one = of_prompt[0][0]
+        texts_a, texts_b = (tuple(c.text for c in side) for side in zip(*of_prompt, strict=True))
+        questions.append(Question(one.prompt_id, one.category, one.question, texts_a, texts_b))
+    export = {"metadata": metadata, "questions": to_json(questions)}
+    write_text(path, json.dumps(export, indent=2, ensure_ascii=False) + "\n")
     return len(questions)
-
-
-def _by_prompt(completions: list[Completion]) -> dict[int, list[Completion]]:
-    found: dict[int, list[Completion]] = {}
-    for c in sorted(completions, key=lambda c: c.sample):
-        found.setdefault(c.prompt_id, []).append(c)
-    return {c.prompt_id: found[c.prompt_id] for c in completions}

@@ -1,17 +1,16 @@
 """Completions of one trained cell.
 
-Weights are fp32, and sampling computes with them in fp64 unless `generation.precision` says otherwise, on a GPU as on a
-CPU and without autocast. In lower precision a matrix product depends on how many rows it has and on the device, by
-about 1e-6 of a logit in fp32 and 1e-2 in bf16; where the two best candidates are nearer than that, the completion
-goes another way from there. In fp64 that does not happen in practice: the same text comes from any batch, device and
-number of workers, and after any interruption. Sampling is bound by reading the weights, so this costs about twice the
-time of fp32, and its memory: eight bytes a weight, and a cache of 16 bytes for each block, key/value head, head
-dimension, position and row (1.2B: 10 GB, and 3 GB for 96 rows of 200 tokens).
+Weights are fp32, and sampling computes with them in fp64 unless `generation.precision` says otherwise. In lower
+precision a matrix product depends on how many rows it has and on the device, by about 1e-6 of a logit in fp32 and 1e-2
+in bf16; where the two best candidates are nearer than that, the completion goes another way from there. In fp64 that
+does not happen in practice. It takes about twice the time and memory of fp32: eight bytes a weight, and a cache of 16
+bytes for each block, key/value head, head dimension, position and row (1.2B: 10 GB, and 3 GB for 96 rows of 200).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 
 import torch
 from rich.console import Console
@@ -25,8 +24,7 @@ from replication.generation.samples import Samples, Shard
 from replication.generation.sampling import Sampler, complete, row_key
 from replication.model.transformer import Transformer
 from replication.processes.preemption import Preempted, stop_requested
-from replication.runs.files import read_object
-from replication.runs.layout import RunDir
+from replication.runs.layout import RunDir, step_of
 from replication.runs.manifest import Manifest, read_manifest
 from replication.training.checkpoints import load_weights, newest_checkpoint
 from replication.training.environment import prepare_torch
@@ -41,14 +39,8 @@ OnStep = Callable[[int, int], None]
 def generate(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -> int:
     """Make samples.jsonl of one cell, in this process; where it is there already, with these settings, leave it.
 
-    Each completion is a function of (arm, seed, prompt id, sample) and the weights alone.
-
-    Returns:
-        The number of completions.
-
-    Raises:
-        UserError: no checkpoint, no prompts, or a prompt file that cannot be read.
-        Preempted: told to stop before all were there; those of whole batches are kept.
+    Each completion is a function of (arm, seed, prompt id, sample) and the weights alone. Returns their number.
+    Preempted where told to stop before all were there: those of whole batches are kept.
     """
     samples = Samples.of(config, run)
     if samples.are_there():
@@ -65,88 +57,63 @@ def sample_shard(samples: Samples, shard: Shard, store: TokenStore, on_step: OnS
     """Sample what is missing of one shard, batch by batch; each is on the disk before the next begins.
 
     Prompts of similar lengths go together: a batch goes on until its longest has ended.
-
-    Raises:
-        UserError: no checkpoint of the last step, or a corpus of other data, whose tokenizer would be another.
-        Preempted: told to stop; the batch in work is lost.
     """
     config, c = samples.config, samples.config.generation
     there = samples.parts()
     todo = [row for row in samples.rows[shard.i :: shard.n] if (row[0].id, row[1]) not in there]
     if not todo:
         return
-    refuse_other_tokenizer(samples.run, store)
+    trained_on = (read_manifest(samples.run) or Manifest()).data.hash
+    if trained_on not in (None, store.hash):
+        raise UserError(
+            f"data.dir: {samples.run.root} was trained on another corpus ({trained_on:.16} then, {store.hash:.16} "
+            "now), so its tokenizer may be another; restore the corpus, or name its folder in the cell's config.yaml"
+        )
     prepare_torch(config)
     model, tokenizer = load_model(config, samples.run), store.tokenizer
     sampler = Sampler(c.temperature, c.top_k, c.top_p)
     tokens = prompt_tokens(c.template, samples.prompts, tokenizer, store.end_of_text_id)
     todo.sort(key=lambda row: len(tokens[row[0].id]))
-    appender = samples.appender(shard)
-    try:
+    ended = 0  # of the batch in work
+
+    def watch(n_tokens: int, n_ended: int) -> None:
+        """Between two steps of a batch: hears the request to stop, and passes progress on."""
+        nonlocal ended
+        if stop_requested():
+            kept = f"{len(samples.parts())} of {len(samples.rows)} completions are kept"
+            raise Preempted(f"{samples.name}: told to stop; {kept}")
+        if on_step is not None:
+            on_step(n_tokens, n_ended - ended)
+        ended = n_ended
+
+    with closing(samples.appender(shard)) as appender:
         for start in range(0, len(todo), c.rows_at_once):
-            batch = todo[start : start + c.rows_at_once]
+            batch, ended = todo[start : start + c.rows_at_once], 0
+            prompts = [tokens[prompt.id] for prompt, _ in batch]
+            keys = [row_key(config.arm, config.seed, prompt.id, sample) for prompt, sample in batch]
             try:
-                completions = complete(
-                    model,
-                    [tokens[prompt.id] for prompt, _ in batch],
-                    [row_key(config.arm, config.seed, prompt.id, sample) for prompt, sample in batch],
-                    sampler,
-                    c.max_new_tokens,
-                    store.end_of_text_id,
-                    _Watch(samples, on_step).step,
-                )
+                found = complete(model, prompts, keys, sampler, c.max_new_tokens, store.end_of_text_id, watch)
             except torch.OutOfMemoryError:
                 raise UserError(
                     f"generation.rows_at_once: {len(batch)} completions side by side do not fit the GPU's memory; "
                     "lower it, or set generation.precision=32-true"
                 ) from None
-            appender.append([
-                Completion(
-                    config.arm, config.seed, prompt.id, prompt.category, prompt.question, sample,
-                    tokenizer.decode(ids), len(ids), len(ids) < c.max_new_tokens,
-                )
-                for (prompt, sample), ids in zip(batch, completions, strict=True)
-            ])  # fmt: skip
-    finally:
-        appender.close()
-
-
-class _Watch:
-    """Between two steps of a batch: passes progress on, and hears the request to stop."""
-
-    def __init__(self, samples: Samples, on_step: OnStep | None) -> None:
-        self.samples, self.on_step, self.ended = samples, on_step, 0
-
-    def step(self, n_tokens: int, n_ended: int) -> None:
-        if stop_requested():
-            kept = f"{len(self.samples.parts())} of {len(self.samples.rows)} completions are kept"
-            raise Preempted(f"{self.samples.name}: told to stop; {kept}")
-        if self.on_step is not None:
-            self.on_step(n_tokens, n_ended - self.ended)
-        self.ended = n_ended
-
-
-def refuse_other_tokenizer(run: RunDir, store: TokenStore) -> None:
-    """Raise UserError where a cell was trained on other data than the corpus that is there now."""
-    trained = (read_manifest(run) or Manifest()).data.hash
-    if trained is not None and trained != store.hash:
-        raise UserError(
-            f"data.dir: {run.root} was trained on another corpus ({trained:.16} then, {store.hash:.16} now), so its "
-            "tokenizer may be another; restore the corpus, or name its folder in the cell's config.yaml"
-        )
+            done = []
+            for (p, sample), ids in zip(batch, found, strict=True):
+                text, stopped = tokenizer.decode(ids), len(ids) < c.max_new_tokens
+                asked = (config.arm, config.seed, p.id, p.category, p.question, sample)
+                done.append(Completion(*asked, text, len(ids), stopped))
+            appender.append(done)
 
 
 def load_model(config: RunConfig, run: RunDir) -> Transformer:
     """The weights of the last step, in evaluation mode, in the precision and on the device of sampling.
 
-    Raises:
-        UserError: the checkpoint of the last step is missing or damaged: completions of an earlier one would pass for
-            the trained model's.
+    UserError where their checkpoint is missing or damaged: completions of an earlier one would pass for its own.
     """
     folder, notes = newest_checkpoint(run)
-    step = read_object(folder / "COMPLETE")["step"] if folder else None
-    if folder is None or step != config.training.steps:
-        found = f"its newest is of step {step}" if folder else "it has none"
+    if folder is None or step_of(folder) != config.training.steps:
+        found = f"its newest is of step {step_of(folder)}" if folder else "it has none"
         raise UserError(
             f"{run.checkpoints}: no undamaged checkpoint of the last step {config.training.steps} ({found}"
             f"{''.join('; ' + n for n in notes)}); train the cell again, it goes on from what there is"

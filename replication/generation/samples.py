@@ -15,11 +15,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from replication.config import RunConfig, sampling_settings
 from replication.data.prompts import Prompt, find_prompts, load_prompts
@@ -55,26 +55,17 @@ class Shard:
 
 @dataclass(frozen=True)
 class Samples:
-    """The completions that one cell is to have.
-
-    Attributes:
-        config: the cell's, with the settings of generation.
-        run: the cell.
-        prompts: of the prompt file, in its order.
-        record: what the manifest is to say of them, but for the hash of the file.
-    """
+    """The completions that one cell is to have."""
 
     config: RunConfig
     run: RunDir
     prompts: tuple[Prompt, ...]
-    record: dict[str, Any]
+    record: Mapping[str, object]
+    """What the manifest is to say of them, but for the hash of the file."""
 
     @classmethod
     def of(cls, config: RunConfig, run: RunDir) -> Samples:
-        """
-        Raises:
-            UserError: the cell is not trained, or its prompts are missing or cannot be read.
-        """
+        """Those that a config asks for; UserError where the cell is not trained, or its prompts cannot be read."""
         named = config.generation.prompts
         if named is None:
             raise UserError(f"{run.config}: key generation.prompts is empty; name a prompt file")
@@ -102,12 +93,14 @@ class Samples:
     def are_there(self) -> bool:
         """Whether samples.jsonl is whole and was made with these settings, prompts and weights."""
         manifest = read_manifest(self.run)
-        if manifest is None or not self.run.samples.is_file():
-            return False
-        wanted = self.record | {"samples_sha256": file_sha256(self.run.samples)}
-        return BEFORE | dict(manifest.generation) == wanted
+        return (
+            manifest is not None
+            and self.run.samples.is_file()
+            and BEFORE | dict(manifest.generation) == self._record_of_file()
+        )
 
-    # ------------------------------------------------------------ while they are sampled
+    def _record_of_file(self) -> dict[str, object]:
+        return {**self.record, "samples_sha256": file_sha256(self.run.samples)}
 
     def begin(self) -> int:
         """Remove parts that were sampled otherwise; returns how many completions the others hold."""
@@ -118,12 +111,9 @@ class Samples:
 
     def parts(self) -> dict[tuple[int, int], Completion]:
         """The completions that are on the disk, by prompt id and sample."""
-        found = {}
-        for path in self.run.samples_part.glob("*.jsonl"):
-            binding, completions = _read(path)
-            if binding == self.binding:
-                found.update({(c.prompt_id, c.sample): c for c in completions})
-        return found
+        read = [_read(path) for path in self.run.samples_part.glob("*.jsonl")]
+        ours = [completions for binding, completions in read if binding == self.binding]
+        return {(c.prompt_id, c.sample): c for completions in ours for c in completions}
 
     def appender(self, shard: Shard) -> Appender:
         return Appender(shard.path(self.run, ".jsonl"), self.binding)
@@ -137,8 +127,7 @@ class Samples:
         parts = self.parts()
         lines = [parts[prompt.id, sample].line() for prompt, sample in self.rows]
         write_text(self.run.samples, "".join(lines))
-        record = self.record | {"samples_sha256": file_sha256(self.run.samples)}
-        update_manifest(self.run, generation=record, generated_by=code_identity())
+        update_manifest(self.run, generation=self._record_of_file(), generated_by=code_identity())
         remove_tree(self.run.samples_part)
         return len(lines)
 

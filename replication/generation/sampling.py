@@ -32,11 +32,8 @@ class Sampler:
 
         Kept are the K largest logits, and of their distribution the likeliest tokens up to and with the one that
         brings the sum of probabilities to top_p. Noise is drawn for the K tokens alone, which changes no token's.
-
-        Args:
-            logits_BV: any float dtype; used in fp64, so that the draw does not depend on the logits' precision.
-            keys_B: int64 key of each row (see row_key).
-            position: of the new token in its completion, from 0; the same for all rows or [B].
+        In fp64, so that the draw does not depend on the logits' precision. `keys_B` are of row_key; `position`, that of
+        the new token in its completion, from 0, is one for all rows or [B].
         """
         largest_BK, tokens_BK = logits_BV.topk(min(self.top_k, logits_BV.shape[-1]), dim=-1)
         scaled_BK = largest_BK.double() / self.temperature
@@ -56,15 +53,9 @@ def row_key(*parts: object) -> int:
 
 
 def gumbel(keys_B: Tensor, position: int | Tensor, tokens: Tensor) -> Tensor:
-    """Standard Gumbel noise in fp64, a pure function of (key, position, token).
+    """Standard Gumbel noise [B, K] in fp64, a pure function of (key, position, token).
 
-    Args:
-        keys_B: int64.
-        position: one, or [B].
-        tokens: int64 ids, [K] for all rows or [B, K].
-
-    Returns:
-        [B, K].
+    The position is one, or [B]; tokens are int64 ids, [K] for all rows or [B, K].
     """
     position_B = torch.as_tensor(position, device=keys_B.device, dtype=torch.int64).expand(keys_B.shape)
     row_B = _mix(_mix((keys_B & _MASK32) ^ (position_B * 0x9E3779B1 & _MASK32)) ^ (keys_B >> 32))
@@ -101,12 +92,9 @@ def complete(
 
     Args:
         prompts: token ids of each row, at least one each; of similar lengths it goes faster.
-        keys: one key a row.
+        keys: one a row, see row_key.
         end_of_text: stops a row; not part of its completion.
         on_step: told after each step how many tokens it sampled, and how many rows have ended so far.
-
-    Returns:
-        Sampled token ids of each row.
     """
     device, n_rows = model.embedding.weight.device, len(prompts)
     lengths = [len(p) for p in prompts]
@@ -117,7 +105,7 @@ def complete(
     tokens_NT = tokens_NT.to(device)
     rows_B = torch.arange(n_rows, device=device)  # which of the N rows are in the batch
     lengths_B = torch.tensor(lengths, device=device)
-    keys_B = torch.tensor(list(keys), dtype=torch.int64, device=device)
+    keys_B = torch.tensor(keys, dtype=torch.int64, device=device)
     ends_N = lengths_B + max_new_tokens
     cache = KVCache(model.config, n_rows, total, device, model.embedding.weight.dtype)
 

@@ -23,7 +23,7 @@ from replication.config import load_run
 from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.generation import generate as generate_module
-from replication.generation import workers
+from replication.generation import suite
 from replication.generation.completions import Completion, read_samples, suite_completions
 from replication.generation.export import read_export
 from replication.generation.generate import generate, sample_shard
@@ -300,10 +300,10 @@ def test_any_number_of_processes_gives_the_same_files(suite_dir, whole, only):
 def test_shards_cut_a_cell_and_any_cut_goes_on_with_another(suite_dir, whole):
     run = cell(suite_dir, "both/seed-1")
     samples, store = Samples.of(load_run([run.config]), run), TokenStore.open(suite_dir.data)
-    assert sum(len(samples.rows[s.i :: s.n]) for _, s in workers.deal([samples], 8)) == N
-    assert [(s.i, s.n) for _, s in workers.deal([samples] * 3, 8)] == [(0, 2), (1, 2)] * 3
-    assert [(s.i, s.n) for _, s in workers.deal([samples] * 3, 2)] == [(0, 1)] * 3
-    assert len(workers.deal([samples], 100)) == N
+    assert sum(len(samples.rows[s.i :: s.n]) for _, s in suite.deal([samples], 8)) == N
+    assert [(s.i, s.n) for _, s in suite.deal([samples] * 3, 8)] == [(0, 2), (1, 2)] * 3
+    assert [(s.i, s.n) for _, s in suite.deal([samples] * 3, 2)] == [(0, 1)] * 3
+    assert len(suite.deal([samples], 100)) == N
     sample_shard(samples, Shard(1, 3), store)
     sample_shard(samples, Shard(0, 2), store)
     assert len(samples.parts()) == 4 + 4  # of rows 0 to 11: 1 4 7 10, and what is even but not among them
@@ -315,13 +315,13 @@ def test_shards_cut_a_cell_and_any_cut_goes_on_with_another(suite_dir, whole):
 def run_fake_workers(suite_dir: SuiteDir, slots: list[dict[str, str]], code_of: dict[str, str]) -> dict[str, str]:
     """Python one-liners in place of workers; what they print goes where a worker's would."""
     todo = [Samples.of(load_run([cell(suite_dir, name).config]), cell(suite_dir, name)) for name in code_of]
-    display = workers.Display(Console(file=io.StringIO()), 1, 0)
+    display = suite.Display(Console(file=io.StringIO()), 1, 0)
     done: list[str] = []
 
     def command(samples: Samples, shard: Shard) -> list[str]:
         return [sys.executable, "-c", code_of[samples.name]]
 
-    failed = workers.run_workers(todo, slots, command, display, lambda samples: done.append(samples.name))
+    failed = suite.run_workers(todo, slots, command, display, lambda samples: done.append(samples.name))
     assert {*failed, *done} == set(code_of) and not set(failed) & set(done)
     return failed
 
@@ -343,20 +343,20 @@ def test_a_worker_that_fails_or_dies_fails_its_cell_alone(suite_dir):
 
 
 def test_each_worker_has_a_device_of_its_own(suite_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "visible_gpus", lambda: ["3", "GPU-5e"])
+    monkeypatch.setattr(suite, "visible_gpus", lambda: ["3", "GPU-5e"])
     samples = Samples.of(load_run([cell(suite_dir, "both/seed-1").config], ["--cluster.accelerator=auto"]),
                          cell(suite_dir, "both/seed-1"))  # fmt: skip
-    slots = workers.slots(samples.config.cluster, None)
+    slots = suite.slots(samples.config.cluster, None)
     assert slots == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "GPU-5e"}]
-    assert workers.slots(samples.config.cluster, 1) == slots[:1]
+    assert suite.slots(samples.config.cluster, 1) == slots[:1]
     with pytest.raises(UserError, match=r"--jobs: 3 processes on 2 GPU"):
-        workers.slots(samples.config.cluster, 3)
+        suite.slots(samples.config.cluster, 3)
     code = f"import os, time; open({str(tmp_path)!r} + '/' + os.environ['CUDA_VISIBLE_DEVICES'], 'a'); time.sleep(0.5)"
     assert run_fake_workers(suite_dir, slots, dict.fromkeys(CELLS, code)) == {}
     assert {p.name for p in tmp_path.iterdir()} >= {"3", "GPU-5e"}
-    monkeypatch.setattr(workers, "visible_gpus", list)
+    monkeypatch.setattr(suite, "visible_gpus", list)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert workers.slots(samples.config.cluster, None) == [{"OMP_NUM_THREADS": "1"}]  # cluster.threads of the suite
+    assert suite.slots(samples.config.cluster, None) == [{"OMP_NUM_THREADS": "1"}]  # cluster.threads of the suite
 
 
 def test_visible_devices_are_kept_by_name(monkeypatch):
@@ -364,9 +364,9 @@ def test_visible_devices_are_kept_by_name(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-a,")
-    assert workers.visible_gpus() == ["4", "GPU-a"]
+    assert suite.visible_gpus() == ["4", "GPU-a"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert workers.visible_gpus() == ["0", "1"]
+    assert suite.visible_gpus() == ["0", "1"]
 
 
 def test_ctrl_c_ends_every_worker_and_the_same_command_goes_on(suite_dir, whole):
@@ -403,8 +403,8 @@ def test_a_cell_that_cannot_be_sampled_leaves_the_others_going(suite_dir, capsys
 
 def test_progress_counts_completions_tokens_and_what_is_left(monkeypatch):
     clock = iter(range(1000))
-    monkeypatch.setattr(workers.time, "monotonic", lambda: 0.0)
-    display = workers.Display(Console(file=io.StringIO()), 10, 2)
+    monkeypatch.setattr(suite.time, "monotonic", lambda: 0.0)
+    display = suite.Display(Console(file=io.StringIO()), 10, 2)
     display._meter._clock = lambda: float(next(clock))
     display._meter._started = -10.0
     step = display.steps_of(4)
