@@ -6,7 +6,7 @@ Order in one step: forward, per-token loss, gain, backward, layer scale, clip by
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -52,10 +52,10 @@ class TokenGain(Callback):
         self.config = config
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        pl_module.weigh_tokens = self._weigh  # type: ignore[assignment]
+        cast(AcceptsGains, pl_module).weigh_tokens = self._weigh
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        pl_module.weigh_tokens = None  # type: ignore[assignment]
+        cast(AcceptsGains, pl_module).weigh_tokens = None
 
     def _weigh(self, loss_GN: Tensor, plain_GN: Tensor, valid_GN: Tensor) -> Tensor:
         return token_gain(self.config, loss_GN, plain_GN, valid_GN).after_GN
@@ -69,26 +69,24 @@ class LayerGain(Callback):
     """
 
     def __init__(self, config: LayerGainConfig, multiply: MultiplyGradients) -> None:
-        self.config = config
-        self.multiply = multiply
+        self.config, self.multiply = config, multiply
         self.included_L = torch.empty(0)
         self._scale_L = torch.empty(0)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        blocks = _accepts(pl_module).block_parameters()
+        blocks = cast(AcceptsGains, pl_module).block_parameters()
         self.included_L = included_blocks(self.config, len(blocks)).to(pl_module.device)
         if self.config.apply == "micro_batch":
             self._hooks = [p.register_hook(self._hook(i)) for i, block in enumerate(blocks) for p in block]
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self.config.apply == "micro_batch":
-            module = _accepts(pl_module)
-            latest_LS = module.latest_divergence_LG()  # of this forward pass, on this rank
-            self._scale_L = layer_scales(self.config, step_divergence(self.config, latest_LS), self.included_L)
+            latest_LG = cast(AcceptsGains, pl_module).latest_divergence_LG()
+            self._scale_L = layer_scales(self.config, step_divergence(self.config, latest_LG), self.included_L)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        module = _accepts(pl_module)
+        module = cast(AcceptsGains, pl_module)
         if self.config.apply == "step" and module.at_boundary:
             divergence_L = step_divergence(self.config, module.step_divergence_LS())
             self.multiply(module.block_parameters(), layer_scales(self.config, divergence_L, self.included_L))
@@ -99,7 +97,3 @@ class LayerGain(Callback):
 
     def _hook(self, block: int) -> Callable[[Tensor], Tensor]:
         return lambda gradient: gradient * self._scale_L[block].to(gradient.dtype)
-
-
-def _accepts(module: LightningModule) -> AcceptsGains:
-    return module  # type: ignore[return-value]

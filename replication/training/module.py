@@ -7,7 +7,7 @@ L blocks, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from lightning import LightningModule
@@ -25,7 +25,7 @@ from replication.model.transformer import Transformer, initialise
 from replication.objectives.callbacks import Weigh
 from replication.objectives.token_gain import group_objective
 from replication.training.optimizers import build_optimizer, build_schedule
-from replication.training.ranks import gather, world_size
+from replication.training.ranks import gather
 from replication.training.strategies import is_zero
 
 
@@ -42,13 +42,19 @@ class Observed(NamedTuple):
     entropies: EntropySums | None  # where a log line is due
 
 
+class StepOutput(TypedDict):
+    """Of one micro-batch: Lightning runs backward on the loss, and hands both to the callbacks."""
+
+    loss: Tensor
+    observed: Observed
+
+
 def inputs_and_targets(tokens_BS: Tensor, end_of_text: int) -> tuple[Tensor, Tensor]:
     """Split stored blocks into inputs [B, T] (padding fed as end-of-text) and targets [B, T] (padding IGNOREd)."""
     tokens_BS = tokens_BS.long()
-    padding = tokens_BS < 0
-    inputs_BT = tokens_BS.masked_fill(padding, end_of_text)[:, :-1].contiguous()
-    targets_BT = tokens_BS.masked_fill(padding, IGNORE)[:, 1:].contiguous()
-    return inputs_BT, targets_BT
+    padding_BS = tokens_BS < 0
+    inputs_BS, targets_BS = tokens_BS.masked_fill(padding_BS, end_of_text), tokens_BS.masked_fill(padding_BS, IGNORE)
+    return inputs_BS[:, :-1].contiguous(), targets_BS[:, 1:].contiguous()
 
 
 class ValidationMetrics(Metric):
@@ -86,17 +92,12 @@ class ValidationMetrics(Metric):
 
 class LanguageModel(LightningModule):
     """Trains the step's objective: the mean over gain groups of `mean(gain * l) + coef * aux`
-    (replication/objectives/README.md, Several processes).
-
-    Args:
-        config: the run's.
-        end_of_text: token id fed where a block is padded.
-        initial_weights: consolidated parameters by name, instead of the seed's own.
-    """
+    (replication/objectives/README.md, Several processes)."""
 
     def __init__(
         self, config: RunConfig, end_of_text: int, initial_weights: Mapping[str, Tensor] | None = None
     ) -> None:
+        """`end_of_text` is fed where a block is padded; `initial_weights`, by name, replace the seed's own."""
         super().__init__()
         self.config = config
         self.end_of_text = end_of_text
@@ -117,9 +118,7 @@ class LanguageModel(LightningModule):
         self.step_skipped = False  # whether it skipped the latest one
         self._divergences: list[Tensor] = []
 
-    # ------------------------------------------------------------ training
-
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         """One micro-batch; its loss is scaled so that accumulation and rank averages give the step's objective."""
         if batch_idx % self.config.accumulation == 0:
             self._divergences.clear()
@@ -128,8 +127,8 @@ class LanguageModel(LightningModule):
         self._divergences.append(observed.divergence_LG)
         # Lightning divides by the accumulation, and the strategy averages over ranks; the divisor is the step's groups
         share = self.config.accumulation * self.trainer.world_size / max(batch.step_groups, 1)
-        loss = observed.objective_G.sum() * share
-        return {"loss": loss, "observed": observed._replace(objective_G=observed.objective_G.detach())}
+        detached = observed._replace(objective_G=observed.objective_G.detach())
+        return {"loss": observed.objective_G.sum() * share, "observed": detached}
 
     def objective(self, batch: Batch) -> Observed:
         inputs_BT, targets_BT = inputs_and_targets(batch.tokens_BS, self.end_of_text)
@@ -144,14 +143,14 @@ class LanguageModel(LightningModule):
             # a group without a valid token contributes nothing, its load-balancing loss included
             objective_G = objective_G + self.config.model.aux_coef * out.aux_G * valid_GN.any(1)
         return Observed(
-            objective_G,
-            loss_GN.detach(),
-            plain_GN.detach(),
-            valid_GN,
-            out.aux_G.detach(),
-            out.tokens_per_expert_LE.detach(),
-            out.divergence_LG,
-            entropies,
+            objective_G=objective_G,
+            loss_GN=loss_GN.detach(),
+            plain_GN=plain_GN.detach(),
+            valid_GN=valid_GN,
+            aux_G=out.aux_G.detach(),
+            tokens_per_expert_LE=out.tokens_per_expert_LE.detach(),
+            divergence_LG=out.divergence_LG,
+            entropies=entropies,
         )
 
     def block_parameters(self) -> list[list[Parameter]]:
@@ -165,16 +164,11 @@ class LanguageModel(LightningModule):
 
         Slices of the global batch go to (micro-batch, rank) in order; one all-gather of L x groups numbers.
         """
-        if world_size() == 1:
-            return torch.cat(self._divergences, dim=1)
         everyone_RLMG = gather(torch.stack(self._divergences, dim=1))
         return everyone_RLMG.permute(1, 2, 0, 3).flatten(1)
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip by global norm, after the layer scale, and keep the norm before clipping on the device.
 
@@ -185,15 +179,11 @@ class LanguageModel(LightningModule):
         limit = self.config.training.clip_norm or float("inf")
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
 
-    # ------------------------------------------------------------ validation
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs_BT, targets_BT = inputs_and_targets(batch.tokens_BS, self.end_of_text)
         hidden_BTD = self.model(inputs_BT).hidden_BTD
         output = self.model.losses(hidden_BTD, targets_BT, self.config.training.label_smoothing, entropies=True)
         self.validation.update(output, targets_BT != IGNORE)
-
-    # ------------------------------------------------------------ optimisation
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = build_optimizer(self.config.training, self.model)

@@ -13,32 +13,27 @@ Shapes: M matrices of one shape, R rows, C columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
+from torch.optim.optimizer import ParamsT
 
 from replication.training.ranks import gather, rank, sum_over_ranks, world_size
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at zero, values end in about 0.7..1.2
 STEPS = 5
-Group = dict[str, Any]  # torch's form of a parameter group
 BATCH_ELEMENTS = 1 << 26  # of matrices that are brought together at a time: 256 MB in fp32
 
 
 @torch.no_grad()
 def orthogonalise(matrices_MRC: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """The matrices with all singular values brought near 1, times 0.2 sqrt(max(R, C)): about AdamW's update.
+    """The matrices with all singular values brought near 1, times 0.2 sqrt(max(R, C)): about AdamW's update; 0 gives 0.
 
-    Args:
-        matrices_MRC: any float dtype; 0 gives 0.
-        dtype: of the arithmetic; none: theirs.
-
-    Returns:
-        [M, R, C] in the dtype of matrices_MRC.
+    In the matrices' dtype, whatever that of the arithmetic is (none: theirs).
     """
     rows, columns = matrices_MRC.shape[1:]
     x = matrices_MRC / torch.linalg.matrix_norm(matrices_MRC, keepdim=True).clamp(min=1e-12)
@@ -52,41 +47,23 @@ def orthogonalise(matrices_MRC: Tensor, dtype: torch.dtype | None = None) -> Ten
     return x.to(matrices_MRC.dtype) * (0.2 * math.sqrt(max(rows, columns)))
 
 
-class Placement(Protocol):
-    """Orthogonalises matrices wherever the strategy keeps them. Called on all ranks together."""
-
-    def __call__(self, params: list[Tensor], updates: list[Tensor], orthogonal: Orthogonalise) -> list[Tensor]:
-        """Pieces of orthogonal matrices, in the shapes of the updates (pieces of momentum, one for each param)."""
-
-
 Orthogonalise = Callable[[Tensor], Tensor]
+Placement = Callable[[list[Tensor], list[Tensor], Orthogonalise], list[Tensor]]
+"""(params, updates, orthogonal) -> pieces of orthogonal matrices, in the shapes of the updates (pieces of momentum, one
+for each param), wherever the strategy keeps the matrices. Called on all ranks together."""
 
 
 class Muon(Optimizer):
-    """One optimizer over groups of two kinds: those with `muon` True, and AdamW's.
-
-    Args:
-        groups: dicts of `params`, `muon`, `lr`, `weight_decay`, `name`.
-        momentum: Nesterov's, of the Muon groups.
-        betas: AdamW's.
-        eps: AdamW's.
-        dtype: of the Newton-Schulz arithmetic; none: that of the gradients.
-
-    Attributes:
-        placement: where matrices are kept; a strategy that cuts them sets its own.
-    """
+    """One optimizer over groups of two kinds: those with `muon` True, and AdamW's."""
 
     def __init__(
-        self,
-        groups: list[Group],
-        momentum: float,
-        betas: tuple[float, float],
-        eps: float,
-        dtype: torch.dtype | None = None,
+        self, groups: ParamsT, momentum: float, betas: tuple[float, float], eps: float, dtype: torch.dtype | None = None
     ) -> None:
+        """`groups` are dicts of `params`, `muon`, `lr`, `weight_decay`, `name`. The momentum is Nesterov's, betas and
+        eps are AdamW's, and the Newton-Schulz arithmetic is in `dtype` (none: the gradients')."""
         super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0, "momentum": momentum, "betas": betas, "eps": eps})
         self.dtype = dtype
-        self.placement: Placement = whole_matrices
+        self.placement: Placement = whole_matrices  # a strategy that cuts matrices sets its own
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; the closure, where given, computes the gradients first."""
@@ -96,13 +73,13 @@ class Muon(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
+            gradients = [p.grad for p in params]  # whole, or this rank's flat piece of the group
             if params:
-                (self._muon if group["muon"] else self._adamw)(group, params)
+                (self._muon if group["muon"] else self._adamw)(group, params, gradients)
         return loss
 
     @torch.no_grad()
-    def _muon(self, group: Group, params: list[Tensor]) -> None:
-        gradients = _gradients(params)
+    def _muon(self, group: Mapping[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
         buffers = [self._state(p, "momentum_buffer") for p in params]
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, gradients)
@@ -112,27 +89,14 @@ class Muon(Optimizer):
         torch._foreach_add_(params, updates, alpha=-group["lr"])
 
     @torch.no_grad()
-    def _adamw(self, group: Group, params: list[Tensor]) -> None:
+    def _adamw(self, group: Mapping[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
         first, second = ([self._state(p, name) for p in params] for name in ("exp_avg", "exp_avg_sq"))
         for p in params:
             if "step" not in self.state[p]:
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-        adamw(
-            params,
-            _gradients(params),
-            first,
-            second,
-            [],
-            [self.state[p]["step"] for p in params],
-            fused=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+        steps, (beta1, beta2) = [self.state[p]["step"] for p in params], group["betas"]
+        rule = {key: group[key] for key in ("lr", "weight_decay", "eps")} | {"beta1": beta1, "beta2": beta2}
+        adamw(params, gradients, first, second, [], steps, **rule, fused=True, amsgrad=False, maximize=False)
 
     def _state(self, param: Tensor, name: str) -> Tensor:
         state = self.state[param]
@@ -141,34 +105,32 @@ class Muon(Optimizer):
         return state[name]
 
 
-def _gradients(params: list[Tensor]) -> list[Tensor]:
-    return [p.grad for p in params if p.grad is not None]
-
-
-# ---------------------------------------------------------------- how matrices are kept
-
-
-def whole_matrices(params: Sequence[Tensor], updates: list[Tensor], orthogonal: Orthogonalise) -> list[Tensor]:
+def whole_matrices(params: list[Tensor], updates: list[Tensor], orthogonal: Orthogonalise) -> list[Tensor]:
     """Single and DDP: every rank holds every matrix, and orthogonalises its share of each batch.
 
     The results take the places of the updates in their list, so that no second copy of all of them is held.
     """
-    for batch in _batches([u.shape for u in updates], world_size()):
-        stacked_MRC = torch.stack([updates[i] for i in batch])
-        stacked_MRC = _shared(stacked_MRC, orthogonal) if world_size() > 1 else orthogonal(stacked_MRC)
-        for i, matrix_RC in zip(batch, stacked_MRC, strict=True):
-            updates[i] = matrix_RC
+
+    def shared(stacked_MRC: Tensor) -> Tensor:
+        """Each rank orthogonalises an equal part; all get the whole."""
+        if world_size() == 1:
+            return orthogonal(stacked_MRC)
+        share = -(-len(stacked_MRC) // world_size())
+        mine_SRC = stacked_MRC[rank() * share : (rank() + 1) * share]
+        padded_SRC = stacked_MRC.new_zeros(share, *stacked_MRC.shape[1:])
+        if len(mine_SRC):
+            padded_SRC[: len(mine_SRC)] = orthogonal(mine_SRC)
+        return gather(padded_SRC).flatten(0, 1)[: len(stacked_MRC)]
+
+    for i, matrix_RC in _in_batches(updates, shared, world_size()):
+        updates[i] = matrix_RC
     return updates
 
 
-def _shared(stacked_MRC: Tensor, orthogonal: Orthogonalise) -> Tensor:
-    """Each rank orthogonalises an equal part; all get the whole."""
-    share = -(-len(stacked_MRC) // world_size())
-    mine_SRC = stacked_MRC[rank() * share : (rank() + 1) * share]
-    padded_SRC = stacked_MRC.new_zeros(share, *stacked_MRC.shape[1:])
-    if len(mine_SRC):
-        padded_SRC[: len(mine_SRC)] = orthogonal(mine_SRC)
-    return gather(padded_SRC).flatten(0, 1)[: len(stacked_MRC)]
+def _in_batches(matrices: Sequence[Tensor], orthogonal: Orthogonalise, ranks: int = 1) -> Iterator[tuple[int, Tensor]]:
+    """Each matrix's number and its orthogonal matrix, of which one batch is held at a time."""
+    for batch in _batches([m.shape for m in matrices], ranks):
+        yield from zip(batch, orthogonal(torch.stack([matrices[i] for i in batch])), strict=True)
 
 
 def _batches(shapes: Sequence[torch.Size], ranks: int = 1) -> Iterator[list[int]]:
@@ -187,6 +149,10 @@ class Piece(NamedTuple):
     shape: torch.Size
     start: int
     length: int  # elements there, padding included
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
 
 
 class Partitions:
@@ -207,12 +173,13 @@ class Partitions:
             last = first + update.numel()
             mine: dict[Piece, Tensor] = {}
             for piece in self.pieces[id(param)]:
-                if first <= piece.start and piece.start + piece.length <= last:
+                if first <= piece.start and piece.end <= last:
                     mine[piece] = update[piece.start - first :][: piece.length].view(piece.shape)
             mine |= self._across(self.pieces[id(param)], update, first)
-            out = torch.zeros_like(update)
-            for piece, matrix_RC in _orthogonal_pieces(mine, orthogonal):
-                begin, end = max(piece.start, first), min(piece.start + piece.length, last)
+            out, owned = torch.zeros_like(update), list(mine)
+            for i, matrix_RC in _in_batches(list(mine.values()), orthogonal):
+                piece = owned[i]
+                begin, end = max(piece.start, first), min(piece.end, last)
                 out[begin - first : end - first] = matrix_RC.flatten()[begin - piece.start : end - piece.start]
             found.append(out)
         return found
@@ -221,14 +188,14 @@ class Partitions:
     def _across(pieces: list[Piece], update: Tensor, first: int) -> dict[Piece, Tensor]:
         """The matrices that lie across a border of parts, whole, of which this rank keeps a piece."""
         part = update.numel()
-        across = [p for p in pieces if p.start // part != (p.start + p.length - 1) // part]
+        across = [p for p in pieces if p.start // part != (p.end - 1) // part]
         if not across:
             return {}
         whole = update.new_zeros(sum(p.length for p in across))
         cut = dict(zip(across, whole.split([p.length for p in across]), strict=True))
         mine = {}
         for piece, flat in cut.items():
-            begin, end = max(piece.start, first), min(piece.start + piece.length, first + part)
+            begin, end = max(piece.start, first), min(piece.end, first + part)
             if begin < end:
                 flat[begin - piece.start : end - piece.start] = update[begin - first : end - first]
                 mine[piece] = flat.view(piece.shape)
@@ -263,10 +230,3 @@ class Shards:
                     out[p.start : p.start + len(shard)] = shard
             found.append(out)
         return found
-
-
-def _orthogonal_pieces(mine: dict[Piece, Tensor], orthogonal: Orthogonalise) -> Iterator[tuple[Piece, Tensor]]:
-    pieces = list(mine)
-    for batch in _batches([p.shape for p in pieces]):
-        stacked_MRC = orthogonal(torch.stack([mine[pieces[i]] for i in batch]))
-        yield from ((pieces[i], matrix_RC) for i, matrix_RC in zip(batch, stacked_MRC, strict=True))
