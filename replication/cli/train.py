@@ -52,7 +52,7 @@ def train(argv: Sequence[str]) -> int:
         print(to_yaml(config), end="")
         return 0
     if args.dry_run:
-        from replication.training.dry_run import dry_run
+        from replication.training.optimizers import dry_run
 
         dry_run(config, Console())
         return 0

@@ -5,12 +5,15 @@ checkpoints/step-000150/trainer.ckpt      Lightning's full state: weights, optim
 checkpoints/step-000150/weights.pt        the consolidated weights by name, of any strategy, for any strategy
 checkpoints/step-000150/rank-00000.pt     random generators of each rank
 checkpoints/step-000150/COMPLETE          names, sizes and checksums, and the hashes that a resume checks
+checkpoints/universal-step-000150/        what DeepSpeed made of it for another number of ranks, until the next save
 """
 
 from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +28,7 @@ from replication.config import RunConfig, refuse_differences, scientific
 from replication.data.module import Batch
 from replication.errors import UserError, first_line, is_disk_full
 from replication.model.transformer import weights_sha256
+from replication.processes.launcher import tethered
 from replication.processes.preemption import record_times
 from replication.runs.files import damage, mark_complete, naming, read_object, remove_tree, sync
 from replication.runs.layout import RunDir, step_of
@@ -33,12 +37,31 @@ from replication.training.measure import Measure
 from replication.training.module import LanguageModel
 from replication.training.phases import during
 from replication.training.ranks import barrier, is_first, rank
-from replication.training.reshard import Sharding
 from replication.training.strategies import consolidated_weights
 
 STATE = "trainer.ckpt"
 WEIGHTS = "weights.pt"
-LightningState = dict[str, Any]
+WHOLE = ("single", "ddp")
+"""Strategies that keep one whole state, which any number of ranks of either loads."""
+RESHARDABLE = ("zero1", "zero2")
+"""Between these, at any number of ranks, DeepSpeed's universal checkpoint was measured to carry a state (AdamW, fp32).
+Between zero3 and them it fails; from zero3 to zero3 on other ranks it loads, and trains on 4e-3 away."""
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """The cut of a run's full state over processes."""
+
+    strategy: str = "single"
+    world_size: int = 1
+    offload_optimizer: bool = False
+
+    @classmethod
+    def of_run(cls, config: RunConfig) -> Sharding:
+        return cls(config.cluster.strategy, config.world_size, config.cluster.offload_optimizer)
+
+    def __str__(self) -> str:
+        return f"{self.strategy} on {self.world_size} process(es){' with offload' if self.offload_optimizer else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +80,6 @@ class Marker:
     """Steps up to this one whose losses the journal does not have yet; older checkpoints do not say."""
 
 
-def read_marker(folder: Path) -> Marker:
-    """WrongForm, where it is none of a checkpoint."""
-    return from_json(Marker, read_object(folder / "COMPLETE"))
-
-
 class Checkpoints(Callback):
     """Saves every `every_steps` and at the end; on a resume brings back what Lightning and DeepSpeed do not.
 
@@ -73,8 +91,7 @@ class Checkpoints(Callback):
         self, config: RunConfig, run: RunDir, data_hash: str, measure: Measure, resume: Path | None = None
     ) -> None:
         """The marker repeats what `measure` has counted; `resume` is the checkpoint that this start goes on from."""
-        self.config, self.run, self.measure, self.resume = config, run, measure, resume
-        self.data_hash = data_hash
+        self.config, self.run, self.data_hash, self.measure, self.resume = config, run, data_hash, measure, resume
         self._stand = {step_of(resume)} if resume else set()  # steps whose checkpoints this run has read or written
         self._boundary_at: float | None = None
         self._step_seconds = 0.0  # the longest, a validation included
@@ -96,24 +113,21 @@ class Checkpoints(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: LightningState) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
         """Take back the count of the batch that has begun: a resumed run would validate one batch early."""
         for progress in _batch_progress(checkpoint):
             progress["ready"] = progress["completed"]
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: LightningState) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
         """Count the micro-batches anew: another number of ranks cuts the same steps into another number of them."""
         for progress in _batch_progress(checkpoint):
             for key in ("ready", "started", "processed", "completed"):
                 progress[key] = checkpoint["global_step"] * self.config.accumulation
 
-    # ------------------------------------------------------------ saving
-
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint of the current step, unless it stands already, and remove what need not be kept.
 
-        Raises:
-            UserError: no room for it; the run stops, and the earlier checkpoints are as they were.
+        UserError where there is no room for it: the run stops, and the earlier checkpoints are as they were.
         """
         step, started = trainer.global_step, time.monotonic()
         self.measure.check_finite(step)
@@ -124,9 +138,9 @@ class Checkpoints(Callback):
         with during("save"):
             barrier()  # every rank has looked before the first one changes anything
             try:
-                self._write(trainer, partial)
+                self._write(trainer, partial, folder)
                 if is_first():
-                    self._complete(trainer, partial, folder)
+                    self._complete(step, partial, folder)
             except (OSError, RuntimeError) as error:
                 if not is_disk_full(error):
                     raise
@@ -140,31 +154,36 @@ class Checkpoints(Callback):
         if is_first():
             record_times(self.run, time.monotonic() - started, self._step_seconds)
 
-    def _write(self, trainer: Trainer, partial: Path) -> None:
+    def _write(self, trainer: Trainer, partial: Path, folder: Path) -> None:
         """Every rank's part of the new folder."""
         if is_first():
-            remove_tree(checkpoint_folder(self.run, trainer.global_step))  # damaged: this run replaces it
+            remove_tree(folder)  # damaged: this run replaces it
             remove_abandoned(self.run)
             partial.mkdir(parents=True)
         barrier()
         trainer.save_checkpoint(partial / STATE)
-        torch.save(_generators(), partial / f"rank-{rank():05d}.pt")
+        generators = {
+            "python": random.getstate(),
+            "numpy": np.random.get_state(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        }
+        torch.save(generators, partial / f"rank-{rank():05d}.pt")
         weights = consolidated_weights(self.config, cast(LanguageModel, trainer.lightning_module).model)
         if is_first():
             torch.save(weights, partial / WEIGHTS)
             self._weights_sha256 = weights_sha256(weights)
         barrier()
 
-    def _complete(self, trainer: Trainer, partial: Path, folder: Path) -> None:
-        """Mark the new folder, move it into place, and remove the oldest; the first rank alone."""
-        step = trainer.global_step
+    def _complete(self, step: int, partial: Path, folder: Path) -> None:
+        """Mark the new folder, move it into place, and remove what it replaces; the first rank alone."""
         marker = Marker(
             step=step,
             tokens=self.measure.tokens,
             data_chain=self.measure.chain,
             wall_seconds=round(self.measure.elapsed(), 2),
             weights_sha256=self._weights_sha256,
-            unlogged_steps=self.measure.unlogged_steps,
+            unlogged_steps=len(self.measure.losses),
             data_hash=self.data_hash,
             layout=Sharding.of_run(self.config),
             scientific=scientific(self.config),
@@ -175,33 +194,18 @@ class Checkpoints(Callback):
         with naming(folder):
             os.replace(partial, folder)
         sync(self.run.checkpoints)  # before what it replaces goes
-        for resharded in self.run.checkpoints.glob("universal-*"):
-            remove_tree(resharded)
-        for later in self.run.checkpoint_folders():
-            if step_of(later) > step:  # damaged: this run went on from before it, and it must not count as kept
-                remove_tree(later)
-        every = self.config.checkpoints.keep_every_steps
-        for old in complete_folders(self.run)[: -self.config.checkpoints.keep_last]:
-            if every is None or step_of(old) % every:
-                remove_tree(old)
+        # later ones are damaged, since this run went on from before them: they must not count as kept
+        later = [p for p in self.run.checkpoint_folders() if step_of(p) > step]
+        whole, every = complete_folders(self.run), self.config.checkpoints.keep_every_steps
+        old = [p for p in whole if p not in later][: -self.config.checkpoints.keep_last]
+        resharded = self.run.checkpoints.glob("universal-*")
+        for path in (*resharded, *later, *(p for p in old if every is None or step_of(p) % every)):
+            remove_tree(path)
 
 
-def _batch_progress(checkpoint: LightningState) -> list[dict[str, int]]:
+def _batch_progress(checkpoint: Mapping[str, Any]) -> list[dict[str, int]]:
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     return [progress["total"], progress["current"]]
-
-
-# ---------------------------------------------------------------- generators
-
-
-def _generators() -> Mapping[str, Any]:
-    """State of every random generator of this process that training code could draw from."""
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-    }
 
 
 def restore_generators(folder: Path) -> None:
@@ -215,9 +219,6 @@ def restore_generators(folder: Path) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-# ---------------------------------------------------------------- finding one
 
 
 def checkpoint_folder(run: RunDir, step: int) -> Path:
@@ -235,19 +236,22 @@ def complete_folders(run: RunDir) -> list[Path]:
     return [folder for folder in run.checkpoint_folders() if (folder / "COMPLETE").is_file()]
 
 
+def read_marker(folder: Path) -> Marker:
+    """WrongForm, where it is none of a checkpoint."""
+    return from_json(Marker, read_object(folder / "COMPLETE"))
+
+
 def newest_checkpoint(
     run: RunDir, config: RunConfig | None = None, data_hash: str = ""
 ) -> tuple[Path | None, list[str]]:
     """The newest undamaged checkpoint folder, and one line about each damaged one that was passed over.
 
-    Raises:
-        UserError: a config is given, and the checkpoint belongs to other data or another config; names the keys.
+    UserError where a config is given, and the checkpoint belongs to other data or another config.
     """
     notes = []
     for folder in reversed(run.checkpoint_folders()):
-        problem = damage(folder) or _strange(folder)
-        if problem:
-            notes.append(f"{folder} {problem}; passed over")
+        if fault := damage(folder) or _fault_of_marker(folder):
+            notes.append(f"{folder} {fault}; passed over")
             continue
         if config is not None:
             there, remedy = read_marker(folder), f"choose another --out, or remove {run.root}"
@@ -258,8 +262,7 @@ def newest_checkpoint(
     return None, notes
 
 
-def _strange(folder: Path) -> str | None:
-    """Fault of an undamaged folder's marker: it is of another step, or of something other than a checkpoint."""
+def _fault_of_marker(folder: Path) -> str | None:
     try:
         step = read_marker(folder).step
     except WrongForm as error:
@@ -268,11 +271,7 @@ def _strange(folder: Path) -> str | None:
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The consolidated weights of a checkpoint folder, or of a weights.pt, on the CPU.
-
-    Raises:
-        UserError: no such file, or not a file of weights.
-    """
+    """The consolidated weights of a checkpoint folder, or of a weights.pt, on the CPU; UserError where it is none."""
     file = path / WEIGHTS if path.is_dir() else path
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
@@ -283,3 +282,52 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(weights, dict) or not all(isinstance(v, torch.Tensor) for v in weights.values()):
         raise UserError(f"{file}: holds no weights by name; name the {WEIGHTS} of a checkpoint folder")
     return weights
+
+
+def universal_form(folder: Path | None, config: RunConfig) -> Path | None:
+    """The folder for the universal form of a checkpoint, where it loads in no other; None: it loads as it is.
+
+    UserError where it was cut over processes in a way that cannot go on as the config's. The weights alone always can.
+    """
+    if folder is None:
+        return None
+    there, here = read_marker(folder).layout, Sharding.of_run(config)
+    if there == here or (there.strategy in WHOLE and here.strategy in WHOLE):
+        return None
+    if config.training.optimizer != "adamw":
+        why = "DeepSpeed's universal checkpoint carries AdamW's state only"
+    elif there.strategy not in RESHARDABLE or here.strategy not in RESHARDABLE:
+        why = "DeepSpeed's universal checkpoint carries it between zero1 and zero2 only"
+    elif config.training.precision != "32-true":
+        why = "DeepSpeed's universal checkpoint is not measured in bf16-mixed"
+    else:
+        return folder.with_name(f"universal-{folder.name}")
+    raise UserError(
+        f"cluster.strategy: the checkpoint is of {there}, and its full state cannot go on as {here} ({why}); take the "
+        "same strategy and number of processes, or start another cell from the weights alone with "
+        "training.initial_weights"
+    )
+
+
+def reshard(folder: Path, target: Path) -> None:
+    """Convert a checkpoint folder for any number of ranks, into its `universal_form`, once. Call on the first rank."""
+    if damage(target) is None:
+        return
+    partial = target.with_name(f"partial-{target.name}")
+    for leftover in (target, partial):
+        remove_tree(leftover)
+    command = [sys.executable, "-P", "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(folder / STATE / "checkpoint"), "--output_folder", str(partial / "checkpoint")]
+    command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    with tethered():  # a killed start must not leave a converter behind that writes into the next one's folder
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", preexec_fn=lambda: None)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        remove_tree(partial)
+        raise UserError(
+            f"{folder}: DeepSpeed could not reshard it for another number of processes ({last[:200]}); go on with "
+            f"{read_marker(folder).layout}"
+        )
+    mark_complete(partial)
+    os.replace(partial, target)
+    sync(target.parent)

@@ -10,9 +10,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import psutil
@@ -42,56 +41,53 @@ class Checks(Callback):
     """First of the callbacks: what it sees of a step holds for all that follow."""
 
     def __init__(self, config: RunConfig, run: RunDir, identity: dict[str, str]) -> None:
-        """The cell's manifest gets what the preflight found, and what DeepSpeed made of its config.
-
-        `identity` is what must agree between ranks, by name (train.shared_by_ranks).
-        """
+        """`identity` is what must agree between ranks, by name (train.shared_by_ranks)."""
         self.config, self.run, self.identity = config, run, identity
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._note("preflight", preflight(self.config, self.run, self.identity), trainer)
+        """The preflight, when the process group stands; each check raises on every rank alike.
+
+        The cell's manifest gets what it found, and what DeepSpeed made of its config.
+        """
+        code = code_identity()
+        versions = ", ".join(f"{name} {version}" for name, version in code.packages.items())
+        check_ranks(self.config, self.identity | {"code hash": str(code.code_hash), "package versions": versions})
+        found = {**check_room(self.config, self.run), "all_reduce_gb_per_second": check_all_reduce()}
         if trainer.is_global_zero:
+            update_manifest(self.run, preflight=found)
             self.run.start.unlink(missing_ok=True)  # every rank has read it by now, and the next start must not
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(trainer.strategy, ZeroStrategy):
-            self._note("deepspeed", trainer.strategy.resolved_config, trainer)
-
-    def _note(self, key: str, value: Mapping[str, Any], trainer: Trainer) -> None:
-        if trainer.is_global_zero:
-            update_manifest(self.run, **{key: value})
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(trainer.strategy, ZeroStrategy):  # a resumed engine remembers what it skipped
+        if isinstance(trainer.strategy, ZeroStrategy):
+            # a resumed engine remembers what it skipped
             cast(LanguageModel, pl_module).skipped_steps = trainer.strategy.deepspeed_engine.skipped_steps
+            if trainer.is_global_zero:
+                update_manifest(self.run, deepspeed=trainer.strategy.resolved_config)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         """At a boundary: the step counts agree, and what DeepSpeed knows of the update reaches the module."""
-        module = cast(LanguageModel, pl_module)
+        module, step = cast(LanguageModel, pl_module), trainer.global_step
         if not module.at_boundary:
             return
-        counts = {"Lightning": trainer.global_step, "the data": (batch_idx + 1) // self.config.accumulation}
+        counts = {"Lightning": step, "the data": (batch_idx + 1) // self.config.accumulation}
         if isinstance(trainer.strategy, ZeroStrategy):
-            engine = trainer.strategy.deepspeed_engine
+            engine, limit = trainer.strategy.deepspeed_engine, self.config.training.max_skipped_steps
             counts["DeepSpeed"] = engine.global_steps
             module.grad_norm = torch.as_tensor(engine.get_global_grad_norm(), device=module.device)
             module.step_skipped = engine.skipped_steps > module.skipped_steps
             module.skipped_steps = engine.skipped_steps
-            self._check_skipped(module.skipped_steps, trainer.global_step)
+            if module.skipped_steps > limit:
+                raise Diverged(
+                    f"training.max_skipped_steps: DeepSpeed has skipped {module.skipped_steps} updates up to step "
+                    f"{step} because a gradient was not finite, {limit} are allowed; lower training.learning_rate, or "
+                    "allow more"
+                )
         if len(set(counts.values())) > 1:
             raise UserError(
                 f"training: the step counts differ ({counts}), so updates were lost or repeated; "
                 "remove the newest checkpoint and run again"
-            )
-
-    def _check_skipped(self, skipped: int, step: int) -> None:
-        limit = self.config.training.max_skipped_steps
-        if skipped > limit:
-            raise Diverged(
-                f"training.max_skipped_steps: DeepSpeed has skipped {skipped} updates up to step {step} because a "
-                f"gradient was not finite, {limit} are allowed; lower training.learning_rate, or allow more"
             )
 
 
@@ -113,26 +109,6 @@ def check_neighbours(config: RunConfig, run: RunDir, initial_weights: str) -> No
                 f"{neighbour.root}: started from the same weights at another seed ({other.weights_seed}, this cell has "
                 f"{config.effective_weights_seed}); seeds would not be independent: remove that cell, or this one"
             )
-
-
-# ---------------------------------------------------------------- before the first step
-
-
-def preflight(config: RunConfig, run: RunDir, identity: dict[str, str]) -> dict[str, float | None]:
-    """Every check below, on all ranks, when the process group stands; each raises on every rank alike.
-
-    Returns:
-        For the manifest: needs and room in GiB, and the bandwidth of one all-reduce.
-    """
-    code = code_identity()
-    versions = ", ".join(f"{name} {version}" for name, version in code.packages.items())
-    check_ranks(config, identity | {"code hash": str(code.code_hash), "package versions": versions})
-    room = check_room(config, run)
-    bandwidth = check_all_reduce()
-    return {**room, "all_reduce_gb_per_second": bandwidth}
-
-
-# ---------------------------------------------------------------- the same world
 
 
 def check_ranks(config: RunConfig, identity: dict[str, str]) -> None:
@@ -163,20 +139,17 @@ def data_sample(store: TokenStore) -> str:
     return digest.hexdigest()[:16]
 
 
-# ---------------------------------------------------------------- room
-
-
 def check_room(config: RunConfig, run: RunDir) -> dict[str, float]:
-    """Compare what the run needs with what is free: memory of this process, disk of the cell, scratch.
+    """Compare what the run needs with what is free: memory of this process, disk of the cell, scratch; both in GiB.
 
-    Raises:
-        UserError: on all ranks, what the first rank that lacks room says.
+    UserError on all ranks: what the first rank that lacks room says.
     """
-    needs, free = state_needs(config), free_memory_gib(config)
-    complaints = [c for c in gather_objects(_complaint(config, run, needs, free)) if c]
+    needs = state_needs(config)
+    free_gib = torch.cuda.mem_get_info()[0] / GIB if uses_gpu(config) else free_host_gib(config)
+    complaints = [c for c in gather_objects(_complaint(config, run, needs, free_gib)) if c]
     if complaints:
         raise UserError(complaints[0])
-    return {"needs_gib": round(needs.device_gib, 3), "free_gib": round(free, 3)}
+    return {"needs_gib": round(needs.device_gib, 3), "free_gib": round(free_gib, 3)}
 
 
 def _complaint(config: RunConfig, run: RunDir, needs: StateNeeds, free_gib: float) -> str | None:
@@ -208,11 +181,6 @@ def _complaint(config: RunConfig, run: RunDir, needs: StateNeeds, free_gib: floa
     return None
 
 
-def free_memory_gib(config: RunConfig) -> float:
-    """Of this process's GPU, or its share of the node's memory."""
-    return float(torch.cuda.mem_get_info()[0]) / GIB if uses_gpu(config) else free_host_gib(config)
-
-
 def free_host_gib(config: RunConfig) -> float:
     """This process's share of what is free of the node's memory, or of what the job was given of it."""
     given = os.environ.get("SLURM_MEM_PER_NODE", "")  # MiB
@@ -220,17 +188,11 @@ def free_host_gib(config: RunConfig) -> float:
     return min(psutil.virtual_memory().available, limit) / GIB / config.cluster.devices
 
 
-# ---------------------------------------------------------------- the network
-
-
 def check_all_reduce() -> float | None:
-    """Sum a known value over all ranks, twice; None on one process.
+    """Sum a known value over all ranks, twice; UserError where the sum is wrong.
 
     Returns:
-        Bus bandwidth in GB/s, as nccl-tests counts it: 2 (n - 1) / n x bytes / seconds.
-
-    Raises:
-        UserError: the sum is wrong.
+        Bus bandwidth in GB/s, as nccl-tests counts it: 2 (n - 1) / n x bytes / seconds; None on one process.
     """
     n = world_size()
     if n == 1:

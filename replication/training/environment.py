@@ -1,4 +1,4 @@
-"""Code and machine, as the manifest says it, and the process-wide settings of torch."""
+"""Process-wide settings of torch; what the manifest says of a start, code and machine among it, and of the end."""
 
 from __future__ import annotations
 
@@ -7,15 +7,59 @@ import os
 import platform
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from rich.console import Console
+from torch import nn
 
-from replication.config import RunConfig, machine_cut
-from replication.runs.manifest import Environment, Hardware, code_identity, git_state
+from replication.config import RunConfig, arm_keys, machine_cut, scientific_hash
+from replication.console import say, timestamp
+from replication.data.store import TokenStore
+from replication.errors import UserError
+from replication.protocol.preregistration import first_stamp, plan_stamp
+from replication.runs.layout import RunDir
+from replication.runs.manifest import (
+    Data,
+    Environment,
+    Hardware,
+    Manifest,
+    Start,
+    code_identity,
+    git_state,
+    is_trained,
+    read_manifest,
+    update_manifest,
+    write_manifest,
+)
+from replication.runs.starts import changes, code_facts, code_of, machine_of
+from replication.training.checkpoints import Sharding, checkpoint_folder, read_marker
 from replication.training.strategies import uses_gpu
+
+
+def prepare_torch(config: RunConfig) -> None:
+    """Process-wide settings: threads, determinism, and silence about what we have decided."""
+    if config.cluster.threads:
+        torch.set_num_threads(config.cluster.threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS needs it before first use
+    # Deterministic mode would write NaN into every new buffer, DeepSpeed's buckets among them, at each backward.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    # DeepSpeed calls collectives by names that newer torch deprecates, and torch warns at every call
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+
+
+def cpu_name() -> str:
+    """The model's name where the system tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def describe_machine() -> Environment:
@@ -37,25 +81,57 @@ def arithmetic(config: RunConfig) -> Mapping[str, Any]:
     return {**machine_cut(config), "threads": None if on_gpu else torch.get_num_threads(), "device": device}
 
 
-def cpu_name() -> str:
-    """The model's name where the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+def start_manifest(
+    config: RunConfig, run: RunDir, store: TokenStore, model: nn.Module, initial: str, step: int, console: Console
+) -> None:
+    """Write the manifest before the first step of a start; what earlier starts said is kept, the weights are compared.
+
+    One line says what of code and machine is not as at the start before; the run goes on. `initial` is the SHA-256 of
+    the model's weights before the strategy shards it; `step` that of the checkpoint which the start goes on from, or 0.
+    """
+    earlier = read_manifest(run) or Manifest()
+    if earlier.initial_weights_sha256 not in (None, initial):
+        raise UserError(
+            f"{run.manifest}: this machine makes other initial weights for the same seed than the first start did; "
+            "resume where it began, or remove the cell and run it again"
+        )
+    keys: tuple[str, ...] = ()
+    with suppress(UserError):  # an arm without a file declares nothing, and the certificate will say so
+        keys = tuple(sorted(arm_keys(config.arm)))
+    machine, plan, cut = describe_machine(), plan_stamp(run), arithmetic(config)
+    sharding = vars(Sharding.of_run(config))
+    here = Start(at=timestamp(), step=step, plan=plan, strategy=sharding, machine=cut, **vars(machine))
+    changed = [changes(code_of(earlier), code_facts(here)), changes(machine_of(earlier, None), cut)]
+    if step and any(changed):
+        said = ", ".join(filter(None, changed))
+        say(console, ("goes on otherwise than it began:", "yellow"), f" {said}; the report will say so")
+    first_plan, logged_before = first_stamp(run, earlier.plan, plan)
+    manifest = Manifest(
+        arm=config.arm,
+        seed=config.seed,
+        config_hash=scientific_hash(config),
+        arm_keys=keys,
+        plan=first_plan,
+        logged_before=logged_before,
+        data=Data(hash=store.hash, dir=str(config.data.dir or "data")),
+        world_size=config.world_size,
+        strategy=sharding,
+        weights_seed=config.effective_weights_seed,
+        parameters=sum(p.numel() for p in model.parameters()),
+        initial_weights_sha256=initial,
+        started_at=earlier.started_at or timestamp(),
+        starts=(*earlier.starts, here),
+        **vars(machine),
+    )
+    write_manifest(run, manifest)
 
 
-def prepare_torch(config: RunConfig) -> None:
-    """Process-wide settings: threads, determinism, and silence about what we have decided."""
-    if config.cluster.threads:
-        torch.set_num_threads(config.cluster.threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS needs it before first use
-    # Deterministic mode would write NaN into every new buffer, DeepSpeed's buckets among them, at each backward.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    # DeepSpeed calls collectives by names that newer torch deprecates, and torch warns at every call
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+def finish_manifest(config: RunConfig, run: RunDir) -> None:
+    """Add what the last checkpoint says of the whole run; a kill between the two is made good by the next start.
+
+    The checkpoint has just been read or written whole, and is not read again: the other ranks are leaving.
+    """
+    if not is_trained(run):
+        marker = read_marker(checkpoint_folder(run, config.training.steps))
+        final = {k: getattr(marker, k) for k in ("step", "tokens", "data_chain", "wall_seconds")}
+        update_manifest(run, **final, final_weights_sha256=marker.weights_sha256, finished_at=timestamp())

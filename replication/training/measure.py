@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -34,9 +35,7 @@ from replication.training.ranks import gather, is_first, world_size
 def chain_data(previous: str, fed: list[Tensor]) -> str:
     """The next link of the data hash chain: SHA-256(previous digest || int32 token bytes of one step, global order).
 
-    Args:
-        previous: hex digest; "" before the first step.
-        fed: the step's int32 blocks [B, block_size_tokens + 1] in global order, however they were cut.
+    `previous` is "" before the first step; `fed` are the step's blocks [B, S] in global order, however they were cut.
     """
     digest = hashlib.sha256(bytes.fromhex(previous))
     for tokens_BS in fed:
@@ -50,39 +49,30 @@ class Measure(Callback):
     def __init__(self, config: RunConfig, run: RunDir) -> None:
         self.config, self.run = config, run
         self.journal: Journal | None = None
-        self.chain = ""
-        self.wall_seconds = 0.0
-        self.tokens = 0
-        self._losses: list[float] = []  # one a step since the last line, read
+        self.chain, self.tokens, self.wall_seconds = "", 0, 0.0
+        self._line = (0, 0.0)  # tokens and seconds at the last line
+        self.losses: list[float] = []  # of the steps read since the last line, for the next one; a checkpoint has them
         self._norms: list[float] = []
         self._unread: list[Tensor] = []  # [this rank's loss sum, its groups, gradient norm] of each later step
         self._fed: list[list[Tensor]] = []  # one list a step since the chain was last brought up to date
         self._due = False
         self._sums: dict[str, Tensor] = {}
-        self._nonfinite: Tensor = torch.zeros((), dtype=torch.bool)
-        self._new_tokens: Tensor = torch.zeros((), dtype=torch.int64)
-        self._line_tokens = 0
-        self._line_seconds = 0.0
 
-    # ------------------------------------------------------------ life of a run
-
-    def state_dict(self) -> dict[str, Any]:
-        self._read_device()
-        self._read_steps()
+    def state_dict(self) -> dict[str, object]:
+        self._read()
         return {
             "chain": self.chain,
             "tokens": self.tokens,
             "wall_seconds": self.elapsed(),
-            "line": (self._line_tokens, self._line_seconds),
-            "losses": self._losses,
+            "line": self._line,
+            "losses": self.losses,
             "norms": self._norms,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.chain, self.tokens = state_dict["chain"], state_dict["tokens"]
-        self.wall_seconds = state_dict["wall_seconds"]
-        self._line_tokens, self._line_seconds = state_dict["line"]
-        self._losses, self._norms = list(state_dict["losses"]), list(state_dict["norms"])
+        self.wall_seconds, self._line = state_dict["wall_seconds"], state_dict["line"]
+        self.losses, self._norms = list(state_dict["losses"]), list(state_dict["norms"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.monotonic()
@@ -102,46 +92,40 @@ class Measure(Callback):
             trainer.training = True
         if trainer.logger is not None and is_first() and (drawn := divergence_figure(self.run)):
             trainer.logger.experiment.add_figure("divergence/blocks_over_steps", *drawn)  # type: ignore[attr-defined]
-        self._read_device()
-        self.check_finite(trainer.global_step)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.journal is not None:
             self.journal.close()
 
-    @property
-    def unlogged_steps(self) -> int:
-        """Steps that were read, whose losses the next line will have; their losses are part of a checkpoint."""
-        return len(self._losses)
-
     def elapsed(self) -> float:
         """Seconds of training so far, those before a resume included."""
         return self.wall_seconds + (time.monotonic() - self._started)
 
-    # ------------------------------------------------------------ one step
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if batch_idx % self.config.accumulation == 0:
             step = trainer.global_step + 1
-            every = self.config.logging.log_every_steps
-            self._due = step % every == 0 or step == self.config.training.steps
+            self._due = step % self.config.logging.log_every_steps == 0 or step == self.config.training.steps
             self._sums = {}
             self._fed.append([])
         cast(LanguageModel, pl_module).measure_entropies = self._due
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._learning_rate = optimizer.param_groups[0]["lr"]  # the rate of this step; the schedule moves on after it
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
+        module = cast(LanguageModel, pl_module)
         self._fed[-1].append(batch.tokens_BS)
         self._add_up(outputs["observed"])
-        if (batch_idx + 1) % self.config.accumulation == 0:
-            loss, norm = self._sums["loss"], cast(LanguageModel, pl_module).grad_norm
+        if module.at_boundary:
+            loss, norm = self._sums["loss"], module.grad_norm
             self._unread.append(torch.stack([loss, self._sums["groups"].to(loss.dtype), norm.to(loss.dtype)]))
-            # the sum, not the mean: a step without any valid token has no loss, and that is not a failure
-            skipped = cast(LanguageModel, pl_module).step_skipped  # its norm is infinite by intent, and it is bounded
-            self._nonfinite |= ~(loss if skipped else loss + norm).isfinite()
+            # the sum, not the mean: a step without any valid token has no loss, and that is not a failure;
+            # the norm of a skipped step is infinite by intent, and how many may be skipped is bounded
+            self._nonfinite |= ~(loss if module.step_skipped else loss + norm).isfinite()
             if self._due:
-                self._write_line(trainer, cast(LanguageModel, pl_module))
+                self._write_line(trainer, module)
 
     @torch.no_grad()
     def _add_up(self, o: Observed) -> None:
@@ -165,8 +149,6 @@ class Measure(Callback):
             add = extremes.get(key, torch.add)
             self._sums[key] = add(self._sums[key], value) if key in self._sums else value
 
-    # ------------------------------------------------------------ reading the device
-
     def _write_line(self, trainer: Trainer, module: LanguageModel) -> None:
         self._sums = sum_of_all_ranks(self._sums)
         divergence_L = step_divergence(self.config.layer_gain, module.step_divergence_LS())
@@ -174,31 +156,24 @@ class Measure(Callback):
         scalars = self._scalars() | {"train/grad_norm": module.grad_norm}
         for name, values in (("divergence", divergence_L), ("scale", scale_L)):
             scalars |= {f"{name}/block_{i:02d}": value for i, value in enumerate(values)}
-        names = list(scalars)
-        host = torch.stack([scalars[n].double() for n in names]).tolist()  # the one read of this line
-        self._read_device()
-        self._read_steps()
+        host = torch.stack([value.double() for value in scalars.values()]).tolist()  # the one read of this line
+        self._read()
         step, now = trainer.global_step, self.elapsed()
-        line: dict[str, Any] = {
-            "tokens": self.tokens,
-            "wall_seconds": round(now, 4),
-            "data_hash": self.chain,
+        tokens_before, before = self._line
+        tags = {
             "train/learning_rate": self._learning_rate,
             "train/skipped_steps": module.skipped_steps,
-            "train/tokens_per_second": (self.tokens - self._line_tokens) / max(now - self._line_seconds, 1e-9),
-            **dict(zip(names, host, strict=True)),
+            "train/tokens_per_second": (self.tokens - tokens_before) / max(now - before, 1e-9),
+            **dict(zip(scalars, host, strict=True)),
         }
-        self._line_tokens, self._line_seconds = self.tokens, now
-        per_step = {"train/loss_nats": self._losses, "train/grad_norm": self._norms}
-        self._losses, self._norms = [], []
         if self.journal is not None:
-            self.journal.append(Line(step, line, per_step))
+            counts = {"tokens": self.tokens, "wall_seconds": round(now, 4), "data_hash": self.chain}
+            per_step = {"train/loss_nats": self.losses, "train/grad_norm": self._norms}
+            self.journal.append(Line(step, counts | tags, per_step))
         if trainer.logger is not None:
-            trainer.logger.log_metrics({k: v for k, v in line.items() if "/" in k}, step)
+            trainer.logger.log_metrics(tags, step)
+        self._line, self.losses, self._norms = (self.tokens, now), [], []
         self.check_finite(step)
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self._learning_rate = optimizer.param_groups[0]["lr"]  # the rate of this step; the schedule moves on after it
 
     def _scalars(self) -> dict[str, Tensor]:
         """The step's scalars under their tags, as device tensors."""
@@ -225,8 +200,8 @@ class Measure(Callback):
             scalars |= {f"experts/block_{i:02d}_expert_{e}": share for e, share in enumerate(shares_E)}
         return scalars
 
-    def _read_device(self) -> None:
-        """Bring the chain and the token count up to date with every finished step, over all ranks."""
+    def _read(self) -> None:
+        """Bring chain, token count, losses and norms up to date with every finished step, over all ranks."""
         accumulation = self.config.accumulation
         finished = [torch.stack(fed).int() for fed in self._fed if len(fed) == accumulation]
         self._fed = [fed for fed in self._fed if len(fed) < accumulation]
@@ -236,22 +211,15 @@ class Measure(Callback):
                 self.chain = chain_data(self.chain, [step_MRBS.flatten(0, 2)])
         self.tokens += int(gather(self._new_tokens).sum())
         self._new_tokens.zero_()
-
-    def _read_steps(self) -> None:
-        """Read the loss and gradient norm of every step since the last reading, the loss over all ranks."""
         if self._unread:
             everyone_RK3 = gather(torch.stack(self._unread))
             loss_K, groups_K, _ = everyone_RK3.sum(0).unbind(1)
-            self._losses += (loss_K / groups_K).tolist()
+            self.losses += (loss_K / groups_K).tolist()
             self._norms += everyone_RK3[0, :, 2].tolist()
             self._unread = []
 
     def check_finite(self, step: int) -> None:
-        """Read the flag of non-finite losses and gradient norms; called at log lines and before each checkpoint.
-
-        Raises:
-            Diverged: one was seen; names the last good checkpoint.
-        """
+        """Raise Diverged where a loss or gradient norm was not finite; called at log lines and before a checkpoint."""
         if bool(gather(self._nonfinite).any()):
             good = [folder for folder in self.run.checkpoint_folders() if damage(folder) is None]
             last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
@@ -259,8 +227,6 @@ class Measure(Callback):
                 f"training: the loss or gradient norm was not finite at or before step {step}; {last}; "
                 "lower training.learning_rate or training.clip_norm"
             )
-
-    # ------------------------------------------------------------ validation
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         validation = cast(LanguageModel, pl_module).validation
@@ -278,34 +244,31 @@ def sum_of_all_ranks(sums: dict[str, Tensor]) -> dict[str, Tensor]:
         return sums
     dtype = sums["loss"].dtype
     everyone_RF = gather(torch.cat([value.reshape(-1).to(dtype) for value in sums.values()]))
-    total, start = {}, 0
-    for key, value in sums.items():
-        part_RF = everyone_RF[:, start : start + value.numel()]
-        start += value.numel()
-        extreme = {"gain_lowest": part_RF.amin(0), "gain_highest": part_RF.amax(0)}
-        total[key] = extreme.get(key, part_RF.sum(0)).view(value.shape)
-    return total
+    parts = everyone_RF.split([value.numel() for value in sums.values()], dim=1)
+    extremes = {"gain_lowest": torch.amin, "gain_highest": torch.amax}
+    return {
+        key: extremes.get(key, torch.sum)(part_RF, 0).view(value.shape)
+        for (key, value), part_RF in zip(sums.items(), parts, strict=True)
+    }
 
 
 def tensorboard_layout(n_blocks: int) -> dict[str, dict[str, list[Any]]]:
     """The custom-scalars page: the questions of the experiment first."""
     chosen = sorted({0, min(2, n_blocks - 1), n_blocks - 1})
-    return {
+    pages = {
         "Is the loss a tie?": {
-            "validation loss, nats": ["Multiline", ["val/loss_nats", "val/loss_unsmoothed_nats"]],
-            "training loss and objective": ["Multiline", ["train/loss_nats", "train/objective"]],
+            "validation loss, nats": ["val/loss_nats", "val/loss_unsmoothed_nats"],
+            "training loss and objective": ["train/loss_nats", "train/objective"],
         },
         "What changed?": {
-            "token entropies, nats": ["Multiline", ["entropy/.*"]],
-            "gradient norm": ["Multiline", ["train/grad_norm"]],
-            "gain": ["Multiline", ["gain/mean", "gain/mean_before_clamp", "gain/std"]],
-            "clamped shares": ["Multiline", ["gain/share_at_min", "gain/share_at_max"]],
+            "token entropies, nats": ["entropy/.*"],
+            "gradient norm": ["train/grad_norm"],
+            "gain": ["gain/mean", "gain/mean_before_clamp", "gain/std"],
+            "clamped shares": ["gain/share_at_min", "gain/share_at_max"],
         },
-        "Blocks": {
-            "divergence": ["Multiline", [f"divergence/block_{i:02d}" for i in chosen]],
-            "scale": ["Multiline", [f"scale/block_{i:02d}" for i in chosen]],
-        },
+        "Blocks": {name: [f"{name}/block_{i:02d}" for i in chosen] for name in ("divergence", "scale")},
     }
+    return {page: {chart: ["Multiline", tags] for chart, tags in charts.items()} for page, charts in pages.items()}
 
 
 def divergence_figure(run: RunDir) -> tuple[Figure, int] | None:

@@ -1,16 +1,22 @@
-"""The optimizer, its explicit parameter groups, and the learning-rate schedule."""
+"""The optimizer, its explicit parameter groups, and the learning-rate schedule; and `replicate train --dry-run`."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from rich.console import Console
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from replication.config import TrainingConfig
+from replication.config import RunConfig, TrainingConfig, scientific_hash
+from replication.console import say, table
 from replication.model.moe import MixtureOfExperts
+from replication.model.size import checkpoint_gib, gib, state_needs
 from replication.model.transformer import Transformer
 from replication.training.muon import Muon
 
@@ -19,13 +25,10 @@ from replication.training.muon import Muon
 class ParameterGroup:
     """Parameters that one rule trains."""
 
-    algorithm: str
-    """adamw, muon or sgd."""
-    learning_rate: float
-    """Peak rate."""
+    algorithm: str  # adamw, muon or sgd
+    learning_rate: float  # the peak
     weight_decay: float
-    parameters: dict[str, Parameter]
-    """By name."""
+    parameters: dict[str, Parameter]  # by name
 
 
 def parameter_groups(config: TrainingConfig, model: Transformer) -> dict[str, ParameterGroup]:
@@ -36,8 +39,14 @@ def parameter_groups(config: TrainingConfig, model: Transformer) -> dict[str, Pa
     embeddings_and_norms  not decayed
     muon                  decayed: the blocks' matrices without routers
     """
+    rest = "sgd" if config.optimizer == "sgd" else "adamw"
+    rate, decay = config.learning_rate, config.weight_decay
+    groups = {
+        "matrices": ParameterGroup(rest, rate, decay, {}),
+        "embeddings_and_norms": ParameterGroup(rest, rate, 0.0, {}),
+        "muon": ParameterGroup("muon", config.muon_learning_rate or rate, decay, {}),
+    }
     routers = {id(m.router.weight) for m in model.modules() if isinstance(m, MixtureOfExperts)}
-    names: dict[str, dict[str, Parameter]] = {"matrices": {}, "embeddings_and_norms": {}, "muon": {}}
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or parameter is model.embedding.weight:
             group = "embeddings_and_norms"
@@ -45,14 +54,8 @@ def parameter_groups(config: TrainingConfig, model: Transformer) -> dict[str, Pa
             group = "muon"
         else:
             group = "matrices"
-        names[group][name] = parameter
-    rest = "sgd" if config.optimizer == "sgd" else "adamw"
-    rules = {
-        "matrices": (rest, config.learning_rate, config.weight_decay),
-        "embeddings_and_norms": (rest, config.learning_rate, 0.0),
-        "muon": ("muon", config.muon_learning_rate or config.learning_rate, config.weight_decay),
-    }
-    return {name: ParameterGroup(*rules[name], found) for name, found in names.items() if found}
+        groups[group].parameters[name] = parameter
+    return {name: group for name, group in groups.items() if group.parameters}
 
 
 def build_optimizer(config: TrainingConfig, model: Transformer) -> Optimizer:
@@ -87,3 +90,34 @@ def learning_rate_factor(config: TrainingConfig, step: int) -> float:
 
 def build_schedule(config: TrainingConfig, optimizer: Optimizer) -> LambdaLR:
     return LambdaLR(optimizer, lambda step: learning_rate_factor(config, step))
+
+
+def dry_run(config: RunConfig, console: Console) -> None:
+    """Print what would be trained, by which rule, and what it takes, of a model that is built without memory."""
+    with torch.device("meta"):
+        model = Transformer(config.model)
+    rows = []
+    for name, group in parameter_groups(config.training, model).items():
+        rule = f"{name}\n{group.algorithm}\nrate {group.learning_rate:g}\ndecay {group.weight_decay:g}"
+        count = sum(p.numel() for p in group.parameters.values())
+        names = [f"{n:>4} {pattern}" for pattern, n in folded(group.parameters).items()]
+        rows.append((rule, "\n".join([f"{count:,} in {len(group.parameters)} tensors", *names])))
+    console.print(table("parameter groups", ["group and rule", "parameters"], rows, lines=True))
+    t, needs = config.training, state_needs(config)
+    offloaded = f", and {gib(needs.host_gib)} of memory beside it" if needs.host_gib else ""
+    facts = {
+        "cell": f"{config.arm}/seed-{config.seed}, config hash {scientific_hash(config)}",
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "tokens": f"{t.steps:,} steps of {t.batch_tokens:,}: {t.steps * t.batch_tokens:,}",
+        "a step": f"{config.batch_sequences} sequences: {config.accumulation} micro-batch(es) of "
+        f"{config.micro_batch_sequences} on each of {config.world_size} process(es), {config.cluster.strategy}",
+        "state": f"{gib(needs.device_gib)} a process{offloaded}; activations come on top",
+        "checkpoint": gib(checkpoint_gib(config)),
+    }
+    for name, value in facts.items():
+        say(console, f"{name + ':':<12}{value}")
+
+
+def folded(names: Iterable[str]) -> dict[str, int]:
+    """{blocks.*.attention.q.weight: 20, ...}: names with their numbers as *, and how many fall together."""
+    return dict(Counter(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names))

@@ -46,9 +46,9 @@ class Board:
         with open(path, "r+b") as file:
             self._map = mmap.mmap(file.fileno(), _SLOT.size * n_ranks)
 
-    def write(self, reading: Reading) -> None:
-        values = (reading.pid, reading.step, reading.micro_batch, PHASES.index(reading.phase))
-        _SLOT.pack_into(self._map, _SLOT.size * reading.rank, *values)
+    def write(self, now: Reading) -> None:
+        place = _SLOT.size * now.rank
+        _SLOT.pack_into(self._map, place, now.pid, now.step, now.micro_batch, PHASES.index(now.phase))
 
     def read(self) -> list[Reading]:
         """Every rank that has written; a rank of an earlier start stays until its successor writes."""
@@ -61,11 +61,6 @@ _now = Reading(int(os.environ.get("RANK", "0")), os.getpid(), 0, 0, "start")
 if VARIABLE in os.environ:
     _board = Board(Path(os.environ[VARIABLE]), int(os.environ.get("WORLD_SIZE", "1")))
     _board.write(_now)
-
-
-def is_watched() -> bool:
-    """Whether this process writes to a board."""
-    return _board is not None
 
 
 def enter(phase: str, step: int, micro_batch: int = 0) -> None:

@@ -1,8 +1,8 @@
-"""The meeting of the processes of a start, and the checkpoint they go on from: the first rank says both.
+"""The meeting of the processes of a start: they pass each other words before their process group stands.
 
-It listens at a port that the system gives it, and writes the port into the cell's folder, signed with what is unique to
-this start: so no port can be taken, none is used twice, and no variable of a login shell leads two runs together. A
-checkpoint of a large model is tens of GB, so the first rank alone reads it, and the others are told its name.
+The first rank listens at a port that the system gives it, and writes the port into the cell's folder, signed with what
+is unique to this start: so no port can be taken, none is used twice, and no variable of a login shell leads two runs
+together.
 """
 
 from __future__ import annotations
@@ -12,21 +12,16 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
-from typing import NoReturn
 
 from torch.distributed import TCPStore
 
-from replication.config import RunConfig
 from replication.errors import UserError, first_line
 from replication.processes.launcher import start_name
 from replication.processes.preemption import Preempted, stop_requested
 from replication.runs.files import read_object, write_json
 from replication.runs.layout import RunDir
-from replication.training.checkpoints import newest_checkpoint, remove_abandoned
 from replication.training.ranks import launched_rank
 
 MEET_SECONDS = 120.0
@@ -41,17 +36,13 @@ _kept: list[TCPStore] = []  # to the end: a process group may be a client of it
 
 
 class Meeting:
-    """The processes of one start, which can pass each other words before their process group stands.
-
-    Every wait hears the request to stop, also where another process got it, and ends with one line.
-    """
+    """The processes of one start. Every wait hears the request to stop, also where another process got it (Preempted),
+    and ends in time (UserError)."""
 
     def __init__(self, run: RunDir, n_ranks: int) -> None:
         """Wait until all are there, and point torch's variables at the place.
 
-        Raises:
-            UserError: not all came in time; says who did not, or who answers in their place.
-            Preempted: one of them was told to stop.
+        UserError where not all come in time: says who did not, or who answers in their place.
         """
         self.run, self.rank, self.n_ranks = run, launched_rank(), n_ranks
         self.cell = f"{run.root.parent.name}/{run.root.name}"
@@ -71,8 +62,7 @@ class Meeting:
                 "in the site file to the name by which nodes reach each other"
             ) from None
         store.set("start", f"{self.name} {secret}")
-        word = {"start": self.name, "secret": secret, "host": host, "port": store.port}
-        write_json(self.run.start, word)
+        write_json(self.run.start, {"start": self.name, "secret": secret, "host": host, "port": store.port})
         return store
 
     def _join(self) -> TCPStore:
@@ -80,11 +70,10 @@ class Meeting:
         began = time.monotonic()
         while time.monotonic() < began + MEET_SECONDS:
             if stop_requested() and time.monotonic() > began + LINGER_SECONDS:
-                self._raise_preempted()
-            try:
+                raise self._preempted()
+            word = {}
+            with suppress(UserError):  # an earlier start's, damaged: this one's replaces it
                 word = read_object(self.run.start)
-            except UserError:
-                word = {}  # an earlier start's, damaged: this one's replaces it
             if word.get("start") == self.name:
                 place = f"{word['host']}:{word['port']}"
                 try:
@@ -100,12 +89,7 @@ class Meeting:
         raise UserError(f"rank {self.rank}: no first rank of this start within {MEET_SECONDS:.0f} seconds: {found}")
 
     def wait_for_all(self, done: str, seconds: float = WORK_SECONDS) -> None:
-        """Say that this process has done something (a past participle), and wait until all say so.
-
-        Raises:
-            UserError: some did not in time; names them.
-            Preempted: one of them was told to stop.
-        """
+        """Say that this process has done something (a past participle), and wait until all say so."""
         self._store.set(f"{done} {self.rank}", socket.gethostname())
         self._wait([f"{done} {r}" for r in range(self.n_ranks)], seconds)
 
@@ -116,11 +100,11 @@ class Meeting:
         self._wait([key], WORK_SECONDS)
         return self._store.get(key).decode()[1:]
 
-    def _wait(self, keys: Sequence[str], seconds: float) -> None:
+    def _wait(self, keys: list[str], seconds: float) -> None:
         began, due = time.monotonic(), MEET_SECONDS
         while True:
             self._hear()
-            if self._store.check(list(keys)):
+            if self._store.check(keys):
                 return
             waited = time.monotonic() - began
             if waited > min(seconds, due):
@@ -149,33 +133,13 @@ class Meeting:
                 patience = WORK_SECONDS if self._store.check([f"come {r}"]) else LINGER_SECONDS
                 while not self._store.check([f"stopped {r}"]) and time.monotonic() < began + patience:
                     time.sleep(0.05)
-        self._raise_preempted()
+        raise self._preempted()
 
-    def _raise_preempted(self) -> NoReturn:
-        raise Preempted(f"{self.cell}: told to stop before it trained; nothing was to be saved")
+    def _preempted(self) -> Preempted:
+        return Preempted(f"{self.cell}: told to stop before it trained; nothing was to be saved")
 
 
 def _store(host: str, port: int, first: bool) -> TCPStore:
-    return TCPStore(
-        host, port, is_master=first, wait_for_workers=False, timeout=timedelta(seconds=CONNECT_SECONDS),
-        multi_tenant=True,  # torch's own, at this port in this process, is then the same one
-    )  # fmt: skip
-
-
-def checkpoint_to_resume(
-    run: RunDir, config: RunConfig, data_hash: str, meeting: Meeting | None
-) -> tuple[Path | None, list[str]]:
-    """The checkpoint folder to go on from, the same on every rank, and what the first rank has to say of damaged ones.
-
-    Raises:
-        UserError: see newest_checkpoint; on other ranks, where the first one never decides.
-    """
-    if launched_rank() == 0:
-        remove_abandoned(run)  # it takes room that this run needs
-        folder, notes = newest_checkpoint(run, config, data_hash)
-        if meeting is not None:
-            meeting.tell("checkpoint", folder.name if folder else "")
-        return folder, notes
-    assert meeting is not None
-    name = meeting.tell("checkpoint")
-    return (run.checkpoints / name if name else None), []
+    patience = timedelta(seconds=CONNECT_SECONDS)
+    # multi_tenant: torch's own store, at this port in this process, is then the same one
+    return TCPStore(host, port, is_master=first, wait_for_workers=False, timeout=patience, multi_tenant=True)

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from rich.console import Console
 from torch import Tensor
+from torch.optim import Optimizer
 
-from replication.config import RunConfig, arm_keys, refuse_other_config, scientific_hash, to_yaml
-from replication.console import say, timestamp
-from replication.data.module import TokenDataModule
+from replication.config import RunConfig, refuse_other_config, scientific_hash, to_yaml
+from replication.console import LINE_SECONDS, progress, say
+from replication.data.module import Batch, TokenDataModule
 from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.model.transformer import Transformer, weights_sha256
 from replication.objectives.callbacks import LayerGain, TokenGain
-from replication.protocol.preregistration import first_stamp, plan_stamp
 from replication.runs.files import write_text
 from replication.runs.journal import due_validations, journal_gaps, logged_steps, read_journal
-from replication.runs.layout import RunDir
-from replication.runs.manifest import Data, Manifest, Start, is_trained, read_manifest, update_manifest, write_manifest
-from replication.runs.starts import changes, code_facts, code_of, logged_cells, machine_of, refuse_other_data
-from replication.training.checkpoints import Checkpoints, checkpoint_folder, load_weights, read_marker, step_of
+from replication.runs.layout import RunDir, step_of
+from replication.runs.manifest import Manifest, read_manifest
+from replication.runs.starts import logged_cells, refuse_other_data
+from replication.training.checkpoints import (
+    STATE,
+    Checkpoints,
+    checkpoint_folder,
+    load_weights,
+    newest_checkpoint,
+    read_marker,
+    remove_abandoned,
+    reshard,
+    universal_form,
+)
 from replication.training.checks import Checks, check_neighbours, data_sample
-from replication.training.environment import arithmetic, describe_machine, prepare_torch
+from replication.training.environment import finish_manifest, prepare_torch, start_manifest
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
-from replication.training.phases import is_watched
-from replication.training.progress import PhaseMarks, Progress
+from replication.training.phases import enter
 from replication.training.ranks import launched_rank
-from replication.training.reshard import Sharding, needs_reshard, reshard, state_to_load
-from replication.training.start import Meeting, checkpoint_to_resume
+from replication.training.start import Meeting
 from replication.training.stopping import GracefulStop
 from replication.training.strategies import build_strategy, gradient_multiplier
 
@@ -42,28 +51,30 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     """Train one cell, going on from its newest complete checkpoint where there is one.
 
     Writes config.yaml, manifest.json, metrics.jsonl, tensorboard/ and checkpoints/ into the cell's folder. A cell that
-    has trained to its last step is left as it is. The caller holds the cell's lock.
-
-    Raises:
-        UserError: the data do not fit the config, the folder or its checkpoint belongs to another config, the loss is
-            not finite.
+    has trained to its last step is left as it is. The caller holds the cell's lock. UserError where the data do not fit
+    the config, the folder or its checkpoint belongs to another config, or the loss is not finite.
     """
     store.check(config)
     first = launched_rank() == 0
     if first:  # whether the others have the same config, the preflight asks
         refuse_other_config(config, run.config)
     meeting = Meeting(run, config.world_size) if config.world_size > 1 else None
-    checkpoint, notes = checkpoint_to_resume(run, config, store.hash, meeting)
+    checkpoint: Path | None = None
+    notes: list[str] = []
+    if first:  # alone: a checkpoint of a large model is tens of GB, and all of it is read
+        remove_abandoned(run)  # it takes room that this run needs
+        checkpoint, notes = newest_checkpoint(run, config, store.hash)
+    if meeting is not None:
+        name = meeting.tell("checkpoint", checkpoint.name if checkpoint else "")
+        checkpoint = run.checkpoints / name if name else None
     step = step_of(checkpoint) if checkpoint else 0
     if first:
-        notes += lost_lines(config, run, step)
-    for note in notes if first else ():
-        say(console, note, style="yellow")
+        for note in (*notes, *lost_lines(config, run, step)):
+            say(console, note, style="yellow")
     if step >= config.training.steps:
-        if not first:
-            return
-        console.print(f"{config.arm}/seed-{config.seed}: trained to step {config.training.steps} already")
-        finish_manifest(run, checkpoint_folder(run, config.training.steps))
+        if first:
+            console.print(f"{config.arm}/seed-{config.seed}: trained to step {config.training.steps} already")
+            finish_manifest(config, run)
         return
 
     prepare_torch(config)
@@ -73,11 +84,11 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     if first:
         refuse_other_data(logged_cells(run.root.parent.parent), config.data.dir or "data", store.hash, but=run)
         check_neighbours(config, run, start["weights at start"])
-        if checkpoint is not None and needs_reshard(checkpoint, config):
+        if checkpoint is not None and (target := universal_form(checkpoint, config)):
             console.print(f"resharding {checkpoint.name} for {config.world_size} process(es)")
-            reshard(checkpoint)
+            reshard(checkpoint, target)
         write_text(run.config, to_yaml(config))
-        start_manifest(config, run, store, module, start["weights at start"], step, console)
+        start_manifest(config, run, store, module.model, start["weights at start"], step, console)
     trainer = build_trainer(config, run, start, checkpoint, console)
     if meeting is not None:
         meeting.wait_for_all("built")  # what follows waits for the slowest without hearing anything
@@ -85,37 +96,13 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
         trainer.fit(
             module,
             datamodule=TokenDataModule(config, store),
-            ckpt_path=str(state_to_load(checkpoint, config)) if checkpoint else None,
+            ckpt_path=str(universal_form(checkpoint, config) or checkpoint / STATE) if checkpoint else None,
             weights_only=False,  # the checkpoint is our own; it holds Lightning's loop objects
         )
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
     if first:
-        finish_manifest(run, checkpoint_folder(run, config.training.steps))
-
-
-def shared_by_ranks(
-    config: RunConfig, run: RunDir, store: TokenStore, module: LanguageModel, checkpoint: Path | None
-) -> dict[str, str]:
-    """By name, what all ranks of a start must have alike: hashes of config, data and weights at start, checkpoint.
-
-    Raises:
-        UserError: the cell goes on from weights of a file, and its manifest does not say which.
-    """
-    if checkpoint and config.training.initial_weights:
-        weights = (read_manifest(run) or Manifest()).initial_weights_sha256
-        if weights is None:
-            raise UserError(f"{run.manifest}: does not say what weights the cell began with; restore it, or remove "
-                            f"{run.root} and train from the beginning")  # fmt: skip
-    else:
-        weights = weights_sha256(dict(module.model.named_parameters()))
-    return {
-        "config hash": scientific_hash(config),
-        "data hash": store.hash,
-        "data sample": data_sample(store),
-        "checkpoint": checkpoint.name if checkpoint else "none",
-        "weights at start": weights,
-    }
+        finish_manifest(config, run)
 
 
 def lost_lines(config: RunConfig, run: RunDir, step: int) -> list[str]:
@@ -131,11 +118,7 @@ def lost_lines(config: RunConfig, run: RunDir, step: int) -> list[str]:
 
 
 def initial_weights(config: RunConfig) -> dict[str, Tensor] | None:
-    """The weights of training.initial_weights, where it names a file.
-
-    Raises:
-        UserError: the file is missing, unreadable, or of another model.
-    """
+    """The weights of training.initial_weights, where it names a file; UserError where they are of another model."""
     if config.training.initial_weights is None:
         return None
     weights = load_weights(Path(config.training.initial_weights).expanduser())
@@ -149,33 +132,46 @@ def initial_weights(config: RunConfig) -> dict[str, Tensor] | None:
     return weights
 
 
+def shared_by_ranks(
+    config: RunConfig, run: RunDir, store: TokenStore, module: LanguageModel, checkpoint: Path | None
+) -> dict[str, str]:
+    """By name, what all ranks of a start must have alike: hashes of config, data and weights at start, checkpoint."""
+    if checkpoint and config.training.initial_weights:
+        weights = (read_manifest(run) or Manifest()).initial_weights_sha256
+    else:
+        weights = weights_sha256(dict(module.model.named_parameters()))
+    if weights is None:
+        raise UserError(
+            f"{run.manifest}: does not say what weights the cell began with; restore it, or remove {run.root} and "
+            "train from the beginning"
+        )
+    return {
+        "config hash": scientific_hash(config),
+        "data hash": store.hash,
+        "data sample": data_sample(store),
+        "checkpoint": checkpoint.name if checkpoint else "none",
+        "weights at start": weights,
+    }
+
+
 def build_trainer(
     config: RunConfig, run: RunDir, start: dict[str, str], checkpoint: Path | None, console: Console
 ) -> Trainer:
-    """The Trainer of one cell, with nothing of Lightning's that writes, shows or shuffles on its own.
-
-    `start` is of shared_by_ranks.
-    """
-    resume_step = step_of(checkpoint) if checkpoint else 0
+    """The Trainer of one cell, with nothing of Lightning's that writes, shows or shuffles on its own."""
     measure = Measure(config, run)
-    callbacks: list[Callback] = [PhaseMarks(config)] if is_watched() else []
-    callbacks += [Checks(config, run, start), measure]  # it must see a step before a checkpoint of it is saved
+    # Measure must see a step before a checkpoint of it is saved
+    callbacks: list[Callback] = [Progress(config, console), Checks(config, run, start), measure]
     if config.token_gain.enabled:
         callbacks.append(TokenGain(config.token_gain))
     if config.layer_gain.enabled:
         callbacks.append(LayerGain(config.layer_gain, gradient_multiplier(config)))
     checkpoints = Checkpoints(config, run, start["data hash"], measure, checkpoint)
-    callbacks += [checkpoints, GracefulStop(config, checkpoints), Progress(config, console)]
-    logger = TensorBoardLogger(
-        run.root,
-        name="",
-        version="tensorboard",
-        default_hp_metric=False,
-        purge_step=resume_step + 1 if resume_step else 0,  # else a resumed run shows doubled points
-    )
+    callbacks += [checkpoints, GracefulStop(config, checkpoints)]
+    purge = step_of(checkpoint) + 1 if checkpoint else 0  # else a resumed run shows doubled points
+    logger = TensorBoardLogger(run.root, name="", version="tensorboard", default_hp_metric=False, purge_step=purge)
     trainer = Trainer(
         accelerator=config.cluster.accelerator,
-        strategy=build_strategy(config, needs_reshard(checkpoint, config)),
+        strategy=build_strategy(config, load_universal=universal_form(checkpoint, config) is not None),
         devices=config.cluster.devices,
         num_nodes=config.cluster.nodes,
         precision=config.training.precision,
@@ -194,87 +190,56 @@ def build_trainer(
         deterministic=config.training.deterministic,
         log_every_n_steps=10**9,
     )
-    leave_signals_alone(trainer)
+    # Lightning's way with SIGTERM is taken out: on several ranks it broadcasts a flag and waits for it before every
+    # micro-batch, and its handler starts a collective of its own, which hangs where one rank alone gets the signal.
+    # Here SIGTERM interrupts the rank that gets it, and the launcher ends the others.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
 
 
-def leave_signals_alone(trainer: Trainer) -> None:
-    """Take Lightning's SIGTERM path out: SIGTERM interrupts the rank that gets it, and the launcher ends the others.
+class Progress(Callback):
+    """Says where this rank is: a bar on a terminal, a line now and then elsewhere, and marks that a drill aims by.
 
-    On several ranks Lightning broadcasts a flag and waits for it before every micro-batch, and its handler starts a
-    collective of its own, which hangs where one rank alone gets the signal.
+    First of the callbacks; reads nothing from the device.
     """
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        self.config, self.console = config, console
+        self.bar = progress(console, "bar", "step {task.completed:.0f}/{task.total:.0f}", "left")
+        self._last_line = time.monotonic()
 
-# ---------------------------------------------------------------- the manifest
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        steps, done = self.config.training.steps, trainer.global_step
+        name = f"{self.config.arm}/seed-{self.config.seed}"
+        if trainer.is_global_zero and self.console.is_terminal:
+            self.bar.add_task(name, total=steps, completed=done)
+            self.bar.start()
+        elif trainer.is_global_zero:
+            self.console.print(f"{name}: training from step {done} to {steps}")
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        micro_batch = batch_idx % self.config.accumulation
+        enter("accumulate" if micro_batch else "forward", trainer.global_step, micro_batch)
 
-def start_manifest(
-    config: RunConfig,
-    run: RunDir,
-    store: TokenStore,
-    module: LanguageModel,
-    initial: str,
-    step: int,
-    console: Console,
-) -> None:
-    """Write the manifest before the first step of a start; what earlier starts said is kept, the weights are compared.
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if pl_module.at_boundary:
+            enter("update", trainer.global_step, self.config.accumulation - 1)
 
-    One line says what of code and machine is not as at the start before; the run goes on.
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Batch, batch_idx: int
+    ) -> None:
+        if self.bar.task_ids:
+            self.bar.update(self.bar.task_ids[0], completed=trainer.global_step)
+        elif trainer.is_global_zero and time.monotonic() - self._last_line > LINE_SECONDS:
+            self._last_line = time.monotonic()
+            self.console.print(f"step {trainer.global_step}/{self.config.training.steps}")
 
-    `initial` is the SHA-256 of the module's weights before the strategy shards it; `step` that of the checkpoint which
-    this start goes on from, or 0.
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        enter("validate", trainer.global_step)
 
-    Raises:
-        UserError: the initial weights differ from those of the first start.
-    """
-    earlier = read_manifest(run) or Manifest()
-    if earlier.initial_weights_sha256 not in (None, initial):
-        raise UserError(
-            f"{run.manifest}: this machine makes other initial weights for the same seed than the first start did; "
-            "resume where it began, or remove the cell and run it again"
-        )
-    try:
-        keys = sorted(arm_keys(config.arm))
-    except UserError:
-        keys = []  # an arm without a file declares nothing, and the certificate will say so
-    machine, plan, cut = describe_machine(), plan_stamp(run), arithmetic(config)
-    sharding = vars(Sharding.of_run(config))
-    here = Start(at=timestamp(), step=step, plan=plan, strategy=sharding, machine=cut, **vars(machine))
-    if step:
-        changed = [changes(code_of(earlier), code_facts(here)), changes(machine_of(earlier, None), cut)]
-        if any(changed):
-            said = ", ".join(filter(None, changed))
-            say(console, ("goes on otherwise than it began:", "yellow"), f" {said}; the report will say so")
-    first_plan, logged_before = first_stamp(run, earlier.plan, plan)
-    manifest = Manifest(
-        arm=config.arm,
-        seed=config.seed,
-        config_hash=scientific_hash(config),
-        arm_keys=tuple(keys),
-        plan=first_plan,
-        logged_before=logged_before,
-        data=Data(hash=store.hash, dir=str(config.data.dir or "data")),
-        world_size=config.world_size,
-        strategy=sharding,
-        weights_seed=config.effective_weights_seed,
-        parameters=sum(p.numel() for p in module.model.parameters()),
-        initial_weights_sha256=initial,
-        started_at=earlier.started_at or timestamp(),
-        starts=(*earlier.starts, here),
-        **vars(machine),
-    )
-    write_manifest(run, manifest)
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        enter("end", trainer.global_step)
 
-
-def finish_manifest(run: RunDir, folder: Path) -> None:
-    """Add what the last checkpoint says of the whole run; a kill between the two is made good by the next start.
-
-    The checkpoint has just been read or written whole, and is not read again: the other ranks are leaving.
-    """
-    if not is_trained(run):
-        marker = read_marker(folder)
-        final = {k: getattr(marker, k) for k in ("step", "tokens", "data_chain", "wall_seconds")}
-        update_manifest(run, **final, final_weights_sha256=marker.weights_sha256, finished_at=timestamp())
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.bar.stop()

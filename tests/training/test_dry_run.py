@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from replication.cli.main import main
-from replication.training.dry_run import folded
+from replication.training.optimizers import folded
 
 
 def test_numbers_of_blocks_and_experts_are_folded():
