@@ -6,13 +6,13 @@ of its own, a few machine words at each change. A reader in another process sees
 
 from __future__ import annotations
 
-import mmap
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 VARIABLE = "REPLICATION_PHASE_BOARD"
 
@@ -21,8 +21,6 @@ PHASES = ("start", "forward", "accumulate", "update", "save", "validate", "end")
 holds yet. accumulate: later micro-batches, when a part of the gradient is there. update: from the optimizer boundary to
 the end of the step. save, validate: the writing of a checkpoint, a validation. end: after the last step."""
 
-_SLOT = struct.Struct("<qqqq")  # process id, step (0-based, the one under way), micro-batch, index into PHASES
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -30,7 +28,7 @@ class Reading:
 
     rank: int
     pid: int
-    step: int
+    step: int  # 0-based, the one under way
     micro_batch: int
     phase: str
 
@@ -41,19 +39,15 @@ class Board:
     def __init__(self, path: Path, n_ranks: int, create: bool = False) -> None:
         if create:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(bytes(_SLOT.size * n_ranks))
-        self.n_ranks = n_ranks
-        with open(path, "r+b") as file:
-            self._map = mmap.mmap(file.fileno(), _SLOT.size * n_ranks)
+        self._slots = np.memmap(path, np.int64, "w+" if create else "r+", shape=(n_ranks, 4))
 
     def write(self, now: Reading) -> None:
-        place = _SLOT.size * now.rank
-        _SLOT.pack_into(self._map, place, now.pid, now.step, now.micro_batch, PHASES.index(now.phase))
+        self._slots[now.rank] = now.pid, now.step, now.micro_batch, PHASES.index(now.phase)
 
     def read(self) -> list[Reading]:
         """Every rank that has written; a rank of an earlier start stays until its successor writes."""
-        slots = [_SLOT.unpack_from(self._map, _SLOT.size * rank) for rank in range(self.n_ranks)]
-        return [Reading(r, pid, step, m, PHASES[i]) for r, (pid, step, m, i) in enumerate(slots) if pid]
+        slots = enumerate(self._slots.tolist())
+        return [Reading(r, pid, step, m, PHASES[phase]) for r, (pid, step, m, phase) in slots if pid]
 
 
 _board: Board | None = None  # this process's, where the environment names one
