@@ -2,7 +2,7 @@
 
 Every rank has its place from the variables of torch's launcher (PLACE): `run_ranks` sets them for what it starts,
 torchrun does, and `adopt_place` reads them from SLURM's. Those that neither set are a login shell's, and are dropped.
-Where the ranks of a training meet, the first of them says (training/start.py); MASTER_PORT is for what else needs one.
+Where the ranks of a training meet, the first of them says (training/ranks.py); MASTER_PORT is for what else needs one.
 Unlike torchrun, `run_ranks` adds nothing to what a rank says, unless a rank was killed and could say nothing, and it
 ends with that rank's code.
 """

@@ -41,8 +41,7 @@ from replication.training.environment import finish_manifest, prepare_torch, sta
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
 from replication.training.phases import enter
-from replication.training.ranks import launched_rank
-from replication.training.start import Meeting
+from replication.training.ranks import Meeting, launched_rank
 from replication.training.stopping import GracefulStop
 from replication.training.strategies import build_strategy, gradient_multiplier
 

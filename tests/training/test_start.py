@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from datetime import timedelta
@@ -16,8 +17,8 @@ from replication.processes.launcher import PLACE, START, forget_place_of_the_she
 from replication.processes.preemption import Preempted
 from replication.runs.files import read_json, write_json
 from replication.runs.layout import RunDir
-from replication.training import start
-from replication.training.start import Meeting
+from replication.training import ranks
+from replication.training.ranks import Meeting
 
 
 @pytest.fixture
@@ -25,9 +26,9 @@ def run(tmp_path, monkeypatch) -> RunDir:
     """The cell of a start, in this process: rank 1 in a thread of that name, else rank 0."""
     for name, value in {START: "one", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(start, "launched_rank", lambda: int(threading.current_thread().name == "rank 1"))
-    monkeypatch.setattr(start, "_starts", itertools.repeat(0))
-    monkeypatch.setattr(start, "MEET_SECONDS", 1.0)
+    monkeypatch.setattr(ranks, "launched_rank", lambda: int(threading.current_thread().name == "rank 1"))
+    monkeypatch.setattr(ranks, "_starts", itertools.repeat(0))
+    monkeypatch.setattr(ranks, "MEET_SECONDS", 1.0)
     cell = RunDir(tmp_path / "both" / "seed-1")
     cell.root.mkdir(parents=True)
     return cell
@@ -49,7 +50,7 @@ def on_rank_1(act) -> tuple[threading.Thread, list[object]]:
 
 
 def test_two_ranks_meet_at_a_port_that_nobody_chose_and_the_first_one_decides(run, monkeypatch):
-    monkeypatch.setattr(start, "MEET_SECONDS", 60.0)
+    monkeypatch.setattr(ranks, "MEET_SECONDS", 60.0)
     thread, told = on_rank_1(lambda: Meeting(run, 2).tell("checkpoint"))
     meeting = Meeting(run, 2)
     assert meeting.tell("checkpoint", "step-000004") == "step-000004"
@@ -81,13 +82,13 @@ def test_a_stranger_is_refused_by_name(run):
 
 def test_an_address_that_cannot_be_listened_at_is_one_line(run, monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
-    monkeypatch.setattr(start, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(ranks, "CONNECT_SECONDS", 0.5)
     with pytest.raises(UserError, match=r"MASTER_ADDR: the first rank cannot be reached at no-such-host.invalid"):
         Meeting(run, 2)
 
 
 def test_the_stop_signal_of_one_is_heard_by_all_that_wait(run, monkeypatch):
-    monkeypatch.setattr(start, "MEET_SECONDS", 60.0)
+    monkeypatch.setattr(ranks, "MEET_SECONDS", 60.0)
     thread, said = on_rank_1(lambda: Meeting(run, 2).wait_for_all("built"))
     meeting = Meeting(run, 2)
     deadline = time.monotonic() + 120
@@ -103,7 +104,7 @@ def test_the_stop_signal_of_one_is_heard_by_all_that_wait(run, monkeypatch):
 def test_a_first_rank_that_dies_is_a_lost_peer(run, monkeypatch):
     thread, said = on_rank_1(lambda: Meeting(run, 2).wait_for_all("built"))
     meeting = Meeting(run, 2)
-    start._kept.clear()
+    ranks._kept.clear()
     del meeting
     thread.join(30)
     assert isinstance(said[0], Exception) and is_lost_peer(said[0]), said
@@ -123,8 +124,8 @@ def test_the_place_of_a_login_shell_is_none(monkeypatch, capsys):
         monkeypatch.setenv(name, "3")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     forget_place_of_the_shell()
-    assert start.os.environ["RANK"] == "3"
+    assert os.environ["RANK"] == "3"
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     forget_place_of_the_shell()
-    assert not set(PLACE) & set(start.os.environ)
+    assert not set(PLACE) & set(os.environ)
     assert "RANK=3 is ignored: neither srun nor torchrun set it" in capsys.readouterr().err
