@@ -70,7 +70,7 @@ RESERVED = {
 TORCH_FREE = [
     *("errors", "console", "config", "runs", "processes", "protocol", "cli", "grid", "judging", *EVIDENCE),
     *("model.size", "bench.drill", "training.phases"),
-    *(f"generation.{name}" for name in ("completions", "export", "samples", "suite")),
+    *(f"generation.{name}" for name in ("completions", "export", "suite")),
     *(f"data.{name}" for name in ("order", "store", "prepare", "prompts")),
 ]
 HEAVY = ["torch", "lightning", "deepspeed", "transformers"]

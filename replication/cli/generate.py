@@ -11,8 +11,8 @@ from replication.cli.arguments import COUNT, SEED, takes, takes_keys, verb
 from replication.config import load_run, load_suite
 from replication.console import say
 from replication.errors import UserError
+from replication.generation.completions import Shard
 from replication.generation.export import write_export
-from replication.generation.samples import Shard
 from replication.generation.suite import cells_to_sample, sample_as_worker, sample_cells, trained_cells
 from replication.runs.layout import SuiteDir
 

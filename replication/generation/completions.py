@@ -1,22 +1,39 @@
-"""Completions as judges and reports meet them: samples.jsonl of a cell, read and checked. Imports no torch.
+"""A cell's completions on the disk: samples.jsonl, read and checked, and the parts that it is put together from.
 
-A line of samples.jsonl is {"arm", "seed", "prompt_id", "category", "question", "sample", "completion", "tokens",
-"stopped"}.
+samples.jsonl                   all completions, in the order of prompts and samples; a line is {"arm", "seed",
+                                "prompt_id", "category", "question", "sample", "completion", "tokens", "stopped"}
+samples.part/<i>-of-<n>.jsonl   completions of shard i of n, in any order; the first line is {"binding": ...}, the hash
+                                of settings, prompts and weights: what was sampled otherwise is never gone on from
+samples.part/<i>-of-<n>.log     output of a worker
+manifest.json                   its `generation`: settings, and the hashes of prompts, weights and samples.jsonl; and
+                                `generated_by`: the code that put them together
+
+A shard is every n-th completion of the cell. Any number of shards goes on with what any other number left behind.
+Imports no torch.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
 
+from replication.config import RunConfig, sampling_settings
+from replication.data.prompts import Prompt, find_prompts, load_prompts
 from replication.errors import UserError
-from replication.runs.files import file_sha256
+from replication.runs.files import file_sha256, naming, remove_tree, write_text
 from replication.runs.layout import RunDir, SuiteDir
-from replication.runs.manifest import Manifest, read_manifest
+from replication.runs.manifest import Manifest, code_identity, read_manifest, refuse_untrained, update_manifest
 from replication.runs.records import WrongForm, from_json, to_json
 
 AGAIN = "`replicate generate` makes it again"
+BEFORE = {"top_p": 1.0, "precision": "32-true"}
+"""Settings of a record that was written before these keys were."""
 
 
 @dataclass(frozen=True)
@@ -110,3 +127,139 @@ def suite_completions(suite_dir: SuiteDir, arms: Sequence[str]) -> dict[int, dic
                 there = f"{first.arm}/seed-{first.seed}"
                 raise UserError(f"{runs[arm].samples}: holds completions of {there}; {AGAIN}")
     return found
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Every n-th completion of a cell, from the i-th."""
+
+    i: int = 0
+    n: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Of `i/n`."""
+        i, _, n = text.partition("/")
+        if not i.isdecimal() or not n.isdecimal() or not int(i) < int(n):
+            raise UserError(f"--shard: '{text}' must be I/N with 0 <= I < N")
+        return cls(int(i), int(n))
+
+    def path(self, run: RunDir, suffix: str) -> Path:
+        return run.samples_part / f"{self.i}-of-{self.n}{suffix}"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The completions that one cell is to have."""
+
+    config: RunConfig
+    run: RunDir
+    prompts: tuple[Prompt, ...]
+    record: Mapping[str, object]
+    """What the manifest is to say of them, but for the hash of the file."""
+
+    @classmethod
+    def of(cls, config: RunConfig, run: RunDir) -> Samples:
+        """Those that a config asks for; UserError where the cell is not trained, or its prompts cannot be read."""
+        named = config.generation.prompts
+        if named is None:
+            raise UserError(f"{run.config}: key generation.prompts is empty; name a prompt file")
+        weights = refuse_untrained(run).final_weights_sha256
+        record = sampling_settings(config.generation)
+        record |= {"prompts_sha256": file_sha256(find_prompts(named)), "weights_sha256": weights}
+        return cls(config, run, tuple(load_prompts(named)), record)
+
+    @property
+    def name(self) -> str:
+        return f"{self.config.arm}/seed-{self.config.seed}"
+
+    @property
+    def rows(self) -> list[tuple[Prompt, int]]:
+        """Every (prompt, sample), in the order of samples.jsonl."""
+        n = self.config.generation.samples_per_prompt
+        return [(prompt, sample) for prompt in self.prompts for sample in range(n)]
+
+    @property
+    def binding(self) -> str:
+        """Hash of all on which a completion depends, 64 hex digits."""
+        text = json.dumps([self.config.arm, self.config.seed, self.record], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def are_there(self) -> bool:
+        """Whether samples.jsonl is whole and was made with these settings, prompts and weights."""
+        manifest = read_manifest(self.run)
+        return (
+            manifest is not None
+            and self.run.samples.is_file()
+            and BEFORE | dict(manifest.generation) == self._record_of_file()
+        )
+
+    def _record_of_file(self) -> dict[str, object]:
+        return {**self.record, "samples_sha256": file_sha256(self.run.samples)}
+
+    def begin(self) -> int:
+        """Remove parts that were sampled otherwise; returns how many completions the others hold."""
+        for path in self.run.samples_part.glob("*"):
+            if path.is_file() and (path.suffix == ".log" or _read(path)[0] != self.binding):
+                path.unlink()
+        return len(self.parts())
+
+    def parts(self) -> dict[tuple[int, int], Completion]:
+        """The completions that are on the disk, by prompt id and sample."""
+        read = [_read(path) for path in self.run.samples_part.glob("*.jsonl")]
+        ours = [completions for binding, completions in read if binding == self.binding]
+        return {(c.prompt_id, c.sample): c for completions in ours for c in completions}
+
+    def appender(self, shard: Shard) -> Appender:
+        return Appender(shard.path(self.run, ".jsonl"), self.binding)
+
+    def finish(self) -> int:
+        """Put the parts together, then remove them; returns how many completions there are.
+
+        A kill on the way leaves what the next start puts together again; between samples.jsonl and the manifest, texts
+        whose hash the manifest does not have, which nobody reads (`read_samples`).
+        """
+        parts = self.parts()
+        lines = [parts[prompt.id, sample].line() for prompt, sample in self.rows]
+        write_text(self.run.samples, "".join(lines))
+        update_manifest(self.run, generation=self._record_of_file(), generated_by=code_identity())
+        remove_tree(self.run.samples_part)
+        return len(lines)
+
+
+class Appender:
+    """One shard's file, open for more completions; what a kill tore off is gone."""
+
+    def __init__(self, path: Path, binding: str) -> None:
+        there, kept = _read(path)
+        lines = [c.line() for c in kept] if there == binding else []
+        write_text(path, "".join([json.dumps({"binding": binding}) + "\n", *lines]))
+        self.path = path
+        self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115  (lives as long as the shard is sampled)
+
+    def append(self, completions: Sequence[Completion]) -> None:
+        """Bring completions to the disk; when this returns they outlive a kill and a power cut."""
+        with naming(self.path):
+            self._file.write("".join(c.line() for c in completions))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        with suppress(OSError):  # on a full disk, what append has said already
+            self._file.close()
+
+
+def _read(path: Path) -> tuple[str | None, list[Completion]]:
+    """(binding, completions) of a part file up to its first torn or damaged line; (None, []) where it is none."""
+    found: list[Completion] = []
+    with suppress(OSError, ValueError, RecursionError, AttributeError):
+        first, *lines = path.read_bytes().split(b"\n")[:-1]
+        binding = json.loads(first).get("binding")
+        with suppress(WrongForm):
+            for line in lines:
+                completion = Completion.of_line(line)
+                if completion.tokens is None:
+                    break
+                found.append(completion)
+        return binding, found
+    return None, []

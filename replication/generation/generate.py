@@ -19,8 +19,7 @@ from replication.config import RunConfig
 from replication.data.prompts import prompt_tokens
 from replication.data.store import TokenStore
 from replication.errors import UserError
-from replication.generation.completions import Completion
-from replication.generation.samples import Samples, Shard
+from replication.generation.completions import Completion, Samples, Shard
 from replication.generation.sampling import Sampler, complete, row_key
 from replication.model.transformer import Transformer
 from replication.processes.preemption import Preempted, stop_requested
@@ -32,31 +31,29 @@ from replication.training.strategies import uses_gpu
 
 DTYPES = {"64-true": torch.float64, "32-true": torch.float32}
 
-OnStep = Callable[[int, int], None]
-"""Told after each step how many tokens it sampled, and how many completions ended with it."""
 
-
-def generate(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -> int:
+def generate(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -> None:
     """Make samples.jsonl of one cell, in this process; where it is there already, with these settings, leave it.
 
-    Each completion is a function of (arm, seed, prompt id, sample) and the weights alone. Returns their number.
-    Preempted where told to stop before all were there: those of whole batches are kept.
+    Each completion is a function of (arm, seed, prompt id, sample) and the weights alone. Preempted where told to stop
+    before all were there: those of whole batches are kept.
     """
     samples = Samples.of(config, run)
     if samples.are_there():
         console.print(f"{samples.name}: {len(samples.rows)} completions are there already")
-        return len(samples.rows)
+        return
     samples.begin()
     sample_shard(samples, Shard(), store)
     count = samples.finish()
     console.print(f"{samples.name}: {count} completions of {len(samples.prompts)} prompts")
-    return count
 
 
-def sample_shard(samples: Samples, shard: Shard, store: TokenStore, on_step: OnStep | None = None) -> None:
+def sample_shard(
+    samples: Samples, shard: Shard, store: TokenStore, on_step: Callable[[int, int], None] | None = None
+) -> None:
     """Sample what is missing of one shard, batch by batch; each is on the disk before the next begins.
 
-    Prompts of similar lengths go together: a batch goes on until its longest has ended.
+    `on_step` is told after each step how many tokens it sampled, and how many completions ended with it.
     """
     config, c = samples.config, samples.config.generation
     there = samples.parts()
@@ -73,7 +70,7 @@ def sample_shard(samples: Samples, shard: Shard, store: TokenStore, on_step: OnS
     model, tokenizer = load_model(config, samples.run), store.tokenizer
     sampler = Sampler(c.temperature, c.top_k, c.top_p)
     tokens = prompt_tokens(c.template, samples.prompts, tokenizer, store.end_of_text_id)
-    todo.sort(key=lambda row: len(tokens[row[0].id]))
+    todo.sort(key=lambda row: len(tokens[row[0].id]))  # a batch goes on until its longest has ended
     ended = 0  # of the batch in work
 
     def watch(n_tokens: int, n_ended: int) -> None:

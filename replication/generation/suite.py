@@ -1,7 +1,4 @@
-"""Completions of a suite's trained cells, in this process or dealt out to several; torch loads when it samples.
-
-Each of several processes has a device of its own, and samples a shard of a cell: a worker.
-"""
+"""Completions of a suite's trained cells, in this process or dealt out to several; torch loads when it samples."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from rich.progress import Progress
 from replication.config import ClusterConfig, load_run, load_suite
 from replication.console import Meter, progress, say
 from replication.errors import UserError
-from replication.generation.samples import Samples, Shard
+from replication.generation.completions import Samples, Shard
 from replication.processes.launcher import end, how_it_was_ended, start
 from replication.processes.preemption import Preempted, listen, stop_requested
 from replication.runs.failures import last_line
@@ -53,10 +50,7 @@ def trained_cells(suite_dir: SuiteDir, arm: str | None, seed: int | None) -> tup
 def cells_to_sample(
     trained: Sequence[RunDir], flags: Sequence[str], again: bool, suite_dir: SuiteDir, console: Console
 ) -> tuple[list[Samples], int]:
-    """Cells whose completions are missing or of other settings, and how many need nothing.
-
-    `flags` are keys over each cell's config; with `again` those are taken too that need nothing.
-    """
+    """Cells whose completions are missing or of other settings (with `again`: all), and how many need nothing."""
     todo, n_there = [], 0
     for run in trained:
         config = load_run([run.config], flags)
@@ -90,7 +84,7 @@ def sample_cells(
 ) -> dict[str, str]:
     """Sample cells in `jobs` processes (None: one a GPU, one on a CPU); why those that failed did, by name.
 
-    UserError where the only cell failed, or there are more jobs than GPUs.
+    UserError where the only cell failed.
     """
     if not todo:
         return {}
@@ -171,7 +165,7 @@ def deal(todo: Sequence[Samples], jobs: int) -> list[tuple[Samples, Shard]]:
 
 @dataclass
 class _Cell:
-    """A cell whose shards are being sampled, and the lock on it."""
+    """A cell whose shards workers sample, each a process with a device of its own; and the lock on it."""
 
     samples: Samples
     shards_left: int = 0
@@ -222,8 +216,7 @@ def run_workers(
     """Sample cells in one process an environment (see slots); why cells failed, by name, one line each.
 
     A worker that fails or dies fails its cell alone. `finished` is called with each cell once all of its shards are on
-    the disk, while its lock is held. Preempted where told to stop: the workers have been ended, and what they brought
-    to the disk is kept.
+    the disk, while its lock is held. Preempted where told to stop, once the workers have ended.
     """
     cells = {samples.name: _Cell(samples) for samples in todo}
     for cell in cells.values():

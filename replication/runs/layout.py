@@ -42,7 +42,9 @@ class RunDir:
     times = _Inside("times.json")  # see processes/preemption.py
     start = _Inside("start.json")  # meeting point of the ranks of the latest start; see training/ranks.py
     samples = _Inside("samples.jsonl")
-    samples_part = _Inside("samples.part")  # folder of completions while they are sampled; see generation/completions.py
+    samples_part = _Inside(
+        "samples.part"
+    )  # folder of completions while they are sampled; see generation/completions.py
     complete = _Inside("COMPLETE")
     failed = _Inside("FAILED")  # present where the last attempt failed; see runs/failures.py
     jobs = _Inside("jobs.jsonl")  # a line for each thing that happened to a SLURM job of the cell, by launch/job.sh

@@ -99,8 +99,7 @@ class LanguageModel(LightningModule):
     ) -> None:
         """`end_of_text` is fed where a block is padded; `initial_weights`, by name, replace the seed's own."""
         super().__init__()
-        self.config = config
-        self.end_of_text = end_of_text
+        self.config, self.end_of_text = config, end_of_text
         self.model = Transformer(config.model)
         initialise(self.model, config.effective_weights_seed)
         if initial_weights is not None:

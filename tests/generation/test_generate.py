@@ -22,12 +22,11 @@ from replication.cli.main import main
 from replication.config import load_run
 from replication.data.store import TokenStore
 from replication.errors import UserError
+from replication.generation import completions, suite
 from replication.generation import generate as generate_module
-from replication.generation import suite
-from replication.generation.completions import Completion, read_samples, suite_completions
+from replication.generation.completions import Completion, Samples, Shard, read_samples, suite_completions
 from replication.generation.export import read_export
 from replication.generation.generate import generate, sample_shard
-from replication.generation.samples import Samples, Shard
 from replication.grid.cell import run_cell
 from replication.processes import preemption
 from replication.processes.preemption import Preempted
@@ -229,14 +228,12 @@ def test_parts_of_other_settings_or_weights_are_begun_anew(suite_dir):
 
 
 def test_a_kill_between_the_file_and_the_manifest_is_mended(suite_dir, whole, monkeypatch):
-    from replication.generation import samples as samples_module
-
     run = cell(suite_dir, "both/seed-1")
 
     def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(samples_module, "update_manifest", fail)
+    monkeypatch.setattr(completions, "update_manifest", fail)
     assert main(["generate", str(suite_dir.root), "--arm=both", "--seed=1"]) == 130
     assert run.samples.is_file() and not run.complete.exists()
     monkeypatch.undo()
@@ -247,15 +244,13 @@ def test_a_kill_between_the_file_and_the_manifest_is_mended(suite_dir, whole, mo
 
 def test_texts_sampled_anew_and_killed_before_the_manifest_are_read_by_nobody(finished, monkeypatch):
     """They would pass for texts of the settings that the manifest still has."""
-    from replication.generation import samples as samples_module
-
     run, words = cell(finished, "both/seed-1"), ("--arm=both", "--seed=1", "--generation.temperature=0.2")
     before = run.samples.read_bytes()
 
     def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(samples_module, "update_manifest", fail)
+    monkeypatch.setattr(completions, "update_manifest", fail)
     assert main(["generate", str(finished.root), *words]) == 130
     monkeypatch.undo()
     assert run.samples.read_bytes() != before and run.complete.is_file()

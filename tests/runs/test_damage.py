@@ -18,9 +18,8 @@ from synthetic_runs import build_suite, edit_manifest
 
 from replication.config import load_run, load_suite
 from replication.errors import UserError
-from replication.generation.completions import Completion, read_samples, suite_completions
+from replication.generation.completions import Appender, Completion, _read, read_samples, suite_completions
 from replication.generation.export import write_export
-from replication.generation.samples import Appender, _read
 from replication.generation.suite import cells_to_sample, trained_cells
 from replication.grid.cells import places
 from replication.grid.local import report_is_current
