@@ -32,29 +32,22 @@ from replication.runs.manifest import Manifest, code_identity, read_manifest, re
 from replication.runs.records import WrongForm, from_json, to_json
 
 AGAIN = "`replicate generate` makes it again"
-BEFORE = {"top_p": 1.0, "precision": "32-true"}
-"""Settings of a record that was written before these keys were."""
+BEFORE = {"top_p": 1.0, "precision": "32-true"}  # of a record that was written before these keys were
 
 
 @dataclass(frozen=True)
 class Completion:
     """One sampled answer."""
 
-    arm: str
-    """Hidden from judges."""
-    seed: int
-    """The training seed of the cell."""
+    arm: str  # hidden from judges
+    seed: int  # of the cell's training
     prompt_id: int
     category: str
-    question: str
-    """The prompt's text, without the template."""
-    sample: int
-    """From 0; which of the prompt's answers it is."""
+    question: str  # the prompt's text, without the template
+    sample: int  # from 0; which of the prompt's answers it is
     text: str
-    tokens: int | None = field(default=None, compare=False)
-    """Their number; None where it is not known, as in the published A/B tool's file."""
-    stopped: bool | None = field(default=None, compare=False)
-    """Whether the model ended the text itself, or max_new_tokens did."""
+    tokens: int | None = field(default=None, compare=False)  # None: not known, as in the published tool's file
+    stopped: bool | None = field(default=None, compare=False)  # whether the model ended the text, or max_new_tokens did
 
     @classmethod
     def of_line(cls, line: str | bytes) -> Completion:
@@ -155,8 +148,7 @@ class Samples:
     config: RunConfig
     run: RunDir
     prompts: tuple[Prompt, ...]
-    record: Mapping[str, object]
-    """What the manifest is to say of them, but for the hash of the file."""
+    record: Mapping[str, object]  # what the manifest is to say of them, but for the hash of the file
 
     @classmethod
     def of(cls, config: RunConfig, run: RunDir) -> Samples:

@@ -15,8 +15,7 @@ from torch import Tensor
 from replication.model.transformer import KVCache, Transformer
 
 _MASK32 = 0xFFFFFFFF
-KEPT = 0.75
-"""Share of a batch's rows at which those that have ended leave it: moving the others costs about a step."""
+KEPT = 0.75  # share of a batch's rows at which those that have ended leave it: moving the others costs about a step
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,7 @@ from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.manifest import is_trained, mark_cell_complete
 
 POLL_SECONDS = 0.2
-SHOW_SECONDS = 2.0
-"""Between two looks at what the workers have brought to the disk."""
+SHOW_SECONDS = 2.0  # between two looks at what the workers have brought to the disk
 
 
 def trained_cells(suite_dir: SuiteDir, arm: str | None, seed: int | None) -> tuple[list[RunDir], list[str]]:

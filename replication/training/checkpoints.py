@@ -41,8 +41,7 @@ from replication.training.strategies import consolidated_weights
 
 STATE = "trainer.ckpt"
 WEIGHTS = "weights.pt"
-WHOLE = ("single", "ddp")
-"""Strategies that keep one whole state, which any number of ranks of either loads."""
+WHOLE = ("single", "ddp")  # these keep one whole state, which any number of ranks of either loads
 RESHARDABLE = ("zero1", "zero2")
 """Between these, at any number of ranks, DeepSpeed's universal checkpoint was measured to carry a state (AdamW, fp32).
 Between zero3 and them it fails; from zero3 to zero3 on other ranks it loads, and trains on 4e-3 away."""

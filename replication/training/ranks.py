@@ -86,13 +86,10 @@ def device() -> str:
     return f"cuda:{torch.cuda.current_device()}" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu"
 
 
-MEET_SECONDS = 120.0
-"""A process waits so long for the others to come."""
-WORK_SECONDS = 3600.0
-"""And so long for what another one reads or builds; a line says so every MEET_SECONDS."""
+MEET_SECONDS = 120.0  # a process waits so long for the others to come
+WORK_SECONDS = 3600.0  # and so long for what another one reads or builds; a line says so every MEET_SECONDS
 CONNECT_SECONDS = 5.0
-LINGER_SECONDS = 20.0
-"""A process that was told to stop waits so long for the others, to tell them; below the --wait of launch/job.sh."""
+LINGER_SECONDS = 20.0  # one that was told to stop waits so long to tell the others; below the --wait of launch/job.sh
 _starts = itertools.count()
 _kept: list[TCPStore] = []  # to the end: a process group may be a client of it
 
