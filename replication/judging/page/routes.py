@@ -16,7 +16,7 @@ from typing import Annotated, Final, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Form, HTTPException, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.responses import PlainTextResponse, Response
 
 from replication.judging.page.rendering import BANNER, STATIC, STATIC_TYPES, judge_path, page, problem, see_other
@@ -120,7 +120,7 @@ class Survey(BaseModel):
     background: Literal["none", "technical", "ml"] | None = None
     native_english: Literal["yes", "no"] | None = None
     took_part_before: Literal["yes", "no"] | None = None
-    skip: str | None = None
+    skip: Annotated[str | None, Field(max_length=32)] = None
 
 
 @routes.post("/j/{token}/survey")
