@@ -33,11 +33,8 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
 
     Stage `train` ends before the completions are generated; `generate`, in one process of a trained cell, makes them:
     so that a run on many GPUs does not hold them for what one does. A failure is recorded in the cell's FAILED file,
-    with its first line, before it is raised.
-
-    Raises:
-        UserError: see training.train; also where another process runs this cell, or an untrained one is to generate.
-        Preempted: the run was told to stop, and did.
+    with its first line, before it is raised. Raises Preempted where the run was told to stop, and did; UserError as
+    training.train, where another process runs this cell, and where an untrained one is to generate.
     """
     from replication.data.store import TokenStore
     from replication.generation.generate import generate

@@ -86,10 +86,7 @@ def places(suite: SuiteConfig, suite_dir: SuiteDir) -> list[Place]:
 def load_grid(
     suite: SuiteConfig, suite_dir: SuiteDir, flags: Sequence[str] = (), cluster: Path | None = None, again: bool = False
 ) -> Grid:
-    """Every cell's config (see load_cells), before a corpus is prepared, which may take hours.
-
-    Raises UserError where a config or a file of prompts does not load, or TensorBoard needs an arm's name.
-    """
+    """Every cell (see load_cells); UserError also: its prompts do not load, or TensorBoard needs an arm's name."""
     # here, as it brings scipy, which a look at the cells can do without
     from replication.tensorboard.writer import refuse_taken_names
 
@@ -169,10 +166,7 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
 
 
 def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> SuiteConfig | None:
-    """The suite that a folder holds, if any.
-
-    Raises UserError where it is another one, seeds and analysis aside, or where the folder holds somebody else's files.
-    """
+    """The suite that a folder holds; UserError: another one, seeds and analysis aside, or somebody else's files."""
     if suite_dir.suite.is_file():
         found = load_suite(suite_dir.suite)
         there, here = (
@@ -191,10 +185,7 @@ def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> SuiteConfig |
 
 
 def tell_before(grid: Grid, begun: Mapping[str, LoggedCell], console: Console) -> None:
-    """Say what the report will say later: other code in the folder, the plan, cells outside it, too few pairs.
-
-    `begun` are the cells of its folder that have logged a step.
-    """
+    """Say what the report will say later: other code in the folder, the plan, cells outside it, too few pairs."""
     if grid.incomplete:
         ran = {name: code_of(cell.manifest) for name, cell in begun.items()}
         changed = unlike(ran | {"now": [code_facts(code_identity())]})
@@ -219,10 +210,7 @@ def tell_before(grid: Grid, begun: Mapping[str, LoggedCell], console: Console) -
 
 
 def make_ready(grid: Grid, cells: Sequence[Cell], begun: Mapping[str, LoggedCell], console: Console) -> None:
-    """Write the configs of cells, prepare the corpus where it is the folder's own, check what training will need.
-
-    Raises UserError for what would otherwise be noticed only after hours.
-    """
+    """Write the configs of cells, prepare the corpus where it is the folder's own, check what training will need."""
     from replication.data.store import TokenStore
     from replication.grid.cell import check_before_training
 

@@ -355,10 +355,7 @@ def _suite_rows(path: Path, root: Path, machine: Machine) -> Iterator[tuple[str,
 
 
 def _print_files(console: Console, config_root: Path) -> list[str]:
-    """Print whether each config, prompt and claims file loads by itself; return the names of those that do not.
-
-    That is its syntax, keys and types: whether values fit together shows in a suite.
-    """
+    """Print whether each config, prompt and claims file loads by itself; return the names of those that do not."""
     shown = table("Config files", (Column("file", no_wrap=True), Column("state", overflow="fold")))
     folders = ("model", "arms", "data", "training", "cluster", "claims")
     files = [p for folder in folders for p in sorted((config_root / folder).glob("*.yaml"))]
@@ -372,7 +369,7 @@ def _print_files(console: Console, config_root: Path) -> list[str]:
             elif path.parent.name == "claims":
                 holds = f": {len(load_claims(path).claims)} claims"
             else:
-                check_layer(RunConfig, read_yaml(path))
+                check_layer(RunConfig, read_yaml(path))  # whether values fit together shows in a suite
             state = Text.assemble(("loads", "green"), holds)
         except UserError as error:
             broken.append(name)

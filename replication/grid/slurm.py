@@ -88,12 +88,7 @@ class Refused(UserError):
 
 
 def submit(script: Path, command: list[str]) -> str:
-    """Submit a script by a command of sbatch; the job's id.
-
-    Raises:
-        Refused: sbatch is missing, or refuses; names what it said.
-        UserError: no answer came, so the job may be in the queue or not.
-    """
+    """Submit a script; the job's id. Refused: no sbatch, or it says no. UserError: no answer, the job may be there."""
     done = ask(*command)
     if not done.returncode:
         return done.stdout.strip().split(";")[0]  # 123, or 123;cluster
@@ -111,10 +106,7 @@ def submit(script: Path, command: list[str]) -> str:
 
 
 def queue() -> list[Queued]:
-    """Every job in the queue, whoever submitted it, each element of an array on its own.
-
-    Raises UserError where squeue is missing, or fails.
-    """
+    """Every job in the queue, whoever submitted it, each element of an array on its own (UserError: squeue fails)."""
     names = ("JobArrayID", "ArrayTaskID", "State", "Reason", "RestartCnt", "UserName", "Name")
     widths = (40, 40, 24, 60, 12, 40, 200)
     columns = ",".join(f"{name}:{width}" for name, width in zip(names, widths, strict=True))

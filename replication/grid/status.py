@@ -85,10 +85,7 @@ class CellStatus:
 def statuses(
     rule: DivergedRule, of: Sequence[Place], earlier: Sequence[Submission] = (), queue: Sequence[Queued] = ()
 ) -> list[CellStatus]:
-    """The state of cells, by what was submitted of the suite earlier and what is in the queue.
-
-    Where the scheduler does not answer, `earlier` is empty too.
-    """
+    """The state of cells, by what was submitted earlier (none: no scheduler answers) and what is in the queue."""
     jobs = jobs_of_cells(earlier, queue)
     left = left_of_cells(earlier, jobs, {place.folder: place.run for place in of})
     return [cell_status(p, rule, jobs.get(p.folder), left.get(p.folder)) for p in of]

@@ -200,10 +200,7 @@ def last_elements(earlier: Sequence[Submission]) -> dict[str, dict[JobStage, tup
 def left_of_cells(
     earlier: Sequence[Submission], queued: Collection[str], runs: Mapping[str, RunDir]
 ) -> dict[str, dict[JobStage, Left]]:
-    """The latest jobs of cells that are not complete and have none in the queue, with the scheduler's word on each.
-
-    `runs` are the cells that are asked about, by folder; `queued` the folders of those that have a job in the queue.
-    """
+    """The latest jobs of cells that are not complete and have none queued, with the scheduler's word on each."""
     latest: list[tuple[str, JobStage, Left]] = []
     for cell, stages in last_elements(earlier).items():
         if cell not in runs or cell in queued or runs[cell].complete.is_file():
@@ -220,10 +217,7 @@ def left_of_cells(
 
 
 def last_link(id: str, notes: Sequence[Note], others: Collection[str]) -> str:
-    """The latest job that a submitted element went on as, where a site chains; else the element itself.
-
-    Of the notes of its cell, those of `others`, the elements of the other stage, are passed over.
-    """
+    """The latest job that an element went on as, where a site chains; `others`, the other stage's, do not count."""
     jobs = [note.job for note in notes if note.job]
     links = [job for job in jobs[jobs.index(id) :] if job not in others] if id in jobs else [id]
     return links[-1]

@@ -70,10 +70,7 @@ def record_times(run: RunDir, save_seconds: float, step_seconds: float) -> None:
 
 
 def grace_seconds_needed(run: RunDir) -> int | None:
-    """Time before a limit at which a run must be told to stop: half as much again as its longest step and save.
-
-    None where it has saved nothing yet, or what it noted cannot be read.
-    """
+    """Half as much again as the longest step and save: how long before a limit to stop. None: nothing is noted yet."""
     times = _times(run)
     return math.ceil(1.5 * (times.save_seconds + times.step_seconds)) if times else None
 

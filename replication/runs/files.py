@@ -77,11 +77,7 @@ def sync(path: Path) -> None:
 
 
 def remove_temporaries(folder: Path, held: bool = False) -> None:
-    """Remove what writers that were killed have left of write_bytes.
-
-    Unless the folder is held, so that this process alone writes there, what a live process of this machine may be
-    writing stays.
-    """
+    """Remove what killed writers left of write_bytes; where we do not hold the folder, no live process's file."""
     for path in folder.glob(".*.*"):
         pid = path.name.rpartition(".")[2]
         if pid.isdecimal() and path.is_file() and (held or not _is_alive(int(pid))):

@@ -105,10 +105,7 @@ def read_tail(path: Path) -> Line | None:
 
 
 def read_last_losses(path: Path, n_steps: int) -> tuple[int, list[float | None]]:
-    """(last logged step, training losses in nats of at most n_steps steps up to it), reading a journal's end alone.
-
-    A loss that was not finite is None.
-    """
+    """(last logged step, training losses in nats of at most n_steps steps up to it, None: not finite), from its end."""
     training = _last_training(path, n_steps)
     return (training[-1].step if training else 0), [loss for line in training for loss in line.losses][-n_steps:]
 

@@ -63,10 +63,7 @@ class RunDir:
             yield
 
     def is_locked(self) -> bool:
-        """Whether a live process on a machine that shares this file system's locks holds the cell.
-
-        An error is no yes: where there are no locks, nobody has one.
-        """
+        """Whether a live process on a machine that shares these locks holds the cell; an error is no yes."""
         try:
             file = open(self.root / ".lock", "rb")  # noqa: SIM115  (closed below; only flock's answer says a lock is held)
         except OSError:

@@ -193,10 +193,7 @@ def update_manifest(run: RunDir, **changes: Any) -> None:
 
 
 def read_manifest(run: RunDir) -> Manifest | None:
-    """A cell's manifest, of any version; None where there is none.
-
-    Raises UserError where it cannot be read, or a later version of this package wrote it.
-    """
+    """A cell's manifest, of any version; None: there is none. UserError: no reading it, or it is of a later version."""
     tree = read_object(run.manifest)
     if not tree:
         return None

@@ -42,10 +42,7 @@ def write_record(path: Path, record: Any) -> None:
 
 
 def read_record(path: Path, cls: type[T]) -> T | None:
-    """The record in a JSON file, strictly; None where there is no file.
-
-    Raises UserError where the file is damaged, or holds a record of another form: names file, key and remedy.
-    """
+    """The record in a JSON file, strictly; None: no file. UserError, with key and remedy: damage, or another form."""
     value = read_json(path)
     try:
         return None if value is None else from_json(cls, value)
@@ -56,13 +53,8 @@ def read_record(path: Path, cls: type[T]) -> T | None:
 def from_json(cls: type[T], value: Any, lenient: bool = False) -> T:
     """A dataclass from parsed JSON: scalars, None, Literal, tuples, dicts and dataclasses, also nested.
 
-    Args:
-        cls: the dataclass. Keys that it lacks are passed over.
-        value: the parsed JSON.
-        lenient: whether what has a wrong form counts as missing: a field has its default, a list lacks the entry.
-
-    Raises:
-        WrongForm: no object, or a field without a default is missing; if not lenient, a value of a wrong form.
+    Keys that it lacks are passed over. If lenient, what has a wrong form counts as missing: a field has its default, a
+    list lacks the entry. WrongForm: no object, no value of a field without a default, or, if not lenient, a wrong form.
     """
     return typing.cast(T, _read(cls, value, "", lenient))
 

@@ -50,10 +50,7 @@ def logged_cells(runs: Path) -> dict[str, LoggedCell]:
 def refuse_other_data(
     logged: Mapping[str, LoggedCell], corpus: Path | str, hash: str, but: RunDir | None = None
 ) -> None:
-    """Raise UserError, with the seeds, where cells of a folder (see logged_cells) were trained on data of another hash.
-
-    The cell `but` is not asked: its own checkpoints say what it may go on with.
-    """
+    """Raise UserError where cells (see logged_cells) were trained on data of another hash; `but` is not asked."""
     others: dict[str, list[str]] = {}
     for name, cell in logged.items():
         there, root = cell.manifest.data.hash, cell.run.root
@@ -111,9 +108,8 @@ def lasting_starts(manifest: Manifest) -> list[Start]:
 def unlike(of: Mapping[str, Sequence[Facts]]) -> str:
     """The facts that are not one value over all starts of all these cells, in words; "" where all are alike.
 
-    Args:
-        of: name of a cell -> the facts of its starts. A fact that a start lacks is not compared, save that code whose
-            hash was not recorded is other code than one whose hash was.
+    A fact that a start lacks is not compared, save that code whose hash was not recorded is other code than one whose
+    hash was.
     """
     found: dict[str, dict[str, list[str]]] = {}
     for name, starts in of.items():
