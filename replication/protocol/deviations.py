@@ -18,7 +18,6 @@ from replication.protocol.preregistration import (
     plan_differences,
     plan_hash,
     read_plan,
-    read_plan_file,
 )
 from replication.runs.files import read_object
 from replication.runs.layout import RunDir, SuiteDir, name_cells, spans
@@ -98,7 +97,11 @@ def check_plan(
     earlier_plans = {entry.sha256 for entry in record.history}
     unplanned = [name for name in early if name not in cells or _stamp(cells[name]).sha256 not in earlier_plans]
     amendments, notes = _amendments(suite_dir, record)
-    deviations = [*_edits(suite_dir, record), *amendments]
+    deviations, now = list[str](), plan_hash(read_object(suite_dir.plan)["plan"])  # an older file lacks later keys
+    if now != record.sha256:
+        was = record.sha256[:16]
+        deviations.append(f"plan.json was edited after it was registered: it hashes to {now[:16]}, then to {was}")
+    deviations += amendments
     if unplanned:
         deviations.append(f"cells that started before the plan was registered: {name_cells(unplanned)}")
     if suite is not None:
@@ -129,17 +132,16 @@ def _grouped(faults: Iterable[tuple[str, str]]) -> list[str]:
     return [f"{fault}: {name_cells(names)}" for fault, names in cells.items()]
 
 
-def _edits(suite_dir: SuiteDir, record: Preregistration) -> list[str]:
-    now = plan_hash(read_object(suite_dir.plan)["plan"])  # as it stands there: an older plan lacks later keys
-    if now == record.sha256:
-        return []
-    return [f"plan.json was edited after it was registered: it hashes to {now[:16]}, then to {record.sha256[:16]}"]
-
-
 def _amendments(suite_dir: SuiteDir, record: Preregistration) -> tuple[list[str], list[str]]:
     """(deviations, notes): a line for each amendment, which came after the first step of a cell, or before it; and for
     each earlier plan that is lost."""
-    kept = [_kept_plan(suite_dir, entry) for entry in record.history]
+    kept: list[Plan | None] = []
+    for entry in record.history:
+        try:
+            earlier = read_plan(suite_dir, entry.file)
+        except UserError:
+            earlier = None
+        kept.append(earlier.plan if earlier else None)
     lost = [f"{entry.file} cannot be read" for entry, plan in zip(record.history, kept, strict=True) if plan is None]
     versions: list[tuple[Plan | None, EarlierPlan | Preregistration]]
     versions = [*zip(kept, record.history, strict=True), (record.plan, record)]
@@ -150,15 +152,6 @@ def _amendments(suite_dir: SuiteDir, record: Preregistration) -> tuple[list[str]
         line = f'the plan was amended at {new.frozen_at}, {when}{changed}; reason given: "{new.amends}"'
         (late if new.began_before else early).append(line)
     return late, early
-
-
-def _kept_plan(suite_dir: SuiteDir, entry: EarlierPlan) -> Plan | None:
-    """The plan that an amendment put aside; None where its file is missing or cannot be read."""
-    try:
-        record = read_plan_file(suite_dir.root / entry.file)
-    except UserError:
-        return None
-    return record.plan if record else None
 
 
 def _changes_of_suite(plan: Plan, suite: SuiteConfig) -> list[str]:
@@ -208,13 +201,10 @@ def _under_another_plan(record: Preregistration, cells: Mapping[str, LoggedCell]
     def fault(sha: str | None, at: str | None) -> str:
         if sha is None:
             return "started without a plan in their folder, though later than it was registered"
+        if sha in kept:
+            return f"started under an earlier plan ({kept[sha]})"
         if sha != record.sha256:
-            earlier = kept.get(sha)
-            return (
-                f"started under an earlier plan ({earlier})"
-                if earlier
-                else f"carry the hash of another plan ({sha[:16]})"
-            )
+            return f"carry the hash of another plan ({sha[:16]})"
         return "" if at == record.frozen_at else f"carry another time of registration ({at})"
 
     stamps = {name: _stamp(cell) for name, cell in cells.items()}

@@ -117,30 +117,19 @@ def plan_hash(plan: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_plan(suite_dir: SuiteDir) -> Preregistration | None:
-    """DIR/plan.json, or None where nothing is registered.
-
-    Raises UserError: the file is not one that `register` writes.
-    """
-    return read_plan_file(suite_dir.plan)
-
-
-def read_plan_file(path: Path) -> Preregistration | None:
-    """See read_plan."""
+def read_plan(suite_dir: SuiteDir, file: str = "plan.json") -> Preregistration | None:
+    """A registered plan; None where there is no such file. Raises UserError where it is another kind of file."""
+    path = suite_dir.root / file
     tree = read_json(path)
     if tree is None:
         return None
+    no_plan = f"{path}: is not a registered plan"
     try:
         record = from_json(Preregistration, tree)
-        lacking = IN_EVERY_PLAN - tree["plan"]["analysis"].keys()
     except WrongForm as error:
-        raise UserError(
-            f"{path}: is not a registered plan ({error}); restore it, or remove it and register again"
-        ) from None
-    if lacking:
-        raise UserError(
-            f"{path}: is not a registered plan (plan.analysis lacks {', '.join(sorted(lacking))}); restore it"
-        )
+        raise UserError(f"{no_plan} ({error}); restore it, or remove it and register again") from None
+    if lacking := IN_EVERY_PLAN - tree["plan"]["analysis"].keys():
+        raise UserError(f"{no_plan} (plan.analysis lacks {', '.join(sorted(lacking))}); restore it")
     if record.plan.format > FORMAT:
         raise UserError(f"{path}: has format {record.plan.format}, this version reads up to {FORMAT}; update it")
     return record
@@ -233,9 +222,7 @@ def register(
 
     Args:
         suite_dir: the output folder; made where it is not there.
-        suite: see build_plan.
-        flags: see build_plan.
-        cluster: see build_plan.
+        suite, flags, cluster: see build_plan.
         amend: why the plan that is there is replaced; it is kept as plan-1.json (the next one as plan-2.json).
 
     Raises UserError: another plan is there and `amend` is none; or see build_plan.
@@ -254,7 +241,10 @@ def register(
                 f"{suite_dir.plan}: another plan is registered ({listed(changed)}); keep to it, or give the reason: "
                 '`replicate preregistration register ... --amend "why"`, which the report will quote'
             )
-        history = _put_aside(suite_dir, earlier)
+        kept = suite_dir.plan.with_name(f"plan-{len(earlier.history) + 1}.json")
+        write_bytes(kept, suite_dir.plan.read_bytes())
+        entry = EarlierPlan(kept.name, earlier.sha256, earlier.frozen_at, earlier.began_before, earlier.amends)
+        history = (*earlier.history, entry)
     record = Preregistration(
         plan,
         sha256=plan_hash(to_dict(plan)),
@@ -269,19 +259,8 @@ def register(
     return Registered(record, is_new=True)
 
 
-def _put_aside(suite_dir: SuiteDir, earlier: Preregistration) -> tuple[EarlierPlan, ...]:
-    """Keep a plan that is being replaced under the next free number; the whole history."""
-    kept = suite_dir.plan.with_name(f"plan-{len(earlier.history) + 1}.json")
-    write_bytes(kept, suite_dir.plan.read_bytes())
-    entry = EarlierPlan(kept.name, earlier.sha256, earlier.frozen_at, earlier.began_before, earlier.amends)
-    return (*earlier.history, entry)
-
-
 def plan_stamp(run: RunDir) -> PlanStamp | None:
-    """The stamp of the plan in a cell's output folder, for its manifest.
-
-    None where nothing is registered, or the cell lies in no output folder.
-    """
+    """The stamp of the plan in a cell's output folder; None where it lies in none, or nothing is registered."""
     if run.root.parent.parent.name != "runs":
         return None
     record = read_plan(SuiteDir(run.root.parent.parent.parent))
@@ -294,7 +273,6 @@ def first_stamp(run: RunDir, earlier: PlanStamp | None, stamp: PlanStamp | None)
     Before a step is logged there are no data, and a plan is in time; one that is registered after it came too late.
 
     Args:
-        run: the cell.
         earlier: what its manifest has; None at the first start.
         stamp: `plan_stamp` now.
 
