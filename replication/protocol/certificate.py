@@ -9,10 +9,9 @@ recomputed. Imports no torch.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from replication.config import RunConfig, differences, load_run, scientific, scientific_hash, without_seeds
@@ -22,6 +21,7 @@ from replication.runs.files import file_sha256, read_object
 from replication.runs.journal import Logged, LoggedStep, due_validations, journal_gaps, logged_steps, read_journal
 from replication.runs.layout import KEPT, RunDir, SuiteDir
 from replication.runs.manifest import Manifest, read_manifest
+from replication.runs.records import to_json
 from replication.runs.starts import NOT_RECORDED, Facts, code_of, machine_of, unlike
 
 State = Literal["holds", "fails", "incomplete"]
@@ -39,15 +39,10 @@ class Check:
     """One named question put to all complete cells of one seed."""
 
     name: str
-    """initial weights, data chain, data, tokens, schedule, journal, declared keys, over seeds, code or machine."""
-    holds: bool | None
-    """None where there is nothing to compare: fewer than two cells are complete, or nothing was recorded."""
-    values: Mapping[str, object]
-    """By arm."""
-    explanation: str = ""
-    """One line that names arm and key (or step) where the check fails; empty where it holds."""
-    refuses: bool = True
-    """Whether failing it refuses the pair; else it is a departure, which is told, and the pair is used."""
+    holds: bool | None  # None where fewer than two cells are complete, or nothing was recorded
+    values: Mapping[str, object]  # by arm
+    explanation: str = ""  # one line that names arm and key (or step) where it fails; empty where it holds
+    refuses: bool = True  # whether failing it refuses the pair; else it is a departure: told, and the pair is used
 
 
 @dataclass(frozen=True)
@@ -55,26 +50,22 @@ class SeedCertificate:
     """All arms of one seed together."""
 
     seed: int
-    state: State
-    """incomplete where a cell is missing or not complete, whatever the checks of the others say."""
-    missing: tuple[str, ...]
-    """One line for each cell that is missing or not complete."""
-    checks: tuple[Check, ...]
-    """Over the complete cells; the first of them is the one that the others are compared with."""
+    state: State  # incomplete where a cell is missing or not complete, whatever the checks of the others say
+    missing: tuple[str, ...]  # a line for each such cell
+    checks: tuple[Check, ...]  # of the complete cells, with the first of them
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why the state is not `holds`, a line each."""
-        return (*self.missing, *_failed(self.checks, refuses=True))
+        return (*self.missing, *self._failed(refuses=True))
 
     @property
     def departures(self) -> tuple[str, ...]:
         """In what the cells are not alike that refuses no pair, a line each."""
-        return _failed(self.checks, refuses=False)
+        return self._failed(refuses=False)
 
-
-def _failed(checks: Iterable[Check], refuses: bool) -> tuple[str, ...]:
-    return tuple(f"{c.name}: {c.explanation}" for c in checks if c.holds is False and c.refuses == refuses)
+    def _failed(self, refuses: bool) -> tuple[str, ...]:
+        return tuple(f"{c.name}: {c.explanation}" for c in self.checks if c.holds is False and c.refuses == refuses)
 
 
 @dataclass(frozen=True)
@@ -95,8 +86,7 @@ class Certificate:
 
     arms: tuple[str, ...]
     seeds: tuple[SeedCertificate, ...]
-    pairs: tuple[PairCertificate, ...]
-    """Every arm but the first, at every seed: a failed cell of one arm does not spoil the pairs of the others."""
+    pairs: tuple[PairCertificate, ...]  # so that a failed cell of one arm does not spoil the pairs of the others
 
     @property
     def holds(self) -> bool:
@@ -119,10 +109,10 @@ class Certificate:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and lists, as written to certificate.json."""
-        plain = dataclasses.asdict(self)
-        for written, seed in zip(plain["seeds"], self.seeds, strict=True):
-            written |= {"reasons": list(seed.reasons), "departures": list(seed.departures)}
-        return {"holds": self.holds, **json.loads(json.dumps(plain))}
+        of_seeds = [
+            to_json(seed) | {"reasons": list(seed.reasons), "departures": list(seed.departures)} for seed in self.seeds
+        ]
+        return {"holds": self.holds, **to_json(self), "seeds": of_seeds}
 
 
 def certify(
@@ -132,17 +122,13 @@ def certify(
     logged: Mapping[tuple[str, int], Logged] | None = None,
     strict: bool = False,
 ) -> Certificate:
-    """Check every seed of a suite.
+    """Check every seed of a suite. Damaged or edited files make a check fail; nothing is raised for them.
 
     Args:
         suite_dir: the output folder; cells that are not there count as missing.
         arms: names, the first is the one that the others are paired with.
-        seeds: training seeds.
         logged: `logged_steps` of every (arm, seed), where the caller has read the journals already; else they are read.
         strict: whether departures refuse a pair too.
-
-    Returns:
-        The certificate. Damaged or edited files make a check fail; nothing is raised for them.
     """
     cells = [[_gather(suite_dir.cell(arm, seed), arm, seed, logged) for arm in arms] for seed in seeds]
     of_arm = {arm: _certify_seeds([[of[0], of[i]] for of in cells], seeds, strict) for i, arm in enumerate(arms) if i}
@@ -161,29 +147,41 @@ def _certify_seeds(cells: Sequence[Sequence[_Evidence]], seeds: Sequence[int], s
     strays = _strays({seed.seed: of for seed, of in zip(alone, cells, strict=True) if seed.state == "holds"})
     found = []
     for seed, of_seed in zip(alone, cells, strict=True):
-        shown = {cell.arm: _data_hash(cell) for cell in of_seed if cell.state == "complete"}
+        shown = {cell.arm: cell.data_hash for cell in of_seed if cell.state == "complete"}
         line = strays.get(seed.seed)
         check = Check("over seeds", None if line is None else not line, shown, line or "")
-        state: State = "fails" if line else seed.state
-        found.append(dataclasses.replace(seed, state=state, checks=(*seed.checks, check)))
+        found.append(replace(seed, state="fails" if line else seed.state, checks=(*seed.checks, check)))
     return found
 
 
 def _certify_cells(cells: Sequence[_Evidence], seed: int, strict: bool) -> SeedCertificate:
     complete = [cell for cell in cells if cell.state == "complete"]
     missing = tuple(cell.missing for cell in cells if cell.state != "complete")
-    checks = [_check(name, complete, *compare(complete)) for name, compare in _COMPARISONS.items()]
-    checks += [_check_facts(name, complete, of, strict) for name, of in _FACTS.items()]
-    if missing:
-        state: State = "incomplete"
-    else:
-        state = "fails" if any(check.holds is False and check.refuses for check in checks) else "holds"
-    return SeedCertificate(seed, state, missing, tuple(checks))
+    checks = []
+    for name, values, faults in _comparisons(complete):
+        holds = not faults if len(complete) > 1 else None
+        shown = {cell.arm: value for cell, value in zip(complete, values, strict=True)}
+        checks.append(Check(name, holds, shown, "" if holds is None else "; ".join(faults)))
+    checks += [
+        _check_facts("code", {cell.arm: code_of(cell.manifest) for cell in complete}, strict),
+        _check_facts("machine", {cell.arm: machine_of(cell.manifest, cell.config) for cell in complete}, strict),
+    ]
+    state: State = "fails" if any(check.holds is False and check.refuses for check in checks) else "holds"
+    return SeedCertificate(seed, "incomplete" if missing else state, missing, tuple(checks))
 
 
-def _check(name: str, cells: Sequence[_Evidence], values: Iterable[Any], faults: Sequence[str]) -> Check:
-    shown = {cell.arm: value for cell, value in zip(cells, values, strict=True)}
-    return Check(name, None, shown) if len(cells) < 2 else Check(name, not faults, shown, "; ".join(faults))
+def _check_facts(name: str, facts: Mapping[str, Sequence[Facts]], strict: bool) -> Check:
+    """That the same is true of all starts of all cells: any that was otherwise may have moved a weight."""
+    values = {
+        arm: {key: " then ".join(dict.fromkeys(str(f.get(key, NOT_RECORDED)) for f in starts)) for key in starts[-1]}
+        for arm, starts in facts.items()
+    }
+    different = unlike(facts)
+    if not different and any(NOT_RECORDED in f.values() for starts in facts.values() for f in starts):
+        return Check(name, None, values, NOT_RECORDED, strict)
+    if len(facts) < 2:
+        return Check(name, None, values, refuses=strict)
+    return Check(name, not different, values, different, strict)
 
 
 @dataclass(frozen=True)
@@ -193,19 +191,23 @@ class _Evidence:
     arm: str
     seed: int
     state: str
-    missing: str = ""
-    """One line about a cell that is not complete."""
+    missing: str = ""  # one line about a cell that is not complete
     manifest: Manifest = field(default_factory=Manifest)
-    config: RunConfig | None = None
-    """Of config.yaml; None where that cannot be read."""
-    scientific: dict[str, object] = field(default_factory=dict)
-    """Recomputed from it; empty where it cannot be read."""
-    faults: tuple[str, ...] = ()
-    """Of manifest.json and config.yaml themselves."""
-    logged: Logged = field(default_factory=dict)
-    """Of training lines."""
-    journal: tuple[str, ...] = ()
-    """Faults of the journal, or of COMPLETE."""
+    config: RunConfig | None = None  # of config.yaml; None where that cannot be read
+    scientific: dict[str, object] = field(default_factory=dict)  # recomputed from it
+    faults: tuple[str, ...] = ()  # of manifest.json and config.yaml themselves
+    logged: Logged = field(default_factory=dict)  # of training lines
+    journal: tuple[str, ...] = ()  # faults of the journal, or of COMPLETE
+
+    @property
+    def data_hash(self) -> str:
+        """First 16 hex digits of the data's hash: enough to tell corpora apart, and to be read."""
+        return str(self.manifest.data.hash)[:16]
+
+    @property
+    def shared(self) -> dict[str, object]:
+        """What all seeds of an arm have in common."""
+        return {"the data's hash": self.data_hash, **without_seeds(self.scientific)}
 
 
 def _gather(run: RunDir, arm: str, seed: int, given: Mapping[tuple[str, int], Logged] | None) -> _Evidence:
@@ -277,8 +279,24 @@ def _one_line(value: object) -> str:
     return " ".join(str(value).split())[:300]
 
 
-Comparison = tuple[Sequence[Any], Sequence[str]]
-"""(what each arm has, faults) of complete cells; a fault is one line that names arm and key."""
+def _comparisons(cells: Sequence[_Evidence]) -> Iterator[tuple[str, Sequence[object], Sequence[str]]]:
+    """(name, what each arm has, faults) of each question; a fault is one line that names arm and key."""
+    manifests = [cell.manifest for cell in cells]
+    weights = [manifest.initial_weights_sha256 for manifest in manifests]
+    yield "initial weights", weights, _unlike_first(cells, weights, "initial_weights_sha256")
+    chains = [manifest.data_chain for manifest in manifests]
+    # a journal that already differs says at which step; the end would only repeat it
+    yield "data chain", chains, _chain_faults(cells) or _unlike_first(cells, chains, "data_chain")
+    hashes = [manifest.data.hash for manifest in manifests]
+    yield "data", hashes, _unlike_first(cells, hashes, "data.hash")
+    tokens = [manifest.tokens for manifest in manifests]
+    yield "tokens", tokens, _unlike_first(cells, tokens, "tokens")
+    schedules = [{word: cell.scientific.get(key) for key, word in SCHEDULE_KEYS.items()} for cell in cells]
+    reached = [schedule | {"step reached": m.step} for schedule, m in zip(schedules, manifests, strict=True)]
+    yield "schedule", reached, _schedule_faults(cells)
+    yield "journal", [max(cell.logged, default=None) for cell in cells], [f for cell in cells for f in cell.journal]
+    declared = sorted({key for manifest in manifests for key in manifest.arm_keys})
+    yield "declared keys", [{k: c.scientific.get(k) for k in declared} for c in cells], _undeclared(cells, declared)
 
 
 def _unlike_first(cells: Sequence[_Evidence], values: Sequence[Any], what: str) -> list[str]:
@@ -290,31 +308,17 @@ def _unlike_first(cells: Sequence[_Evidence], values: Sequence[Any], what: str) 
     return faults
 
 
-def _in_manifest(what: str, of: Callable[[Manifest], object]) -> Callable[[Sequence[_Evidence]], Comparison]:
-    """The comparison of one value of manifest.json, which must be there and equal in all arms."""
-
-    def compare(cells: Sequence[_Evidence]) -> Comparison:
-        values = [of(cell.manifest) for cell in cells]
-        return values, _unlike_first(cells, values, what)
-
-    return compare
-
-
-def _chains(cells: Sequence[_Evidence]) -> Comparison:
-    """The hash chain of the data fed so far: at every step that two journals share, and at the end."""
-    final = [cell.manifest.data_chain for cell in cells]
+def _chain_faults(cells: Sequence[_Evidence]) -> list[str]:
+    """Of the hash chain of the data fed so far: against the manifest, and at every step that two journals share."""
     faults = []
     for cell in cells:
-        step = cell.manifest.step
-        last = None if step is None else cell.logged.get(step)
+        last = None if cell.manifest.step is None else cell.logged.get(cell.manifest.step)
         if last is not None and last.data_hash != cell.manifest.data_chain:
             faults.append(
                 f"{cell.arm}: data_hash of the journal's last step is {last.data_hash}, manifest.json has "
                 f"data_chain {cell.manifest.data_chain}"
             )
-    faults += _first_differences(cells, "data_hash", lambda line: line.data_hash)
-    # A journal that already differs says at which step; the end would only repeat it.
-    return final, faults or _unlike_first(cells, final, "data_chain")
+    return faults + _first_differences(cells, "data_hash", lambda line: line.data_hash)
 
 
 def _first_differences(cells: Sequence[_Evidence], key: str, of: Callable[[LoggedStep], object]) -> list[str]:
@@ -339,8 +343,8 @@ def _first_differences(cells: Sequence[_Evidence], key: str, of: Callable[[Logge
     return found
 
 
-def _schedules(cells: Sequence[_Evidence]) -> Comparison:
-    """The schedule's keys, the step reached, and the learning rate at every common logged step."""
+def _schedule_faults(cells: Sequence[_Evidence]) -> list[str]:
+    """Of the step reached, the schedule's keys, and the learning rate at every common logged step."""
     faults = []
     for cell in cells:
         planned, reached = cell.scientific.get("training.steps"), cell.manifest.step
@@ -348,64 +352,20 @@ def _schedules(cells: Sequence[_Evidence]) -> Comparison:
             faults.append(f"{cell.arm}: reached step {reached}, training.steps is {planned}")
     for key in SCHEDULE_KEYS:
         faults += _unlike_first(cells, [cell.scientific.get(key) for cell in cells], key)
-    shown = [
-        {word: cell.scientific.get(key) for key, word in SCHEDULE_KEYS.items()} | {"step reached": cell.manifest.step}
-        for cell in cells
-    ]
-    return shown, faults + _first_differences(cells, "train/learning_rate", lambda line: line.learning_rate)
+    return faults + _first_differences(cells, "train/learning_rate", lambda line: line.learning_rate)
 
 
-def _journals(cells: Sequence[_Evidence]) -> Comparison:
-    """Each arm's journal has every step and every validation that is due, and is what COMPLETE vouches for."""
-    return [max(cell.logged, default=None) for cell in cells], [fault for cell in cells for fault in cell.journal]
-
-
-def _declared_keys(cells: Sequence[_Evidence]) -> Comparison:
-    """Arms differ in declared keys alone, and every arm declares the same ones."""
-    declared = [set(cell.manifest.arm_keys) for cell in cells]
-    union: set[str] = set().union(*declared)
+def _undeclared(cells: Sequence[_Evidence], declared: Sequence[str]) -> list[str]:
+    """That arms differ in declared keys alone, and that every arm declares the same ones."""
     faults = [fault for cell in cells for fault in cell.faults]
-    for cell, keys in zip(cells, declared, strict=True):
-        if union - keys:
-            lacking = ", ".join(sorted(union - keys))
-            faults.append(f"{cell.arm}: its arm file does not set {lacking}, another arm's does")
+    for cell in cells:
+        if lacking := [key for key in declared if key not in cell.manifest.arm_keys]:
+            faults.append(f"{cell.arm}: its arm file does not set {', '.join(lacking)}, another arm's does")
     for cell in cells[1:]:
         for key, (a, b) in differences(cells[0].scientific, cell.scientific).items():
-            if key not in union and cells[0].scientific and cell.scientific:
+            if key not in declared and cells[0].scientific and cell.scientific:
                 faults.append(f"{cell.arm}: {key} is {b}, {cells[0].arm} has {a}, and no arm file declares it")
-    return [{key: cell.scientific.get(key) for key in sorted(union)} for cell in cells], faults
-
-
-_COMPARISONS: dict[str, Callable[[Sequence[_Evidence]], Comparison]] = {
-    "initial weights": _in_manifest("initial_weights_sha256", lambda m: m.initial_weights_sha256),
-    "data chain": _chains,
-    "data": _in_manifest("data.hash", lambda m: m.data.hash),
-    "tokens": _in_manifest("tokens", lambda m: m.tokens),
-    "schedule": _schedules,
-    "journal": _journals,
-    "declared keys": _declared_keys,
-}
-
-
-_FACTS: dict[str, Callable[[_Evidence], Sequence[Facts]]] = {
-    "code": lambda cell: code_of(cell.manifest),
-    "machine": lambda cell: machine_of(cell.manifest, cell.config),
-}
-
-
-def _check_facts(
-    name: str, cells: Sequence[_Evidence], of: Callable[[_Evidence], Sequence[Facts]], strict: bool
-) -> Check:
-    """That the same is true of all starts of all cells: any that was otherwise may have moved a weight."""
-    facts = {cell.arm: of(cell) for cell in cells}
-    values = [
-        {key: " then ".join(dict.fromkeys(str(f.get(key, NOT_RECORDED)) for f in starts)) for key in starts[-1]}
-        for starts in facts.values()
-    ]
-    different = unlike(facts)
-    if not different and any(NOT_RECORDED in f.values() for starts in facts.values() for f in starts):
-        return Check(name, None, dict(zip(facts, values, strict=True)), NOT_RECORDED, strict)
-    return dataclasses.replace(_check(name, cells, values, [different] if different else []), refuses=strict)
+    return faults
 
 
 def _strays(of_seed: Mapping[int, Sequence[_Evidence]]) -> dict[int, str]:
@@ -414,32 +374,21 @@ def _strays(of_seed: Mapping[int, Sequence[_Evidence]]) -> dict[int, str]:
     A suite has one corpus, so one validation set, and one config an arm: a mean over seeds that differ in these is a
     mean over different experiments. The seeds themselves may differ, that of weights and that of data apart.
     """
-    alike: dict[str, list[int]] = {}
-    for seed, cells in of_seed.items():
-        alike.setdefault(json.dumps([_shared(cell) for cell in cells]), []).append(seed)
     if len(of_seed) < 2:
         return {}
+    alike: dict[str, list[int]] = {}
+    for seed, cells in of_seed.items():
+        alike.setdefault(json.dumps([cell.shared for cell in cells]), []).append(seed)
     most = max(alike.values(), key=len)  # of equally many, the first in the suite's order
-    found = dict.fromkeys(most, "")
+
+    def named(seeds: Sequence[int]) -> str:
+        return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+
+    found: dict[int, str] = {}
     for seeds in alike.values():
-        keys = {
-            key: values
-            for here, there in zip(of_seed[seeds[0]], of_seed[most[0]], strict=True)
-            for key, values in differences(_shared(here), _shared(there)).items()
-        }
-        lines = [f"{k} is {a} at {_seeds(seeds)} and {b} at {_seeds(most)}" for k, (a, b) in list(keys.items())[:5]]
+        keys: dict[str, tuple[Any, Any]] = {}
+        for here, there in zip(of_seed[seeds[0]], of_seed[most[0]], strict=True):
+            keys |= differences(here.shared, there.shared)
+        lines = [f"{k} is {a} at {named(seeds)} and {b} at {named(most)}" for k, (a, b) in list(keys.items())[:5]]
         found |= dict.fromkeys(seeds, "; ".join([*lines, "they are not pooled"]) if lines else "")
     return found
-
-
-def _shared(cell: _Evidence) -> dict[str, object]:
-    return {"the data's hash": _data_hash(cell), **without_seeds(cell.scientific)}
-
-
-def _data_hash(cell: _Evidence) -> str:
-    """First 16 hex digits of the data's hash: enough to tell corpora apart, and to be read."""
-    return str(cell.manifest.data.hash)[:16]
-
-
-def _seeds(seeds: Sequence[int]) -> str:
-    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 from typing import Any, Literal
 
 from replication.config import SEED_KEYS, SuiteConfig, differences, flatten, load_run, scientific, to_dict
+from replication.console import plural
 from replication.errors import UserError
 from replication.protocol.preregistration import (
     EarlierPlan,
@@ -32,15 +33,11 @@ class PlanStatus:
     """Whether a plan was registered before the data, and whether it was followed."""
 
     state: State
-    sha256: str | None
-    """Of the plan as it was registered."""
+    sha256: str | None  # of the plan as it was registered
     frozen_at: str | None
-    deviations: tuple[str, ...]
-    """One line each, those of `unfinished` last; empty where there is no plan."""
-    unfinished: tuple[str, ...] = ()
-    """Of the deviations those that more cells or votes would mend: what is planned and not there."""
-    notes: tuple[str, ...] = ()
-    """For the reader, and no deviation: an amendment before the first step of any cell."""
+    deviations: tuple[str, ...]  # one line each, those of `unfinished` last; empty where there is no plan
+    unfinished: tuple[str, ...] = ()  # those that more cells or votes would mend: what is planned and not there
+    notes: tuple[str, ...] = ()  # no deviation, and for the reader: an amendment before the first step of any cell
 
     @property
     def followed(self) -> bool:
@@ -56,11 +53,12 @@ class PlanStatus:
         if self.state == "after the data":
             named += ", so it makes no result confirmatory"
         if not self.deviations:
-            return (f"{named}.", *self.notes, "It was followed: no deviation from it was found.")
-        if self.deviations == self.unfinished:
-            return (f"{named}.", *self.notes, "It is unfinished, and no other deviation from it was found:")
-        n = len(self.deviations)
-        return (f"{named}.", *self.notes, f"It was not followed in {n} {'point' if n == 1 else 'points'}:")
+            outcome = "It was followed: no deviation from it was found."
+        elif self.deviations == self.unfinished:
+            outcome = "It is unfinished, and no other deviation from it was found:"
+        else:
+            outcome = f"It was not followed in {plural(len(self.deviations), 'point')}:"
+        return (f"{named}.", *self.notes, outcome)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON as in results.json, `followed` and `sentences` included."""
@@ -72,36 +70,38 @@ class PlanStatus:
 def check_plan(
     suite_dir: SuiteDir, suite: SuiteConfig | None = None, votes: Mapping[str, int] | None = None
 ) -> PlanStatus:
-    """Hold a folder against its plan.
+    """Hold a folder against its plan. Files that are damaged, or missing, are deviations; nothing is raised for them.
 
     Args:
         suite_dir: the output folder.
         suite: what DIR/suite.yaml says now; none, before the first cell: nothing is compared with it.
         votes: {judge: number of their votes}, all kinds of judges that count; none: votes are not looked at.
-
-    Returns:
-        The status. Files that are damaged, or missing, are deviations; nothing is raised for them.
     """
-    cells, unreadable = _read_cells(suite_dir)
+    started, unreadable = dict[str, LoggedCell](), list[str]()  # by arm/seed-n, planned or not
+    for arm, seed, run in suite_dir.cells():
+        name, manifest = f"{arm}/seed-{seed}", find_manifest(run)
+        if manifest is not None:
+            started[name] = LoggedCell(run, manifest)
+        elif run.manifest.exists() or has_logged(run):
+            unreadable.append(name)
     try:
         record = read_plan(suite_dir)
     except UserError as error:
         return PlanStatus("none", None, None, (str(error),))
     if record is None:
         gone = _grouped((f"plan.json is gone, whose hash {str(cell.manifest.plan.sha256)[:16]} these cells carry", name)
-                        for name, cell in cells.items() if cell.manifest.plan)  # fmt: skip
+                        for name, cell in started.items() if cell.manifest.plan)  # fmt: skip
         return PlanStatus("none", None, None, tuple(gone))
-    plan = record.plan
-    cells = {name: cell for name, cell in cells.items() if has_logged(cell.run)}
+    plan, cells = record.plan, {name: cell for name, cell in started.items() if has_logged(cell.run)}
     early = sorted({*record.began_before, *(name for name, cell in cells.items() if _is_early(cell, record))})
     earlier_plans = {entry.sha256 for entry in record.history}
     unplanned = [name for name in early if name not in cells or _stamp(cells[name]).sha256 not in earlier_plans]
-    amendments, notes = _amendments(suite_dir, record)
     deviations, now = list[str](), plan_hash(read_object(suite_dir.plan)["plan"])  # an older file lacks later keys
     if now != record.sha256:
         was = record.sha256[:16]
         deviations.append(f"plan.json was edited after it was registered: it hashes to {now[:16]}, then to {was}")
-    deviations += amendments
+    late_amendments, notes = _amendments(suite_dir, record)
+    deviations += late_amendments
     if unplanned:
         deviations.append(f"cells that started before the plan was registered: {name_cells(unplanned)}")
     if suite is not None:
@@ -114,14 +114,8 @@ def check_plan(
     if votes is not None and len(votes) > plan.analysis.judges:
         deviations.append(f"{len(votes)} judges voted, {plan.analysis.judges} are planned")
     unfinished = tuple(_shortfall(suite_dir, plan, votes))
-    return PlanStatus(
-        "after the data" if early else "before the data",
-        record.sha256,
-        record.frozen_at,
-        (*deviations, *unfinished),
-        unfinished,
-        notes=tuple(f"{line[0].upper()}{line[1:]}." for line in notes),
-    )
+    state: State = "after the data" if early else "before the data"
+    return PlanStatus(state, record.sha256, record.frozen_at, (*deviations, *unfinished), unfinished, tuple(notes))
 
 
 def _grouped(faults: Iterable[tuple[str, str]]) -> list[str]:
@@ -133,25 +127,25 @@ def _grouped(faults: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _amendments(suite_dir: SuiteDir, record: Preregistration) -> tuple[list[str], list[str]]:
-    """(deviations, notes): a line for each amendment, which came after the first step of a cell, or before it; and for
-    each earlier plan that is lost."""
-    kept: list[Plan | None] = []
+    """(deviations, notes): of amendments after the first step of a cell and earlier plans that are lost; of others."""
+    deviations, notes, plans = list[str](), list[str](), list[Plan | None]()
     for entry in record.history:
         try:
             earlier = read_plan(suite_dir, entry.file)
         except UserError:
             earlier = None
-        kept.append(earlier.plan if earlier else None)
-    lost = [f"{entry.file} cannot be read" for entry, plan in zip(record.history, kept, strict=True) if plan is None]
-    versions: list[tuple[Plan | None, EarlierPlan | Preregistration]]
-    versions = [*zip(kept, record.history, strict=True), (record.plan, record)]
-    late, early = lost, list[str]()
-    for (before, _), (after, new) in pairwise(versions):
+        if earlier is None:
+            deviations.append(f"{entry.file} cannot be read")
+        plans.append(earlier.plan if earlier else None)
+    versions: list[EarlierPlan | Preregistration] = [*record.history, record]
+    for (before, after), new in zip(pairwise([*plans, record.plan]), versions[1:], strict=True):
         changed = f" ({listed(plan_differences(before, after))})" if before and after else ""
-        when = "after the first step of a cell" if new.began_before else "before the first step of any cell"
-        line = f'the plan was amended at {new.frozen_at}, {when}{changed}; reason given: "{new.amends}"'
-        (late if new.began_before else early).append(line)
-    return late, early
+        said = f'{changed}; reason given: "{new.amends}"'
+        if new.began_before:
+            deviations.append(f"the plan was amended at {new.frozen_at}, after the first step of a cell{said}")
+        else:
+            notes.append(f"The plan was amended at {new.frozen_at}, before the first step of any cell{said}.")
+    return deviations, notes
 
 
 def _changes_of_suite(plan: Plan, suite: SuiteConfig) -> list[str]:
@@ -164,18 +158,6 @@ def _changes_of_suite(plan: Plan, suite: SuiteConfig) -> list[str]:
     there = {"analysis": plan.analysis, "diverged": plan.diverged}
     changed = differences(flatten(to_dict(there)), flatten(to_dict(here)))
     return [*lines, *(f"{key}: {a} in the plan, {b} now" for key, (a, b) in changed.items())]
-
-
-def _read_cells(suite_dir: SuiteDir) -> tuple[dict[str, LoggedCell], list[str]]:
-    """Every cell of the folder that has started, planned or not, by arm/seed-n; and those that cannot be read."""
-    cells, unreadable = {}, []
-    for arm, seed, run in suite_dir.cells():
-        name, manifest = f"{arm}/seed-{seed}", find_manifest(run)
-        if manifest is not None:
-            cells[name] = LoggedCell(run, manifest)
-        elif run.manifest.exists() or has_logged(run):
-            unreadable.append(name)
-    return cells, unreadable
 
 
 def _stamp(cell: LoggedCell) -> PlanStamp:
@@ -196,20 +178,21 @@ def _is_early(cell: LoggedCell, record: Preregistration) -> bool:
 
 
 def _under_another_plan(record: Preregistration, cells: Mapping[str, LoggedCell]) -> list[str]:
-    kept = {entry.sha256: entry.file for entry in record.history}
-
-    def fault(sha: str | None, at: str | None) -> str:
-        if sha is None:
-            return "started without a plan in their folder, though later than it was registered"
-        if sha in kept:
-            return f"started under an earlier plan ({kept[sha]})"
-        if sha != record.sha256:
-            return f"carry the hash of another plan ({sha[:16]})"
-        return "" if at == record.frozen_at else f"carry another time of registration ({at})"
-
-    stamps = {name: _stamp(cell) for name, cell in cells.items()}
-    faults = ((fault(stamp.sha256, stamp.frozen_at), name) for name, stamp in stamps.items())
-    return _grouped((f"cells that {why}", name) for why, name in faults if why)
+    kept, faults = {entry.sha256: entry.file for entry in record.history}, []
+    for name, cell in cells.items():
+        sha256, frozen_at = _stamp(cell).sha256, _stamp(cell).frozen_at
+        if sha256 is None:
+            fault = "started without a plan in their folder, though later than it was registered"
+        elif sha256 in kept:
+            fault = f"started under an earlier plan ({kept[sha256]})"
+        elif sha256 != record.sha256:
+            fault = f"carry the hash of another plan ({sha256[:16]})"
+        elif frozen_at != record.frozen_at:
+            fault = f"carry another time of registration ({frozen_at})"
+        else:
+            continue
+        faults.append((f"cells that {fault}", name))
+    return _grouped(faults)
 
 
 def _of_another_config(plan: Plan, cells: Mapping[str, LoggedCell]) -> list[str]:
@@ -221,8 +204,8 @@ def _of_another_config(plan: Plan, cells: Mapping[str, LoggedCell]) -> list[str]
             continue
         if cell.manifest.config_hash != plan.cells[name]:
             faults.append((f"cells trained under another config{_other_keys(plan, name, cell.run)}", name))
-        sampled = dict(cell.manifest.generation)
-        changed = differences(plan.generation, sampled) if sampled else {}
+        sampled = cell.manifest.generation
+        changed = differences(plan.generation, dict(sampled)) if sampled else {}
         # prompts by their hash: a name is not a text
         changed = {k: pair for k, pair in changed.items() if k in plan.generation and k != "prompts"}
         if changed:
@@ -250,19 +233,17 @@ def _not_alike(cells: Mapping[str, LoggedCell]) -> list[str]:
     return [f"cells {what}: {line}" for what, line in (("ran other code", code), ("on other data", data)) if line]
 
 
-def _shortfall(suite_dir: SuiteDir, plan: Plan, votes: Mapping[str, int] | None) -> list[str]:
+def _shortfall(suite_dir: SuiteDir, plan: Plan, votes: Mapping[str, int] | None) -> Iterator[str]:
     """Seeds that are not complete in every planned arm; judges and votes that are not as many as planned."""
-    lines = []
     lacking = [s for s in plan.seeds if not all(suite_dir.cell(arm, s).complete.is_file() for arm in plan.arms)]
     if lacking:
-        lines.append(
-            f"{len(plan.seeds) - len(lacking)} of {len(plan.seeds)} planned seeds are complete in every planned arm; "
-            f"not: {', '.join(spans(lacking))}"
-        )
+        n = len(plan.seeds)
+        done = f"{n - len(lacking)} of {n} planned seeds are complete in every planned arm"
+        yield f"{done}; not: {', '.join(spans(lacking))}"
+    if votes is None:
+        return
     judges, votes_each = plan.analysis.judges, plan.analysis.votes_per_judge
-    if votes is not None and len(votes) < judges:
-        lines.append(f"{len(votes)} of {judges} planned judges voted")
-    few = sum(n < votes_each for n in (votes or {}).values())
-    if few:
-        lines.append(f"{few} of {len(votes or {})} judges gave fewer than {votes_each} votes")
-    return lines
+    if len(votes) < judges:
+        yield f"{len(votes)} of {judges} planned judges voted"
+    if few := sum(n < votes_each for n in votes.values()):
+        yield f"{few} of {len(votes)} judges gave fewer than {votes_each} votes"

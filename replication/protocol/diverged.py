@@ -13,11 +13,7 @@ from replication.runs.layout import RunDir
 def why_diverged(run: RunDir, rule: DivergedRule, warmup_steps: int, vocab_size: int) -> str:
     """Why a cell counts as diverged, in words; "" where it does not. Reads the end of its journal alone.
 
-    Args:
-        run: the cell.
-        rule: the suite's.
-        warmup_steps: of its training.
-        vocab_size: of its model; log of it is the loss of a uniform guess.
+    The log of the vocabulary's size, the loss of a uniform guess, is the limit where the rule names none.
     """
     failure = read_failure(run) if not run.complete.is_file() else None
     if failure and failure.diverged:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from replication.config import RunConfig, SuiteConfig, config_root, flatten, load_cell, load_suite, to_dict
+from replication.config import Keys, RunConfig, SuiteConfig, config_root, flatten, load_cell, load_suite, to_dict
 from replication.errors import UserError
 from replication.model.size import checkpoint_gib, checkpoints_kept, parameter_count
 from replication.protocol import paper
@@ -33,16 +33,11 @@ Verdict = Literal["as published", "our choice", "deviates"]
 class Row:
     """One published fact, or one gap that a choice fills."""
 
-    keys: str
-    """Dotted keys of a run, or names of DERIVED, separated by blanks."""
-    published: Any = UNPUBLISHED
-    """The value in the terms of the config; a tuple for several keys."""
-    reason: str = ""
-    """Why ours is what it is; needed wherever it is not the published value."""
-    words: str = ""
-    """The published value as the reader should see it; none: the value itself."""
-    arm: str = ""
-    """Arm of the suite that it is read from; none: the section's."""
+    keys: str  # of _values, separated by blanks
+    published: Any = UNPUBLISHED  # in the terms of the config; a tuple for several keys
+    reason: str = ""  # why ours is what it is; needed wherever it is not the published value
+    words: str = ""  # the published value as the reader should see it; none: the value itself
+    arm: str = ""  # of the suite, that it is read from; none: the section's
 
 
 @dataclass(frozen=True)
@@ -63,15 +58,6 @@ class Line:
     ours: Any
     verdict: Verdict
 
-
-DERIVED: dict[str, Callable[[SuiteConfig, RunConfig], Any]] = {
-    "arms": lambda suite, config: list(suite.arms),
-    "seeds": lambda suite, config: list(suite.seeds),
-    "parameters": lambda suite, config: parameter_count(config.model),
-    "tokens": lambda suite, config: config.training.steps * config.training.batch_tokens,
-    "data": lambda suite, config: next((layer for layer in suite.layers if layer.startswith("data/")), None),
-}
-"""Values that are not one key of a run: of (suite, config of one cell)."""
 
 PHASE_3 = (
     Row("parameters", paper.PHASE_3.parameters),
@@ -171,7 +157,7 @@ SECTIONS = (
 
 
 def lines(section: Section) -> list[Line]:
-    """The section's rows with our values and verdicts. Raises UserError: a row names a key that no run has."""
+    """The section's rows with the values of its own suite, and verdicts."""
     suite = load_suite(section.suite)
     configs = {arm: load_cell(suite, arm, suite.seeds[0]) for arm in {row.arm or section.arm for row in section.rows}}
     return lines_of(section, suite, configs)
@@ -181,17 +167,39 @@ def lines_of(section: Section, suite: SuiteConfig, configs: Mapping[str, RunConf
     """The section's rows with the values of any suite; rows of an arm that it has not are left out.
 
     Args:
-        section: the published run.
-        suite: whose arms, seeds and layers are compared.
         configs: arm -> a config of it; where the section's own arm is missing, the last one stands for it.
+
+    Raises UserError: a row names a key that no run has.
     """
+    values = {arm: _values(suite, config) for arm, config in configs.items()}
     own = section.arm if section.arm in configs else list(configs)[-1]
     found = []
     for row in section.rows:
-        if (row.arm or own) in configs:
-            ours = _ours(row, suite, configs[row.arm or own])
-            found.append(Line(row, ours, _verdict(row, ours)))
+        if (row.arm or own) not in values:
+            continue
+        here, keys = values[row.arm or own], row.keys.split()
+        for key in keys:
+            if key not in here:
+                raise UserError(f"{key}: a row of the fidelity table names it, and no run has such a key")
+        ours = here[keys[0]] if len(keys) == 1 else tuple(here[key] for key in keys)
+        verdict: Verdict = "our choice"
+        if row.published is not UNPUBLISHED:
+            about = row.keys == "parameters"
+            same = abs(ours / row.published - 1) <= ROUGHLY if about else ours == row.published
+            verdict = "as published" if same else "deviates"
+        found.append(Line(row, ours, verdict))
     return found
+
+
+def _values(suite: SuiteConfig, config: RunConfig) -> Keys:
+    """Every dotted key of a run, and what is not one key of it."""
+    return flatten(to_dict(config)) | {
+        "arms": list(suite.arms),
+        "seeds": list(suite.seeds),
+        "parameters": parameter_count(config.model),
+        "tokens": config.training.steps * config.training.batch_tokens,
+        "data": next((layer for layer in suite.layers if layer.startswith("data/")), None),
+    }
 
 
 def section_of(suite: SuiteConfig) -> Section:
@@ -224,53 +232,26 @@ def _both(line: Line) -> tuple[str, str]:
     return theirs, _words(row.keys, line.ours)
 
 
-def _ours(row: Row, suite: SuiteConfig, config: RunConfig) -> Any:
-    """Our value; a tuple where the row has several keys."""
-    flat = flatten(to_dict(config))
-    values = []
-    for key in row.keys.split():
-        if key not in flat and key not in DERIVED:
-            raise UserError(f"{key}: a row of the fidelity table names it, and no run has such a key")
-        values.append(DERIVED[key](suite, config) if key in DERIVED else flat[key])
-    return values[0] if len(values) == 1 else tuple(values)
-
-
-def _verdict(row: Row, ours: Any) -> Verdict:
-    if row.published is UNPUBLISHED:
-        return "our choice"
-    about = row.keys == "parameters"
-    same = abs(ours / row.published - 1) <= ROUGHLY if about else ours == row.published
-    return "as published" if same else "deviates"
-
-
 def tables() -> str:
     """The Markdown between the markers: the suites, what deviates, then every row of every section, folded away."""
     found = [(section, line) for section in SECTIONS for line in lines(section)]
     deviating = [(section, line) for section, line in found if line.verdict == "deviates"]
     chosen = sum(line.verdict == "our choice" for _, line in found)
     counts = f"{len(found) - chosen - len(deviating)} are as published, {chosen} are not published and our choice"
-    parts = [
-        _suites_table(),
-        f"Of {len(found)} settings {counts}, and {len(deviating)} deviate:",
-        _table(deviating),
-        f"<details><summary>All {len(found)} settings</summary>",
-        _table(found),
-        "</details>",
-    ]
+    parts = [_suites_table(), f"Of {len(found)} settings {counts}, and {len(deviating)} deviate:", _table(deviating)]
+    parts += [f"<details><summary>All {len(found)} settings</summary>", _table(found), "</details>"]
     return "\n\n".join(parts)
 
 
 def _suites_table() -> str:
     """The size of each shipped suite; checkpoints as in size.py."""
-    text = [
-        "| suite | arms x seeds | parameters | tokens of a cell | checkpoints, all cells |",
-        "|---|---|---|---|---|",
-    ]
+    head = "| suite | arms x seeds | parameters | tokens of a cell | checkpoints, all cells |"
+    text = [head, "|---|---|---|---|---|"]
     for path in sorted((config_root() / "suites").glob("*.yaml")):
         suite = load_suite(path)
         config = load_cell(suite, suite.arms[0], suite.seeds[0])
         n = len(suite.arms) * len(suite.seeds)
-        tokens = _billions(DERIVED["tokens"](suite, config))
+        tokens = _billions(config.training.steps * config.training.batch_tokens)
         disk = f"{n * checkpoints_kept(config) * checkpoint_gib(config):,.0f} GiB"
         shown = f"[{suite.name}](suites/{path.name}) | {len(suite.arms)} x {len(suite.seeds)}"
         text.append(f"| {shown} | {_billions(parameter_count(config.model))} | {tokens} | {disk} |")
@@ -310,10 +291,7 @@ def _billions(number: float) -> str:
 
 
 def renewed(text: str, fresh: str) -> str:
-    """A file's text with fresh tables between its markers.
-
-    Raises UserError: the markers are not there, once each and in order.
-    """
+    """A file's text with fresh tables between its markers; UserError where it lacks them."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in after or END in after:
@@ -323,9 +301,8 @@ def renewed(text: str, fresh: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables, or renew a file."""
-    parser = argparse.ArgumentParser(
-        prog="python -m replication.protocol.fidelity", description="Published settings and ours."
-    )
+    name = "python -m replication.protocol.fidelity"
+    parser = argparse.ArgumentParser(name, description="Published settings and ours.")
     parser.add_argument("--write", nargs="?", type=Path, const=config_root() / "README.md", metavar="FILE",
                         help="renew the tables between the markers of FILE (default: configs/README.md)")  # fmt: skip
     file = parser.parse_args(argv).write

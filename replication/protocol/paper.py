@@ -14,8 +14,7 @@ from typing import Literal
 class TrainingRun:
     """The size of one published training run, in the terms of the config."""
 
-    parameters: float
-    """About: one or two digits are published."""
+    parameters: float  # about: one or two digits are published
     steps: int
     batch_tokens: int
     blocks: int | None = None
@@ -43,15 +42,9 @@ SCALE_UP = TrainingRun(parameters=1.48e9, steps=7_000, batch_tokens=131_072, blo
 class VoteCounts:
     """Votes of all judges on Phase 3's completions."""
 
-    judges: int
-    prompts: int
     baseline: int
     both: int
     ties: int
-
-    @property
-    def n(self) -> int:
-        return self.baseline + self.both + self.ties
 
     @property
     def share(self) -> float:
@@ -61,25 +54,11 @@ class VoteCounts:
     @property
     def tie_share(self) -> float:
         """Of all votes: 33.6 %."""
-        return self.ties / self.n
+        return self.ties / (self.baseline + self.both + self.ties)
 
 
-VOTES = VoteCounts(judges=42, prompts=32, baseline=314, both=470, ties=397)
-
-
-@dataclass(frozen=True)
-class Filters:
-    """Whom the published sensitivity analyses leave out."""
-
-    fast_seconds: float
-    """People whose median time to a vote lies below it."""
-    tie_share: float
-    """Judges with a larger share of ties."""
-    votes_per_judge: int
-    """Judges with fewer votes."""
-
-
-FILTERS = Filters(fast_seconds=15.0, tie_share=0.8, votes_per_judge=VOTES.prompts)
+VOTES = VoteCounts(baseline=314, both=470, ties=397)
+"""Of 42 judges on 32 prompts."""
 
 LATE_CHECKPOINTS = 10
 """In the published mean of the last validation losses."""
@@ -89,26 +68,17 @@ LATE_CHECKPOINTS = 10
 class Metric:
     """A published row of Phase 3's table of results."""
 
-    quantity: str
-    """Key of the same quantity in results.json."""
+    quantity: str  # key of the same quantity in results.json
     name: str
     baseline: float
     both: float
-    digits: int
-    """Printed after the point."""
-    direction: Literal["higher", "lower", "within its noise"]
-    """Of both, against the baseline, as the paper words it."""
+    digits: int  # printed after the point
+    direction: Literal["higher", "lower", "within its noise"]  # of both, against the baseline, as the paper words it
 
 
+_LATE = f"Validation loss, mean of the last {LATE_CHECKPOINTS} checkpoints"
 METRICS = (
-    Metric(
-        "late_val_loss",
-        f"Validation loss, mean of the last {LATE_CHECKPOINTS} checkpoints",
-        3.946,
-        3.950,
-        digits=3,
-        direction="within its noise",
-    ),
+    Metric("late_val_loss", _LATE, 3.946, 3.950, digits=3, direction="within its noise"),
     Metric("entropy_predicted_tokens", "Token entropy (not defined there)", 7.214, 7.425, digits=3, direction="higher"),
     Metric("grad_norm", "Gradient norm", 1.74, 2.50, digits=2, direction="higher"),
 )
@@ -120,8 +90,7 @@ class BlockDivergence:
 
     place: Literal["first", "fourth", "last"]
     block: int
-    values: tuple[float, float, float]
-    """At DIVERGENCE_STEPS."""
+    values: tuple[float, float, float]  # at DIVERGENCE_STEPS
 
 
 DIVERGENCE_STEPS = (1_000, 10_000, 29_900)

@@ -46,8 +46,7 @@ FORMAT = 1
 class PlannedSettings:
     """Scientific keys of the cells but their seeds."""
 
-    shared: dict[str, object]
-    """Equal in all arms."""
+    shared: dict[str, object]  # equal in all arms
     arms: dict[str, dict[str, object]]
 
 
@@ -67,14 +66,11 @@ class Plan:
     analysis: AnalysisConfig
     diverged: DivergedRule
     questions: tuple[Question, ...]
-    secondary: tuple[str, ...]
-    """Ids of the secondary questions."""
+    secondary: tuple[str, ...]  # ids of the secondary questions
     exclusions: tuple[str, ...]
     settings: PlannedSettings
-    generation: dict[str, object]
-    """Settings of the sampling (no part of a cell's hash), with the hash of the prompts."""
-    cells: dict[str, str]
-    """arm/seed-n -> hash of its config."""
+    generation: dict[str, object]  # of the sampling (no part of a cell's hash), with the hash of the prompts
+    cells: dict[str, str]  # arm/seed-n -> hash of its config
     code: PlannedCode
     format: int = FORMAT
 
@@ -95,16 +91,12 @@ class Preregistration:
     """DIR/plan.json."""
 
     plan: Plan
-    sha256: str
-    """Of the plan as it was registered."""
+    sha256: str  # of the plan as it was registered
     frozen_at: str
     git: Git
-    began_before: tuple[str, ...]
-    """Cells that had logged a step by then."""
-    amends: str | None
-    """Why it replaced the last one of the history."""
-    history: tuple[EarlierPlan, ...]
-    """Oldest first."""
+    began_before: tuple[str, ...]  # cells that had logged a step by then
+    amends: str | None  # why it replaced the last one of the history
+    history: tuple[EarlierPlan, ...]  # oldest first
 
 
 IN_EVERY_PLAN = {"baseline", "treatment", "alpha", "judges", "votes_per_judge"}
@@ -120,8 +112,7 @@ def plan_hash(plan: Mapping[str, Any]) -> str:
 def read_plan(suite_dir: SuiteDir, file: str = "plan.json") -> Preregistration | None:
     """A registered plan; None where there is no such file. Raises UserError where it is another kind of file."""
     path = suite_dir.root / file
-    tree = read_json(path)
-    if tree is None:
+    if (tree := read_json(path)) is None:
         return None
     no_plan = f"{path}: is not a registered plan"
     try:
@@ -153,6 +144,7 @@ def build_plan(suite: SuiteConfig, flags: Sequence[str] = (), cluster: Path | No
     asked = questions(analysis, suite.arms, len(suite.seeds), gains)
     generation = of_arm[analysis.treatment].generation
     prompts = {"prompts_sha256": file_sha256(find_prompts(generation.prompts)) if generation.prompts else None}
+    cells = ((arm, seed) for seed in suite.seeds for arm in suite.arms)
     return Plan(
         suite=suite.name,
         arms=tuple(suite.arms),
@@ -164,25 +156,19 @@ def build_plan(suite: SuiteConfig, flags: Sequence[str] = (), cluster: Path | No
         exclusions=exclusions(analysis, suite.diverged),
         settings=_settings(of_arm),
         generation={"prompts": generation.prompts, **sampling_settings(generation), **prompts},
-        cells={
-            f"{arm}/seed-{seed}": scientific_hash(replace(of_arm[arm], seed=seed))
-            for seed in suite.seeds
-            for arm in suite.arms
-        },
+        cells={f"{arm}/seed-{seed}": scientific_hash(replace(of_arm[arm], seed=seed)) for arm, seed in cells},
         code=PlannedCode(__version__, git_state().commit),
     )
 
 
 def _settings(of_arm: Mapping[str, RunConfig]) -> PlannedSettings:
-    """A seed key that the suite fixes is kept."""
     by_arm = {arm: without_seeds(scientific(config)) for arm, config in of_arm.items()}
-    for arm, config in of_arm.items():
+    for arm, config in of_arm.items():  # a seed key that the suite fixes is kept
         by_arm[arm] |= {k: v for k in SEED_KEYS[1:] if (v := getattr(config, k)) is not None}
     first, *others = by_arm.values()
     shared = {k: v for k, v in first.items() if all(k in other and other[k] == v for other in others)}
-    return PlannedSettings(
-        shared, {arm: {k: v for k, v in keys.items() if k not in shared} for arm, keys in by_arm.items()}
-    )
+    own = {arm: {k: v for k, v in keys.items() if k not in shared} for arm, keys in by_arm.items()}
+    return PlannedSettings(shared, own)
 
 
 def plan_differences(a: Plan, b: Plan) -> dict[str, tuple[Any, Any]]:
@@ -205,8 +191,7 @@ class Registered:
     """The outcome of registering."""
 
     record: Preregistration
-    is_new: bool
-    """False where the same plan was registered already, and nothing was changed."""
+    is_new: bool  # False where the same plan was registered already, and nothing was changed
 
 
 def register(
@@ -216,13 +201,11 @@ def register(
     cluster: Path | None = None,
     amend: str | None = None,
 ) -> Registered:
-    """Write DIR/plan.json and DIR/plan.md.
+    """Write DIR/plan.json and DIR/plan.md, in a folder that is made where it is not there; see build_plan.
 
     The same plan twice is registered once, whatever the code's commit by then; a plan.md that is gone is written again.
 
     Args:
-        suite_dir: the output folder; made where it is not there.
-        suite, flags, cluster: see build_plan.
         amend: why the plan that is there is replaced; it is kept as plan-1.json (the next one as plan-2.json).
 
     Raises UserError: another plan is there and `amend` is none; or see build_plan.
@@ -245,15 +228,8 @@ def register(
         write_bytes(kept, suite_dir.plan.read_bytes())
         entry = EarlierPlan(kept.name, earlier.sha256, earlier.frozen_at, earlier.began_before, earlier.amends)
         history = (*earlier.history, entry)
-    record = Preregistration(
-        plan,
-        sha256=plan_hash(to_dict(plan)),
-        frozen_at=timestamp(),
-        git=git_state(),
-        began_before=tuple(logged_cells(suite_dir.runs)),
-        amends=amend if history else None,
-        history=history,
-    )
+    sha256, began = plan_hash(to_dict(plan)), tuple(logged_cells(suite_dir.runs))
+    record = Preregistration(plan, sha256, timestamp(), git_state(), began, amend if history else None, history)
     write_json(suite_dir.plan, to_dict(record))  # first: a folder with a page and no plan is somebody else's
     write_text(suite_dir.plan_md, markdown(record))
     return Registered(record, is_new=True)
@@ -268,17 +244,10 @@ def plan_stamp(run: RunDir) -> PlanStamp | None:
 
 
 def first_stamp(run: RunDir, earlier: PlanStamp | None, stamp: PlanStamp | None) -> tuple[PlanStamp | None, bool]:
-    """The stamp at the top of a cell's manifest, at every start: that of the first start that logged a step.
+    """(the stamp at the top of a cell's manifest, at every start; whether a start before this one logged a step).
 
-    Before a step is logged there are no data, and a plan is in time; one that is registered after it came too late.
-
-    Args:
-        earlier: what its manifest has; None at the first start.
-        stamp: `plan_stamp` now.
-
-    Returns:
-        The stamp, and whether a start before this one logged a step; that stays, where the journal begins anew for
-        want of a checkpoint.
+    It is that of the first start that logged one: what the manifest has (`earlier`), or `plan_stamp` now. Before a step
+    is logged there are no data, and a plan is in time; one that is registered after it came too late.
     """
     logged = has_logged(run)
     return (earlier if logged else stamp), logged
@@ -288,12 +257,9 @@ def markdown(record: Preregistration) -> str:
     """plan.md: the plan for a reader."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # what only reads a plan answers at once
 
+    loader = PackageLoader("replication.protocol")
     environment = Environment(
-        loader=PackageLoader("replication.protocol"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     escaped = str.maketrans({"|": "\\|", "\n": "\\n"})
     environment.filters["cell"] = lambda value: str(value).translate(escaped)

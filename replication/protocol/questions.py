@@ -22,12 +22,10 @@ class Question:
     """One question that the votes or the losses answer."""
 
     id: str
-    role: str
-    """primary or secondary."""
+    role: str  # primary or secondary
     question: str
     test: str
-    beside: tuple[str, ...]
-    """Supplementary figures, which decide nothing."""
+    beside: tuple[str, ...]  # supplementary figures, which decide nothing
 
 
 def questions(
@@ -41,22 +39,10 @@ def questions(
         n_seeds: how many are planned.
         gains: arm -> whether (token gain, layer gain) act; four arms with all four make the 2x2.
     """
-    first = [_preference(a, n_seeds), _loss(a, n_seeds)]
-    if a.primary == "loss":
-        first.reverse()
-    factorial = len(arms) == 4 and {gains[arm] for arm in arms} == ALL_FOUR
-    rest = _factorial(a) if factorial else _others(a, arms)
-    return (replace(first[0], role="primary"), first[1], *rest)
-
-
-def _sign_flip(n_seeds: int) -> str:
-    return (
-        f"exact sign-flip test over the seeds (with {n_seeds} seeds its smallest p is {min(1.0, 2 / 2**n_seeds):.2g})"
-    )
-
-
-def _preference(a: AnalysisConfig, n_seeds: int) -> Question:
-    return Question(
+    loss = LOSSES[a.loss].format(k=a.late_validations)
+    smallest = min(1.0, 2 / 2**n_seeds)
+    sign_flip = f"exact sign-flip test over the seeds (with {n_seeds} seeds its smallest p is {smallest:.2g})"
+    preference = Question(
         "preference",
         "secondary",
         f"Do judges prefer the text of `{a.treatment}` to that of `{a.baseline}`? Measured by the share of "
@@ -66,66 +52,61 @@ def _preference(a: AnalysisConfig, n_seeds: int) -> Question:
         f"Satterthwaite's degrees of freedom; two-sided at {a.alpha:g}.",
         (
             "t test over the seeds' shares, conditional on these prompts and judges",
-            _sign_flip(n_seeds),
+            sign_flip,
             f"bootstrap of three levels (seeds, prompts, judges), {a.bootstrap_resamples:,} resamples, seed "
             f"{a.bootstrap_seed}",
         ),
     )
-
-
-def _loss(a: AnalysisConfig, n_seeds: int) -> Question:
-    return Question(
+    equivalence = Question(
         "loss_equivalence",
         "secondary",
-        f"Is the {_loss_words(a)} of `{a.treatment}` equivalent to that of `{a.baseline}`, within "
+        f"Is the {loss} of `{a.treatment}` equivalent to that of `{a.baseline}`, within "
         f"{a.margin_nats:g} nats on either side?",
         f"Difference `{a.treatment}` - `{a.baseline}` at each seed; two one-sided t tests over the seeds, "
         f"against -{a.margin_nats:g} and +{a.margin_nats:g} nats, each at {a.alpha:g}. Equivalent where both reject: "
         f"where the {1 - 2 * a.alpha:.0%} interval of the mean lies within the margin. That no difference is found is "
         "not equivalence.",
-        (f"t test of no difference over the seeds, two-sided at {a.alpha:g}", _sign_flip(n_seeds)),
+        (f"t test of no difference over the seeds, two-sided at {a.alpha:g}", sign_flip),
     )
+    first, second = (equivalence, preference) if a.primary == "loss" else (preference, equivalence)
+    factorial = len(arms) == 4 and {gains[arm] for arm in arms} == ALL_FOUR
+    others = _factorial(a, loss) if factorial else _differences(a, arms, loss)
+    return (replace(first, role="primary"), second, *others)
 
 
-def _factorial(a: AnalysisConfig) -> list[Question]:
+def _factorial(a: AnalysisConfig, loss: str) -> list[Question]:
     halved = "arms with it minus arms without, halved"
-    words = {
-        "main_effect_token_gain": ("the main effect of token gain", halved),
-        "main_effect_layer_gain": ("the main effect of layer gain", halved),
-        "interaction": (
-            "the interaction of the two",
-            "both minus token gain alone minus layer gain alone plus neither",
-        ),
-    }
+    both_less_each = "both minus token gain alone minus layer gain alone plus neither"
+    words = (
+        ("main_effect_token_gain", "the main effect of token gain", halved),
+        ("main_effect_layer_gain", "the main effect of layer gain", halved),
+        ("interaction", "the interaction of the two", both_less_each),
+    )
     return [
         Question(
             f"{name}_loss",
             "secondary",
-            f"Is {what} on the {_loss_words(a)} other than zero?",
+            f"Is {what} on the {loss} other than zero?",
             f"The contrast within each seed ({contrast}), so that the seed is the block; t test over the "
             f"seeds, two-sided at {a.alpha:g}.",
             (),
         )
-        for name, (what, contrast) in words.items()
+        for name, what, contrast in words
     ]
 
 
-def _others(a: AnalysisConfig, arms: Sequence[str]) -> list[Question]:
+def _differences(a: AnalysisConfig, arms: Sequence[str], loss: str) -> list[Question]:
     return [
         Question(
             f"loss_difference_{arm}",
             "secondary",
-            f"Does the {_loss_words(a)} of `{arm}` differ from that of `{a.baseline}`?",
+            f"Does the {loss} of `{arm}` differ from that of `{a.baseline}`?",
             f"Difference `{arm}` - `{a.baseline}` at each seed; t test over the seeds, two-sided at {a.alpha:g}.",
             (),
         )
         for arm in arms
         if arm not in (a.baseline, a.treatment)
     ]
-
-
-def _loss_words(a: AnalysisConfig) -> str:
-    return LOSSES[a.loss].format(k=a.late_validations)
 
 
 STRICT = (

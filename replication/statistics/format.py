@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -31,12 +32,10 @@ def signed(value: Any, digits: int = 4) -> str:
 
 
 def count(value: Any) -> str:
-    """Whole number with commas."""
     return f"{round(value):,}" if _is_number(value) else plain(value)
 
 
 def percent(value: Any, digits: int = 0) -> str:
-    """A share in percent."""
     return f"{100 * value:.{digits}f} %" if _is_number(value) else plain(value)
 
 
@@ -49,12 +48,10 @@ def duration(seconds: Any) -> str:
     """Seconds as 45 s, 3 min 20 s or 7 h 05 min."""
     if not _is_number(seconds):
         return plain(seconds)
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    minutes, second = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {second:02d} s" if minutes else f"{second} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def plain(value: Any) -> str:
@@ -75,8 +72,7 @@ def plain(value: Any) -> str:
 
 def markdown_cell(value: Any) -> str:
     """Text on one line in which Markdown and HTML have no meaning."""
-    text = " ".join(str(value).split())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = html.escape(" ".join(str(value).split()), quote=False)
     return re.sub(r"([\\`*\[\]|!#~$])", r"\\\1", text)
 
 
@@ -89,7 +85,7 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> lis
 
 def markdown_fence(text: Any) -> str:
     """A fenced block around text, with a fence that the text cannot close."""
-    longest = max((len(run) for run in re.findall(r"`+", str(text))), default=0)
+    longest = max(map(len, re.findall(r"`+", str(text))), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"
 

@@ -18,14 +18,9 @@ from replication.statistics.seeds import MeanTest, mean_test, t_p
 Floats = NDArray[np.float64]
 
 EQUIVALENT, DIFFERENT, NOT_DECIDED = "equivalent", "different beyond the margin", "not decided"
-POWER = 0.80
-"""The power that `seeds_for_equivalence` asks for."""
-SD_CONFIDENCE = 0.80
-"""One-sided confidence of the upper bound of a standard deviation."""
+POWER = 0.80  # that `seeds_for_equivalence` asks for
 MOST_SEEDS = 10_000
-MOST_SIGN_FLIPS = 40
-"""Seeds up to which sign flips are enumerated: 2**20 sums for each half of them."""
-NODES = 200
+MOST_SIGN_FLIPS = 40  # seeds up to which sign flips are enumerated: 2**20 sums for each half of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,44 +30,30 @@ class Equivalence:
     n: NDArray[np.int64]
     mean: Floats
     sd: Floats
-    low: Floats
+    low: Floats  # bounds of the 1 - 2 alpha interval: the arms are equivalent where it lies within the margin
     high: Floats
-    """Bounds of the 1 - 2 alpha interval: the arms are equivalent where it lies within the margin."""
-    p_lower: Floats
-    """Of 'mean <= -margin'."""
-    p_upper: Floats
-    """Of 'mean >= margin'."""
-    p: Floats
-    """The larger of both."""
-    verdict: NDArray[np.str_]
-    """equivalent, different beyond the margin (the interval lies wholly outside), or not decided."""
+    p_lower: Floats  # of 'mean <= -margin'
+    p_upper: Floats  # of 'mean >= margin'
+    p: Floats  # the larger of both
+    verdict: NDArray[np.str_]  # equivalent, different beyond the margin (the interval lies wholly outside), not decided
 
 
 @dataclass(frozen=True)
 class FurtherSeeds:
     """The further seeds that an undecided equivalence needs, if the true difference is zero."""
 
-    sd: float
-    """The standard deviation that the differences had."""
-    k: int | None
-    """More seeds for 80 % power at that standard deviation; 0 where these seeds had it; None: unknown, or too many."""
-    sd_upper: float
-    """Its upper 80 % bound: few seeds say little of a standard deviation."""
-    k_upper: int | None
-    """More seeds at that bound."""
+    sd: float  # that the differences had
+    k: int | None  # for 80 % power at that sd; 0 where these seeds had it; None: unknown, or too many
+    sd_upper: float  # its upper 80 % bound: few seeds say little of a standard deviation
+    k_upper: int | None  # at that bound
 
 
 def equivalence(differences_N: ArrayLike, margin: float, alpha: float = 0.05) -> Equivalence:
-    """Two one-sided t tests (Schuirmann 1987): is the mean within +/- margin?
+    """Two one-sided t tests (Schuirmann 1987): is the mean of differences [..., N] within +/- margin?
 
-    Args:
-        differences_N: float [..., N], in the unit of margin.
-        margin: half width of what counts as equal, stated in advance; above 0.
-        alpha: level of each one-sided test, and so of the whole; the interval has coverage 1 - 2 alpha.
-
-    Returns:
-        Both p, the interval and the verdict. Below two seeds, or where the differences do not vary, there is no p and
-        the verdict is `not decided`.
+    The margin, above 0 and in their unit, is stated in advance. Alpha is the level of each test, and so of the whole;
+    the interval has coverage 1 - 2 alpha. Below two seeds, or where the differences do not vary, there is no p and the
+    verdict is `not decided`.
     """
     assert margin > 0 and 0 < alpha < 0.5
     values = np.asarray(differences_N, dtype=np.float64)
@@ -94,14 +75,11 @@ def power_of_equivalence(
     noncentral t of Owen 1965 in another form).
 
     Args:
-        n: seeds, [...]; NaN below two.
-        sd: true standard deviation of the differences, [...].
-        margin: [...].
-        shift: true mean, [...].
+        n, sd, margin, shift: seeds, true standard deviation and true mean (shift) of the differences; broadcast.
         alpha: level of each test.
 
     Returns:
-        float64 [...], broadcast.
+        float64 [...]; NaN below two seeds.
     """
     n, sd, margin, shift = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in (n, sd, margin, shift)))
     df = np.where(n >= 2, n - 1, np.nan)
@@ -119,7 +97,7 @@ def power_of_equivalence(
         root = np.sqrt(df)[..., None]
         return inside * scipy_stats.chi.pdf(ratio * root, df[..., None]) * root * (high - low)[..., None]
 
-    return np.asarray(integrate.fixed_quad(integrand, 0.0, 1.0, n=NODES)[0], dtype=np.float64)
+    return np.asarray(integrate.fixed_quad(integrand, 0.0, 1.0, n=200)[0], dtype=np.float64)
 
 
 def seeds_for_equivalence(
@@ -140,7 +118,7 @@ def seeds_for_equivalence(
     return high
 
 
-def sd_upper_bound(sd: float, n: int, confidence: float = SD_CONFIDENCE) -> float:
+def sd_upper_bound(sd: float, n: int, confidence: float = 0.80) -> float:
     """One-sided upper bound of a standard deviation that n normal values had; NaN below two values."""
     return float(sd * np.sqrt((n - 1) / scipy_stats.chi2.ppf(1 - confidence, n - 1))) if n >= 2 else float("nan")
 
@@ -157,30 +135,22 @@ EFFECTS = ("token gain", "layer gain", "interaction")
 
 
 def factorial_contrasts(values_4N: ArrayLike) -> Floats:
-    """Main effects and interaction of the 2x2 within each seed.
+    """Main effects and interaction [..., 3, N] of the 2x2 within each seed.
 
-    Args:
-        values_4N: float [..., 4, N]; rows neither, token gain alone, layer gain alone, both.
-
-    Returns:
-        float64 [..., 3, N]: what the token gain adds, mean over layer gain off and on; what the layer gain adds, mean
-        over token gain off and on; and the interaction, what the token gain adds with the layer gain less what it adds
-        without. NaN where one of a seed's four values is missing.
+    Of values [..., 4, N], rows neither, token gain alone, layer gain alone, both: what the token gain adds, mean over
+    layer gain off and on; what the layer gain adds, mean over token gain off and on; and the interaction, what the
+    token gain adds with the layer gain less what it adds without. NaN where one of a seed's four values is missing.
     """
     neither, token, layer, both = np.moveaxis(np.asarray(values_4N, dtype=np.float64), -2, 0)
-    return np.stack(
-        [(token - neither + both - layer) / 2, (layer - neither + both - token) / 2, both - token - layer + neither],
-        axis=-2,
-    )
+    token_gain, layer_gain = (token - neither + both - layer) / 2, (layer - neither + both - token) / 2
+    return np.stack([token_gain, layer_gain, both - token - layer + neither], axis=-2)
 
 
 def factorial(values_4N: ArrayLike, confidence: float = 0.95) -> MeanTest:
-    """The 2x2 blocked by seed: a t test over seeds of each contrast, so that what seeds share cancels.
+    """The 2x2 blocked by seed: a t test over seeds of each contrast [..., 3], so that what seeds share cancels.
 
     Equal to the repeated-measures analysis of variance with the seed as subject (its F is the square of this t), where
-    each contrast has its own error.
-
-    Arrays of the result are [..., 3], in the order of EFFECTS.
+    each contrast has its own error. In the order of EFFECTS.
     """
     return mean_test(factorial_contrasts(values_4N), confidence)
 
@@ -189,9 +159,8 @@ def sign_flip_p(differences_N: ArrayLike) -> Floats:
     """Exact two-sided sign-flip test of the mean: the share of all 2**n sign patterns whose |sum| is as large.
 
     Assumes of the differences only that each is as likely as its negative. With n seeds the smallest p is 2 / 2**n.
-    All patterns are counted, by the sums of either half of the seeds.
-
-    Zeros are kept. NaN without seeds, and above 40 seeds, where the patterns are too many to count.
+    All patterns are counted, by the sums of either half of the seeds. Zeros are kept. NaN without seeds, and above 40
+    seeds, where the patterns are too many to count.
     """
     values = np.asarray(differences_N, dtype=np.float64)
     rows = values.reshape(-1, values.shape[-1])
@@ -202,8 +171,13 @@ def _sign_flip_p(values_n: Floats) -> float:
     n = len(values_n)
     if not 0 < n <= MOST_SIGN_FLIPS:
         return float("nan")
-    first, second = (_signed_sums(half) for half in (values_n[: n // 2], values_n[n // 2 :]))
-    second.sort()
+    halves = []
+    for half in (values_n[: n // 2], values_n[n // 2 :]):
+        sums = np.zeros(1)  # [2**h]: of h values under every pattern of signs
+        for value in half:
+            sums = np.concatenate([sums - value, sums + value])
+        halves.append(sums)
+    first, second = halves[0], np.sort(halves[1])
     extreme = abs(values_n.sum()) - 1e-9 * np.abs(values_n).sum()  # sums that differ by rounding alone are tied
     if extreme <= 0:
         return 1.0
@@ -211,19 +185,8 @@ def _sign_flip_p(values_n: Floats) -> float:
     return float(2 * larger.sum() / 2.0**n)  # the patterns are symmetric: as many are as small
 
 
-def _signed_sums(values_h: Floats) -> Floats:
-    """float64 [2**h]: the sums of h values under every pattern of signs."""
-    sums = np.zeros(1)
-    for value in values_h:
-        sums = np.concatenate([sums - value, sums + value])
-    return sums
-
-
 def holm(p_Q: ArrayLike) -> Floats:
-    """Holm's adjusted p [Q] of several questions: below alpha exactly where Holm's procedure rejects at alpha.
-
-    A question without a p is none, and stays NaN.
-    """
+    """Holm's adjusted p [Q] of several questions: below alpha where Holm's procedure rejects; without a p none, NaN."""
     from statsmodels.stats.multitest import multipletests  # brings pandas, which takes a second or two to import
 
     p = np.asarray(p_Q, dtype=np.float64)

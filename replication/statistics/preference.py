@@ -9,7 +9,7 @@ Shapes: V votes, S seeds, leading axes [...] are experiments with the same patte
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,24 +22,19 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-WEIGHTS_AT_ONCE = 4_000_000
-"""Resampled votes in memory at a time."""
+WEIGHTS_AT_ONCE = 4_000_000  # resampled votes in memory
 
 
 @dataclass(frozen=True, eq=False)
 class Ballots:
     """Votes on one pair of arms; every array is [V]."""
 
-    score: Floats
-    """1 where the treatment was chosen, 0 where the baseline was, 0.5 for a tie or both bad."""
+    score: Floats  # 1 where the treatment was chosen, 0 where the baseline was, 0.5 for a tie or both bad
     seed: Ints
-    """Training seed."""
     prompt: Ints
-    """Prompt id."""
     judge: NDArray[np.str_]
     is_human: Bools
     treatment_left: Bools
-    """Whether the treatment stood on the left."""
 
     @property
     def decisive(self) -> Bools:
@@ -50,8 +45,7 @@ class Ballots:
 
     def where(self, kept: Bools) -> Ballots:
         """The votes that a mask [V] keeps."""
-        names = self.__dataclass_fields__
-        return replace(self, **{name: getattr(self, name)[kept] for name in names})
+        return Ballots(*(getattr(self, name)[kept] for name in self.__dataclass_fields__))
 
 
 def ballots(votes: Iterable[Vote], baseline: str, treatment: str) -> Ballots:
@@ -74,14 +68,9 @@ def score(vote: Vote, treatment: str) -> float:
 
 
 def shares_by(scores: ArrayLike, groups: ArrayLike) -> Floats:
-    """Share of decisive votes of each group; of seeds for the per-seed t, conditional on these prompts and judges.
+    """Share of decisive votes [..., G] of each group; of seeds for the per-seed t, conditional on prompts and judges.
 
-    Args:
-        scores: float [..., V]; 0.5 is a tie.
-        groups: [V], any labels.
-
-    Returns:
-        float64 [..., G], groups in sorted order; NaN for a group without a decisive vote.
+    Scores are float [..., V], 0.5 a tie; groups any labels [V], sorted in the result. NaN without a decisive vote.
     """
     values = np.asarray(scores, dtype=np.float64)
     index = np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -106,7 +95,6 @@ def bootstrap_share(
     Args:
         scores: float [..., V]; 0.5 is a tie, which counts neither above nor below the line.
         factors: labels [V] of each level: seed, prompt and judge of every vote.
-        generator: of the draws.
         resamples: number of draws; those without a decisive vote are left out.
         alpha: the interval covers 1 - alpha.
 
@@ -134,14 +122,10 @@ def bootstrap_share(
 
 
 def binomial_p(chosen: ArrayLike, decisive: ArrayLike) -> Floats:
-    """Exact two-sided binomial p against one half; NaN [...] without a decisive vote.
+    """Exact two-sided binomial p [...] against one half; NaN without a decisive vote.
 
     It takes votes as independent, as the published test does. On votes themselves it is for comparison alone, because
     it counts a seed, a prompt or a judge as often as there are votes on it; on prompts or judges it is a sign test.
-
-    Args:
-        chosen: int [...], decisive votes for the treatment.
-        decisive: int [...], decisive votes.
     """
     k, n = np.broadcast_arrays(np.asarray(chosen, dtype=np.int64), np.asarray(decisive, dtype=np.int64))
     tail = scipy_stats.binom.cdf(np.minimum(k, n - k), n, 0.5)  # symmetric, so both tails are alike
@@ -163,14 +147,10 @@ def chance_range(n: int, confidence: float = 0.95) -> tuple[float, float]:
 class Agreement:
     """Do two groups of judges lean alike, prompt by prompt?"""
 
-    n_prompts: int
-    """Prompts on which both groups voted."""
-    same_majority: int
-    """Prompts on which both have the same majority; an even split is a majority of neither."""
-    pearson: float
-    """Correlation of both groups' shares of decisive votes; NaN below three prompts, or where one does not vary."""
-    n_pearson: int
-    """Prompts with a decisive vote of both."""
+    n_prompts: int  # on which both groups voted
+    same_majority: int  # prompts on which both have the same majority; an even split is a majority of neither
+    pearson: float  # of both groups' shares of decisive votes; NaN below three prompts, or where one does not vary
+    n_pearson: int  # prompts with a decisive vote of both
 
 
 def agreement(first: Ballots, second: Ballots) -> Agreement:
@@ -198,24 +178,22 @@ def krippendorff_alpha(values: ArrayLike, units: ArrayLike, ordered: bool = True
         units: [V], what was judged: here a seed's pair of models at one prompt.
         ordered: whether values have distances (interval), or only differ (nominal).
 
-    Returns:
-        float; NaN where no unit has two votes, or all votes are the same.
+    NaN where no unit has two votes, or all votes are the same.
     """
-    _, value_index = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True)
-    levels = np.unique(np.asarray(values, dtype=np.float64))
-    _, unit_index = np.unique(np.asarray(units), return_inverse=True)
+    levels, value_index = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True)
+    unit_index = np.unique(np.asarray(units), return_inverse=True)[1]
     if not len(levels):
         return float("nan")
     counts = np.zeros((unit_index.max() + 1, len(levels)))
     np.add.at(counts, (unit_index, value_index), 1)
     counts = counts[counts.sum(1) > 1]
     per_unit = counts.sum(1, keepdims=True)
-    coincidences = (counts / (per_unit - 1)).T @ counts - np.diag((counts / (per_unit - 1)).sum(0))
+    weights = counts / (per_unit - 1)
+    coincidences = weights.T @ counts - np.diag(weights.sum(0))
     distance = (levels[:, None] - levels) ** 2 if ordered else 1.0 - np.eye(len(levels))
     totals = coincidences.sum(0)
     expected = (np.outer(totals, totals) * distance).sum() / max(totals.sum() - 1, 1)
-    observed = (coincidences * distance).sum()
-    return float(1 - observed / expected) if expected > 0 else float("nan")
+    return float(1 - (coincidences * distance).sum() / expected) if expected > 0 else float("nan")
 
 
 def self_consistency(votes: Sequence[Vote]) -> tuple[int, int]:

@@ -27,42 +27,34 @@ BUDGET_TOLERANCE = 0.01
 class MeanTest:
     """A mean of paired differences, its t interval and the two-sided p of a zero mean; every array is [...]."""
 
-    n: NDArray[np.int64]
-    """Seeds with a value."""
+    n: NDArray[np.int64]  # seeds with a value
     mean: Floats
-    sd: Floats
-    """Sample standard deviation (n - 1); NaN below two seeds."""
+    sd: Floats  # of the sample (n - 1); NaN below two seeds, as are low, high and p
     low: Floats
     high: Floats
-    p: Floats
-    """NaN below two seeds, and where the differences do not vary: a t test has nothing to stand on."""
+    p: Floats  # NaN too where the differences do not vary: a t test has nothing to stand on
 
 
 @dataclass(frozen=True)
 class Paired:
     """Paired differences of one arm to the first arm."""
 
-    n: int
-    """Seeds that have both values."""
+    n: int  # seeds that have both values
     mean: float
-    sd: float
-    """Sample standard deviation (n - 1); NaN below two seeds."""
+    sd: float  # of the sample (n - 1); NaN below two seeds, as are low and high
     low: float
     high: float
-    """Bounds of the t interval of the mean; NaN below two seeds."""
     n_positive: int
     n_negative: int
-    note: str
-    """Why there is no interval; empty where there is one."""
+    note: str  # why there is no interval; empty where there is one
 
 
 @dataclass(frozen=True)
 class LateMean:
-    """Mean of the last k validations."""
+    """Mean of the last k validations: those asked for, or all there are."""
 
     value: float
     k: int
-    """Validations that entered: those asked for, or all there are."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +63,7 @@ class Budget:
 
     n_failing: int
     n_measured: int
-    share: float
-    """n_failing / n_measured; NaN where nothing was measured."""
+    share: float  # n_failing / n_measured; NaN where nothing was measured
 
 
 def mean_test(differences_N: ArrayLike, confidence: float = 0.95) -> MeanTest:
@@ -107,8 +98,7 @@ def _finite(values: ArrayLike) -> Floats:
 @contextmanager
 def _no_warnings() -> Iterator[None]:
     """Too few values, or equal ones, give NaN, which callers handle."""
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"), np.errstate(all="ignore"):
         yield
 
 
@@ -123,17 +113,9 @@ def summarize_paired(differences_N: ArrayLike, confidence: float = 0.95) -> Pair
     values = np.asarray(differences_N, dtype=np.float64)
     values = values[np.isfinite(values)]
     test = mean_test(values, confidence)
+    mean, sd, low, high = (float(x) for x in (test.mean, test.sd, test.low, test.high))
     note = "" if test.n > 1 else "one seed: no interval" if test.n else "no seed has both values"
-    return Paired(
-        n=int(test.n),
-        mean=float(test.mean),
-        sd=float(test.sd),
-        low=float(test.low),
-        high=float(test.high),
-        n_positive=int((values > 0).sum()),
-        n_negative=int((values < 0).sum()),
-        note=note,
-    )
+    return Paired(int(test.n), mean, sd, low, high, int((values > 0).sum()), int((values < 0).sum()), note)
 
 
 def smallest_sign_flip_p(n_seeds: int) -> float:
@@ -155,11 +137,10 @@ def last_share_mean(values_S: ArrayLike, share: float = 0.1) -> LateMean:
 
 
 def budget_departure(mean_gain_T: ArrayLike, tolerance: float = BUDGET_TOLERANCE) -> Budget:
-    """Number of logged steps at which 'the total gradient budget is preserved' fails.
+    """Number of logged steps at which 'the total gradient budget is preserved' fails: further than tolerance from 1.
 
     Args:
         mean_gain_T: float [T], mean gain over the step's tokens after the clamp; NaN entries are not measured.
-        tolerance: largest departure from 1 that still counts as preserved.
     """
     values = np.asarray(mean_gain_T, dtype=np.float64)
     values = values[np.isfinite(values)]
@@ -168,14 +149,11 @@ def budget_departure(mean_gain_T: ArrayLike, tolerance: float = BUDGET_TOLERANCE
 
 
 def window_means(values_S: ArrayLike, size: int) -> tuple[Floats, Floats]:
-    """Means over consecutive windows, so that a curve of many noisy steps can be read.
-
-    Args:
-        values_S: float [S]; entry k is step k + 1.
-        size: steps in a window, at least 1; the last window may be shorter.
+    """Means over consecutive windows of `size` steps, so that a curve of many noisy steps can be read.
 
     Returns:
-        (last step of each window [W], mean over the values there are [W]). A window without any value is NaN.
+        (last step of each window [W], mean over the values there are [W]). Entry k of the values is step k + 1; the
+        last window may be shorter, and one without any value is NaN.
     """
     assert size >= 1
     values = _finite(values_S)
@@ -187,14 +165,10 @@ def window_means(values_S: ArrayLike, size: int) -> tuple[Floats, Floats]:
 
 
 def mean_over_seeds(curves: Sequence[tuple[ArrayLike, ArrayLike]]) -> tuple[Floats, Floats]:
-    """The mean curve of one arm, where every seed has a value.
+    """(common steps [C], mean [C]) of each seed's (steps [T], values [T]).
 
-    Args:
-        curves: (steps [T], values [T]) of each seed; steps may differ between seeds.
-
-    Returns:
-        (common steps [C], mean [C]). A step that one seed lacks, or has as NaN, is left out or NaN: a mean over
-        changing sets of seeds would jump where a seed ends.
+    A step that one seed lacks, or has as NaN, is left out or NaN: a mean over changing sets of seeds would jump where a
+    seed ends.
     """
     if not curves:
         return np.empty(0), np.empty(0)

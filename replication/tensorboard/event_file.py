@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,7 @@ from tensorboard.util import tensor_util
 from replication.runs.files import naming
 from replication.tensorboard.live import Curve
 
-SUFFIX = "over-seeds"
-"""Ends the names of our event files, so that they are told from a cell's."""
+SUFFIX = "over-seeds"  # ends the names of our event files, so that they are told from a cell's
 NONE: Curve = np.empty(0, dtype=np.int64), np.empty(0)
 
 
@@ -35,41 +35,34 @@ class EventFile:
         self._written: dict[str, Curve] = {}
 
     def bring_to(self, curves: Mapping[str, Curve]) -> int:
-        """Append what is new. Where what was written has changed, say from which step on readers must forget.
+        """Append what is new, and return how many points that are.
 
-        Returns:
-            How many points were written.
+        Where what was written has changed, the file says from which step on readers must forget.
         """
-        records = _Records()
+        restart = []
         cut = min((_first_change(w, curves.get(tag, NONE)) for tag, w in self._written.items()), default=np.inf)
         if np.isfinite(cut):  # what a resumed training says: readers drop every point from this step on
-            records.add(Event(step=int(cut), session_log=SessionLog(status=SessionLog.START)))
+            restart.append(Event(step=int(cut), session_log=SessionLog(status=SessionLog.START)))
             self._written = {t: (s[s < cut], v[s < cut]) for t, (s, v) in self._written.items()}
-        n_points = 0
-        for step, values in sorted(self._pending(curves).items()):
-            records.add(Event(step=step, summary=Summary(value=[self._value(*value) for value in values])))
-            n_points += len(values)
+        pending: dict[int, list[tuple[str, float, bool]]] = {}  # step -> (tag, value, whether it is the tag's first)
+        for tag, (steps, values) in curves.items():
+            n = len(self._written.get(tag, NONE)[0])
+            for i, (step, value) in enumerate(zip(steps[n:].tolist(), values[n:].tolist(), strict=True), n):
+                pending.setdefault(step, []).append((tag, value, i == 0))
         self._written = dict(curves)
-        self._append(records)
-        return n_points
+        points = (
+            Event(step=step, summary=Summary(value=[self._value(*point) for point in there]))
+            for step, there in sorted(pending.items())
+        )
+        self._append(chain(restart, points))
+        return sum(map(len, pending.values()))
 
     def write_layout(self, layout: layout_pb2.Layout, step: int) -> None:
         """Write a custom-scalars page; readers keep the one of the highest step."""
         tensor = tensor_util.make_tensor_proto(layout.SerializeToString())
         metadata = layout_metadata.create_summary_metadata()
         value = Summary.Value(tag=layout_metadata.CONFIG_SUMMARY_TAG, metadata=metadata, tensor=tensor)
-        records = _Records()
-        records.add(Event(step=step, summary=Summary(value=[value])))
-        self._append(records)
-
-    def _pending(self, curves: Mapping[str, Curve]) -> dict[int, list[tuple[str, float, bool]]]:
-        """Step -> (tag, value, whether it is the tag's first) of what is not written yet."""
-        pending: dict[int, list[tuple[str, float, bool]]] = {}
-        for tag, (steps, values) in curves.items():
-            n = len(self._written.get(tag, NONE)[0])
-            for i, (step, value) in enumerate(zip(steps[n:].tolist(), values[n:].tolist(), strict=True), n):
-                pending.setdefault(step, []).append((tag, value, i == 0))
-        return pending
+        self._append([Event(step=step, summary=Summary(value=[value]))])
 
     def _value(self, tag: str, value: float, is_first: bool) -> Summary.Value:
         """A scalar as TensorBoard 2 writes it: a tensor, with the description beside the tag's first point."""
@@ -79,37 +72,28 @@ class EventFile:
         metadata = scalar_metadata.create_summary_metadata(display_name="", description=self.description)
         return Summary.Value(tag=tag, tensor=tensor, metadata=metadata)
 
-    def _append(self, records: _Records) -> None:
+    def _append(self, events: Iterable[Event]) -> None:
+        records = _records(events)
         if not records:
             return
         if self._path is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._path = self.folder / f"events.out.tfevents.{int(time.time()):010d}.{SUFFIX}"
-            first = _Records()
-            first.add(Event(file_version="brain.Event:2"))
-            first.add(Event(step=0, session_log=SessionLog(status=SessionLog.START)))  # only a second one is a restart
+            start = Event(step=0, session_log=SessionLog(status=SessionLog.START))  # only a second one is a restart
             with naming(self._path):
-                self._path.write_bytes(first.bytes())
+                self._path.write_bytes(_records([Event(file_version="brain.Event:2"), start]))
         with naming(self._path), open(self._path, "ab") as file:
-            file.write(records.bytes())
+            file.write(records)
 
 
-class _Records:
-    """Events as a file holds them, ready to be written at once."""
-
-    def __init__(self) -> None:
-        self._buffer = BytesIO()
-        self._writer = RecordWriter(self._buffer)
-
-    def add(self, event: Event) -> None:
+def _records(events: Iterable[Event]) -> bytes:
+    """Events as a file holds them."""
+    buffer = BytesIO()
+    writer = RecordWriter(buffer)
+    for event in events:
         event.wall_time = time.time()
-        self._writer.write(event.SerializeToString())
-
-    def __bool__(self) -> bool:
-        return self._buffer.tell() > 0
-
-    def bytes(self) -> bytes:
-        return self._buffer.getvalue()
+        writer.write(event.SerializeToString())
+    return buffer.getvalue()
 
 
 def _first_change(written: Curve, wanted: Curve) -> float:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,19 +18,6 @@ REMEMBERED_BYTES = 256
 """How much of what was read is compared with the file before reading on; the end of a line holds a loss a step."""
 
 
-@dataclass
-class _Points:
-    steps: array[int] = field(default_factory=lambda: array("q"))
-    values: array[float] = field(default_factory=lambda: array("d"))
-
-    def add(self, step: int, value: float) -> None:
-        while self.steps and self.steps[-1] >= step:  # a step that comes again replaces what was there from it on
-            self.steps.pop()
-            self.values.pop()
-        self.steps.append(step)
-        self.values.append(value)
-
-
 class LiveJournal:
     """The wanted scalars of one cell's metrics.jsonl.
 
@@ -44,54 +29,44 @@ class LiveJournal:
         self.path, self._is_wanted = path, is_wanted
         self._forget()
 
-    def read(self) -> bool:
-        """Take in what is new.
+    def _forget(self) -> None:
+        self._offset, self._before = 0, b""
+        self._points: dict[str, tuple[array[int], array[float]]] = {}  # tag -> steps, values
 
-        Returns:
-            Whether anything was.
-        """
+    def read(self) -> bool:
+        """Take in what is new; whether anything was."""
         try:
             with open(self.path, "rb") as file:
-                rewritten = not self._continues(file)
-                if rewritten:
+                file.seek(self._offset - len(self._before))
+                is_new = file.read(len(self._before)) != self._before
+                if is_new:
                     self._forget()
-                file.seek(self._offset)
-                return self._take(file) or rewritten
+                    file.seek(0)
+                for raw in file:
+                    if not raw.endswith(b"\n"):
+                        break
+                    self._offset += len(raw)
+                    self._before = (self._before + raw[-REMEMBERED_BYTES:])[-REMEMBERED_BYTES:]
+                    is_new = self._add(raw) or is_new
+                return is_new
         except OSError:
             gone = self._offset > 0
             self._forget()
             return gone
 
-    def curves(self) -> dict[str, Curve]:
-        """Tag -> its finite points; missing values are left out."""
-        return {
-            tag: (np.array(points.steps, dtype=np.int64), np.array(points.values, dtype=np.float64))
-            for tag, points in self._points.items()
-        }
-
-    def _forget(self) -> None:
-        self._offset, self._before = 0, b""
-        self._points: dict[str, _Points] = {}
-
-    def _continues(self, file: Any) -> bool:
-        file.seek(self._offset - len(self._before))
-        return bool(file.read(len(self._before)) == self._before)
-
-    def _take(self, file: Any) -> bool:
-        took = False
-        for raw in file:
-            if not raw.endswith(b"\n"):
-                break
-            self._offset += len(raw)
-            self._before = (self._before + raw[-REMEMBERED_BYTES:])[-REMEMBERED_BYTES:]
-            took = self._add(raw) or took
-        return took
-
     def _add(self, raw: bytes) -> bool:
-        line = parse_line(raw)
-        if line is None:
+        if (line := parse_line(raw)) is None:
             return False
         for tag, value in line.values.items():
             if self._is_wanted(tag) and (point := number(value)) is not None:
-                self._points.setdefault(tag, _Points()).add(line.step, point)
+                steps, values = self._points.setdefault(tag, (array("q"), array("d")))
+                while steps and steps[-1] >= line.step:  # a step that comes again replaces what was there from it on
+                    steps.pop()
+                    values.pop()
+                steps.append(line.step)
+                values.append(point)
         return True
+
+    def curves(self) -> dict[str, Curve]:
+        """Tag -> its finite points; missing values are left out."""
+        return {tag: (np.array(steps), np.array(values)) for tag, (steps, values) in self._points.items()}

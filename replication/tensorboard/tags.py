@@ -15,26 +15,19 @@ LOSS = "val/loss_nats"
 ENTROPIES = ("entropy/predicted_tokens_nats", "entropy/predictive_nats")
 VALIDATION_ENTROPIES = ("val/entropy_predicted_tokens_nats", "val/entropy_predictive_nats")
 NORM = "train/grad_norm"
-OTHERS = (
-    "val/loss_unsmoothed_nats",
-    "train/loss_nats",
-    "train/loss_unsmoothed_nats",
-    "train/objective",
-    "gain/mean",
-    "gain/share_at_min",
-    "gain/share_at_max",
-)
+TRAINING_LOSS = "train/loss_nats"
+OTHERS = ("val/loss_unsmoothed_nats", "train/loss_unsmoothed_nats", "train/objective")
+GAINS = ("gain/mean", "gain/share_at_min", "gain/share_at_max")
 BLOCK = re.compile(r"(divergence|scale)/block_(\d+)")
-SHOWN_RUNS = 40
-"""TensorBoard ticks none of a longer list."""
-COUNTED = {"n_seeds/val": LOSS, "n_seeds/train": "train/loss_nats"}
+SHOWN_RUNS = 40  # TensorBoard ticks none of a longer list
+COUNTED = {LOSS: "n_seeds/val", TRAINING_LOSS: "n_seeds/train"}
 """How many seeds are behind the mean; counted where these have values."""
 
 
 @cache
 def is_read(tag: str) -> bool:
     """Whether a tag of a journal may be averaged: which blocks are is known once one line was read."""
-    return tag in (LOSS, NORM, *ENTROPIES, *VALIDATION_ENTROPIES, *OTHERS) or BLOCK.fullmatch(tag) is not None
+    return tag in averaged_tags([]) or BLOCK.fullmatch(tag) is not None
 
 
 def shown_blocks(n_blocks: int) -> list[int]:
@@ -45,13 +38,12 @@ def shown_blocks(n_blocks: int) -> list[int]:
 def question_tags(blocks: list[int]) -> list[str]:
     """What has a band on the page."""
     divergences = [f"divergence/block_{i:02d}" for i in blocks]
-    return [LOSS, "train/loss_nats", *VALIDATION_ENTROPIES, *ENTROPIES, NORM, *divergences]
+    return [LOSS, TRAINING_LOSS, *VALIDATION_ENTROPIES, *ENTROPIES, NORM, *divergences]
 
 
 def averaged_tags(blocks: list[int]) -> list[str]:
     """What is averaged: the same in every arm."""
-    scales = [f"scale/block_{i:02d}" for i in blocks]
-    return [*question_tags(blocks), *(tag for tag in OTHERS if tag != "train/loss_nats"), *scales]
+    return [*question_tags(blocks), *OTHERS, *GAINS, *(f"scale/block_{i:02d}" for i in blocks)]
 
 
 def run_filter(n_arms: int, n_seeds: int) -> str:
@@ -79,16 +71,14 @@ def layout(blocks: list[int], has_bands: bool, first_arm: str) -> layout_pb2.Lay
     def both(name: str, tag: str) -> list[layout_pb2.Chart]:
         return [chart(f"{name}: {arms}", tag), chart(f"{name}: paired difference to {first_arm}", tag, difference=True)]
 
-    def of_each_seed(name: str, tag: str) -> layout_pb2.Chart:
-        content = layout_pb2.MultilineChartContent(tag=[f"^difference/{tag}$"])
-        return layout_pb2.Chart(title=f"{name}: paired difference of each seed", multiline=content)
-
+    each = layout_pb2.MultilineChartContent(tag=[f"^difference/{LOSS}$"])
+    of_each = layout_pb2.Chart(title="validation loss, nats: paired difference of each seed", multiline=each)
     categories = {
         "Over seeds: is the loss a tie?": [
             *both("validation loss, nats", LOSS),
-            *both("training loss, nats", "train/loss_nats"),
+            *both("training loss, nats", TRAINING_LOSS),
         ],
-        f"Over seeds: the loss of each seed, minus that of {first_arm}": [of_each_seed("validation loss, nats", LOSS)],
+        f"Over seeds: the loss of each seed, minus that of {first_arm}": [of_each],
         "Over seeds: entropies": [
             *both("entropy of the predicted tokens, nats", ENTROPIES[0]),
             *both("entropy of the predictions, nats", ENTROPIES[1]),

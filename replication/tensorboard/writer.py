@@ -5,25 +5,34 @@ DIR/tensorboard/difference/<arm>-minus-<first arm>/seed-<n> mean low high   unde
 DIR/tensorboard/events.*                                                 the custom-scalars page
 
 A mean run also holds the band of each question's scalar (with_band/<tag>/mean low high), and n_seeds.
+
+A mean is over one set of seeds at all of its steps, because a mean over changing sets jumps where a seed ends. So it
+stands at the steps that all counted seeds share, and grows as the slowest of them does.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from replication.config import SuiteConfig, load_suite
 from replication.errors import UserError
 from replication.runs.files import hold_lock, remove_tree, write_text
 from replication.runs.layout import RunDir, SuiteDir
+from replication.statistics.seeds import mean_test
 from replication.tensorboard.event_file import SUFFIX, EventFile
 from replication.tensorboard.live import Curve, LiveJournal
-from replication.tensorboard.over_seeds import Curves, differences, mean_runs
 from replication.tensorboard.tags import (
     BLOCK,
+    COUNTED,
+    TRAINING_LOSS,
     averaged_tags,
     band_tag,
     is_read,
@@ -31,6 +40,8 @@ from replication.tensorboard.tags import (
     question_tags,
     shown_blocks,
 )
+
+Curves = Mapping[str, Curve]
 
 FOLDERS = ("over-seeds", "difference")
 MARKER = "WRITTEN_BY_REPLICATE_TENSORBOARD"
@@ -57,12 +68,14 @@ class OverSeeds:
         self._pages_written: list[tuple[list[int], bool]] = []
         self._counted: set[tuple[str, int]] = set()
 
-    def refresh(self) -> int:
-        """Read what is new in the journals, and write what follows from it.
+    def _take(self, suite: SuiteConfig) -> None:
+        self.suite = suite
+        self._cells = {(arm, seed): self._dir.cell(arm, seed) for arm in suite.arms for seed in suite.seeds}
+        for key, run in self._cells.items():
+            self._journals.setdefault(key, LiveJournal(run.metrics, is_read))
 
-        Returns:
-            How many points were written; 0 where nothing changed.
-        """
+    def refresh(self) -> int:
+        """Read what is new in the journals, write what follows from it, and return how many points that were."""
         self._follow_suite()
         changed = [journal.read() for journal in self._journals.values()]
         counted = {key for key, run in self._cells.items() if counts(run)}
@@ -70,14 +83,9 @@ class OverSeeds:
             return 0
         self._counted = counted
         curves = {key: journal.curves() for key, journal in self._journals.items()}
-        blocks = shown_blocks(_n_blocks(curves.values()))
-        return self._write_means(curves, blocks) + self._write_differences(curves, blocks)
-
-    def _take(self, suite: SuiteConfig) -> None:
-        self.suite = suite
-        self._cells = {(arm, seed): self._dir.cell(arm, seed) for arm in suite.arms for seed in suite.seeds}
-        for key, run in self._cells.items():
-            self._journals.setdefault(key, LiveJournal(run.metrics, is_read))
+        blocks = [int(match[2]) for of_cell in curves.values() for tag in of_cell if (match := BLOCK.fullmatch(tag))]
+        shown = shown_blocks(max(blocks, default=-1) + 1)
+        return self._write_means(curves, shown) + self._write_differences(curves, shown)
 
     def _follow_suite(self) -> None:
         """Take in the seeds that a later `replicate grid run` or `submit` added to suite.yaml; its arms stay."""
@@ -95,23 +103,24 @@ class OverSeeds:
         n_points, banded = 0, []
         for arm in self.suite.arms:
             cells = [curves[arm, seed] for seed in self.suite.seeds if (arm, seed) in self._counted]
-            runs = mean_runs(cells, averaged_tags(blocks), question_tags(blocks))
+            runs = mean_runs(cells, blocks)
             n_points += self._bring(f"over-seeds/{arm}", runs, "seeds")
             if runs["mean"]:
-                banded.append(band_tag("train/loss_nats", "low") in runs["mean"])
-        self._write_page(blocks, bool(banded) and all(banded))
+                banded.append(band_tag(TRAINING_LOSS, "low") in runs["mean"])
+        page = (blocks, bool(banded) and all(banded))  # bands come with the second seed
+        if self._pages_written[-1:] != [page]:
+            self._page.write_layout(layout(*page, self.suite.arms[0]), len(self._pages_written))
+            self._pages_written.append(page)
         return n_points
 
     def _write_differences(self, curves: Mapping[tuple[str, int], Curves], blocks: list[int]) -> int:
-        tags, n_points = averaged_tags(blocks), 0
+        n_points = 0
         first, *others = self.suite.arms
         for arm in others:
-            pairs = {seed: differences(curves[arm, seed], curves[first, seed], tags) for seed in self.suite.seeds}
-            both = [pairs[s] for s in self.suite.seeds if {(arm, s), (first, s)} <= self._counted]
+            pairs = {seed: differences(curves[arm, seed], curves[first, seed], blocks) for seed in self.suite.seeds}
+            both = [pair for seed, pair in pairs.items() if {(arm, seed), (first, seed)} <= self._counted]
             name = f"difference/{arm}-minus-{first}"
-            n_points += self._bring(
-                name, mean_runs(both, tags, question_tags(blocks), "difference/"), "paired differences of seeds"
-            )
+            n_points += self._bring(name, mean_runs(both, blocks, "difference/"), "paired differences of seeds")
             for seed, pair in pairs.items():
                 file = self._file(f"{name}/seed-{seed}", f"{arm} minus {first} at seed {seed}, step by step")
                 n_points += file.bring_to({f"difference/{tag}": curve for tag, curve in pair.items()})
@@ -126,12 +135,49 @@ class OverSeeds:
     def _file(self, name: str, description: str) -> EventFile:
         return self._files.setdefault(name, EventFile(self.root / name, description))
 
-    def _write_page(self, blocks: list[int], has_bands: bool) -> None:
-        """Write the page where it is not the one that stands there: bands come with the second seed."""
-        page = (blocks, has_bands)
-        if self._pages_written[-1:] != [page]:
-            self._page.write_layout(layout(blocks, has_bands, self.suite.arms[0]), len(self._pages_written))
-            self._pages_written.append(page)
+
+def mean_runs(cells: Sequence[Curves], blocks: list[int], prefix: str = "") -> dict[str, dict[str, Curve]]:
+    """The runs mean, low and high of one arm, or of its differences, with their tags' prefix: run -> tag -> curve.
+
+    Cells are the curves of each counted seed; a seed counts for a tag from its first value of it on. There is no low
+    and high below two seeds, and no curve where the seeds share no step.
+    """
+    runs: dict[str, dict[str, Curve]] = {"mean": {}, "low": {}, "high": {}}
+    banded = question_tags(blocks)  # which the mean's own run repeats as a band
+    for tag in averaged_tags(blocks):
+        there = [curves[tag] for curves in cells if tag in curves]
+        if not there:
+            continue
+        steps, values_NT = _shared(there)
+        if not len(steps):
+            continue
+        over_N = mean_test(values_NT.T)
+        for which, values in (("mean", over_N.mean), ("low", over_N.low), ("high", over_N.high)):
+            if np.isnan(values).any():
+                continue
+            runs[which][prefix + tag] = steps, values
+            if tag in banded:
+                runs["mean"][band_tag(tag, which, bool(prefix))] = steps, values
+        if tag in COUNTED:
+            runs["mean"][COUNTED[tag]] = steps, np.full(len(steps), float(len(there)))
+    return runs
+
+
+def differences(arm: Curves, baseline: Curves, blocks: list[int]) -> dict[str, Curve]:
+    """One seed's arm minus its baseline, at the steps that both have."""
+    found = {}
+    for tag in averaged_tags(blocks):
+        if tag in arm and tag in baseline:
+            steps, (ours, theirs) = _shared([arm[tag], baseline[tag]])
+            if len(steps):
+                found[tag] = steps, ours - theirs
+    return found
+
+
+def _shared(curves: Sequence[Curve]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(steps [T] that all have, values [N, T]) of at least one curve."""
+    steps = reduce(np.intersect1d, (s for s, _ in curves))
+    return steps, np.stack([values[np.searchsorted(s, steps)] for s, values in curves])
 
 
 @contextmanager
@@ -194,9 +240,3 @@ def counts(run: RunDir) -> bool:
         return abs(time.time() - run.metrics.stat().st_mtime) < ALIVE_SECONDS
     except OSError:
         return False
-
-
-def _n_blocks(cells: Iterable[Curves]) -> int:
-    """How many blocks the journals tell of; 0 before the first line."""
-    found = [int(match[2]) + 1 for curves in cells for tag in curves if (match := BLOCK.fullmatch(tag))]
-    return max(found, default=0)
