@@ -102,10 +102,7 @@ class Certificate:
 
     def pair(self, arm: str, seed: int) -> PairCertificate:
         """The pair of an arm with the first arm at a seed (KeyError: no such pair)."""
-        for pair in self.pairs:
-            if (pair.arm, pair.seed) == (arm, seed):
-                return pair
-        raise KeyError((arm, seed))
+        return {(pair.arm, pair.seed): pair for pair in self.pairs}[arm, seed]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and lists, as written to certificate.json."""
@@ -131,13 +128,12 @@ def certify(
         strict: whether departures refuse a pair too.
     """
     cells = [[_gather(suite_dir.cell(arm, seed), arm, seed, logged) for arm in arms] for seed in seeds]
-    of_arm = {arm: _certify_seeds([[of[0], of[i]] for of in cells], seeds, strict) for i, arm in enumerate(arms) if i}
     pairs = [
-        PairCertificate(arm, arms[0], seed, two.state, two.reasons, two.departures)
-        for i, seed in enumerate(seeds)
-        for arm, certified in of_arm.items()
-        for two in [certified[i]]
+        PairCertificate(arm, arms[0], two.seed, two.state, two.reasons, two.departures)
+        for i, arm in enumerate(arms[1:], 1)
+        for two in _certify_seeds([[of_seed[0], of_seed[i]] for of_seed in cells], seeds, strict)
     ]
+    pairs.sort(key=lambda pair: seeds.index(pair.seed))
     return Certificate(tuple(arms), tuple(_certify_seeds(cells, seeds, strict)), tuple(pairs))
 
 
@@ -189,7 +185,6 @@ class _Evidence:
     """The content of one cell's files, read once; of one that is not complete, `missing` alone."""
 
     arm: str
-    seed: int
     state: str
     missing: str = ""  # one line about a cell that is not complete
     manifest: Manifest = field(default_factory=Manifest)
@@ -216,7 +211,7 @@ def _gather(run: RunDir, arm: str, seed: int, given: Mapping[tuple[str, int], Lo
         failure = read_failure(run) if state == "failed" else None
         why = f" ({_one_line(failure.error)})" if failure else ""
         missing = "the cell is missing" if state == "pending" else f"the cell is not complete: {state}{why}"
-        return _Evidence(arm, seed, state, f"{arm}: {missing}")
+        return _Evidence(arm, state, f"{arm}: {missing}")
     manifest, faults = None, list[str]()
     try:
         manifest = read_manifest(run)
@@ -241,7 +236,7 @@ def _gather(run: RunDir, arm: str, seed: int, given: Mapping[tuple[str, int], Lo
         journal += [f"metrics.jsonl goes on to step {max(logged)}"] if max(logged, default=0) > last else []
     journal = [f"{arm}: {fault}" for fault in (*journal, *_unlike_complete(run, manifest))]
     lines = {step: line for step, line in logged.items() if line.is_training}
-    return _Evidence(arm, seed, state, "", manifest or Manifest(), loaded, keys, tuple(faults), lines, tuple(journal))
+    return _Evidence(arm, state, "", manifest or Manifest(), loaded, keys, tuple(faults), lines, tuple(journal))
 
 
 def _unlike_complete(run: RunDir, manifest: Manifest | None) -> list[str]:

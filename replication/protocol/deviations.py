@@ -106,8 +106,8 @@ def check_plan(
         deviations.append(f"cells that started before the plan was registered: {name_cells(unplanned)}")
     if suite is not None:
         deviations += _changes_of_suite(plan, suite)
-    deviations += _under_another_plan(record, {n: c for n, c in cells.items() if n not in unplanned})
-    deviations += _of_another_config(plan, cells)
+    planned = {name: cell for name, cell in cells.items() if name not in unplanned}
+    deviations += _grouped([*_under_another_plan(record, planned), *_of_another_config(plan, cells)])
     deviations += _not_alike(cells)
     if unreadable:
         deviations.append(f"cells whose manifest.json cannot be read: {name_cells(unreadable)}")
@@ -177,40 +177,35 @@ def _is_early(cell: LoggedCell, record: Preregistration) -> bool:
         return True
 
 
-def _under_another_plan(record: Preregistration, cells: Mapping[str, LoggedCell]) -> list[str]:
-    kept, faults = {entry.sha256: entry.file for entry in record.history}, []
+def _under_another_plan(record: Preregistration, cells: Mapping[str, LoggedCell]) -> Iterator[tuple[str, str]]:
+    """(fault, name) of each cell that carries another plan's hash or time, or none."""
+    kept = {entry.sha256: entry.file for entry in record.history}
     for name, cell in cells.items():
         sha256, frozen_at = _stamp(cell).sha256, _stamp(cell).frozen_at
         if sha256 is None:
-            fault = "started without a plan in their folder, though later than it was registered"
+            yield "cells that started without a plan in their folder, though later than it was registered", name
         elif sha256 in kept:
-            fault = f"started under an earlier plan ({kept[sha256]})"
+            yield f"cells that started under an earlier plan ({kept[sha256]})", name
         elif sha256 != record.sha256:
-            fault = f"carry the hash of another plan ({sha256[:16]})"
+            yield f"cells that carry the hash of another plan ({sha256[:16]})", name
         elif frozen_at != record.frozen_at:
-            fault = f"carry another time of registration ({frozen_at})"
-        else:
-            continue
-        faults.append((f"cells that {fault}", name))
-    return _grouped(faults)
+            yield f"cells that carry another time of registration ({frozen_at})", name
 
 
-def _of_another_config(plan: Plan, cells: Mapping[str, LoggedCell]) -> list[str]:
-    """Cells outside the plan, of another scientific config, or sampled in another way; with the keys."""
-    faults = []
+def _of_another_config(plan: Plan, cells: Mapping[str, LoggedCell]) -> Iterator[tuple[str, str]]:
+    """(fault, name) of cells outside the plan, of another scientific config, or sampled in another way; with keys."""
     for name, cell in cells.items():
         if name not in plan.cells:
-            faults.append(("cells outside the plan", name))
+            yield "cells outside the plan", name
             continue
         if cell.manifest.config_hash != plan.cells[name]:
-            faults.append((f"cells trained under another config{_other_keys(plan, name, cell.run)}", name))
+            yield f"cells trained under another config{_other_keys(plan, name, cell.run)}", name
         sampled = cell.manifest.generation
         changed = differences(plan.generation, dict(sampled)) if sampled else {}
         # prompts by their hash: a name is not a text
         changed = {k: pair for k, pair in changed.items() if k in plan.generation and k != "prompts"}
         if changed:
-            faults.append((f"cells sampled in another way ({listed(changed)})", name))
-    return _grouped(faults)
+            yield f"cells sampled in another way ({listed(changed)})", name
 
 
 def _other_keys(plan: Plan, name: str, run: RunDir) -> str:

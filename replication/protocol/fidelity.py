@@ -9,7 +9,6 @@ Published means: in the paper or its data files. Imports no torch.
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -204,12 +203,7 @@ def _values(suite: SuiteConfig, config: RunConfig) -> Keys:
 
 def section_of(suite: SuiteConfig) -> Section:
     """The published run whose suite shares most arms with this one; Phase 3 where none does."""
-    return max(SECTIONS, key=lambda section: len(_arms(section.suite) & set(suite.arms)))
-
-
-@functools.cache
-def _arms(suite: str) -> set[str]:
-    return set(load_suite(suite).arms)
+    return max(SECTIONS, key=lambda section: len({*load_suite(section.suite).arms} & {*suite.arms}))
 
 
 def arms_read(section: Section, suite: SuiteConfig) -> list[str]:

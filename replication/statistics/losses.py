@@ -6,6 +6,7 @@ NaN is a seed without a value: it is left out, and the result is over the others
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ Floats = NDArray[np.float64]
 
 EQUIVALENT, DIFFERENT, NOT_DECIDED = "equivalent", "different beyond the margin", "not decided"
 POWER = 0.80  # that `seeds_for_equivalence` asks for
-MOST_SEEDS = 10_000
+MOST_SEEDS = 2**14  # that it looks through
 MOST_SIGN_FLIPS = 40  # seeds up to which sign flips are enumerated: 2**20 sums for each half of them
 
 
@@ -100,22 +101,14 @@ def power_of_equivalence(
     return np.asarray(integrate.fixed_quad(integrand, 0.0, 1.0, n=200)[0], dtype=np.float64)
 
 
-def seeds_for_equivalence(
-    sd: float, margin: float, power: float = POWER, shift: float = 0.0, alpha: float = 0.05
-) -> int | None:
-    """The fewest seeds at which `power_of_equivalence` reaches a power; None beyond 10,000 or without a positive sd."""
-    if not (np.isfinite(sd) and sd > 0 and abs(shift) < margin):
+def seeds_for_equivalence(sd: float, margin: float, alpha: float = 0.05) -> int | None:
+    """The fewest seeds at which `equivalence` has its power at no true difference; None without a positive sd, or
+    where MOST_SEEDS are too few."""
+    if not (np.isfinite(sd) and sd > 0 and margin > 0):
         return None
-    low, high = 1, 2
-    while power_of_equivalence(high, sd, margin, shift, alpha) < power:
-        low, high = high, 2 * high
-        if low > MOST_SEEDS:
-            return None
-    while high - low > 1:  # power grows with n
-        middle = (low + high) // 2
-        enough = power_of_equivalence(middle, sd, margin, shift, alpha) >= power
-        low, high = (low, middle) if enough else (middle, high)
-    return high
+    numbers = range(2, MOST_SEEDS + 1)  # power grows with them
+    i = bisect_left(numbers, POWER, key=lambda n: float(power_of_equivalence(n, sd, margin, alpha=alpha)))
+    return numbers[i] if i < len(numbers) else None
 
 
 def sd_upper_bound(sd: float, n: int, confidence: float = 0.80) -> float:
@@ -123,10 +116,10 @@ def sd_upper_bound(sd: float, n: int, confidence: float = 0.80) -> float:
     return float(sd * np.sqrt((n - 1) / scipy_stats.chi2.ppf(1 - confidence, n - 1))) if n >= 2 else float("nan")
 
 
-def further_seeds(n: int, sd: float, margin: float, power: float = POWER, alpha: float = 0.05) -> FurtherSeeds:
+def further_seeds(n: int, sd: float, margin: float, alpha: float = 0.05) -> FurtherSeeds:
     """Seeds beyond n, whose differences had this sd, that give the power at zero true difference."""
     upper = sd_upper_bound(sd, n)
-    wanted = [seeds_for_equivalence(s, margin, power, alpha=alpha) for s in (sd, upper)]
+    wanted = (seeds_for_equivalence(s, margin, alpha) for s in (sd, upper))
     k, k_upper = (None if w is None else max(0, w - n) for w in wanted)
     return FurtherSeeds(float(sd), k, upper, k_upper)
 

@@ -7,6 +7,7 @@ thousand curves, and the questions need these.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -30,9 +31,10 @@ def is_read(tag: str) -> bool:
     return tag in averaged_tags([]) or BLOCK.fullmatch(tag) is not None
 
 
-def shown_blocks(n_blocks: int) -> list[int]:
-    """The first, the third and the last block, as on the cells' own page."""
-    return sorted({0, min(2, n_blocks - 1), n_blocks - 1}) if n_blocks else []
+def shown_blocks(seen: Iterable[str]) -> list[int]:
+    """The first, the third and the last block that tags tell of, as on the cells' own page; none before the first."""
+    last = max((int(match[2]) for tag in seen if (match := BLOCK.fullmatch(tag))), default=None)
+    return [] if last is None else sorted({0, min(2, last), last})
 
 
 def question_tags(blocks: list[int]) -> list[str]:

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import reduce
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,19 +26,9 @@ from replication.errors import UserError
 from replication.runs.files import hold_lock, remove_tree, write_text
 from replication.runs.layout import RunDir, SuiteDir
 from replication.statistics.seeds import mean_test
+from replication.tensorboard import tags
 from replication.tensorboard.event_file import SUFFIX, EventFile
 from replication.tensorboard.live import Curve, LiveJournal
-from replication.tensorboard.tags import (
-    BLOCK,
-    COUNTED,
-    TRAINING_LOSS,
-    averaged_tags,
-    band_tag,
-    is_read,
-    layout,
-    question_tags,
-    shown_blocks,
-)
 
 Curves = Mapping[str, Curve]
 
@@ -72,7 +61,7 @@ class OverSeeds:
         self.suite = suite
         self._cells = {(arm, seed): self._dir.cell(arm, seed) for arm in suite.arms for seed in suite.seeds}
         for key, run in self._cells.items():
-            self._journals.setdefault(key, LiveJournal(run.metrics, is_read))
+            self._journals.setdefault(key, LiveJournal(run.metrics, tags.is_read))
 
     def refresh(self) -> int:
         """Read what is new in the journals, write what follows from it, and return how many points that were."""
@@ -83,9 +72,8 @@ class OverSeeds:
             return 0
         self._counted = counted
         curves = {key: journal.curves() for key, journal in self._journals.items()}
-        blocks = [int(match[2]) for of_cell in curves.values() for tag in of_cell if (match := BLOCK.fullmatch(tag))]
-        shown = shown_blocks(max(blocks, default=-1) + 1)
-        return self._write_means(curves, shown) + self._write_differences(curves, shown)
+        blocks = tags.shown_blocks({tag for of_cell in curves.values() for tag in of_cell})
+        return self._write_means(curves, blocks) + self._write_differences(curves, blocks)
 
     def _follow_suite(self) -> None:
         """Take in the seeds that a later `replicate grid run` or `submit` added to suite.yaml; its arms stay."""
@@ -106,10 +94,10 @@ class OverSeeds:
             runs = mean_runs(cells, blocks)
             n_points += self._bring(f"over-seeds/{arm}", runs, "seeds")
             if runs["mean"]:
-                banded.append(band_tag(TRAINING_LOSS, "low") in runs["mean"])
+                banded.append(tags.band_tag(tags.TRAINING_LOSS, "low") in runs["mean"])
         page = (blocks, bool(banded) and all(banded))  # bands come with the second seed
         if self._pages_written[-1:] != [page]:
-            self._page.write_layout(layout(*page, self.suite.arms[0]), len(self._pages_written))
+            self._page.write_layout(tags.layout(*page, self.suite.arms[0]), len(self._pages_written))
             self._pages_written.append(page)
         return n_points
 
@@ -143,8 +131,8 @@ def mean_runs(cells: Sequence[Curves], blocks: list[int], prefix: str = "") -> d
     and high below two seeds, and no curve where the seeds share no step.
     """
     runs: dict[str, dict[str, Curve]] = {"mean": {}, "low": {}, "high": {}}
-    banded = question_tags(blocks)  # which the mean's own run repeats as a band
-    for tag in averaged_tags(blocks):
+    banded = tags.question_tags(blocks)  # which the mean's own run repeats as a band
+    for tag in tags.averaged_tags(blocks):
         there = [curves[tag] for curves in cells if tag in curves]
         if not there:
             continue
@@ -157,16 +145,16 @@ def mean_runs(cells: Sequence[Curves], blocks: list[int], prefix: str = "") -> d
                 continue
             runs[which][prefix + tag] = steps, values
             if tag in banded:
-                runs["mean"][band_tag(tag, which, bool(prefix))] = steps, values
-        if tag in COUNTED:
-            runs["mean"][COUNTED[tag]] = steps, np.full(len(steps), float(len(there)))
+                runs["mean"][tags.band_tag(tag, which, bool(prefix))] = steps, values
+        if tag in tags.COUNTED:
+            runs["mean"][tags.COUNTED[tag]] = steps, np.full(len(steps), float(len(there)))
     return runs
 
 
 def differences(arm: Curves, baseline: Curves, blocks: list[int]) -> dict[str, Curve]:
     """One seed's arm minus its baseline, at the steps that both have."""
     found = {}
-    for tag in averaged_tags(blocks):
+    for tag in tags.averaged_tags(blocks):
         if tag in arm and tag in baseline:
             steps, (ours, theirs) = _shared([arm[tag], baseline[tag]])
             if len(steps):
@@ -189,11 +177,22 @@ def claim(suite: SuiteConfig, suite_dir: SuiteDir) -> Iterator[OverSeeds]:
     root = suite_dir.tensorboard
     refuse_taken_names(suite)
     with hold_lock(root, "another `replicate tensorboard` writes here; look at its page, or end it"):
-        for name in FOLDERS:
-            folder = root / name
+        for folder in (root / name for name in FOLDERS):
             if folder.exists() and not (folder / MARKER).is_file():
                 raise UserError(f"{folder}: not written by `replicate tensorboard`; move it away")
-            _renew(folder)
+            # renamed whole: a folder without the marker, left by an interruption, would look like somebody else's
+            old, new = (folder.with_name(f".{folder.name}.{word}") for word in ("old", "new"))
+            remove_tree(old)
+            remove_tree(new)
+            try:
+                write_text(new / MARKER, "Removed and written anew by each `replicate tensorboard`.\n")
+            except OSError:
+                remove_tree(new)
+                raise
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+            remove_tree(old)
         for path in root.glob(f"events.*.{SUFFIX}"):
             path.unlink()
         yield OverSeeds(suite, suite_dir)
@@ -204,26 +203,6 @@ def refuse_taken_names(suite: SuiteConfig) -> None:
     for name in FOLDERS:
         if name in suite.arms:
             raise UserError(f"suite {suite.name}: key arms: '{name}' is the name of runs over seeds; rename the arm")
-
-
-def _renew(folder: Path) -> None:
-    """Put an empty folder with our marker in a folder's place.
-
-    Both are renamed whole: were this interrupted, no folder without the marker would be left, which the next start
-    would take for somebody else's.
-    """
-    old, new = (folder.with_name(f".{folder.name}.{word}") for word in ("old", "new"))
-    remove_tree(old)
-    remove_tree(new)
-    try:
-        write_text(new / MARKER, "Removed and written anew by each `replicate tensorboard`.\n")
-    except OSError:
-        remove_tree(new)
-        raise
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    remove_tree(old)
 
 
 def counts(run: RunDir) -> bool:
