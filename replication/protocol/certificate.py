@@ -330,11 +330,10 @@ def _first_differences(cells: Sequence[_Evidence], key: str, of: Callable[[Logge
             a, b = of(first.logged[step]), of(other.logged[step])
             if a is None or b is None:
                 found.append(f"{(first if a is None else other).arm}: {key} is missing at step {step}")
-            elif a != b:
+                break
+            if a != b:
                 found.append(f"{other.arm}: {key} differs first at step {step} ({b}, {first.arm} has {a})")
-            else:
-                continue
-            break
+                break
     return found
 
 

@@ -15,12 +15,12 @@ from replication.protocol.paper import DIVERGENCE_STEPS, DIVERGENCES, METRICS, P
 from replication.report.load import NAN, CellData, Floats
 from replication.runs.layout import SuiteDir
 from replication.runs.manifest import Manifest
-from replication.statistics.losses import sign_flip_p
 from replication.statistics.seeds import (
     BUDGET_TOLERANCE,
     budget_departure,
     last_share_mean,
     late_mean,
+    sign_flip_p,
     summarize_paired,
 )
 

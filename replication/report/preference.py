@@ -15,7 +15,6 @@ from replication.protocol.paper import VOTES
 from replication.report.comparisons import Number, Row
 from replication.report.load import NAN
 from replication.statistics.crossed import CrossedDesign
-from replication.statistics.losses import POWER, holm, sign_flip_p
 from replication.statistics.preference import (
     Ballots,
     agreement,
@@ -27,7 +26,7 @@ from replication.statistics.preference import (
     self_consistency,
     shares_by,
 )
-from replication.statistics.seeds import mean_test, smallest_sign_flip_p
+from replication.statistics.seeds import POWER, holm, mean_test, sign_flip_p, smallest_sign_flip_p
 from replication.votes.record import Vote
 from replication.votes.tally import judge_votes, published_filters, votes_per_judge
 

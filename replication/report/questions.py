@@ -17,16 +17,18 @@ from replication.protocol.certificate import Certificate
 from replication.report.comparisons import Number, PairedNumbers, Values, certified, paired
 from replication.report.load import NAN, CellData
 from replication.report.preference import Preference
-from replication.statistics.losses import (
+from replication.statistics.seeds import (
     NOT_DECIDED,
     FurtherSeeds,
     equivalence,
     factorial_contrasts,
     further_seeds,
     holm,
+    mean_test,
     sign_flip_p,
+    smallest_sign_flip_p,
+    summarize_paired,
 )
-from replication.statistics.seeds import mean_test, smallest_sign_flip_p, summarize_paired
 
 TWO_BY_TWO = {"neither": (False, False), "token": (True, False), "layer": (False, True), "both": (True, True)}
 """Place in the 2x2 -> whether (token gain, layer gain) act."""

@@ -14,7 +14,7 @@ from replication.report.preference import BASELINE_PREFERRED, PREFERRED, Estimat
 from replication.report.questions import Effect, FactorialAnswer, LossAnswer
 from replication.report.results import Results
 from replication.statistics.format import count, number, p_value, percent, signed
-from replication.statistics.losses import DIFFERENT, EQUIVALENT
+from replication.statistics.seeds import DIFFERENT, EQUIVALENT
 
 
 def sentences(r: Results) -> Row:

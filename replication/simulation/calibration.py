@@ -23,9 +23,15 @@ from replication.simulation.power import ALPHA, ASSUMED, COLOURS, Study, power
 from replication.simulation.simulate import Spread, batches, draw_scores, preference_for, vote_pattern
 from replication.statistics.crossed import CrossedDesign, decisive_share_t
 from replication.statistics.format import markdown_table, percent
-from replication.statistics.losses import EQUIVALENT, equivalence, factorial, power_of_equivalence, sign_flip_p
 from replication.statistics.preference import binomial_p, bootstrap_share, shares_by
-from replication.statistics.seeds import mean_test
+from replication.statistics.seeds import (
+    EQUIVALENT,
+    equivalence,
+    factorial,
+    mean_test,
+    power_of_equivalence,
+    sign_flip_p,
+)
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

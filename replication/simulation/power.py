@@ -23,8 +23,8 @@ from replication.runs.records import read_record
 from replication.simulation.simulate import Spread, batches, draw_scores, preference_for, vote_pattern
 from replication.statistics.crossed import CrossedDesign, decisive_share_t
 from replication.statistics.format import MISSING, count, markdown_table, percent
-from replication.statistics.losses import POWER
 from replication.statistics.preference import Ballots, ballots
+from replication.statistics.seeds import POWER
 from replication.votes.record import read_votes
 
 ALPHA = 0.05

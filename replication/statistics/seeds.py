@@ -1,11 +1,13 @@
-"""Small statistics over seeds. Pure functions; NaN is a missing value and stays one.
+"""Tests and intervals over training seeds, the unit of every interval here. Pure functions on arrays.
 
-Shapes: A arms, N seeds, V validations, S steps. The unit of every interval is the training seed.
+Shapes: A arms, N seeds, V validations, S steps; a leading [...] is any number of experiments at once, so that a
+simulation of thousands is one call. NaN is a missing value: it is left out, or makes what cannot be computed NaN.
 """
 
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from functools import reduce
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import integrate
 from scipy import stats as scipy_stats
 
 from replication.protocol.paper import LATE_CHECKPOINTS
@@ -21,6 +24,11 @@ Floats = NDArray[np.float64]
 
 BUDGET_TOLERANCE = 0.01
 """A mean gain further from 1 does not preserve the total gradient budget (objectives/README.md, Token gain)."""
+EQUIVALENT, DIFFERENT, NOT_DECIDED = "equivalent", "different beyond the margin", "not decided"
+EFFECTS = ("token gain", "layer gain", "interaction")
+POWER = 0.80  # that `seeds_for_equivalence` asks for
+MOST_SEEDS = 2**14  # that it looks through
+MOST_SIGN_FLIPS = 40  # seeds up to which sign flips are enumerated: 2**20 sums for each half of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,23 +55,6 @@ class Paired:
     n_positive: int
     n_negative: int
     note: str  # why there is no interval; empty where there is one
-
-
-@dataclass(frozen=True)
-class LateMean:
-    """Mean of the last k validations: those asked for, or all there are."""
-
-    value: float
-    k: int
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Number of steps at which the mean gain after the clamp departs from 1."""
-
-    n_failing: int
-    n_measured: int
-    share: float  # n_failing / n_measured; NaN where nothing was measured
 
 
 def mean_test(differences_N: ArrayLike, confidence: float = 0.95) -> MeanTest:
@@ -118,9 +109,188 @@ def summarize_paired(differences_N: ArrayLike, confidence: float = 0.95) -> Pair
     return Paired(int(test.n), mean, sd, low, high, int((values > 0).sum()), int((values < 0).sum()), note)
 
 
+@dataclass(frozen=True, eq=False)
+class Equivalence:
+    """Two one-sided tests of |mean| < margin; every array is [...]."""
+
+    n: NDArray[np.int64]
+    mean: Floats
+    sd: Floats
+    low: Floats  # bounds of the 1 - 2 alpha interval: the arms are equivalent where it lies within the margin
+    high: Floats
+    p_lower: Floats  # of 'mean <= -margin'
+    p_upper: Floats  # of 'mean >= margin'
+    p: Floats  # the larger of both
+    verdict: NDArray[np.str_]  # equivalent, different beyond the margin (the interval lies wholly outside), not decided
+
+
+@dataclass(frozen=True)
+class FurtherSeeds:
+    """The further seeds that an undecided equivalence needs, if the true difference is zero."""
+
+    sd: float  # that the differences had
+    k: int | None  # for 80 % power at that sd; 0 where these seeds had it; None: unknown, or too many
+    sd_upper: float  # its upper 80 % bound: few seeds say little of a standard deviation
+    k_upper: int | None  # at that bound
+
+
+def equivalence(differences_N: ArrayLike, margin: float, alpha: float = 0.05) -> Equivalence:
+    """Two one-sided t tests (Schuirmann 1987): is the mean of differences [..., N] within +/- margin?
+
+    The margin, above 0 and in their unit, is stated in advance. Alpha is the level of each test, and so of the whole;
+    the interval has coverage 1 - 2 alpha. Below two seeds, or where the differences do not vary, there is no p and the
+    verdict is `not decided`.
+    """
+    assert margin > 0 and 0 < alpha < 0.5
+    values = np.asarray(differences_N, dtype=np.float64)
+    test = mean_test(values, 1 - 2 * alpha)
+    p_lower, p_upper = t_p(values, -margin, "greater"), t_p(values, margin, "less")
+    p = np.maximum(p_lower, p_upper)
+    outside = np.isfinite(p) & ((test.low > margin) | (test.high < -margin))
+    verdict = np.where(p < alpha, EQUIVALENT, np.where(outside, DIFFERENT, NOT_DECIDED))
+    return Equivalence(test.n, test.mean, test.sd, test.low, test.high, p_lower, p_upper, p, verdict)
+
+
+def power_of_equivalence(
+    n: ArrayLike, sd: ArrayLike, margin: ArrayLike, shift: ArrayLike = 0.0, alpha: float = 0.05
+) -> Floats:
+    """Probability that `equivalence` says equivalent: exact for normal differences.
+
+    Both tests reject where |mean| < margin - t(1 - alpha, n - 1) s / sqrt(n). Given the sample's standard deviation s
+    this is a normal probability; s sqrt(n - 1) / sd has a chi distribution, over which it is integrated (the bivariate
+    noncentral t of Owen 1965 in another form).
+
+    Args:
+        n, sd, margin, shift: seeds, true standard deviation and true mean (shift) of the differences; broadcast.
+        alpha: level of each test.
+
+    Returns:
+        float64 [...]; NaN below two seeds.
+    """
+    n, sd, margin, shift = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in (n, sd, margin, shift)))
+    df = np.where(n >= 2, n - 1, np.nan)
+    critical = scipy_stats.t.ppf(1 - alpha, df)
+    se = sd / np.sqrt(n)
+    most = margin / (critical * se)  # s / sd beyond which no mean is within the margin
+    low, high = (scipy_stats.chi.ppf(q, df) / np.sqrt(df) for q in (1e-12, 1 - 1e-12))
+    high = np.maximum(np.minimum(high, most), low)
+
+    def integrand(x: Floats) -> Floats:
+        ratio = low[..., None] + (high - low)[..., None] * x  # s / sd [..., nodes]
+        room = (margin / se)[..., None] - critical[..., None] * ratio
+        off = (shift / se)[..., None]
+        inside = scipy_stats.norm.cdf(room - off) - scipy_stats.norm.cdf(-room - off)
+        root = np.sqrt(df)[..., None]
+        return inside * scipy_stats.chi.pdf(ratio * root, df[..., None]) * root * (high - low)[..., None]
+
+    return np.asarray(integrate.fixed_quad(integrand, 0.0, 1.0, n=200)[0], dtype=np.float64)
+
+
+def seeds_for_equivalence(sd: float, margin: float, alpha: float = 0.05) -> int | None:
+    """The fewest seeds at which `equivalence` has its power at no true difference; None without a positive sd, or
+    where MOST_SEEDS are too few."""
+    if not (np.isfinite(sd) and sd > 0 and margin > 0):
+        return None
+    numbers = range(2, MOST_SEEDS + 1)  # power grows with them
+    i = bisect_left(numbers, POWER, key=lambda n: float(power_of_equivalence(n, sd, margin, alpha=alpha)))
+    return numbers[i] if i < len(numbers) else None
+
+
+def sd_upper_bound(sd: float, n: int, confidence: float = 0.80) -> float:
+    """One-sided upper bound of a standard deviation that n normal values had; NaN below two values."""
+    return float(sd * np.sqrt((n - 1) / scipy_stats.chi2.ppf(1 - confidence, n - 1))) if n >= 2 else float("nan")
+
+
+def further_seeds(n: int, sd: float, margin: float, alpha: float = 0.05) -> FurtherSeeds:
+    """Seeds beyond n, whose differences had this sd, that give the power at zero true difference."""
+    upper = sd_upper_bound(sd, n)
+    wanted = (seeds_for_equivalence(s, margin, alpha) for s in (sd, upper))
+    k, k_upper = (None if w is None else max(0, w - n) for w in wanted)
+    return FurtherSeeds(float(sd), k, upper, k_upper)
+
+
+def factorial_contrasts(values_4N: ArrayLike) -> Floats:
+    """Main effects and interaction [..., 3, N] of the 2x2 within each seed.
+
+    Of values [..., 4, N], rows neither, token gain alone, layer gain alone, both: what the token gain adds, mean over
+    layer gain off and on; what the layer gain adds, mean over token gain off and on; and the interaction, what the
+    token gain adds with the layer gain less what it adds without. NaN where one of a seed's four values is missing.
+    """
+    neither, token, layer, both = np.moveaxis(np.asarray(values_4N, dtype=np.float64), -2, 0)
+    token_gain, layer_gain = (token - neither + both - layer) / 2, (layer - neither + both - token) / 2
+    return np.stack([token_gain, layer_gain, both - token - layer + neither], axis=-2)
+
+
+def factorial(values_4N: ArrayLike, confidence: float = 0.95) -> MeanTest:
+    """The 2x2 blocked by seed: a t test over seeds of each contrast [..., 3], so that what seeds share cancels.
+
+    Equal to the repeated-measures analysis of variance with the seed as subject (its F is the square of this t), where
+    each contrast has its own error. In the order of EFFECTS.
+    """
+    return mean_test(factorial_contrasts(values_4N), confidence)
+
+
 def smallest_sign_flip_p(n_seeds: int) -> float:
     """The smallest two-sided p that an exact sign-flip test over n seeds can reach: 2 / 2**n; NaN without seeds."""
     return min(1.0, 2.0 / 2**n_seeds) if n_seeds > 0 else float("nan")
+
+
+def sign_flip_p(differences_N: ArrayLike) -> Floats:
+    """Exact two-sided sign-flip test of the mean: the share of all 2**n sign patterns whose |sum| is as large.
+
+    Assumes of the differences only that each is as likely as its negative. With n seeds the smallest p is 2 / 2**n.
+    All patterns are counted, by the sums of either half of the seeds. Zeros are kept. NaN without seeds, and above 40
+    seeds, where the patterns are too many to count.
+    """
+    values = np.asarray(differences_N, dtype=np.float64)
+    rows = values.reshape(-1, values.shape[-1])
+    return np.array([_sign_flip_p(row[np.isfinite(row)]) for row in rows]).reshape(values.shape[:-1])
+
+
+def _sign_flip_p(values_n: Floats) -> float:
+    n = len(values_n)
+    if not 0 < n <= MOST_SIGN_FLIPS:
+        return float("nan")
+    halves = []
+    for half in (values_n[: n // 2], values_n[n // 2 :]):
+        sums = np.zeros(1)  # [2**h]: of h values under every pattern of signs
+        for value in half:
+            sums = np.concatenate([sums - value, sums + value])
+        halves.append(sums)
+    first, second = halves[0], np.sort(halves[1])
+    extreme = abs(values_n.sum()) - 1e-9 * np.abs(values_n).sum()  # sums that differ by rounding alone are tied
+    if extreme <= 0:
+        return 1.0
+    larger = len(second) - np.searchsorted(second, extreme - first, side="left")
+    return float(2 * larger.sum() / 2.0**n)  # the patterns are symmetric: as many are as small
+
+
+def holm(p_Q: ArrayLike) -> Floats:
+    """Holm's adjusted p [Q] of several questions: below alpha where Holm's procedure rejects; without a p none, NaN."""
+    from statsmodels.stats.multitest import multipletests  # brings pandas, which takes a second or two to import
+
+    p = np.asarray(p_Q, dtype=np.float64)
+    adjusted, there = np.full(p.shape, np.nan), np.isfinite(p)
+    if there.any():
+        adjusted[there] = multipletests(p[there], method="holm")[1]
+    return adjusted
+
+
+@dataclass(frozen=True)
+class LateMean:
+    """Mean of the last k validations: those asked for, or all there are."""
+
+    value: float
+    k: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Number of steps at which the mean gain after the clamp departs from 1."""
+
+    n_failing: int
+    n_measured: int
+    share: float  # n_failing / n_measured; NaN where nothing was measured
 
 
 def late_mean(values_V: ArrayLike, k: int = LATE_CHECKPOINTS) -> LateMean:

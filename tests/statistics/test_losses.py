@@ -12,7 +12,7 @@ from scipy import stats as scipy_stats
 from statsmodels.stats.anova import AnovaRM
 from statsmodels.stats.weightstats import DescrStatsW
 
-from replication.statistics.losses import (
+from replication.statistics.seeds import (
     DIFFERENT,
     EQUIVALENT,
     NOT_DECIDED,
