@@ -56,10 +56,15 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def told(error: OSError) -> str:
-    """One line about a file or folder that could not be read or written, with the remedy."""
-    remedy = REMEDIES.get(error.errno or 0, "choose another path")
-    return f"{error.filename}: {error.strerror}; {remedy}"
+def told(error: Exception) -> str | None:
+    """One line, with the remedy, about an error of the disk or of a path; None where it is a fault of ours."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; {REMEDIES.get(error.errno or 0, 'choose another path')}"
+    if isinstance(error, OSError) and error.errno in REMEDIES:
+        return f"{error.strerror}: {REMEDIES[error.errno]}"
+    if is_disk_full(error):  # wrapped by a library, or in words of its own
+        return f"no room on the disk ({first_line(error)}); {NO_ROOM}"
+    return None
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from replication import __version__
 from replication.console import say
-from replication.errors import NO_ROOM, REMEDIES, UserError, first_line, is_disk_full, is_lost_peer, told
+from replication.errors import UserError, is_lost_peer, told
 from replication.processes.launcher import forget_place_of_the_shell
 from replication.processes.preemption import PREEMPTED, Preempted, StoppedEarly
 
@@ -95,14 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         say(errors, ("error:", "red"), f" {error}")
         return 2
-    except Preempted as told:
+    except Preempted as stop:
         if os.environ.get("RANK", "0") == "0":
-            say(errors, (str(told), "yellow"), "; the same command goes on from there")
+            say(errors, (str(stop), "yellow"), "; the same command goes on from there")
         return PREEMPTED
-    except KeyboardInterrupt as told:
+    except KeyboardInterrupt as stop:
         if not launched:
             errors.print("interrupted; the same command goes on where this one stopped")
-        return PREEMPTED if isinstance(told, StoppedEarly) else INTERRUPTED
+        return PREEMPTED if isinstance(stop, StoppedEarly) else INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `replicate ... | head` is no error
         return 0
@@ -110,22 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_lost_peer(error) and not debug:
             errors.print(f"rank {os.environ.get('RANK', '0')}: stopped, because another rank of the run did")
             return 1
-        line = _told(error)
-        if line is None:
+        if (line := told(error)) is None:
             raise
         if debug:
             traceback.print_exc()
         say(errors, ("error:", "red"), f" {line}")
         return 2
-
-
-def _told(error: Exception) -> str | None:
-    """One line about an error of the disk or of a path; None where it is a fault of ours."""
-    if isinstance(error, OSError) and (error.filename is not None or error.errno in REMEDIES):
-        return told(error) if error.filename is not None else f"{error.strerror}: {REMEDIES[error.errno or 0]}"
-    if is_disk_full(error):  # wrapped by a library, or in words of its own
-        return f"no room on the disk ({first_line(error)}); {NO_ROOM}"
-    return None
 
 
 def _listen() -> None:

@@ -36,12 +36,8 @@ def find_config(name: str | Path, folder: str = "") -> Path:
     Raises UserError that lists what stands in the folder where there is no such file.
     """
     text, root = str(name), config_root()
-    for candidate in (
-        Path(text),
-        root / text.removeprefix("configs/"),
-        root / folder / text,
-        root / folder / f"{text}.yaml",
-    ):
+    by_name = [root / folder / text, root / folder / f"{text}.yaml"] if folder else []
+    for candidate in (Path(text), root / text.removeprefix("configs/"), *by_name):
         if candidate.is_file():
             return candidate
     shipped = sorted(p.stem for p in (root / folder).glob("*.yaml")) if folder else []
