@@ -48,10 +48,10 @@ def judge(argv: Sequence[str]) -> int:
         raise UserError(
             f"replicate judge {argv[0]}: is `python tests/load_test {MOVED[argv[0]]}` now, in a checkout of the project"
         )
-    from replication.cli.judge_models import model, sheet
-
-    acts = (prepare, invite, serve, status, model, sheet, lock, export)
     try:
+        from replication.cli.judge_models import model, sheet
+
+        acts = (prepare, invite, serve, status, model, sheet, lock, export)
         return actions("judge", "People and models compare completions of two arms, blind.", *acts)(argv)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in PACKAGES.split():
