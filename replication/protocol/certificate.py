@@ -222,7 +222,7 @@ def _gather(run: RunDir, arm: str, seed: int, given: Mapping[tuple[str, int], Lo
     try:
         loaded = load_run([run.config])
         keys = scientific(loaded)
-        faults += _contradictions(arm, seed, keys, scientific_hash(loaded), manifest or Manifest())
+        faults += _contradictions(arm, seed, loaded, manifest or Manifest())
     except (UserError, OSError, ValueError) as error:
         faults.append(f"{arm}: config.yaml cannot be used ({_one_line(error)})")
     journal = []
@@ -255,19 +255,17 @@ def _unlike_complete(run: RunDir, manifest: Manifest | None) -> list[str]:
     return found
 
 
-def _contradictions(arm: str, seed: int, config: dict[str, object], config_hash: str, manifest: Manifest) -> list[str]:
+def _contradictions(arm: str, seed: int, config: RunConfig, manifest: Manifest) -> Iterator[str]:
     """Contradictions between config.yaml, manifest.json and the folder's name."""
-    found = []
-    if manifest.config_hash != config_hash:
-        found.append(
-            f"{arm}: config.yaml hashes to {config_hash}, manifest.json has {manifest.config_hash}: the file "
+    if manifest.config_hash != (hashed := scientific_hash(config)):
+        yield (
+            f"{arm}: config.yaml hashes to {hashed}, manifest.json has {manifest.config_hash}: the file "
             "was edited, or another version of this package wrote it"
         )
     for key, folder in (("arm", arm), ("seed", seed)):
-        for file, value in (("config.yaml", config.get(key)), ("manifest.json", getattr(manifest, key))):
+        for file, value in (("config.yaml", getattr(config, key)), ("manifest.json", getattr(manifest, key))):
             if value != folder:
-                found.append(f"{arm}: {file} has {key} {value} in the folder of {key} {folder}")
-    return found
+                yield f"{arm}: {file} has {key} {value} in the folder of {key} {folder}"
 
 
 def _one_line(value: object) -> str:

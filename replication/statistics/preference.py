@@ -51,20 +51,15 @@ class Ballots:
 def ballots(votes: Iterable[Vote], baseline: str, treatment: str) -> Ballots:
     """First votes between two arms, sides undone; repeats and other pairs are left out."""
     rows = [v for v in first_votes(votes) if {v.arm_left, v.arm_right} == {baseline, treatment}]
+    chosen = [chosen_arm(v) for v in rows]
     return Ballots(
-        score=np.array([score(v, treatment) for v in rows], dtype=np.float64),
+        score=np.array([0.5 if arm is None else float(arm == treatment) for arm in chosen], dtype=np.float64),
         seed=np.array([v.seed for v in rows], dtype=np.int64),
         prompt=np.array([v.prompt_id for v in rows], dtype=np.int64),
         judge=np.array([v.judge_id for v in rows], dtype=np.str_),
         is_human=np.array([v.judge_kind == "human" for v in rows], dtype=np.bool_),
         treatment_left=np.array([v.arm_left == treatment for v in rows], dtype=np.bool_),
     )
-
-
-def score(vote: Vote, treatment: str) -> float:
-    """1, 0.5 or 0; both_bad counts as a tie."""
-    arm = chosen_arm(vote)
-    return 0.5 if arm is None else float(arm == treatment)
 
 
 def shares_by(scores: ArrayLike, groups: ArrayLike) -> Floats:
@@ -96,10 +91,9 @@ def bootstrap_share(
         scores: float [..., V]; 0.5 is a tie, which counts neither above nor below the line.
         factors: labels [V] of each level: seed, prompt and judge of every vote.
         resamples: number of draws; those without a decisive vote are left out.
-        alpha: the interval covers 1 - alpha.
 
     Returns:
-        (low [...], high [...]); NaN where the decisive votes are all the same, or there are none.
+        (low [...], high [...]) of the 1 - alpha interval; NaN where the decisive votes are all the same, or none.
     """
     values = np.asarray(scores, dtype=np.float64)
     chosen, decisive = (values == 1).astype(np.float64), (values != 0.5).astype(np.float64)

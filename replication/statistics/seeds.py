@@ -110,17 +110,14 @@ def summarize_paired(differences_N: ArrayLike, confidence: float = 0.95) -> Pair
 
 
 @dataclass(frozen=True, eq=False)
-class Equivalence:
-    """Two one-sided tests of |mean| < margin; every array is [...]."""
+class Equivalence(MeanTest):
+    """Two one-sided tests of |mean| < margin; p is the larger of both.
 
-    n: NDArray[np.int64]
-    mean: Floats
-    sd: Floats
-    low: Floats  # bounds of the 1 - 2 alpha interval: the arms are equivalent where it lies within the margin
-    high: Floats
+    Low and high bound the 1 - 2 alpha interval: the arms are equivalent where it lies within the margin.
+    """
+
     p_lower: Floats  # of 'mean <= -margin'
     p_upper: Floats  # of 'mean >= margin'
-    p: Floats  # the larger of both
     verdict: NDArray[np.str_]  # equivalent, different beyond the margin (the interval lies wholly outside), not decided
 
 
@@ -148,7 +145,7 @@ def equivalence(differences_N: ArrayLike, margin: float, alpha: float = 0.05) ->
     p = np.maximum(p_lower, p_upper)
     outside = np.isfinite(p) & ((test.low > margin) | (test.high < -margin))
     verdict = np.where(p < alpha, EQUIVALENT, np.where(outside, DIFFERENT, NOT_DECIDED))
-    return Equivalence(test.n, test.mean, test.sd, test.low, test.high, p_lower, p_upper, p, verdict)
+    return Equivalence(test.n, test.mean, test.sd, test.low, test.high, p, p_lower, p_upper, verdict)
 
 
 def power_of_equivalence(
