@@ -136,9 +136,12 @@ def gain_row(cell: CellData) -> Row:
 
 
 @dataclass(frozen=True)
-class PairedNumbers:
-    """See statistics.seeds.Paired."""
+class ComparedArm:
+    """One arm beside the baseline in one quantity, over certified pairs; numbers as in statistics.seeds.Paired."""
 
+    arm: str
+    differences: list[Number]
+    """Arm minus baseline, one a seed."""
     n: int
     mean: Number
     sd: Number
@@ -147,19 +150,6 @@ class PairedNumbers:
     n_positive: int
     n_negative: int
     note: str
-
-
-@dataclass(frozen=True)
-class ArmDifferences:
-    arm: str
-    differences: list[Number]
-    """Arm minus baseline, one a seed."""
-
-
-@dataclass(frozen=True)
-class ComparedArm(PairedNumbers, ArmDifferences):
-    """One arm beside the baseline in one quantity, over certified pairs."""
-
     p_sign_flip: Number
 
     @property

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
-from replication.report.comparisons import Number, PairedNumbers
+from replication.report.comparisons import ComparedArm, Number
 from replication.report.drawing import FONT_POINTS, ArmStyle, Drawing, empty, name_axes, new_figure
 from replication.report.preference import Preference
-from replication.report.questions import TWO_BY_TWO, FactorialAnswer
+from replication.report.questions import TWO_BY_TWO, Effect, FactorialAnswer
 from replication.report.results import Drawn, Results
 from replication.statistics.format import percent
 
@@ -46,7 +46,7 @@ class _Marks:
 
     label: str
     seeds: Sequence[Number]
-    numbers: PairedNumbers
+    numbers: ComparedArm | Effect
     colours: tuple[str, str, str]
     """Of marks, bar and interval."""
     marker: str

@@ -219,7 +219,10 @@ def _heat_maps(cells: Sequence[CellData], styles: Styles, what: str) -> Drawing:
     figure, column = new_figure(len(styles), 1.7)
     image: Any = None
     for axes, (arm, of_arm) in zip(column, maps.items(), strict=True):
-        name_axes(axes, f"{styles[arm].label}{_applied(cells, arm) if what == 'scale' else ''}", "block")
+        acts = {c.config.get("layer_gain.enabled") for c in cells if c.arm == arm and c.config}
+        is_told = what == "scale" and len(acts) == 1
+        applied = " (applied)" if acts == {True} else " (measured, not applied)"
+        name_axes(axes, f"{styles[arm].label}{applied if is_told else ''}", "block")
         axes.grid(False)
         n_blocks = max((len(table) for _, table in of_arm), default=0)
         if not n_blocks or not len(values):
@@ -263,13 +266,6 @@ def _side_by_side(tables: Sequence[tuple[Floats, Floats]], n_blocks: int, last: 
             piece[: len(table), :-1] = np.where(logged, table[:, at], np.nan)
         maps.append(piece)
     return np.concatenate(maps, axis=1)
-
-
-def _applied(cells: Sequence[CellData], arm: str) -> str:
-    enabled = {c.config.get("layer_gain.enabled") for c in cells if c.arm == arm and c.config}
-    if len(enabled) != 1:
-        return ""
-    return " (applied)" if enabled == {True} else " (measured, not applied)"
 
 
 def _colours(values: Floats, what: str) -> dict[str, Any]:

@@ -105,7 +105,9 @@ class _Body:
     def _block(self, node: SyntaxTreeNode) -> str:
         match node.type:
             case "heading" if node.tag == "h2":
-                return self._new_section(node)
+                end = "</section>\n" if self._section else ""
+                self._section = re.sub(r"\W+", "-", _words(node).split(":")[0].lower()).strip("-")
+                return f'{end}<section id="{self._section}">\n<h2>{self._inline(node)}</h2>'
             case "heading" | "paragraph":
                 return f"<{node.tag}>{self._inline(node)}</{node.tag}>"
             case "bullet_list":
@@ -122,26 +124,21 @@ class _Body:
             case _:
                 return _ours(node.content)
 
-    def _new_section(self, heading: SyntaxTreeNode) -> str:
-        end = "</section>\n" if self._section else ""
-        self._section = re.sub(r"\W+", "-", _words(heading).split(":")[0].lower()).strip("-")
-        return f'{end}<section id="{self._section}">\n<h2>{self._inline(heading)}</h2>'
-
     def _table(self, table: SyntaxTreeNode) -> str:
         head, *rows = [row.children for part in table.children for row in part.children]
         named = any(map(_words, head))
         classes = [_column_class(cells) for cells in zip(head, *rows, strict=True)]
-        lines = [self._row(head, ["th"] * len(head), classes)] if named else []
-        tags = ["td" if named else "th", *["td"] * (len(head) - 1)]
+
+        def line(cells: Sequence[SyntaxTreeNode], tags: Sequence[str]) -> str:
+            parts = zip(cells, tags, classes, strict=True)
+            return f"<tr>{''.join(f'<{tag}{kind}>{self._named(cell)}</{tag}>' for cell, tag, kind in parts)}</tr>"
+
+        lines = [line(head, ["th"] * len(head))] if named else []
         for row in rows:
             is_group = named and len(row) > 1 and not any(map(_words, row[1:]))
             title = f'<tr class="group"><th colspan="{len(row)}">{_words(row[0])}</th></tr>'
-            lines.append(title if is_group else self._row(row, tags, classes))
+            lines.append(title if is_group else line(row, ["td" if named else "th", *["td"] * (len(head) - 1)]))
         return "\n".join(lines)
-
-    def _row(self, cells: Sequence[SyntaxTreeNode], tags: Sequence[str], classes: Sequence[str]) -> str:
-        parts = zip(cells, tags, classes, strict=True)
-        return f"<tr>{''.join(f'<{tag}{kind}>{self._named(cell)}</{tag}>' for cell, tag, kind in parts)}</tr>"
 
     def _named(self, node: SyntaxTreeNode) -> str:
         """Inline text; the name of an arm at its start has the arm's colour, and a state its own."""

@@ -14,7 +14,7 @@ import numpy as np
 from replication.config import AnalysisConfig, SuiteConfig, load_cell
 from replication.errors import UserError
 from replication.protocol.certificate import Certificate
-from replication.report.comparisons import Number, PairedNumbers, Values, certified, paired
+from replication.report.comparisons import Number, Values, certified, paired
 from replication.report.load import NAN, CellData
 from replication.report.preference import Preference
 from replication.statistics.seeds import (
@@ -125,18 +125,22 @@ def places(cells: Sequence[CellData], suite: SuiteConfig) -> dict[str, str] | No
 
 
 @dataclass(frozen=True)
-class EffectName:
+class Effect:
+    """A main effect or the interaction, over seeds; numbers as in statistics.seeds.Paired."""
+
     id: str
     name: str
     words: str
     contrasts: list[Number]
     """One a seed."""
-
-
-@dataclass(frozen=True)
-class Effect(PairedNumbers, EffectName):
-    """A main effect or the interaction, over seeds."""
-
+    n: int
+    mean: Number
+    sd: Number
+    low: Number
+    high: Number
+    n_positive: int
+    n_negative: int
+    note: str
     p: Number
     p_sign_flip: Number
 

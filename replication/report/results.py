@@ -119,12 +119,8 @@ def compute_results(
 ) -> Results:
     """All numbers of the report; a missing one is None.
 
-    Args:
-        suite_dir: the output folder; its plan and data manifest are read.
-        suite: names and order of arms and seeds; the first arm is the baseline.
-        cells: every cell of arms x seeds.
-        certificate: of the same arms and seeds; pairs that do not hold are left out of every difference.
-        votes: the record; empty: no votes yet.
+    `cells` are all of arms x seeds. The suite's first arm is the baseline, and pairs that the certificate does not let
+    pass are left out of every difference.
     """
     a = suite.analysis.resolved(suite.arms)
     compared = comparisons.quantities(a.late_validations)
