@@ -52,12 +52,8 @@ def quantities(late_validations: int) -> tuple[Quantity, ...]:
     """All that arms are compared by; the late mean is over so many validations."""
 
     def final(tag: str) -> Callable[[CellData], float]:
-        def value(cell: CellData) -> float:
-            steps = cell.validation.steps
-            # a validation of an earlier step is not the final one
-            return cell.validation.last(tag) if len(steps) and steps[-1] == cell.step else NAN
-
-        return value
+        """At the cell's last step: a validation of an earlier one is not the final one."""
+        return lambda cell: cell.validation.last(tag) if cell.step in cell.validation.steps[-1:] else NAN
 
     def late(cell: CellData) -> float:
         return late_mean(cell.validation.column("val/loss_nats"), late_validations).value
@@ -246,20 +242,11 @@ def block_of(place: str, n_blocks: int) -> int | None:
     return {"first": 0, "fourth": 3, "last": n_blocks - 1}[place]
 
 
-@dataclass(frozen=True)
-class SeedDivergence:
-    """One block of one cell, at the logged steps nearest to the published shares of training."""
-
-    seed: int
-    block: int
-    steps: list[int]
-    values: list[float]
-    growth: float
-    """The last value over the first."""
-
-
 def divergences(cells: Sequence[CellData], arms: Sequence[str]) -> Row:
-    """Divergences of three blocks, published and here; of the cells, complete ones that may be pooled are read."""
+    """Divergences of three blocks, published and here; of the cells, complete ones that may be pooled are read.
+
+    Growth is the value at the last of the steps over that at the first.
+    """
     published, here = [], []
     for d in DIVERGENCES:
         at = {"place": d.place, "block": d.block, "steps": DIVERGENCE_STEPS, "values": d.values}
@@ -272,21 +259,22 @@ def divergences(cells: Sequence[CellData], arms: Sequence[str]) -> Row:
                 found = {
                     "arm": arm,
                     "place": d.place,
-                    "block": rows[0].block,
-                    "steps": rows[0].steps,
-                    "mean": np.mean([row.values for row in rows], axis=0).tolist(),
-                    "growth": float(np.mean([row.growth for row in rows])),
+                    "block": rows[0]["block"],
+                    "steps": rows[0]["steps"],
+                    "mean": np.array([row["values"] for row in rows], dtype=np.float64).mean(0).tolist(),
+                    "growth": float(np.array([row["growth"] for row in rows], dtype=np.float64).mean()),
                     "seeds": rows,
                 }
                 here.append(found)
     return {"blocks": PHASE_3.blocks, "training_steps": PHASE_3.steps, "published": published, "here": here}
 
 
-def _seed_divergence(cell: CellData, place: str) -> SeedDivergence | None:
+def _seed_divergence(cell: CellData, place: str) -> Row | None:
+    """One block of one cell, at the logged steps nearest to the published shares of training."""
     block = block_of(place, len(cell.train.tags("divergence/")))
     if block is None:
         return None
     nearest = [int(np.abs(cell.train.steps - cell.step * at / PHASE_3.steps).argmin()) for at in DIVERGENCE_STEPS]
-    values = cell.train.column(f"divergence/block_{block:02d}")[nearest]
+    steps, values = cell.train.steps[nearest].tolist(), cell.train.column(f"divergence/block_{block:02d}")[nearest]
     growth = float(values[-1] / values[0])
-    return SeedDivergence(cell.seed, block, cell.train.steps[nearest].tolist(), values.tolist(), growth)
+    return Row(seed=cell.seed, block=block, steps=steps, values=values.tolist(), growth=growth)

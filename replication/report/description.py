@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from replication.config import RunConfig, SuiteConfig, differences, flatten, load_cell, load_run, to_dict
@@ -165,16 +165,11 @@ def reproduce(suite: SuiteConfig, cells: Sequence[CellData]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class SplitFacts:
-    tokens: int | None = None
-
-
-@dataclass(frozen=True)
 class SourceFacts:
     documents: int | None = None
     text_bytes: int | None = None
-    train: SplitFacts = SplitFacts()
-    validation: SplitFacts = SplitFacts()
+    train: Mapping[str, int | None] = field(default_factory=dict)
+    validation: Mapping[str, int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -194,7 +189,7 @@ def data_summary(suite_dir: SuiteDir, cells: Sequence[CellData]) -> Row | None:
         return None
     rows = []
     for name, source in corpus.sources.items():
-        tokens = {"train_tokens": source.train.tokens, "validation_tokens": source.validation.tokens}
+        tokens = {"train_tokens": source.train.get("tokens"), "validation_tokens": source.validation.get("tokens")}
         rows.append(Row(name=name, documents=source.documents, text_bytes=source.text_bytes, **tokens))
     is_used = {manifest.data.hash for _, manifest in manifests(cells)} == {corpus.hash}
     return Row(hash=corpus.hash, vocab_size=corpus.vocab_size, sources=rows, used_by_all=is_used)
@@ -219,16 +214,13 @@ def machines(cells: Sequence[CellData]) -> list[Row]:
     return _with_cells(found)
 
 
-def _with_cells(rows: Iterable[tuple[Row, str]]) -> list[Row]:
+def _with_cells(rows: Sequence[tuple[Row, str]]) -> list[Row]:
     """Each different row once, with the names of its cells."""
-    found: list[tuple[Row, list[str]]] = []
-    for row, name in rows:
-        names = next((names for other, names in found if other == row), None)
-        if names is None:
-            found.append((row, [name]))
-        else:
-            names.append(name)
-    return [row | {"cells": names} for row, names in found]
+    different: list[Row] = []
+    for row, _ in rows:
+        if row not in different:
+            different.append(row)
+    return [row | {"cells": [name for other, name in rows if other == row]} for row in different]
 
 
 @dataclass(frozen=True)

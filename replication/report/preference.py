@@ -151,18 +151,17 @@ def analyse_votes(
     categories: Mapping[int, str],
     is_planned: bool = False,
 ) -> Preference | None:
-    """The analysis of a record; None without any vote.
+    """The analysis of a record; None without any vote, or in a suite of one arm.
 
     Args:
         votes: the whole record.
         suite: name of the suite; votes of another are left out, and counted.
-        analysis: the plan's section, resolved: both arms named.
+        analysis: the plan's section, resolved.
         certified: arm -> seeds at which its pair with the baseline passes the certificate.
         categories: prompt id -> category.
         is_planned: whether a plan is registered, which the words then name.
     """
-    assert analysis.baseline and analysis.treatment
-    if not votes:
+    if not votes or analysis.baseline is None or analysis.treatment is None:
         return None
     alpha = analysis.alpha
     used, left_out = _usable(votes, suite, analysis, certified)

@@ -26,7 +26,7 @@ from replication.runs.files import read_object, remove_temporaries, write_json, 
 from replication.runs.layout import SuiteDir
 from replication.runs.records import from_json, to_json
 from replication.statistics.format import clean
-from replication.votes.record import Vote, read_note, read_panel_record, read_votes
+from replication.votes.record import read_note, read_panel_record, read_votes
 
 
 def write_report(suite_dir: SuiteDir, suite: SuiteConfig) -> Path:
@@ -60,10 +60,7 @@ def collect(suite_dir: SuiteDir, suite: SuiteConfig) -> tuple[list[CellData], Re
     if note:
         warned = [*results.warnings, note.warning] if note.warning else results.warnings
         results = replace(results, warnings=warned, votes_note=clean(note.to_dict()))
-    methods = ["No cell has started: there is nothing to describe yet."]
-    if results.config["summary"]:
-        methods = paragraphs("methods.txt.j2", results)
-    return cells, replace(results, verdict=sentences(results), methods=methods)
+    return cells, replace(results, verdict=sentences(results), methods=paragraphs("methods.txt.j2", results))
 
 
 def render(suite_dir: SuiteDir) -> Path:
@@ -104,12 +101,19 @@ def write_votes_report(suite_dir: SuiteDir) -> Path:
     counts = from_json(_Marginals, read_object(suite_dir.judging / "marginals.json"), lenient=True)
     pairs = {(vote.suite, *sorted((vote.arm_left, vote.arm_right))) for vote in votes}
     if len(pairs) != 1:
-        found = "no votes" if not votes else "votes on several pairs of arms or of several suites"
-        raise UserError(f"{suite_dir.votes}: holds {found}; without a suite.yaml the report is of one pair")
+        what = "no votes" if not votes else "votes on several pairs of arms or of several suites"
+        raise UserError(f"{suite_dir.votes}: holds {what}; without a suite.yaml the report is of one pair")
     name, *arms = pairs.pop()
-    if [counts.model_b, counts.model_a] == arms:
+    if [counts.model_b, counts.model_a] == arms:  # the panel named its baseline first; else they are in order of name
         arms.reverse()
-    preference = _estimate(votes, arms, counts, suite_dir)
+    full_set = read_panel_record(suite_dir.judging).votes_per_judge or AnalysisConfig().votes_per_judge
+    analysis = replace(AnalysisConfig(), baseline=arms[0], treatment=arms[1], votes_per_judge=full_set)
+    details = (counts.question_majorities or {}).get("details")
+    categories = {row["question_id"]: row["category"] for row in details} if isinstance(details, list) else {}
+    found = analyse_votes(votes, name, analysis, {arms[1]: {vote.seed for vote in votes}}, categories)
+    assert found is not None
+    undecided = replace(found, decision=NOT_DECIDED, why=NO_VERDICT, more_seeds=None)
+    preference = from_json(Preference, clean(to_json(undecided)))
     note = read_note(suite_dir.votes_note, suite_dir.votes)
     figure, drawn = preference_figure(preference, arm_styles(arms))
     save_png(figure, suite_dir.figures / drawn.file)
@@ -125,15 +129,3 @@ def write_votes_report(suite_dir: SuiteDir) -> Path:
     write_json(suite_dir.results, clean(to_json(results)))
     write_text(suite_dir.report_md, markdown("votes.md.j2", results))
     return suite_dir.report_md
-
-
-def _estimate(votes: list[Vote], arms: list[str], counts: _Marginals, suite_dir: SuiteDir) -> Preference:
-    """Of the baseline and the treatment: as the panel named its arms; where that is not known, in order of name."""
-    full_set = read_panel_record(suite_dir.judging).votes_per_judge or AnalysisConfig().votes_per_judge
-    analysis = replace(AnalysisConfig(), baseline=arms[0], treatment=arms[1], votes_per_judge=full_set)
-    details = (counts.question_majorities or {}).get("details")
-    categories = {row["question_id"]: row["category"] for row in details} if isinstance(details, list) else {}
-    found = analyse_votes(votes, votes[0].suite, analysis, {arms[1]: {vote.seed for vote in votes}}, categories)
-    assert found is not None
-    undecided = replace(found, decision=NOT_DECIDED, why=NO_VERDICT, more_seeds=None)
-    return from_json(Preference, clean(to_json(undecided)))

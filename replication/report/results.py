@@ -127,7 +127,11 @@ def compute_results(
     rows = {q.key: comparisons.compare(q, suite, cells, certificate) for q in compared}
     of_place, used = questions.places(cells, suite), rows[a.loss]
     held = [UsedPair(pair.arm, pair.seed) for pair in certificate.pairs if pair.state == "holds"]
-    preference = _preference(votes, suite, a, cells, certificate, suite_dir.plan.is_file())
+    baseline = a.baseline or suite.arms[0]
+    good = {arm: comparisons.certified(certificate, (arm, baseline), suite.seeds) for arm in suite.arms}
+    seeds = {arm: np.array(suite.seeds)[holds].tolist() for arm, holds in good.items() if arm != baseline}
+    categories = {s.prompt_id: str(s.category) for c in cells for s in c.samples if isinstance(s.prompt_id, int)}
+    preference = analyse_votes(votes, suite.name, a, seeds, categories, suite_dir.plan.is_file())
     loss = questions.loss_answer(used.values, used.name, certificate, suite.seeds, a)
     factorial = questions.factorial_answer(used.values, certificate, suite.seeds, of_place, a)
     results = Results(
@@ -182,27 +186,6 @@ def _suite(suite: SuiteConfig, cells: Sequence[CellData], held: Sequence[UsedPai
         smallest_sign_flip_p=smallest_sign_flip_p(n_paired),
         two_by_two=two_by_two,
     )
-
-
-def _preference(
-    votes: Sequence[Vote],
-    suite: SuiteConfig,
-    a: AnalysisConfig,
-    cells: Sequence[CellData],
-    certificate: Certificate,
-    is_planned: bool,
-) -> Preference | None:
-    """What the votes say of the treatment; None without votes, or in a suite of one arm."""
-    if a.treatment is None or a.baseline is None:
-        return None
-    seeds = {
-        arm: np.array(suite.seeds)[comparisons.certified(certificate, (arm, a.baseline), suite.seeds)].tolist()
-        for arm in suite.arms
-        if arm != a.baseline
-    }
-    samples = [sample for cell in cells for sample in cell.samples]
-    categories = {s.prompt_id: str(s.category) for s in samples if isinstance(s.prompt_id, int)}
-    return analyse_votes(votes, suite.name, a, seeds, categories, is_planned)
 
 
 def to_tree(results: Results) -> dict[str, Any]:
