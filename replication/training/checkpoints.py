@@ -75,8 +75,7 @@ class Marker:
     data_hash: str
     layout: Sharding
     scientific: Mapping[str, Any]
-    unlogged_steps: int | None = None
-    """Steps up to this one whose losses the journal does not have yet; older checkpoints do not say."""
+    unlogged_steps: int | None = None  # whose losses the journal does not have yet; older checkpoints do not say
 
 
 class Checkpoints(Callback):
