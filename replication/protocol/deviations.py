@@ -95,7 +95,10 @@ def check_plan(
     plan, cells = record.plan, {name: cell for name, cell in started.items() if has_logged(cell.run)}
     early = sorted({*record.began_before, *(name for name, cell in cells.items() if _is_early(cell, record))})
     earlier_plans = {entry.sha256 for entry in record.history}
-    unplanned = [name for name in early if name not in cells or _stamp(cells[name]).sha256 not in earlier_plans]
+    amended = {
+        name for name, cell in cells.items() if cell.manifest.plan and cell.manifest.plan.sha256 in earlier_plans
+    }
+    unplanned = [name for name in early if name not in amended]
     deviations, now = list[str](), plan_hash(read_object(suite_dir.plan)["plan"])  # an older file lacks later keys
     if now != record.sha256:
         was = record.sha256[:16]
@@ -160,11 +163,6 @@ def _changes_of_suite(plan: Plan, suite: SuiteConfig) -> list[str]:
     return [*lines, *(f"{key}: {a} in the plan, {b} now" for key, (a, b) in changed.items())]
 
 
-def _stamp(cell: LoggedCell) -> PlanStamp:
-    """Of the first start that logged a step; empty where no plan was registered then."""
-    return cell.manifest.plan or PlanStamp()
-
-
 def _is_early(cell: LoggedCell, record: Preregistration) -> bool:
     """Whether a cell first started before the plan was registered: it has no hash of it, whatever the clocks say of
     those that have. A time that cannot be read is no later one."""
@@ -181,7 +179,8 @@ def _under_another_plan(record: Preregistration, cells: Mapping[str, LoggedCell]
     """(fault, name) of each cell that carries another plan's hash or time, or none."""
     kept = {entry.sha256: entry.file for entry in record.history}
     for name, cell in cells.items():
-        sha256, frozen_at = _stamp(cell).sha256, _stamp(cell).frozen_at
+        stamp = cell.manifest.plan or PlanStamp()  # of the first start that logged a step
+        sha256, frozen_at = stamp.sha256, stamp.frozen_at
         if sha256 is None:
             yield "cells that started without a plan in their folder, though later than it was registered", name
         elif sha256 in kept:
