@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +22,7 @@ from scipy import stats as scipy_stats
 from replication.protocol.paper import LATE_CHECKPOINTS
 
 Floats = NDArray[np.float64]
+Number = TypeVar("Number", np.int64, np.float64)
 
 BUDGET_TOLERANCE = 0.01
 """A mean gain further from 1 does not preserve the total gradient budget (objectives/README.md, Token gain)."""
@@ -332,13 +334,17 @@ def window_means(values_S: ArrayLike, size: int) -> tuple[Floats, Floats]:
 
 
 def mean_over_seeds(curves: Sequence[tuple[ArrayLike, ArrayLike]]) -> tuple[Floats, Floats]:
-    """(common steps [C], mean [C]) of each seed's (steps [T], values [T]).
-
-    A step that one seed lacks, or has as NaN, is left out or NaN: a mean over changing sets of seeds would jump where a
-    seed ends.
-    """
+    """(shared steps [T], mean [T]) of each seed's (steps, values); a value that is NaN makes the mean NaN."""
     if not curves:
         return np.empty(0), np.empty(0)
-    common = reduce(np.intersect1d, [np.asarray(steps, dtype=np.float64) for steps, _ in curves])
-    rows = [np.asarray(values, dtype=np.float64)[np.isin(np.asarray(steps), common)] for steps, values in curves]
-    return common, np.mean(rows, axis=0)
+    steps, values_NT = shared_steps([(np.asarray(s, np.float64), np.asarray(v, np.float64)) for s, v in curves])
+    return steps, values_NT.mean(0)
+
+
+def shared_steps(curves: Sequence[tuple[NDArray[Number], Floats]]) -> tuple[NDArray[Number], Floats]:
+    """(steps [T] that all have, values [N, T]) of one curve or more, whose steps ascend.
+
+    A mean over changing sets of seeds would jump where a seed ends.
+    """
+    steps = reduce(np.intersect1d, (s for s, _ in curves))
+    return steps, np.stack([values[np.searchsorted(s, steps)] for s, values in curves])

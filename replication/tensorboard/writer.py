@@ -16,16 +16,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import reduce
 
 import numpy as np
-from numpy.typing import NDArray
 
 from replication.config import SuiteConfig, load_suite
 from replication.errors import UserError
 from replication.runs.files import hold_lock, remove_tree, write_text
 from replication.runs.layout import RunDir, SuiteDir
-from replication.statistics.seeds import mean_test
+from replication.statistics.seeds import mean_test, shared_steps
 from replication.tensorboard import tags
 from replication.tensorboard.event_file import SUFFIX, EventFile
 from replication.tensorboard.live import Curve, LiveJournal
@@ -136,7 +134,7 @@ def mean_runs(cells: Sequence[Curves], blocks: list[int], prefix: str = "") -> d
         there = [curves[tag] for curves in cells if tag in curves]
         if not there:
             continue
-        steps, values_NT = _shared(there)
+        steps, values_NT = shared_steps(there)
         if not len(steps):
             continue
         over_N = mean_test(values_NT.T)
@@ -156,16 +154,10 @@ def differences(arm: Curves, baseline: Curves, blocks: list[int]) -> dict[str, C
     found = {}
     for tag in tags.averaged_tags(blocks):
         if tag in arm and tag in baseline:
-            steps, (ours, theirs) = _shared([arm[tag], baseline[tag]])
+            steps, (ours, theirs) = shared_steps([arm[tag], baseline[tag]])
             if len(steps):
                 found[tag] = steps, ours - theirs
     return found
-
-
-def _shared(curves: Sequence[Curve]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(steps [T] that all have, values [N, T]) of at least one curve."""
-    steps = reduce(np.intersect1d, (s for s, _ in curves))
-    return steps, np.stack([values[np.searchsorted(s, steps)] for s, values in curves])
 
 
 @contextmanager
