@@ -163,10 +163,8 @@ def lines(section: Section) -> list[Line]:
 
 
 def lines_of(section: Section, suite: SuiteConfig, configs: Mapping[str, RunConfig]) -> list[Line]:
-    """The section's rows with the values of any suite; rows of an arm that it has not are left out.
-
-    Args:
-        configs: arm -> a config of it; where the section's own arm is missing, the last one stands for it.
+    """The section's rows with the values of any suite, of a config of each arm; rows of an arm that has none are left
+    out, and where the section's own arm is missing, the last one stands for it.
 
     Raises UserError: a row names a key that no run has.
     """

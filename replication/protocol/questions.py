@@ -31,13 +31,9 @@ class Question:
 def questions(
     a: AnalysisConfig, arms: Sequence[str], n_seeds: int, gains: Mapping[str, tuple[bool, bool]]
 ) -> tuple[Question, ...]:
-    """The primary question first, then the secondary ones.
+    """The primary question first, then the secondary ones, of a resolved section.
 
-    Args:
-        a: the resolved section.
-        arms: of the suite.
-        n_seeds: how many are planned.
-        gains: arm -> whether (token gain, layer gain) act; four arms with all four make the 2x2.
+    Gains say of each arm whether (token gain, layer gain) act; four arms with all four make the 2x2.
     """
     loss = LOSSES[a.loss].format(k=a.late_validations)
     smallest = min(1.0, 2 / 2**n_seeds)
