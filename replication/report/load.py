@@ -104,10 +104,7 @@ class CellData:
 
 
 def load_cells(suite_dir: SuiteDir, arms: Sequence[str], seeds: Sequence[int]) -> list[CellData]:
-    """Every cell of arms x seeds, seed by seed; those without a folder are there too, as pending.
-
-    Unreadable files count as missing: the certificate names them.
-    """
+    """Every cell of arms x seeds, seed by seed, those without a folder too. Unreadable files count as missing."""
     places = [(suite_dir.cell(arm, seed), arm, seed) for seed in seeds for arm in arms]
     if len(places) < MANY_CELLS:
         return [load_cell_files(*place) for place in places]
@@ -160,7 +157,6 @@ def _number(value: object) -> float:
 
 
 def _numbers(values: Sequence[object]) -> Floats:
-    """NaN for whatever is not a number."""
     if set(map(type, values)) <= {float, NoneType}:
         return np.array(values, dtype=np.float64)
     return np.array([_number(value) for value in values], dtype=np.float64)

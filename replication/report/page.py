@@ -65,13 +65,7 @@ def _text(value: Any) -> Markup:
 
 
 def html(text: str, title: str, colours: Mapping[str, str], folder: Path) -> str:
-    """The page of a Markdown text.
-
-    Args:
-        title: of the browser's tab.
-        colours: arm -> colour of the dot before its name.
-        folder: what the links of pictures are relative to.
-    """
+    """The page of a Markdown text, whose pictures lie in `folder`; the dot before an arm's name has its colour."""
     page = Environment(loader=PackageLoader("replication.report"), autoescape=True).get_template("page.html.j2")
     return page.render(title=title, body=Markup(_Body(colours, folder).html(text)))
 

@@ -154,7 +154,6 @@ def analyse_votes(
     """The analysis of a record; None without any vote, or in a suite of one arm.
 
     Args:
-        votes: the whole record.
         suite: name of the suite; votes of another are left out, and counted.
         analysis: the plan's section, resolved.
         certified: arm -> seeds at which its pair with the baseline passes the certificate.
@@ -250,8 +249,7 @@ def _decision(f: Preference, analysis: AnalysisConfig, is_planned: bool) -> tupl
 def estimate(b: Ballots, alpha: float, half_ties: bool = False) -> Estimate:
     """Preference with its interval, of coverage 1 - alpha, over seeds, prompts and judges.
 
-    Args:
-        half_ties: wins and half the ties, over all votes; else the share of decisive votes, as published.
+    It is the share of decisive votes, as published, or, with half_ties, of wins and half the ties over all votes.
     """
 
     def without_interval(note: str, share: float = NAN) -> Estimate:

@@ -91,9 +91,8 @@ def _preference(f: Preference) -> Iterator[str]:
         yield f"People and models have the same majority on {same}{r}."
     if f.agreement.krippendorff_alpha is not None:
         yield f"Agreement between judges: Krippendorff's alpha {number(f.agreement.krippendorff_alpha, 2)}."
-    if f.agreement.repeats:
-        pairs = f"{f.agreement.repeats_same} of {f.agreement.repeats} pairs shown again"
-        yield f"Judges repeated their own choice in {pairs}."
+    if n := f.agreement.repeats:
+        yield f"Judges repeated their own choice in {f.agreement.repeats_same} of {n} pairs shown again."
 
 
 def _bounds(e: Estimate) -> str:
@@ -109,27 +108,28 @@ def _loss(loss: LossAnswer | None) -> Iterator[str]:
         return
     n, margin = loss.n, f"{loss.margin_nats:g} nats"
     what = f"Validation loss of {loss.arm} beside {loss.baseline}:"
-    if n < 2:
+    found = f"mean difference {_interval(loss, loss.interval_level)}, {n} seeds"
+    if not n:
+        yield f"{what} not decided: no certified pair has both losses."
+    elif n == 1:
         one = f"{signed(loss.mean, 4)} nats at one seed, which has no interval"
         lacking = f"{_more_seeds(loss.more_seeds)} to reach the {loss.min_seeds} that a verdict needs"
-        yield f"{what} not decided: {f'{one}; {lacking}' if n else 'no certified pair has both losses'}."
-        return
-    found = f"mean difference {_interval(loss, loss.interval_level)}, {n} seeds"
-    if not loss.enough_seeds:
+        yield f"{what} not decided: {one}; {lacking}."
+    elif not loss.enough_seeds:
         yield f"{what} not decided: {n} of the {loss.min_seeds} seeds that a verdict needs ({found})."
         yield _seeds_for_equivalence(loss)
-        return
-    if loss.verdict == EQUIVALENT:
+    elif loss.verdict == EQUIVALENT:
         yield f"{what} equivalent within {margin} ({found})."
     elif loss.verdict == DIFFERENT:
         yield f"{what} {'higher' if (loss.mean or 0) > 0 else 'lower'} by more than {margin} ({found})."
     else:
         yield f"{what} not decided within {margin}: {_more_seeds(loss.more_seeds)} ({found})."
         yield _seeds_for_equivalence(loss)
-    yield (
-        f"Two one-sided t tests against {margin}: {_p(loss.p)}. Of no difference at all: "
-        f"{_p(loss.p_no_difference)} by t test, {_p(loss.p_sign_flip)} by exact sign flips."
-    )
+    if loss.enough_seeds:
+        yield (
+            f"Two one-sided t tests against {margin}: {_p(loss.p)}. Of no difference at all: "
+            f"{_p(loss.p_no_difference)} by t test, {_p(loss.p_sign_flip)} by exact sign flips."
+        )
 
 
 def _p(p: Number) -> str:
