@@ -57,13 +57,13 @@ def stop_requested() -> bool:
 class Times:
     """times.json: the longest that a cell has taken."""
 
-    save_seconds: float = 0.0
-    step_seconds: float = 0.0  # a validation included
+    save_seconds: float
+    step_seconds: float  # a validation included
 
 
 def record_times(run: RunDir, save_seconds: float, step_seconds: float) -> None:
-    """Keep the longest save and the longest step; a file that cannot be written is let be."""
-    kept = _times(run) or Times()
+    """Keep the longest save and step; a file that cannot be read is begun anew, one that cannot be written let be."""
+    kept = _times(run) or Times(0.0, 0.0)
     save, step = max(kept.save_seconds, save_seconds), max(kept.step_seconds, step_seconds)
     with suppress(OSError):
         write_record(run.times, Times(round(save, 3), round(step, 3)))

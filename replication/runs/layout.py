@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from replication.errors import UserError
@@ -182,13 +183,10 @@ def name_cells(names: Sequence[str]) -> str:
 
 def spans(numbers: Iterable[int]) -> list[str]:
     """Whole numbers in ascending order, neighbours as one: 1-4, 7."""
-    runs: list[list[int]] = []
-    for n in sorted(numbers):
-        if runs and n == runs[-1][1] + 1:
-            runs[-1][1] = n
-        else:
-            runs.append([n, n])
-    return [str(a) if a == b else f"{a}-{b}" for a, b in runs]
+    # neighbours are as far from their place in the order
+    groups = groupby(enumerate(sorted(numbers)), key=lambda place_and_n: place_and_n[1] - place_and_n[0])
+    runs = [[n for _, n in group] for _, group in groups]
+    return [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
 
 
 def step_of(folder: Path) -> int:
