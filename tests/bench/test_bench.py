@@ -389,7 +389,7 @@ def test_noise_is_measured_in_the_suites_folder_and_stands_beside_the_margin(tmp
 
     suite_dir = write_trained_suite(tmp_path, seeds=(1,), untrained="both/1")
     suite = load_suite(suite_dir.suite)
-    assert "not measured: replicate bench noise DIR measures it" in collect(suite_dir, suite)[1].verdict.noise[0]
+    assert "not measured: replicate bench noise DIR measures it" in collect(suite_dir, suite)[1].verdict["noise"][0]
     monkeypatch.setattr(noise, "run_cells", here)
     for _ in range(2):  # the second call finds the runs of the first
         assert main(["bench", "noise", str(suite_dir.root), "--cuts", "micro-batch,again"]) == 0
@@ -397,15 +397,15 @@ def test_noise_is_measured_in_the_suites_folder_and_stands_beside_the_margin(tmp
     assert [row["cut"] for row in rows] == ["as it is", "micro-batch 2", "again"]
     assert rows[2]["differences"] == {"final_val_loss": 0.0, "late_val_loss": 0.0}
     assert abs(rows[1]["differences"]["final_val_loss"]) < 1e-4  # two steps in fp32
-    (line,) = collect(suite_dir, suite)[1].verdict.noise
+    (line,) = collect(suite_dir, suite)[1].verdict["noise"]
     assert line.endswith("(micro-batch 2, again; baseline/seed-1).") and "beside the margin of 0.02 nats" in line
     edit_manifest(suite_dir.cell("baseline", 1), config_hash="another")
-    assert "under another config" in collect(suite_dir, suite)[1].verdict.noise[0]
+    assert "under another config" in collect(suite_dir, suite)[1].verdict["noise"][0]
     edit_manifest(SuiteDir(suite_dir.root / "noise" / "again").cell("baseline", 1), starts=None, code_hash="beef")
     with pytest.raises(UserError, match=r"ran other code .*beef.* remove .*noise, and measure anew"):
         bench_cli(["noise", str(suite_dir.root), "--cuts", "again"])
     for damaged in ("{", "[]", '{"rows": [{"cut": 1}]}'):
         suite_dir.noise.write_text(damaged)
-        assert "not measured" in collect(suite_dir, suite)[1].verdict.noise[0]
+        assert "not measured" in collect(suite_dir, suite)[1].verdict["noise"][0]
     with pytest.raises(UserError, match="--cuts: no 'heads'; choose of micro-batch, head"):
         bench_cli(["noise", str(suite_dir.root), "--cuts", "heads"])
