@@ -23,7 +23,9 @@ from replication.errors import UserError
 from replication.model.loss import IGNORE, EntropySums, TokenLosses, entropy_sums, log_probabilities, losses_of
 from replication.model.size import padded_vocabulary
 
-CHUNK_LOGITS = 1 << 26  # that the chunked head holds at a time, 256 MiB in fp32; it needs four times that for a moment
+CHUNK_LOGITS = {"cuda": 1 << 29, "cpu": 1 << 26}
+"""Logits that the chunked head computes at a time. On a GPU 5,000 tokens of a vocabulary of 100,000, in bf16 1 GiB: the
+gradient of the weight is read and written once a chunk. On a CPU 256 MiB in fp32, and about four times that a moment."""
 ENTROPY_LOGITS = 1 << 20  # whose probabilities are held at a time when entropies are measured: a cache's worth ...
 ENTROPY_TOKENS = 256  # ... but of no fewer tokens: a large vocabulary's would come one by one
 LIGER_AT_LEAST = (0, 8, 2)  # earlier ones gave wrong gradients for weights on tokens
@@ -153,9 +155,9 @@ class _ChunkedLosses(torch.autograd.Function):
         to_weight = torch.zeros(weight_PD.shape, dtype=log_sums_N.dtype, device=weight_PD.device)
         for hidden_RD, *of_tokens in _chunks(n_words, hidden_ND, targets_N, log_sums_N, smoothed_N, plain_N):
             hidden_RD = hidden_RD.to(ctx.dtype)
-            slope_RV = of_chunk(hidden_RD, weight, *of_tokens, ctx.label_smoothing, n_words)
-            to_hidden.append(slope_RV @ weight[:n_words])
-            to_weight[:n_words] += slope_RV.T @ hidden_RD
+            slope_RP = of_chunk(hidden_RD, weight, *of_tokens, ctx.label_smoothing, n_words)
+            to_hidden.append(slope_RP @ weight)
+            to_weight += slope_RP.T @ hidden_RD
         return torch.cat(to_hidden).to(hidden_ND.dtype), to_weight.to(weight_PD.dtype), *[None] * 6
 
 
@@ -169,7 +171,8 @@ def _chunk_losses(
     hidden_RD: Tensor, weight_PD: Tensor, targets_R: Tensor, vocab_size: int, entropies: bool
 ) -> tuple[tuple[Tensor, Tensor, Tensor], EntropySums | None]:
     """Of each token: -log p(target), the mean of -log p over the vocabulary, log sum exp; and the chunk's entropies."""
-    logits_RV = _wide_logits(hidden_RD, weight_PD, vocab_size)
+    logits_RV = logits_of(hidden_RD, weight_PD, vocab_size)
+    logits_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
     log_sum_R = logits_RV.logsumexp(-1)
     target_R = logits_RV.gather(1, targets_R.clamp(min=0)[:, None])[:, 0]
     valid_R = targets_R != IGNORE
@@ -187,21 +190,26 @@ def _chunk_slopes(
     smoothing: float,
     vocab_size: int,
 ) -> Tensor:
-    """d loss / d logits [R, V]: p - (1 - a) [target] - a / V, times each token's own incoming gradient."""
-    slope_RV = _wide_logits(hidden_RD, weight_PD, vocab_size).sub_(log_sum_R[:, None]).exp_()
-    slope_RV.mul_((smoothed_R + plain_R)[:, None]).sub_((smoothed_R * (smoothing / vocab_size))[:, None])
-    at_target_R1 = -(smoothed_R * (1 - smoothing) + plain_R)[:, None]
-    return slope_RV.scatter_add_(1, targets_R.clamp(min=0)[:, None], at_target_R1).to(hidden_RD.dtype)
+    """d loss / d logits [R, P]: p - (1 - a) [target] - a / V, times each token's own incoming gradient; 0 in the padding,
+    which the products that follow keep, as rows of odd length take a slow way on a GPU."""
+    logits_RP = F.linear(hidden_RD, weight_PD)
+    slope_RP = logits_RP.to(torch.promote_types(logits_RP.dtype, torch.float32)).sub_(log_sum_R[:, None]).exp_()
+    slope_RP.mul_((smoothed_R + plain_R)[:, None]).sub_((smoothed_R * (smoothing / vocab_size))[:, None])
+    target_R1, at_target_R1 = targets_R.clamp(min=0)[:, None], (smoothed_R * (1 - smoothing) + plain_R)[:, None]
+    if torch.compiler.is_compiling():  # one kernel, which holds nothing of this size but the result
+        column_P = torch.arange(len(weight_PD), device=weight_PD.device)
+        slope_RP = torch.where(column_P == target_R1, slope_RP - at_target_R1, slope_RP)
+        return torch.where(column_P < vocab_size, slope_RP, 0.0).to(hidden_RD.dtype)
+    slope_RP.scatter_add_(1, target_R1, -at_target_R1)
+    slope_RP[:, vocab_size:] = 0.0
+    return slope_RP.to(hidden_RD.dtype)
 
 
 def _chunks(vocab_size: int, *tensors: Tensor) -> Any:
-    return zip(*(t.split(max(1, CHUNK_LOGITS // vocab_size)) for t in tensors), strict=True)
-
-
-def _wide_logits(hidden_RD: Tensor, weight_PD: Tensor, vocab_size: int) -> Tensor:
-    """A chunk's logits of the real vocabulary in at least fp32, in memory of their own."""
-    logits_RV = logits_of(hidden_RD, weight_PD, vocab_size)
-    return logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
+    """Equal parts of tensors [N, ...]: each size is compiled once."""
+    n_tokens, most = len(tensors[0]), CHUNK_LOGITS[tensors[0].device.type] // vocab_size
+    rows = -(-n_tokens // max(1, -(-n_tokens // max(1, most))))
+    return zip(*(t.split(max(1, rows)) for t in tensors), strict=True)
 
 
 def losses_by_liger(
