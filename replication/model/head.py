@@ -190,7 +190,7 @@ def _chunk_slopes(
     smoothing: float,
     vocab_size: int,
 ) -> Tensor:
-    """d loss / d logits [R, P]: p - (1 - a) [target] - a / V, times each token's own incoming gradient; 0 in the padding,
+    """d loss / d logits [R, P]: p - (1 - a) [target] - a / V, times each token's incoming gradient; 0 in the padding,
     which the products that follow keep, as rows of odd length take a slow way on a GPU."""
     logits_RP = F.linear(hidden_RD, weight_PD)
     slope_RP = logits_RP.to(torch.promote_types(logits_RP.dtype, torch.float32)).sub_(log_sum_R[:, None]).exp_()
@@ -206,10 +206,14 @@ def _chunk_slopes(
 
 
 def _chunks(vocab_size: int, *tensors: Tensor) -> Any:
-    """Equal parts of tensors [N, ...]: each size is compiled once."""
-    n_tokens, most = len(tensors[0]), CHUNK_LOGITS[tensors[0].device.type] // vocab_size
-    rows = -(-n_tokens // max(1, -(-n_tokens // max(1, most))))
-    return zip(*(t.split(max(1, rows)) for t in tensors), strict=True)
+    rows = chunk_rows(len(tensors[0]), vocab_size, tensors[0].device.type)
+    return zip(*(t.split(rows) for t in tensors), strict=True)
+
+
+def chunk_rows(n_tokens: int, vocab_size: int, device: str) -> int:
+    """Tokens of a chunk: as equal as can be, because each size is compiled for itself."""
+    n_chunks = -(-n_tokens // max(1, CHUNK_LOGITS[device] // vocab_size))
+    return max(1, -(-n_tokens // max(1, n_chunks)))
 
 
 def losses_by_liger(

@@ -22,16 +22,28 @@ def parameter_count(model: ModelConfig) -> int:
     return embeddings + muon_parameter_count(model) + model.n_blocks * (router + norms) + model.d_model  # final norm
 
 
-def muon_parameter_count(model: ModelConfig) -> int:
-    """Parameters that Muon trains: the blocks' matrices without routers."""
+def muon_matrices(model: ModelConfig) -> list[tuple[int, int, int]]:
+    """(how many, rows, columns) of the matrices that Muon trains: the blocks' without routers."""
+    width, queries, keys = model.d_model, model.n_heads * model.d_head, model.n_kv_heads * model.d_head
     experts = model.n_experts + int(model.shared_expert) if model.feed_forward == "moe" else 1
-    return model.n_blocks * _matrices(model, experts)
+    of_block = [(1, queries, width), (2, keys, width), (1, width, queries)]
+    of_block += [(2 * experts, model.d_ff, width), (experts, width, model.d_ff)]
+    return [(model.n_blocks * n, rows, columns) for n, rows, columns in of_block]
 
 
-def _matrices(model: ModelConfig, experts: int) -> int:
-    """Of one block: queries, output, keys and values; gate, up and down of so many experts."""
-    attention = 2 * model.d_model * (model.n_heads + model.n_kv_heads) * model.d_head
-    return attention + 3 * model.d_model * model.d_ff * experts
+def muon_parameter_count(model: ModelConfig) -> int:
+    """Parameters that Muon trains."""
+    return sum(n * rows * columns for n, rows, columns in muon_matrices(model))
+
+
+def attention_parameters(model: ModelConfig) -> int:
+    """Weights of one block's attention products."""
+    return 2 * model.d_model * (model.n_heads + model.n_kv_heads) * model.d_head
+
+
+def swiglu_parameters(model: ModelConfig) -> int:
+    """Weights of one expert, or of a dense block's feed-forward layer: gate, up, down."""
+    return 3 * model.d_model * model.d_ff
 
 
 def active_matrix_parameters(model: ModelConfig) -> int:
@@ -42,7 +54,8 @@ def active_matrix_parameters(model: ModelConfig) -> int:
     experts, router = 1, 0
     if model.feed_forward == "moe":
         experts, router = model.top_k + int(model.shared_expert), model.n_experts * model.d_model
-    return model.vocab_size * model.d_model + model.n_blocks * (_matrices(model, experts) + router)
+    block = attention_parameters(model) + experts * swiglu_parameters(model) + router
+    return model.vocab_size * model.d_model + model.n_blocks * block
 
 
 def flops_per_token(model: ModelConfig, block_size_tokens: int, causal: bool) -> float:

@@ -94,11 +94,11 @@ def rotary(
     return angles.cos(), angles.sin()
 
 
-def rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
+def rotate(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
     """Rotate the pairs (i, i + C/2) of the last dimension by their angles."""
-    first, second = x_BHTC.chunk(2, dim=-1)
+    first, second = x_BTHC.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
-    return x_BHTC * cos_TC.to(x_BHTC.dtype) + turned * sin_TC.to(x_BHTC.dtype)
+    return x_BTHC * cos_TC[:, None].to(x_BTHC.dtype) + turned * sin_TC[:, None].to(x_BTHC.dtype)
 
 
 class Attention(nn.Module):
@@ -119,14 +119,15 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], cache: BlockCache | None = None) -> Tensor:
         B, T, _ = x_BTD.shape
-        q = self.q(x_BTD).view(B, T, self.n_heads, self.d_head).transpose(1, 2)
-        k = self.k(x_BTD).view(B, T, self.n_kv_heads, self.d_head).transpose(1, 2)
-        v = self.v(x_BTD).view(B, T, self.n_kv_heads, self.d_head).transpose(1, 2)
+        # one product; heads stay behind positions, as it leaves them, until the attention takes views of them
+        qkv = F.linear(x_BTD, torch.cat([self.q.weight, self.k.weight, self.v.weight])).view(B, T, -1, self.d_head)
+        q, k, v = qkv.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=2)
         if self.qk_norm == "before_rotary":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, *angles), rotate(k, *angles)
         if self.qk_norm == "after_rotary":
             q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.update(k, v)
         # one new position may see every cached one, so only a whole sequence needs the causal mask
@@ -146,11 +147,11 @@ def attend(q_BHTC: Tensor, k_BJTC: Tensor, v_BJTC: Tensor, causal: bool, kernel:
     """softmax(q k' / sqrt(C)) v by one kernel (ClusterConfig.attention): [B, H, T, C].
 
     The kernel is chosen here, around the product itself, so that a checkpointed block takes the same one again in
-    backward. Two of them know no shared heads, and get every head its own copy.
+    backward. One of them knows no shared heads, and gets every head its own copy.
     """
     if kernel == "auto":
         return F.scaled_dot_product_attention(q_BHTC, k_BJTC, v_BJTC, is_causal=causal, enable_gqa=True)
-    if kernel in ("cudnn", "efficient"):
+    if kernel == "efficient":
         copies = q_BHTC.shape[1] // k_BJTC.shape[1]
         k_BJTC, v_BJTC = k_BJTC.repeat_interleave(copies, 1), v_BJTC.repeat_interleave(copies, 1)
     with sdpa_kernel(KERNELS[kernel]):
@@ -207,8 +208,21 @@ def divergence(x_BTD: Tensor, y_BTD: Tensor, n_groups: int) -> Tensor:
     wide = torch.promote_types(x_BTD.dtype, torch.float32)
     if not n_groups:
         return x_BTD.new_zeros(0, dtype=wide)
-    change = torch.linalg.vector_norm((y_BTD - x_BTD).reshape(n_groups, -1), dim=1, dtype=wide)
-    return change / (torch.linalg.vector_norm(x_BTD.reshape(n_groups, -1), dim=1, dtype=wide) + 1e-8)
+    # of each position first: compiled, that is one pass with what makes y
+    of_position = (torch.linalg.vector_norm(z_BTD, dim=2, dtype=wide) for z_BTD in (y_BTD - x_BTD, x_BTD))
+    change_G, size_G = (torch.linalg.vector_norm(z_BT.view(n_groups, -1), dim=1) for z_BT in of_position)
+    return change_G / (size_G + 1e-8)
+
+
+def compile_block(block: Block) -> None:
+    """Compile a block in place, to one graph.
+
+    Without torch's own optimizer of DDP, which would cut it at the borders of DDP's buckets; and with backward outside
+    of autocast, as eager code runs it: else the router, whose forward is in fp32, would have its gradient in bf16.
+    """
+    torch._dynamo.config.optimize_ddp = False
+    torch._functorch.config.backward_pass_autocast = "off"
+    block.compile(dynamic=False)
 
 
 class Transformer(nn.Module):
@@ -233,7 +247,7 @@ class Transformer(nn.Module):
             block.checkpointed = cluster.activation_checkpointing  # type: ignore[assignment]
             block.attention.kernel = cluster.attention  # type: ignore[union-attr]
             if cluster.compile:
-                block.compile(dynamic=False)
+                compile_block(block)  # type: ignore[arg-type]
 
     def forward(self, tokens_BT: Tensor, n_groups: int = 0, cache: KVCache | None = None) -> Output:
         """Run the blocks.

@@ -1,0 +1,156 @@
+"""Time of a training step on GPUs, predicted in closed form: arithmetic and bytes of each part over assumed rates.
+
+A roofline model (Williams et al. 2009) of parts that follow each other. Its bytes are those of the code that inductor
+generates for an H100 (bench/README.md, Graphs); nothing here was fitted to a run. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from replication.config import RunConfig
+from replication.model.size import (
+    attention_parameters,
+    muon_matrices,
+    padded_vocabulary,
+    parameter_count,
+    swiglu_parameters,
+)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one GPU and its network are assumed to reach: here an H100 SXM, in FLOP/s and bytes/s."""
+
+    products: float = 650e12
+    """Large bf16 products; the data sheet says 989."""
+    grouped: float = 590e12
+    """Grouped products of the experts."""
+    attention: float = 380e12
+    """Causal attention with heads of 64, counted causal."""
+    memory: float = 2.7e12
+    """Fused kernels; the data sheet says 3.35."""
+    launch_seconds: float = 2e-6
+    """Of every kernel that has little to do."""
+    node_bus: float = 330e9
+    """Bus bandwidth of an all-reduce within a node (NVLink)."""
+    network_bus: float = 40e9
+    """The same for one GPU's share of the network between nodes (400 Gbit/s a GPU)."""
+
+
+H100 = Rates()
+
+# Of fused kernels in a compiled block, forward and backward: bytes a token for each number of the width, for each
+# number of the hidden width and expert, and bytes a weight of casts and their gradients.
+WIDTH_BYTES, HIDDEN_BYTES, CAST_BYTES = 140.0, 16.0, 12.0
+BLOCK_KERNELS = 66
+EAGER_FACTOR = 3.0
+"""Times as many bytes where a block is not compiled: each operation reads and writes its own."""
+ROUTING_SECONDS = 6e-5
+"""Top-k, sort and scatter of one block and micro-batch."""
+FIXED_SECONDS = 4e-3
+"""A step's measuring, logging and schedule."""
+NEWTON_SCHULZ_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a step on one process."""
+
+    name: str
+    flops: float = 0.0
+    n_bytes: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """A predicted step."""
+
+    parts: tuple[Part, ...]
+    tokens: int
+    """Of the step, over all processes."""
+    processes: int
+
+    @property
+    def seconds(self) -> float:
+        return sum(part.seconds for part in self.parts)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    def gpu_hours(self, steps: int) -> float:
+        return steps * self.seconds * self.processes / 3600
+
+
+def predict_step(config: RunConfig, rates: Rates = H100) -> StepTime:
+    """The parts of a training step of one process, the largest first."""
+    m, c, t = config.model, config.cluster, config.training
+    n, micro_batches = t.batch_tokens // config.world_size, config.accumulation
+    experts = m.n_experts if m.feed_forward == "moe" else 0
+    shared = 1 if not experts or m.shared_expert else 0
+    swiglu, attention, head = swiglu_parameters(m), attention_parameters(m), padded_vocabulary(m) * m.d_model
+    block_weights = attention + (experts + shared) * swiglu
+    chosen = (m.top_k if experts else 0) + shared
+
+    def part(name: str, rate: float, flops: float, n_bytes: float = 0.0, more_seconds: float = 0.0) -> Part:
+        return Part(name, flops, n_bytes, flops / rate + n_bytes / rates.memory + more_seconds)
+
+    chunked = c.head != "logits"
+    logits_bytes = n * padded_vocabulary(m) * (6.0 if chunked else 12.0)
+    head_bytes = logits_bytes + (10.0 * head * micro_batches * max(1, n // micro_batches // 4096) if chunked else 0.0)
+    fused = n * m.n_blocks * (WIDTH_BYTES * m.d_model + HIDDEN_BYTES * m.d_ff * chosen)
+    fused += micro_batches * m.n_blocks * CAST_BYTES * block_weights
+    launches = micro_batches * m.n_blocks * BLOCK_KERNELS * rates.launch_seconds
+    count, again = parameter_count(m), 4 / 3 if c.activation_checkpointing else 1.0
+    causal = 4 * n * config.data.block_size_tokens * m.n_heads * m.d_head / 2 * m.n_blocks * (3.5 + again - 1)
+    parts = [
+        part("head", rates.products, (8.0 if chunked else 6.0) * n * head, head_bytes),
+        part("experts' grouped products", rates.grouped, 6 * again * n * m.n_blocks * swiglu * (chosen - shared)),
+        part("other products of blocks", rates.products, 6 * again * n * m.n_blocks * (attention + shared * swiglu)),
+        part("fused kernels of blocks", 1.0, 0.0, fused * (1.0 if c.compile else EAGER_FACTOR), launches),
+        part("attention", rates.attention, causal),
+        part("routing", 1.0, 0.0, 0.0, (ROUTING_SECONDS if experts else 0.0) * micro_batches * m.n_blocks),
+        part("gradient accumulation", 1.0, 0.0, 12.0 * count * (micro_batches - 1)),
+        _optimizer(config, rates),
+        _communication(config, rates),
+        Part("rest", seconds=FIXED_SECONDS),
+    ]
+    found = sorted((p for p in parts if p.seconds), key=lambda p: -p.seconds)
+    return StepTime(tuple(found), t.batch_tokens, config.world_size)
+
+
+def _optimizer(config: RunConfig, rates: Rates) -> Part:
+    """Norm, clipping and the update: AdamW reads and writes 28 bytes a weight; Muon 60, and its products."""
+    count = parameter_count(config.model)
+    matrices = muon_matrices(config.model) if config.training.optimizer == "muon" else []
+    on_muon = sum(n * rows * columns for n, rows, columns in matrices)
+    flops = sum(n * NEWTON_SCHULZ_STEPS * (4 * min(r, c) ** 2 * max(r, c) + 2 * min(r, c) ** 3) for n, r, c in matrices)
+    share = 1 / config.world_size
+    shards = share if config.cluster.strategy.startswith("zero") else 1.0
+    n_bytes = 12.0 * count + (28.0 * (count - on_muon) + 60.0 * on_muon) * shards
+    return Part("optimizer", flops * share, n_bytes, flops * share / rates.products + n_bytes / rates.memory)
+
+
+def _communication(config: RunConfig, rates: Rates) -> Part:
+    """What is not hidden behind arithmetic, at the bus bandwidth of the slowest link.
+
+    DDP reduces fp32 gradients in the last backward and hides about half. ZeRO (overlap_comm: false) hides nothing: it
+    reduces them in every micro-batch and gathers updated weights; ZeRO 3 gathers all weights twice a micro-batch.
+    """
+    n, strategy = config.world_size, config.cluster.strategy
+    if n == 1:
+        return Part("communication")
+    count, ring = parameter_count(config.model), (n - 1) / n
+    width = 2.0 if config.training.precision == "bf16-mixed" else 4.0
+    if strategy == "ddp":
+        n_bytes = 2 * ring * 4 * count / 2
+        if config.training.optimizer == "muon":
+            n_bytes += ring * 4 * count
+    else:
+        n_bytes = ring * 4 * count * config.accumulation * (2 if strategy == "zero1" else 1) + ring * width * count
+        if strategy == "zero3":
+            n_bytes += 2 * ring * width * count * config.accumulation
+    bus = rates.network_bus if config.cluster.nodes > 1 else rates.node_bus
+    return Part("communication", 0.0, n_bytes, n_bytes / bus)
