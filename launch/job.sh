@@ -78,6 +78,12 @@ set_up_nodes() {
     export TMPDIR=$SITE_SCRATCH/replication-$SLURM_JOB_ID
     on_every_node mkdir -p "$TMPDIR" || refuse "SITE_SCRATCH: cannot write to $SITE_SCRATCH; make room, or mend $REPLICATION_SITE"
   fi
+  # Caches of torch's compilers lie on each node's own disk: on one that nodes share, they race.
+  local compiled=/tmp/replication-$UID
+  if [[ -n ${SITE_SCRATCH:-} ]]; then
+    compiled=$TMPDIR
+  fi
+  export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$compiled/inductor} TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$compiled/triton}
   read -ra container <<<"${SITE_CONTAINER:-}"
   if [[ -z ${SITE_MASTER_ADDR:-} ]]; then
     SITE_MASTER_ADDR=$(find_first_node) ||

@@ -109,7 +109,13 @@ def deepspeed_config(config: RunConfig) -> DeepSpeedConfig:
         "gradient_predivide_factor": 1.0,
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
-        "bf16": {"enabled": t.precision == "bf16-mixed"},
+        "bf16": {
+            "enabled": t.precision == "bf16-mixed",
+            "check_grad_overflow": True,  # its default changed between releases
+            "immediate_grad_update": False,
+            "bf16_master_weights_and_grads": False,
+            "bf16_optimizer_states": False,
+        },
         "fp16": {"enabled": False},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
