@@ -30,27 +30,33 @@ BATCH_ELEMENTS = 1 << 26  # of matrices that are brought together at a time: 256
 
 
 @torch.no_grad()
-def orthogonalise(matrices_MRC: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """The matrices with all singular values brought near 1, times 0.2 sqrt(max(R, C)): about AdamW's update; 0 gives 0.
+def orthogonalise(matrices: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
+    """Matrices of one shape, with all singular values brought near 1: [M, R, C] in the dtype of the arithmetic.
 
-    In the matrices' dtype, whatever that of the arithmetic is (none: theirs).
+    0 gives 0. `dtype` none: theirs. Each matrix is divided by its norm into the arithmetic's dtype in one pass.
     """
-    rows, columns = matrices_MRC.shape[1:]
-    x = matrices_MRC / torch.linalg.matrix_norm(matrices_MRC, keepdim=True).clamp(min=1e-12)
-    x = x.to(dtype or x.dtype)
+    rows, columns = matrices[0].shape
+    x = torch.empty(len(matrices), rows, columns, dtype=dtype or matrices[0].dtype, device=matrices[0].device)
+    norms = torch._foreach_norm(list(matrices))
+    torch._foreach_clamp_min_(norms, 1e-12)
+    for out, matrix, norm in zip(x, matrices, norms, strict=True):
+        torch.div(matrix, norm, out=out)
     x = x.mT if rows > columns else x  # the smaller side's products
     a, b, c = COEFFICIENTS
     for _ in range(STEPS):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    x = x.mT if rows > columns else x
-    return x.to(matrices_MRC.dtype) * (0.2 * math.sqrt(max(rows, columns)))
+    return x.mT if rows > columns else x
 
 
-Orthogonalise = Callable[[Tensor], Tensor]
-Placement = Callable[[list[Tensor], list[Tensor], Orthogonalise], list[Tensor]]
-"""(params, updates, orthogonal) -> pieces of orthogonal matrices, in the shapes of the updates (pieces of momentum, one
-for each param), wherever the strategy keeps the matrices. Called on all ranks together."""
+def update_size(shape: torch.Size) -> float:
+    """Factor that gives an orthogonal matrix about the size of AdamW's update (Liu et al. 2025, eq. 4)."""
+    return 0.2 * math.sqrt(max(shape))
+
+
+Placement = Callable[[list[Tensor], list[Tensor], torch.dtype | None, float], None]
+"""(params, updates, dtype, rate): subtract rate x update_size x the orthogonal matrices of the updates from the params,
+or from the pieces of matrices that the strategy keeps of both. Called on all ranks together."""
 
 
 class Muon(Optimizer):
@@ -84,16 +90,16 @@ class Muon(Optimizer):
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, gradients)
         updates = list(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))
-        updates = self.placement(params, updates, lambda matrices_MRC: orthogonalise(matrices_MRC, self.dtype))
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(params, updates, alpha=-group["lr"])
+        self.placement(params, updates, self.dtype, group["lr"])
 
     @torch.no_grad()
     def _adamw(self, group: Mapping[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
         first, second = ([self._state(p, name) for p in params] for name in ("exp_avg", "exp_avg_sq"))
-        for p in params:
-            if "step" not in self.state[p]:
-                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+        for p in params:  # a state that was loaded has its counts on the CPU
+            count = self.state[p].get("step")
+            if count is None or count.device != p.device:
+                self.state[p]["step"] = torch.zeros((), device=p.device) if count is None else count.to(p.device)
         steps, (beta1, beta2) = [self.state[p]["step"] for p in params], group["betas"]
         rule = {key: group[key] for key in ("lr", "weight_decay", "eps")} | {"beta1": beta1, "beta2": beta2}
         adamw(params, gradients, first, second, [], steps, **rule, fused=True, amsgrad=False, maximize=False)
@@ -105,32 +111,32 @@ class Muon(Optimizer):
         return state[name]
 
 
-def whole_matrices(params: list[Tensor], updates: list[Tensor], orthogonal: Orthogonalise) -> list[Tensor]:
-    """Single and DDP: every rank holds every matrix, and orthogonalises its share of each batch.
-
-    The results take the places of the updates in their list, so that no second copy of all of them is held.
-    """
-
-    def shared(stacked_MRC: Tensor) -> Tensor:
-        """Each rank orthogonalises an equal part; all get the whole."""
-        if world_size() == 1:
-            return orthogonal(stacked_MRC)
-        share = -(-len(stacked_MRC) // world_size())
-        mine_SRC = stacked_MRC[rank() * share : (rank() + 1) * share]
-        padded_SRC = stacked_MRC.new_zeros(share, *stacked_MRC.shape[1:])
-        if len(mine_SRC):
-            padded_SRC[: len(mine_SRC)] = orthogonal(mine_SRC)
-        return gather(padded_SRC).flatten(0, 1)[: len(stacked_MRC)]
-
-    for i, matrix_RC in _in_batches(updates, shared, world_size()):
-        updates[i] = matrix_RC
-    return updates
+@torch.no_grad()
+def whole_matrices(params: list[Tensor], updates: list[Tensor], dtype: torch.dtype | None, rate: float) -> None:
+    """Single and DDP: every rank holds every matrix, and orthogonalises its share of each batch."""
+    for i, matrix_RC in _shared_batches(updates, dtype):
+        params[i].add_(matrix_RC, alpha=-rate * update_size(matrix_RC.shape))
 
 
-def _in_batches(matrices: Sequence[Tensor], orthogonal: Orthogonalise, ranks: int = 1) -> Iterator[tuple[int, Tensor]]:
+def _shared_batches(matrices: Sequence[Tensor], dtype: torch.dtype | None) -> Iterator[tuple[int, Tensor]]:
+    """As _in_batches, on all ranks together: each orthogonalises an equal part, all get the whole."""
+    n = world_size()
+    if n == 1:
+        yield from _in_batches(matrices, dtype)
+        return
+    for batch in _batches([m.shape for m in matrices], n):
+        share = -(-len(batch) // n)
+        mine = [matrices[i] for i in batch[rank() * share : (rank() + 1) * share]]
+        padded_SRC = matrices[batch[0]].new_zeros(share, *matrices[batch[0]].shape, dtype=dtype)
+        if mine:
+            padded_SRC[: len(mine)] = orthogonalise(mine, dtype)
+        yield from zip(batch, gather(padded_SRC).flatten(0, 1), strict=False)  # padding at the end
+
+
+def _in_batches(matrices: Sequence[Tensor], dtype: torch.dtype | None) -> Iterator[tuple[int, Tensor]]:
     """Each matrix's number and its orthogonal matrix, of which one batch is held at a time."""
-    for batch in _batches([m.shape for m in matrices], ranks):
-        yield from zip(batch, orthogonal(torch.stack([matrices[i] for i in batch])), strict=True)
+    for batch in _batches([m.shape for m in matrices]):
+        yield from zip(batch, orthogonalise([matrices[i] for i in batch], dtype), strict=True)
 
 
 def _batches(shapes: Sequence[torch.Size], ranks: int = 1) -> Iterator[list[int]]:
@@ -166,8 +172,8 @@ class Partitions:
         """`pieces`: for this rank's flat part of each group, where every matrix lies in the whole buffer."""
         self.pieces = {id(flat): of_flat for flat, of_flat in pieces.items()}
 
-    def __call__(self, params: list[Tensor], updates: list[Tensor], orthogonal: Orthogonalise) -> list[Tensor]:
-        found = []
+    @torch.no_grad()
+    def __call__(self, params: list[Tensor], updates: list[Tensor], dtype: torch.dtype | None, rate: float) -> None:
         for param, update in zip(params, updates, strict=True):
             first = rank() * update.numel()  # where this rank's part begins
             last = first + update.numel()
@@ -176,13 +182,12 @@ class Partitions:
                 if first <= piece.start and piece.end <= last:
                     mine[piece] = update[piece.start - first :][: piece.length].view(piece.shape)
             mine |= self._across(self.pieces[id(param)], update, first)
-            out, owned = torch.zeros_like(update), list(mine)
-            for i, matrix_RC in _in_batches(list(mine.values()), orthogonal):
+            owned = list(mine)
+            for i, matrix_RC in _in_batches(list(mine.values()), dtype):
                 piece = owned[i]
                 begin, end = max(piece.start, first), min(piece.end, last)
-                out[begin - first : end - first] = matrix_RC.flatten()[begin - piece.start : end - piece.start]
-            found.append(out)
-        return found
+                part = matrix_RC.flatten()[begin - piece.start : end - piece.start]
+                param[begin - first : end - first].add_(part, alpha=-rate * update_size(piece.shape))
 
     @staticmethod
     def _across(pieces: list[Piece], update: Tensor, first: int) -> dict[Piece, Tensor]:
@@ -213,10 +218,9 @@ class Shards:
         """`pieces`: for this rank's flat buffer of each (sub-)group, where its shard of every matrix lies."""
         self.pieces = {id(flat): of_flat for flat, of_flat in pieces.items()}
 
-    def __call__(self, params: list[Tensor], updates: list[Tensor], orthogonal: Orthogonalise) -> list[Tensor]:
-        found = []
+    @torch.no_grad()
+    def __call__(self, params: list[Tensor], updates: list[Tensor], dtype: torch.dtype | None, rate: float) -> None:
         for param, update in zip(params, updates, strict=True):
-            out = torch.zeros_like(update)
             pieces = self.pieces[id(param)]
             for batch in _batches([p.shape for p in pieces], world_size()):
                 chosen = [pieces[i] for i in batch]
@@ -225,8 +229,7 @@ class Shards:
                     shards_WS.flatten()[: p.shape.numel()].view(p.shape)
                     for p, shards_WS in zip(chosen, shards_WF.split([p.length for p in chosen], dim=1), strict=True)
                 ]
-                for p, matrix_RC in zip(chosen, whole_matrices(matrices, matrices, orthogonal), strict=True):
+                for i, matrix_RC in _shared_batches(matrices, dtype):
+                    p = chosen[i]
                     shard = matrix_RC.flatten()[rank() * p.length :][: p.length]
-                    out[p.start : p.start + len(shard)] = shard
-            found.append(out)
-        return found
+                    param[p.start : p.start + len(shard)].add_(shard, alpha=-rate * update_size(p.shape))
