@@ -24,8 +24,8 @@ from replication.model.loss import IGNORE, EntropySums, TokenLosses, entropy_sum
 from replication.model.size import padded_vocabulary
 
 CHUNK_LOGITS = {"cuda": 1 << 29, "cpu": 1 << 26}
-"""Logits that the chunked head computes at a time. On a GPU 5,000 tokens of a vocabulary of 100,000, in bf16 1 GiB: the
-gradient of the weight is read and written once a chunk. On a CPU 256 MiB in fp32, and about four times that a moment."""
+"""Logits that the chunked head computes at a time. On a GPU 5,000 tokens of a vocabulary of 100,000, in bf16 1 GiB:
+the weight's gradient is read and written once a chunk. On a CPU 256 MiB in fp32, and about four times that a moment."""
 ENTROPY_LOGITS = 1 << 20  # whose probabilities are held at a time when entropies are measured: a cache's worth ...
 ENTROPY_TOKENS = 256  # ... but of no fewer tokens: a large vocabulary's would come one by one
 LIGER_AT_LEAST = (0, 8, 2)  # earlier ones gave wrong gradients for weights on tokens

@@ -19,10 +19,15 @@ def small_config():
     return load_run(["model/tiny.yaml", "cluster/one_gpu.yaml", "arms/both.yaml"], flags)
 
 
+@pytest.fixture(scope="module")
+def small_counts():
+    return graphs.count_block(small_config())
+
+
 @pytest.fixture
-def budget(tmp_path, monkeypatch):
+def budget(small_counts, tmp_path, monkeypatch):
     """The budget of the small block as it is."""
-    counts = graphs.count_block(small_config())
+    counts = small_counts
     file = tmp_path / "budget.yaml"
     file.write_text(yaml.safe_dump({"torch": str(torch.__version__), "block": vars(counts)}))
     monkeypatch.setattr(graphs, "BUDGET", file)
