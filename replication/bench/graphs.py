@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from replication.bench.result import Result
+from replication.bench.blocks import Result
 from replication.config import RunConfig, load_run
 from replication.console import table
 from replication.model import head
@@ -135,7 +135,7 @@ def count_block(config: RunConfig) -> Counts:
         compile_block(block)
         x_BTD = torch.empty(config.micro_batch_sequences, length, m.d_model, requires_grad=True)
         angles = rotary(m.rotary_base, m.d_head, 0, length, x_BTD.device, x_BTD.dtype)
-        groups = config.micro_batch_sequences // config.training.gain_group_sequences
+        groups = config.micro_batch_sequences // config.gain_group_sequences
         with counting(counts, block), _autocast(config):
             block(x_BTD, angles, groups)
     return counts

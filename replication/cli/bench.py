@@ -1,4 +1,4 @@
-"""`replicate bench ACTION`: step, peers, scaling, head, data, noise; and `replicate drill`."""
+"""`replicate bench ACTION`: step, peers, scaling, head, graphs, data, noise; and `replicate drill`."""
 
 from __future__ import annotations
 
@@ -104,6 +104,16 @@ def head(args: Namespace) -> None:
     _tell(bench_head(size, torch.device("cuda" if on_gpu else "cpu"), args.repeats, Console()), args.out)
 
 
+@takes("--config", "config file (default: the 1.2B model on one GPU, both interventions)", default=[], action="append")
+@OUT
+@takes_keys()
+def graphs(args: Namespace) -> None:
+    """Kernels, bytes and casts of a compiled block and head, counted without a GPU; and the step that is predicted."""
+    from replication.bench.graphs import PUBLISHED, count_graphs
+
+    _tell(count_graphs(load_run(args.config or list(PUBLISHED), args.keys)), args.out)
+
+
 @takes("--config", "config file (default: data/python)", default=[], action="append")
 @takes(
     "--prepared",
@@ -169,7 +179,7 @@ def noise(args: Namespace) -> None:
 bench = actions(
     "bench",
     "Measure speed and memory as ratios inside one run, and the noise of rounding.",
-    *(step, peers, scaling, head, data, noise),
+    *(step, peers, scaling, head, graphs, data, noise),
     no_keys="see `replicate bench head --help`",
 )
 
