@@ -339,7 +339,7 @@ class ClusterConfig:
     """Way from the hidden states to the loss: all logits at once; a few tokens at a time, computed again in
     backward (a fraction of the memory, 4 % more arithmetic); or by liger-kernel (a GPU, and the package)."""
     attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
-    """Kernel of the attention; auto: torch's own choice."""
+    """Kernel of the attention; auto: torch's own choice, and from Hopper GPUs on cuDNN's where it can."""
     stop_signal: Literal["USR1", "USR2"] = "USR2"
     """Signal to any one process at which all of them save at the next optimizer boundary and stop with exit code 75
     (NCCL is said to catch USR1). To a process that srun started SIGTERM, which SLURM itself sends, means the same."""

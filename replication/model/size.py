@@ -100,6 +100,25 @@ def state_needs(config: RunConfig) -> StateNeeds:
     return StateNeeds((weights + gradients + optimizer - on_host) * each, on_host * each)
 
 
+# Bytes kept from forward to backward in bf16, of a token for each number of the width, of a token and expert for each
+# number of the hidden width: compiled as bench graphs counts them, eager as autograd saves them for a dense block.
+SAVED_COMPILED, SAVED_EAGER = (30.0, 6.0), (41.0, 8.0)
+SAVED_LOGITS = 6.0  # bytes for each logit, where all are held at once
+
+
+def activation_gib(config: RunConfig) -> float:
+    """What one micro-batch keeps for its backward, at least: of the blocks, and of the head's logits."""
+    m, c = config.model, config.cluster
+    tokens = config.micro_batch_sequences * config.data.block_size_tokens
+    experts = m.top_k + int(m.shared_expert) if m.feed_forward == "moe" else 1
+    width, hidden = SAVED_COMPILED if c.compile else SAVED_EAGER
+    number = {"bf16-mixed": 1, "32-true": 2, "64-true": 4}[config.training.precision]
+    block = tokens * number * (width * m.d_model + hidden * m.d_ff * experts)
+    blocks = block + m.n_blocks * tokens * 4 * m.d_model if c.activation_checkpointing else m.n_blocks * block
+    head = tokens * padded_vocabulary(m) * SAVED_LOGITS if c.head == "logits" else 0.0
+    return (blocks + head) / GIB
+
+
 def _moments(config: RunConfig) -> float:
     """Numbers of optimizer state to each parameter: AdamW keeps two, Muon and SGD one."""
     if config.training.optimizer == "muon":

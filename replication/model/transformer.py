@@ -136,11 +136,17 @@ class Attention(nn.Module):
 
 
 KERNELS = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,
+    "flash": [SDPBackend.FLASH_ATTENTION],
+    "cudnn": [SDPBackend.CUDNN_ATTENTION],
+    "efficient": [SDPBackend.EFFICIENT_ATTENTION],
+    "math": [SDPBackend.MATH],
 }
+KERNELS["hopper"] = [
+    *KERNELS["cudnn"],
+    *KERNELS["flash"],
+    *KERNELS["efficient"],
+    *KERNELS["math"],
+]  # the first that can
 
 
 def attend(q_BHTC: Tensor, k_BJTC: Tensor, v_BJTC: Tensor, causal: bool, kernel: str) -> Tensor:
@@ -154,7 +160,7 @@ def attend(q_BHTC: Tensor, k_BJTC: Tensor, v_BJTC: Tensor, causal: bool, kernel:
     if kernel == "efficient":
         copies = q_BHTC.shape[1] // k_BJTC.shape[1]
         k_BJTC, v_BJTC = k_BJTC.repeat_interleave(copies, 1), v_BJTC.repeat_interleave(copies, 1)
-    with sdpa_kernel(KERNELS[kernel]):
+    with sdpa_kernel(KERNELS[kernel], set_priority=True):
         return F.scaled_dot_product_attention(q_BHTC, k_BJTC, v_BJTC, is_causal=causal, enable_gqa=True)
 
 
@@ -242,10 +248,14 @@ class Transformer(nn.Module):
         """Fit the computation to a machine: what is kept, fused, and by which kernels (UserError for missing ones)."""
         if cluster.attention in ("cudnn", "efficient") and not torch.cuda.is_available():
             raise UserError(f"cluster.attention: {cluster.attention} runs on a GPU, and torch sees none; choose auto")
+        kernel: str = cluster.attention
+        on_gpu = torch.cuda.is_available() and cluster.accelerator != "cpu"
+        if kernel == "auto" and on_gpu and torch.cuda.get_device_capability() >= (9, 0):
+            kernel = "hopper"
         self.head.configure(cluster.head, cluster.compile)
         for block in self.blocks:
             block.checkpointed = cluster.activation_checkpointing  # type: ignore[assignment]
-            block.attention.kernel = cluster.attention  # type: ignore[union-attr]
+            block.attention.kernel = kernel  # type: ignore[union-attr]
             if cluster.compile:
                 compile_block(block)  # type: ignore[arg-type]
 

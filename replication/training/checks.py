@@ -24,7 +24,7 @@ from replication.data.folder import SPLITS
 from replication.data.module import Batch
 from replication.data.store import TokenStore
 from replication.errors import Diverged, UserError
-from replication.model.size import GIB, StateNeeds, checkpoint_gib, checkpoints_kept, gib, state_needs
+from replication.model.size import GIB, StateNeeds, activation_gib, checkpoint_gib, checkpoints_kept, gib, state_needs
 from replication.runs.layout import RunDir, cells_in
 from replication.runs.manifest import code_identity, find_manifest, update_manifest
 from replication.training.checkpoints import complete_folders
@@ -166,6 +166,13 @@ def _complaint(config: RunConfig, run: RunDir, needs: StateNeeds, free_gib: floa
             f"cluster.strategy: {where} keeps {gib(needs.device_gib)} of weights, gradients and optimizer in each, and "
             f"rank {rank()} has {gib(free_gib)} free; take a higher ZeRO stage, more devices, or "
             "cluster.offload_optimizer"
+        )
+    room_gib = free_gib - needs.device_gib
+    if (kept_gib := activation_gib(config)) > room_gib:
+        return (
+            f"cluster.micro_batch_sequences: {config.micro_batch_sequences} sequences keep {gib(kept_gib)} for their "
+            f"backward, and rank {rank()} has {gib(room_gib)} free beside weights, gradients and optimizer; take "
+            "fewer, cluster.activation_checkpointing, or cluster.head: chunked"
         )
     scratch = Path(tempfile.gettempdir())
     scratch_gib = shutil.disk_usage(scratch).free / GIB

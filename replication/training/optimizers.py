@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from replication.config import RunConfig, TrainingConfig, scientific_hash
 from replication.console import say, table
 from replication.model.moe import MixtureOfExperts
-from replication.model.size import checkpoint_gib, gib, state_needs
+from replication.model.size import activation_gib, checkpoint_gib, gib, state_needs
 from replication.model.transformer import Transformer
 from replication.training.muon import Muon
 
@@ -111,7 +111,8 @@ def dry_run(config: RunConfig, console: Console) -> None:
         "tokens": f"{t.steps:,} steps of {t.batch_tokens:,}: {t.steps * t.batch_tokens:,}",
         "a step": f"{config.batch_sequences} sequences: {config.accumulation} micro-batch(es) of "
         f"{config.micro_batch_sequences} on each of {config.world_size} process(es), {config.cluster.strategy}",
-        "state": f"{gib(needs.device_gib)} a process{offloaded}; activations come on top",
+        "state": f"{gib(needs.device_gib)} a process{offloaded}",
+        "backward": f"{gib(activation_gib(config))} at least that a micro-batch keeps for it",
         "checkpoint": gib(checkpoint_gib(config)),
     }
     for name, value in facts.items():

@@ -100,6 +100,8 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
         )
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
+    finally:  # Lightning leaves it on, and sampling takes operations that no GPU computes so
+        torch.use_deterministic_algorithms(False)
     if first:
         finish_manifest(config, run)
 

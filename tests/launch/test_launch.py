@@ -456,3 +456,25 @@ def test_ci_installs_what_is_missing_and_ends_with_pytest(sandbox: Sandbox) -> N
     sandbox.program("shellcheck")
     sandbox.run(".ci/run")
     assert sandbox.asked("apt-get") == []
+
+
+@pytest.mark.parametrize(
+    "site, set_by_the_user, expected",
+    [
+        ("", {}, "/tmp/replication-{uid}/inductor /tmp/replication-{uid}/triton"),
+        ("SITE_SCRATCH={scratch}", {}, "{scratch}/replication-7/inductor {scratch}/replication-7/triton"),
+        ("", {"TRITON_CACHE_DIR": "/mine"}, "/tmp/replication-{uid}/inductor /mine"),
+    ],
+)
+def test_compilers_keep_their_caches_on_the_nodes_own_disk(tmp_path, site, set_by_the_user, expected):
+    """On a disk that nodes share they race. What the user set stays."""
+    words = {"uid": os.getuid(), "scratch": tmp_path}
+    (tmp_path / "site.env").write_text(f"SITE_MASTER_ADDR=127.0.0.1\n{site.format(**words)}\n")
+    script = "srun() { :; }; source launch/job.sh; set_up_nodes; echo $TORCHINDUCTOR_CACHE_DIR $TRITON_CACHE_DIR"
+    job = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_SUBMIT_DIR": str(CHECKOUT)}
+    clean = {k: v for k, v in os.environ.items() if k not in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], cwd=CHECKOUT, capture_output=True, text=True, check=True,
+        env=clean | job | {"REPLICATION_SITE": str(tmp_path / "site.env")} | set_by_the_user,
+    )  # fmt: skip
+    assert done.stdout.split() == expected.format(**words).split()

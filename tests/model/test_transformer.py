@@ -210,15 +210,27 @@ def test_checkpointed_blocks_give_the_same_bits_and_measure_once(monkeypatch, at
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("kernel", ["math", "flash", "cudnn", "efficient"])
+@pytest.mark.parametrize("kernel", ["math", "flash", "cudnn", "efficient", "hopper"])
 def test_attention_kernels_are_given_what_they_can_take(monkeypatch, kernel):
-    """Of cuDNN's and the efficient kernel the heads' own copies alone: their kernels run on a GPU."""
+    """Of the efficient kernel the heads' own copies alone, and of cuDNN's nothing: their kernels run on a GPU."""
     monkeypatch.setattr(
-        transformer, "KERNELS", transformer.KERNELS | dict.fromkeys(("cudnn", "efficient"), SDPBackend.MATH)
+        transformer, "KERNELS", transformer.KERNELS | {name: [SDPBackend.MATH] for name in ("cudnn", "efficient")}
     )
     q, k, v = (torch.randn(2, heads, 5, 8, generator=torch.Generator().manual_seed(heads)) for heads in (4, 2, 2))
     expected = transformer.attend(q, k, v, True, "auto")
     assert torch.allclose(transformer.attend(q, k, v, True, kernel), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("capability, kernel", [((8, 0), "auto"), ((9, 0), "hopper"), ((10, 0), "hopper")])
+def test_auto_takes_cudnns_kernel_from_hopper_on(monkeypatch, capability, kernel):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    model = Transformer(TINY)
+    model.configure(ClusterConfig())
+    assert {block.attention.kernel for block in model.blocks} == {kernel}
+    model.configure(ClusterConfig(attention="flash"))
+    assert {block.attention.kernel for block in model.blocks} == {"flash"}
+    assert transformer.KERNELS["hopper"][0] == SDPBackend.CUDNN_ATTENTION
 
 
 @pytest.mark.filterwarnings("default")  # torch.compile looks at its own warnings while it traces: they must not raise

@@ -16,6 +16,7 @@ from replication.errors import UserError
 from replication.runs.files import read_json
 from replication.runs.layout import RunDir
 from replication.training.checks import check_ranks
+from replication.training.strategies import deepspeed_config
 
 TWO = ("--cluster.strategy=zero2", "--cluster.devices=2", "--cluster.micro_batch_sequences=4")
 
@@ -127,6 +128,15 @@ def test_skipped_updates_beyond_the_limit_stop_the_run(tmp_path, monkeypatch):
     with pytest.raises(AssertionError, match=words):
         run_cells_on_ranks([OVERFLOW | {"name": "stopped"}], tmp_path)
     assert not list(tmp_path.glob("extensions/**/*")), "DeepSpeed on CPU needs no compiler"
+
+
+def test_no_field_of_deepspeeds_bf16_is_left_to_a_default():
+    """Defaults changed between releases, and a field that a new one adds has to be decided."""
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config
+
+    written = deepspeed_config(small_config("baseline", "--cluster.strategy=zero2", "--cluster.devices=2"))
+    assert written["bf16"].keys() == DeepSpeedBF16Config.model_fields.keys()
+    assert written["gradient_clipping"] == 1.0
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from training_setup import small_config
 
 from replication.config import load_run
 from replication.errors import UserError
-from replication.model.size import GIB, checkpoint_gib, checkpoints_kept, state_needs
+from replication.model.size import GIB, activation_gib, checkpoint_gib, checkpoints_kept, state_needs
 from replication.processes.launcher import PLACE, adopt_place
 from replication.runs import manifest
 from replication.runs.layout import RunDir
@@ -140,6 +141,27 @@ def test_too_little_room_is_one_line_before_the_first_step(tmp_path, monkeypatch
     assert line.endswith("take more nodes or a higher ZeRO stage, or raise cluster.slurm.memory_gib")
     assert room(config, tmp_path, monkeypatch, disk=0.0001).startswith(f"{tmp_path}/cell: checkpoints need ")
     assert "of scratch left on rank 0; make room, or point TMPDIR" in room(config, tmp_path, monkeypatch, scratch=0.01)
+
+
+def test_what_a_micro_batch_keeps_for_its_backward_must_fit(tmp_path, monkeypatch):
+    config = small_config()
+    state, kept = state_needs(config).device_gib, activation_gib(config)
+    line = room(config, tmp_path, monkeypatch, memory=state + kept / 2)
+    assert line.startswith("cluster.micro_batch_sequences: 8 sequences keep ")
+    assert line.endswith("take fewer, cluster.activation_checkpointing, or cluster.head: chunked")
+    half, least = (replace(config, cluster=replace(config.cluster, **c)) for c in (
+        {"micro_batch_sequences": 4}, {"activation_checkpointing": True, "head": "chunked"}))  # fmt: skip
+    assert activation_gib(half) == kept / 2
+    assert activation_gib(least) < kept
+
+
+def test_the_published_model_keeps_what_was_counted_of_its_compiled_graphs():
+    """1,364 MiB and an input of 64 in each of 20 blocks: read off inductor's code for an H100 (bench/README.md)."""
+    config = load_run(["model/1b2.yaml", "training/phase3.yaml", "cluster/one_gpu.yaml"])
+    weights = 96 / 1024  # cast copies, which stand beside the micro-batch's own
+    assert activation_gib(config) / 20 == pytest.approx(1428 / 1024 - weights, rel=0.02)
+    with_logits = replace(config, cluster=replace(config.cluster, head="logits"))
+    assert activation_gib(with_logits) - activation_gib(config) == pytest.approx(11.7, rel=0.25)
 
 
 def test_the_memory_of_a_job_is_what_it_was_given(monkeypatch):

@@ -221,6 +221,12 @@ def test_a_trained_cell_is_left_as_it_is(tmp_path):
     assert run.state() == "interrupted"  # trained, but not yet generated and marked complete
 
 
+def test_determinism_ends_with_the_training(tmp_path):
+    """What follows in the same process is sampling, and on a GPU its sums have no deterministic kernel."""
+    fit(small_config("baseline", "--training.deterministic=true"), tmp_path)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 # ---------------------------------------------------------------- checkpoints
 
 
