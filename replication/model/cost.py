@@ -35,7 +35,7 @@ class Rates:
     node_bus: float = 330e9
     """Bus bandwidth of an all-reduce within a node (NVLink)."""
     network_bus: float = 40e9
-    """The same for one GPU's share of the network between nodes (400 Gbit/s a GPU)."""
+    """What one GPU's own adapter adds to it between nodes (400 Gbit/s)."""
 
 
 H100 = Rates()
@@ -43,9 +43,9 @@ H100 = Rates()
 # Of fused kernels in a compiled block, forward and backward: bytes a token for each number of the width, for each
 # number of the hidden width and expert, and bytes a weight of casts and their gradients.
 WIDTH_BYTES, HIDDEN_BYTES, CAST_BYTES = 140.0, 16.0, 12.0
-BLOCK_KERNELS = 66
-EAGER_FACTOR = 3.0
-"""Times as many bytes where a block is not compiled: each operation reads and writes its own."""
+BLOCK_KERNELS, EAGER_KERNELS = 66, 600
+EAGER_FACTOR, EAGER_LAUNCH_SECONDS = 3.0, 6e-6
+"""Where a block is not compiled each operation reads and writes its own: so many times the bytes, one launch each."""
 ROUTING_SECONDS = 6e-5
 """Top-k, sort and scatter of one block and micro-batch."""
 FIXED_SECONDS = 4e-3
@@ -102,7 +102,8 @@ def predict_step(config: RunConfig, rates: Rates = H100) -> StepTime:
     head_bytes = logits_bytes + (10.0 * head * micro_batches * max(1, n // micro_batches // 4096) if chunked else 0.0)
     fused = n * m.n_blocks * (WIDTH_BYTES * m.d_model + HIDDEN_BYTES * m.d_ff * chosen)
     fused += micro_batches * m.n_blocks * CAST_BYTES * block_weights
-    launches = micro_batches * m.n_blocks * BLOCK_KERNELS * rates.launch_seconds
+    of_block = BLOCK_KERNELS * rates.launch_seconds if c.compile else EAGER_KERNELS * EAGER_LAUNCH_SECONDS
+    launches = micro_batches * m.n_blocks * of_block
     count, again = parameter_count(m), 4 / 3 if c.activation_checkpointing else 1.0
     causal = 4 * n * config.data.block_size_tokens * m.n_heads * m.d_head / 2 * m.n_blocks * (3.5 + again - 1)
     parts = [
@@ -152,5 +153,6 @@ def _communication(config: RunConfig, rates: Rates) -> Part:
         n_bytes = ring * 4 * count * config.accumulation * (2 if strategy == "zero1" else 1) + ring * width * count
         if strategy == "zero3":
             n_bytes += 2 * ring * width * count * config.accumulation
-    bus = rates.network_bus if config.cluster.nodes > 1 else rates.node_bus
+    between = rates.network_bus * config.cluster.devices if config.cluster.nodes > 1 else rates.node_bus
+    bus = min(rates.node_bus, between)
     return Part("communication", 0.0, n_bytes, n_bytes / bus)

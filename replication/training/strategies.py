@@ -23,8 +23,9 @@ from torch.nn import Parameter
 
 from replication.config import RunConfig
 from replication.errors import UserError
-from replication.model.moe import MixtureOfExperts
+from replication.model.moe import MixtureOfExperts, SwiGLU
 from replication.model.size import parameter_count
+from replication.model.transformer import Attention
 from replication.objectives.callbacks import MultiplyGradients
 from replication.training.muon import Muon, Partitions, Piece, Placement, Shards
 from replication.training.ranks import is_first
@@ -167,9 +168,9 @@ class ZeroStrategy(DeepSpeedStrategy):
 
         module = cast(LightningModule, self.lightning_module)
         if self.zero_stage_3:
-            experts = [m for m in module.modules() if isinstance(m, MixtureOfExperts)]
-            if experts:  # their weights are used outside a submodule of their own, so they are gathered as one
-                deepspeed.utils.set_z3_leaf_modules(module, [MixtureOfExperts])
+            # modules that multiply by their submodules' weights in one product, which are then gathered as one
+            kinds = {type(m) for m in module.modules()} & {Attention, SwiGLU, MixtureOfExperts}
+            deepspeed.utils.set_z3_leaf_modules(module, list(kinds))
         start = {n: p.detach().clone() for n, p in module.named_parameters()} if self._rounds_weights() else {}
         super().setup(trainer)
         for name, parameter in module.named_parameters():
