@@ -8,7 +8,7 @@ products and casts, and its fused kernels move about a tenth less (README.md, Gr
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 from unittest.mock import patch
 
 import torch
-import yaml
 from rich.table import Table
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -28,9 +27,9 @@ from replication.model import head
 from replication.model.cost import StepTime, predict_step
 from replication.model.size import padded_vocabulary
 from replication.model.transformer import Block, compile_block, rotary
-from replication.runs.files import write_text
+from replication.runs.records import read_record, write_record
 
-BUDGET = Path(__file__).with_name("budget.yaml")
+BUDGET = Path(__file__).with_name("budget.json")
 PUBLISHED = ("model/1b2.yaml", "training/phase3.yaml", "cluster/one_gpu.yaml", "arms/both.yaml")
 MB = 1e6
 
@@ -196,25 +195,33 @@ def count_graphs(config: RunConfig) -> GraphCounts:
     return GraphCounts(config, str(torch.__version__), parts, predict_step(config))
 
 
+@dataclass(frozen=True)
+class Budget:
+    """budget.json: counts of the published model that may not grow without a reason."""
+
+    renewed_by: str
+    torch: str
+    parts: dict[str, Counts]
+
+
 def over_budget(parts: Mapping[str, Counts]) -> list[str]:
-    """A line for each count that is above the one in budget.yaml: exactly, or by a twentieth on another torch."""
-    budget = yaml.safe_load(BUDGET.read_text(encoding="utf-8"))
-    room = 1.001 if budget["torch"] == torch.__version__ else 1.05
+    """A line for each count that is above the one in budget.json: exactly, or by a twentieth on another torch."""
+    budget = read_record(BUDGET, Budget)
+    assert budget is not None
+    room = 1.001 if budget.torch == torch.__version__ else 1.05
     return [
         f"{part}: {name} {value:,.0f}, the budget is {most:,.0f}"
         for part, counts in parts.items()
         for name, value in asdict(counts).items()
-        if value > (most := budget[part][name]) * room
+        if value > (most := getattr(budget.parts[part], name)) * room
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Renew budget.yaml: `python -m replication.bench.graphs`."""
-    counts = count_graphs(load_run(list(PUBLISHED)))
-    parts = {name: {k: round(v, 1) for k, v in asdict(of).items()} for name, of in counts.parts.items()}
-    text = "# Counts of the published model, forward and backward of one micro-batch; renewed by `python -m\n"
-    text += "# replication.bench.graphs`, with a reason in the commit for each that grows (CONTRIBUTING.md).\n"
-    write_text(BUDGET, text + yaml.safe_dump({"torch": str(torch.__version__)} | parts, sort_keys=False))
+def main() -> int:
+    """Renew budget.json: `python -m replication.bench.graphs`."""
+    found = count_graphs(load_run(list(PUBLISHED)))
+    parts = {name: Counts(**{k: round(v, 1) for k, v in asdict(of).items()}) for name, of in found.parts.items()}
+    write_record(BUDGET, Budget("python -m replication.bench.graphs", found.torch, parts))
     return 0
 
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-import yaml
 
 from replication.bench import graphs
 from replication.config import load_run
 from replication.model import transformer
+from replication.runs.records import write_record
 
 pytestmark = pytest.mark.filterwarnings("default")  # torch.compile looks at its own warnings while it traces
 
@@ -28,9 +28,8 @@ def small_counts():
 def budget(small_counts, tmp_path, monkeypatch):
     """The budget of the small block as it is."""
     counts = small_counts
-    file = tmp_path / "budget.yaml"
-    file.write_text(yaml.safe_dump({"torch": str(torch.__version__), "block": vars(counts)}))
-    monkeypatch.setattr(graphs, "BUDGET", file)
+    monkeypatch.setattr(graphs, "BUDGET", tmp_path / "budget.json")
+    write_record(graphs.BUDGET, graphs.Budget("by hand", str(torch.__version__), {"block": counts}))
     assert counts.graphs == 1 and counts.breaks == 0
     return counts
 
@@ -74,7 +73,7 @@ def test_a_planted_graph_break_exceeds_the_budget(budget, monkeypatch):
 
 
 def test_another_torch_has_a_twentieth_of_room(budget):
-    graphs.BUDGET.write_text(yaml.safe_dump({"torch": "0.0", "block": vars(budget)}))
+    write_record(graphs.BUDGET, graphs.Budget("by hand", "0.0", {"block": budget}))
     assert graphs.over_budget({"block": replace(budget, kernel_mb=1.04 * budget.kernel_mb)}) == []
     [line] = graphs.over_budget({"block": replace(budget, kernel_mb=1.06 * budget.kernel_mb)})
     assert line.startswith("block: kernel_mb ")
