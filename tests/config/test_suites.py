@@ -116,7 +116,7 @@ def test_a_suite_fits_every_cluster_file_for_gpus(name: str) -> None:
     """The batches of the smaller models are too few sequences for 32 GPUs in groups of two."""
     suite = load_suite(SUITES[name])
     large = cells_of(name)[0].config.batch_sequences >= 64
-    for file in ("one_gpu", "node_8gpu_ddp", "node_8gpu_zero2", *(["nodes_zero3"] if large else [])):
+    for file in ("one_gpu", "node_8gpu_ddp", "node_8gpu_zero2", *(["nodes_zero3", "nodes_ddp"] if large else [])):
         config = load_cell(suite, suite.arms[-1], suite.seeds[0], cluster=find_cluster(file))
         assert config.cluster.compile == (file != "nodes_zero3" and "packages" not in name), file
 
