@@ -17,7 +17,8 @@ from replication.errors import UserError
 from replication.grid import slurm
 from replication.grid.doctor import Finding, findings_table, free_disk_gib, needs_of, verdict
 from replication.grid.slurm import Site
-from replication.model.size import gib, parameter_count, state_needs
+from replication.model.cost import predict_step
+from replication.model.size import activation_gib, gib, parameter_count, state_needs
 
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3")
 
@@ -31,10 +32,13 @@ def examine_cluster(suite: SuiteConfig, config: RunConfig, site: Site, out: Path
     console.print(memory_table(config))
     c = config.cluster
     console.print(
-        f"weights, gradients and optimizer; activations come on top. This cluster file: {c.strategy} on "
-        f"{config.world_size} process(es), {c.nodes} node(s){', offloaded' if c.offload_optimizer else ''}",
+        f"weights, gradients and optimizer; a micro-batch keeps {gib(activation_gib(config))} at least on top. This "
+        f"cluster file: {c.strategy} on {config.world_size} process(es), {c.nodes} node(s)"
+        f"{', offloaded' if c.offload_optimizer else ''}",
         style="dim", soft_wrap=True,
     )  # fmt: skip
+    if c.accelerator == "gpu":
+        console.print(time_table(suite, config))
     needs, (folder, free) = needs_of(suite, config), free_disk_gib(out)
     text = f"{gib(needs.checkpoints_gib)} of checkpoints for {needs.n_cells} cells, {gib(free)} free at {folder}"
     remedy = "choose another --out, or lower checkpoints.keep_last"
@@ -64,6 +68,23 @@ def memory_table(config: RunConfig) -> Table:
                 text = gib(needs.device_gib) + (f" + {gib(needs.host_gib)} on the host" if needs.host_gib else "")
             cells.append(Text(text, "bold" if chosen and n == here else ""))
         shown.add_row(*cells)
+    return shown
+
+
+def time_table(suite: SuiteConfig, config: RunConfig) -> Table:
+    """A step, a cell and the suite on H100s as model/cost.py predicts them, a row a strategy of as many processes."""
+    n_cells, n = len(suite.arms) * len(suite.seeds), config.world_size
+    shown = table(
+        f"predicted for {n} H100 (assumed rates, nothing measured)",
+        ("strategy", ">ms a step", ">tokens/s", ">GPU-hours a cell", f">of all {n_cells} cells"),
+    )
+    for strategy in STRATEGIES:
+        if (strategy == "single") == (n == 1):
+            there = replace(config.cluster, strategy=strategy)  # type: ignore[arg-type]
+            step = predict_step(replace(config, cluster=there))
+            hours = step.gpu_hours(config.training.steps)
+            row = (strategy, f"{1e3 * step.seconds:,.0f}", f"{step.tokens_per_second:,.0f}", f"{hours:,.1f}")
+            shown.add_row(*row, f"{n_cells * hours:,.0f}", style="bold" if strategy == config.cluster.strategy else "")
     return shown
 
 

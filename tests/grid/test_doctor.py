@@ -14,8 +14,19 @@ import pytest
 from rich.console import Console
 
 from replication.cli.main import main
-from replication.config import ModelConfig, RunConfig, SourceConfig, TokenizerConfig, config_root, load_suite
+from replication.config import (
+    ModelConfig,
+    RunConfig,
+    SourceConfig,
+    TokenizerConfig,
+    config_root,
+    find_cluster,
+    load_cell,
+    load_suite,
+)
+from replication.grid.cluster import time_table
 from replication.grid.doctor import Machine, _obstacles, data_needs, doctor, needs_of
+from replication.model.cost import predict_step
 from replication.model.size import parameter_count
 
 PUBLISHED_MODEL = ModelConfig(
@@ -191,3 +202,17 @@ def test_a_prepared_folder_stands_for_the_sources(tmp_path: Path) -> None:
     assert data_needs(config)[0][1].startswith("missing")
     (tmp_path / "manifest.json").write_text("{}")
     assert data_needs(config) == [("data.dir", "local: prepared")]
+
+
+def test_the_time_of_a_suite_is_predicted_for_each_strategy():
+    suite = load_suite("phase3_1b2")
+    config = load_cell(suite, "both", suite.seeds[0], cluster=find_cluster("nodes_ddp"))
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(time_table(suite, config))
+    cells = [line.replace(",", "").split() for line in console.export_text().splitlines()[4:-1]]
+    rows = {words[1]: [float(word) for word in words if word[0].isdigit()] for words in cells}
+    assert list(rows) == ["ddp", "zero1", "zero2", "zero3"], "one process is another strategy"
+    milliseconds, tokens_per_second, of_cell, of_all = rows["ddp"]
+    assert milliseconds == round(1e3 * predict_step(config).seconds)
+    assert tokens_per_second == pytest.approx(131_072_000 / milliseconds, rel=0.01)
+    assert of_all == pytest.approx(of_cell * len(suite.arms) * len(suite.seeds), rel=0.02)
