@@ -218,7 +218,10 @@ def test_attention_kernels_are_given_what_they_can_take(monkeypatch, kernel):
     )
     q, k, v = (torch.randn(2, heads, 5, 8, generator=torch.Generator().manual_seed(heads)) for heads in (4, 2, 2))
     expected = transformer.attend(q, k, v, True, "auto")
+    given, product = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **kw: given.append(a[1]) or product(*a, **kw))
     assert torch.allclose(transformer.attend(q, k, v, True, kernel), expected, atol=1e-6)
+    assert given[0].shape[1] == (4 if kernel == "efficient" else 2), "heads that are shared stay shared"
 
 
 @pytest.mark.parametrize("capability, kernel", [((8, 0), "auto"), ((9, 0), "hopper"), ((10, 0), "hopper")])
