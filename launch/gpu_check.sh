@@ -5,6 +5,7 @@
 #   launch/gpu_check.sh [--small] PART [OUT]      (default OUT: out/gpu_check)
 #
 #   tests       the tests that need a GPU
+#   rates       what the time model assumes, measured: products, experts, attention, memory, launches; seconds
 #   head        the three heads at the published size: peak memory and time, eager and compiled
 #   step        a step of the 1.2B model, both interventions on: tokens/s, utilisation, memory, the four arms against
 #               the baseline, and where the time goes; compiled, chunked head
@@ -26,7 +27,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
 seconds=540
-parts=(tests head step logits flash cudnn in-backward eager train variants ablation summary)
+parts=(tests rates head step logits flash cudnn in-backward eager train variants ablation summary)
 
 usage() { sed --quiet '2,/^set/{/^set/!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
 
@@ -43,17 +44,33 @@ part=$1
 out=${2:-out/gpu_check}
 [[ " ${parts[*]} all " == *" $part "* ]] || fail "gpu_check: no part '$part'; the parts are ${parts[*]} all"
 [[ -n $small ]] || has_nvidia_driver || fail "gpu_check: nvidia-smi finds no GPU; --small tries the commands on the CPU"
-if has_nvidia_driver; then
+# An environment that has everything is taken as it is, that of REPLICATION_VENV or the current one: a machine that is
+# lent for an hour may reach no package index.
+needed="import torch, lightning, deepspeed, datasets, torchmetrics, tensorboard, yaml, pytest"
+current=$(python3 -c 'import sys; print(sys.prefix)' 2>/dev/null || true)
+ready=""
+for candidate in "$venv" "$current"; do
+  if [[ -z $ready && -x $candidate/bin/python ]] && "$candidate/bin/python" -c "$needed" 2>/dev/null; then
+    ready=$candidate
+  fi
+done
+if [[ -n $ready ]]; then
+  venv=$ready
+elif has_nvidia_driver; then
   install_environment test liger
 else
   install_environment test
 fi
+export PYTHONPATH=$checkout${PYTHONPATH:+:$PYTHONPATH}
+replicate=("$venv/bin/replicate")
+[[ -x ${replicate[0]} ]] || replicate=("$venv/bin/python" -m replication)
 mkdir -p "$out"
 
 # What is measured: the published model and batch, or its tiny twin.
 if [[ -n $small ]]; then
   layers=(--config model/tiny.yaml --config cluster/cpu.yaml --config arms/both.yaml)
   step=(--blocks 1 --block-steps 2 --logging.log_every_steps=2)
+  rates=(--repeats 1)
   head=(--tokens 512 --vocabulary 2000 --width 64 --accelerator cpu --repeats 1)
   run=(--model.vocab_size=2048 --training.steps=4 --training.warmup_steps=2 --training.batch_tokens=2048
     --validation.every_steps=2 --validation.sequences=16 --checkpoints.every_steps=2 --cluster.accelerator=cpu
@@ -68,6 +85,7 @@ else
   layers=(--config model/1b2.yaml --config training/phase3.yaml --config cluster/one_gpu.yaml --config arms/both.yaml
     --training.gain_group_sequences=2)
   step=(--blocks 8 --block-steps 2 --logging.log_every_steps=2)
+  rates=()
   head=()
   run=(--training.steps=20 --training.warmup_steps=10 --validation.every_steps=10 --validation.sequences=64
     --checkpoints.every_steps=10 --generation.max_new_tokens=50 --generation.samples_per_prompt=1)
@@ -91,11 +109,11 @@ bench_step() {
   local name=$1
   shift
   [[ ! -f $out/step-$name.json ]] || return 0
-  bounded "$venv/bin/replicate" bench step "${layers[@]}" "${step[@]}" "$@" --out "$out/step-$name.json"
+  bounded "${replicate[@]}" bench step "${layers[@]}" "${step[@]}" "$@" --out "$out/step-$name.json"
 }
 
 suite() {
-  bounded "$venv/bin/replicate" grid run "$1" --out "$out/$1" "${tiny[@]}" ${small:+"${run[@]}"}
+  bounded "${replicate[@]}" grid run "$1" --out "$out/$1" "${tiny[@]}" ${small:+"${run[@]}"}
 }
 
 summary() {
@@ -116,10 +134,11 @@ PYTHON
 act() {
   case $1 in
     tests) bounded "$venv/bin/python" -m pytest -m gpu "$checkout/tests" -q ;;
+    rates) bounded "${replicate[@]}" bench rates "${layers[@]}" "${rates[@]}" --out "$out/rates.json" ;;
     head)
-      [[ -f $out/head.json ]] || bounded "$venv/bin/replicate" bench head "${head[@]}" --out "$out/head.json"
+      [[ -f $out/head.json ]] || bounded "${replicate[@]}" bench head "${head[@]}" --out "$out/head.json"
       [[ -f $out/head-compiled.json ]] ||
-        bounded "$venv/bin/replicate" bench head "${head[@]}" --compile --out "$out/head-compiled.json"
+        bounded "${replicate[@]}" bench head "${head[@]}" --compile --out "$out/head-compiled.json"
       ;;
     step) bench_step chunked ;;
     logits) bench_step logits --cluster.head=logits ;;
@@ -129,8 +148,8 @@ act() {
     eager) bench_step eager --cluster.compile=false ;;
     train)
       [[ -f $out/data/manifest.json ]] ||
-        bounded "$venv/bin/replicate" prepare "${published[@]}" --out "$out/data"
-      bounded "$venv/bin/replicate" train "${published[@]}" "${run[@]}" --data.dir="$out/data" --out "$out/train"
+        bounded "${replicate[@]}" prepare "${published[@]}" --out "$out/data"
+      bounded "${replicate[@]}" train "${published[@]}" "${run[@]}" --data.dir="$out/data" --out "$out/train"
       ;;
     variants) suite packages_gain_variants_50m ;;
     ablation) suite packages_2x2_50m ;;

@@ -56,7 +56,7 @@ EXCEPTIONS = {
     "objectives.callbacks": ["lightning"],  # the two Lightning callbacks that switch the objectives on
     "grid.cell": ["replication.training", "replication.generation"],  # one cell, from nothing to COMPLETE
     "grid.doctor": ["torch", "replication.model.size"],  # asks torch for its GPUs
-    "grid.cluster": ["replication.model.size"],
+    "grid.cluster": ["replication.model.size", "replication.model.cost"],
 }
 
 # The only modules that may import a thing.

@@ -1,4 +1,4 @@
-"""`replicate bench ACTION`: step, peers, scaling, head, graphs, data, noise; and `replicate drill`."""
+"""`replicate bench ACTION`: step, peers, scaling, head, graphs, rates, data, noise; and `replicate drill`."""
 
 from __future__ import annotations
 
@@ -114,6 +114,23 @@ def graphs(args: Namespace) -> None:
     _tell(count_graphs(load_run(args.config or list(PUBLISHED), args.keys)), args.out)
 
 
+@takes("--config", "config file (default: the 1.2B model on one GPU, both interventions)", default=[], action="append")
+@takes("--repeats", "timed calls of each (default 10)", COUNT, 10)
+@OUT
+@takes_keys()
+def rates(args: Namespace) -> None:
+    """What the time model assumes, measured here: products, experts, attention, memory, launches; and a prediction."""
+    import torch
+
+    from replication.bench.graphs import PUBLISHED
+    from replication.bench.rates import bench_rates
+
+    config = load_run(args.config or list(PUBLISHED), args.keys)
+    on_gpu = torch.cuda.is_available() and config.cluster.accelerator != "cpu"
+    device = torch.device("cuda" if on_gpu else "cpu")
+    _tell(bench_rates(config, device, args.repeats, args.out, Console()), args.out)
+
+
 @takes("--config", "config file (default: data/python)", default=[], action="append")
 @takes(
     "--prepared",
@@ -179,7 +196,7 @@ def noise(args: Namespace) -> None:
 bench = actions(
     "bench",
     "Measure speed and memory as ratios inside one run, and the noise of rounding.",
-    *(step, peers, scaling, head, graphs, data, noise),
+    *(step, peers, scaling, head, graphs, rates, data, noise),
     no_keys="see `replicate bench head --help`",
 )
 

@@ -26,14 +26,16 @@ from replication.bench.loops import PlainLoop, Turns
 from replication.bench.noise import CUTS, cuts
 from replication.bench.peers import PLAIN, NaiveLoop, bench_peers, missing
 from replication.bench.product import ARMS, DATA, OPTIMIZER, REST, Product, configure, take_breakdown
+from replication.bench.rates import bench_rates
 from replication.bench.scaling import ScalingBench, ScalingRow, at_ranks, bench_scaling
 from replication.bench.step import BF16_PEAKS, arithmetic_peak, bench_step
 from replication.cli.bench import bench as bench_cli
 from replication.cli.main import main
-from replication.config import ModelConfig, load_suite, scientific_hash
+from replication.config import ModelConfig, load_run, load_suite, scientific_hash
 from replication.errors import UserError
 from replication.grid.cell import run_cell
 from replication.grid.local import Outcome
+from replication.model.cost import H100
 from replication.model.size import active_matrix_parameters, flops_per_token
 from replication.objectives.callbacks import LayerGain, TokenGain
 from replication.report.report import collect
@@ -409,3 +411,24 @@ def test_noise_is_measured_in_the_suites_folder_and_stands_beside_the_margin(tmp
         assert "not measured" in collect(suite_dir, suite)[1].verdict["noise"][0]
     with pytest.raises(UserError, match="--cuts: no 'heads'; choose of micro-batch, head"):
         bench_cli(["noise", str(suite_dir.root), "--cuts", "heads"])
+
+
+# ---------------------------------------------------------------- rates
+
+
+def test_rates_are_measured_one_by_one_and_predict_a_step(tmp_path):
+    """What this device cannot compute is named, and the others go on; the file tells what was measured so far."""
+    flags = ["--model.vocab_size=512", "--data.block_size_tokens=32", "--training.batch_tokens=256"]
+    config = load_run(["model/tiny.yaml", "cluster/cpu.yaml", "arms/both.yaml"], flags)
+    out = tmp_path / "rates.json"
+    found = bench_rates(config, torch.device("cpu"), 1, out, Console(file=io.StringIO()))
+    assert [row["name"] for row in json.loads(out.read_text())["rows"]] == [row.name for row in found.rows]
+    by_name = {row.name: row for row in found.rows}
+    assert by_name["attention, as trained"].per_second == found.measured.attention
+    grouped = [row.per_second for row in found.rows if row.rate == "grouped"]
+    assert found.measured.grouped == sorted(grouped)[1]
+    assert found.measured.node_bus == H100.node_bus, "what is not measured stays as assumed"
+    assert found.predicted.seconds > found.assumed.seconds
+    if not torch.cuda.is_available():
+        assert by_name["attention, cudnn"].note and by_name["attention, cudnn"].milliseconds is None
+    assert found.tables()

@@ -48,6 +48,7 @@ case "$*" in
   "-m uv"*--dry-run*) [[ -e $FAKE/uv-plan ]] && cat "$FAKE/uv-plan" ;;
   "-m uv"*) [[ -e $FAKE/uv-breaks-torch ]] || touch "$FAKE/torch" ;;
   "-m pytest"*) printf '%s\n' "env $OMP_NUM_THREADS $DS_ACCELERATOR $PWD" >>"$FAKE/log"; echo "pytest's last line" ;;
+  "-m replication "*) ;;
   "- "*) exec "$REAL_PYTHON" "$@" ;;
   *) exit 99 ;;
 esac
@@ -417,6 +418,20 @@ def test_gpu_check_asks_for_what_exists(sandbox: Sandbox, small: bool) -> None:
             suite = load_suite(words[3])
             layers = [*suite.layers, f"arms/{suite.arms[0]}.yaml"]
         load_run(layers, [word for word in words if word.startswith("--") and "." in word and "=" in word])
+
+
+def test_gpu_check_takes_an_environment_that_has_everything(sandbox: Sandbox) -> None:
+    """A machine that is lent for an hour may reach no package index."""
+    other = sandbox.root / "an environment"
+    (other / "bin").mkdir(parents=True)
+    (other / "bin" / "python").write_text(FAKE_PYTHON)
+    (other / "bin" / "python").chmod(0o755)
+    sandbox.state("torch")
+    sandbox.extra_env["REPLICATION_VENV"] = str(other)
+    done = sandbox.run("launch/gpu_check.sh", "--small", "rates", "x")
+    assert done.returncode == 0, done.stderr
+    assert not sandbox.asked("pip") and not sandbox.venv.exists()
+    assert len(sandbox.asked("-m replication bench rates --config model/tiny.yaml")) == 1
 
 
 def test_gpu_check_without_a_gpu_or_with_another_part_is_one_line(sandbox: Sandbox) -> None:
