@@ -108,7 +108,9 @@ bounded() {
 bench_step() {
   local name=$1
   shift
-  [[ ! -f $out/step-$name.json ]] || return 0
+  if [[ -f $out/step-$name.json ]] && ! grep --quiet '"unfinished"' "$out/step-$name.json"; then
+    return
+  fi
   bounded "${replicate[@]}" bench step "${layers[@]}" "${step[@]}" "$@" --out "$out/step-$name.json"
 }
 
@@ -121,7 +123,11 @@ summary() {
 import json, sys
 from pathlib import Path
 
-found = {path.stem: json.loads(path.read_text())["interleaved"] for path in Path(sys.argv[1]).glob("step-*.json")}
+results = {path.stem: json.loads(path.read_text()) for path in Path(sys.argv[1]).glob("step-*.json")}
+for name, result in results.items():
+    if "unfinished" in result:
+        print(f"{name:17} cut off after {len(result['blocks'])} blocks")
+found = {name: result["interleaved"] for name, result in results.items() if "interleaved" in result}
 speed = {name: one["tokens_per_second"]["both"] for name, one in found.items()}
 for name in sorted(speed, key=speed.get, reverse=True):
     cost = found[name]["time_over_reference"]["both"]

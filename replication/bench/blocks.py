@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 from rich.progress import Progress
@@ -17,6 +18,7 @@ from rich.table import Column, Table
 from scipy.stats import quantile_test
 
 from replication.console import table
+from replication.runs.files import write_json
 from replication.runs.records import to_json
 
 ClockName = Literal["seconds", "cpu_seconds"]
@@ -135,10 +137,12 @@ def interleave(
     run: Callable[[str], Elapsed],
     progress: Progress,
     warm_up: bool = True,
+    keep: Path | None = None,
 ) -> Interleaved:
     """Run everybody's blocks, of so many tokens each, in the running order; `run` runs one of the named contestant.
 
-    Each of the others has `rounds` blocks that count, and with `warm_up` everyone a first one that is dropped.
+    Each of the others has `rounds` blocks that count, and with `warm_up` everyone a first one that is dropped. The file
+    `keep` has every block as soon as it ends: a call that is cut off has told what it knew.
     """
     order = running_order(reference, others, rounds)
     dropped = [reference, *others] if warm_up else []
@@ -147,4 +151,6 @@ def interleave(
         progress.update(task, description=f"{'warm-up' if i < len(dropped) else 'block'}: {name}")
         blocks.append(Block(name, *run(name)))
         progress.advance(task)
+        if keep:
+            write_json(keep, {"unfinished": True, "block_tokens": block_tokens, "blocks": to_json(blocks)})
     return Interleaved(reference, block_tokens, tuple(blocks[len(dropped) :]))

@@ -72,7 +72,7 @@ class RateBench(Result):
 
 
 def bench_rates(config: RunConfig, device: torch.device, repeats: int, out: Path | None, console: Console) -> RateBench:
-    """Time every call `repeats` times. Each row is printed, and `out` written, as it comes: a cut call has told some."""
+    """Time every call `repeats` times; each is printed, and in `out`, as it comes: a call cut off has told some."""
     rows: list[RateRow] = []
     for rate, measurements in _measurements(config, device):
         for name, work, call in measurements:

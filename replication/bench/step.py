@@ -11,6 +11,7 @@ import resource
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -124,8 +125,13 @@ class StepBench(Result):
         return [table(title, columns, arms), self.breakdown.table(), facts("measured with", measured_with)]
 
 
-def bench_step(config: RunConfig, block_steps: int, rounds: int, console: Console) -> StepBench:
-    """Time the four arms of a config from `product.configure` beside the plain loop: so many blocks of each count."""
+def bench_step(
+    config: RunConfig, block_steps: int, rounds: int, console: Console, out: Path | None = None
+) -> StepBench:
+    """Time the four arms of a config from `product.configure` beside the plain loop: so many blocks of each count.
+
+    `out` has every block as it comes.
+    """
     prepare(config)
     with progress(console) as bars, closing(Product(config, block_steps)) as product:
         device, on_gpu = product.device, product.device.type == "cuda"
@@ -144,7 +150,7 @@ def bench_step(config: RunConfig, block_steps: int, rounds: int, console: Consol
             return elapsed
 
         others = [*(arm for arm in ARMS if arm != REFERENCE), PLAIN]
-        blocks = interleave(REFERENCE, others, rounds, block_steps * config.training.batch_tokens, run, bars)
+        blocks = interleave(REFERENCE, others, rounds, block_steps * config.training.batch_tokens, run, bars, keep=out)
         breakdown = take_breakdown(product, min(3, rounds))
     full, causal = (flops_per_token(config.model, config.data.block_size_tokens, c) for c in (False, True))
     peak = arithmetic_peak(device, config.training.precision)

@@ -51,7 +51,7 @@ def step(args: Namespace) -> None:
     from replication.bench.step import bench_step
 
     config = configure(_config(args), args.block_steps)
-    _tell(bench_step(config, args.block_steps, args.blocks, Console()), args.out)
+    _tell(bench_step(config, args.block_steps, args.blocks, Console(), args.out), args.out)
 
 
 @BLOCKS

@@ -416,6 +416,19 @@ def test_noise_is_measured_in_the_suites_folder_and_stands_beside_the_margin(tmp
 # ---------------------------------------------------------------- rates
 
 
+def test_every_block_is_in_the_file_as_it_comes(tmp_path):
+    """A call on a lent machine may be cut off."""
+    out, seen = tmp_path / "step.json", []
+
+    def run(name: str) -> Elapsed:
+        seen.append(read_json(out)["blocks"] if out.exists() else [])
+        return Elapsed(1.0, 1.0)
+
+    interleave("a", ["b"], 2, 10, run, Progress(disable=True), keep=out)
+    assert [len(blocks) for blocks in seen] == list(range(len(seen)))
+    assert read_json(out)["unfinished"] is True and read_json(out)["blocks"][0]["name"] == "a"
+
+
 def test_rates_are_measured_one_by_one_and_predict_a_step(tmp_path):
     """What this device cannot compute is named, and the others go on; the file tells what was measured so far."""
     flags = ["--model.vocab_size=512", "--data.block_size_tokens=32", "--training.batch_tokens=256"]
