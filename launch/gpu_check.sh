@@ -50,7 +50,7 @@ needed="import torch, lightning, deepspeed, datasets, torchmetrics, tensorboard,
 current=$(python3 -c 'import sys; print(sys.prefix)' 2>/dev/null || true)
 ready=""
 for candidate in "$venv" "$current"; do
-  if [[ -z $ready && -x $candidate/bin/python ]] && "$candidate/bin/python" -c "$needed" 2>/dev/null; then
+  if [[ -z $ready && -x $candidate/bin/python ]] && "$candidate/bin/python" -c "$needed" >/dev/null 2>&1; then
     ready=$candidate
   fi
 done
