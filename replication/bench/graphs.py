@@ -108,12 +108,12 @@ def counting(counts: Counts, module: nn.Module | None = None) -> Iterator[None]:
         stack.enter_context(torch._functorch.config.patch(force_non_lazy_backward_lowering=True))
         stack.enter_context(patch.object(torch._inductor.graph.GraphLowering, "compile_to_module", take))
         stack.enter_context(patch.object(torch._inductor.compile_fx, "min_cut_rematerialization_partition", partition))
+        stack.callback(torch._dynamo.reset)
         stack.enter_context(suppress(NotRun))
         yield
     found = torch._dynamo.utils.counters
     counts.graphs += found["stats"]["unique_graphs"]
     counts.breaks += sum(found["graph_break"].values())
-    torch._dynamo.reset()
 
 
 def _cast(node: torch.fx.Node, shapes: set[torch.Size]) -> int:
@@ -144,7 +144,7 @@ def count_head(config: RunConfig) -> Counts:
     """The compiled functions of one chunk of the chunked head on a GPU; its other products are in model/cost.py."""
     m, smoothing = config.model, config.training.label_smoothing
     counts, dtype = Counts(), torch.bfloat16 if config.training.precision == "bf16-mixed" else torch.float32
-    rows = head.chunk_rows(config.micro_batch_sequences * config.data.block_size_tokens, m.vocab_size, "cuda")
+    rows = head.chunk_rows(config.micro_batch_sequences * config.data.block_size_tokens, m.vocab_size, fused=True)
     with FakeTensorMode(), torch.no_grad():
         hidden_RD = torch.empty(rows, m.d_model, dtype=dtype)
         weight_PD = torch.empty(padded_vocabulary(m), m.d_model, dtype=dtype)

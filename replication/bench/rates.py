@@ -117,7 +117,7 @@ def _measurements(config: RunConfig, device: torch.device) -> Iterator[tuple[str
     def made(*shape: int) -> Tensor:
         return torch.randn(*shape, device=device, dtype=torch.bfloat16)
 
-    x, up, rows = made(n, width), made(hidden, width), chunk_rows(n, m.vocab_size, device.type)
+    x, up, rows = made(n, width), made(hidden, width), chunk_rows(n, m.vocab_size, fused=device.type == "cuda")
     weight, slopes, chunk = made(padded, width), made(rows, padded), made(rows, width)
     odd = made(rows * m.vocab_size).view(rows, m.vocab_size)
     head = 2.0 * rows * width * padded

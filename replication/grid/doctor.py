@@ -31,7 +31,15 @@ from replication.config.reading import check_layer, read_yaml
 from replication.console import say, table
 from replication.data.prompts import load_prompts
 from replication.errors import UserError, first_line
-from replication.model.size import GIB, checkpoint_gib, checkpoints_kept, gib, parameter_count, state_needs
+from replication.model.size import (
+    GIB,
+    activation_gib,
+    checkpoint_gib,
+    checkpoints_kept,
+    gib,
+    parameter_count,
+    state_needs,
+)
 
 HUB_SECONDS = 2.0
 CPU_FLOP_PER_MONTH = 1e11 * 30 * 86400  # generous for a desktop processor; a suite past it needs a GPU
@@ -240,7 +248,8 @@ class Needs:
 
     n_cells: int
     parameters: int
-    training_gib: float  # one cell: weights, gradients and two Adam moments; activations come on top
+    training_gib: float  # one cell: weights, gradients and two Adam moments
+    activations_gib: float  # that one micro-batch keeps for its backward, at least
     tokens: int  # over all cells
     checkpoints_gib: float  # all cells, each with the checkpoints that it keeps and the one being written
     flop: float  # 6 x parameters x tokens, every expert counted
@@ -251,20 +260,20 @@ def needs_of(suite: SuiteConfig, config: RunConfig) -> Needs:
     n_cells, parameters = len(suite.arms) * len(suite.seeds), parameter_count(config.model)
     tokens = n_cells * config.training.steps * config.training.batch_tokens
     checkpoints = n_cells * checkpoints_kept(config) * checkpoint_gib(config)
-    return Needs(
-        n_cells, parameters, state_needs(config).device_gib, tokens, checkpoints, flop=6.0 * parameters * tokens
-    )
+    memory = state_needs(config).device_gib, activation_gib(config)
+    return Needs(n_cells, parameters, *memory, tokens, checkpoints, flop=6.0 * parameters * tokens)
 
 
 def _obstacles(needs: Needs, config: RunConfig, machine: Machine) -> Iterator[str]:
     """Why this machine cannot run a suite, in words; nothing where it can."""
+    memory = needs.training_gib + needs.activations_gib
     on_gpu = config.cluster.accelerator == "gpu" or (config.cluster.accelerator == "auto" and machine.gpu_gib > 0)
     if on_gpu and not machine.gpu_gib:
         yield "cluster.accelerator is gpu, and torch sees none"
-    elif on_gpu and needs.training_gib > machine.gpu_gib:
-        yield f"{gib(needs.training_gib)} do not fit the GPU's {gib(machine.gpu_gib)}"
-    elif not on_gpu and needs.training_gib > machine.memory_gib:
-        yield f"{gib(needs.training_gib)} do not fit the {gib(machine.memory_gib)} of free memory"
+    elif on_gpu and memory > machine.gpu_gib:
+        yield f"{gib(memory)} do not fit the GPU's {gib(machine.gpu_gib)}"
+    elif not on_gpu and memory > machine.memory_gib:
+        yield f"{gib(memory)} do not fit the {gib(machine.memory_gib)} of free memory"
     months = needs.flop / CPU_FLOP_PER_MONTH
     if not on_gpu and months > 1:
         yield f"{needs.flop:.0e} FLOP take months on a CPU (about {months:,.0f} at 1e11 a second)"
@@ -321,7 +330,8 @@ def _print_suites(console: Console, config_root: Path, machine: Machine) -> list
     console.print(shown)
     console.print(
         "memory = parameters x 4 numbers (weight, gradient, two Adam moments; one for SGD and what Muon trains)\n"
-        "x 4 bytes (8 under 64-true), activations on top; checkpoints = cells x (kept + 1) x parameters x 4 numbers",
+        "x 4 bytes (8 under 64-true) + what a micro-batch keeps for its backward at least; checkpoints = cells x\n"
+        "(kept + 1) x parameters x 4 numbers",
         style="dim",
         soft_wrap=True,
     )
@@ -342,7 +352,7 @@ def _suite_rows(path: Path, root: Path, machine: Machine) -> Iterator[tuple[str,
     told = {
         "cells": f"{needs.n_cells} ({len(suite.arms)} arms x {len(suite.seeds)} seeds)",
         "parameters": f"{needs.parameters:,}",
-        "memory of a cell": gib(needs.training_gib),
+        "memory of a cell": f"{gib(needs.training_gib)} + {gib(needs.activations_gib)}",
         "tokens in total": f"{needs.tokens:,}",
         "checkpoints": f"up to {gib(needs.checkpoints_gib)}",
     }

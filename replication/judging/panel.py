@@ -250,12 +250,13 @@ def _assign(
             first_is_left = (key.items[item].arm_first == key.treatment) == place.treatment_left
         shown = {"item_id": item, "first_is_left": first_is_left, "expected": place.expected}
         rows.append({"judge_id": name, "position": position, **shown})
-    ids: dict[int | None, int] = {}  # place -> assignment
+    ids: dict[int, int] = {}  # place -> assignment
     for is_repeat in (False, True):  # first votes before repeats, which name them
         at = [i for i, place in enumerate(places) if (place.repeats is not None) == is_repeat]
         if at:
             query = insert(assignments).returning(assignments.c.assignment_id, sort_by_parameter_order=True)
-            batch = [rows[i] | {"repeats": ids.get(places[i].repeats)} for i in at]
+            firsts = [places[i].repeats for i in at]
+            batch = [rows[i] | {"repeats": None if k is None else ids[k]} for i, k in zip(at, firsts, strict=True)]
             ids |= zip(at, c.execute(query, batch).scalars(), strict=True)
 
 

@@ -12,6 +12,7 @@ from replication.config import RunConfig
 from replication.model.size import (
     attention_parameters,
     muon_matrices,
+    muon_parameter_count,
     padded_vocabulary,
     parameter_count,
     swiglu_parameters,
@@ -147,8 +148,8 @@ def _communication(config: RunConfig, rates: Rates) -> Part:
     width = 2.0 if config.training.precision == "bf16-mixed" else 4.0
     if strategy == "ddp":
         n_bytes = 2 * ring * 4 * count / 2
-        if config.training.optimizer == "muon":
-            n_bytes += ring * 4 * count
+        if config.training.optimizer == "muon":  # each rank's share of the orthogonal matrices goes to all
+            n_bytes += ring * width * muon_parameter_count(config.model)
     else:
         n_bytes = ring * 4 * count * config.accumulation * (2 if strategy == "zero1" else 1) + ring * width * count
         if strategy == "zero3":

@@ -23,9 +23,10 @@ from replication.errors import UserError
 from replication.model.loss import IGNORE, EntropySums, TokenLosses, entropy_sums, log_probabilities, losses_of
 from replication.model.size import padded_vocabulary
 
-CHUNK_LOGITS = {"cuda": 1 << 29, "cpu": 1 << 26}
-"""Logits that the chunked head computes at a time. On a GPU 5,000 tokens of a vocabulary of 100,000, in bf16 1 GiB:
-the weight's gradient is read and written once a chunk. On a CPU 256 MiB in fp32, and about four times that a moment."""
+CHUNK_LOGITS = 1 << 26  # that the chunked head holds at a time: 256 MiB in fp32, and about four times that a moment
+FUSED_CHUNK_LOGITS = (
+    1 << 29
+)  # compiled on a GPU it holds them in bf16 alone, 1 GiB; a chunk costs the weight's gradient
 ENTROPY_LOGITS = 1 << 20  # whose probabilities are held at a time when entropies are measured: a cache's worth ...
 ENTROPY_TOKENS = 256  # ... but of no fewer tokens: a large vocabulary's would come one by one
 LIGER_AT_LEAST = (0, 8, 2)  # earlier ones gave wrong gradients for weights on tokens
@@ -135,7 +136,7 @@ class _ChunkedLosses(torch.autograd.Function):
         weight, of_chunk = weight_PD.to(dtype), _compiled(_chunk_losses) if compiled else _chunk_losses
         found = [
             of_chunk(hidden_RD.to(dtype), weight, targets_R, vocab_size, entropies)
-            for hidden_RD, targets_R in _chunks(vocab_size, hidden_ND, targets_N)
+            for hidden_RD, targets_R in _chunks(compiled, vocab_size, hidden_ND, targets_N)
         ]
         losses, sums = zip(*found, strict=True)
         plain_N, uniform_N, log_sums_N = (torch.cat(column) for column in zip(*losses, strict=True))
@@ -153,7 +154,9 @@ class _ChunkedLosses(torch.autograd.Function):
         of_chunk: Callable[..., Tensor] = _compiled(_chunk_slopes) if ctx.compiled else _chunk_slopes
         to_hidden = []
         to_weight = torch.zeros(weight_PD.shape, dtype=log_sums_N.dtype, device=weight_PD.device)
-        for hidden_RD, *of_tokens in _chunks(n_words, hidden_ND, targets_N, log_sums_N, smoothed_N, plain_N):
+        for hidden_RD, *of_tokens in _chunks(
+            ctx.compiled, n_words, hidden_ND, targets_N, log_sums_N, smoothed_N, plain_N
+        ):
             hidden_RD = hidden_RD.to(ctx.dtype)
             slope_RP = of_chunk(hidden_RD, weight, *of_tokens, ctx.label_smoothing, n_words)
             to_hidden.append(slope_RP @ weight)
@@ -205,14 +208,14 @@ def _chunk_slopes(
     return slope_RP.to(hidden_RD.dtype)
 
 
-def _chunks(vocab_size: int, *tensors: Tensor) -> Any:
-    rows = chunk_rows(len(tensors[0]), vocab_size, tensors[0].device.type)
+def _chunks(compiled: bool, vocab_size: int, *tensors: Tensor) -> Any:
+    rows = chunk_rows(len(tensors[0]), vocab_size, compiled and tensors[0].is_cuda)
     return zip(*(t.split(rows) for t in tensors), strict=True)
 
 
-def chunk_rows(n_tokens: int, vocab_size: int, device: str) -> int:
+def chunk_rows(n_tokens: int, vocab_size: int, fused: bool) -> int:
     """Tokens of a chunk: as equal as can be, because each size is compiled for itself."""
-    n_chunks = -(-n_tokens // max(1, CHUNK_LOGITS[device] // vocab_size))
+    n_chunks = -(-n_tokens // max(1, (FUSED_CHUNK_LOGITS if fused else CHUNK_LOGITS) // vocab_size))
     return max(1, -(-n_tokens // max(1, n_chunks)))
 
 
@@ -237,7 +240,7 @@ def losses_by_liger(
             direction_ND = weight_VD[targets_N.clamp(min=0)].float() - weight_VD.mean(0, dtype=torch.float32)
             change_N = label_smoothing * torch.linalg.vecdot(hidden_ND.float(), direction_ND)
             plain_N = (smoothed_N - change_N).masked_fill(targets_N == IGNORE, 0.0)
-            chunks = _chunks(vocab_size, hidden_ND, targets_N != IGNORE) if entropies else ()
+            chunks = _chunks(False, vocab_size, hidden_ND, targets_N != IGNORE) if entropies else ()
             sums = [entropy_sums(log_probabilities(F.linear(h_RD, weight_VD)), valid_R) for h_RD, valid_R in chunks]
     losses = TokenLosses(smoothed_N, plain_N if label_smoothing else smoothed_N)
     return HeadOutput(losses, _added(sums) if entropies else None)

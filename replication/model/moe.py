@@ -6,6 +6,7 @@ S = N*K slots (one slot is one token at one of its experts).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,17 @@ class Routing(NamedTuple):
     experts_NK: Tensor  # int64 indices of the chosen experts
 
 
+def together(x_BTD: Tensor, *layers: nn.Linear) -> Sequence[Tensor]:
+    """Outputs of layers that read the same input, from one product of their weights.
+
+    Of one position, as a completion grows, from a product each: copying the weights together would cost more.
+    """
+    if x_BTD.shape[1] == 1:
+        return [layer(x_BTD) for layer in layers]
+    y_BTF = F.linear(x_BTD, torch.cat([layer.weight for layer in layers]))
+    return y_BTF.split([layer.out_features for layer in layers], dim=-1)
+
+
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)), without biases."""
 
@@ -32,8 +44,8 @@ class SwiGLU(nn.Module):
         self.up = nn.Linear(d_model, d_ff, bias=False)
         self.down = nn.Linear(d_ff, d_model, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = F.linear(x, torch.cat([self.gate.weight, self.up.weight])).chunk(2, dim=-1)  # one product
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        gate, up = together(x_BTD, self.gate, self.up)
         return self.down(F.silu(gate) * up)
 
 

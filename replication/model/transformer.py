@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from replication.config import ClusterConfig, ModelConfig
 from replication.errors import UserError
 from replication.model.head import Head, HeadOutput
-from replication.model.moe import MixtureOfExperts, Routing, SwiGLU, load_balance
+from replication.model.moe import MixtureOfExperts, Routing, SwiGLU, load_balance, together
 from replication.model.size import padded_vocabulary
 
 
@@ -119,9 +119,8 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], cache: BlockCache | None = None) -> Tensor:
         B, T, _ = x_BTD.shape
-        # one product; heads stay behind positions, as it leaves them, until the attention takes views of them
-        qkv = F.linear(x_BTD, torch.cat([self.q.weight, self.k.weight, self.v.weight])).view(B, T, -1, self.d_head)
-        q, k, v = qkv.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=2)
+        # heads stay behind positions, as the product leaves them, until the attention takes views of them
+        q, k, v = (y.view(B, T, -1, self.d_head) for y in together(x_BTD, self.q, self.k, self.v))
         if self.qk_norm == "before_rotary":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, *angles), rotate(k, *angles)
@@ -249,7 +248,7 @@ class Transformer(nn.Module):
         if cluster.attention in ("cudnn", "efficient") and not torch.cuda.is_available():
             raise UserError(f"cluster.attention: {cluster.attention} runs on a GPU, and torch sees none; choose auto")
         kernel: str = cluster.attention
-        on_gpu = torch.cuda.is_available() and cluster.accelerator != "cpu"
+        on_gpu = torch.cuda.is_available() and cluster.accelerator != "cpu" and torch.version.hip is None
         if kernel == "auto" and on_gpu and torch.cuda.get_device_capability() >= (9, 0):
             kernel = "hopper"
         self.head.configure(cluster.head, cluster.compile)

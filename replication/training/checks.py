@@ -38,7 +38,7 @@ ALL_REDUCE_BYTES = {"gloo": 4 * 2**20, "nccl": 64 * 2**20}
 
 
 class Checks(Callback):
-    """First of the callbacks: what it sees of a step holds for all that follow."""
+    """Before all callbacks that measure, act or save: what it sees of a step holds for them."""
 
     def __init__(self, config: RunConfig, run: RunDir, identity: dict[str, str]) -> None:
         """`identity` is what must agree between ranks, by name (train.shared_by_ranks)."""
@@ -167,12 +167,20 @@ def _complaint(config: RunConfig, run: RunDir, needs: StateNeeds, free_gib: floa
             f"rank {rank()} has {gib(free_gib)} free; take a higher ZeRO stage, more devices, or "
             "cluster.offload_optimizer"
         )
-    room_gib = free_gib - needs.device_gib
+    room_gib, c = free_gib - needs.device_gib, config.cluster
     if (kept_gib := activation_gib(config)) > room_gib:
+        further = [
+            f"cluster.{key}"
+            for key, taken in (
+                ("activation_checkpointing", c.activation_checkpointing),
+                ("head: chunked", c.head != "logits"),
+            )
+            if not taken
+        ]
         return (
-            f"cluster.micro_batch_sequences: {config.micro_batch_sequences} sequences keep {gib(kept_gib)} for their "
-            f"backward, and rank {rank()} has {gib(room_gib)} free beside weights, gradients and optimizer; take "
-            "fewer, cluster.activation_checkpointing, or cluster.head: chunked"
+            f"cluster.micro_batch_sequences: {config.micro_batch_sequences} sequences keep at least {gib(kept_gib)} "
+            f"for their backward, and rank {rank()} has {gib(room_gib)} free beside weights, gradients and optimizer; "
+            f"take {', or '.join(['fewer', *further])}"
         )
     scratch = Path(tempfile.gettempdir())
     scratch_gib = shutil.disk_usage(scratch).free / GIB

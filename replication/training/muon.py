@@ -99,7 +99,8 @@ class Muon(Optimizer):
         for p in params:  # a state that was loaded has its counts on the CPU
             count = self.state[p].get("step")
             if count is None or count.device != p.device:
-                self.state[p]["step"] = torch.zeros((), device=p.device) if count is None else count.to(p.device)
+                count = torch.zeros((), dtype=torch.float32) if count is None else count
+                self.state[p]["step"] = count.to(p.device)
         steps, (beta1, beta2) = [self.state[p]["step"] for p in params], group["betas"]
         rule = {key: group[key] for key in ("lr", "weight_decay", "eps")} | {"beta1": beta1, "beta2": beta2}
         adamw(params, gradients, first, second, [], steps, **rule, fused=True, amsgrad=False, maximize=False)

@@ -88,6 +88,7 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
             reshard(checkpoint, target)
         write_text(run.config, to_yaml(config))
         start_manifest(config, run, store, module.model, start["weights at start"], step, console)
+    deterministic = torch.are_deterministic_algorithms_enabled()
     trainer = build_trainer(config, run, start, checkpoint, console)
     if meeting is not None:
         meeting.wait_for_all("built")  # what follows waits for the slowest without hearing anything
@@ -101,7 +102,7 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
     finally:  # Lightning leaves it on, and sampling takes operations that no GPU computes so
-        torch.use_deterministic_algorithms(False)
+        torch.use_deterministic_algorithms(deterministic)
     if first:
         finish_manifest(config, run)
 

@@ -70,7 +70,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("kind", ["logits", "chunked"])
 def test_it_equals_the_naive_reference_in_value_and_gradient(kind, smoothing, monkeypatch):
-    monkeypatch.setitem(head.CHUNK_LOGITS, "cpu", 10 * CONFIG.vocab_size)  # chunks of 10, 10, 10 and 7 tokens
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 10 * CONFIG.vocab_size)  # chunks of 10, 10, 10 and 7 tokens
     module = make(kind)
     for a, b in zip(ours(module, smoothing), naive(module.weight, smoothing), strict=True):
         assert distance(a, b) < 1e-13
@@ -78,7 +78,7 @@ def test_it_equals_the_naive_reference_in_value_and_gradient(kind, smoothing, mo
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_chunks_hold_in_the_precisions_of_training(dtype, tolerance, monkeypatch):
-    monkeypatch.setitem(head.CHUNK_LOGITS, "cpu", 10 * CONFIG.vocab_size)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 10 * CONFIG.vocab_size)
     module = make("chunked", dtype=dtype)
     found = ours(module, 0.1, dtype)
     assert found[0].dtype == torch.float32 and found[3].dtype == dtype
@@ -87,7 +87,7 @@ def test_chunks_hold_in_the_precisions_of_training(dtype, tolerance, monkeypatch
 
 
 def test_a_weight_on_the_plain_loss_has_a_gradient_too(monkeypatch):
-    monkeypatch.setitem(head.CHUNK_LOGITS, "cpu", 10 * CONFIG.vocab_size)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 10 * CONFIG.vocab_size)
     gradients = []
     for kind in ("logits", "chunked"):
         module, (hidden_ND, targets_N, gain_N) = make(kind), case()
@@ -128,7 +128,7 @@ def test_entropies_in_chunks_are_those_of_the_logits(monkeypatch):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.parametrize("kind", ["logits", "chunked"])
 def test_the_compiled_head_equals_the_naive_reference(kind, monkeypatch):
-    monkeypatch.setitem(head.CHUNK_LOGITS, "cpu", 10 * CONFIG.vocab_size)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 10 * CONFIG.vocab_size)
     module = make(kind, compiled=True)
     for a, b in zip(ours(module, 0.1), naive(module.weight, 0.1), strict=True):
         assert distance(a, b) < 1e-13

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from memory_store import MemoryStore
 from paths import CHECKOUT
 from training_setup import small_config
@@ -19,6 +20,7 @@ from training_setup import small_config
 from replication.config import load_run
 from replication.errors import UserError
 from replication.model.size import GIB, activation_gib, checkpoint_gib, checkpoints_kept, state_needs
+from replication.model.transformer import Block, rotary
 from replication.processes.launcher import PLACE, adopt_place
 from replication.runs import manifest
 from replication.runs.layout import RunDir
@@ -147,12 +149,40 @@ def test_what_a_micro_batch_keeps_for_its_backward_must_fit(tmp_path, monkeypatc
     config = small_config()
     state, kept = state_needs(config).device_gib, activation_gib(config)
     line = room(config, tmp_path, monkeypatch, memory=state + kept / 2)
-    assert line.startswith("cluster.micro_batch_sequences: 8 sequences keep ")
-    assert line.endswith("take fewer, cluster.activation_checkpointing, or cluster.head: chunked")
+    assert line.startswith("cluster.micro_batch_sequences: 8 sequences keep at least ")
+    assert line.endswith("take fewer, or cluster.activation_checkpointing, or cluster.head: chunked")
     half, least = (replace(config, cluster=replace(config.cluster, **c)) for c in (
         {"micro_batch_sequences": 4}, {"activation_checkpointing": True, "head": "chunked"}))  # fmt: skip
     assert activation_gib(half) == kept / 2
     assert activation_gib(least) < kept
+
+
+@pytest.mark.parametrize("precision, dtype", [("bf16-mixed", torch.float32), ("32-true", torch.float32),
+                                              ("64-true", torch.float64)])  # fmt: skip
+@pytest.mark.parametrize("feed_forward", ["dense", "moe"])
+def test_a_block_never_keeps_less_than_the_preflight_says(precision, dtype, feed_forward):
+    """Counted as autograd saves it: a run that fits is not refused."""
+    config = small_config("baseline", f"--training.precision={precision}", "--cluster.head=chunked")
+    m = replace(config.model, feed_forward=feed_forward, d_model=64, d_ff=96)
+    config = replace(config, model=m)
+    batch, length = config.micro_batch_sequences, config.data.block_size_tokens
+    block = Block(m).to(dtype)
+    x_BTD = torch.randn(batch, length, m.d_model, dtype=dtype, requires_grad=True)
+    angles = rotary(m.rotary_base, m.d_head, 0, length, x_BTD.device, dtype)
+    own = {p.untyped_storage().data_ptr() for p in (*block.parameters(), *angles)}
+    kept = {}
+
+    def keep(value):
+        storage = value.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return value
+
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), autocast:
+        out = block(x_BTD, angles, 2)
+    found = sum(storage.nbytes() for place, storage in kept.items() if place not in own)
+    assert out[0].shape == x_BTD.shape
+    assert 0.5 < activation_gib(config) * GIB / m.n_blocks / found < 1.0
 
 
 def test_the_published_model_keeps_what_was_counted_of_its_compiled_graphs():

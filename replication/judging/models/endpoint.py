@@ -75,7 +75,7 @@ class Endpoint:
         self._length_key = "max_tokens"  # until the endpoint says that it wants max_completion_tokens
         proxy, way = route(settings.base_url)
         self._at = settings.endpoint + (f" ({way})" if way else "")
-        self._or_no_proxy = "" if proxy is None else ", or put the endpoint's host into NO_PROXY"
+        self._or_no_proxy = "" if proxy is None else ", or put its host into NO_PROXY"
         # a redirect is told, not followed: prompts and key are for the address that was given
         http = openai.DefaultAsyncHttpxClient(
             trust_env=False,

@@ -65,7 +65,9 @@ class ModelSettings:
         if parts.scheme not in ("http", "https") or not host:
             raise UserError("--base-url: must start with http:// or https://, as in https://api.openai.com/v1")
         if not is_possible:
-            raise UserError("--base-url: its port must be a number from 1 to 65535; give the one it listens on")
+            raise UserError(
+                "--base-url: its port must be a number from 1 to 65535; give the one the endpoint listens on"
+            )
         if (last := parts.path.rstrip("/").rpartition("/")[2]) in OPERATIONS:
             raise UserError(
                 f"--base-url: ends in /{last}, which is added here; give the address up to and with its /v1"
