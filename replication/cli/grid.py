@@ -190,7 +190,8 @@ def cancel(args: Namespace) -> None:
     console = Console()
     queue = queue_of(suite_dir, console, needed=True) or []
     chosen = {p.folder for p in places(suite, suite_dir)}
-    jobs = {cell: jobs for cell, jobs in jobs_of_cells(submissions(suite_dir), queue).items() if cell in chosen}
+    found = jobs_of_cells(submissions(suite_dir), queue)
+    jobs = {cell: stages for cell, stages in found.items() if cell in chosen}
     if args.seeds:
         queue = [q for stages in jobs.values() for q in stages.values()]  # else all of it, the report included
     if not queue:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import signal
 import sys
 import traceback
@@ -21,42 +20,60 @@ from replication.errors import UserError, is_lost_peer, told
 from replication.processes.launcher import forget_place_of_the_shell
 from replication.processes.preemption import PREEMPTED, Preempted, StoppedEarly
 
-HELP = """\
-usage: replicate VERB [options]      (replicate VERB --help says more; --debug shows tracebacks)
-
-  prepare         Read the sources, train or load the tokenizer, write token blocks; or show a global batch.
-  train           Train one cell (one arm at one seed), generate its completions, mark it complete.
-  preregistration Register a suite's analysis plan before its first cell, show it, or check whether it was followed.
-  plan            Another name of `preregistration`; `plan freeze` is `preregistration register`.
-  grid            Plan, run, submit or show a suite: arms x seeds.
-  generate        Sample completions of a suite's trained cells, or export two arms' for blind judging elsewhere.
-  judge           Let people and models compare completions of two arms, blind; lock; write the votes for the report.
-  report          Write report.html, report.md, results.json and figures from the run folders.
-  power           Say how many seeds, prompts, judges and GPU-hours it takes to find a preference of a given size.
-  calibrate       Simulate experiments of known truth and show how often every test of the report is wrong.
-  tensorboard     Curves in TensorBoard, with means, bands and paired differences over seeds; live while cells run.
-  drill           Kill a run at random points, resume it, and compare its end with an undisturbed run.
-  bench           Measure speed and memory as ratios inside one run: arms, other trainers, ranks, heads; and \
-rounding's noise.
-  audit           Recompute a paper's printed figures from its published data files, and say which differ.
-  doctor          Say what this machine has and what each config would need; or whether a cluster could run a suite."""
-HOMES = {"prepare": "train", "plan": "preregistration", "audit": "report", "doctor": "grid"} | {
-    "power": "evidence",
-    "calibrate": "evidence",
-    "drill": "bench",
+TABLE = {
+    "prepare": ("train", "Read the sources, train or load the tokenizer, write token blocks; or show a global batch."),
+    "train": ("train", "Train one cell (one arm at one seed), generate its completions, mark it complete."),
+    "preregistration": (
+        "preregistration",
+        "Register a suite's analysis plan before its first cell, show it, or check whether it was followed.",
+    ),
+    "plan": ("preregistration", "Another name of `preregistration`; `plan freeze` is `preregistration register`."),
+    "grid": ("grid", "Plan, run, submit or show a suite: arms x seeds."),
+    "generate": (
+        "generate",
+        "Sample completions of a suite's trained cells, or export two arms' for blind judging elsewhere.",
+    ),
+    "judge": (
+        "judge",
+        "Let people and models compare completions of two arms, blind; lock; write the votes for the report.",
+    ),
+    "report": ("report", "Write report.html, report.md, results.json and figures from the run folders."),
+    "power": (
+        "evidence",
+        "Say how many seeds, prompts, judges and GPU-hours it takes to find a preference of a given size.",
+    ),
+    "calibrate": (
+        "evidence",
+        "Simulate experiments of known truth and show how often every test of the report is wrong.",
+    ),
+    "tensorboard": (
+        "tensorboard",
+        "Curves in TensorBoard, with means, bands and paired differences over seeds; live while cells run.",
+    ),
+    "drill": ("bench", "Kill a run at random points, resume it, and compare its end with an undisturbed run."),
+    "bench": (
+        "bench",
+        "Measure speed and memory as ratios inside one run: arms, other trainers, ranks, heads; and rounding's noise.",
+    ),
+    "audit": ("report", "Recompute a paper's printed figures from its published data files, and say which differ."),
+    "doctor": (
+        "grid",
+        "Say what this machine has and what each config would need; or whether a cluster could run a suite.",
+    ),
 }
-"""Modules of cli/ that hold a verb of another name than their own."""
+"""Verb -> (module of cli/ that holds it, what it does)."""
+HELP = (
+    "usage: replicate VERB [options]      (replicate VERB --help says more; --debug shows tracebacks)\n\n"
+    + "\n".join(f"  {verb:<15} {text}" for verb, (_, text) in TABLE.items())
+)
 INTERRUPTED = 130
 
 
 def _run(verb: str, argv: list[str]) -> int:
-    module = import_module(f"replication.cli.{HOMES.get(verb, verb)}")
-    return int(getattr(module, verb)(argv))
+    return int(getattr(import_module(f"replication.cli.{TABLE[verb][0]}"), verb)(argv))
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {
-    verb: partial(_run, verb) for verb in re.findall(r"^  (\w+)", HELP, re.MULTILINE)
-}
+VERBS: dict[str, Callable[[list[str]], int]] = {verb: partial(_run, verb) for verb in TABLE}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -61,9 +61,17 @@ def without_seeds(keys: Keys) -> Keys:
 
 def machine_cut(config: RunConfig) -> Keys:
     """The part of a config's machine that may change how sums are rounded, which in fp32 grows over the steps."""
-    of_config = {"ranks": config.world_size, "micro_batch_sequences": config.micro_batch_sequences}
-    names = ("head", "compile", "attention", "activation_checkpointing", "offload_optimizer")
-    return {"strategy": config.cluster.strategy} | of_config | {name: getattr(config.cluster, name) for name in names}
+    c = config.cluster
+    return {
+        "strategy": c.strategy,
+        "ranks": config.world_size,
+        "micro_batch_sequences": config.micro_batch_sequences,
+        "head": c.head,
+        "compile": c.compile,
+        "attention": c.attention,
+        "activation_checkpointing": c.activation_checkpointing,
+        "offload_optimizer": c.offload_optimizer,
+    }
 
 
 def scientific_hash(config: RunConfig) -> str:

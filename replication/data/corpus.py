@@ -81,6 +81,7 @@ class Documents:
                 sizes.append(len(raw))
                 if len(keys) % UPDATE_DOCUMENTS == 0:
                     update(len(keys))
+            update(len(keys))
         self.report = stream.report
         if not keys:
             raise no_text(source, self.report)

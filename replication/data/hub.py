@@ -125,7 +125,7 @@ class HubPart:
 class Retries:
     """Tries one source's reads again, with growing pauses, until one of them makes progress.
 
-    By hand: tenacity counts the attempts of one call, and here each of a stream's millions of rows begins the count
+    By hand: libraries count the attempts of one call, and here each of a stream's millions of rows begins the count
     anew.
     """
 

@@ -102,7 +102,10 @@ class Certificate:
 
     def pair(self, arm: str, seed: int) -> PairCertificate:
         """The pair of an arm with the first arm at a seed (KeyError: no such pair)."""
-        return {(pair.arm, pair.seed): pair for pair in self.pairs}[arm, seed]
+        for pair in self.pairs:
+            if (pair.arm, pair.seed) == (arm, seed):
+                return pair
+        raise KeyError((arm, seed))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and lists, as written to certificate.json."""

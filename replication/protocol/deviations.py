@@ -183,12 +183,13 @@ def _under_another_plan(record: Preregistration, cells: Mapping[str, LoggedCell]
         sha256, frozen_at = stamp.sha256, stamp.frozen_at
         if sha256 is None:
             yield "cells that started without a plan in their folder, though later than it was registered", name
+        elif sha256 == record.sha256:  # first: a plan that was amended back has an earlier one's hash
+            if frozen_at != record.frozen_at:
+                yield f"cells that carry another time of registration ({frozen_at})", name
         elif sha256 in kept:
             yield f"cells that started under an earlier plan ({kept[sha256]})", name
-        elif sha256 != record.sha256:
+        else:
             yield f"cells that carry the hash of another plan ({sha256[:16]})", name
-        elif frozen_at != record.frozen_at:
-            yield f"cells that carry another time of registration ({frozen_at})", name
 
 
 def _of_another_config(plan: Plan, cells: Mapping[str, LoggedCell]) -> Iterator[tuple[str, str]]:

@@ -228,8 +228,9 @@ def register(
         write_bytes(kept, suite_dir.plan.read_bytes())
         entry = EarlierPlan(kept.name, earlier.sha256, earlier.frozen_at, earlier.began_before, earlier.amends)
         history = (*earlier.history, entry)
-    sha256, began = plan_hash(to_dict(plan)), tuple(logged_cells(suite_dir.runs))
-    record = Preregistration(plan, sha256, timestamp(), git_state(), began, amend if history else None, history)
+    sha256, now, git = plan_hash(to_dict(plan)), timestamp(), git_state()
+    began = tuple(logged_cells(suite_dir.runs))  # last: a cell that logs meanwhile began before the plan was there
+    record = Preregistration(plan, sha256, now, git, began, amend if history else None, history)
     write_json(suite_dir.plan, to_dict(record))  # first: a folder with a page and no plan is somebody else's
     write_text(suite_dir.plan_md, markdown(record))
     return Registered(record, is_new=True)

@@ -18,6 +18,7 @@ from replication.runs.manifest import Manifest
 from replication.statistics.seeds import (
     BUDGET_TOLERANCE,
     budget_departure,
+    differences_to_first,
     last_share_mean,
     late_mean,
     sign_flip_p,
@@ -182,7 +183,7 @@ Values = Mapping[str, Sequence[Number]]
 
 def paired(values: Values, certificate: Certificate, arm: str, baseline: str, seeds: Sequence[int]) -> Floats:
     """float64 [N]: arm minus baseline at each seed; NaN where a value or the certificate is missing."""
-    differences = np.asarray(values[arm], dtype=np.float64) - np.asarray(values[baseline], dtype=np.float64)
+    (differences,) = differences_to_first([np.asarray(values[of], dtype=np.float64) for of in (baseline, arm)])
     return np.where(certified(certificate, (arm, baseline), seeds), differences, NAN)
 
 

@@ -37,7 +37,7 @@ EFFECTS = (
     ("main_effect_layer_gain_loss", "Layer gain, main effect", "what it adds, in the mean of token gain off and on"),
     ("interaction_loss", "Interaction", "what token gain adds with layer gain, less what it adds without"),
 )
-"""(id of the plan's question, name, in words), in the order of losses.factorial_contrasts."""
+"""(id of the plan's question, name, in words), in the order of statistics.seeds.factorial_contrasts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -512,6 +512,19 @@ def test_an_amendment_after_the_data_is_a_deviation_with_its_reason(suite_dir: S
     assert cells == f"cells that started under an earlier plan (plan-1.json): {name_cells(CELLS)}"
 
 
+def test_a_plan_that_was_amended_back_is_no_earlier_one(
+    suite_dir: SuiteDir, built: tuple[SuiteDir, SuiteConfig]
+) -> None:
+    """It has the first one's hash; cells that carry the stamp of today's registration follow it."""
+    first = read_plan(suite_dir)
+    register(suite_dir, change_suite(suite_dir, analysis=AnalysisConfig(alpha=0.1)), amend="why not")
+    record = register(suite_dir, change_suite(suite_dir, analysis=built[1].analysis), amend="better not").record
+    assert record.sha256 == first.sha256 == record.history[0].sha256
+    for run in runs(suite_dir):
+        edit_manifest(run, plan={"sha256": record.sha256, "frozen_at": record.frozen_at})
+    assert not [line for line in status(suite_dir).deviations if "cells that" in line]
+
+
 # ---------------------------------------------------------------- the command line
 
 

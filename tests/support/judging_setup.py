@@ -16,7 +16,7 @@ from replication.generation.completions import Completion
 from replication.judging.database import Database
 from replication.judging.panel import PanelOptions, create_panel, invite, lock_panel
 from replication.judging.schema import assignments, judges, votes
-from replication.judging.store import _VISIT, Cast, Store
+from replication.judging.store import _LAST_VOTE, Cast, Store
 from replication.votes.record import CHOICES
 
 ARMS = ("baseline", "both")
@@ -111,10 +111,10 @@ def vote_all(store: Store, judge_id: str, choose: Callable[[Any], str], most: in
 
 
 def last_vote(store: Store, judge_id: str) -> str | None:
-    """The impression of the judge's last vote that stands, as a page asks for it."""
+    """The impression of the judge's last vote that stands, as `undo` looks for it."""
     with store.database.read() as c:
-        hashed = c.execute(select(judges.c.token_sha256).where(judges.c.judge_id == judge_id)).scalar_one()
-        return c.execute(_VISIT, {"hashed": hashed}).one().last_vote
+        last = c.execute(_LAST_VOTE, {"judge": judge_id}).one_or_none()
+    return last and last.showing
 
 
 def at_random(seed: int) -> Callable[[Any], str]:
