@@ -24,7 +24,7 @@ from replication.bench.loops import Machine, describe, synchronize
 from replication.config import RunConfig
 from replication.console import say, table
 from replication.errors import first_line
-from replication.model.cost import H100, Rates, StepTime, predict_step
+from replication.model.cost import H100, Rates, StepTime, newton_schulz_flops, predict_step
 from replication.model.head import chunk_rows
 from replication.model.size import muon_matrices, padded_vocabulary
 from replication.model.transformer import attend
@@ -178,5 +178,5 @@ def _measurements(config: RunConfig, device: torch.device) -> Iterator[tuple[str
     yield "launch_seconds", [(f"{LAUNCHES} launches", 0.0, launch)]
     for _, r, c in {(0, r, c) for _, r, c in muon_matrices(m)}:
         matrices = [torch.randn(r, c, device=device) for _ in range(8)]
-        work = 8.0 * 5 * (4 * min(r, c) ** 2 * max(r, c) + 2 * min(r, c) ** 3)
+        work = 8 * newton_schulz_flops(r, c)
         yield "", [(f"Newton-Schulz, 8 of {r} x {c}", work, lambda m=matrices: orthogonalise(m, torch.bfloat16))]  # type: ignore[misc]

@@ -124,10 +124,10 @@ def rates(args: Namespace) -> None:
 
     from replication.bench.graphs import PUBLISHED
     from replication.bench.rates import bench_rates
+    from replication.training.strategies import uses_gpu
 
     config = load_run(args.config or list(PUBLISHED), args.keys)
-    on_gpu = torch.cuda.is_available() and config.cluster.accelerator != "cpu"
-    device = torch.device("cuda" if on_gpu else "cpu")
+    device = torch.device("cuda" if uses_gpu(config) else "cpu")
     _tell(bench_rates(config, device, args.repeats, args.out, Console()), args.out)
 
 

@@ -16,6 +16,7 @@ from replication.model.size import (
     padded_vocabulary,
     parameter_count,
     swiglu_parameters,
+    swiglus,
 )
 
 
@@ -89,11 +90,9 @@ def predict_step(config: RunConfig, rates: Rates = H100) -> StepTime:
     """The parts of a training step of one process, the largest first."""
     m, c, t = config.model, config.cluster, config.training
     n, micro_batches = t.batch_tokens // config.world_size, config.accumulation
-    experts = m.n_experts if m.feed_forward == "moe" else 0
-    shared = 1 if not experts or m.shared_expert else 0
+    _, passed = swiglus(m)
+    chosen = m.top_k if m.feed_forward == "moe" else 0
     swiglu, attention, head = swiglu_parameters(m), attention_parameters(m), padded_vocabulary(m) * m.d_model
-    block_weights = attention + (experts + shared) * swiglu
-    chosen = (m.top_k if experts else 0) + shared
 
     def part(name: str, rate: float, flops: float, n_bytes: float = 0.0, more_seconds: float = 0.0) -> Part:
         return Part(name, flops, n_bytes, flops / rate + n_bytes / rates.memory + more_seconds)
@@ -101,19 +100,23 @@ def predict_step(config: RunConfig, rates: Rates = H100) -> StepTime:
     chunked = c.head != "logits"
     logits_bytes = n * padded_vocabulary(m) * (6.0 if chunked else 12.0)
     head_bytes = logits_bytes + (10.0 * head * micro_batches * max(1, n // micro_batches // 4096) if chunked else 0.0)
-    fused = n * m.n_blocks * (WIDTH_BYTES * m.d_model + HIDDEN_BYTES * m.d_ff * chosen)
-    fused += micro_batches * m.n_blocks * CAST_BYTES * block_weights
+    fused = n * m.n_blocks * (WIDTH_BYTES * m.d_model + HIDDEN_BYTES * m.d_ff * passed)
+    fused += micro_batches * CAST_BYTES * muon_parameter_count(m)  # the blocks' matrices
     of_block = BLOCK_KERNELS * rates.launch_seconds if c.compile else EAGER_KERNELS * EAGER_LAUNCH_SECONDS
     launches = micro_batches * m.n_blocks * of_block
     count, again = parameter_count(m), 4 / 3 if c.activation_checkpointing else 1.0
     causal = 4 * n * config.data.block_size_tokens * m.n_heads * m.d_head / 2 * m.n_blocks * (3.5 + again - 1)
     parts = [
         part("head", rates.products, (8.0 if chunked else 6.0) * n * head, head_bytes),
-        part("experts' grouped products", rates.grouped, 6 * again * n * m.n_blocks * swiglu * (chosen - shared)),
-        part("other products of blocks", rates.products, 6 * again * n * m.n_blocks * (attention + shared * swiglu)),
+        part("experts' grouped products", rates.grouped, 6 * again * n * m.n_blocks * swiglu * chosen),
+        part(
+            "other products of blocks",
+            rates.products,
+            6 * again * n * m.n_blocks * (attention + (passed - chosen) * swiglu),
+        ),
         part("fused kernels of blocks", 1.0, 0.0, fused * (1.0 if c.compile else EAGER_FACTOR), launches),
         part("attention", rates.attention, causal),
-        part("routing", 1.0, 0.0, 0.0, (ROUTING_SECONDS if experts else 0.0) * micro_batches * m.n_blocks),
+        part("routing", 1.0, 0.0, 0.0, (ROUTING_SECONDS if chosen else 0.0) * micro_batches * m.n_blocks),
         part("gradient accumulation", 1.0, 0.0, 12.0 * count * (micro_batches - 1)),
         _optimizer(config, rates),
         _communication(config, rates),
@@ -123,12 +126,18 @@ def predict_step(config: RunConfig, rates: Rates = H100) -> StepTime:
     return StepTime(tuple(found), t.batch_tokens, config.world_size)
 
 
+def newton_schulz_flops(rows: int, columns: int) -> float:
+    """Of orthogonalising one matrix: a step is two products with its larger side, and one of squares of its smaller."""
+    small, large = sorted((rows, columns))
+    return NEWTON_SCHULZ_STEPS * (4.0 * small**2 * large + 2.0 * small**3)
+
+
 def _optimizer(config: RunConfig, rates: Rates) -> Part:
     """Norm, clipping and the update: AdamW reads and writes 28 bytes a weight; Muon 60, and its products."""
     count = parameter_count(config.model)
     matrices = muon_matrices(config.model) if config.training.optimizer == "muon" else []
     on_muon = sum(n * rows * columns for n, rows, columns in matrices)
-    flops = sum(n * NEWTON_SCHULZ_STEPS * (4 * min(r, c) ** 2 * max(r, c) + 2 * min(r, c) ** 3) for n, r, c in matrices)
+    flops = sum(n * newton_schulz_flops(rows, columns) for n, rows, columns in matrices)
     share = 1 / config.world_size
     shards = share if config.cluster.strategy.startswith("zero") else 1.0
     n_bytes = 12.0 * count + (28.0 * (count - on_muon) + 60.0 * on_muon) * shards

@@ -25,7 +25,7 @@ def parameter_count(model: ModelConfig) -> int:
 def muon_matrices(model: ModelConfig) -> list[tuple[int, int, int]]:
     """(how many, rows, columns) of the matrices that Muon trains: the blocks' without routers."""
     width, queries, keys = model.d_model, model.n_heads * model.d_head, model.n_kv_heads * model.d_head
-    experts = model.n_experts + int(model.shared_expert) if model.feed_forward == "moe" else 1
+    experts, _ = swiglus(model)
     of_block = [(1, queries, width), (2, keys, width), (1, width, queries)]
     of_block += [(2 * experts, model.d_ff, width), (experts, width, model.d_ff)]
     return [(model.n_blocks * n, rows, columns) for n, rows, columns in of_block]
@@ -41,6 +41,13 @@ def attention_parameters(model: ModelConfig) -> int:
     return 2 * model.d_model * (model.n_heads + model.n_kv_heads) * model.d_head
 
 
+def swiglus(model: ModelConfig) -> tuple[int, int]:
+    """SwiGLU layers that a block has, and of these how many a token passes: experts, the shared one among them."""
+    if model.feed_forward == "dense":
+        return 1, 1
+    return model.n_experts + int(model.shared_expert), model.top_k + int(model.shared_expert)
+
+
 def swiglu_parameters(model: ModelConfig) -> int:
     """Weights of one expert, or of a dense block's feed-forward layer: gate, up, down."""
     return 3 * model.d_model * model.d_ff
@@ -51,10 +58,9 @@ def active_matrix_parameters(model: ModelConfig) -> int:
 
     The embedding is a look-up and norms are no products. Rows that only pad the vocabulary do not count.
     """
-    experts, router = 1, 0
-    if model.feed_forward == "moe":
-        experts, router = model.top_k + int(model.shared_expert), model.n_experts * model.d_model
-    block = attention_parameters(model) + experts * swiglu_parameters(model) + router
+    _, passed = swiglus(model)
+    router = model.n_experts * model.d_model if model.feed_forward == "moe" else 0
+    block = attention_parameters(model) + passed * swiglu_parameters(model) + router
     return model.vocab_size * model.d_model + model.n_blocks * block
 
 
@@ -111,9 +117,9 @@ def activation_gib(config: RunConfig) -> float:
     """What one micro-batch keeps for its backward, at least: of the blocks, and of the head's logits."""
     m, c = config.model, config.cluster
     tokens = config.micro_batch_sequences * config.data.block_size_tokens
-    experts = m.top_k + int(m.shared_expert) if m.feed_forward == "moe" else 1
+    _, passed = swiglus(m)
     width, hidden = SAVED_COMPILED if c.compile else SAVED_EAGER[config.training.precision]
-    block = tokens * (width * m.d_model + hidden * m.d_ff * experts)
+    block = tokens * (width * m.d_model + hidden * m.d_ff * passed)
     blocks = block + m.n_blocks * tokens * 4 * m.d_model if c.activation_checkpointing else m.n_blocks * block
     head = tokens * padded_vocabulary(m) * SAVED_LOGITS if c.head == "logits" else 0.0
     return (blocks + head) / GIB
