@@ -28,6 +28,7 @@ from replication.model.cost import StepTime, predict_step
 from replication.model.size import padded_vocabulary
 from replication.model.transformer import Block, compile_block, rotary
 from replication.runs.records import read_record, write_record
+from replication.training.environment import determinism
 
 BUDGET = Path(__file__).with_name("budget.json")
 PUBLISHED = ("model/1b2.yaml", "training/phase3.yaml", "cluster/one_gpu.yaml", "arms/both.yaml")
@@ -191,7 +192,8 @@ class GraphCounts(Result):
 
 def count_graphs(config: RunConfig) -> GraphCounts:
     """Both parts, as a GPU's cluster file would compile them."""
-    parts = {"block": count_block(config), "head": count_head(config)}
+    with determinism(config.training.deterministic):  # which has products of its own
+        parts = {"block": count_block(config), "head": count_head(config)}
     return GraphCounts(config, str(torch.__version__), parts, predict_step(config))
 
 

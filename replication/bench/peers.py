@@ -43,6 +43,7 @@ from replication.data.module import Batch, CountFrom, TrainingBatches, batch_loa
 from replication.errors import UserError
 from replication.model.size import padded_vocabulary
 from replication.model.transformer import rotary
+from replication.training.environment import determinism
 from replication.training.module import inputs_and_targets
 
 PLAIN, PRODUCT, BOTH, NAIVE = "plain loop", "product", "both, product", "both, naive"
@@ -117,7 +118,7 @@ def bench_peers(config: RunConfig, block_steps: int, rounds: int, console: Conso
         HUGGING_FACE: train_with_hugging_face, LITGPT: train_with_litgpt,
     }  # fmt: skip
     skipped = {name: lack for name in REMARKS if (lack := missing(name))}
-    with progress(console) as bars, ExitStack() as stack:
+    with determinism(config.training.deterministic), progress(console) as bars, ExitStack() as stack:
         task = bars.add_task("", total=None)
         contestants: dict[str, Turns] = {}
         for name in (n for n in REMARKS if n not in skipped):

@@ -24,6 +24,7 @@ from replication.bench.product import ARMS, Breakdown, Product, take_breakdown
 from replication.config import RunConfig
 from replication.console import progress, table
 from replication.model.size import flops_per_token
+from replication.training.environment import determinism
 
 REFERENCE, PLAIN = "baseline", "plain loop"
 # Dense bf16 with fp32 accumulation, FLOP/s, from NVIDIA's data sheets and architecture papers; figures "with sparsity"
@@ -133,7 +134,8 @@ def bench_step(
     `out` has every block as it comes.
     """
     prepare(config)
-    with progress(console) as bars, closing(Product(config, block_steps)) as product:
+    deterministic = determinism(config.training.deterministic)
+    with deterministic, progress(console) as bars, closing(Product(config, block_steps)) as product:
         device, on_gpu = product.device, product.device.type == "cuda"
         shared = product.module.model, product.trainer.optimizers[0]
         plain = PlainLoop(config, device, block_steps, shared)

@@ -6,8 +6,8 @@ import logging
 import os
 import platform
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from replication.training.strategies import uses_gpu
 
 
 def prepare_torch(config: RunConfig) -> None:
-    """Process-wide settings: threads, determinism, and silence about what we have decided."""
+    """Process-wide settings: threads, what determinism takes, and silence about what we have decided."""
     if config.cluster.threads:
         torch.set_num_threads(config.cluster.threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS needs it before first use
@@ -51,6 +51,17 @@ def prepare_torch(config: RunConfig) -> None:
     warnings.filterwarnings("ignore", module="lightning")
     # DeepSpeed calls collectives by names that newer torch deprecates, and torch warns at every call
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+
+
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """Allow only deterministic kernels inside, or any; afterwards as before: a GPU has none for sampling's sums."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def cpu_name() -> str:

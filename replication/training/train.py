@@ -37,7 +37,7 @@ from replication.training.checkpoints import (
     universal_form,
 )
 from replication.training.checks import Checks, check_neighbours, data_sample
-from replication.training.environment import finish_manifest, prepare_torch, start_manifest
+from replication.training.environment import determinism, finish_manifest, prepare_torch, start_manifest
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
 from replication.training.phases import enter
@@ -88,21 +88,19 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
             reshard(checkpoint, target)
         write_text(run.config, to_yaml(config))
         start_manifest(config, run, store, module.model, start["weights at start"], step, console)
-    deterministic = torch.are_deterministic_algorithms_enabled()
     trainer = build_trainer(config, run, start, checkpoint, console)
     if meeting is not None:
         meeting.wait_for_all("built")  # what follows waits for the slowest without hearing anything
     try:
-        trainer.fit(
-            module,
-            datamodule=TokenDataModule(config, store),
-            ckpt_path=str(universal_form(checkpoint, config) or checkpoint / STATE) if checkpoint else None,
-            weights_only=False,  # the checkpoint is our own; it holds Lightning's loop objects
-        )
+        with determinism(config.training.deterministic):
+            trainer.fit(
+                module,
+                datamodule=TokenDataModule(config, store),
+                ckpt_path=str(universal_form(checkpoint, config) or checkpoint / STATE) if checkpoint else None,
+                weights_only=False,  # the checkpoint is our own; it holds Lightning's loop objects
+            )
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
-    finally:  # Lightning leaves it on, and sampling takes operations that no GPU computes so
-        torch.use_deterministic_algorithms(deterministic)
     if first:
         finish_manifest(config, run)
 
@@ -189,7 +187,6 @@ def build_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
         plugins=[LightningEnvironment()],  # the ranks' places are in RANK and its neighbours, whoever set them
-        deterministic=config.training.deterministic,
         log_every_n_steps=10**9,
     )
     # Lightning's way with SIGTERM is taken out: on several ranks it broadcasts a flag and waits for it before every

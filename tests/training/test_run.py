@@ -22,6 +22,7 @@ from paths import SUPPORT
 from run_files import read_journal
 from slow_reference import SlowRun
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 from training_setup import ARMS, fit, furthest, identical, small_config, weights
 
 import replication.training.train as train_module
@@ -163,7 +164,9 @@ def crash_after(monkeypatch):
 
 @pytest.mark.parametrize("arm", ["baseline", "both"])
 @pytest.mark.parametrize("micro", [8, 2])
-def test_two_crashes_and_resumes_change_nothing(tmp_path, crash_after, arm, micro):
+def test_two_crashes_and_resumes_change_nothing(tmp_path, crash_after, monkeypatch, arm, micro):
+    # files of one second are read in the order of this number's digits, and a start has a process of its own elsewhere
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     config = small_config(arm, f"--cluster.micro_batch_sequences={micro}", "--training.steps=9")
     undisturbed = fit(config, tmp_path / "undisturbed")
     run = RunDir(tmp_path / "crashed")
@@ -221,10 +224,16 @@ def test_a_trained_cell_is_left_as_it_is(tmp_path):
     assert run.state() == "interrupted"  # trained, but not yet generated and marked complete
 
 
-def test_determinism_ends_with_the_training(tmp_path):
+def test_determinism_ends_with_the_training(tmp_path, crash_after, monkeypatch):
     """What follows in the same process is sampling, and on a GPU its sums have no deterministic kernel."""
-    fit(small_config("baseline", "--training.deterministic=true"), tmp_path)
-    assert not torch.are_deterministic_algorithms_enabled()
+    during, is_on = set(), torch.are_deterministic_algorithms_enabled
+    monkeypatch.setattr(Crash, "on_train_batch_end", lambda *_: during.add(is_on()))
+    crash_after(1)
+    before = is_on()
+    for wanted in (True, False):
+        during.clear()
+        fit(small_config("baseline", f"--training.deterministic={wanted}"), tmp_path / str(wanted))
+        assert during == {wanted} and is_on() == before
 
 
 # ---------------------------------------------------------------- checkpoints
