@@ -248,7 +248,7 @@ class _Drill:
         victim = self.rng.randrange(self.config.world_size)
         ranks = list(everyone) if self.rng.random() < 0.5 else [victim]
         phase = self.rng.choice(AIMS[aim])
-        while (reading := _slot(board, victim)) is None or reading.phase != phase or reading.step < step:
+        while (reading := _slot(board, victim)) is None or phase not in _phases(board, reading) or reading.step < step:
             if process.poll() is not None:
                 return None
             time.sleep(0.0002)
@@ -265,7 +265,7 @@ class _Drill:
                 f"{self.folder}: the other ranks did not end within {END_SECONDS:.0f} seconds after one was killed; "
                 "see log.txt there"
             ) from None
-        return Kill(aim, last.phase, last.step, last.micro_batch, ranks, restart)
+        return Kill(aim, _phases(board, last)[0], last.step, last.micro_batch, ranks, restart)
 
     def _await_end(self, process: subprocess.Popen[bytes], board: Board, name: str) -> None:
         """Learn meanwhile how long each phase takes, so that later kills fall anywhere inside one."""
@@ -275,9 +275,10 @@ class _Drill:
             time.sleep(0.0005)
             reading, now = _slot(board, 0), time.monotonic()
             if reading is not None:
-                place = (reading.step, reading.micro_batch, reading.phase)
-                seconds[reading.phase] += now - at
-                visits[reading.phase] += place != before
+                phase = _phases(board, reading)[0]
+                place = (reading.step, reading.micro_batch, phase)
+                seconds[phase] += now - at
+                visits[phase] += place != before
                 before, at = place, now
         self.phase_seconds |= {p: seconds[p] / visits[p] for p in self.phase_seconds if visits[p]}
         if process.returncode:
@@ -310,6 +311,11 @@ class _Drill:
 
 def _slot(board: Board, rank: int) -> Reading | None:
     return next((reading for reading in board.read() if reading.rank == rank), None)
+
+
+def _phases(board: Board, reading: Reading) -> list[str]:
+    """What a rank is at: first the save that any rank is writing beside its steps, then what the rank says itself."""
+    return ["save"] * any(r.is_writing for r in board.read()) + [reading.phase]
 
 
 def _sigkill(board: Board, ranks: Sequence[int]) -> None:

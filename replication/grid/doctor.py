@@ -250,6 +250,7 @@ class Needs:
     parameters: int
     training_gib: float  # one cell: weights, gradients and two Adam moments
     activations_gib: float  # that one micro-batch keeps for its backward, at least
+    host_gib: float  # beside both, in memory: for a checkpoint
     tokens: int  # over all cells
     checkpoints_gib: float  # all cells, each with the checkpoints that it keeps and the one being written
     flop: float  # 6 x parameters x tokens, every expert counted
@@ -260,7 +261,8 @@ def needs_of(suite: SuiteConfig, config: RunConfig) -> Needs:
     n_cells, parameters = len(suite.arms) * len(suite.seeds), parameter_count(config.model)
     tokens = n_cells * config.training.steps * config.training.batch_tokens
     checkpoints = n_cells * checkpoints_kept(config) * checkpoint_gib(config)
-    memory = state_needs(config).device_gib, activation_gib(config)
+    state = state_needs(config)
+    memory = state.device_gib, activation_gib(config), state.host_gib
     return Needs(n_cells, parameters, *memory, tokens, checkpoints, flop=6.0 * parameters * tokens)
 
 
@@ -272,8 +274,8 @@ def _obstacles(needs: Needs, config: RunConfig, machine: Machine) -> Iterator[st
         yield "cluster.accelerator is gpu, and torch sees none"
     elif on_gpu and memory > machine.gpu_gib:
         yield f"{gib(memory)} do not fit the GPU's {gib(machine.gpu_gib)}"
-    elif not on_gpu and memory > machine.memory_gib:
-        yield f"{gib(memory)} do not fit the {gib(machine.memory_gib)} of free memory"
+    elif (host := needs.host_gib + (0 if on_gpu else memory)) > machine.memory_gib:
+        yield f"{gib(host)} do not fit the {gib(machine.memory_gib)} of free memory"
     months = needs.flop / CPU_FLOP_PER_MONTH
     if not on_gpu and months > 1:
         yield f"{needs.flop:.0e} FLOP take months on a CPU (about {months:,.0f} at 1e11 a second)"
@@ -330,8 +332,8 @@ def _print_suites(console: Console, config_root: Path, machine: Machine) -> list
     console.print(shown)
     console.print(
         "memory = parameters x 4 numbers (weight, gradient, two Adam moments; one for SGD and what Muon trains)\n"
-        "x 4 bytes (8 under 64-true) + what a micro-batch keeps for its backward at least; checkpoints = cells x\n"
-        "(kept + 1) x parameters x 4 numbers",
+        "x 4 bytes (8 under 64-true) + what a micro-batch keeps for its backward at least; 3 numbers more on the\n"
+        "host, from which checkpoints are written; checkpoints = cells x (kept + 1) x parameters x 3 numbers (ZeRO: 4)",
         style="dim",
         soft_wrap=True,
     )
@@ -352,7 +354,7 @@ def _suite_rows(path: Path, root: Path, machine: Machine) -> Iterator[tuple[str,
     told = {
         "cells": f"{needs.n_cells} ({len(suite.arms)} arms x {len(suite.seeds)} seeds)",
         "parameters": f"{needs.parameters:,}",
-        "memory of a cell": f"{gib(needs.training_gib)} + {gib(needs.activations_gib)}",
+        "memory of a cell": f"{gib(needs.training_gib)} + {gib(needs.activations_gib)}; host {gib(needs.host_gib)}",
         "tokens in total": f"{needs.tokens:,}",
         "checkpoints": f"up to {gib(needs.checkpoints_gib)}",
     }

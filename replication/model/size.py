@@ -86,19 +86,21 @@ class StateNeeds:
     """Weights, gradients and optimizer of one process, in GiB; activations and buffers come on top."""
 
     device_gib: float  # on its GPU, or in memory where it trains on the CPU
-    host_gib: float  # in memory beside that: what cluster.offload_optimizer moves there
+    host_gib: float  # in memory beside that: the copy that a checkpoint is written from, what offload_optimizer moves
 
 
 def state_needs(config: RunConfig) -> StateNeeds:
     """Bytes of each parameter, divided by the processes that share them (Rajbhandari et al. 2020, section 3.1).
 
-    Single and DDP keep a weight, a gradient and the optimizer's moments whole. ZeRO keeps a second, fp32 weight beside
+    Single and DDP keep a weight, a gradient and the optimizer's moments whole, and the first process a copy of weights
+    and moments beside them (training/host_copy.py). ZeRO keeps a second, fp32 weight beside
     the moments, and shares both (zero1), the gradients too (zero2), the weights too (zero3).
     """
     precision, strategy = config.training.precision, config.cluster.strategy
     moments, n, each = _moments(config), config.world_size, parameter_count(config.model) / GIB
     if not strategy.startswith("zero"):
-        return StateNeeds((2 + moments) * (8 if precision == "64-true" else 4) * each, 0.0)
+        number = (8 if precision == "64-true" else 4) * each
+        return StateNeeds((2 + moments) * number, (1 + moments) * number)
     weights = (2 if precision == "bf16-mixed" else 4) / (n if strategy == "zero3" else 1)
     gradients = 4 / (1 if strategy == "zero1" else n)
     optimizer = 4 * (1 + moments) / n
@@ -133,10 +135,10 @@ def _moments(config: RunConfig) -> float:
 
 
 def checkpoint_gib(config: RunConfig) -> float:
-    """One checkpoint: weights and optimizer of all processes, and the consolidated weights once more."""
-    number = 8 if config.training.precision == "64-true" else 4
-    bf16_copy = 2 if config.cluster.strategy.startswith("zero") and config.training.precision == "bf16-mixed" else 0
-    return (number * (2 + _moments(config)) + bf16_copy) * parameter_count(config.model) / GIB
+    """One checkpoint: weights and optimizer; under ZeRO the consolidated weights beside those of the shards."""
+    number, is_zero = 8 if config.training.precision == "64-true" else 4, config.cluster.strategy.startswith("zero")
+    weights = 1 + is_zero * (1.5 if config.training.precision == "bf16-mixed" else 1)
+    return number * (weights + _moments(config)) * parameter_count(config.model) / GIB
 
 
 def checkpoints_kept(config: RunConfig) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from types import FrameType
 
 from replication.errors import UserError
@@ -57,16 +57,17 @@ def stop_requested() -> bool:
 class Times:
     """times.json: the longest that a cell has taken."""
 
-    save_seconds: float
+    save_seconds: float  # until the checkpoint stands
     step_seconds: float  # a validation included
+    stall_seconds: float = 0.0  # of a save: until training went on
 
 
-def record_times(run: RunDir, save_seconds: float, step_seconds: float) -> None:
-    """Keep the longest save and step; a file that cannot be read is begun anew, one that cannot be written let be."""
+def record_times(run: RunDir, new: Times) -> None:
+    """Keep the longest of each; a file that cannot be read is begun anew, one that cannot be written let be."""
     kept = _times(run) or Times(0.0, 0.0)
-    save, step = max(kept.save_seconds, save_seconds), max(kept.step_seconds, step_seconds)
+    longest = (round(max(pair), 3) for pair in zip(astuple(kept), astuple(new), strict=True))
     with suppress(OSError):
-        write_record(run.times, Times(round(save, 3), round(step, 3)))
+        write_record(run.times, Times(*longest))
 
 
 def grace_seconds_needed(run: RunDir) -> int | None:

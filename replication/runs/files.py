@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from replication.errors import UserError
 
@@ -128,16 +128,30 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def mark_complete(folder: Path, extra: dict[str, Any] | None = None) -> None:
+class FileFacts(NamedTuple):
+    """What COMPLETE says of a file."""
+
+    n_bytes: int
+    sha256: str
+
+
+def mark_complete(
+    folder: Path, extra: dict[str, Any] | None = None, known: Mapping[str, FileFacts] | None = None
+) -> None:
     """Write folder/COMPLETE: every file's size and SHA-256, so that damage is found by name.
 
-    The marker must not reach the disk before what it vouches for: files first, then the names in each folder.
+    The marker must not reach the disk before what it vouches for: files first, then the names in each folder. `known`
+    are files, by their path in the folder, that were hashed while they were written.
     """
     inside = sorted(p for p in folder.rglob("*") if not p.name.startswith(".") and p.name != "COMPLETE")
     files = [p for p in inside if p.is_file()]
     for path in [*files, *(p for p in inside if p.is_dir()), folder]:
         sync(path)
-    listed = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
+    listed = {}
+    for path in files:
+        name = str(path.relative_to(folder))
+        n_bytes, sha256 = (known or {}).get(name) or (path.stat().st_size, file_sha256(path))
+        listed[name] = {"bytes": n_bytes, "sha256": sha256}
     marker = (extra or {}) | {"files": listed}
     write_json(folder / "COMPLETE", marker | {"marker_sha256": _marker_sha256(marker)})
 

@@ -1,7 +1,7 @@
 """Checkpoints: written to a new folder, marked complete, then renamed into place; the newest complete one is taken.
 
-checkpoints/step-000150/trainer.ckpt      Lightning's full state: weights, optimizer, schedule, loops, the hash chain; a
-                                          file, or under ZeRO a folder with the shards of every rank
+checkpoints/step-000150/trainer.ckpt      Lightning's state: optimizer, schedule, loops, the hash chain; under ZeRO a
+                                          folder with the shards of every rank, weights among them
 checkpoints/step-000150/weights.pt        the consolidated weights by name, of any strategy, for any strategy
 checkpoints/step-000150/rank-00000.pt     random generators of each rank
 checkpoints/step-000150/COMPLETE          names, sizes and checksums, and the hashes that a resume checks
@@ -15,32 +15,34 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from replication.config import RunConfig, refuse_differences, scientific
 from replication.data.module import Batch
 from replication.errors import UserError, first_line, is_disk_full
 from replication.model.transformer import weights_sha256
 from replication.processes.launcher import tethered
-from replication.processes.preemption import record_times
+from replication.processes.preemption import Times, record_times
 from replication.runs.files import damage, mark_complete, naming, read_object, remove_tree, sync
 from replication.runs.layout import RunDir, step_of
 from replication.runs.records import WrongForm, from_json, to_json
+from replication.training.host_copy import STATE, WEIGHTS, HostCopy, save_hashed
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
-from replication.training.phases import during
+from replication.training.phases import during, writing
 from replication.training.ranks import barrier, is_first, rank
 from replication.training.strategies import consolidated_weights
 
-STATE = "trainer.ckpt"
-WEIGHTS = "weights.pt"
 WHOLE = ("single", "ddp")  # these keep one whole state, which any number of ranks of either loads
 RESHARDABLE = ("zero1", "zero2")
 """Between these, at any number of ranks, DeepSpeed's universal checkpoint was measured to carry a state (AdamW, fp32).
@@ -83,16 +85,31 @@ class Checkpoints(Callback):
 
     It saves at the start of the following step, not at the end of the step itself: by then the step has been
     validated and Lightning counts its batch as completed, so that a resumed run neither skips nor repeats one.
+
+    Where the first rank has the whole state, training goes on as soon as that is copied to the host, and a thread
+    writes, hashes and moves the folder into place; one save at a time. ZeRO's ranks write their shards first.
     """
 
     def __init__(
-        self, config: RunConfig, run: RunDir, data_hash: str, measure: Measure, resume: Path | None = None
+        self,
+        config: RunConfig,
+        run: RunDir,
+        data_hash: str,
+        measure: Measure,
+        resume: Path | None = None,
+        host_copy: HostCopy | None = None,
     ) -> None:
-        """The marker repeats what `measure` has counted; `resume` is the checkpoint that this start goes on from."""
+        """The marker repeats what `measure` has counted; `resume` is the checkpoint that this start goes on from.
+
+        `host_copy` is the trainer's checkpoint plugin; without one all of a save is done before training goes on.
+        """
         self.config, self.run, self.data_hash, self.measure, self.resume = config, run, data_hash, measure, resume
-        self._stand = {step_of(resume)} if resume else set()  # steps whose checkpoints this run has read or written
+        self.host_copy = host_copy
+        self._stand = {step_of(resume)} if resume else set()  # steps whose checkpoints this run has read or begun
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
         self._boundary_at: float | None = None
-        self._step_seconds = 0.0  # the longest, a validation included
+        self._step_seconds = self._stall_seconds = 0.0  # the longest, a validation included; see Times
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.resume is not None:
@@ -103,6 +120,8 @@ class Checkpoints(Callback):
             return
         if self._boundary_at is not None:
             self._step_seconds = max(self._step_seconds, time.monotonic() - self._boundary_at)
+        if self._writing is not None and self._writing.done():
+            self.finish()  # what it raised, at once
         step = trainer.global_step
         if step > 0 and step % self.config.checkpoints.every_steps == 0:
             self.save(trainer)
@@ -110,6 +129,13 @@ class Checkpoints(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
+        self.finish()
+        barrier()  # no rank leaves before the last checkpoint stands
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """What is being written is of a step that was whole."""
+        with suppress(Exception):
+            self.finish()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
         """Take back the count of the batch that has begun: a resumed run would validate one batch early."""
@@ -123,82 +149,111 @@ class Checkpoints(Callback):
                 progress[key] = checkpoint["global_step"] * self.config.accumulation
 
     def save(self, trainer: Trainer) -> None:
-        """Write the checkpoint of the current step, unless it stands already, and remove what need not be kept.
+        """Begin the checkpoint of the current step, unless this run has; without a host copy, end it too.
 
-        UserError where there is no room for it: the run stops, and the earlier checkpoints are as they were.
+        UserError where there is no room for it, here or at a later call: the run stops, and the earlier checkpoints are
+        as they were.
         """
         step, started = trainer.global_step, time.monotonic()
         self.measure.check_finite(step)
-        folder = checkpoint_folder(self.run, step)
         if step in self._stand:
             return
-        partial = folder.with_name(f"partial-{folder.name}")
+        folder = checkpoint_folder(self.run, step)
+        partial = _partial(folder)
         with during("save"):
+            self.finish()
             barrier()  # every rank has looked before the first one changes anything
-            try:
-                self._write(trainer, partial, folder)
+            with self._without_room(folder):
                 if is_first():
-                    self._complete(step, partial, folder)
-            except (OSError, RuntimeError) as error:
-                if not is_disk_full(error):
-                    raise
-                remove_tree(partial)
-                raise UserError(
-                    f"{folder}: no room to write the checkpoint ({first_line(error)}); make room and run again, it "
-                    f"goes on from {newest_checkpoint(self.run)[0] or 'the beginning'}"
-                ) from None
-            barrier()
+                    remove_tree(folder)  # damaged: this run replaces it
+                    remove_abandoned(self.run)
+                    partial.mkdir(parents=True)
+                barrier()
+                trainer.save_checkpoint(partial / STATE)
+                _save_generators(partial)
+                model = cast(LanguageModel, trainer.lightning_module).model
+                weights = consolidated_weights(self.config, model) if self.host_copy is None else {}
+                barrier()
+            if is_first():
+                if self.measure.journal is not None:
+                    self.measure.journal.sync()  # a run that goes on from here does not write these lines again
+                self._stall_seconds = max(self._stall_seconds, time.monotonic() - started)
+                self._writing = self._writer.submit(self._write, self._marker(step), weights, folder, started)
+            if self.host_copy is None:
+                self.finish()
+                barrier()
         self._stand.add(step)
-        if is_first():
-            record_times(self.run, time.monotonic() - started, self._step_seconds)
 
-    def _write(self, trainer: Trainer, partial: Path, folder: Path) -> None:
-        """Every rank's part of the new folder."""
-        if is_first():
-            remove_tree(folder)  # damaged: this run replaces it
-            remove_abandoned(self.run)
-            partial.mkdir(parents=True)
-        barrier()
-        trainer.save_checkpoint(partial / STATE)
-        generators = {
-            "python": random.getstate(),
-            "numpy": np.random.get_state(),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-        }
-        torch.save(generators, partial / f"rank-{rank():05d}.pt")
-        weights = consolidated_weights(self.config, cast(LanguageModel, trainer.lightning_module).model)
-        if is_first():
-            torch.save(weights, partial / WEIGHTS)
-            self._weights_sha256 = weights_sha256(weights)
-        barrier()
+    def finish(self) -> None:
+        """Wait until the checkpoint that is being written stands; raises what went wrong."""
+        begun, self._writing = self._writing, None
+        if begun is not None:
+            begun.result()
 
-    def _complete(self, step: int, partial: Path, folder: Path) -> None:
-        """Mark the new folder, move it into place, and remove what it replaces; the first rank alone."""
-        marker = Marker(
+    def _marker(self, step: int) -> Marker:
+        """All but the weights' hash, as things stand now."""
+        return Marker(
             step=step,
             tokens=self.measure.tokens,
             data_chain=self.measure.chain,
             wall_seconds=round(self.measure.elapsed(), 2),
-            weights_sha256=self._weights_sha256,
+            weights_sha256="",
             unlogged_steps=len(self.measure.losses),
             data_hash=self.data_hash,
             layout=Sharding.of_run(self.config),
             scientific=scientific(self.config),
         )
-        if self.measure.journal is not None:
-            self.measure.journal.sync()  # a run that goes on from here does not write these lines again
-        mark_complete(partial, to_json(marker))
-        with naming(folder):
-            os.replace(partial, folder)
-        sync(self.run.checkpoints)  # before what it replaces goes
+
+    def _write(self, marker: Marker, weights: dict[str, Tensor], folder: Path, started: float) -> None:
+        """Write what the first rank has of a new folder, mark it, move it into place, remove what it replaces."""
+        partial = _partial(folder)
+        with writing(), self._without_room(folder):
+            if self.host_copy is not None:
+                weights, known = self.host_copy.write(partial)
+            else:
+                known = {WEIGHTS: save_hashed(weights, partial / WEIGHTS)}
+            marker = replace(marker, weights_sha256=weights_sha256(weights))
+            mark_complete(partial, to_json(marker), known)
+            with naming(folder):
+                os.replace(partial, folder)
+            sync(self.run.checkpoints)  # before what it replaces goes
         # later ones are damaged, since this run went on from before them: they must not count as kept
-        later = [p for p in self.run.checkpoint_folders() if step_of(p) > step]
+        later = [p for p in self.run.checkpoint_folders() if step_of(p) > marker.step]
         whole, every = complete_folders(self.run), self.config.checkpoints.keep_every_steps
         old = [p for p in whole if p not in later][: -self.config.checkpoints.keep_last]
         resharded = self.run.checkpoints.glob("universal-*")
         for path in (*resharded, *later, *(p for p in old if every is None or step_of(p) % every)):
             remove_tree(path)
+        record_times(self.run, Times(time.monotonic() - started, self._step_seconds, self._stall_seconds))
+
+    @contextmanager
+    def _without_room(self, folder: Path) -> Iterator[None]:
+        """Make one line of a full disk."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            if not is_disk_full(error):
+                raise
+            remove_tree(_partial(folder))
+            raise UserError(
+                f"{folder}: no room to write the checkpoint ({first_line(error)}); make room and run again, it "
+                f"goes on from {newest_checkpoint(self.run)[0] or 'the beginning'}"
+            ) from None
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f"partial-{folder.name}")
+
+
+def _save_generators(folder: Path) -> None:
+    """This rank's random generators."""
+    generators = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+    torch.save(generators, folder / f"rank-{rank():05d}.pt")
 
 
 def _batch_progress(checkpoint: Mapping[str, Any]) -> list[dict[str, int]]:

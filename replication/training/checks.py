@@ -30,7 +30,7 @@ from replication.runs.manifest import code_identity, find_manifest, update_manif
 from replication.training.checkpoints import complete_folders
 from replication.training.module import LanguageModel
 from replication.training.ranks import device, gather, gather_objects, is_first, rank, world_size
-from replication.training.strategies import ZeroStrategy, uses_gpu
+from replication.training.strategies import ZeroStrategy, is_zero, uses_gpu
 
 SCRATCH_MIB = 64  # below this, temporary files of torch and of compilers fail in ways that say nothing
 SAMPLED_BLOCKS = 8
@@ -154,10 +154,13 @@ def check_room(config: RunConfig, run: RunDir) -> dict[str, float]:
 
 def _complaint(config: RunConfig, run: RunDir, needs: StateNeeds, free_gib: float) -> str | None:
     where = f"{config.cluster.strategy} on {config.world_size} process(es)"
-    host_gib = needs.host_gib + (0 if uses_gpu(config) else needs.device_gib)
+    host_gib = needs.host_gib if is_zero(config) or is_first() else 0.0
+    device_gib = needs.device_gib + (0.0 if uses_gpu(config) else host_gib)  # where the CPU trains, one memory is both
+    if not uses_gpu(config):
+        host_gib = device_gib
     if host_gib > free_host_gib(config):
         return (
-            f"cluster.strategy: {where} keeps {gib(host_gib)} in the CPU memory of each, and rank {rank()} has "
+            f"cluster.strategy: {where} keeps {gib(host_gib)} in the CPU memory of rank {rank()}, which has "
             f"{gib(free_host_gib(config))} free; take more nodes or a higher ZeRO stage, or raise "
             "cluster.slurm.memory_gib"
         )
@@ -167,7 +170,7 @@ def _complaint(config: RunConfig, run: RunDir, needs: StateNeeds, free_gib: floa
             f"rank {rank()} has {gib(free_gib)} free; take a higher ZeRO stage, more devices, or "
             "cluster.offload_optimizer"
         )
-    room_gib, c = free_gib - needs.device_gib, config.cluster
+    room_gib, c = free_gib - device_gib, config.cluster
     if (kept_gib := activation_gib(config)) > room_gib:
         further = [
             f"cluster.{key}"

@@ -19,7 +19,8 @@ VARIABLE = "REPLICATION_PHASE_BOARD"
 PHASES = ("start", "forward", "accumulate", "update", "save", "validate", "end")
 """start: before the first step of this process. forward: the first micro-batch of a step, whose gradient nothing
 holds yet. accumulate: later micro-batches, when a part of the gradient is there. update: from the optimizer boundary to
-the end of the step. save, validate: the writing of a checkpoint, a validation. end: after the last step."""
+the end of the step. save, validate: a checkpoint (its copy, where a thread writes it beside the next steps), a
+validation. end: after the last step."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Reading:
     step: int  # 0-based, the one under way
     micro_batch: int
     phase: str
+    is_writing: bool = False  # a checkpoint, beside what the phase says
 
 
 class Board:
@@ -39,15 +41,19 @@ class Board:
     def __init__(self, path: Path, n_ranks: int, create: bool = False) -> None:
         if create:
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._slots = np.memmap(path, np.int64, "w+" if create else "r+", shape=(n_ranks, 4))
+        self._slots = np.memmap(path, np.int64, "w+" if create else "r+", shape=(n_ranks, 5))
 
     def write(self, now: Reading) -> None:
-        self._slots[now.rank] = now.pid, now.step, now.micro_batch, PHASES.index(now.phase)
+        self._slots[now.rank, :4] = now.pid, now.step, now.micro_batch, PHASES.index(now.phase)
+
+    def write_writing(self, rank: int, is_writing: bool) -> None:
+        """Of its own, since another thread of the rank writes it."""
+        self._slots[rank, 4] = is_writing
 
     def read(self) -> list[Reading]:
         """Every rank that has written; a rank of an earlier start stays until its successor writes."""
         slots = enumerate(self._slots.tolist())
-        return [Reading(r, pid, step, m, PHASES[phase]) for r, (pid, step, m, phase) in slots if pid]
+        return [Reading(r, pid, step, m, PHASES[phase], bool(w)) for r, (pid, step, m, phase, w) in slots if pid]
 
 
 _board: Board | None = None  # this process's, where the environment names one
@@ -72,3 +78,13 @@ def during(phase: str) -> Iterator[None]:
     enter(phase, before.step, before.micro_batch)
     yield
     enter(before.phase, before.step, before.micro_batch)
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Say that a checkpoint is written for the time of the block, from any thread."""
+    if _board is not None:
+        _board.write_writing(_now.rank, True)
+    yield
+    if _board is not None:
+        _board.write_writing(_now.rank, False)

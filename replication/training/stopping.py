@@ -10,6 +10,7 @@ from replication.config import RunConfig
 from replication.data.module import Batch
 from replication.processes.preemption import Preempted, stop_requested
 from replication.training.checkpoints import Checkpoints
+from replication.training.ranks import barrier
 
 
 class GracefulStop(Callback):
@@ -33,6 +34,8 @@ class GracefulStop(Callback):
         step, what = trainer.global_step, "before its first step; nothing was to be saved"
         if step:
             self.checkpoints.save(trainer)
+            self.checkpoints.finish()
+            barrier()
             what = f"and saved at step {step}"
         raise Preempted(f"{self.config.arm}/seed-{self.config.seed}: told to stop {what}")
 

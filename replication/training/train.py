@@ -26,7 +26,6 @@ from replication.runs.layout import RunDir, step_of
 from replication.runs.manifest import Manifest, read_manifest
 from replication.runs.starts import logged_cells, refuse_other_data
 from replication.training.checkpoints import (
-    STATE,
     Checkpoints,
     checkpoint_folder,
     load_weights,
@@ -38,12 +37,13 @@ from replication.training.checkpoints import (
 )
 from replication.training.checks import Checks, check_neighbours, data_sample
 from replication.training.environment import determinism, finish_manifest, prepare_torch, start_manifest
+from replication.training.host_copy import STATE, HostCopy
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
 from replication.training.phases import enter
 from replication.training.ranks import Meeting, launched_rank
 from replication.training.stopping import GracefulStop
-from replication.training.strategies import build_strategy, gradient_multiplier
+from replication.training.strategies import build_strategy, gradient_multiplier, is_zero
 
 
 def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -> None:
@@ -165,7 +165,8 @@ def build_trainer(
         callbacks.append(TokenGain(config.token_gain))
     if config.layer_gain.enabled:
         callbacks.append(LayerGain(config.layer_gain, gradient_multiplier(config)))
-    checkpoints = Checkpoints(config, run, start["data hash"], measure, checkpoint)
+    host_copy = None if is_zero(config) else HostCopy()
+    checkpoints = Checkpoints(config, run, start["data hash"], measure, checkpoint, host_copy)
     callbacks += [checkpoints, GracefulStop(config, checkpoints)]
     purge = step_of(checkpoint) + 1 if checkpoint else 0  # else a resumed run shows doubled points
     logger = TensorBoardLogger(run.root, name="", version="tensorboard", default_hp_metric=False, purge_step=purge)
@@ -186,7 +187,8 @@ def build_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        plugins=[LightningEnvironment()],  # the ranks' places are in RANK and its neighbours, whoever set them
+        # the ranks' places are in RANK and its neighbours, whoever set them
+        plugins=[LightningEnvironment(), *([host_copy] if host_copy else [])],
         log_every_n_steps=10**9,
     )
     # Lightning's way with SIGTERM is taken out: on several ranks it broadcasts a flag and waits for it before every

@@ -154,7 +154,7 @@ def test_needs_are_counted_over_all_cells() -> None:
     assert needs.n_cells == 12
     assert needs.tokens == 12 * config.training.steps * config.training.batch_tokens
     assert needs.training_gib == pytest.approx(needs.parameters * 16 / 2**30)
-    assert needs.checkpoints_gib == pytest.approx(12 * 3 * needs.parameters * 16 / 2**30)
+    assert needs.checkpoints_gib == pytest.approx(12 * 3 * needs.parameters * 12 / 2**30)
 
 
 def obstacles(machine: Machine, **changes: object) -> list[str]:

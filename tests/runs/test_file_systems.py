@@ -20,7 +20,7 @@ from replication.errors import UserError
 from replication.grid import local
 from replication.grid.cells import claim_folder
 from replication.grid.submit import one_at_a_time
-from replication.processes.preemption import record_times
+from replication.processes.preemption import Times, record_times
 from replication.runs.files import remove_temporaries, write_text
 from replication.runs.layout import RunDir, SuiteDir
 
@@ -172,8 +172,8 @@ def test_a_device_is_written_to_and_not_replaced(tmp_path):
 def test_a_convenience_that_cannot_be_written_or_read_fails_nothing(tmp_path, monkeypatch):
     run = RunDir(tmp_path)
     run.times.write_text("{")
-    record_times(run, 1.0, 2.0)
-    assert json.loads(run.times.read_text()) == {"save_seconds": 1.0, "step_seconds": 2.0}
+    record_times(run, Times(1.0, 2.0))
+    assert json.loads(run.times.read_text()) == {"save_seconds": 1.0, "step_seconds": 2.0, "stall_seconds": 0.0}
     monkeypatch.setattr(os, "fsync", fail(errno.ENOSPC))
-    record_times(run, 3.0, 4.0)
-    assert json.loads(run.times.read_text()) == {"save_seconds": 1.0, "step_seconds": 2.0}
+    record_times(run, Times(3.0, 4.0))
+    assert json.loads(run.times.read_text()) == {"save_seconds": 1.0, "step_seconds": 2.0, "stall_seconds": 0.0}

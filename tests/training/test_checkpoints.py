@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import random
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,11 +23,14 @@ from training_setup import fit, furthest, identical, small_config, weights
 from replication.config import scientific
 from replication.errors import UserError
 from replication.model.transformer import weights_sha256
-from replication.runs.files import damage, mark_complete, read_json
+from replication.runs.files import damage, file_sha256, mark_complete, read_json
 from replication.runs.journal import Journal, journal_gaps, logged_steps, read_journal
 from replication.runs.layout import RunDir
 from replication.training import checkpoints
-from replication.training.checkpoints import newest_checkpoint, restore_generators
+from replication.training.checkpoints import load_weights, newest_checkpoint, restore_generators
+from replication.training.host_copy import HostCopy
+from replication.training.measure import Measure
+from replication.training.stopping import GracefulStop
 from replication.training.train import lost_lines, train
 
 FP64 = "--training.precision=64-true"
@@ -81,6 +86,75 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(tmp_path, kin
     fit(small_config("both", "--checkpoints.keep_last=3"), tmp_path)
     assert damage(one.checkpoints / "step-000006") is None
     assert identical(weights(one), whole)
+
+
+# ---------------------------------------------------------------- beside training
+
+
+@pytest.fixture
+def slow_writer(monkeypatch):
+    """Holds the writing of each checkpoint back until the training is two steps on, or in its last."""
+    write, begin, steps = HostCopy.write, Measure.on_train_batch_start, []
+
+    def held(self, folder):
+        deadline = time.monotonic() + 60
+        while steps[-1] < min(int(folder.name[-6:]) + 2, 5) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        steps_when_written.append((folder.name, steps[-1]))
+        return write(self, folder)
+
+    def begun(self, trainer, *args):
+        steps.append(trainer.global_step)
+        begin(self, trainer, *args)
+
+    steps_when_written = []
+    monkeypatch.setattr(HostCopy, "write", held)
+    monkeypatch.setattr(Measure, "on_train_batch_start", begun)
+    return steps_when_written
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_what_is_written_two_steps_later_is_the_step_that_was_saved(tmp_path, slow_writer, optimizer):
+    flags = (f"--training.optimizer={optimizer}", "--checkpoints.every_steps=3", "--checkpoints.keep_last=9")
+    fit(small_config("both", *flags), tmp_path / "beside")
+    assert slow_writer[0] == ("partial-step-000003", 5)
+    at_3 = load_weights(tmp_path / "beside" / "checkpoints" / "step-000003")
+    assert read_json(tmp_path / "beside/checkpoints/step-000003/COMPLETE")["weights_sha256"] == weights_sha256(at_3)
+    cut_back(RunDir(tmp_path / "beside"), tmp_path / "resumed")
+    again = fit(small_config("both", *flags), tmp_path / "resumed")
+    assert identical(weights(again), weights(RunDir(tmp_path / "beside")))
+    assert read_json(again.times)["stall_seconds"] < read_json(again.times)["save_seconds"]
+
+
+def test_a_crash_while_a_checkpoint_is_written_waits_for_it(tmp_path, slow_writer, monkeypatch):
+    def crash(self, trainer, *args):
+        if trainer.global_step == 5:
+            raise RuntimeError("crash")
+
+    monkeypatch.setattr(GracefulStop, "on_train_batch_start", crash)
+    with pytest.raises(RuntimeError, match="crash"):
+        fit(small_config("both", "--checkpoints.every_steps=3"), tmp_path)
+    assert newest_checkpoint(RunDir(tmp_path)) == (tmp_path / "checkpoints" / "step-000003", [])
+
+
+def test_what_fails_in_the_writing_ends_the_run_at_a_later_step(tmp_path, monkeypatch):
+    def broken(self, folder):
+        (folder / "trainer.ckpt").write_bytes(b"half")
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(HostCopy, "write", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        fit(small_config("both"), tmp_path)
+    assert RunDir(tmp_path).checkpoint_folders() == []
+
+
+def test_a_checkpoint_holds_its_weights_once(tmp_path):
+    run = fit(small_config("both"), tmp_path)
+    folder, _ = newest_checkpoint(run)
+    assert torch.load(folder / "trainer.ckpt", weights_only=False)["state_dict"] == {}
+    listed = read_json(folder / "COMPLETE")["files"]
+    for name in ("trainer.ckpt", "weights.pt"):  # hashed while they were written
+        assert listed[name] == {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
 
 
 # ---------------------------------------------------------------- several ranks, in two starts of them

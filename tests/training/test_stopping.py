@@ -18,7 +18,7 @@ from training_setup import fit, identical, small_config, weights
 import replication.processes.preemption as preemption
 import replication.training.train as train_module
 from replication.processes.launcher import run_ranks
-from replication.processes.preemption import PREEMPTED, Preempted, grace_seconds_needed, record_times
+from replication.processes.preemption import PREEMPTED, Preempted, Times, grace_seconds_needed, record_times
 from replication.runs.files import read_json
 from replication.runs.layout import RunDir
 
@@ -119,9 +119,9 @@ def test_the_launcher_hands_the_signal_on_and_its_code_is_that_of_the_ranks(tmp_
 def test_the_lead_time_that_is_needed_comes_from_the_longest_step_and_save(tmp_path):
     run = RunDir(tmp_path)
     assert grace_seconds_needed(run) is None
-    record_times(run, save_seconds=12.0, step_seconds=2.0)
-    record_times(run, save_seconds=8.0, step_seconds=3.0)
-    assert read_json(run.times) == {"save_seconds": 12.0, "step_seconds": 3.0}
+    record_times(run, Times(save_seconds=12.0, step_seconds=2.0, stall_seconds=1.0))
+    record_times(run, Times(save_seconds=8.0, step_seconds=3.0))
+    assert read_json(run.times) == {"save_seconds": 12.0, "step_seconds": 3.0, "stall_seconds": 1.0}
     assert grace_seconds_needed(run) == 23  # half as much again as 15, rounded up
 
 
