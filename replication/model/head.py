@@ -24,11 +24,10 @@ from replication.model.loss import IGNORE, EntropySums, TokenLosses, entropy_sum
 from replication.model.size import padded_vocabulary
 
 CHUNK_LOGITS = 1 << 26  # that the chunked head holds at a time: 256 MiB in fp32, and about four times that a moment
-FUSED_CHUNK_LOGITS = (
-    1 << 29
-)  # compiled on a GPU it holds them in bf16 alone, 1 GiB; a chunk costs the weight's gradient
-ENTROPY_LOGITS = 1 << 20  # whose probabilities are held at a time when entropies are measured: a cache's worth ...
-ENTROPY_TOKENS = 256  # ... but of no fewer tokens: a large vocabulary's would come one by one
+FUSED_CHUNK_LOGITS = 1 << 29  # compiled on a GPU: in bf16 alone, 1 GiB; each chunk costs the weight's gradient
+CACHED_LOGITS = 1 << 18  # whose slopes a CPU takes at a time
+ENTROPY_LOGITS = 1 << 17  # whose probabilities are held at a time when entropies are measured: a cache's worth ...
+ENTROPY_TOKENS = 64  # ... but of no fewer tokens: a large vocabulary's would come one by one
 LIGER_AT_LEAST = (0, 8, 2)  # earlier ones gave wrong gradients for weights on tokens
 
 
@@ -88,9 +87,48 @@ def losses_from_logits(
     hidden_ND: Tensor, weight_PD: Tensor, targets_N: Tensor, label_smoothing: float, vocab_size: int, entropies: bool
 ) -> HeadOutput:
     """All logits at once: the plain way, and the fastest where they fit and the function is compiled."""
-    log_probs_NV = log_probabilities(logits_of(hidden_ND, weight_PD, vocab_size))
-    losses = losses_of(log_probs_NV, targets_N, label_smoothing)
+    logits_NV = logits_of(hidden_ND, weight_PD, vocab_size)
+    if torch.compiler.is_compiling():
+        log_probs_NV = log_probabilities(logits_NV)
+        losses = losses_of(log_probs_NV, targets_N, label_smoothing)
+    else:
+        smoothed_N, plain_N, log_probs_NV = _LossesOfLogits.apply(logits_NV, targets_N, label_smoothing)
+        losses = TokenLosses(smoothed_N, plain_N if label_smoothing else smoothed_N)
     return HeadOutput(losses, entropies_in_chunks(log_probs_NV.detach(), targets_N != IGNORE) if entropies else None)
+
+
+class _LossesOfLogits(torch.autograd.Function):
+    """loss.token_losses and the log probabilities; backward is autograd's, bit for bit, a few tokens at a time.
+
+    Autograd by itself holds three [N, V], none of which stays in a CPU's cache, and so takes twice the time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, label_smoothing: float) -> tuple[Tensor, ...]:
+        log_probs_NV = log_probabilities(logits_NV)
+        smoothed_N, plain_N = losses_of(log_probs_NV, targets_N, label_smoothing)
+        ctx.save_for_backward(log_probs_NV, targets_N)
+        ctx.label_smoothing, ctx.dtype = label_smoothing, logits_NV.dtype
+        ctx.mark_non_differentiable(log_probs_NV)
+        ctx.set_materialize_grads(False)  # the log probabilities would get a [N, V] of zeros
+        return smoothed_N, plain_N if label_smoothing else plain_N.clone(), log_probs_NV
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        log_probs_NV, targets_N = ctx.saved_tensors
+        zero_N = log_probs_NV.new_zeros(len(targets_N))
+        smoothed_N, plain_N = (zero_N if g is None else g * (targets_N != IGNORE) for g in gradients[:2])
+        at_target_N = smoothed_N * (1 - ctx.label_smoothing) + plain_N
+        everywhere_N = smoothed_N * (ctx.label_smoothing / log_probs_NV.shape[1])
+        slope_NV, rows = torch.empty_like(log_probs_NV), max(1, CACHED_LOGITS // log_probs_NV.shape[1])
+        tensors = (slope_NV, log_probs_NV, targets_N.clamp(min=0)[:, None], at_target_N[:, None], everywhere_N[:, None])
+        for slope_RV, log_probs_RV, target_R1, at_target_R1, everywhere_R1 in zip(
+            *(t.split(len(t) if t.is_cuda else rows) for t in tensors), strict=True
+        ):
+            incoming_RV = (-everywhere_R1).repeat(1, log_probs_RV.shape[1]).scatter_add_(1, target_R1, -at_target_R1)
+            arguments = incoming_RV, log_probs_RV, -1, log_probs_RV.dtype
+            torch.ops.aten._log_softmax_backward_data.out(*arguments, out=slope_RV)
+        return slope_NV.to(ctx.dtype), None, None
 
 
 def losses_in_chunks(

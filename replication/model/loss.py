@@ -70,7 +70,7 @@ def entropy_sums(log_probs_NV: Tensor, valid_N: Tensor) -> EntropySums:
     weight_N = valid_N.to(log_probs_NV.dtype)
     predictive = -(torch.linalg.vecdot(log_probs_NV.exp(), log_probs_NV) * weight_N).sum()
     counts_V = log_probs_NV.new_zeros(log_probs_NV.shape[1])
-    return EntropySums(predictive, counts_V.index_add_(0, log_probs_NV.argmax(-1), weight_N))
+    return EntropySums(predictive, counts_V.index_add_(0, log_probs_NV.max(-1).indices, weight_N))
 
 
 def histogram_entropy(counts_V: Tensor) -> Tensor:
