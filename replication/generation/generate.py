@@ -21,7 +21,7 @@ from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.generation.completions import Completion, Samples, Shard
 from replication.generation.sampling import Sampler, complete, row_key
-from replication.model.transformer import Transformer
+from replication.model.transformer import Transformer, unset_transformer
 from replication.processes.preemption import Preempted, stop_requested
 from replication.runs.layout import RunDir, step_of
 from replication.runs.manifest import Manifest, read_manifest
@@ -115,6 +115,6 @@ def load_model(config: RunConfig, run: RunDir) -> Transformer:
             f"{run.checkpoints}: no undamaged checkpoint of the last step {config.training.steps} ({found}"
             f"{''.join('; ' + n for n in notes)}); train the cell again, it goes on from what there is"
         )
-    model = Transformer(config.model)
+    model = unset_transformer(config.model)
     model.load_state_dict(load_weights(folder), strict=not config.model.tied_head)  # a tied head is in there once
     return model.eval().to("cuda" if uses_gpu(config) else "cpu", DTYPES[config.generation.precision])

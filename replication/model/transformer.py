@@ -293,6 +293,16 @@ class Transformer(nn.Module):
         return [list(block.parameters()) for block in self.blocks]
 
 
+def unset_transformer(config: ModelConfig) -> Transformer:
+    """A model on the CPU in fp32 with no weights yet: torch would draw some first, which takes a large one a while."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    model.to_empty(device="cpu")
+    if config.tied_head:
+        model.head.weight = model.embedding.weight  # type: ignore[assignment]
+    return model
+
+
 @torch.no_grad()
 def initialise(model: Transformer, seed: int) -> None:
     """Set every weight as a pure function of (seed, parameter name): normal with init_std, norms at 1, padding at 0.

@@ -72,13 +72,14 @@ class LayerGain(Callback):
         self.config, self.multiply = config, multiply
         self.included_L = torch.empty(0)
         self._scale_L = torch.empty(0)
+        self._blocks: list[list[Parameter]] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        blocks = cast(AcceptsGains, pl_module).block_parameters()
-        self.included_L = included_blocks(self.config, len(blocks)).to(pl_module.device)
+        self._blocks = cast(AcceptsGains, pl_module).block_parameters()
+        self.included_L = included_blocks(self.config, len(self._blocks)).to(pl_module.device)
         if self.config.apply == "micro_batch":
-            self._hooks = [p.register_hook(self._hook(i)) for i, block in enumerate(blocks) for p in block]
+            self._hooks = [p.register_hook(self._hook(i)) for i, block in enumerate(self._blocks) for p in block]
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self.config.apply == "micro_batch":
@@ -89,7 +90,7 @@ class LayerGain(Callback):
         module = cast(AcceptsGains, pl_module)
         if self.config.apply == "step" and module.at_boundary:
             divergence_L = step_divergence(self.config, module.step_divergence_LS())
-            self.multiply(module.block_parameters(), layer_scales(self.config, divergence_L, self.included_L))
+            self.multiply(self._blocks, layer_scales(self.config, divergence_L, self.included_L))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for hook in self._hooks:

@@ -71,9 +71,13 @@ def record_times(run: RunDir, new: Times) -> None:
 
 
 def grace_seconds_needed(run: RunDir) -> int | None:
-    """Half as much again as the longest step and save: how long before a limit to stop. None: nothing is noted yet."""
-    times = _times(run)
-    return math.ceil(1.5 * (times.save_seconds + times.step_seconds)) if times else None
+    """How long before a limit to stop; None: nothing is noted yet.
+
+    Half as much again as the longest step, a save, and what another save that has just begun is written in.
+    """
+    if (times := _times(run)) is None:
+        return None
+    return math.ceil(1.5 * (times.step_seconds + 2 * times.save_seconds - times.stall_seconds))
 
 
 def _times(run: RunDir) -> Times | None:

@@ -98,6 +98,14 @@ class Start(Environment):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Tokens a second, over all processes."""
+
+    measured: float | None = None  # median of the journal's lines
+    predicted: float | None = None  # by model/cost.py, for as many H100s; None on a CPU
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest(Environment):
     """A field that is not known, or has another form than it should, is None or empty."""
 
@@ -124,6 +132,7 @@ class Manifest(Environment):
     wall_seconds: float | None = None
     final_weights_sha256: str | None = None
     finished_at: str | None = None
+    speed: Speed | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the completions, with prompts_sha256, weights_sha256 and samples_sha256."""
     generated_by: Code | None = None
@@ -136,7 +145,7 @@ class Manifest(Environment):
 
 
 ONCE_KNOWN = ("preflight", "deepspeed", "step", "tokens", "data_chain", "wall_seconds", "final_weights_sha256",
-              "finished_at", "generation", "generated_by")  # fmt: skip
+              "finished_at", "speed", "generation", "generated_by")  # fmt: skip
 """Fields that the file has no key for until they are known."""
 
 

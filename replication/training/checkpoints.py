@@ -109,7 +109,7 @@ class Checkpoints(Callback):
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
         self._boundary_at: float | None = None
-        self._step_seconds = self._stall_seconds = 0.0  # the longest, a validation included; see Times
+        self._step_seconds = 0.0  # the longest, a validation included
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.resume is not None:
@@ -177,8 +177,8 @@ class Checkpoints(Callback):
             if is_first():
                 if self.measure.journal is not None:
                     self.measure.journal.sync()  # a run that goes on from here does not write these lines again
-                self._stall_seconds = max(self._stall_seconds, time.monotonic() - started)
-                self._writing = self._writer.submit(self._write, self._marker(step), weights, folder, started)
+                arguments = self._marker(step), weights, folder, started, time.monotonic() - started
+                self._writing = self._writer.submit(self._write, *arguments)
             if self.host_copy is None:
                 self.finish()
                 barrier()
@@ -204,7 +204,9 @@ class Checkpoints(Callback):
             scientific=scientific(self.config),
         )
 
-    def _write(self, marker: Marker, weights: dict[str, Tensor], folder: Path, started: float) -> None:
+    def _write(
+        self, marker: Marker, weights: dict[str, Tensor], folder: Path, started: float, copied_seconds: float
+    ) -> None:
         """Write what the first rank has of a new folder, mark it, move it into place, remove what it replaces."""
         partial = _partial(folder)
         with writing(), self._without_room(folder):
@@ -224,7 +226,8 @@ class Checkpoints(Callback):
         resharded = self.run.checkpoints.glob("universal-*")
         for path in (*resharded, *later, *(p for p in old if every is None or step_of(p) % every)):
             remove_tree(path)
-        record_times(self.run, Times(time.monotonic() - started, self._step_seconds, self._stall_seconds))
+        seconds = time.monotonic() - started
+        record_times(self.run, Times(seconds, self._step_seconds, copied_seconds if self.host_copy else seconds))
 
     @contextmanager
     def _without_room(self, folder: Path) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import statistics
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,13 +21,16 @@ from replication.config import RunConfig, arm_keys, machine_cut, scientific_hash
 from replication.console import say, timestamp
 from replication.data.store import TokenStore
 from replication.errors import UserError
+from replication.model.cost import predict_step
 from replication.protocol.preregistration import first_stamp, plan_stamp
+from replication.runs.journal import read_journal
 from replication.runs.layout import RunDir
 from replication.runs.manifest import (
     Data,
     Environment,
     Hardware,
     Manifest,
+    Speed,
     Start,
     code_identity,
     git_state,
@@ -145,4 +149,10 @@ def finish_manifest(config: RunConfig, run: RunDir) -> None:
     if not is_trained(run):
         marker = read_marker(checkpoint_folder(run, config.training.steps))
         final = {k: getattr(marker, k) for k in ("step", "tokens", "data_chain", "wall_seconds")}
-        update_manifest(run, **final, final_weights_sha256=marker.weights_sha256, finished_at=timestamp())
+        of_lines = [line.number("train/tokens_per_second") for line in read_journal(run.metrics)]
+        known = [speed for speed in of_lines if speed is not None]
+        speed = Speed(
+            measured=round(statistics.median(known), 1) if known else None,
+            predicted=round(predict_step(config).tokens_per_second, 1) if uses_gpu(config) else None,
+        )
+        update_manifest(run, **final, final_weights_sha256=marker.weights_sha256, finished_at=timestamp(), speed=speed)

@@ -21,7 +21,7 @@ from replication.config import RunConfig
 from replication.data.module import Batch
 from replication.model.head import HeadOutput
 from replication.model.loss import IGNORE, EntropySums, histogram_entropy
-from replication.model.transformer import Transformer, initialise
+from replication.model.transformer import initialise, unset_transformer
 from replication.objectives.callbacks import Weigh
 from replication.objectives.token_gain import group_objective
 from replication.training.optimizers import build_optimizer, build_schedule
@@ -95,15 +95,21 @@ class LanguageModel(LightningModule):
     (replication/objectives/README.md, Several processes)."""
 
     def __init__(
-        self, config: RunConfig, end_of_text: int, initial_weights: Mapping[str, Tensor] | None = None
+        self,
+        config: RunConfig,
+        end_of_text: int,
+        initial_weights: Mapping[str, Tensor] | None = None,
+        unset: bool = False,
     ) -> None:
-        """`end_of_text` is fed where a block is padded; `initial_weights`, by name, replace the seed's own."""
+        """`end_of_text` is fed where a block is padded; `initial_weights`, by name, replace the seed's own; `unset`
+        leaves the weights to a checkpoint."""
         super().__init__()
         self.config, self.end_of_text = config, end_of_text
-        self.model = Transformer(config.model)
-        initialise(self.model, config.effective_weights_seed)
+        self.model = unset_transformer(config.model)
         if initial_weights is not None:
             self.model.load_state_dict(initial_weights, strict=not config.model.tied_head)
+        elif not unset:
+            initialise(self.model, config.effective_weights_seed)
         if config.training.precision == "64-true":
             self.model.double()  # now, not in the strategy's setup: a checkpoint is loaded before that
         self.model.configure(config.cluster)

@@ -23,7 +23,7 @@ from replication.objectives.callbacks import LayerGain, TokenGain
 from replication.runs.files import write_text
 from replication.runs.journal import due_validations, journal_gaps, logged_steps, read_journal
 from replication.runs.layout import RunDir, step_of
-from replication.runs.manifest import Manifest, read_manifest
+from replication.runs.manifest import read_manifest
 from replication.runs.starts import logged_cells, refuse_other_data
 from replication.training.checkpoints import (
     Checkpoints,
@@ -77,9 +77,12 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
         return
 
     prepare_torch(config)
-    # a run that goes on needs no file to start from: it may be gone by then
-    module = LanguageModel(config, store.end_of_text_id, None if checkpoint else initial_weights(config))
-    start = shared_by_ranks(config, run, store, module, checkpoint)
+    began = read_manifest(run) if checkpoint else None
+    known = began.initial_weights_sha256 if began else None
+    # a run that goes on draws nothing, and needs no file to start from: it may be gone by then
+    given = None if checkpoint else initial_weights(config)
+    module = LanguageModel(config, store.end_of_text_id, given, unset=known is not None)
+    start = shared_by_ranks(config, run, store, checkpoint, known or weights_at_start(config, run, module, checkpoint))
     if first:
         refuse_other_data(logged_cells(run.root.parent.parent), config.data.dir or "data", store.hash, but=run)
         check_neighbours(config, run, start["weights at start"])
@@ -132,19 +135,20 @@ def initial_weights(config: RunConfig) -> dict[str, Tensor] | None:
     return weights
 
 
-def shared_by_ranks(
-    config: RunConfig, run: RunDir, store: TokenStore, module: LanguageModel, checkpoint: Path | None
-) -> dict[str, str]:
-    """By name, what all ranks of a start must have alike: hashes of config, data and weights at start, checkpoint."""
+def weights_at_start(config: RunConfig, run: RunDir, module: LanguageModel, checkpoint: Path | None) -> str:
+    """Hash of the weights that a module begins with; UserError where only the manifest could have said it."""
     if checkpoint and config.training.initial_weights:
-        weights = (read_manifest(run) or Manifest()).initial_weights_sha256
-    else:
-        weights = weights_sha256(dict(module.model.named_parameters()))
-    if weights is None:
         raise UserError(
             f"{run.manifest}: does not say what weights the cell began with; restore it, or remove {run.root} and "
             "train from the beginning"
         )
+    return weights_sha256(dict(module.model.named_parameters()))
+
+
+def shared_by_ranks(
+    config: RunConfig, run: RunDir, store: TokenStore, checkpoint: Path | None, weights: str
+) -> dict[str, str]:
+    """By name, what all ranks of a start must have alike: hashes of config, data and weights at start, checkpoint."""
     return {
         "config hash": scientific_hash(config),
         "data hash": store.hash,

@@ -123,6 +123,13 @@ def test_entropies_in_chunks_are_those_of_the_logits(monkeypatch):
         assert not found.predictive.requires_grad
 
 
+@pytest.mark.parametrize("n_words", [64, 100, 256])
+def test_the_most_likely_entries_are_counted_the_first_of_equal_ones(n_words):
+    log_probs_NV = torch.randint(5, (50, n_words)).double().log_softmax(-1)
+    expected = torch.bincount(torch.tensor(log_probs_NV.numpy().argmax(1)), minlength=n_words)
+    assert torch.equal(entropy_sums(log_probs_NV, torch.ones(50, dtype=torch.bool)).predicted_V, expected.double())
+
+
 @pytest.mark.filterwarnings("default")  # torch.compile looks at its own warnings while it traces: they must not raise
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ from replication.data.module import TrainingBatches
 from replication.data.order import MixtureOrder
 from replication.errors import UserError
 from replication.generation.generate import load_model
+from replication.model.cost import predict_step
 from replication.runs.files import damage, read_json
 from replication.runs.layout import RunDir
 from replication.training.checkpoints import newest_checkpoint
@@ -214,6 +216,29 @@ def test_a_sigkilled_process_goes_on_where_it_was(tmp_path):
     assert read_json(folder / "COMPLETE")["step"] == 5
     fit(small_config("both", *flags), run.root)
     assert identical(weights(run), weights(fit(small_config("both", *flags), tmp_path / "undisturbed")))
+
+
+def test_a_start_that_goes_on_draws_no_weights(tmp_path, crash_after, monkeypatch):
+    config = small_config("both")
+    undisturbed = fit(config, tmp_path / "undisturbed")
+    crash_after(4)
+    with pytest.raises(RuntimeError, match="crash"):
+        fit(config, tmp_path / "crashed")
+    crash_after(None)
+    for name in ("normal_", "uniform_"):  # and torch's own modules draw none before, on either start
+        monkeypatch.setattr(torch.Tensor, name, None)
+    assert identical(weights(fit(config, tmp_path / "crashed")), weights(undisturbed))
+
+
+def test_the_manifest_compares_the_speed_with_what_was_predicted(tmp_path, monkeypatch):
+    config = small_config()
+    run = fit(config, tmp_path / "cpu")
+    speeds = [line["train/tokens_per_second"] for line in read_journal(run) if "train/tokens_per_second" in line]
+    assert read_json(run.manifest)["speed"] == {"measured": round(statistics.median(speeds), 1), "predicted": None}
+    monkeypatch.setattr("replication.training.environment.uses_gpu", lambda config: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda *_: "a GPU")
+    predicted = read_json(fit(config, tmp_path / "gpu").manifest)["speed"]["predicted"]
+    assert predicted == round(predict_step(config).tokens_per_second, 1)
 
 
 def test_a_trained_cell_is_left_as_it_is(tmp_path):

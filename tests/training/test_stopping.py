@@ -122,7 +122,7 @@ def test_the_lead_time_that_is_needed_comes_from_the_longest_step_and_save(tmp_p
     record_times(run, Times(save_seconds=12.0, step_seconds=2.0, stall_seconds=1.0))
     record_times(run, Times(save_seconds=8.0, step_seconds=3.0))
     assert read_json(run.times) == {"save_seconds": 12.0, "step_seconds": 3.0, "stall_seconds": 1.0}
-    assert grace_seconds_needed(run) == 23  # half as much again as 15, rounded up
+    assert grace_seconds_needed(run) == 39  # 1.5 x (a step of 3, a save of 12, 11 of another that is being written)
 
 
 def test_a_run_records_how_long_its_steps_and_saves_take(tmp_path):
