@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from importlib.util import find_spec
 
 NO_ROOM = "make room there, then run the same command again"
 REMEDIES = {
@@ -75,3 +76,10 @@ def is_lost_peer(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """The first line of another package's error, or its class: fit for a message of one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def require(extra: str, *packages: str) -> None:
+    """Raise UserError where a package of an extra is not installed."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise UserError(f"the package {package} is missing; pip install 'replication[{extra}]'")

@@ -29,6 +29,7 @@ LAYERS = [
     ["audit", "protocol"],
     ["training"],
     ["generation"],
+    ["export"],
     ["tensorboard"],
     ["grid", "judging", "report"],
     ["bench", "simulation"],

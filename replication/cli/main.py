@@ -33,6 +33,7 @@ TABLE = {
         "generate",
         "Sample completions of a suite's trained cells, or export two arms' for blind judging elsewhere.",
     ),
+    "export": ("export", "Write trained cells as model folders of transformers, checked against our own logits."),
     "judge": (
         "judge",
         "Let people and models compare completions of two arms, blind; lock; write the votes for the report.",

@@ -116,5 +116,5 @@ def load_model(config: RunConfig, run: RunDir) -> Transformer:
             f"{''.join('; ' + n for n in notes)}); train the cell again, it goes on from what there is"
         )
     model = unset_transformer(config.model)
-    model.load_state_dict(load_weights(folder), strict=not config.model.tied_head)  # a tied head is in there once
+    model.load_state_dict(load_weights(folder))
     return model.eval().to("cuda" if uses_gpu(config) else "cpu", DTYPES[config.generation.precision])

@@ -2,7 +2,7 @@
 
 Pre-norm blocks; RMSNorm; rotary positions; grouped-query attention with QK-norm; SwiGLU or a mixture of experts. Where
 the published description leaves a detail open, the function is the one that transformers' `HunYuanMoEV1` computes
-(QK-norm after the rotation; softmax, then top-k), so that weights load there (tests/support/hunyuan.py).
+(QK-norm after the rotation; softmax, then top-k), so that weights load there (export/layout.py).
 
 Shapes: B sequences, T positions, D width, H query heads, J key/value heads, C head width, V vocabulary, L blocks,
 G gain groups, E experts, N tokens.
@@ -230,6 +230,12 @@ def compile_block(block: Block) -> None:
     block.compile(dynamic=False)
 
 
+def _tie(model: nn.Module, state: dict[str, Tensor], prefix: str, *more: object) -> None:
+    """Before weights are loaded: give a tied head its own name, because consolidated weights have it once."""
+    if f"{prefix}embedding.weight" in state:
+        state.setdefault(f"{prefix}head.weight", state[f"{prefix}embedding.weight"])
+
+
 class Transformer(nn.Module):
     """The language model; call `losses` or `logits` on the hidden states of forward."""
 
@@ -242,6 +248,7 @@ class Transformer(nn.Module):
         self.head = Head(config)
         if config.tied_head:
             self.head.weight = self.embedding.weight  # type: ignore[assignment]
+            self.register_load_state_dict_pre_hook(_tie)
 
     def configure(self, cluster: ClusterConfig) -> None:
         """Fit the computation to a machine: what is kept, fused, and by which kernels (UserError for missing ones)."""

@@ -107,7 +107,7 @@ class LanguageModel(LightningModule):
         self.config, self.end_of_text = config, end_of_text
         self.model = unset_transformer(config.model)
         if initial_weights is not None:
-            self.model.load_state_dict(initial_weights, strict=not config.model.tied_head)
+            self.model.load_state_dict(initial_weights)
         elif not unset:
             initialise(self.model, config.effective_weights_seed)
         if config.training.precision == "64-true":

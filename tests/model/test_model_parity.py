@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from hunyuan import hunyuan_config, to_hunyuan
 from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM
 from transformers.models.hunyuan_v1_moe import modeling_hunyuan_v1_moe as reference
 
 from replication.config import ModelConfig
+from replication.export.layout import config_of, weights_of
 from replication.model.transformer import Transformer, initialise
 
 SMALL = ModelConfig(vocab_size=61, n_blocks=2, d_model=32, n_heads=4, n_kv_heads=2, d_head=8, d_ff=24, init_std=0.2)
@@ -47,9 +47,9 @@ def build_pair(config: ModelConfig, dtype: torch.dtype) -> tuple[Transformer, Hu
         for name, p in ours.named_parameters():
             if "norm" in name:
                 p.add_(0.3 * torch.randn_like(p))
-    theirs = HunYuanMoEV1ForCausalLM(HunYuanMoEV1Config(**hunyuan_config(config, 64, 0)))
+    theirs = HunYuanMoEV1ForCausalLM(HunYuanMoEV1Config(**config_of(config, 64, 0)))
     theirs.set_experts_implementation("eager")  # its grouped kernels have no fp64
-    theirs.load_state_dict(to_hunyuan(config, ours.state_dict()), strict=True)
+    theirs.load_state_dict(weights_of(config, ours.state_dict()), strict=True)
     return ours.to(dtype), theirs.to(dtype).eval()
 
 
@@ -66,9 +66,8 @@ def compare(config: ModelConfig, dtype: torch.dtype, batch: tuple[int, int]) -> 
     b = theirs(input_ids=tokens_BT, use_cache=False).logits
     ga, gb = (gradients(F.cross_entropy(x.flatten(0, 1), tokens_BT.flatten()), m) for x, m in ((a, ours), (b, theirs)))
     if config.tied_head:
-        ga["head.weight"] = ga["embedding.weight"]
         gb["lm_head.weight"] = gb["model.embed_tokens.weight"]
-    ga = to_hunyuan(config, ga)
+    ga = weights_of(config, ga)
     assert ga.keys() >= gb.keys()
     # a router that chooses one expert has gradient 0 but for rounding: such a tensor is held against the whole gradient
     floor = 1e-3 * torch.stack([g.norm() for g in gb.values()]).norm()

@@ -26,15 +26,19 @@ PROMPTS = [
 
 
 def write_trained_suite(
-    folder: Path, arms: Sequence[str] = ("baseline", "both"), seeds: Sequence[int] = (1, 2), untrained: str = "both/2"
+    folder: Path,
+    arms: Sequence[str] = ("baseline", "both"),
+    seeds: Sequence[int] = (1, 2),
+    untrained: str = "both/2",
+    **model: object,
 ) -> SuiteDir:
-    """folder/out, where every cell but `untrained` has two steps of training behind it."""
+    """folder/out, where every cell but `untrained` has two steps of training behind it; `model` are keys of its own."""
     write_folder(folder / "corpus", texts(40))
     prompts = folder / "prompts.json"
     prompts.write_text(json.dumps(PROMPTS))
     layer = {
         "data": prose_layer(folder / "corpus"),
-        "model": {"vocab_size": 300, "n_blocks": 2, "d_model": 32, "d_head": 8, "d_ff": 16, "init_std": 0.1},
+        "model": {"vocab_size": 300, "n_blocks": 2, "d_model": 32, "d_head": 8, "d_ff": 16, "init_std": 0.1} | model,
         "cluster": {"accelerator": "cpu", "threads": 1},
     }
     (folder / "layer.yaml").write_text(yaml.safe_dump(layer))

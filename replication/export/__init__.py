@@ -1,0 +1,1 @@
+"""Trained cells as model folders of other software. See README.md."""
