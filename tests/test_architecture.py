@@ -29,7 +29,7 @@ LAYERS = [
     ["audit", "protocol"],
     ["training"],
     ["generation"],
-    ["export"],
+    ["evaluation", "export"],
     ["tensorboard"],
     ["grid", "judging", "report"],
     ["bench", "simulation"],
@@ -72,6 +72,7 @@ TORCH_FREE = [
     *("errors", "console", "config", "runs", "processes", "protocol", "cli", "grid", "judging", *EVIDENCE),
     *("model.size", "bench.drill", "training.phases"),
     *(f"generation.{name}" for name in ("completions", "export", "suite")),
+    *(f"evaluation.{name}" for name in ("battery", "record")),
     *(f"data.{name}" for name in ("order", "store", "prepare", "prompts")),
 ]
 HEAVY = ["torch", "lightning", "deepspeed", "transformers"]

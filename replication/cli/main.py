@@ -34,6 +34,10 @@ TABLE = {
         "Sample completions of a suite's trained cells, or export two arms' for blind judging elsewhere.",
     ),
     "export": ("export", "Write trained cells as model folders of transformers, checked against our own logits."),
+    "eval": (
+        "evaluate",
+        "Score trained cells on tasks of lm-evaluation-harness, on text files, and by their completions.",
+    ),
     "judge": (
         "judge",
         "Let people and models compare completions of two arms, blind; lock; write the votes for the report.",

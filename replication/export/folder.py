@@ -115,8 +115,8 @@ def _write_model(config: RunConfig, ours: Transformer, store: TokenStore, folder
     weights = weights_of(model, {name: value.contiguous() for name, value in ours.state_dict().items()})
     theirs.load_state_dict(weights, strict=True, assign=True)
     theirs.tie_weights()
-    theirs.generation_config = GenerationConfig(
-        do_sample=True, temperature=g.temperature, top_k=g.top_k, top_p=g.top_p, max_new_tokens=g.max_new_tokens,
+    theirs.generation_config = GenerationConfig(  # without a length, which would win over a caller's
+        do_sample=True, temperature=g.temperature, top_k=g.top_k, top_p=g.top_p,
         eos_token_id=store.end_of_text_id, pad_token_id=store.end_of_text_id,
     )  # fmt: skip
     theirs.save_pretrained(folder)

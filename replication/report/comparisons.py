@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replication.config import SuiteConfig
+from replication.evaluation.record import Part
 from replication.protocol.certificate import Certificate
 from replication.protocol.diverged import why_diverged
 from replication.protocol.paper import DIVERGENCE_STEPS, DIVERGENCES, METRICS, PHASE_3
 from replication.report.load import NAN, CellData, Floats
-from replication.runs.layout import SuiteDir
+from replication.runs.layout import SuiteDir, name_cells
 from replication.runs.manifest import Manifest
 from replication.statistics.seeds import (
     BUDGET_TOLERANCE,
@@ -29,7 +30,11 @@ Number = float | None
 """Of a record of results.json; NaN until it is written, None where it was missing."""
 Row = dict[str, object]
 """Column -> value: a row of a table, or a part of results.json, that templates read."""
+Scores = Mapping[str, Number]
+"""Of one evaluation, by metric."""
 LATE_STEP_SHARE = 0.1
+KINDS = ("task", "file", "completions")
+"""Of evaluations, in the order of the report."""
 
 
 def certified(certificate: Certificate, arms: Sequence[str], seeds: Sequence[int]) -> NDArray[np.bool_]:
@@ -207,6 +212,34 @@ def compare(q: Quantity, suite: SuiteConfig, cells: Sequence[CellData], certific
         baseline_range=float(np.ptp(there[0])) if len(there[0]) > 1 else NAN,
         pairs=pairs,
     )
+
+
+def evaluations(
+    suite: SuiteConfig, cells: Sequence[CellData], certificate: Certificate
+) -> tuple[list[QuantityRow], list[str]]:
+    """Scores of evaluation.json, compared as every quantity is; and a warning for each that some cells were asked
+    otherwise than the first cell that has it: theirs count as missing."""
+    first: dict[tuple[str, str], Part] = {}
+    for part in (part for cell in cells for part in cell.evaluation):
+        first.setdefault(part.key, part)
+    rows, warned = [], []
+    for key, of_first in sorted(first.items(), key=lambda item: KINDS.index(item[0][0])):
+        found = {(c.arm, c.seed): part for c in cells for part in c.evaluation if part.key == key}
+        alike = {place: part.scores for place, part in found.items() if part.asked == of_first.asked}
+        if unlike := [f"{arm}/seed-{seed}" for arm, seed in found if (arm, seed) not in alike]:
+            warned.append(
+                f"evaluation on {key[1]}: {name_cells(unlike)} had another version of it, or of its settings, and "
+                "count as missing; `replicate eval` with the same words scores them anew"
+            )
+        for metric in of_first.scores:
+
+            def value(cell: CellData, alike: Mapping[tuple[str, int], Scores] = alike, metric: str = metric) -> float:
+                score = alike.get((cell.arm, cell.seed), {}).get(metric)
+                return NAN if score is None else score
+
+            quantity = Quantity("/".join((*key, metric)), f"{key[1]}: {metric}", "", value)
+            rows.append(compare(quantity, suite, cells, certificate))
+    return rows, warned
 
 
 def beside_published(compared: Mapping[str, QuantityRow], arms: Sequence[str]) -> Row:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from replication.config import flatten
 from replication.config.reading import read_yaml, untyped
 from replication.errors import UserError
+from replication.evaluation.record import Part, read_parts
 from replication.runs.failures import Failure, read_failure
 from replication.runs.files import number, parse_objects
 from replication.runs.journal import Line, Logged, logged_steps, read_journal
@@ -91,6 +92,8 @@ class CellData:
     """In file order."""
     logged: Logged
     """What the certificate checks at every logged step."""
+    evaluation: tuple[Part, ...] = ()
+    """Scores of the weights and completions that the cell has now."""
     pooled: bool = True
     """Whether means over seeds may take it in: not, where its data or config are not those of the other seeds."""
 
@@ -123,6 +126,10 @@ def load_cell_files(run: RunDir, arm: str, seed: int) -> CellData:
         config = untyped(read_yaml(run.config).tree)
     except (OSError, UserError):
         config = None
+    try:
+        scored = read_parts(run)
+    except UserError:
+        scored = {}
     training = [line for line in lines if line.is_training]
     validations = [
         line
@@ -148,6 +155,7 @@ def load_cell_files(run: RunDir, arm: str, seed: int) -> CellData:
         per_step=_per_step(training),
         samples=tuple(_samples(run)),
         logged=logged_steps(lines),
+        evaluation=tuple(part for part in scored.values() if part.is_current(ended)),
     )
 
 

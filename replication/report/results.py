@@ -103,6 +103,8 @@ class Results:
     verdict: Row | None = None
     methods: list[str] = field(default_factory=list)
     figures: list[Drawn] = field(default_factory=list)
+    evaluations: list[QuantityRow] = field(default_factory=list)
+    """Scores of `replicate eval`; the file has no key for them where there are none."""
     made_from: str | None = None
     """Hash of the files that were read."""
 
@@ -134,6 +136,7 @@ def compute_results(
     preference = analyse_votes(votes, suite.name, a, seeds, categories, suite_dir.plan.is_file())
     loss = questions.loss_answer(used.values, used.name, certificate, suite.seeds, a)
     factorial = questions.factorial_answer(used.values, certificate, suite.seeds, of_place, a)
+    scored, unlike = comparisons.evaluations(suite, cells, certificate)
     results = Results(
         format=FORMAT,
         suite=_suite(suite, cells, held, of_place is not None),
@@ -150,7 +153,7 @@ def compute_results(
         quantities=list(rows.values()),
         divergence=comparisons.divergences(cells, suite.arms),
         gain=[comparisons.gain_row(cell) for cell in cells if len(cell.train.steps)],
-        warnings=list(description.warnings(suite_dir, suite, cells, certificate)),
+        warnings=[*description.warnings(suite_dir, suite, cells, certificate), *unlike],
         config=description.config_summary(suite, cells),
         fidelity=description.fidelity(suite_dir, suite, cells),
         data=description.data_summary(suite_dir, cells),
@@ -164,6 +167,7 @@ def compute_results(
         factorial=factorial,
         secondary=questions.secondary_answers(used.values, certificate, suite.seeds, a, loss, factorial, preference),
         published=comparisons.beside_published(rows, suite.arms),
+        evaluations=scored,
     )
     return parse(to_tree(results))
 
@@ -192,7 +196,7 @@ def to_tree(results: Results) -> dict[str, Any]:
     """The plain JSON of results.json, without NaN and without characters that no page can hold."""
     derived = {"plan": results.plan.to_dict(), "certificate": results.certificate.to_dict()}
     tree: dict[str, Any] = clean(to_json(results) | derived)
-    return {key: value for key, value in tree.items() if key != "made_from" or value is not None}
+    return {key: value for key, value in tree.items() if value or key not in ("made_from", "evaluations")}
 
 
 def parse(tree: dict[str, Any]) -> Results:

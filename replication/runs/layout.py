@@ -46,6 +46,7 @@ class RunDir:
     samples_part = _Inside(
         "samples.part"
     )  # folder of completions while they are sampled; see generation/completions.py
+    evaluation = _Inside("evaluation.json")  # scores on tasks and texts; see evaluation/record.py
     complete = _Inside("COMPLETE")
     failed = _Inside("FAILED")  # present where the last attempt failed; see runs/failures.py
     jobs = _Inside("jobs.jsonl")  # a line for each thing that happened to a SLURM job of the cell, by launch/job.sh
@@ -125,12 +126,14 @@ class SuiteDir:
         raise UserError(f"data.dir: {path} does not exist; {how}")
 
     def inputs_sha256(self, cells: Iterable[RunDir]) -> str:
-        """Of what a report is made from: suite, plan, votes, noise, and the marker and manifest of each cell.
+        """Of what a report is made from: suite, plan, votes, noise, and each cell's marker, manifest and evaluation.
 
         Copies and clocks of other nodes change the times of files, and not this.
         """
         paths = [self.suite, self.plan, self.votes, self.votes_note, self.noise]
+        cells = list(cells)
         paths += [path for cell in cells for path in (cell.complete, cell.manifest)]
+        paths += [cell.evaluation for cell in cells if cell.evaluation.is_file()]
         parts = [file_sha256(path) if path.is_file() else "-" for path in paths]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 

@@ -56,7 +56,7 @@ def test_greedy_completions_of_the_exported_folder_are_ours(name: str, tmp_path:
     found = []
     for prompt in PROMPTS:
         asked = tokenizer(f"{prompt['question']}\n", return_tensors="pt")
-        ids = model.generate(**asked, do_sample=False)[0, asked["input_ids"].shape[1] :].tolist()
+        ids = model.generate(**asked, do_sample=False, max_new_tokens=12)[0, asked["input_ids"].shape[1] :].tolist()
         ids = ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
         found.append((prompt["id"], tokenizer.decode(ids), len(ids)))
     completions = read_samples(suite_dir.cell("both", 1))
@@ -93,7 +93,7 @@ def test_all_cells_with_their_card(suite_dir: SuiteDir, tmp_path: Path, capsys: 
         assert told in card, told
     assert "holds, beside" not in (tmp_path / "models/baseline/seed-1/README.md").read_text()
     settings = read_json(folder / "generation_config.json")
-    assert (settings["top_k"], settings["max_new_tokens"], settings["eos_token_id"]) == (40, 12, 0)
+    assert (settings["top_k"], settings["temperature"], settings["eos_token_id"]) == (40, 0.7, 0)
     assert (folder / "model.safetensors").is_file()
 
     before = (folder / "export.json").stat().st_mtime_ns

@@ -1,0 +1,50 @@
+"""`replicate eval OUT`: trained cells scored on tasks, text files and their completions."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from rich.console import Console
+
+from replication.cli.arguments import COUNT, SEED, folder, takes, verb
+from replication.console import say
+from replication.errors import UserError, require
+from replication.runs.layout import SuiteDir
+
+
+@verb
+@takes("out", "output folder of a suite", folder)
+@takes("--arm", "only this arm")
+@takes("--seed", "only this seed", SEED)
+@takes("--tasks", "tasks of lm-evaluation-harness by name, or folders of task files", metavar="A,B,FOLDER")
+@takes("--limit", "with --tasks: only so many documents of each", COUNT)
+@takes("--files", "texts in UTF-8, scored in bits per byte", Path, nargs="+")
+def eval(args: Namespace) -> int:
+    """Score every trained cell on tasks of lm-evaluation-harness, on text files, and by its completions, for the
+    report. What is there already is left alone, and an interrupted command goes on where it stopped.
+
+    Returns:
+        0; 1 where cells are not trained.
+    """
+    if args.tasks:
+        require("eval", "lm_eval")
+    files = {path.name: path for path in args.files or ()}
+    if len(files) != len(args.files or ()):
+        raise UserError("--files: two files have the same name, by which the report tells them apart; rename one")
+    from replication.evaluation.evaluate import evaluate_cell
+    from replication.generation.suite import trained_cells
+
+    console, suite_dir, tasks = Console(), SuiteDir(args.out), []
+    trained, untrained = trained_cells(suite_dir, args.arm, args.seed)
+    if args.tasks:
+        from replication.evaluation.harness import load_tasks
+
+        tasks = load_tasks(args.tasks, args.limit)
+    for run in trained:
+        with run.lock():
+            evaluate_cell(run, suite_dir, tasks, files, console)
+    if untrained:
+        say(console, ("not trained:", "yellow"), f" {', '.join(untrained)}")
+    say(console, f"`replicate report {args.out}` compares the arms")
+    return 1 if untrained else 0

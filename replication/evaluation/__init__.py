@@ -1,0 +1,1 @@
+"""Evaluations of trained cells: tasks, text files, completions. See README.md."""

@@ -1,0 +1,221 @@
+"""`replicate eval`: our model scores as the exported folder does; scores are redone where something changed."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from reported import report
+from trained_suite import write_trained_suite
+
+from replication.cli.main import main
+from replication.config import load_suite
+from replication.console import Reporter
+from replication.data.store import TokenStore
+from replication.evaluation.scoring import Scorer
+from replication.generation.generate import load_model
+from replication.runs.files import read_json, write_json
+from replication.runs.layout import SuiteDir
+
+CELLS = ("baseline/seed-1", "both/seed-1", "baseline/seed-2")  # both/seed-2 is not trained
+TEXT = "The sea was far away, and a boat lay on the river.\nNobody had seen it.\n" * 6
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A suite of four cells, three of them with completions, and a text."""
+    folder = tmp_path_factory.mktemp("trained")
+    suite_dir = write_trained_suite(folder)
+    assert main(["generate", str(suite_dir.root)]) == 1
+    (folder / "book.txt").write_text(TEXT)
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained, tmp_path / "copy", symlinks=True)
+    return tmp_path / "copy"
+
+
+def write_tasks(folder: Path) -> None:
+    """A multiple choice, a rolling likelihood, a last word and a generation, over documents in a local file."""
+    folder.mkdir()
+    words = ("sea", "boat", "river", "bird", "stone", "cloud", "house", "tree")
+    docs = [
+        {"question": f"Where is the {a}? It is {'far away, ' * i}by the", "choices": [f" {b}", f" old {a}", " x"],
+         "gold": i % 3, "text": f"The {a} and the {b} were old. " * (i + 1)}
+        for i, (a, b) in enumerate(pairwise(words))
+    ]  # fmt: skip
+    (folder / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    own = {
+        "choice": {
+            "output_type": "multiple_choice", "doc_to_text": "{{question}}", "doc_to_target": "gold",
+            "doc_to_choice": "{{choices}}", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+        },
+        "rolling": {
+            "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
+            "metric_list": [{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
+        },
+        "last_word": {
+            "output_type": "loglikelihood", "doc_to_text": "{{question}}", "doc_to_target": " {{choices[0]}}",
+            "metric_list": [{"metric": "perplexity"}, {"metric": "acc"}],
+        },
+        "answer": {
+            "output_type": "generate_until", "doc_to_text": "{{question}}", "doc_to_target": "{{choices[0]}}",
+            "generation_kwargs": {"max_gen_toks": 6, "until": ["\n"]}, "metric_list": [{"metric": "chrf"}],
+        },
+    }  # fmt: skip
+    for name, keys in own.items():
+        data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "docs.jsonl")}}}
+        task = {"task": name, "test_split": "test", **data, **keys}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
+
+
+def scores(suite_dir: SuiteDir, name: str) -> dict[str, dict[str, float]]:
+    parts = read_json(suite_dir.runs / name / "evaluation.json")["parts"]
+    return {part["name"]: part["scores"] for part in parts}
+
+
+def test_tasks_score_as_the_exported_folder_does(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through the harness's own model of transformers, and through ours."""
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.tasks import TaskManager
+
+    suite_dir = SuiteDir(folder / "out")
+    write_tasks(folder / "tasks")
+    one = [str(suite_dir.root), "--arm=both", "--seed=1"]
+    assert main(["eval", *one, "--tasks", str(folder / "tasks")]) == 0
+    assert main(["export", *one, "--to", str(folder / "model")]) == 0
+    manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
+    theirs = lm_eval.simple_evaluate(
+        "hf", {"pretrained": str(folder / "model"), "dtype": "float32"}, ["choice", "rolling", "last_word", "answer"],
+        batch_size=3, device="cpu", bootstrap_iters=0, task_manager=manager,
+    )["results"]  # fmt: skip
+    ours = scores(suite_dir, "both/seed-1")
+    compared = 0
+    for task in ("choice", "rolling", "last_word", "answer"):
+        for metric, value in ours[task].items():
+            assert value == pytest.approx(theirs[task][f"{metric},none"], rel=1e-5), (task, metric)
+            compared += 1
+    assert compared == 7
+
+    capsys.readouterr()
+    assert main(["eval", *one, "--tasks", str(folder / "tasks")]) == 0  # nothing to do
+    assert capsys.readouterr().out.count("there already") == 5  # and the completions
+    docs = folder / "tasks/docs.jsonl"
+    docs.write_text(docs.read_text().replace("boat", "ship"))
+    assert main(["eval", *one, "--tasks", str(folder / "tasks")]) == 0
+    assert capsys.readouterr().out.count("there already") == 1
+    assert main(["eval", *one, "--tasks", "no_such_task"]) == 2
+    assert "no_such_task is neither a folder nor a task" in " ".join(capsys.readouterr().err.split())
+
+
+def test_files_and_completions_without_the_harness(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite_dir, words = SuiteDir(folder / "out"), ["--files", str(folder / "book.txt")]
+    assert main(["eval", str(suite_dir.root), *words]) == 1  # both/seed-2 is not trained
+    assert "not trained: both/seed-2" in capsys.readouterr().out
+    for name in CELLS:
+        found = scores(suite_dir, name)
+        assert set(found) == {"book.txt", "completions"}
+        assert 0 < found["book.txt"]["bits per byte"] < 10
+        assert 0 < found["completions"]["length in tokens"] <= 12
+    before = (suite_dir.runs / CELLS[0] / "evaluation.json").read_bytes()
+    main(["eval", str(suite_dir.root), *words])
+    assert capsys.readouterr().out.count("there already") == 6
+    assert (suite_dir.runs / CELLS[0] / "evaluation.json").read_bytes() == before
+
+    (folder / "book.txt").write_text(TEXT + "More.")
+    main(["generate", str(suite_dir.root), "--arm=both", "--generation.top_k=1"])
+    capsys.readouterr()
+    main(["eval", str(suite_dir.root), *words])
+    assert capsys.readouterr().out.count("there already") == 2  # completions of baseline
+
+
+def test_bits_per_byte_are_those_of_the_plain_sum(folder: Path) -> None:
+    """Windows of the model's length, each token once: the first after an end of text, the last with a full context."""
+    suite_dir = SuiteDir(folder / "out")
+    run, store = suite_dir.cell("both", 1), TokenStore.open(suite_dir.data)
+    from replication.config import load_run
+
+    model = load_model(load_run([run.config], ["--generation.precision=32-true"]), run)
+    main(["eval", str(suite_dir.root), "--arm=both", "--seed=1", "--files", str(folder / "book.txt")])
+    ids, length, total = store.tokenizer.encode(TEXT), store.block_size_tokens, 0.0
+    with torch.inference_mode():
+        for start in range(0, len(ids), length):
+            end = min(start + length, len(ids))
+            first = end - length - 1
+            fed = [store.end_of_text_id, *ids[: end - 1]] if first < 0 else ids[first : end - 1]
+            log_probs = model.logits(model(torch.tensor([fed])).hidden_BTD)[0].log_softmax(-1)
+            total += sum(float(log_probs[i - end, ids[i]]) for i in range(start, end))
+    assert len(ids) % length and len(ids) > 3 * length
+    expected = -total / math.log(2) / len(TEXT.encode())
+    assert scores(suite_dir, "both/seed-1")["book.txt"]["bits per byte"] == pytest.approx(expected, rel=1e-5)
+    scorer = Scorer(model, length, store.end_of_text_id, Reporter(None))
+    assert scorer.rolling([ids, [], ids[:3]])[0] == pytest.approx(total, rel=1e-5)  # whatever is scored beside it
+
+
+def test_the_report_compares_arms_over_seeds(folder: Path) -> None:
+    suite_dir, suite = SuiteDir(folder / "out"), load_suite(folder / "suite.yaml")
+    without, text, markdown = report(suite_dir, suite)
+    assert "evaluations" not in without and "Evaluations" not in text
+    inputs = suite_dir.inputs_sha256([suite_dir.cell("both", 1)])
+    main(["eval", str(suite_dir.root), "--files", str(folder / "book.txt")])
+    assert suite_dir.inputs_sha256([suite_dir.cell("both", 1)]) != inputs
+    results, text, with_them = report(suite_dir, suite)
+    assert {k: v for k, v in results.items() if k != "evaluations"} == without
+    rows = {row["key"]: row for row in results["evaluations"]}
+    bits = rows["file/book.txt/bits per byte"]
+    values = {name: scores(suite_dir, name)["book.txt"]["bits per byte"] for name in CELLS}
+    assert bits["values"] == {"baseline": [values["baseline/seed-1"], values["baseline/seed-2"]],
+                              "both": [values["both/seed-1"], None]}  # fmt: skip
+    (pair,) = bits["pairs"]
+    assert (pair["arm"], pair["n"], pair["note"]) == ("both", 1, "one seed: no interval")
+    assert pair["mean"] == pytest.approx(values["both/seed-1"] - values["baseline/seed-1"])
+    assert {"completions/completions/distinct-2", "completions/completions/self-BLEU"} < rows.keys()
+    section = with_them.split("## Evaluations\n")[1].split("\n## ")[0]
+    assert section.count("book.txt: bits per byte") == 3  # means, differences, each seed
+    assert "".join(with_them.split("## Evaluations\n" + section + "\n")) == markdown
+    assert "Evaluations" in text
+
+    path = suite_dir.cell("both", 1).evaluation  # scored on another book, as it says
+    tree = read_json(path)
+    tree["parts"][0]["asked"] = "0" * 64
+    write_json(path, tree)
+    results, text, _ = report(suite_dir, suite)
+    assert results["evaluations"][0]["values"]["both"] == [None, None]
+    assert "evaluation on book.txt: both/seed-1 had another version of it" in text
+    for run in (suite_dir.cell("baseline", 1), suite_dir.cell("both", 1)):  # scores of other weights are not shown
+        write_json(run.manifest, read_json(run.manifest) | {"final_weights_sha256": "1" * 64})
+    path.write_text("{")  # and what cannot be read counts as missing
+    results, *_ = report(suite_dir, suite)
+    assert {row["key"].split("/")[0] for row in results["evaluations"]} == {"file", "completions"}
+    assert results["evaluations"][0]["values"]["baseline"][0] is None
+
+
+def test_mistakes_are_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, book = str(folder / "out"), folder / "book.txt"
+    (folder / "other").mkdir()
+    (folder / "other/book.txt").write_text("x")
+    (folder / "empty.txt").write_text("")
+    (folder / "bytes.txt").write_bytes(b"\xff\xfe")
+    for words, expected in (
+        (["--files", str(book), str(folder / "other/book.txt")], "two files have the same name"),
+        (["--files", str(folder / "none.txt")], "none.txt: cannot be read (No such file or directory)"),
+        (["--files", str(folder / "empty.txt")], "empty.txt: is empty"),
+        (["--files", str(folder / "bytes.txt")], "cannot be read as UTF-8 text"),
+        (["--limit", "0"], "--limit: "),
+    ):
+        assert main(["eval", out, *words]) == 2
+        assert expected in " ".join(capsys.readouterr().err.split()), words
+    assert not list((folder / "out").glob("runs/*/*/evaluation.json"))
+    monkeypatch.setattr("replication.errors.find_spec", lambda name: None)
+    assert main(["eval", out, "--tasks", "lambada_openai"]) == 2
+    assert "pip install 'replication[eval]'" in " ".join(capsys.readouterr().err.split())
