@@ -6,6 +6,8 @@ import dataclasses
 import gc
 import io
 import json
+import platform
+import resource
 import threading
 import weakref
 
@@ -22,7 +24,7 @@ from training_setup import MODEL, small_config
 from replication.bench import noise
 from replication.bench.blocks import Block, Elapsed, Interleaved, Ratio, interleave, running_order
 from replication.bench.head import CountAllocations, HeadSize, bench_head
-from replication.bench.loops import PlainLoop, Turns
+from replication.bench.loops import PlainLoop, Turns, prepare
 from replication.bench.noise import CUTS, cuts
 from replication.bench.peers import PLAIN, NaiveLoop, bench_peers, missing
 from replication.bench.product import ARMS, DATA, OPTIMIZER, REST, Product, configure, take_breakdown
@@ -445,3 +447,24 @@ def test_rates_are_measured_one_by_one_and_predict_a_step(tmp_path):
     if not torch.cuda.is_available():
         assert by_name["attention, cudnn"].note and by_name["attention, cudnn"].milliseconds is None
     assert found.tables()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's way with freed memory")
+def test_a_step_on_a_cpu_takes_no_new_memory_from_the_system():
+    """Counted: else each step of this model is given 10,000 pages again."""
+    config = configure(
+        load_run(
+            ["model/tiny.yaml"],
+            ["--cluster.accelerator=cpu", "--model.feed_forward=dense", "--logging.log_every_steps=2"],
+        ),
+        2,
+    )
+    prepare(config)
+    product = Product(config, 2)
+    for _ in range(3):
+        product.block()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    product.block()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2000
+    product.close()
