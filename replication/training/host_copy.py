@@ -47,7 +47,9 @@ class HostCopy(TorchCheckpointIO):
             self._buffers.append(buffer.copy_(tensor, non_blocking=True))
             return buffer
 
-        self._held = apply_to_collection(checkpoint, Tensor, copy)
+        once = {tensor.data_ptr(): name for name, tensor in reversed(checkpoint["state_dict"].items())}
+        state = {name: checkpoint["state_dict"][name] for name in sorted(once.values())}  # a tied weight counts once
+        self._held = apply_to_collection(checkpoint | {"state_dict": state}, Tensor, copy)
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
 

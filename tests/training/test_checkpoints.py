@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import os
@@ -18,11 +19,11 @@ import torch
 from memory_store import MemoryStore
 from rank_cells import run_cell, run_cells_on_ranks
 from rich.console import Console
-from training_setup import fit, furthest, identical, small_config, weights
+from training_setup import MODEL, fit, furthest, identical, small_config, weights
 
 from replication.config import scientific
 from replication.errors import UserError
-from replication.model.transformer import weights_sha256
+from replication.model.transformer import Transformer, weights_sha256
 from replication.runs.files import damage, file_sha256, mark_complete, read_json
 from replication.runs.journal import Journal, journal_gaps, logged_steps, read_journal
 from replication.runs.layout import RunDir
@@ -148,8 +149,14 @@ def test_what_fails_in_the_writing_ends_the_run_at_a_later_step(tmp_path, monkey
     assert RunDir(tmp_path).checkpoint_folders() == []
 
 
-def test_a_checkpoint_holds_its_weights_once(tmp_path):
-    run = fit(small_config("both"), tmp_path)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_checkpoint_holds_its_weights_once(tmp_path, tied):
+    config = small_config("both", model=dataclasses.replace(MODEL, tied_head=tied))
+    run = fit(config, tmp_path / "whole")
+    assert set(weights(run)) == {name for name, _ in Transformer(config.model).named_parameters()}
+    assert read_json(run.manifest)["final_weights_sha256"] == weights_sha256(weights(run))
+    cut_back(run, tmp_path / "resumed", step=2)
+    assert identical(weights(fit(config, tmp_path / "resumed")), weights(run))
     folder, _ = newest_checkpoint(run)
     assert torch.load(folder / "trainer.ckpt", weights_only=False)["state_dict"] == {}
     listed = read_json(folder / "COMPLETE")["files"]
