@@ -25,6 +25,7 @@ from replication.generation.completions import read_samples
 from replication.generation.generate import load_model
 from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.manifest import Manifest, refuse_untrained
+from replication.training.environment import prepare_torch
 
 if TYPE_CHECKING:
     from replication.evaluation.harness import Task
@@ -59,6 +60,7 @@ def evaluate_cell(
         else:
             if scorer is None:
                 fp32 = dataclasses.replace(config.generation, precision="32-true")
+                prepare_torch(config)
                 model = load_model(dataclasses.replace(config, generation=fp32), run)
                 scorer = Scorer(model, config.data.block_size_tokens, store.end_of_text_id, Reporter(console))
             scores = _score(what, scorer, store.tokenizer)

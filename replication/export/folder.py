@@ -58,8 +58,11 @@ class Evidence:
 
     @classmethod
     def of(cls, suite_dir: SuiteDir) -> Evidence:
-        suite = load_suite(suite_dir.suite) if suite_dir.suite.is_file() else None
-        return cls(check_plan(suite_dir, suite), certify(suite_dir, suite.arms, suite.seeds) if suite else None)
+        if not suite_dir.suite.is_file():
+            return cls(check_plan(suite_dir), None)
+        suite = load_suite(suite_dir.suite)
+        certificate = certify(suite_dir, suite.arms, suite.seeds, strict=suite.analysis.strict_pairs)
+        return cls(check_plan(suite_dir, suite), certificate)
 
     def of_cell(self, arm: str, seed: int) -> str:
         """The certificate of one cell in words."""
@@ -81,23 +84,22 @@ def export_cell(run: RunDir, store: TokenStore, evidence: Evidence, folder: Path
     transformers computes its model, the folder holds something else, or what was written computes something else.
     """
     config, manifest = load_run([run.config]), refuse_untrained(run)
-    there = read_record(folder / "export.json", Exported)
+    there, layout = read_record(folder / "export.json", Exported), layout_of(config.model)
     if there is not None and there.weights_sha256 == manifest.final_weights_sha256:
         return there, False
-    if there is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    is_ours = there is not None and (there.arm, there.seed) == (config.arm, config.seed)
+    if folder.exists() and not is_ours and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: holds something else; name another folder with --to")
-    layout = layout_of(config.model)
     partial = folder.with_name(f".{folder.name}.part")
     remove_tree(partial)
     partial.mkdir(parents=True)
-    quiet = replace(config, generation=replace(config.generation, precision="32-true"))
-    ours = load_model(replace(quiet, cluster=replace(config.cluster, accelerator="cpu")), run)
+    on_cpu, fp32 = replace(config.cluster, accelerator="cpu"), replace(config.generation, precision="32-true")
+    ours = load_model(replace(config, cluster=on_cpu, generation=fp32), run)
     _write_model(config, ours, store, partial)
     _write_tokenizer(store.tokenizer, config.data.block_size_tokens, partial)
-    made = Exported(
-        config.arm, config.seed, manifest.final_weights_sha256, layout.model_type, largest_difference(ours, partial)
-    )
     _check_tokenizer(store.tokenizer, partial)
+    difference = largest_difference(ours, partial)
+    made = Exported(config.arm, config.seed, manifest.final_weights_sha256, layout.model_type, difference)
     write_text(partial / "README.md", _card(config, manifest, evidence, made))
     write_record(partial / "export.json", made)
     remove_tree(folder)

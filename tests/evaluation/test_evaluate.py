@@ -82,6 +82,7 @@ def scores(suite_dir: SuiteDir, name: str) -> dict[str, dict[str, float]]:
     return {part["name"]: part["scores"] for part in parts}
 
 
+@pytest.mark.slow
 def test_tasks_score_as_the_exported_folder_does(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Through the harness's own model of transformers, and through ours."""
     lm_eval = pytest.importorskip("lm_eval")

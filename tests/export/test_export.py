@@ -122,6 +122,14 @@ def test_mistakes_are_one_line(suite_dir: SuiteDir, tmp_path: Path, capsys: pyte
         assert main(words) == 2
         assert expected in " ".join(capsys.readouterr().err.split()), words
     assert (tmp_path / "mine/notes.txt").read_text() == "keep"
+    other = ["export", str(suite_dir.root), "--arm=baseline", "--seed=1", "--to", str(tmp_path / "model")]
+    assert main([*one, "--to", str(tmp_path / "model")]) == 0
+    assert main(other) == 2  # the folder is another cell's
+    assert read_json(tmp_path / "model/export.json")["arm"] == "both"
+    record = tmp_path / "model/export.json"
+    record.write_text(record.read_text().replace('weights_sha256": "', 'weights_sha256": "0'))
+    assert main([*one, "--to", str(tmp_path / "model")]) == 0  # trained anew since: written anew
+    assert read_json(record)["weights_sha256"] == read_json(suite_dir.cell("both", 1).manifest)["final_weights_sha256"]
 
 
 def test_models_that_transformers_has_no_class_for_are_refused() -> None:
