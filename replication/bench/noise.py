@@ -32,6 +32,7 @@ from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.grid.cells import Cell, write_configs
 from replication.grid.local import run_cells
+from replication.objectives.plugins import keep_plugins
 from replication.report.comparisons import quantities
 from replication.report.load import load_cell_files
 from replication.runs.files import remove_tree, write_json
@@ -154,6 +155,7 @@ def _losses(
         there = load_run([cell.run.config])
         then, now = (scientific(c) | machine_cut(c) for c in (there, config))
         refuse_differences(f"{cell.run.root}: was run otherwise", then, now, f"remove {anew}, and measure anew")
+    keep_plugins(suite.plugins, folder.plugins)
     write_configs([cell])
     say(console, f"{cell.name}, {name}:")
     outcome = run_cells([cell], folder, 1, console)

@@ -127,7 +127,7 @@ def verb(act: Function) -> Verb:
     """`replicate NAME WORDS` of the function of that name: from the words to the exit code, 0 where it gives none."""
 
     def run(argv: Sequence[str]) -> int:
-        parser = Parser(prog=f"replicate {act.__name__}").declare(act)
+        parser = Parser(prog=f"replicate {act.__name__.replace('_', '-')}").declare(act)
         args, args.keys = parser.parse_known_args(argv) if "keys" in vars(act) else (parser.parse_args(argv), [])
         return act(args) or 0
 

@@ -61,6 +61,7 @@ TABLE = {
         "Measure speed and memory as ratios inside one run: arms, other trainers, ranks, heads; and rounding's noise.",
     ),
     "audit": ("report", "Recompute a paper's printed figures from its published data files, and say which differ."),
+    "check-gain": ("gains", "Check the gains and scales of a plugin as our own are checked: pure, whatever the cut."),
     "doctor": (
         "grid",
         "Say what this machine has and what each config would need; or whether a cluster could run a suite.",
@@ -75,7 +76,7 @@ INTERRUPTED = 130
 
 
 def _run(verb: str, argv: list[str]) -> int:
-    return int(getattr(import_module(f"replication.cli.{TABLE[verb][0]}"), verb)(argv))
+    return int(getattr(import_module(f"replication.cli.{TABLE[verb][0]}"), verb.replace("-", "_"))(argv))
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {verb: partial(_run, verb) for verb in TABLE}

@@ -12,7 +12,7 @@ from replication.cli.grid import OF_SUITE, named_suite
 from replication.config import find_cluster, load_suite
 from replication.console import say
 from replication.errors import UserError
-from replication.grid.cells import check_arms_declare_alike, refuse_other_suite
+from replication.grid.cells import load_cells, refuse_other_suite
 from replication.protocol import preregistration as plans
 from replication.protocol.deviations import check_plan
 from replication.runs.layout import SuiteDir, name_cells
@@ -30,11 +30,11 @@ def register(args: Namespace) -> None:
     """write the analysis plan of a suite, before its first cell runs."""
     suite, suite_dir = named_suite(args.suite, args.out, args.seeds)
     refuse_other_suite(suite, suite_dir)
-    check_arms_declare_alike(suite)
     if args.unless_begun and suite_dir.suite.is_file() and not suite_dir.plan.is_file():
         print(f"{suite_dir.root}: was begun without an analysis plan, and none is registered now")
         return
     cluster, console = find_cluster(args.cluster) if args.cluster else None, Console()
+    load_cells(suite, suite_dir, args.keys, cluster)  # also what no config says: whether arms fit their plugins
     registered = plans.register(suite_dir, suite, args.keys, cluster, args.amend)
     record = registered.record
     done = "registered" if registered.is_new else "registered already"

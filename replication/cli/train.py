@@ -34,20 +34,22 @@ def prepare(args: Namespace) -> None:
 
 
 @takes("--config", "layer of keys; repeat it, later files win", default=[], action="append")
+@takes("--plugins", "file with gains or scales of your own; repeat it", default=[], action="append")
 @takes("--out", "output folder; the cell is OUT/runs/<arm>/seed-<n>", Path)
 @takes("--stage", "train, or generate completions, or both", default="all", choices=("all", "train", "generate"))
 @takes("--print_config", "print every key as it is resolved, train nothing", bool)
 @takes("--dry-run", "print parameter groups and sizes, and train nothing", bool)
 def train(argv: Sequence[str]) -> int:
     """Train one cell (one arm at one seed), generate its completions, mark it complete."""
-    from replication.config import help_of_keys, load_run, to_yaml
+    from replication.config import find_plugin, help_of_keys, load_run, plugin_layer, to_yaml
 
     parser = Parser(prog="replicate train", description=train.__doc__, add_help=False).declare(train)
     if not argv or {"-h", "--help"} & {*argv}:
         print(f"{parser.format_help()}\nkeys of a run, with their defaults; flags win over files:\n{help_of_keys()}")
         return 0
     args, keys = parser.parse_known_args(argv)
-    config = load_run(args.config, keys)
+    plugins = [find_plugin(name) for name in args.plugins]
+    config = load_run([*args.config, *([plugin_layer(plugins)] if plugins else [])], keys)
     if args.print_config:
         print(to_yaml(config), end="")
         return 0
@@ -59,10 +61,12 @@ def train(argv: Sequence[str]) -> int:
     if args.out is None:
         raise UserError("replicate train: --out is missing; name the output folder, such as --out out/my_suite")
     from replication.grid.cell import run_cell
+    from replication.objectives.plugins import keep_plugins
     from replication.processes.launcher import adopt_place, run_ranks
     from replication.processes.preemption import listen
     from replication.runs.layout import SuiteDir
 
+    keep_plugins(plugins, SuiteDir(args.out).plugins)
     n, cluster = config.world_size, config.cluster
     if args.stage != "generate" and not adopt_place(config) and n > 1:
         if cluster.nodes > 1:

@@ -16,12 +16,15 @@ from replication.config.identity import (
 from replication.config.load import (
     arm_keys,
     config_root,
+    declared_keys,
     find_cluster,
     find_config,
+    find_plugin,
     help_of_keys,
     load_cell,
     load_run,
     load_suite,
+    plugin_layer,
     refuse_other_config,
 )
 from replication.config.reading import Keys
@@ -47,4 +50,4 @@ __all__ += ["TrainingConfig"]
 __all__ += ["SEED_KEYS", "Keys", "arm_keys", "config_root", "differences", "find_cluster", "find_config", "flatten"]
 __all__ += ["help_of_keys", "load_cell", "load_run", "load_suite", "machine_cut", "refuse_differences"]
 __all__ += ["refuse_other_config", "sampling_settings", "scientific", "scientific_hash", "to_dict", "to_yaml"]
-__all__ += ["without_seeds"]
+__all__ += ["declared_keys", "find_plugin", "plugin_layer", "without_seeds"]

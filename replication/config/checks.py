@@ -19,7 +19,7 @@ NAME = re.compile(r"\w([^/\\,\x00-\x1f]{0,98}[^/\\,\s\x00-\x1f])?")
 
 def contradictions(c: RunConfig) -> Iterator[str]:
     """Every rule that a run's config breaks."""
-    for section in (_model, _training, _machine, _kernels, _batch, _texts):
+    for section in (_model, _training, _functions, _machine, _kernels, _batch, _texts):
         yield from section(c)
 
 
@@ -65,6 +65,17 @@ def _training(c: RunConfig) -> Iterator[str]:
             f"training.batch_tokens: {t.batch_tokens} is not a whole number of sequences of "
             f"data.block_size_tokens ({c.data.block_size_tokens}); make it a multiple"
         )
+
+
+def _functions(c: RunConfig) -> Iterator[str]:
+    for name, section in (("token_gain", c.token_gain), ("layer_gain", c.layer_gain)):
+        if section.function is not None and not c.plugins:
+            yield (
+                f"{name}.function: {section.function} is a function of a plugin, and none is named; list its file "
+                "under the suite's `plugins`, or give --plugins FILE"
+            )
+        if section.parameters and section.function is None:
+            yield f"{name}.parameters: are those of {name}.function, which is not set; set it, or remove them"
 
 
 def _machine(c: RunConfig) -> Iterator[str]:

@@ -47,6 +47,7 @@ def scientific(config: RunConfig) -> Keys:
     global batch is cut, so that enters too (objectives/README.md, Several processes).
     """
     keys = {k: v for k, v in flatten(to_dict(config)).items() if not k.startswith(NOT_SCIENTIFIC)}
+    keys = {k: v for k, v in keys.items() if v is not None or not k.endswith(".function")}
     keys |= {"weights_seed": config.effective_weights_seed, "data_seed": config.effective_data_seed}
     if config.layer_gain.apply == "micro_batch" or config.training.gain_group_sequences is None:
         keys["cluster.micro_batch_sequences"] = config.micro_batch_sequences

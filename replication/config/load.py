@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import hashlib
 import inspect
 import itertools
 import json
 import textwrap
 import typing
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -59,7 +63,8 @@ def help_of_keys() -> str:
                 lines.append(f"\n{words}")
                 add(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
                 continue
-            default = cls.__dataclass_fields__[name].default  # type: ignore[attr-defined]
+            entry = cls.__dataclass_fields__[name]  # type: ignore[attr-defined]
+            default = {} if entry.default is dataclasses.MISSING else entry.default  # a mapping's is empty
             spelt = json.dumps(default) if isinstance(default, bool | None) else default
             spelt = str(list(spelt) if isinstance(spelt, tuple) else spelt).replace("\n", "\\n")
             lines.append(f"  --{prefix}{name}={spelt}")
@@ -99,12 +104,14 @@ def load_run(layers: Sequence[str | Path | Layer] = (), flags: Sequence[str] = (
 
 
 def load_suite(name: str | Path) -> SuiteConfig:
-    """Read a suite file; raises UserError as load_run does, and where there is no arm or no seed."""
+    """Read a suite file; raises UserError as load_run does, and where there is no arm or no seed, or no such plugin."""
     path = find_config(name, "suites")
-    layer = read_yaml(path)
+    layer = _name_own_arms(read_yaml(path), path.resolve().parent)
     suite = build(SuiteConfig, [layer])
     lines = {key.removeprefix("run."): line for key, line in layer.lines.items() if key.startswith("run.")}
     check_layer(RunConfig, Layer(suite.run, str(path), lines))  # here, where the lines are known
+    for arm in suite.own_arms:
+        check_layer(RunConfig, _arm_layer(suite, arm))
     if not suite.arms or not suite.seeds:
         raise UserError(f"{path}: key 'arms' and key 'seeds' need at least one entry each")
     for key, values in (("arms", suite.arms), ("seeds", suite.seeds)):
@@ -115,23 +122,72 @@ def load_suite(name: str | Path) -> SuiteConfig:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     beside = [(layer, path.resolve().parent / layer) for layer in suite.layers]  # a suite's own files may lie there
-    return replace(suite, layers=tuple(str(b) if b.is_file() else layer for layer, b in beside))
+    plugins = tuple(str(find_plugin(plugin, path.resolve().parent)) for plugin in suite.plugins)
+    return replace(suite, layers=tuple(str(b) if b.is_file() else layer for layer, b in beside), plugins=plugins)
+
+
+def _name_own_arms(layer: Layer, folder: Path) -> Layer:
+    """A suite's layer with names alone under `arms`: the keys of arms that stand there, or in a file, as own_arms."""
+    arms, own = [], Keys()
+    entries = layer.tree.get("arms") if isinstance(layer.tree, dict) else None
+    for i, entry in enumerate(entries if isinstance(entries, list) else []):
+        if isinstance(entry, dict):
+            lines = {k.removeprefix(f"arms[{i}]."): line for k, line in layer.lines.items()}
+            tree = {"arm" if key == "name" else key: value for key, value in entry.items()}
+            if "arm" not in tree:
+                raise layer.error(f"arms[{i}]", "the arm has no name; add one, such as `name: my_arm`")
+            arm, found = str(tree["arm"]), Layer(tree, layer.where, lines)
+        elif isinstance(entry, str) and entry.endswith((".yaml", ".yml")):
+            found = read_yaml(folder / entry if (folder / entry).is_file() else find_config(entry, "arms"))
+            arm = str(found.tree["arm"] if isinstance(found.tree, dict) and "arm" in found.tree else Path(entry).stem)
+        else:
+            arms.append(entry)
+            continue
+        arms.append(arm)
+        own[arm] = {"arm": arm, **{key: to_dict(value) for key, value in check_layer(RunConfig, found).items()}}
+    return replace(layer, tree={**layer.tree, "arms": arms, "own_arms": own}) if own else layer
+
+
+def find_plugin(name: str, folder: Path = Path()) -> Path:
+    """The file of a plugin: one beside `folder`, or that of the module which an installed package registers so.
+
+    Raises UserError where there is neither.
+    """
+    if (folder / name).is_file():
+        return (folder / name).resolve()
+    for group in ("replication.gains", "replication.scales"):
+        for entry in entry_points(group=group, name=name):
+            with suppress(ImportError):
+                if (spec := find_spec(entry.module)) is not None and spec.origin is not None:
+                    return Path(spec.origin)
+    raise UserError(
+        f"plugins: {name} is no file in {folder.resolve()}, and no installed package registers that name under "
+        "replication.gains or replication.scales; correct it"
+    )
+
+
+def plugin_layer(paths: Sequence[str | Path]) -> Layer:
+    """The key `plugins` of a run: names and hashes of files. Raises UserError where two have one name."""
+    files = {Path(path).name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
+    if len(files) < len(paths):
+        raise UserError(f"plugins: two of {', '.join(map(str, paths))} have one name; rename a file")
+    return Layer({"plugins": files}, "plugins")
 
 
 def load_cell(
     suite: SuiteConfig, arm: str, seed: int, flags: Sequence[str] = (), cluster: Path | None = None
 ) -> RunConfig:
     """The RunConfig of one cell: the suite's layers, the arm, the suite's run keys, a cluster file, the seed, flags."""
-    arm_file = find_config(arm, "arms")
-    own = Layer(suite.run, "the suite's run section")
+    of_arm = _arm_layer(suite, arm)
+    own = [Layer(suite.run, "the suite's run section"), plugin_layer(suite.plugins)]
     of_machine = [] if cluster is None else [cluster]
-    config = load_run([*suite.layers, arm_file, own, *of_machine], [f"--seed={seed}", *flags])
+    config = load_run([*suite.layers, of_arm, *own, *of_machine], [f"--seed={seed}", *flags])
     values = flatten(to_dict(config))
-    for key, declared in _arm_values(arm_file).items():
-        if values[key] != declared:
+    for key, declared in _arm_values(of_arm).items():
+        if values.get(key) != declared:
             raise UserError(
-                f"{key}: the arm {arm} is defined by {declared} ({arm_file}), but the suite's run keys or a flag set "
-                f"{values[key]}; remove that, or write another arm file"
+                f"{key}: the arm {arm} is defined by {declared} ({of_arm.where}), but the suite's run keys or a flag "
+                f"set {values.get(key)}; remove that, or write another arm file"
             )
     return config
 
@@ -152,12 +208,26 @@ def find_cluster(name: str) -> Path:
 
 def arm_keys(arm: str) -> set[str]:
     """Dotted keys that an arm's file sets: what this arm declares to differ in."""
-    return set(_arm_values(find_config(arm, "arms")))
+    return set(_arm_values(read_yaml(find_config(arm, "arms"))))
 
 
-def _arm_values(path: Path) -> Keys:
-    """The keys that an arm's file sets, as to_dict has them."""
-    return flatten({key: to_dict(value) for key, value in check_layer(RunConfig, read_yaml(path)).items()})
+def declared_keys(suite: SuiteConfig) -> set[str]:
+    """Dotted keys that any arm of a suite sets. All of its arms declare them: one that does not set a key, the value
+    that it has there. Raises UserError where an arm cannot be read.
+    """
+    return {key for arm in suite.arms for key in _arm_values(_arm_layer(suite, arm))}
+
+
+def _arm_layer(suite: SuiteConfig, arm: str) -> Layer:
+    """The keys of an arm: the suite's own, or those of its file."""
+    if arm in suite.own_arms:
+        return Layer(suite.own_arms[arm], f"{suite.name}: arm {arm}")
+    return read_yaml(find_config(arm, "arms"))
+
+
+def _arm_values(layer: Layer) -> Keys:
+    """The keys that an arm sets, as to_dict has them."""
+    return flatten({key: to_dict(value) for key, value in check_layer(RunConfig, layer).items()})
 
 
 def refuse_other_config(config: RunConfig, path: Path) -> None:

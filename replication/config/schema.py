@@ -20,6 +20,9 @@ Processes = Annotated[int, Range("[1, 1024]")]
 Positive = Annotated[float, Range("(0, inf)")]
 NotNegative = Annotated[float, Range("[0, inf)")]
 BelowOne = Annotated[float, Range("[0, 1)")]
+NEUTRAL_SINCE = "neutral_since"
+"""Metadata of a field: the first version that has the key. Its default is what earlier versions did, so a key with this
+value is left out of hashes and comparisons (identity.py)."""
 
 
 @dataclass(frozen=True)
@@ -198,9 +201,9 @@ class TokenGainConfig:
     eps: NotNegative = 1e-6
     """Added to the variance in the precision variant."""
     c_min: float = 0.1
-    """Lower clamp of the precision and linear variants."""
+    """Lower clamp of the precision and linear variants, and of a function with `clamp=True`."""
     c_max: NotNegative = 5.0
-    """Upper clamp of the precision and linear variants."""
+    """Upper clamp of the precision and linear variants, and of a function with `clamp=True`."""
     focal_gamma: NotNegative = 2.0
     """Exponent of the focal variant."""
     focal_min: NotNegative = 1e-4
@@ -211,6 +214,10 @@ class TokenGainConfig:
     """Steepness of the sigmoid variant, per nat."""
     sigmoid_a: float = 0.5
     """Half-range of the sigmoid variant around 1."""
+    function: str | None = field(default=None, metadata={NEUTRAL_SINCE: "0.2.0"})
+    """Function of a plugin that gives the gain in place of the variant."""
+    parameters: Keys = field(default_factory=dict)
+    """Parameters of the function, by name; those that are not set have its defaults."""
 
 
 @dataclass(frozen=True)
@@ -222,15 +229,19 @@ class LayerGainConfig:
     t: float = 0.5
     """Strength."""
     m_min: float = 0.1
-    """Lower clamp of a scale."""
+    """Lower clamp of a scale; of a function's with `clamp=True`."""
     m_max: NotNegative = 3.0
-    """Upper clamp of a scale."""
+    """Upper clamp of a scale; of a function's with `clamp=True`."""
     exclude_blocks: tuple[Natural, ...] = ()
     """Blocks that keep scale 1 and leave the mean (published as exclude_layers; default none)."""
     divergence: Literal["step_mean", "last_group"] = "step_mean"
     """Mean over the groups of the step, or the last group in global order (as published)."""
     apply: Literal["step", "micro_batch"] = "step"
     """On the accumulated gradient at the step boundary, or on each micro-batch's gradient in backward."""
+    function: str | None = field(default=None, metadata={NEUTRAL_SINCE: "0.2.0"})
+    """Function of a plugin that gives the scales in place of the formula."""
+    parameters: Keys = field(default_factory=dict)
+    """Parameters of the function, by name; those that are not set have its defaults."""
 
 
 @dataclass(frozen=True)
@@ -369,6 +380,8 @@ class RunConfig:
     """Per-token gain on the loss."""
     layer_gain: LayerGainConfig = field(default_factory=LayerGainConfig)
     """Per-block scale on gradients."""
+    plugins: dict[str, str] = field(default_factory=dict)
+    """Files with gains and scales of your own: name and SHA-256, of what --plugins or a suite's `plugins` lists."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     """Validation."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -500,7 +513,8 @@ class SuiteConfig:
     name: str
     """Name of the suite."""
     arms: tuple[str, ...]
-    """Names of files in configs/arms; the first is the one that others are compared with."""
+    """Names of files in configs/arms, files beside the suite, or an arm's keys with its name; the first is the one that
+    others are compared with."""
     seeds: tuple[Seed, ...]
     """Training seeds; the unit of the statistics."""
     layers: tuple[str, ...] = ()
@@ -509,5 +523,9 @@ class SuiteConfig:
     """Keys of a run that hold for every cell; they win over the layers."""
     diverged: DivergedRule = field(default_factory=DivergedRule)
     """When a cell counts as diverged; frozen with the suite."""
+    plugins: tuple[str, ...] = ()
+    """Python files with gains and scales, beside the suite; or the names under which a package registers them."""
+    own_arms: Keys = field(default_factory=dict)
+    """The keys of arms that are no files of configs/arms, by name."""
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     """The questions and tests; acts on no cell."""

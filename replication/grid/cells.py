@@ -12,7 +12,6 @@ from rich.console import Console
 from replication.config import (
     RunConfig,
     SuiteConfig,
-    arm_keys,
     find_config,
     flatten,
     load_cell,
@@ -29,6 +28,7 @@ from replication.config import (
 from replication.console import say
 from replication.data.prompts import load_prompts
 from replication.errors import UserError
+from replication.objectives.plugins import functions_of, keep_plugins
 from replication.protocol.preregistration import read_plan
 from replication.runs.files import remove_temporaries, write_text
 from replication.runs.layout import RunDir, SuiteDir, name_cells
@@ -103,14 +103,15 @@ def load_cells(
     """Every cell of a suite with its config, in the order of `places`.
 
     If again, a cell that has a config.yaml is described by it, with the cluster file and the flags on top.
-    Raises UserError where a config does not load, or an arm file names another arm than its own.
+    Raises UserError where a config does not load, an arm file names another arm than its own, or a plugin's function
+    does not fit an arm.
     """
-    check_arms_declare_alike(suite)
     of_arm = {}  # a cell differs from its arm's first in the seed alone
     for arm in suite.arms:
         of_arm[arm] = config = load_cell(suite, arm, suite.seeds[0], flags, cluster)
         if config.arm != arm:
             raise UserError(f"{find_config(arm, 'arms')}: key 'arm' says {config.arm}; it must be {arm}")
+        functions_of(config, map(Path, suite.plugins))
     cells = []
     for place in places(suite, suite_dir):
         if again and place.run.config.is_file():
@@ -119,18 +120,6 @@ def load_cells(
             config = replace(of_arm[place.arm], seed=place.seed)
         cells.append(Cell(place.arm, place.seed, place.run, config))
     return cells
-
-
-def check_arms_declare_alike(suite: SuiteConfig) -> None:
-    """Raise UserError where one arm's file sets a key that another's does not: the pair certificate would fail."""
-    declared = {arm: arm_keys(arm) for arm in suite.arms}
-    union = set().union(*declared.values())
-    for arm, keys in declared.items():
-        if union - keys:
-            raise UserError(
-                f"{find_config(arm, 'arms')}: does not set {', '.join(sorted(union - keys))}, another arm of the suite "
-                "does; arms are compared in declared keys alone, so set the same ones in every arm"
-            )
 
 
 def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell]) -> dict[str, LoggedCell]:
@@ -144,6 +133,7 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
     if alike:
         raise UserError(f"arms: {' and '.join(alike)} differ in case alone, and some file systems do not; rename one")
     there = refuse_other_suite(suite, suite_dir)
+    keep_plugins(suite.plugins, suite_dir.plugins)
     remove_temporaries(suite_dir.root)
     for cell in cells:
         refuse_other_config(cell.config, cell.run.config)
@@ -159,9 +149,10 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
             continue  # the certificate names it
         what = f"{run.root}: a seed of another config, and seeds that differ in it are not pooled"
         refuse_differences(what, keys, of_arm[arm], "give the same flags, or choose another --out")
-    text = to_yaml(replace(suite, seeds=tuple(dict.fromkeys([*(there.seeds if there else ()), *suite.seeds]))))
-    if not suite_dir.suite.is_file() or suite_dir.suite.read_text(encoding="utf-8") != text:
-        write_text(suite_dir.suite, text)  # only then: a suite that is newer than the report makes it out of date
+    seeds = tuple(dict.fromkeys([*(there.seeds if there else ()), *suite.seeds]))
+    kept = replace(suite, seeds=seeds, plugins=tuple(f"plugins/{Path(plugin).name}" for plugin in suite.plugins))
+    if there is None or to_dict(replace(there, plugins=kept.plugins)) != to_dict(kept):
+        write_text(suite_dir.suite, to_yaml(kept))  # only then: a suite newer than the report makes it out of date
     return logged
 
 
@@ -171,12 +162,12 @@ def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> SuiteConfig |
         found = load_suite(suite_dir.suite)
         there, here = (
             {k: v for k, v in flatten(to_dict(s)).items() if k != "seeds" and not k.startswith("analysis.")}
-            for s in (found, suite)
+            for s in (replace(s, plugins=tuple(Path(p).name for p in s.plugins)) for s in (found, suite))
         )
         refuse_differences(f"{suite_dir.root}: holds another suite", there, here, "choose another --out")
         return found
     names = [path.name for path in suite_dir.root.iterdir()] if suite_dir.root.exists() else []
-    ours = r"data|data\.partial|noise|noise\.json|\.[^/]*"
+    ours = r"data|data\.partial|plugins|noise|noise\.json|\.[^/]*"
     if suite_dir.plan.is_file():  # of a suite that is registered, and not begun
         ours += r"|plan(-\d+)?\.(json|md)"
     if not all(re.fullmatch(ours, name) for name in names):

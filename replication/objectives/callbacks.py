@@ -6,6 +6,7 @@ Order in one step: forward, per-token loss, gain, backward, layer scale, clip by
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol, cast
 
 import torch
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 
 from replication.config import LayerGainConfig, TokenGainConfig
 from replication.objectives.layer_gain import included_blocks, layer_scales, step_divergence
+from replication.objectives.plugins import Context, Function
 from replication.objectives.token_gain import token_gain
 
 Weigh = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -27,6 +29,9 @@ class AcceptsGains(Protocol):
 
     weigh_tokens: Weigh | None
     """Set by TokenGain; None trains the plain cross-entropy."""
+
+    context: Context
+    """Of the latest micro-batch: the step, and its first group."""
 
     at_boundary: bool
     """Whether the current micro-batch is the last of its step; some strategies call their hooks for every one."""
@@ -48,17 +53,20 @@ MultiplyGradients = Callable[[Sequence[Sequence[Parameter]], Tensor], None]
 class TokenGain(Callback):
     """Weights each token's loss by its gain."""
 
-    def __init__(self, config: TokenGainConfig) -> None:
-        self.config = config
+    def __init__(self, config: TokenGainConfig, function: Function | None = None) -> None:
+        """`function` is the plugin's that `config` names."""
+        self.config, self.function = config, function
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        cast(AcceptsGains, pl_module).weigh_tokens = self._weigh
+        self._module = cast(AcceptsGains, pl_module)
+        self._module.weigh_tokens = self._weigh
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         cast(AcceptsGains, pl_module).weigh_tokens = None
 
     def _weigh(self, loss_GN: Tensor, plain_GN: Tensor, valid_GN: Tensor) -> Tensor:
-        return token_gain(self.config, loss_GN, plain_GN, valid_GN).after_GN
+        context = self._module.context
+        return token_gain(self.config, loss_GN, plain_GN, valid_GN, self.function, context).after_GN
 
 
 class LayerGain(Callback):
@@ -68,8 +76,9 @@ class LayerGain(Callback):
     acts in backward, with the scale of that micro-batch's own groups.
     """
 
-    def __init__(self, config: LayerGainConfig, multiply: MultiplyGradients) -> None:
-        self.config, self.multiply = config, multiply
+    def __init__(self, config: LayerGainConfig, multiply: MultiplyGradients, function: Function | None = None) -> None:
+        """`function` is the plugin's that `config` names."""
+        self.config, self.multiply, self.function = config, multiply, function
         self.included_L = torch.empty(0)
         self._scale_L = torch.empty(0)
         self._blocks: list[list[Parameter]] = []
@@ -83,18 +92,22 @@ class LayerGain(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self.config.apply == "micro_batch":
-            latest_LG = cast(AcceptsGains, pl_module).latest_divergence_LG()
-            self._scale_L = layer_scales(self.config, step_divergence(self.config, latest_LG), self.included_L)
+            module = cast(AcceptsGains, pl_module)
+            self._scale_L = self._scales(module.latest_divergence_LG(), module.context)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         module = cast(AcceptsGains, pl_module)
         if self.config.apply == "step" and module.at_boundary:
-            divergence_L = step_divergence(self.config, module.step_divergence_LS())
-            self.multiply(self._blocks, layer_scales(self.config, divergence_L, self.included_L))
+            scale_L = self._scales(module.step_divergence_LS(), replace(module.context, group=0))
+            self.multiply(self._blocks, scale_L)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for hook in self._hooks:
             hook.remove()
+
+    def _scales(self, divergence_LG: Tensor, context: Context) -> Tensor:
+        divergence_L = step_divergence(self.config, divergence_LG)
+        return layer_scales(self.config, divergence_L, self.included_L, self.function, context)
 
     def _hook(self, block: int) -> Callable[[Tensor], Tensor]:
         return lambda gradient: gradient * self._scale_L[block].to(gradient.dtype)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from replication.config import LayerGainConfig
+from replication.objectives.plugins import Context, Function
 
 
 def step_divergence(config: LayerGainConfig, divergence_LS: Tensor) -> Tensor:
@@ -29,17 +30,33 @@ def included_blocks(config: LayerGainConfig, n_blocks: int) -> Tensor:
 
 
 @torch.no_grad()
-def layer_scales(config: LayerGainConfig, divergence_L: Tensor, included_L: Tensor) -> Tensor:
+def layer_scales(
+    config: LayerGainConfig,
+    divergence_L: Tensor,
+    included_L: Tensor,
+    function: Function | None = None,
+    context: Context | None = None,
+) -> Tensor:
     """scale_i = clamp(1 + t * (d_i / mean(d) - 1), m_min, m_max): [L], whatever `config.enabled` says.
 
     Args:
         config: constants.
         divergence_L: of the whole step, equal on every rank.
         included_L: bool, on the same device; the mean is over included blocks.
+        function: a plugin's, which `config.function` names; it acts in place of the formula.
+        context: of the step, or of the micro-batch whose divergences these are; a function needs one.
 
     Returns:
         Scales in the dtype of divergence_L; all 1 where the mean is below 1e-12, 1 for excluded blocks.
     """
+    if config.function is not None:
+        assert function is not None and context is not None, f"{config.function} was not loaded"
+        kept = [i for i in range(len(divergence_L)) if i not in config.exclude_blocks]
+        found = function(context, torch.stack([divergence_L[i] for i in kept])).detach()
+        scale_L = torch.ones_like(divergence_L)
+        for i, value in zip(kept, found.clamp(config.m_min, config.m_max) if function.clamp else found, strict=True):
+            scale_L[i] = value  # block by block: an index of several would be read by the host
+        return scale_L
     mean = divergence_L.masked_fill(~included_L, 0.0).sum() / included_L.sum()
     scale_L = (1 + config.t * (divergence_L / mean.clamp(min=1e-12) - 1)).clamp(config.m_min, config.m_max)
     return torch.where(included_L & (mean >= 1e-12), scale_L, torch.ones_like(scale_L))

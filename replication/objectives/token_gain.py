@@ -6,12 +6,13 @@ loss happens to be exactly 0 is valid.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import torch
 from torch import Tensor
 
 from replication.config import TokenGainConfig
+from replication.objectives.plugins import Context, Function
 
 
 class Gains(NamedTuple):
@@ -28,7 +29,14 @@ def masked_mean(values_GN: Tensor, valid_GN: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def token_gain(config: TokenGainConfig, loss_GN: Tensor, plain_GN: Tensor, valid_GN: Tensor) -> Gains:
+def token_gain(
+    config: TokenGainConfig,
+    loss_GN: Tensor,
+    plain_GN: Tensor,
+    valid_GN: Tensor,
+    function: Function | None = None,
+    context: Context | None = None,
+) -> Gains:
     """The gain of every token, whatever `config.enabled` says.
 
     precision  clamp(1 + s * (l - mean) / (var + eps), c_min, c_max), var unbiased (0 for a single token)
@@ -42,13 +50,19 @@ def token_gain(config: TokenGainConfig, loss_GN: Tensor, plain_GN: Tensor, valid
         loss_GN: the per-token loss that is trained, in nats, with label smoothing where there is any.
         plain_GN: the same without label smoothing (focal reads the model's probability from it).
         valid_GN: bool.
+        function: a plugin's, which `config.function` names; it acts in place of the variant.
+        context: of the first group; a function needs one.
 
     Returns:
         Both gains in the dtype of loss_GN. Statistics are over the valid tokens of one group, on this rank: a group
         is never split over ranks.
     """
     mean_G1 = masked_mean(loss_GN, valid_GN)[:, None]
-    if config.variant == "none":
+    if config.function is not None:
+        assert function is not None and context is not None, f"{config.function} was not loaded"
+        before = function.of_groups(context, loss_GN, plain_GN, valid_GN)
+        after = before.clamp(config.c_min, config.c_max) if function.clamp else before
+    elif config.variant == "none":
         before = after = torch.ones_like(loss_GN)
     elif config.variant == "precision":
         before = 1 + config.s * (loss_GN - mean_G1) / (_variance(loss_GN, mean_G1, valid_GN) + config.eps)
@@ -59,9 +73,11 @@ def token_gain(config: TokenGainConfig, loss_GN: Tensor, plain_GN: Tensor, valid
     elif config.variant == "focal":
         before = (1 - torch.exp(-plain_GN)) ** config.focal_gamma
         after = before.clamp(config.focal_min, config.focal_max)
-    else:
+    elif config.variant == "sigmoid":
         a, k = config.sigmoid_a, config.sigmoid_k
         before = after = 1 - a + 2 * a * torch.sigmoid(k * (loss_GN - mean_G1))
+    else:
+        assert_never(config.variant)
     return Gains(before.masked_fill(~valid_GN, 1.0), after.masked_fill(~valid_GN, 1.0))
 
 

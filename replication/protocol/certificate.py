@@ -196,6 +196,7 @@ class _Evidence:
     faults: tuple[str, ...] = ()  # of manifest.json and config.yaml themselves
     logged: Logged = field(default_factory=dict)  # of training lines
     journal: tuple[str, ...] = ()  # faults of the journal, or of COMPLETE
+    plugins: tuple[str, ...] = ()  # faults of the output folder's copies
 
     @property
     def data_hash(self) -> str:
@@ -239,7 +240,19 @@ def _gather(run: RunDir, arm: str, seed: int, given: Mapping[tuple[str, int], Lo
         journal += [f"metrics.jsonl goes on to step {max(logged)}"] if max(logged, default=0) > last else []
     journal = [f"{arm}: {fault}" for fault in (*journal, *_unlike_complete(run, manifest))]
     lines = {step: line for step, line in logged.items() if line.is_training}
-    return _Evidence(arm, state, "", manifest or Manifest(), loaded, keys, tuple(faults), lines, tuple(journal))
+    plugins = tuple(f"{arm}: {fault}" for fault in _changed_plugins(run, loaded))
+    return _Evidence(
+        arm, state, "", manifest or Manifest(), loaded, keys, tuple(faults), lines, tuple(journal), plugins
+    )
+
+
+def _changed_plugins(run: RunDir, config: RunConfig | None) -> Iterator[str]:
+    """Plugins whose copies are not those that the cell was trained with."""
+    for name, sha256 in (config.plugins if config else {}).items():
+        copy = SuiteDir.of(run).plugins / name
+        there = file_sha256(copy) if copy.is_file() else "missing"
+        if there != sha256:
+            yield f"plugins/{name} is {there}, config.yaml has {sha256}"
 
 
 def _unlike_complete(run: RunDir, manifest: Manifest | None) -> list[str]:
@@ -291,6 +304,9 @@ def _comparisons(cells: Sequence[_Evidence]) -> Iterator[tuple[str, Sequence[obj
     reached = [schedule | {"step reached": m.step} for schedule, m in zip(schedules, manifests, strict=True)]
     yield "schedule", reached, _schedule_faults(cells)
     yield "journal", [max(cell.logged, default=None) for cell in cells], [f for cell in cells for f in cell.journal]
+    plugins = [cell.config.plugins if cell.config else {} for cell in cells]
+    if any(plugins):
+        yield "plugins", plugins, [fault for cell in cells for fault in cell.plugins]
     declared = sorted({key for manifest in manifests for key in manifest.arm_keys})
     yield "declared keys", [{k: c.scientific.get(k) for k in declared} for c in cells], _undeclared(cells, declared)
 
@@ -355,7 +371,7 @@ def _undeclared(cells: Sequence[_Evidence], declared: Sequence[str]) -> list[str
     faults = [fault for cell in cells for fault in cell.faults]
     for cell in cells:
         if lacking := [key for key in declared if key not in cell.manifest.arm_keys]:
-            faults.append(f"{cell.arm}: its arm file does not set {', '.join(lacking)}, another arm's does")
+            faults.append(f"{cell.arm}: does not declare {', '.join(lacking)}, another arm does")
     for cell in cells[1:]:
         for key, (a, b) in differences(cells[0].scientific, cell.scientific).items():
             if key not in declared and cells[0].scientific and cell.scientific:

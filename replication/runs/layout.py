@@ -97,6 +97,7 @@ class SuiteDir:
     suite = _Inside("suite.yaml")
     plan = _Inside("plan.json")  # the frozen analysis plan; see replication.protocol.preregistration
     plan_md = _Inside("plan.md")
+    plugins = _Inside("plugins")  # copies of the files with gains and scales; see objectives/plugins.py
     data = _Inside("data")
     runs = _Inside("runs")
     launch = _Inside("launch")  # jobs submitted to SLURM; see grid/submit.py
@@ -111,6 +112,11 @@ class SuiteDir:
     report_md = _Inside("report.md")
     results = _Inside("results.json")
     figures = _Inside("figures")
+
+    @classmethod
+    def of(cls, run: RunDir) -> SuiteDir:
+        """The output folder that a cell lies in."""
+        return cls(run.root.parent.parent.parent)
 
     def cell(self, arm: str, seed: int) -> RunDir:
         return RunDir(self.runs / arm / f"seed-{seed}")

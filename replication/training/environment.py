@@ -18,14 +18,14 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from replication.config import RunConfig, arm_keys, machine_cut, scientific_hash
+from replication.config import RunConfig, arm_keys, declared_keys, load_suite, machine_cut, scientific_hash
 from replication.console import say, timestamp
 from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.model.cost import predict_step
 from replication.protocol.preregistration import first_stamp, plan_stamp
 from replication.runs.journal import read_journal
-from replication.runs.layout import RunDir
+from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.manifest import (
     Data,
     Environment,
@@ -126,7 +126,10 @@ def start_manifest(
         )
     keys: tuple[str, ...] = ()
     with suppress(UserError):  # an arm without a file declares nothing, and the certificate will say so
-        keys = tuple(sorted(arm_keys(config.arm)))
+        suite_file = SuiteDir.of(run).suite
+        suite = load_suite(suite_file) if suite_file.is_file() else None
+        of_suite = suite is not None and config.arm in suite.arms
+        keys = tuple(sorted(declared_keys(suite) if suite and of_suite else arm_keys(config.arm)))
     machine, plan, cut = describe_machine(), plan_stamp(run), arithmetic(config)
     sharding = vars(Sharding.of_run(config))
     here = Start(at=timestamp(), step=step, plan=plan, strategy=sharding, machine=cut, **vars(machine))

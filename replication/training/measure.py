@@ -10,6 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -24,6 +25,7 @@ from replication.data.module import Batch
 from replication.errors import Diverged
 from replication.model.loss import histogram_entropy
 from replication.objectives.layer_gain import included_blocks, layer_scales, step_divergence
+from replication.objectives.plugins import NO_FUNCTIONS, Context, Functions
 from replication.objectives.token_gain import gain_sums, masked_mean, token_gain
 from replication.runs.files import damage
 from replication.runs.journal import Journal, Line, read_journal
@@ -46,8 +48,9 @@ def chain_data(previous: str, fed: list[Tensor]) -> str:
 class Measure(Callback):
     """Writes metrics.jsonl and TensorBoard; keeps the data hash chain; stops a run whose loss is not finite."""
 
-    def __init__(self, config: RunConfig, run: RunDir) -> None:
-        self.config, self.run = config, run
+    def __init__(self, config: RunConfig, run: RunDir, functions: Functions = NO_FUNCTIONS) -> None:
+        """`functions` are the plugins' that `config` names."""
+        self.config, self.run, self.functions = config, run, functions
         self.journal: Journal | None = None
         self.chain, self.tokens, self.wall_seconds = "", 0, 0.0
         self._line = (0, 0.0)  # tokens and seconds at the last line
@@ -117,7 +120,7 @@ class Measure(Callback):
     ) -> None:
         module = cast(LanguageModel, pl_module)
         self._fed[-1].append(batch.tokens_BS)
-        self._add_up(outputs["observed"])
+        self._add_up(outputs["observed"], module.context)
         if module.at_boundary:
             loss, norm = self._sums["loss"], module.grad_norm
             self._unread.append(torch.stack([loss, self._sums["groups"].to(loss.dtype), norm.to(loss.dtype)]))
@@ -128,14 +131,15 @@ class Measure(Callback):
                 self._write_line(trainer, module)
 
     @torch.no_grad()
-    def _add_up(self, o: Observed) -> None:
+    def _add_up(self, o: Observed, context: Context) -> None:
         """Add one micro-batch to the step's sums; on the device, few kernels unless a line is due."""
         has_valid_G = o.valid_GN.any(1)
         self._new_tokens += o.valid_GN.sum()
         sums = {"loss": masked_mean(o.loss_GN, o.valid_GN).sum(), "groups": has_valid_G.sum()}
         if self._due:
             assert o.entropies is not None
-            gains = token_gain(self.config.token_gain, o.loss_GN, o.plain_GN, o.valid_GN)
+            losses = o.loss_GN, o.plain_GN, o.valid_GN
+            gains = token_gain(self.config.token_gain, *losses, self.functions.gain, context)
             sums |= {f"gain_{k}": v for k, v in gain_sums(gains, o.valid_GN)._asdict().items()}
             sums |= {
                 "plain": masked_mean(o.plain_GN, o.valid_GN).sum(),
@@ -152,7 +156,8 @@ class Measure(Callback):
     def _write_line(self, trainer: Trainer, module: LanguageModel) -> None:
         self._sums = sum_of_all_ranks(self._sums)
         divergence_L = step_divergence(self.config.layer_gain, module.step_divergence_LS())
-        scale_L = layer_scales(self.config.layer_gain, divergence_L, self._included_L)
+        of_step = self.functions.scale, replace(module.context, group=0)
+        scale_L = layer_scales(self.config.layer_gain, divergence_L, self._included_L, *of_step)
         scalars = self._scalars() | {"train/grad_norm": module.grad_norm}
         for name, values in (("divergence", divergence_L), ("scale", scale_L)):
             scalars |= {f"{name}/block_{i:02d}": value for i, value in enumerate(values)}

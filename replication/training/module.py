@@ -23,9 +23,10 @@ from replication.model.head import HeadOutput
 from replication.model.loss import IGNORE, EntropySums, histogram_entropy
 from replication.model.transformer import initialise, unset_transformer
 from replication.objectives.callbacks import Weigh
+from replication.objectives.plugins import Context
 from replication.objectives.token_gain import group_objective
-from replication.training.optimizers import build_optimizer, build_schedule
-from replication.training.ranks import gather
+from replication.training.optimizers import build_optimizer, build_schedule, learning_rate_factor
+from replication.training.ranks import gather, rank
 from replication.training.strategies import is_zero
 
 
@@ -116,6 +117,7 @@ class LanguageModel(LightningModule):
         self.validation = ValidationMetrics(config.model.vocab_size)
         self.micro_batch_groups = config.micro_batch_sequences // config.gain_group_sequences
         self.weigh_tokens: Weigh | None = None
+        self.context = self._context(0, 0)
         self.measure_entropies = False  # set by the measuring callback when a log line is due
         self.at_boundary = False  # whether the current micro-batch is the last of its step
         self.grad_norm = torch.zeros(())  # of the latest update, over all parameters and ranks, before clipping
@@ -125,6 +127,7 @@ class LanguageModel(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         """One micro-batch; its loss is scaled so that accumulation and rank averages give the step's objective."""
+        self.context = self._context(self.trainer.global_step, batch_idx % self.config.accumulation)
         if batch_idx % self.config.accumulation == 0:
             self._divergences.clear()
         self.at_boundary = (batch_idx + 1) % self.config.accumulation == 0
@@ -157,6 +160,12 @@ class LanguageModel(LightningModule):
             divergence_LG=out.divergence_LG,
             entropies=entropies,
         )
+
+    def _context(self, step: int, micro_batch: int) -> Context:
+        """Of a micro-batch on this rank; slices of the global batch go to (micro-batch, rank) in order."""
+        t, slices = self.config.training, micro_batch * self.config.world_size + rank()
+        fraction = learning_rate_factor(t, step)
+        return Context(self.config.seed, step, t.steps, fraction, slices * self.micro_batch_groups)
 
     def block_parameters(self) -> list[list[Parameter]]:
         return self.model.block_parameters()

@@ -20,9 +20,10 @@ from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.model.transformer import Transformer, weights_sha256
 from replication.objectives.callbacks import LayerGain, TokenGain
+from replication.objectives.plugins import NO_FUNCTIONS, Functions, functions_of
 from replication.runs.files import write_text
 from replication.runs.journal import due_validations, journal_gaps, logged_steps, read_journal
-from replication.runs.layout import RunDir, step_of
+from replication.runs.layout import RunDir, SuiteDir, step_of
 from replication.runs.manifest import read_manifest
 from replication.runs.starts import logged_cells, refuse_other_data
 from replication.training.checkpoints import (
@@ -76,6 +77,7 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
             finish_manifest(config, run)
         return
 
+    functions = functions_of(config, SuiteDir.of(run).plugins.glob("*"))
     prepare_torch(config)
     began = read_manifest(run) if checkpoint else None
     known = began.initial_weights_sha256 if began else None
@@ -91,7 +93,7 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
             reshard(checkpoint, target)
         write_text(run.config, to_yaml(config))
         start_manifest(config, run, store, module.model, start["weights at start"], step, console)
-    trainer = build_trainer(config, run, start, checkpoint, console)
+    trainer = build_trainer(config, run, start, checkpoint, console, functions)
     if meeting is not None:
         meeting.wait_for_all("built")  # what follows waits for the slowest without hearing anything
     try:
@@ -159,16 +161,21 @@ def shared_by_ranks(
 
 
 def build_trainer(
-    config: RunConfig, run: RunDir, start: dict[str, str], checkpoint: Path | None, console: Console
+    config: RunConfig,
+    run: RunDir,
+    start: dict[str, str],
+    checkpoint: Path | None,
+    console: Console,
+    functions: Functions = NO_FUNCTIONS,
 ) -> Trainer:
     """The Trainer of one cell, with nothing of Lightning's that writes, shows or shuffles on its own."""
-    measure = Measure(config, run)
+    measure = Measure(config, run, functions)
     # Measure must see a step before a checkpoint of it is saved
     callbacks: list[Callback] = [Progress(config, console), Checks(config, run, start), measure]
     if config.token_gain.enabled:
-        callbacks.append(TokenGain(config.token_gain))
+        callbacks.append(TokenGain(config.token_gain, functions.gain))
     if config.layer_gain.enabled:
-        callbacks.append(LayerGain(config.layer_gain, gradient_multiplier(config)))
+        callbacks.append(LayerGain(config.layer_gain, gradient_multiplier(config), functions.scale))
     host_copy = None if is_zero(config) else HostCopy()
     checkpoints = Checkpoints(config, run, start["data hash"], measure, checkpoint, host_copy)
     callbacks += [checkpoints, GracefulStop(config, checkpoints)]

@@ -21,6 +21,7 @@ from replication.config import (
     SuiteConfig,
     arm_keys,
     config_root,
+    declared_keys,
     differences,
     find_config,
     flatten,
@@ -35,7 +36,6 @@ from replication.config import (
 from replication.config.checks import contradictions
 from replication.config.reading import check_layer, hints, parse_yaml, read_yaml, untyped
 from replication.errors import UserError
-from replication.grid.cells import check_arms_declare_alike
 
 INTERVENTIONS = {"arm", "token_gain.enabled", "layer_gain.enabled"}
 
@@ -156,7 +156,7 @@ def test_a_typo_in_an_arm_names_its_own_file_and_equal_numbers_are_equal(tmp_pat
     suite = replace(load_suite("ablation_2x2"), arms=tuple(map(str, arms)))
     assert load_cell(suite, str(arms[0]), 1).token_gain.eps == 1e-6
     with pytest.raises(UserError, match=r"b\.yaml line 2: token_gain\.enabeld: no such key; did you mean"):
-        check_arms_declare_alike(suite)
+        declared_keys(suite)
 
 
 def test_merge_keys_take_over_and_may_be_overridden(tmp_path):

@@ -33,6 +33,7 @@ def slow_gain(config: TokenGainConfig, losses: list[float], plain: list[float]) 
         elif config.variant == "focal":
             g, low, high = (1 - math.exp(-nll)) ** config.focal_gamma, config.focal_min, config.focal_max
         else:
+            assert config.variant == "sigmoid", config.variant
             a = config.sigmoid_a
             g = 1 - a + 2 * a / (1 + math.exp(-config.sigmoid_k * (l - mean)))
         before.append(g)
