@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -31,12 +32,15 @@ def export(args: Namespace) -> int:
     if not args.all and (args.arm is None or args.seed is None):
         raise UserError("replicate export: name one cell by --arm and --seed, or all by --all")
     require("export", "transformers", "safetensors")
+    import torch
     from transformers.utils import logging
 
     from replication.data.store import TokenStore
     from replication.export.folder import Evidence, export_cell
     from replication.generation.suite import trained_cells
 
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which would warn of it
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     console, suite_dir = Console(), SuiteDir(args.out)
