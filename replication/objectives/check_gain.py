@@ -36,10 +36,10 @@ def is_pure(formula: Formula, kind: Kind) -> str:
     given = tensors(kind)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        first = formula(_fresh(), *given)
+        first = formula(CONTEXT, *given)
         torch.manual_seed(2)
         formula(replace(CONTEXT, step=21, group=3), *(t.roll(1) for t in given))  # what it may remember
-        second = formula(_fresh(), *given)
+        second = formula(CONTEXT, *given)
     if not all(map(torch.equal, given, tensors(kind))):
         return "writes to its arguments; work on new tensors"
     if not torch.equal(first, second):
@@ -51,16 +51,16 @@ def carries_no_gradient(formula: Formula, kind: Kind) -> str:
     """carries no gradient"""
     losses = [t.requires_grad_() if t.is_floating_point() else t for t in tensors(kind)]
     with torch.no_grad():
-        found = formula(_fresh(), *losses)
+        found = formula(CONTEXT, *losses)
     return "returns a result that a gradient flows through; leave torch's gradients off" if found.requires_grad else ""
 
 
 def ignores_invalid_tokens(formula: Formula, kind: Kind) -> str:
     """ignores tokens that do not count"""
     loss_GN, plain_GN, valid_GN = tensors(kind)
-    first = formula(_fresh(), loss_GN, plain_GN, valid_GN)
+    first = formula(CONTEXT, loss_GN, plain_GN, valid_GN)
     others = (t.masked_fill(~valid_GN, 9.0) for t in (loss_GN, plain_GN))
-    if not torch.equal(first[valid_GN], formula(_fresh(), *others, valid_GN)[valid_GN]):
+    if not torch.equal(first[valid_GN], formula(CONTEXT, *others, valid_GN)[valid_GN]):
         return "depends on losses where `valid` is false; mask them before any sum, mean or extreme"
     return ""
 
@@ -69,7 +69,7 @@ def stays_within_groups(formula: Formula, kind: Kind) -> str:
     """does not depend on how the batch is cut into micro-batches and ranks"""
     given = tensors(kind)
     valid_GN = given[2]
-    whole = formula(_fresh(), *given)
+    whole = formula(CONTEXT, *given)
     if not torch.equal(whole, formula(replace(CONTEXT, group=1), *given)):
         return ""  # each group has random numbers of its own: the harness calls it for one at a time
     for size in (1, 2):
@@ -83,7 +83,7 @@ def stays_within_groups(formula: Formula, kind: Kind) -> str:
 def is_finite(formula: Formula, kind: Kind) -> str:
     """is finite where losses, or divergences, are extreme"""
     for name, given in _extremes(kind):
-        found = formula(_fresh(), *given)
+        found = formula(CONTEXT, *given)
         if not (found[given[2]] if kind == "gain" else found).isfinite().all():
             return f"is not finite where {name}; add an epsilon, or clamp"
     return ""
@@ -130,8 +130,3 @@ def spread(function: Function) -> str:
         return f"no result ({first_line(error)})"
     found = found[given[2]] if function.kind == "gain" else found
     return f"mean {float(found.mean()):.4g}, from {float(found.min()):.4g} to {float(found.max()):.4g}"
-
-
-def _fresh() -> Context:
-    """The context of a call, with a generator that nothing was taken from."""
-    return replace(CONTEXT)

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_origin, get_type_hints
 
-from replication.config import Keys, LayerGainConfig, RunConfig, TokenGainConfig
+from replication.config import Keys, RunConfig
 from replication.config.reading import Layer, build
 from replication.errors import UserError, first_line
 from replication.runs.files import file_sha256, write_bytes
@@ -74,15 +74,10 @@ class Context:
     """The place in a run at which a function is called."""
 
     seed: int
-    """Of the run."""
-    step: int
-    """From 0."""
-    steps: int
-    """Of the whole run."""
-    learning_rate_fraction: float
-    """This step's share of the peak learning rate."""
-    group: int = 0
-    """The gain group, in the step's global order; 0 for scales of a whole step."""
+    step: int  # from 0
+    steps: int  # of the whole run
+    learning_rate_fraction: float  # this step's share of the peak
+    group: int = 0  # the gain group, in the step's global order; 0 for scales of a whole step
     kind: Kind = "gain"
     device: Any = "cpu"
 
@@ -105,8 +100,7 @@ class Function:
     file: str
     clamp: bool
     call: Callable[..., Any]
-    form: type
-    """A dataclass of its parameters."""
+    form: type  # a dataclass of its parameters
     takes_context: bool
     parameters: Keys = field(default_factory=dict)
 
@@ -115,7 +109,11 @@ class Function:
         """Of what a decorator marked; UserError where its signature is none of the two."""
         kind, clamp = vars(function)[MARK]
         name, what = function.__name__, f"{file}: {function.__name__}"
-        signature, hints = inspect.signature(function).parameters, get_type_hints(function, include_extras=True)
+        signature = inspect.signature(function).parameters
+        try:
+            hints = get_type_hints(function, include_extras=True)
+        except NameError as error:
+            raise UserError(f"{what}: a type cannot be read ({error}); import it outside of TYPE_CHECKING") from None
         by_name = [p for p in signature.values() if p.kind is p.KEYWORD_ONLY]
         if len(by_name) + TENSORS[kind] != len(signature):
             form = {"gain": "(losses, plain, valid, *, ..., context)", "scale": "(divergence, *, ..., context)"}[kind]
@@ -131,18 +129,14 @@ class Function:
         form_of = make_dataclass(name, fields, kw_only=True)
         return cls(kind, name, file, clamp, function, form_of, "context" in signature)
 
-    @property
-    def signature(self) -> str:
-        """Its parameters, in words."""
-        own = [str(p) for p in inspect.signature(self.call).parameters.values() if p.name in self.form.__annotations__]
-        return ", ".join(own) or "no parameters"
-
     def with_parameters(self, given: Keys, where: str) -> Function:
         """The function with parameters for its own; UserError for unknown ones, wrong types and what is missing."""
         try:
             return replace(self, parameters=dict(vars(build(self.form, [Layer(given, where)]))))
         except UserError as error:
-            raise UserError(f"{error}; {self.name} of {self.file} takes {self.signature}") from None
+            own = (p for p in inspect.signature(self.call).parameters.values() if p.name in self.form.__annotations__)
+            takes = ", ".join(map(str, own)) or "no parameters"
+            raise UserError(f"{error}; {self.name} of {self.file} takes {takes}") from None
 
     def __call__(self, context: Context, *tensors: Tensor) -> Tensor:
         """What it returns for these very tensors, in the dtype of the first; UserError where it has another shape."""
@@ -215,22 +209,15 @@ def functions_of(config: RunConfig, paths: Iterable[Path]) -> Functions:
                     f"plugins: {found[function.name].file} and {name} both have {function.name}; rename one"
                 )
             found[function.name] = function
-    return Functions(
-        _chosen("gain", "token_gain", config.token_gain, found),
-        _chosen("scale", "layer_gain", config.layer_gain, found),
-    )
-
-
-def _chosen(
-    kind: Kind, section: str, c: TokenGainConfig | LayerGainConfig, found: dict[str, Function]
-) -> Function | None:
-    if c.function is None:
-        return None
-    function = found.get(c.function)
-    if function is None or function.kind != kind:
-        there = ", ".join(f.name for f in found.values() if f.kind == kind) or "none"
-        raise UserError(f"{section}.function: {c.function} is no {kind} of the plugins; those are {there}")
-    return function.with_parameters(c.parameters, f"{section}.parameters")
+    chosen: dict[str, Function] = {}
+    for section, c, kind in (("token_gain", config.token_gain, "gain"), ("layer_gain", config.layer_gain, "scale")):
+        fitting = {name: function for name, function in found.items() if function.kind == kind}
+        if c.function is not None and c.function not in fitting:
+            there = ", ".join(fitting) or "none"
+            raise UserError(f"{section}.function: {c.function} is no {kind} of the plugins; those are {there}")
+        if c.function is not None:
+            chosen[kind] = fitting[c.function].with_parameters(c.parameters, f"{section}.parameters")
+    return Functions(**chosen)
 
 
 def keep_plugins(paths: Sequence[str | Path], folder: Path) -> None:

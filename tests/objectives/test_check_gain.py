@@ -129,6 +129,11 @@ def test_mistakes_are_one_line(tmp_path, capsys, words, said):
             "my_gains.py: f: the arguments of a gain are (losses, plain, valid, *, ..., context)",
         ),
         (
+            "from __future__ import annotations\nfrom replication import gain\n@gain\n"
+            "def f(losses: Tensor, plain, valid):\n    return losses\n",
+            "my_gains.py: f: a type cannot be read (name 'Tensor' is not defined); import it",
+        ),
+        (
             "from replication import scale\n@scale\ndef f(d, *, t=1.0):\n    return d\n",
             "my_gains.py: f: t needs a type, bool, int, float or str, such as `t: float`",
         ),
