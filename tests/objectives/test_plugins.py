@@ -147,7 +147,7 @@ def test_a_killed_process_goes_on_bit_for_bit(tmp_path):
     (tmp_path / "hold").write_text("7")
     child = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
-    while not (tmp_path / "held-0").exists() and time.monotonic() < deadline:
+    while not (run.checkpoints / "step-000005" / "COMPLETE").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
