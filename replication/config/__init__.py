@@ -1,5 +1,6 @@
 """The configuration of a run and of a suite: schema, rules between keys, loading, identity."""
 
+from replication.config.checks import gain_contradictions
 from replication.config.identity import (
     SEED_KEYS,
     differences,
@@ -27,7 +28,7 @@ from replication.config.load import (
     plugin_layer,
     refuse_other_config,
 )
-from replication.config.reading import Keys
+from replication.config.reading import Keys, Layer, build
 from replication.config.schema import (
     AnalysisConfig,
     ClusterConfig,
@@ -47,7 +48,8 @@ from replication.config.schema import (
 __all__ = ["AnalysisConfig", "ClusterConfig", "DataConfig", "DivergedRule", "LayerGainConfig", "ModelConfig"]
 __all__ += ["RunConfig", "SlurmConfig", "SourceConfig", "SuiteConfig", "TokenGainConfig", "TokenizerConfig"]
 __all__ += ["TrainingConfig"]
-__all__ += ["SEED_KEYS", "Keys", "arm_keys", "config_root", "differences", "find_cluster", "find_config", "flatten"]
+__all__ += ["SEED_KEYS", "Keys", "Layer", "arm_keys", "build", "config_root", "differences", "find_cluster"]
+__all__ += ["find_config", "flatten", "gain_contradictions"]
 __all__ += ["help_of_keys", "load_cell", "load_run", "load_suite", "machine_cut", "refuse_differences"]
 __all__ += ["refuse_other_config", "sampling_settings", "scientific", "scientific_hash", "to_dict", "to_yaml"]
 __all__ += ["declared_keys", "find_plugin", "plugin_layer", "without_seeds"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from replication.config.schema import AnalysisConfig, RunConfig, SourceConfig
+    from replication.config.schema import AnalysisConfig, LayerGainConfig, RunConfig, SourceConfig, TokenGainConfig
 
 NAME = re.compile(r"\w([^/\\,\x00-\x1f]{0,98}[^/\\,\s\x00-\x1f])?")
 """Of an arm."""
@@ -47,7 +47,16 @@ def _training(c: RunConfig) -> Iterator[str]:
         )
     if t.muon_learning_rate is not None and t.optimizer != "muon":
         yield f"training.muon_learning_rate: {t.optimizer} does not use it; set it to null, or training.optimizer=muon"
-    token, layer, n_blocks = c.token_gain, c.layer_gain, c.model.n_blocks
+    yield from gain_contradictions(c.token_gain, c.layer_gain, c.model.n_blocks)
+    if t.batch_tokens % c.data.block_size_tokens:
+        yield (
+            f"training.batch_tokens: {t.batch_tokens} is not a whole number of sequences of "
+            f"data.block_size_tokens ({c.data.block_size_tokens}); make it a multiple"
+        )
+
+
+def gain_contradictions(token: TokenGainConfig, layer: LayerGainConfig, n_blocks: int) -> Iterator[str]:
+    """Every rule that the constants of the two interventions break."""
     for low_key, low, high_key, high in (
         ("token_gain.c_min", token.c_min, "token_gain.c_max", token.c_max),
         ("token_gain.focal_min", token.focal_min, "token_gain.focal_max", token.focal_max),
@@ -60,11 +69,6 @@ def _training(c: RunConfig) -> Iterator[str]:
         yield f"layer_gain.exclude_blocks: {outside} are not blocks 0..{n_blocks - 1}"
     if len(set(layer.exclude_blocks)) >= n_blocks:
         yield "layer_gain.exclude_blocks: names every block; leave at least one"
-    if t.batch_tokens % c.data.block_size_tokens:
-        yield (
-            f"training.batch_tokens: {t.batch_tokens} is not a whole number of sequences of "
-            f"data.block_size_tokens ({c.data.block_size_tokens}); make it a multiple"
-        )
 
 
 def _functions(c: RunConfig) -> Iterator[str]:

@@ -1,12 +1,16 @@
 """Layer gain: one scale for all gradients of a block, from the blocks' divergences (README.md, Layer gain).
 
-Pure functions. Shapes: L blocks, S gain groups of one step, in global order.
+Shapes: L blocks, S gain groups of one step, in global order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.nn import Parameter
 
 from replication.config import LayerGainConfig
 from replication.objectives.plugins import Context, Function
@@ -60,3 +64,39 @@ def layer_scales(
     mean = divergence_L.masked_fill(~included_L, 0.0).sum() / included_L.sum()
     scale_L = (1 + config.t * (divergence_L / mean.clamp(min=1e-12) - 1)).clamp(config.m_min, config.m_max)
     return torch.where(included_L & (mean >= 1e-12), scale_L, torch.ones_like(scale_L))
+
+
+def multiply_whole(blocks: Sequence[Sequence[Parameter]], scale_L: Tensor) -> None:
+    """Multiply what `.grad` holds of each block's parameters on this rank: all of it, or FSDP2's shard.
+
+    Under ZeRO it is None, and this would do nothing.
+    """
+    for block, scale in zip(blocks, scale_L, strict=True):
+        multiply([p.grad for p in block if p.grad is not None], scale)
+
+
+@torch.no_grad()
+def multiply(gradients: Sequence[Tensor], scale: Tensor) -> None:
+    """Multiply gradients in place by one scale; of a DTensor this rank's shard."""
+    if gradients:
+        here = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
+        torch._foreach_mul_(here, scale.to(here[0]))
+
+
+def in_global_order(micro_batches: Sequence[Tensor]) -> Tensor:
+    """Divergences [L, S] of the step's groups from those [L, G] of this rank's micro-batches: one all-gather.
+
+    Slices of the global batch go to (micro-batch, rank) in order. Micro-batches may differ in G, ranks may not.
+    """
+    everyone_RLS = gather(torch.cat(list(micro_batches), dim=1))
+    parts_RLG = everyone_RLS.split([part_LG.shape[1] for part_LG in micro_batches], dim=2)
+    return torch.cat([part_RLG.transpose(0, 1).flatten(1) for part_RLG in parts_RLG], dim=1)
+
+
+def gather(local: Tensor) -> Tensor:
+    """Every rank's tensor of one shape, stacked in rank order: [world, ...], the same on every rank."""
+    if not dist.is_initialized():
+        return local[None]
+    out = local.new_empty(dist.get_world_size() * local.numel())
+    dist.all_gather_into_tensor(out, local.reshape(-1))
+    return out.view(-1, *local.shape)

@@ -15,7 +15,7 @@ from replication.config import TokenGainConfig
 from replication.objectives.plugins import Context, Function
 
 
-class Gains(NamedTuple):
+class ClampedGain(NamedTuple):
     """The gain of every token before and after its clamp; 1 at invalid positions. No gradient."""
 
     before_GN: Tensor
@@ -36,7 +36,7 @@ def token_gain(
     valid_GN: Tensor,
     function: Function | None = None,
     context: Context | None = None,
-) -> Gains:
+) -> ClampedGain:
     """The gain of every token, whatever `config.enabled` says.
 
     precision  clamp(1 + s * (l - mean) / (var + eps), c_min, c_max), var unbiased (0 for a single token)
@@ -78,7 +78,7 @@ def token_gain(
         before = after = 1 - a + 2 * a * torch.sigmoid(k * (loss_GN - mean_G1))
     else:
         assert_never(config.variant)
-    return Gains(before.masked_fill(~valid_GN, 1.0), after.masked_fill(~valid_GN, 1.0))
+    return ClampedGain(before.masked_fill(~valid_GN, 1.0), after.masked_fill(~valid_GN, 1.0))
 
 
 def _variance(loss_GN: Tensor, mean_G1: Tensor, valid_GN: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class GainSums(NamedTuple):
 
 
 @torch.no_grad()
-def gain_sums(gains: Gains, valid_GN: Tensor) -> GainSums:
+def gain_sums(gains: ClampedGain, valid_GN: Tensor) -> GainSums:
     """Sums and extremes over the valid tokens; clamped shares are counted where the clamp changed a value."""
     weight = valid_GN.to(gains.after_GN.dtype)
     inf = float("inf")
@@ -120,3 +120,23 @@ def gain_sums(gains: Gains, valid_GN: Tensor) -> GainSums:
         lowest=gains.after_GN.masked_fill(~valid_GN, inf).min(),
         highest=gains.after_GN.masked_fill(~valid_GN, -inf).max(),
     )
+
+
+def add_gain_sums(a: GainSums, b: GainSums) -> GainSums:
+    """Of two micro-batches together."""
+    added = GainSums(*(x + y for x, y in zip(a, b, strict=True)))
+    return added._replace(lowest=torch.minimum(a.lowest, b.lowest), highest=torch.maximum(a.highest, b.highest))
+
+
+def gain_scalars(s: GainSums) -> dict[str, Tensor]:
+    """What is logged of a step's sums, under its tags."""
+    mean = s.after / s.tokens
+    return {
+        "gain/mean_before_clamp": s.before / s.tokens,
+        "gain/mean": mean,
+        "gain/std": (s.after_squared / s.tokens - mean.square()).clamp(min=0).sqrt(),
+        "gain/min": s.lowest,
+        "gain/max": s.highest,
+        "gain/share_at_min": s.at_min / s.tokens,
+        "gain/share_at_max": s.at_max / s.tokens,
+    }

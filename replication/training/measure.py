@@ -26,7 +26,7 @@ from replication.errors import Diverged
 from replication.model.loss import histogram_entropy
 from replication.objectives.layer_gain import included_blocks, layer_scales, step_divergence
 from replication.objectives.plugins import NO_FUNCTIONS, Context, Functions
-from replication.objectives.token_gain import gain_sums, masked_mean, token_gain
+from replication.objectives.token_gain import GainSums, gain_scalars, gain_sums, masked_mean, token_gain
 from replication.runs.files import damage
 from replication.runs.journal import Journal, Line, read_journal
 from replication.runs.layout import RunDir
@@ -183,21 +183,14 @@ class Measure(Callback):
     def _scalars(self) -> dict[str, Tensor]:
         """The step's scalars under their tags, as device tensors."""
         s = self._sums
-        n, tokens = s["groups"], s["gain_tokens"]
-        mean = s["gain_after"] / tokens
+        n, gains = s["groups"], GainSums(*(s[f"gain_{name}"] for name in GainSums._fields))
         scalars = {
             "train/loss_nats": s["loss"] / n,
             "train/loss_unsmoothed_nats": s["plain"] / n,
             "train/objective": s["objective"] / n,
             "train/aux_loss": s["aux"] / n,
-            "gain/mean_before_clamp": s["gain_before"] / tokens,
-            "gain/mean": mean,
-            "gain/std": (s["gain_after_squared"] / tokens - mean.square()).clamp(min=0).sqrt(),
-            "gain/min": s["gain_lowest"],
-            "gain/max": s["gain_highest"],
-            "gain/share_at_min": s["gain_at_min"] / tokens,
-            "gain/share_at_max": s["gain_at_max"] / tokens,
-            "entropy/predictive_nats": s["predictive"] / tokens,
+            **gain_scalars(gains),
+            "entropy/predictive_nats": s["predictive"] / gains.tokens,
             "entropy/predicted_tokens_nats": histogram_entropy(s["predicted_V"]),
         }
         shares_LE = s["tokens_per_expert_LE"] / s["tokens_per_expert_LE"].sum(1, keepdim=True).clamp(min=1)

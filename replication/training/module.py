@@ -23,10 +23,11 @@ from replication.model.head import HeadOutput
 from replication.model.loss import IGNORE, EntropySums, histogram_entropy
 from replication.model.transformer import initialise, unset_transformer
 from replication.objectives.callbacks import Weigh
+from replication.objectives.layer_gain import in_global_order
 from replication.objectives.plugins import Context
 from replication.objectives.token_gain import group_objective
 from replication.training.optimizers import build_optimizer, build_schedule, learning_rate_factor
-from replication.training.ranks import gather, rank
+from replication.training.ranks import rank
 from replication.training.strategies import is_zero
 
 
@@ -174,12 +175,8 @@ class LanguageModel(LightningModule):
         return self._divergences[-1]
 
     def step_divergence_LS(self) -> Tensor:
-        """Divergences of the groups of this step so far [L, groups], in global order, from every rank.
-
-        Slices of the global batch go to (micro-batch, rank) in order; one all-gather of L x groups numbers.
-        """
-        everyone_RLMG = gather(torch.stack(self._divergences, dim=1))
-        return everyone_RLMG.permute(1, 2, 0, 3).flatten(1)
+        """Divergences of the groups of this step so far [L, groups], in global order, from every rank."""
+        return in_global_order(self._divergences)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributed import TCPStore
 
 from replication.errors import UserError, first_line
+from replication.objectives.layer_gain import gather as gather  # with the other collectives
 from replication.processes.launcher import start_name
 from replication.processes.preemption import Preempted, stop_requested
 from replication.runs.files import read_object, write_json
@@ -55,15 +56,6 @@ def leave_group() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
-
-
-def gather(local: Tensor) -> Tensor:
-    """Every rank's tensor of one shape, stacked in rank order: [world, ...], the same on every rank."""
-    if not dist.is_initialized():
-        return local[None]
-    out = local.new_empty(dist.get_world_size() * local.numel())
-    dist.all_gather_into_tensor(out, local.reshape(-1))
-    return out.view(-1, *local.shape)
 
 
 def sum_over_ranks(local: Tensor) -> None:

@@ -27,6 +27,7 @@ from replication.model.moe import MixtureOfExperts, SwiGLU
 from replication.model.size import parameter_count
 from replication.model.transformer import Attention
 from replication.objectives.callbacks import MultiplyGradients
+from replication.objectives.layer_gain import multiply, multiply_whole
 from replication.training.muon import Muon, Partitions, Piece, Placement, Shards
 from replication.training.ranks import is_first
 
@@ -212,17 +213,11 @@ def gradient_multiplier(config: RunConfig) -> MultiplyGradients:
     return multiply_shards if config.cluster.strategy == "zero3" else multiply_partitions
 
 
-def multiply_whole(blocks: Sequence[Sequence[Parameter]], scale_L: Tensor) -> None:
-    """Single and DDP: `.grad` is whole on every rank. Under ZeRO it is None there, and this would do nothing."""
-    for block, scale in zip(blocks, scale_L, strict=True):
-        _multiply([p.grad for p in block if p.grad is not None], scale)
-
-
 def multiply_partitions(blocks: Sequence[Sequence[Parameter]], scale_L: Tensor) -> None:
     """ZeRO 1 and 2: each rank multiplies the pieces of gradients that its partition of the optimizer owns."""
     for block, scale in zip(blocks, scale_L, strict=True):
         owned = [p for p in block if p._hp_mapping is not None]  # type: ignore[attr-defined]
-        _multiply([p._hp_mapping.get_lp_grad_fragment(p._index_in_param_group) for p in owned], scale)  # type: ignore[attr-defined]
+        multiply([p._hp_mapping.get_lp_grad_fragment(p._index_in_param_group) for p in owned], scale)  # type: ignore[attr-defined]
         for p in owned:  # with offload the norms that clipping uses were taken in backward
             optimizer = getattr(p, "_zero_optimizer", None)
             if optimizer is not None and optimizer.cpu_offload:
@@ -238,11 +233,6 @@ def multiply_shards(blocks: Sequence[Sequence[Parameter]], scale_L: Tensor) -> N
         for p in block:
             gradient = safe_get_local_grad(p)
             safe_set_local_grad(p, gradient * scale.to(gradient))
-
-
-def _multiply(gradients: list[Tensor], scale: Tensor) -> None:
-    if gradients:
-        torch._foreach_mul_(gradients, scale.to(gradients[0]))
 
 
 # ---------------------------------------------------------------- where the optimizer's matrices live
