@@ -1,6 +1,7 @@
 """Replicate an early language-model training result: token gain and layer gain, over many seeds.
 
-For a plugin: the decorators `gain` and `scale`, loaded when they are asked for.
+For a plugin: the decorators `gain` and `scale`. For your own training: `Gains`, `GainsTrainer` (transformers) and
+`GainsCallback` (Lightning). Each is loaded when it is asked for, so that nothing else here waits for torch.
 """
 
 from __future__ import annotations
@@ -9,12 +10,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from replication.objectives.hugging_face import GainsTrainer
+    from replication.objectives.library import Gains
+    from replication.objectives.lightning_callback import GainsCallback
     from replication.objectives.plugins import gain, scale
 
-__all__ = ["gain", "scale"]
+__all__ = ["Gains", "GainsCallback", "GainsTrainer", "gain", "scale"]
 __version__ = "0.1.0"
 
-_FILES = {"gain": "plugins", "scale": "plugins"}
+_FILES = {
+    "Gains": "library",
+    "GainsCallback": "lightning_callback",
+    "GainsTrainer": "hugging_face",
+    "gain": "plugins",
+    "scale": "plugins",
+}
 
 
 def __getattr__(name: str) -> Any:
