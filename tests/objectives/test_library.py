@@ -222,6 +222,7 @@ MISTAKES = {
     "clamps": (lambda m: gains_of(m, token={"c_min": 9.0}), r"token_gain.c_min: 9.0 exceeds"),
     "excluded": (lambda m: gains_of(m, layer={"exclude_blocks": [3]}), r"\[3\] are not blocks 0..2"),
     "micro_batch": (lambda m: gains_of(m, layer={"apply": "micro_batch"}), r"apply: micro_batch"),
+    "plugin": (lambda m: gains_of(m, token={"function": "mine"}), r"a plugin acts only under `replicate`"),
     "smoothing": (lambda m: gains_of(m, label_smoothing=1.0), r"label_smoothing lies"),
     "no_whole_groups": (lambda m: (gains_of(m), m(random_tokens(3))), r"3 sequences does not hold whole groups"),
     "other_labels": (lambda m: gains_of(m).loss(m(random_tokens(4)).logits[:2], random_tokens(2)), r"3 of 3 blocks"),
@@ -255,7 +256,7 @@ def test_removed_hooks_see_nothing():
 
 
 def test_names_are_loaded_when_asked_for():
-    assert {"Gains", "GainsTrainer", "GainsCallback"} == set(replication.__all__)
+    assert {"Gains", "GainsTrainer", "GainsCallback"} < set(replication.__all__)
     with pytest.raises(ImportError):
         from replication import Losses  # noqa: F401
     assert Gains.__module__ == "replication.objectives.library"  # test_architecture.py: and without torch until then
