@@ -225,15 +225,19 @@ def test_a_start_that_goes_on_draws_no_weights(tmp_path, crash_after, monkeypatc
     with pytest.raises(RuntimeError, match="crash"):
         fit(config, tmp_path / "crashed")
     crash_after(None)
-    for name in ("normal_", "uniform_"):  # and torch's own modules draw none before, on either start
-        monkeypatch.setattr(torch.Tensor, name, None)
+    normal, uniform, drawn = torch.Tensor.normal_, torch.Tensor.uniform_, []
+    monkeypatch.setattr(torch.Tensor, "normal_", lambda x, *a, **k: (drawn.append(x.device), normal(x, *a, **k))[1])
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda x, *a, **k: (drawn.append(x.device), uniform(x, *a, **k))[1])
     assert identical(weights(fit(config, tmp_path / "crashed")), weights(undisturbed))
+    assert {device.type for device in drawn} == {"meta"}, "what torch's own modules draw is never there"
 
 
 def test_the_manifest_compares_the_speed_with_what_was_predicted(tmp_path, monkeypatch):
     config = small_config()
     run = fit(config, tmp_path / "cpu")
-    speeds = [line["train/tokens_per_second"] for line in read_journal(run) if "train/tokens_per_second" in line]
+    speeds = [
+        line["train/tokens_per_second"] for line in read_journal(run.metrics) if "train/tokens_per_second" in line
+    ]
     assert read_json(run.manifest)["speed"] == {"measured": round(statistics.median(speeds), 1), "predicted": None}
     monkeypatch.setattr("replication.training.environment.uses_gpu", lambda config: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda *_: "a GPU")
