@@ -6,12 +6,13 @@ loss happens to be exactly 0 is valid.
 
 from __future__ import annotations
 
-from typing import NamedTuple, assert_never
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from replication.config import TokenGainConfig
+from replication.errors import UserError
 from replication.objectives.plugins import Context, Function
 
 
@@ -77,7 +78,9 @@ def token_gain(
         a, k = config.sigmoid_a, config.sigmoid_k
         before = after = 1 - a + 2 * a * torch.sigmoid(k * (loss_GN - mean_G1))
     else:
-        assert_never(config.variant)
+        raise UserError(
+            f"token_gain.variant: {config.variant} has no formula in objectives/token_gain.py; add it there"
+        )
     return ClampedGain(before.masked_fill(~valid_GN, 1.0), after.masked_fill(~valid_GN, 1.0))
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from slow_reference import slow_gain
 
 from replication.config import TokenGainConfig
+from replication.errors import UserError
 from replication.model.loss import IGNORE, token_losses
 from replication.objectives.token_gain import gain_sums, group_objective, masked_mean, token_gain
 
@@ -115,6 +116,14 @@ def test_a_group_without_valid_tokens_contributes_zero_and_no_nan(variant):
     (grad,) = torch.autograd.grad(objective.sum(), logits)
     assert torch.isfinite(grad).all()
     assert grad[:6].abs().sum() == 0
+
+
+def test_a_variant_without_a_formula_is_said_and_not_taken_for_another():
+    one = torch.ones(1, 1)
+    with pytest.raises(
+        UserError, match=r"token_gain\.variant: cubic has no formula in objectives/token_gain\.py; add it"
+    ):
+        token_gain(replace(PUBLISHED, variant="cubic"), one, one, one.bool())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
