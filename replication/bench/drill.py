@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from replication.config import Keys, RunConfig, flatten, refuse_differences, to_dict, to_yaml
+from replication.config import Keys, RunConfig, flatten, refuse_differences, to_yaml, without_neutral
 from replication.console import progress, say, table
 from replication.errors import UserError
 from replication.processes.launcher import end
@@ -125,7 +125,7 @@ class DrillResults:
     def of(cls, config: RunConfig, path: Path) -> DrillResults:
         """The results of an earlier call, or none; raises UserError where it drilled another config or is damaged."""
         other = ("cluster.strategy", "data.dir", "data.num_proc", "generation.")
-        shared = {k: v for k, v in flatten(to_dict(config)).items() if not k.startswith(other)}
+        shared = {k: v for k, v in flatten(without_neutral(config)).items() if not k.startswith(other)}
         earlier = read_record(path, cls)
         if earlier is None:
             return cls(shared, [])

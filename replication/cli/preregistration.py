@@ -14,7 +14,7 @@ from replication.console import say
 from replication.errors import UserError
 from replication.grid.cells import load_cells, refuse_other_suite
 from replication.protocol import preregistration as plans
-from replication.protocol.deviations import check_plan
+from replication.protocol.deviations import check_plan, other_commits
 from replication.runs.layout import SuiteDir, name_cells
 
 
@@ -66,13 +66,15 @@ def show(args: Namespace) -> None:
 @FOLDER
 def check(args: Namespace) -> int:
     """say whether the plan came before the data and was followed; exit code 1 where there are deviations, for which
-    cells or votes that are still to come do not count."""
+    cells or votes that are still to come do not count, nor cells of other commits, which are noted."""
     suite_dir = SuiteDir(args.out)
     if not suite_dir.root.is_dir():
         raise UserError(f"{suite_dir.root}: no such folder; give the output folder of a suite")
     status = check_plan(suite_dir, load_suite(suite_dir.suite) if suite_dir.suite.is_file() else None)
     for line in (*status.sentences, *(f"- {deviation}" for deviation in status.deviations)):
         print(line)
+    for line in other_commits(suite_dir):
+        print(f"note: {line}")
     return 1 if set(status.deviations) - set(status.unfinished) else 0
 
 

@@ -6,12 +6,14 @@ from replication.config.identity import (
     differences,
     flatten,
     machine_cut,
+    neutral_values,
     refuse_differences,
     sampling_settings,
     scientific,
     scientific_hash,
     to_dict,
     to_yaml,
+    without_neutral,
     without_seeds,
 )
 from replication.config.load import (
@@ -26,7 +28,6 @@ from replication.config.load import (
     load_run,
     load_suite,
     plugin_layer,
-    refuse_other_config,
 )
 from replication.config.reading import Keys, Layer, build
 from replication.config.schema import (
@@ -51,5 +52,5 @@ __all__ += ["TrainingConfig"]
 __all__ += ["SEED_KEYS", "Keys", "Layer", "arm_keys", "build", "config_root", "differences", "find_cluster"]
 __all__ += ["find_config", "flatten", "gain_contradictions"]
 __all__ += ["help_of_keys", "load_cell", "load_run", "load_suite", "machine_cut", "refuse_differences"]
-__all__ += ["refuse_other_config", "sampling_settings", "scientific", "scientific_hash", "to_dict", "to_yaml"]
-__all__ += ["declared_keys", "find_plugin", "plugin_layer", "without_seeds"]
+__all__ += ["neutral_values", "sampling_settings", "scientific", "scientific_hash", "to_dict", "to_yaml"]
+__all__ += ["declared_keys", "find_plugin", "plugin_layer", "without_neutral", "without_seeds"]

@@ -1,17 +1,20 @@
 """The identity of a run: its scientific keys, all that may change a weight or a reported number, and their hash.
 
-Other keys are free to differ between machines, and change results by rounding at most.
+Other keys are free to differ between machines, and change results by rounding at most. A key that declares
+`neutral_since` is part of an identity only where its value is another than its default: what an earlier version wrote,
+which did not know the key, is then the same run.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from typing import Any
 
-from replication.config.reading import Keys, dump_yaml
-from replication.config.schema import GenerationConfig, RunConfig
+from replication.config.reading import Keys, dump_yaml, hints
+from replication.config.schema import NEUTRAL_SINCE, GenerationConfig, RunConfig
 from replication.errors import UserError
 
 NOT_SCIENTIFIC = ("data.dir", "data.num_proc", "logging.", "checkpoints.", "generation.", "cluster.")
@@ -23,13 +26,35 @@ def to_dict(config: Any) -> Keys:
     return json.loads(json.dumps(config, default=dataclasses.asdict))
 
 
+def without_neutral(config: Any) -> Keys:
+    """As to_dict, without keys of `neutral_since` that have their neutral value, also those in lists."""
+
+    def own(part: Any) -> Keys:
+        values = ((f, getattr(part, f.name)) for f in dataclasses.fields(part))
+        return {f.name: v for f, v in values if NEUTRAL_SINCE not in f.metadata or v != f.default}
+
+    return json.loads(json.dumps(config, default=own))
+
+
+@functools.cache
+def neutral_values(cls: type = RunConfig, prefix: str = "") -> Keys:
+    """{dotted key: neutral value} of the keys that declare one."""
+    found = Keys()
+    for entry in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hint := hints(cls)[entry.name]):
+            found |= neutral_values(hint, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
+        elif NEUTRAL_SINCE in entry.metadata:
+            found[f"{prefix}{entry.name}"] = entry.default
+    return found
+
+
 def to_yaml(config: Any) -> str:
     return dump_yaml(to_dict(config))
 
 
 def sampling_settings(generation: GenerationConfig) -> Keys:
     """The keys on which completions depend, the prompts aside: a name is not a text, so their hash stands for them."""
-    return {k: v for k, v in to_dict(generation).items() if k not in ("prompts", "rows_at_once")}
+    return {k: v for k, v in without_neutral(generation).items() if k not in ("prompts", "rows_at_once")}
 
 
 def flatten(tree: Keys, prefix: str = "") -> Keys:
@@ -46,8 +71,7 @@ def scientific(config: RunConfig) -> Keys:
     With `layer_gain.apply: micro_batch`, or gain groups that are whole micro-batches, the update depends on how the
     global batch is cut, so that enters too (objectives/README.md, Several processes).
     """
-    keys = {k: v for k, v in flatten(to_dict(config)).items() if not k.startswith(NOT_SCIENTIFIC)}
-    keys = {k: v for k, v in keys.items() if v is not None or not k.endswith(".function")}
+    keys = {k: v for k, v in flatten(without_neutral(config)).items() if not k.startswith(NOT_SCIENTIFIC)}
     keys |= {"weights_seed": config.effective_weights_seed, "data_seed": config.effective_data_seed}
     if config.layer_gain.apply == "micro_batch" or config.training.gain_group_sequences is None:
         keys["cluster.micro_batch_sequences"] = config.micro_batch_sequences
@@ -82,8 +106,10 @@ def scientific_hash(config: RunConfig) -> str:
 
 
 def differences(a: Keys, b: Keys) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, as {key: (in a, in b)}; a key that one lacks counts as None there."""
-    return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
+    """Dotted keys whose values differ, as {key: (in a, in b)}; one that is lacking counts as neutral, or else None."""
+    neutral = neutral_values()
+    pairs = {k: (a.get(k, neutral.get(k)), b.get(k, neutral.get(k))) for k in sorted({*a, *b})}
+    return {k: (here, there) for k, (here, there) in pairs.items() if here != there}
 
 
 def refuse_differences(what: str, there: Keys, here: Keys, remedy: str) -> None:

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from replication.config.identity import flatten, refuse_differences, scientific, to_dict, to_yaml
+from replication.config.identity import flatten, to_dict
 from replication.config.reading import Keys, Layer, Plain, build, check_layer, hints, read_yaml
 from replication.config.schema import RunConfig, SuiteConfig
 from replication.errors import UserError
@@ -228,10 +228,3 @@ def _arm_layer(suite: SuiteConfig, arm: str) -> Layer:
 def _arm_values(layer: Layer) -> Keys:
     """The keys that an arm sets, as to_dict has them."""
     return flatten({key: to_dict(value) for key, value in check_layer(RunConfig, layer).items()})
-
-
-def refuse_other_config(config: RunConfig, path: Path) -> None:
-    """Raise UserError where a cell's config.yaml is of another scientific config; nothing where there is none."""
-    if path.is_file() and path.read_text(encoding="utf-8") != to_yaml(config):
-        what, remedy = f"{path.parent}: holds a cell of another config", "choose another --out, or remove it"
-        refuse_differences(what, scientific(load_run([path])), scientific(config), remedy)

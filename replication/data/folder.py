@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from replication.config import DataConfig, differences, flatten, to_dict
+from replication.config import DataConfig, differences, flatten, without_neutral
 from replication.errors import UserError, is_disk_full
 from replication.runs.files import HELD, read_object, remove_tree, sync, without_locks, write_json
 from replication.runs.records import from_json, read_record, write_record
@@ -203,7 +203,7 @@ def request_of(data: DataConfig) -> Request:
 
     That is the folder, the processes, and the weights too where no token budget is shared by them.
     """
-    request = {key: value for key, value in to_dict(data).items() if key not in ("dir", "num_proc")}
+    request = {key: value for key, value in without_neutral(data).items() if key not in ("dir", "num_proc")}
     if data.token_budget is None:
         for source in request["sources"]:
             del source["weight"]

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
-from replication.config import RunConfig, refuse_other_config
+from replication.config import RunConfig
 from replication.console import say
 from replication.errors import UserError, is_lost_peer
 from replication.processes.preemption import Preempted, stop_requested
 from replication.runs.failures import record_failure
 from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.manifest import mark_cell_complete, refuse_untrained
+from replication.runs.starts import refuse_other_config
 
 if TYPE_CHECKING:
     from replication.data.store import TokenStore
@@ -45,7 +46,7 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
     first = launched_rank() == 0
     with hold_cell(run, first, console):
         if first:
-            refuse_other_config(config, run.config)
+            refuse_other_config(config, run)
         if run.complete.is_file():
             say(console, f"{config.arm}/seed-{config.seed}: complete already")
             return

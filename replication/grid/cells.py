@@ -18,7 +18,6 @@ from replication.config import (
     load_run,
     load_suite,
     refuse_differences,
-    refuse_other_config,
     scientific,
     scientific_hash,
     to_dict,
@@ -33,7 +32,16 @@ from replication.protocol.preregistration import read_plan
 from replication.runs.files import remove_temporaries, write_text
 from replication.runs.layout import RunDir, SuiteDir, name_cells
 from replication.runs.manifest import code_identity
-from replication.runs.starts import LoggedCell, code_facts, code_of, logged_cells, refuse_other_data, unlike
+from replication.runs.starts import (
+    LoggedCell,
+    code_facts,
+    code_of,
+    logged_cells,
+    refuse_other_config,
+    refuse_other_data,
+    refuse_other_keys,
+    unlike,
+)
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,7 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
     keep_plugins(suite.plugins, suite_dir.plugins)
     remove_temporaries(suite_dir.root)
     for cell in cells:
-        refuse_other_config(cell.config, cell.run.config)
+        refuse_other_config(cell.config, cell.run)
     logged = logged_cells(suite_dir.runs)
     planned, of_arm = {cell.name for cell in cells}, {c.arm: without_seeds(scientific(c.config)) for c in cells}
     for name, found in logged.items():  # other seeds of an arm may have been trained under other flags
@@ -147,8 +155,8 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
             keys = without_seeds(scientific(load_run([run.config])))
         except (UserError, OSError):
             continue  # the certificate names it
-        what = f"{run.root}: a seed of another config, and seeds that differ in it are not pooled"
-        refuse_differences(what, keys, of_arm[arm], "give the same flags, or choose another --out")
+        what = "a seed of another config, and seeds that differ in it are not pooled"
+        refuse_other_keys(run, what, keys, of_arm[arm], "give the same flags, or choose another --out")
     seeds = tuple(dict.fromkeys([*(there.seeds if there else ()), *suite.seeds]))
     kept = replace(suite, seeds=seeds, plugins=tuple(f"plugins/{Path(plugin).name}" for plugin in suite.plugins))
     if there is None or to_dict(replace(there, plugins=kept.plugins)) != to_dict(kept):

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 from typing import Any, Literal
 
-from replication.config import SEED_KEYS, SuiteConfig, differences, flatten, load_run, scientific, to_dict
+from replication.config import (
+    SEED_KEYS,
+    SuiteConfig,
+    differences,
+    flatten,
+    load_run,
+    neutral_values,
+    scientific,
+    to_dict,
+)
 from replication.console import plural
 from replication.errors import UserError
 from replication.protocol.preregistration import (
@@ -22,7 +32,7 @@ from replication.protocol.preregistration import (
 )
 from replication.runs.files import read_object
 from replication.runs.layout import RunDir, SuiteDir, name_cells, spans
-from replication.runs.manifest import PlanStamp, find_manifest
+from replication.runs.manifest import Manifest, PlanStamp, find_manifest
 from replication.runs.starts import LoggedCell, code_of, has_logged, unlike
 
 State = Literal["none", "before the data", "after the data"]
@@ -121,6 +131,24 @@ def check_plan(
     return PlanStatus(state, record.sha256, record.frozen_at, (*deviations, *unfinished), unfinished, tuple(notes))
 
 
+def other_commits(suite_dir: SuiteDir) -> list[str]:
+    """A line for each cell that was begun or trained at other commits than the plan was registered at, or than other
+    cells where that is not known. No deviation by itself: what computes is compared by its hash."""
+    record, others = None, dict[str, list[str]]()
+    with suppress(UserError):  # a plan that cannot be read is a deviation of its own
+        record = read_plan(suite_dir)
+    planned = record.plan.code.commit if record else None
+    for arm, seed, run in suite_dir.cells():
+        starts = (find_manifest(run) or Manifest()).all_starts
+        commits = dict.fromkeys(start.git.commit for start in starts if start.git.commit)
+        if set(commits) - {planned}:
+            others[f"{arm}/seed-{seed}"] = [commit[:12] for commit in commits]
+    if planned is None and len({commit for commits in others.values() for commit in commits}) < 2:
+        return []
+    beside = f"; the plan was registered at {planned[:12]}" if planned else ""
+    return [f"{name}: trained at commit {', then '.join(commits)}{beside}" for name, commits in others.items()]
+
+
 def _grouped(faults: Iterable[tuple[str, str]]) -> list[str]:
     """A line for each fault, with the names of all cells that have it."""
     cells: dict[str, list[str]] = {}
@@ -203,7 +231,8 @@ def _of_another_config(plan: Plan, cells: Mapping[str, LoggedCell]) -> Iterator[
         sampled = cell.manifest.generation
         changed = differences(plan.generation, dict(sampled)) if sampled else {}
         # prompts by their hash: a name is not a text
-        changed = {k: pair for k, pair in changed.items() if k in plan.generation and k != "prompts"}
+        planned = {*plan.generation, *(k.removeprefix("generation.") for k in neutral_values())}
+        changed = {k: pair for k, pair in changed.items() if k in planned and k != "prompts"}
         if changed:
             yield f"cells sampled in another way ({listed(changed)})", name
 

@@ -210,6 +210,7 @@ def read_manifest(run: RunDir) -> Manifest | None:
     if manifest.schema > SCHEMA:
         raise UserError(
             f"{run.manifest}: has schema {manifest.schema}, this version of replication reads up to {SCHEMA}; update it"
+            + (f", at least to commit {manifest.git.commit}, which trained the cell" if manifest.git.commit else "")
         )
     return manifest
 

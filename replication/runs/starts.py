@@ -11,11 +11,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from replication.config import RunConfig, machine_cut
+from replication.config import (
+    Keys,
+    RunConfig,
+    differences,
+    load_run,
+    machine_cut,
+    refuse_differences,
+    scientific,
+    to_yaml,
+)
 from replication.errors import UserError
 from replication.runs.journal import read_tail
 from replication.runs.layout import RunDir, cells_in, name_cells
-from replication.runs.manifest import Code, Manifest, Start, find_manifest
+from replication.runs.manifest import Code, Manifest, Start, find_manifest, git_state
 
 Facts = Mapping[str, object]  # of one start: name -> value
 NOT_RECORDED = "not recorded"
@@ -31,6 +40,33 @@ def has_logged(run: RunDir) -> bool:
             return True
     manifest = find_manifest(run)
     return manifest is not None and (manifest.finished_at is not None or manifest.logged_before)
+
+
+def refuse_other_config(config: RunConfig, run: RunDir) -> None:
+    """Raise UserError where a cell's config.yaml is of another scientific config; nothing where there is none."""
+    if not run.config.is_file() or run.config.read_text(encoding="utf-8") == to_yaml(config):
+        return
+    remedy = "choose another --out, or remove it"
+    try:
+        there = load_run([run.config])
+    except UserError as error:  # of a version that had other keys, or damaged
+        raise UserError(f"{error}; {remedy}{or_its_commit(run)}") from None
+    refuse_other_keys(run, "holds a cell of another config", scientific(there), scientific(config), remedy)
+
+
+def refuse_other_keys(run: RunDir, what: str, there: Keys, here: Keys, remedy: str) -> None:
+    """refuse_differences of what a cell's folder has and a config; the remedy ends with or_its_commit."""
+    if differences(there, here):
+        refuse_differences(f"{run.root}: {what}", there, here, f"{remedy}{or_its_commit(run)}")
+
+
+def or_its_commit(run: RunDir) -> str:
+    """End of a remedy: to check out the commit that trained a cell last; "" where this is it, or none is known."""
+    manifest = find_manifest(run)
+    commit = manifest.git.commit if manifest else None
+    if commit is None or commit == git_state().commit:
+        return ""
+    return f"; where the version makes the difference, `git checkout {commit}`, which trained it last"
 
 
 @dataclass(frozen=True)

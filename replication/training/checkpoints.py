@@ -36,6 +36,7 @@ from replication.processes.preemption import Times, record_times
 from replication.runs.files import damage, mark_complete, naming, read_object, remove_tree, sync
 from replication.runs.layout import RunDir, step_of
 from replication.runs.records import WrongForm, from_json, to_json
+from replication.runs.starts import refuse_other_keys
 from replication.training.host_copy import STATE, WEIGHTS, HostCopy, save_hashed
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
@@ -312,7 +313,8 @@ def newest_checkpoint(
         if config is not None:
             there, remedy = read_marker(folder), f"choose another --out, or remove {run.root}"
             keys, hashes = scientific(config), ({"data hash": there.data_hash}, {"data hash": data_hash})
-            refuse_differences(f"{folder}: made with another config", dict(there.scientific), keys, remedy)
+            what = f"{folder.name} was made with another config"
+            refuse_other_keys(run, what, dict(there.scientific), keys, remedy)
             refuse_differences(f"{folder}: made with another data", *hashes, remedy)
         return folder, notes
     return None, notes

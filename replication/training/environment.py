@@ -40,7 +40,7 @@ from replication.runs.manifest import (
     update_manifest,
     write_manifest,
 )
-from replication.runs.starts import changes, code_facts, code_of, machine_of
+from replication.runs.starts import changes, code_facts, code_of, machine_of, or_its_commit
 from replication.training.checkpoints import Sharding, checkpoint_folder, read_marker
 from replication.training.strategies import uses_gpu
 
@@ -122,7 +122,7 @@ def start_manifest(
     if earlier.initial_weights_sha256 not in (None, initial):
         raise UserError(
             f"{run.manifest}: this machine makes other initial weights for the same seed than the first start did; "
-            "resume where it began, or remove the cell and run it again"
+            f"resume where it began, or remove the cell and run it again{or_its_commit(run)}"
         )
     keys: tuple[str, ...] = ()
     with suppress(UserError):  # an arm without a file declares nothing, and the certificate will say so

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.optim import Optimizer
 
-from replication.config import RunConfig, refuse_other_config, scientific_hash, to_yaml
+from replication.config import RunConfig, scientific_hash, to_yaml
 from replication.console import LINE_SECONDS, progress, say
 from replication.data.module import Batch, TokenDataModule
 from replication.data.store import TokenStore
@@ -25,7 +25,7 @@ from replication.runs.files import write_text
 from replication.runs.journal import due_validations, journal_gaps, logged_steps, read_journal
 from replication.runs.layout import RunDir, SuiteDir, step_of
 from replication.runs.manifest import read_manifest
-from replication.runs.starts import logged_cells, refuse_other_data
+from replication.runs.starts import logged_cells, refuse_other_config, refuse_other_data
 from replication.training.checkpoints import (
     Checkpoints,
     checkpoint_folder,
@@ -57,7 +57,7 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     store.check(config)
     first = launched_rank() == 0
     if first:  # whether the others have the same config, the preflight asks
-        refuse_other_config(config, run.config)
+        refuse_other_config(config, run)
     meeting = Meeting(run, config.world_size) if config.world_size > 1 else None
     checkpoint: Path | None = None
     notes: list[str] = []

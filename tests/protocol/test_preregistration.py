@@ -66,6 +66,44 @@ def change_suite(suite_dir: SuiteDir, **changes: object) -> SuiteConfig:
     return suite
 
 
+def test_cells_of_other_commits_are_noted_and_are_no_deviation(
+    suite_dir: SuiteDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def notes() -> list[str]:
+        assert verb(["check", str(suite_dir.root)]) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+
+    record = read_json(suite_dir.plan)
+    first, second, third, fourth = runs(suite_dir)
+    for run in (first, second, third, fourth):
+        edit_manifest(run, git={"commit": "a" * 40}, starts=[])
+    record["plan"]["code"]["commit"] = "a" * 40
+    rehash(suite_dir, record)
+    assert notes() == []
+    edit_manifest(second, git={"commit": "b" * 40})
+    start = {"step": 0, "git": {"commit": "a" * 40}}
+    edit_manifest(fourth, starts=[start, start | {"step": 8, "git": {"commit": "c" * 40}}])
+    beside = "; the plan was registered at aaaaaaaaaaaa"
+    assert notes() == [
+        f"note: baseline/seed-2: trained at commit bbbbbbbbbbbb{beside}",
+        f"note: both/seed-2: trained at commit aaaaaaaaaaaa, then cccccccccccc{beside}",
+    ]
+    record["plan"]["code"]["commit"] = None
+    rehash(suite_dir, record)
+    assert len(notes()) == 4, "of cells that differ, where the plan's is not known"
+    for run in (second, fourth):
+        edit_manifest(run, git={"commit": "a" * 40}, starts=[])
+    assert notes() == []
+
+
+def rehash(suite_dir: SuiteDir, record: dict[str, Any]) -> None:
+    """Register a plan that was changed, in place, and stamp the cells with it."""
+    record["sha256"] = plan_hash(record["plan"])
+    write_json(suite_dir.plan, record)
+    for run in runs(suite_dir):
+        edit_manifest(run, plan=plan_stamp(run))
+
+
 # ---------------------------------------------------------------- the section
 
 
