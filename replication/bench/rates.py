@@ -29,7 +29,7 @@ from replication.model.head import chunk_rows
 from replication.model.size import muon_matrices, padded_vocabulary
 from replication.model.transformer import attend
 from replication.runs.files import write_json
-from replication.training.muon import orthogonalise
+from replication.training.muon import NewtonSchulz, orthogonalise
 
 LAUNCHES = 1000
 Measurement = tuple[str, float, Callable[[], object]]
@@ -176,7 +176,8 @@ def _measurements(config: RunConfig, device: torch.device) -> Iterator[tuple[str
             small.add_(1.0)
 
     yield "launch_seconds", [(f"{LAUNCHES} launches", 0.0, launch)]
+    how = NewtonSchulz(torch.bfloat16, gram=config.training.muon_gram)
     for _, r, c in {(0, r, c) for _, r, c in muon_matrices(m)}:
         matrices = [torch.randn(r, c, device=device) for _ in range(8)]
-        work = 8 * newton_schulz_flops(r, c)
-        yield "", [(f"Newton-Schulz, 8 of {r} x {c}", work, lambda m=matrices: orthogonalise(m, torch.bfloat16))]  # type: ignore[misc]
+        work = 8 * newton_schulz_flops(r, c, how.gram)
+        yield "", [(f"Newton-Schulz, 8 of {r} x {c}", work, lambda m=matrices: orthogonalise(m, how))]  # type: ignore[misc]

@@ -45,8 +45,13 @@ def _training(c: RunConfig) -> Iterator[str]:
             f"training.warmup_steps: warm-up {t.warmup_steps} and decay {t.decay_steps} together exceed training.steps "
             f"{t.steps}; shorten one"
         )
-    if t.muon_learning_rate is not None and t.optimizer != "muon":
-        yield f"training.muon_learning_rate: {t.optimizer} does not use it; set it to null, or training.optimizer=muon"
+    for key, value, unset, word in (
+        ("muon_learning_rate", t.muon_learning_rate, None, "null"),
+        ("muon_coefficients", t.muon_coefficients, "quintic", "quintic"),
+        ("muon_gram", t.muon_gram, False, "false"),
+    ):
+        if value != unset and t.optimizer != "muon":
+            yield f"training.{key}: {t.optimizer} does not use it; set it to {word}, or training.optimizer=muon"
     yield from gain_contradictions(c.token_gain, c.layer_gain, c.model.n_blocks)
     if t.batch_tokens % c.data.block_size_tokens:
         yield (

@@ -160,6 +160,12 @@ class TrainingConfig:
     """Peak rate of what Muon trains; its updates have the size of AdamW's, so none means learning_rate."""
     muon_momentum: BelowOne = 0.95
     """Muon's momentum (Nesterov's)."""
+    muon_coefficients: Literal["quintic", "polar_express"] = field(default="quintic", metadata={NEUTRAL_SINCE: "0.2.0"})
+    """Polynomials of Muon's five Newton-Schulz steps: the same one five times (Jordan et al. 2024), or the best one for
+    each step (Amsel et al. 2025), which brings small singular values nearer to 1."""
+    muon_gram: bool = field(default=False, metadata={NEUTRAL_SINCE: "0.2.0"})
+    """Whether Muon iterates on the Gram matrix of a matrix's smaller side where the other is at least twice as long:
+    the same function with fewer operations, all of them in at least fp32."""
     weight_decay: NotNegative = 0.1
     """Decay of block matrices and an untied head (decoupled in adamw and muon, added to the gradient in sgd);
     embeddings and norms have none."""

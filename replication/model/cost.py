@@ -26,6 +26,8 @@ class Rates:
 
     products: float = 650e12
     """Large bf16 products; the data sheet says 989."""
+    single: float = 50e12
+    """Products in fp32, without TF32; the data sheet says 67."""
     grouped: float = 590e12
     """Grouped products of the experts."""
     attention: float = 380e12
@@ -52,7 +54,8 @@ ROUTING_SECONDS = 6e-5
 """Top-k, sort and scatter of one block and micro-batch."""
 FIXED_SECONDS = 4e-3
 """A step's measuring, logging and schedule."""
-NEWTON_SCHULZ_STEPS = 5
+NEWTON_SCHULZ_STEPS, GRAM_ASPECT = 5, 2
+"""Of Muon; from that ratio of its sides on a matrix is orthogonalised by its Gram matrix, where the config says so."""
 
 
 @dataclass(frozen=True)
@@ -126,22 +129,36 @@ def predict_step(config: RunConfig, rates: Rates = H100) -> StepTime:
     return StepTime(tuple(found), t.batch_tokens, config.world_size)
 
 
-def newton_schulz_flops(rows: int, columns: int) -> float:
-    """Of orthogonalising one matrix: a step is two products with its larger side, and one of squares of its smaller."""
+def takes_gram(rows: int, columns: int) -> bool:
+    """Whether training.muon_gram acts on matrices of this shape."""
+    return max(rows, columns) >= GRAM_ASPECT * min(rows, columns)
+
+
+def newton_schulz_flops(rows: int, columns: int, gram: bool = False) -> float:
+    """Of orthogonalising one matrix: a step is two products with its larger side, and one of squares of its smaller.
+
+    By the Gram matrix two products with the larger side are left; each step has one of squares, and each but one three
+    more: of the steps so far, and two to carry the Gram matrix on.
+    """
     small, large = sorted((rows, columns))
+    if gram and takes_gram(rows, columns):
+        return 4.0 * small**2 * large + (NEWTON_SCHULZ_STEPS * 4 - 3) * 2.0 * small**3
     return NEWTON_SCHULZ_STEPS * (4.0 * small**2 * large + 2.0 * small**3)
 
 
 def _optimizer(config: RunConfig, rates: Rates) -> Part:
     """Norm, clipping and the update: AdamW reads and writes 28 bytes a weight; Muon 60, and its products."""
-    count = parameter_count(config.model)
+    count, gram, share = parameter_count(config.model), config.training.muon_gram, 1 / config.world_size
     matrices = muon_matrices(config.model) if config.training.optimizer == "muon" else []
     on_muon = sum(n * rows * columns for n, rows, columns in matrices)
-    flops = sum(n * newton_schulz_flops(rows, columns) for n, rows, columns in matrices)
-    share = 1 / config.world_size
+    flops = seconds = 0.0
+    for n, rows, columns in matrices:
+        work = share * n * newton_schulz_flops(rows, columns, gram)
+        flops += work
+        seconds += work / (rates.single if gram and takes_gram(rows, columns) else rates.products)
     shards = share if config.cluster.strategy.startswith("zero") else 1.0
     n_bytes = 12.0 * count + (28.0 * (count - on_muon) + 60.0 * on_muon) * shards
-    return Part("optimizer", flops * share, n_bytes, flops * share / rates.products + n_bytes / rates.memory)
+    return Part("optimizer", flops, n_bytes, seconds + n_bytes / rates.memory)
 
 
 def _communication(config: RunConfig, rates: Rates) -> Part:

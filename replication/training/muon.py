@@ -22,31 +22,76 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
+from replication.model.cost import NEWTON_SCHULZ_STEPS, takes_gram
 from replication.training.ranks import gather, rank, sum_over_ranks, world_size
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at zero, values end in about 0.7..1.2
-STEPS = 5
+Coefficients = tuple[tuple[float, float, float], ...]
+"""(a, b, c) of each step: x becomes a x + b x^3 + c x^5 in every singular value x."""
+QUINTIC: Coefficients = ((3.4445, -4.7750, 2.0315),) * NEWTON_SCHULZ_STEPS
+"""Jordan et al. 2024: steepest at zero, values end in about 0.7..1.2."""
+SAFETY = 1.01
+POLAR_EXPRESS: Coefficients = tuple((a / SAFETY, b / SAFETY**3, c / SAFETY**5) for a, b, c in (
+    (8.287212018145, -23.595886519099, 17.300387312531),
+    (4.107059111542, -2.947849917917, 0.544843108293),
+    (3.948690853482, -2.908902115963, 0.551819139437),
+    (3.318419657371, -2.488488024315, 0.510048940124),
+    (2.300652019955, -1.668903984575, 0.418807311953),
+))  # fmt: skip
+"""Amsel et al. 2025 (arXiv 2505.16932): each step's is the best approximation of 1 on the values that the steps before
+leave of [0.001, 1]; the first one's on [0.024, 1], centred on 1 anew. The paper's factor of safety shrinks the
+argument, so that a value which rounding raises over the interval's end does not grow."""
+COEFFICIENTS = {"quintic": QUINTIC, "polar_express": POLAR_EXPRESS}
 BATCH_ELEMENTS = 1 << 26  # of matrices that are brought together at a time: 256 MB in fp32
 
 
-@torch.no_grad()
-def orthogonalise(matrices: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
-    """Matrices of one shape, with all singular values brought near 1: [M, R, C] in the dtype of the arithmetic.
+class NewtonSchulz(NamedTuple):
+    """How matrices are orthogonalised."""
 
-    0 gives 0. `dtype` none: theirs. Each matrix is divided by its norm into the arithmetic's dtype in one pass.
+    dtype: torch.dtype | None = None  # of the result and, without Gram matrices, of the arithmetic; none: the matrices'
+    coefficients: Coefficients = QUINTIC
+    gram: bool = False  # whether by the Gram matrix, where one side is GRAM_ASPECT times the other
+
+
+PUBLISHED = NewtonSchulz()
+
+
+@torch.no_grad()
+def orthogonalise(matrices: Sequence[Tensor], how: NewtonSchulz = PUBLISHED) -> Tensor:
+    """Matrices of one shape, with all singular values brought near 1: [M, R, C] in the dtype of `how`.
+
+    0 gives 0. Each matrix is divided by its norm into the arithmetic's dtype in one pass.
     """
     rows, columns = matrices[0].shape
-    x = torch.empty(len(matrices), rows, columns, dtype=dtype or matrices[0].dtype, device=matrices[0].device)
+    dtype, gram = how.dtype or matrices[0].dtype, how.gram and takes_gram(rows, columns)
+    inner = torch.promote_types(dtype, torch.float32) if gram else dtype
+    x = torch.empty(len(matrices), rows, columns, dtype=inner, device=matrices[0].device)
     norms = torch._foreach_norm(list(matrices))
     torch._foreach_clamp_min_(norms, 1e-12)
     for out, matrix, norm in zip(x, matrices, norms, strict=True):
         torch.div(matrix, norm, out=out)
     x = x.mT if rows > columns else x  # the smaller side's products
-    a, b, c = COEFFICIENTS
-    for _ in range(STEPS):
-        square = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    if gram:
+        x = (_all_steps(x @ x.mT, how.coefficients) @ x).to(dtype)
+    else:
+        for a, b, c in how.coefficients:
+            square = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x.mT if rows > columns else x
+
+
+def _all_steps(gram_MRR: Tensor, coefficients: Coefficients) -> Tensor:
+    """The matrix by which all steps together multiply x, of x's Gram matrix: [M, R, R].
+
+    Every factor is a polynomial in the Gram matrix, so they commute: a step p makes p G p of it. Its eigenvalues are
+    the squares of x's singular values. In bf16 rounding would make small ones negative, and the steps blow these up.
+    """
+    total = step = gram_MRR
+    for k, (a, b, c) in enumerate(coefficients):
+        gram_MRR = step @ gram_MRR @ step if k else gram_MRR
+        step = torch.baddbmm(gram_MRR, gram_MRR, gram_MRR, beta=b, alpha=c)
+        step.diagonal(dim1=1, dim2=2).add_(a)
+        total = step @ total if k else step
+    return total
 
 
 def update_size(shape: torch.Size) -> float:
@@ -54,8 +99,8 @@ def update_size(shape: torch.Size) -> float:
     return 0.2 * math.sqrt(max(shape))
 
 
-Placement = Callable[[list[Tensor], list[Tensor], torch.dtype | None, float], None]
-"""(params, updates, dtype, rate): subtract rate x update_size x the orthogonal matrices of the updates from the params,
+Placement = Callable[[list[Tensor], list[Tensor], NewtonSchulz, float], None]
+"""(params, updates, how, rate): subtract rate x update_size x the orthogonal matrices of the updates from the params,
 or from the pieces of matrices that the strategy keeps of both. Called on all ranks together."""
 
 
@@ -63,12 +108,17 @@ class Muon(Optimizer):
     """One optimizer over groups of two kinds: those with `muon` True, and AdamW's."""
 
     def __init__(
-        self, groups: ParamsT, momentum: float, betas: tuple[float, float], eps: float, dtype: torch.dtype | None = None
+        self,
+        groups: ParamsT,
+        momentum: float,
+        betas: tuple[float, float],
+        eps: float,
+        how: NewtonSchulz = PUBLISHED,
     ) -> None:
         """`groups` are dicts of `params`, `muon`, `lr`, `weight_decay`, `name`. The momentum is Nesterov's, betas and
-        eps are AdamW's, and the Newton-Schulz arithmetic is in `dtype` (none: the gradients')."""
+        eps are AdamW's."""
         super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0, "momentum": momentum, "betas": betas, "eps": eps})
-        self.dtype = dtype
+        self.how = how
         self.placement: Placement = whole_matrices  # a strategy that cuts matrices sets its own
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -91,7 +141,7 @@ class Muon(Optimizer):
         torch._foreach_add_(buffers, gradients)
         updates = list(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        self.placement(params, updates, self.dtype, group["lr"])
+        self.placement(params, updates, self.how, group["lr"])
 
     @torch.no_grad()
     def _adamw(self, group: Mapping[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
@@ -113,31 +163,31 @@ class Muon(Optimizer):
 
 
 @torch.no_grad()
-def whole_matrices(params: list[Tensor], updates: list[Tensor], dtype: torch.dtype | None, rate: float) -> None:
+def whole_matrices(params: list[Tensor], updates: list[Tensor], how: NewtonSchulz, rate: float) -> None:
     """Single and DDP: every rank holds every matrix, and orthogonalises its share of each batch."""
-    for i, matrix_RC in _shared_batches(updates, dtype):
+    for i, matrix_RC in _shared_batches(updates, how):
         params[i].add_(matrix_RC, alpha=-rate * update_size(matrix_RC.shape))
 
 
-def _shared_batches(matrices: Sequence[Tensor], dtype: torch.dtype | None) -> Iterator[tuple[int, Tensor]]:
+def _shared_batches(matrices: Sequence[Tensor], how: NewtonSchulz) -> Iterator[tuple[int, Tensor]]:
     """As _in_batches, on all ranks together: each orthogonalises an equal part, all get the whole."""
     n = world_size()
     if n == 1:
-        yield from _in_batches(matrices, dtype)
+        yield from _in_batches(matrices, how)
         return
     for batch in _batches([m.shape for m in matrices], n):
         share = -(-len(batch) // n)
         mine = [matrices[i] for i in batch[rank() * share : (rank() + 1) * share]]
-        padded_SRC = matrices[batch[0]].new_zeros(share, *matrices[batch[0]].shape, dtype=dtype)
+        padded_SRC = matrices[batch[0]].new_zeros(share, *matrices[batch[0]].shape, dtype=how.dtype)
         if mine:
-            padded_SRC[: len(mine)] = orthogonalise(mine, dtype)
+            padded_SRC[: len(mine)] = orthogonalise(mine, how)
         yield from zip(batch, gather(padded_SRC).flatten(0, 1), strict=False)  # padding at the end
 
 
-def _in_batches(matrices: Sequence[Tensor], dtype: torch.dtype | None) -> Iterator[tuple[int, Tensor]]:
+def _in_batches(matrices: Sequence[Tensor], how: NewtonSchulz) -> Iterator[tuple[int, Tensor]]:
     """Each matrix's number and its orthogonal matrix, of which one batch is held at a time."""
     for batch in _batches([m.shape for m in matrices]):
-        yield from zip(batch, orthogonalise([matrices[i] for i in batch], dtype), strict=True)
+        yield from zip(batch, orthogonalise([matrices[i] for i in batch], how), strict=True)
 
 
 def _batches(shapes: Sequence[torch.Size], ranks: int = 1) -> Iterator[list[int]]:
@@ -174,7 +224,7 @@ class Partitions:
         self.pieces = {id(flat): of_flat for flat, of_flat in pieces.items()}
 
     @torch.no_grad()
-    def __call__(self, params: list[Tensor], updates: list[Tensor], dtype: torch.dtype | None, rate: float) -> None:
+    def __call__(self, params: list[Tensor], updates: list[Tensor], how: NewtonSchulz, rate: float) -> None:
         for param, update in zip(params, updates, strict=True):
             first = rank() * update.numel()  # where this rank's part begins
             last = first + update.numel()
@@ -184,7 +234,7 @@ class Partitions:
                     mine[piece] = update[piece.start - first :][: piece.length].view(piece.shape)
             mine |= self._across(self.pieces[id(param)], update, first)
             owned = list(mine)
-            for i, matrix_RC in _in_batches(list(mine.values()), dtype):
+            for i, matrix_RC in _in_batches(list(mine.values()), how):
                 piece = owned[i]
                 begin, end = max(piece.start, first), min(piece.end, last)
                 part = matrix_RC.flatten()[begin - piece.start : end - piece.start]
@@ -220,7 +270,7 @@ class Shards:
         self.pieces = {id(flat): of_flat for flat, of_flat in pieces.items()}
 
     @torch.no_grad()
-    def __call__(self, params: list[Tensor], updates: list[Tensor], dtype: torch.dtype | None, rate: float) -> None:
+    def __call__(self, params: list[Tensor], updates: list[Tensor], how: NewtonSchulz, rate: float) -> None:
         for param, update in zip(params, updates, strict=True):
             pieces = self.pieces[id(param)]
             for batch in _batches([p.shape for p in pieces], world_size()):
@@ -230,7 +280,7 @@ class Shards:
                     shards_WS.flatten()[: p.shape.numel()].view(p.shape)
                     for p, shards_WS in zip(chosen, shards_WF.split([p.length for p in chosen], dim=1), strict=True)
                 ]
-                for i, matrix_RC in _shared_batches(matrices, dtype):
+                for i, matrix_RC in _shared_batches(matrices, how):
                     p = chosen[i]
                     shard = matrix_RC.flatten()[rank() * p.length :][: p.length]
                     param[p.start : p.start + len(shard)].add_(shard, alpha=-rate * update_size(p.shape))

@@ -18,7 +18,7 @@ from replication.console import say, table
 from replication.model.moe import MixtureOfExperts
 from replication.model.size import activation_gib, checkpoint_gib, gib, state_needs
 from replication.model.transformer import Transformer
-from replication.training.muon import Muon
+from replication.training.muon import COEFFICIENTS, Muon, NewtonSchulz
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def parameter_groups(config: TrainingConfig, model: Transformer) -> dict[str, Pa
 def build_optimizer(config: TrainingConfig, model: Transformer) -> Optimizer:
     """AdamW, Muon beside AdamW (decay decoupled in both), or SGD with momentum (decay added to the gradient).
 
-    With bf16-mixed Muon's matrix products are in bf16, else in the gradients' dtype. Before a strategy cuts the model.
+    With bf16-mixed Muon's matrix products are in bf16 (by Gram matrices: fp32), else in the gradients' dtype. Before a
+    strategy cuts the model.
     """
     groups = [
         {"params": list(g.parameters.values()), "lr": g.learning_rate, "weight_decay": g.weight_decay, "name": name}
@@ -73,7 +74,8 @@ def build_optimizer(config: TrainingConfig, model: Transformer) -> Optimizer:
     if config.optimizer == "muon":
         groups = [g | {"muon": g["name"] == "muon"} for g in groups]
         dtype = torch.bfloat16 if config.precision == "bf16-mixed" else None
-        return Muon(groups, config.muon_momentum, betas, config.adam_eps, dtype)
+        how = NewtonSchulz(dtype, COEFFICIENTS[config.muon_coefficients], config.muon_gram)
+        return Muon(groups, config.muon_momentum, betas, config.adam_eps, how)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.adam_eps, fused=True)
 
 

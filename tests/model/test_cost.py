@@ -43,6 +43,19 @@ def test_more_arithmetic_or_slower_parts_take_longer():
     assert predict_step(published("one_gpu"), replace(H100, memory=H100.memory / 2)).seconds > step.seconds
 
 
+def test_muon_by_gram_matrices_has_less_arithmetic_in_fp32_and_other_coefficients_change_nothing():
+    plain, gram, polar = (
+        predict_step(published("one_gpu", *flags))
+        for flags in ((), ("--training.muon_gram=true",), ("--training.muon_coefficients=polar_express",))
+    )
+    part = {
+        name: next(p for p in step.parts if p.name == "optimizer") for name, step in (("plain", plain), ("gram", gram))
+    }
+    assert 0.6 < part["gram"].flops / part["plain"].flops < 0.75
+    assert part["gram"].seconds > part["plain"].seconds, "fp32 beside bf16, on assumed rates"
+    assert polar == plain
+
+
 def test_what_it_says_of_the_shipped_cluster_files():
     """The goals that the defaults were chosen for; on assumed rates."""
     one, node, zero2, ddp, zero3 = (

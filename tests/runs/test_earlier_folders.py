@@ -7,6 +7,7 @@ step 4 of 8. Its results.json and the digest below are version 0.1.0's own.
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,11 @@ import torch
 from paths import SUPPORT
 
 from replication.cli.main import main
+from replication.config import load_run, scientific_hash
+from replication.errors import UserError
+from replication.runs.files import read_json, write_json
+from replication.runs.layout import RunDir
+from replication.training.checkpoints import newest_checkpoint
 
 FINAL_WEIGHTS = "c2f548c345494ff4ac5033b1df6075e2a79131cfa8879044c163f61a19d79229"
 """Of both/seed-2, by torch 2.13.0 on AVX512: its first four steps by the fixture's code, the others since q, k, v and
@@ -64,6 +70,47 @@ def test_its_report_has_the_same_numbers(folder: Path) -> None:
             assert after[path] == pytest.approx(value, rel=1e-9, abs=1e-12), path
         elif isinstance(value, int | None):
             assert after[path] == value, path
+
+
+def add_lines(path: Path, after: str, *lines: str) -> None:
+    text = path.read_text()
+    assert after in text
+    path.write_text(text.replace(after, "\n".join([after, *lines]), 1))
+
+
+def test_keys_that_are_neutral_change_nothing_for_its_cells(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Keys that came after it, left out or written out at what it did; and another value is another config."""
+    for path in (folder / "out/runs").glob("*/*/config.yaml"):
+        add_lines(path, "training:", "  muon_gram: false", "  muon_coefficients: quintic")
+    main(["grid", "status", "suite.yaml", "--out", "out"])
+    assert "3 complete, 1 interrupted" in capsys.readouterr().out
+    for path in (folder / "out/runs").glob("*/*/manifest.json"):
+        config = load_run([path.with_name("config.yaml")])
+        assert json.loads(path.read_text())["config_hash"] == scientific_hash(config)
+    main(["preregistration", "check", "out"])
+    assert "note:" not in capsys.readouterr().out, "all were trained at the plan's commit"
+
+
+def test_where_it_cannot_go_on_the_commit_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As after a step back to a version that lacks a key, and after one forward that has another key in every hash."""
+    run = RunDir(folder / "out/runs/both/seed-2")
+    remedy = r"choose another --out, or remove .*; where the version makes the difference, `git checkout 0f71fc106c6a"
+    again = ["grid", "run", "suite.yaml", "--out", "out", "--jobs", "1"]
+    assert main([*again, "--training.clip_norm=2"]) == 2
+    assert re.search(rf"training\.clip_norm: 1\.0 there, 2\.0 here.*{remedy}", capsys.readouterr().err)
+    marker, known = read_json(run.checkpoints / "step-000004" / "COMPLETE"), load_run([run.config])
+    del marker["scientific"]["training.clip_norm"]
+    marker.pop("marker_sha256", None)
+    write_json(run.checkpoints / "step-000004" / "COMPLETE", marker)
+    with pytest.raises(
+        UserError, match=rf"step-000004 was made with another config \(training\.clip_norm: None.*{remedy}"
+    ):
+        newest_checkpoint(run, known, marker["data_hash"])
+    add_lines(run.config, "training:", "  tomorrow: 1")
+    assert main(again) == 2
+    said = capsys.readouterr().err
+    assert re.search(rf"config\.yaml line \d+: training\.tomorrow: no such key; .*{remedy}", said)
+    assert said.count("\n") == 1
 
 
 def test_its_interrupted_cell_goes_on_to_the_same_weights(folder: Path) -> None:

@@ -15,6 +15,21 @@ import torch.nn.functional as F
 from replication.config import LayerGainConfig, RunConfig, TokenGainConfig
 from replication.model.transformer import Transformer, initialise
 
+COEFFICIENTS = {
+    "quintic": [(3.4445, -4.7750, 2.0315)] * 5,
+    "polar_express": [
+        (a / 1.01, b / 1.01**3, c / 1.01**5)
+        for a, b, c in [
+            (8.287212018145, -23.595886519099, 17.300387312531),
+            (4.107059111542, -2.947849917917, 0.544843108293),
+            (3.948690853482, -2.908902115963, 0.551819139437),
+            (3.318419657371, -2.488488024315, 0.510048940124),
+            (2.300652019955, -1.668903984575, 0.418807311953),
+        ]
+    ],
+}
+"""Of Muon's steps; the second table is derived anew in tests/training/test_muon.py."""
+
 
 def slow_gain(config: TokenGainConfig, losses: list[float], plain: list[float]) -> tuple[list[float], list[float]]:
     """Gains of the valid tokens of one group, before and after the clamp, one token at a time."""
@@ -32,10 +47,11 @@ def slow_gain(config: TokenGainConfig, losses: list[float], plain: list[float]) 
             g, low, high = l / mean, config.c_min, config.c_max
         elif config.variant == "focal":
             g, low, high = (1 - math.exp(-nll)) ** config.focal_gamma, config.focal_min, config.focal_max
-        else:
-            assert config.variant == "sigmoid", config.variant
+        elif config.variant == "sigmoid":
             a = config.sigmoid_a
             g = 1 - a + 2 * a / (1 + math.exp(-config.sigmoid_k * (l - mean)))
+        else:
+            raise ValueError(config.variant)
         before.append(g)
         after.append(min(max(g, low), high))
     return before, after
@@ -170,8 +186,8 @@ class SlowRun:
                 velocity.mul_(t.muon_momentum).add_(p.grad)
                 u, values, v = torch.linalg.svd(p.grad + t.muon_momentum * velocity, full_matrices=False)
                 values = values / values.square().sum().sqrt()
-                for _ in range(5):
-                    values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+                for a, b, c in COEFFICIENTS[t.muon_coefficients]:
+                    values = a * values + b * values**3 + c * values**5
                 p.mul_(1 - rate * t.weight_decay)
                 p.sub_(rate * 0.2 * math.sqrt(max(p.shape)) * (u * values) @ v)
 

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from host_sync import NoHostSync
+from torch.utils.flop_counter import FlopCounterMode
 
 from replication.config import load_run
 from replication.errors import UserError
+from replication.model.cost import newton_schulz_flops
 from replication.training import muon
-from replication.training.muon import Muon, Partitions, Piece, Shards, orthogonalise, update_size, whole_matrices
+from replication.training.muon import (
+    COEFFICIENTS,
+    POLAR_EXPRESS,
+    PUBLISHED,
+    SAFETY,
+    Muon,
+    NewtonSchulz,
+    Partitions,
+    Piece,
+    Shards,
+    orthogonalise,
+    update_size,
+    whole_matrices,
+)
 
 SHAPES = [(6, 4), (4, 6), (6, 4), (5, 5), (6, 4)]
 
@@ -34,9 +50,78 @@ def test_singular_values_come_near_one_and_directions_stay(shape):
 
 def test_bf16_arithmetic_gives_nearly_the_same():
     x = torch.randn(2, 16, 24, generator=torch.Generator().manual_seed(0))
-    a, b = orthogonalise(list(x)), orthogonalise(list(x), torch.bfloat16)
+    a, b = orthogonalise(list(x)), orthogonalise(list(x), NewtonSchulz(torch.bfloat16))
     assert a.dtype == torch.float32 and b.dtype == torch.bfloat16, "what ranks gather is as small as it can be"
     assert 1e-5 < float((a - b).norm() / a.norm()) < 3e-2
+
+
+def minimax(low: float, high: float) -> np.ndarray:
+    """(a, b, c) of the odd polynomial of degree 5 whose largest distance to 1 on [low, high] is least.
+
+    Remez' exchange: the error has one size and four alternating signs, at both ends and at the two extrema between.
+    """
+    points = np.linspace(low, high, 4)
+    for _ in range(100):
+        *p, _ = np.linalg.solve(np.column_stack([points, points**3, points**5, [1, -1, 1, -1]]), np.ones(4))
+        extrema = np.sort(np.roots([5 * p[2], 3 * p[1], p[0]]).real) ** 0.5
+        points = np.array([low, *extrema, high])
+    return np.array(p)
+
+
+def test_polar_express_is_what_its_paper_prescribes():
+    """Each step's polynomial is the best one for the values that the steps before leave of [0.001, 1]; the first one's
+    for [0.024, 1], times what makes its distances to 1 equal at the ends of the whole interval."""
+    low, high, cushion = 1e-3, 1.0, 0.02407327424182761
+    for found in POLAR_EXPRESS:
+        p = minimax(max(low, cushion * high), high)
+        at_low, at_high = (p @ [x, x**3, x**5] for x in (low, high))
+        p *= 2 / (at_low + at_high) if low < cushion * high else 1.0
+        assert np.array(found) == pytest.approx(p / SAFETY ** np.array([1, 3, 5]), rel=1e-9)
+        low = p @ [low, low**3, low**5]
+        high = 2 - low
+    assert (low, high) == pytest.approx((0.8764, 1.1236), abs=1e-4)
+
+
+def test_polar_express_lifts_small_values_nearer_to_one():
+    values = torch.logspace(-3, -0.1, 40, dtype=torch.float64)
+    values[-1] = (1 - values[:-1].square().sum()).sqrt() if values[:-1].square().sum() < 1 else values[-1]
+    x = torch.diag(values / values.norm())
+    ends = {name: orthogonalise([x], NewtonSchulz(coefficients=c))[0].diagonal() for name, c in COEFFICIENTS.items()}
+    assert float((ends["polar_express"] - 1).abs().max()) < float((ends["quintic"] - 1).abs().max())
+
+
+@pytest.mark.parametrize("coefficients", COEFFICIENTS.values(), ids=COEFFICIENTS)
+@pytest.mark.parametrize("shape", [(3, 24, 8), (2, 8, 16), (2, 10, 64), (2, 12, 8)])
+def test_by_the_gram_matrix_is_the_same_function(coefficients, shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[0] *= torch.logspace(0, -6, shape[2], dtype=torch.float64)  # one that has hardly a rank
+    x[-1, :, 1:] = 0
+    plain, gram = (orthogonalise(list(x), NewtonSchulz(coefficients=coefficients, gram=g)) for g in (False, True))
+    assert (plain - gram).abs().max() < 1e-10
+    assert torch.equal(plain, gram) == (shape == (2, 12, 8)), "a matrix that is nearly square goes the plain way"
+    assert orthogonalise(list(0 * x), NewtonSchulz(gram=True)).abs().sum() == 0
+
+
+@pytest.mark.parametrize("coefficients", COEFFICIENTS.values(), ids=COEFFICIENTS)
+def test_by_the_gram_matrix_bf16_holds_for_a_spread_of_singular_values(coefficients):
+    """Its arithmetic is in fp32: in bf16 the squares of small values are lost, and the result is none."""
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(n, 32, generator=generator))[0] for n in (32, 96))
+    x = u * torch.logspace(0, -5, 32) @ v.mT
+    how = NewtonSchulz(torch.bfloat16, coefficients, gram=True)
+    found, exact = orthogonalise([x], how), orthogonalise([x.double()], how._replace(dtype=torch.float64))
+    assert found.dtype == torch.bfloat16
+    assert float((found - exact).norm() / exact.norm()) < 1e-2
+
+
+@pytest.mark.parametrize("rows, columns", [(8, 8), (12, 8), (8, 16), (40, 8)])
+@pytest.mark.parametrize("gram", [False, True])
+def test_its_arithmetic_is_counted_as_torch_counts_it(rows, columns, gram):
+    with FlopCounterMode(display=False) as counter:
+        orthogonalise([torch.ones(rows, columns)], NewtonSchulz(gram=gram))
+    assert counter.get_total_flops() == newton_schulz_flops(rows, columns, gram)
+    if max(rows, columns) >= 2 * min(rows, columns):
+        assert newton_schulz_flops(rows, columns, True) < newton_schulz_flops(rows, columns)
 
 
 def test_batches_hold_one_shape_and_no_more_than_their_size(monkeypatch):
@@ -53,7 +138,7 @@ def expected() -> list[torch.Tensor]:
 def test_a_batch_is_its_matrices_one_by_one(monkeypatch):
     monkeypatch.setattr(muon, "BATCH_ELEMENTS", 50)
     found = [torch.zeros_like(m) for m in matrices()]
-    whole_matrices(found, matrices(), None, -1.0)
+    whole_matrices(found, matrices(), PUBLISHED, -1.0)
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, expected(), strict=True))
 
 
@@ -83,7 +168,7 @@ def test_parts_of_a_flat_buffer_give_the_parts_of_the_update(monkeypatch, n):
     for ranks.now in range(n):
         mine = padded[ranks.now * part :][:part].clone()
         found.append(torch.zeros_like(mine))
-        Partitions({found[-1]: pieces})([found[-1]], [mine], None, -1.0)
+        Partitions({found[-1]: pieces})([found[-1]], [mine], PUBLISHED, -1.0)
     whole = torch.cat([m.flatten() for m in expected()])
     assert torch.allclose(torch.cat(found)[: len(whole)], whole, rtol=1e-12)
     assert torch.cat(found)[len(whole) :].abs().sum() == 0
@@ -95,7 +180,7 @@ def test_shards_of_every_matrix_give_the_shards_of_the_update(monkeypatch):
     lengths = [a * b + 1 for a, b in SHAPES]  # each with one element of padding
     pieces = [Piece(torch.Size(s), sum(lengths[:i]), lengths[i]) for i, s in enumerate(SHAPES)]
     found = torch.zeros_like(flat)
-    Shards({found: pieces})([found], [flat], None, -1.0)
+    Shards({found: pieces})([found], [flat], PUBLISHED, -1.0)
     for piece, matrix in zip(pieces, expected(), strict=True):
         assert torch.allclose(found[piece.start :][: piece.length - 1], matrix.flatten(), rtol=1e-12)
 
@@ -131,9 +216,8 @@ def test_it_agrees_with_torchs_muon_on_one_matrix():
     """torch.optim.Muon computes in bf16, so the two agree to its rounding."""
     a, b = (torch.nn.Parameter(torch.eye(8, 6)) for _ in range(2))
     theirs = torch.optim.Muon([a], lr=0.1, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
-    ours = Muon(
-        [{"params": [b], "lr": 0.1, "weight_decay": 0.1, "muon": True}], 0.95, (0.9, 0.95), 1e-8, torch.bfloat16
-    )
+    group, how = {"params": [b], "lr": 0.1, "weight_decay": 0.1, "muon": True}, NewtonSchulz(torch.bfloat16)
+    ours = Muon([group], 0.95, (0.9, 0.95), 1e-8, how)
     for k in range(3):
         a.grad = torch.randn(8, 6, generator=torch.Generator().manual_seed(k))
         b.grad = a.grad.clone()

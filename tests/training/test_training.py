@@ -49,7 +49,14 @@ def test_weights_of_three_steps_equal_the_slow_reference(tmp_path, arm, micro):
 
 
 @pytest.mark.parametrize("arm", ["baseline", "both"])
-@pytest.mark.parametrize("flags", [("sgd", "0.05"), ("muon", "0.01", "--training.muon_learning_rate=0.03")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("sgd", "0.05"),
+        ("muon", "0.01", "--training.muon_learning_rate=0.03"),
+        ("muon", "0.01", "--training.muon_coefficients=polar_express", "--training.muon_gram=true"),
+    ],
+)
 def test_other_optimizers_train_as_the_slow_reference(tmp_path, arm, flags):
     optimizer, rate, *more = flags
     rate = f"--training.learning_rate={rate}"
