@@ -160,7 +160,7 @@ def help_of(*words: str) -> str:
 
 
 def takes_an_action(verb: str) -> bool:
-    return re.search(r"\[-h\]\s+[\w|]+\|\w+ \.\.\.", help_of(verb)) is not None
+    return re.search(r"\[-h\]\s+[\w|]+\|\w+\s+\.\.\.", help_of(verb)) is not None
 
 
 def unknown_keys(rest: list[str]) -> list[str]:

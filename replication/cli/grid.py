@@ -1,4 +1,4 @@
-"""`replicate grid ACTION`: plan, run, submit, status, retry, cancel, diff; and `replicate doctor`."""
+"""`replicate grid ACTION`: plan, run, submit, status, retry, cancel, withdraw, diff; and `replicate doctor`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from replication.cli.arguments import COUNT, actions, table_console, takes, takes_keys, together, verb
+from replication.cli.arguments import COUNT, NATURAL, actions, table_console, takes, takes_keys, together, verb
 from replication.config import (
     SuiteConfig,
     config_root,
@@ -32,6 +32,7 @@ from replication.grid.slurm import load_site
 from replication.grid.status import print_status, statuses
 from replication.grid.submissions import jobs_of_cells, note_cancelled, queue_of, submissions
 from replication.runs.layout import SuiteDir, name_cells
+from replication.runs.withdrawn import withdraw as withdraw_from
 
 SUITE = takes("suite", "suite file, or a name in configs/suites")
 SEEDS = takes("--seeds", "comma-separated seeds instead of the suite's")
@@ -209,6 +210,18 @@ def cancel(args: Namespace) -> None:
     say(console, f"cancelled {len(queue)} job(s) or elements; `replicate grid retry` goes on")
 
 
+@OF_FOLDER
+@takes("--seed", "of the suite", NATURAL, required=True)
+@takes("--why", "the reason, which the report quotes", required=True)
+def withdraw(args: Namespace) -> None:
+    """leave a seed out of every statistic, for good; its cells are kept and listed."""
+    suite, suite_dir = _suite_of_folder(args)
+    if args.seed not in suite.seeds:
+        raise UserError(f"--seed: {args.seed} is no seed of the suite, which has {', '.join(map(str, suite.seeds))}")
+    withdraw_from(suite_dir, "seed", str(args.seed), args.why)
+    say(Console(), f"seed {args.seed} is withdrawn; `replicate report {suite_dir.root}` leaves it out, and says why")
+
+
 @SUITE
 @takes("arms", "names of two arms", nargs=2, metavar="ARM")
 @takes_keys()
@@ -223,14 +236,14 @@ def diff(args: Namespace) -> None:
 grid = actions(
     "grid",
     "Plan, run, submit or show a suite: arms x seeds.",
-    *(plan, run, submit, status, retry, cancel, diff),
+    *(plan, run, submit, status, retry, cancel, withdraw, diff),
     no_keys="the cells are what their folders say",
 )
 
 
 @verb
 @takes("--cluster", "cluster file, or its name in configs/cluster: ask SLURM, start nothing")
-@takes("--suite", "with --cluster: suite file or name (default: ablation_2x2)")
+@takes("--suite", "suite file or name: what it needs, here or on the cluster (ablation_2x2 there)")
 @takes("--site", "with --cluster: site file (default: launch/site.env, if there)", Path)
 @takes("--out", "with --cluster: folder of the results (default: out)", Path)
 def doctor(args: Namespace) -> int:
@@ -242,7 +255,7 @@ def doctor(args: Namespace) -> int:
         suite = load_suite(args.suite or "ablation_2x2")
         config = load_cell(suite, suite.arms[0], suite.seeds[0], cluster=find_cluster(args.cluster))
         return examine_cluster(suite, config, load_site(args.site), args.out or Path("out"), Console())
-    for name in ("suite", "site", "out"):
+    for name in ("site", "out"):
         if getattr(args, name) is not None:
             raise UserError(f"--{name}: says what a cluster is asked about; name that with --cluster")
-    return examine(Console(), config_root())
+    return examine(Console(), config_root(), find_config(args.suite, "suites") if args.suite else None)

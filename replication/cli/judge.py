@@ -51,7 +51,7 @@ def judge(argv: Sequence[str]) -> int:
     try:
         from replication.cli.judge_models import model, sheet
 
-        acts = (prepare, invite, serve, status, model, sheet, lock, export)
+        acts = (prepare, invite, serve, status, model, sheet, lock, withdraw, export)
         return actions("judge", "People and models compare completions of two arms, blind.", *acts)(argv)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in PACKAGES.split():
@@ -378,6 +378,28 @@ def _confirm(filled: Fill, has_reason: bool, yes: bool, console: Console) -> Non
         raise UserError("replicate judge lock: no terminal to ask on; --yes says that it is meant")
     if input("Lock the panel? [y/N] ").strip().lower() not in ("y", "yes"):
         raise UserError("not locked; nothing has changed")
+
+
+@DIR
+@takes("judge", "its name in votes.csv, or in `replicate judge status`", metavar="JUDGE")
+@takes("--why", "the reason, which the report quotes", required=True)
+@DATABASE
+def withdraw(args: Namespace) -> None:
+    """Leave a judge out of every statistic, for good; the votes are kept, and the report says so."""
+    from sqlalchemy import select
+
+    from replication.judging.schema import judges
+    from replication.runs.layout import SuiteDir
+    from replication.runs.withdrawn import withdraw as withdraw_from
+    from replication.votes.record import read_votes
+
+    suite_dir = SuiteDir(args.dir)
+    if args.judge not in {vote.judge_id for vote in read_votes(suite_dir.votes)}:
+        with open_panel(args, only_reads=True)[1].read() as c:
+            if c.execute(select(judges.c.judge_id).where(judges.c.judge_id == args.judge)).first() is None:
+                raise UserError(f"{args.judge}: is no judge of this panel; `replicate judge status` names them")
+    withdraw_from(suite_dir, "judge", args.judge, args.why)
+    _fact(_console(), "withdrawn", f"{args.judge}; `replicate report {args.dir}` leaves the votes out, and says why")
 
 
 @DIR

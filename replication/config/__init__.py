@@ -2,6 +2,7 @@
 
 from replication.config.checks import gain_contradictions
 from replication.config.identity import (
+    MACHINE_KEYS,
     SEED_KEYS,
     differences,
     flatten,
@@ -24,6 +25,7 @@ from replication.config.load import (
     find_config,
     find_plugin,
     help_of_keys,
+    inlined,
     load_cell,
     load_run,
     load_suite,
@@ -49,8 +51,8 @@ from replication.config.schema import (
 __all__ = ["AnalysisConfig", "ClusterConfig", "DataConfig", "DivergedRule", "LayerGainConfig", "ModelConfig"]
 __all__ += ["RunConfig", "SlurmConfig", "SourceConfig", "SuiteConfig", "TokenGainConfig", "TokenizerConfig"]
 __all__ += ["TrainingConfig"]
-__all__ += ["SEED_KEYS", "Keys", "Layer", "arm_keys", "build", "config_root", "differences", "find_cluster"]
-__all__ += ["find_config", "flatten", "gain_contradictions"]
-__all__ += ["help_of_keys", "load_cell", "load_run", "load_suite", "machine_cut", "refuse_differences"]
-__all__ += ["neutral_values", "sampling_settings", "scientific", "scientific_hash", "to_dict", "to_yaml"]
-__all__ += ["declared_keys", "find_plugin", "plugin_layer", "without_neutral", "without_seeds"]
+__all__ += ["MACHINE_KEYS", "SEED_KEYS", "Keys", "Layer", "arm_keys", "build", "config_root", "declared_keys"]
+__all__ += ["differences", "find_cluster", "find_config", "find_plugin", "flatten", "gain_contradictions"]
+__all__ += ["help_of_keys", "inlined", "load_cell", "load_run", "load_suite", "machine_cut", "neutral_values"]
+__all__ += ["plugin_layer", "refuse_differences", "sampling_settings", "scientific", "scientific_hash"]
+__all__ += ["to_dict", "to_yaml", "without_neutral", "without_seeds"]

@@ -18,6 +18,8 @@ from replication.config.schema import NEUTRAL_SINCE, GenerationConfig, RunConfig
 from replication.errors import UserError
 
 NOT_SCIENTIFIC = ("data.dir", "data.num_proc", "logging.", "checkpoints.", "generation.", "cluster.")
+MACHINE_KEYS = ("cluster.", "logging.", "checkpoints.", "data.dir", "data.num_proc")
+"""Of those, what only says where and how a cell runs."""
 SEED_KEYS = ("seed", "weights_seed", "data_seed")
 
 

@@ -10,10 +10,13 @@ from pathlib import Path
 from rich.console import Console
 
 from replication.config import (
+    MACHINE_KEYS,
     RunConfig,
     SuiteConfig,
+    config_root,
     find_config,
     flatten,
+    inlined,
     load_cell,
     load_run,
     load_suite,
@@ -25,11 +28,11 @@ from replication.config import (
     without_seeds,
 )
 from replication.console import say
-from replication.data.prompts import load_prompts
+from replication.data.prompts import find_prompts, load_prompts
 from replication.errors import UserError
 from replication.objectives.plugins import functions_of, keep_plugins
 from replication.protocol.preregistration import read_plan
-from replication.runs.files import remove_temporaries, write_text
+from replication.runs.files import remove_temporaries, write_bytes, write_text
 from replication.runs.layout import RunDir, SuiteDir, name_cells
 from replication.runs.manifest import code_identity
 from replication.runs.starts import (
@@ -157,19 +160,30 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
             continue  # the certificate names it
         what = "a seed of another config, and seeds that differ in it are not pooled"
         refuse_other_keys(run, what, keys, of_arm[arm], "give the same flags, or choose another --out")
+    _keep_prompts(suite_dir, cells)
     seeds = tuple(dict.fromkeys([*(there.seeds if there else ()), *suite.seeds]))
-    kept = replace(suite, seeds=seeds, plugins=tuple(f"plugins/{Path(plugin).name}" for plugin in suite.plugins))
-    if there is None or to_dict(replace(there, plugins=kept.plugins)) != to_dict(kept):
+    plugins = tuple(f"plugins/{Path(plugin).name}" for plugin in suite.plugins)
+    kept = inlined(replace(suite, seeds=seeds, plugins=plugins))
+    if there is None or to_dict(replace(_whole(there), plugins=kept.plugins)) != to_dict(kept):
         write_text(suite_dir.suite, to_yaml(kept))  # only then: a suite newer than the report makes it out of date
     return logged
+
+
+def _keep_prompts(suite_dir: SuiteDir, cells: Sequence[Cell]) -> None:
+    """Copy prompt files that are not shipped into the folder, so that it can be run again from itself."""
+    for name in filter(None, {cell.config.generation.prompts for cell in cells}):
+        path = find_prompts(name)
+        if config_root().resolve() not in path.resolve().parents:
+            write_bytes(suite_dir.prompts / path.name, path.read_bytes())
 
 
 def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> SuiteConfig | None:
     """The suite that a folder holds; UserError: another one, seeds and analysis aside, or somebody else's files."""
     if suite_dir.suite.is_file():
         found = load_suite(suite_dir.suite)
+        free = ("analysis.", *(f"run.{key}" for key in MACHINE_KEYS))
         there, here = (
-            {k: v for k, v in flatten(to_dict(s)).items() if k != "seeds" and not k.startswith("analysis.")}
+            {k: v for k, v in flatten(to_dict(_whole(s))).items() if k != "seeds" and not k.startswith(free)}
             for s in (replace(s, plugins=tuple(Path(p).name for p in s.plugins)) for s in (found, suite))
         )
         refuse_differences(f"{suite_dir.root}: holds another suite", there, here, "choose another --out")
@@ -181,6 +195,14 @@ def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> SuiteConfig |
     if not all(re.fullmatch(ours, name) for name in names):
         raise UserError(f"{suite_dir.root}: is not empty and holds no suite; choose another --out")
     return None
+
+
+def _whole(suite: SuiteConfig) -> SuiteConfig:
+    """The suite without layers; as it is where one of them is gone."""
+    try:
+        return inlined(suite)
+    except UserError:
+        return suite
 
 
 def tell_before(grid: Grid, begun: Mapping[str, LoggedCell], console: Console) -> None:

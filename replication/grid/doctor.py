@@ -75,15 +75,18 @@ class Machine:
     hub: bool = False
 
 
-def doctor(console: Console, config_root: Path) -> int:
+def doctor(console: Console, config_root: Path, suite: Path | None = None) -> int:
     """Print what this machine has, what each suite under config_root needs, and whether each config file loads.
 
-    Returns 0, or 2 where a config file is broken. What the machine lacks is advice, not an error.
+    With a suite file, what that one needs alone. Returns 0, or 2 where a config file is broken. What the machine lacks
+    is advice, not an error.
     """
     with console.status("looking at this machine"):
         machine = examine_machine()
     console.print(findings_table(machine.findings, "This machine"))
-    broken = _print_suites(console, config_root, machine) + _print_files(console, config_root)
+    suites = [suite] if suite else sorted((config_root / "suites").glob("*.yaml"))
+    broken = _print_suites(console, config_root, machine, suites)
+    broken += [] if suite else _print_files(console, config_root)
     if broken:
         say(console, ("broken config files:", "red"), f" {', '.join(broken)}")
     return 2 if broken else 0
@@ -315,12 +318,12 @@ def data_needs(config: RunConfig) -> list[tuple[str, str]]:
     return found
 
 
-def _print_suites(console: Console, config_root: Path, machine: Machine) -> list[str]:
+def _print_suites(console: Console, config_root: Path, machine: Machine, suites: Sequence[Path]) -> list[str]:
     """Print what each suite needs; return the names of suite files that do not load."""
     columns = (Column("suite", no_wrap=True), Column("item", no_wrap=True), Column("need", overflow="fold"))
     shown = table("What each suite needs", columns)
     broken = []
-    for path in sorted((config_root / "suites").glob("*.yaml")):
+    for path in suites:
         try:
             rows = list(_suite_rows(path, config_root, machine))
         except UserError as error:

@@ -23,6 +23,7 @@ from replication.runs.layout import KEPT, RunDir, SuiteDir
 from replication.runs.manifest import Manifest, read_manifest
 from replication.runs.records import to_json
 from replication.runs.starts import NOT_RECORDED, Facts, code_of, machine_of, unlike
+from replication.runs.withdrawn import read_withdrawals
 
 State = Literal["holds", "fails", "incomplete"]
 SCHEDULE_KEYS = {
@@ -131,19 +132,26 @@ def certify(
         strict: whether departures refuse a pair too.
     """
     cells = [[_gather(suite_dir.cell(arm, seed), arm, seed, logged) for arm in arms] for seed in seeds]
+    withdrawn = {int(name): f"{entry}" for name, entry in read_withdrawals(suite_dir).of("seed").items()}
     pairs = [
         PairCertificate(arm, arms[0], two.seed, two.state, two.reasons, two.departures)
         for i, arm in enumerate(arms[1:], 1)
-        for two in _certify_seeds([[of_seed[0], of_seed[i]] for of_seed in cells], seeds, strict)
+        for two in _certify_seeds([[of_seed[0], of_seed[i]] for of_seed in cells], seeds, strict, withdrawn)
     ]
     pairs.sort(key=lambda pair: seeds.index(pair.seed))
-    return Certificate(tuple(arms), tuple(_certify_seeds(cells, seeds, strict)), tuple(pairs))
+    return Certificate(tuple(arms), tuple(_certify_seeds(cells, seeds, strict, withdrawn)), tuple(pairs))
 
 
-def _certify_seeds(cells: Sequence[Sequence[_Evidence]], seeds: Sequence[int], strict: bool) -> list[SeedCertificate]:
-    """Each seed by itself, then those that hold beside one another; cells: the same arms at each of the seeds."""
+def _certify_seeds(
+    cells: Sequence[Sequence[_Evidence]], seeds: Sequence[int], strict: bool, withdrawn: Mapping[int, str]
+) -> list[SeedCertificate]:
+    """Each seed by itself, then those that hold beside one another; cells: the same arms at each of the seeds.
+
+    A seed that is withdrawn is pooled with no other, whatever it is like.
+    """
     alone = [_certify_cells(of_seed, seed, strict) for of_seed, seed in zip(cells, seeds, strict=True)]
-    strays = _strays({seed.seed: of for seed, of in zip(alone, cells, strict=True) if seed.state == "holds"})
+    holding = {seed.seed: of for seed, of in zip(alone, cells, strict=True) if seed.state == "holds"}
+    strays = {**_strays({seed: of for seed, of in holding.items() if seed not in withdrawn}), **withdrawn}
     found = []
     for seed, of_seed in zip(alone, cells, strict=True):
         shown = {cell.arm: cell.data_hash for cell in of_seed if cell.state == "complete"}

@@ -34,6 +34,7 @@ from replication.runs.files import read_object
 from replication.runs.layout import RunDir, SuiteDir, name_cells, spans
 from replication.runs.manifest import Manifest, PlanStamp, find_manifest
 from replication.runs.starts import LoggedCell, code_of, has_logged, unlike
+from replication.runs.withdrawn import read_withdrawals
 
 State = Literal["none", "before the data", "after the data"]
 
@@ -122,6 +123,8 @@ def check_plan(
     planned = {name: cell for name, cell in cells.items() if name not in unplanned}
     deviations += _grouped([*_under_another_plan(record, planned), *_of_another_config(plan, cells)])
     deviations += _not_alike(cells)
+    for entry in read_withdrawals(suite_dir).entries:
+        deviations.append(f"{entry.kind} {entry.name} was {entry}")
     if unreadable:
         deviations.append(f"cells whose manifest.json cannot be read: {name_cells(unreadable)}")
     if votes is not None and len(votes) > plan.analysis.judges:

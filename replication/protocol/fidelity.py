@@ -15,7 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from replication.config import Keys, RunConfig, SuiteConfig, config_root, flatten, load_cell, load_suite, to_dict
+from replication.config import (
+    Keys,
+    RunConfig,
+    SuiteConfig,
+    config_root,
+    flatten,
+    load_cell,
+    load_run,
+    load_suite,
+    to_dict,
+)
 from replication.errors import UserError
 from replication.model.size import checkpoint_gib, checkpoints_kept, parameter_count
 from replication.protocol import paper
@@ -195,8 +205,16 @@ def _values(suite: SuiteConfig, config: RunConfig) -> Keys:
         "seeds": list(suite.seeds),
         "parameters": parameter_count(config.model),
         "tokens": config.training.steps * config.training.batch_tokens,
-        "data": next((layer for layer in suite.layers if layer.startswith("data/")), None),
+        "data": next((layer for layer in suite.layers if layer.startswith("data/")), None) or _shipped_data(config),
     }
+
+
+def _shipped_data(config: RunConfig) -> str | None:
+    """The file of configs/data that has the sources of a run whose suite names no layers any more."""
+    for path in sorted((config_root() / "data").glob("*.yaml")):
+        if config.data.sources and load_run([path]).data.sources == config.data.sources:
+            return f"data/{path.name}"
+    return None
 
 
 def section_of(suite: SuiteConfig) -> Section:

@@ -9,7 +9,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from replication.config import RunConfig, SuiteConfig, differences, flatten, load_cell, load_run, to_dict
+from replication.config import (
+    MACHINE_KEYS,
+    RunConfig,
+    SuiteConfig,
+    differences,
+    flatten,
+    load_cell,
+    load_run,
+    load_suite,
+    to_dict,
+)
 from replication.errors import UserError
 from replication.protocol.certificate import Certificate
 from replication.protocol.fidelity import arms_read, in_words, lines_of, section_of
@@ -20,6 +30,7 @@ from replication.runs.layout import SuiteDir
 from replication.runs.manifest import Manifest
 from replication.runs.records import WrongForm, from_json, to_json
 from replication.runs.starts import unlike
+from replication.runs.withdrawn import read_withdrawals
 
 SUMMARY_KEYS = {
     "model.n_blocks": "blocks",
@@ -42,7 +53,6 @@ SUMMARY_KEYS = {
     "validation.sequences": "validation sequences",
     "validation.every_steps": "steps between validations",
 }
-MACHINE_KEYS = ("cluster.", "logging.", "checkpoints.", "data.dir", "data.num_proc")
 VERDICTS = ("as published", "our choice", "deviates")
 LONGEST_COMPLETION = 1500
 T = TypeVar("T")
@@ -67,6 +77,8 @@ def warnings(
     recorded = list(manifests(complete))
     for seed, why in certificate.not_pooled.items():
         yield f"Seed {seed} is left out of every comparison and mean over seeds: {why}."
+    for judge, entry in read_withdrawals(suite_dir).of("judge").items():
+        yield f"The votes of judge {judge} are kept and enter no statistic: {entry}."
     for of_seed in certificate.seeds:
         if of_seed.departures:
             yield f"The arms of seed {of_seed.seed} were not run alike: {'; '.join(of_seed.departures)}."
@@ -122,8 +134,11 @@ def config_summary(suite: SuiteConfig, cells: Sequence[CellData]) -> Row:
 
 
 def fidelity(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[CellData]) -> Row | None:
-    """This suite's settings beside those of the published run that it is nearest to; None without a readable config."""
+    """This suite's settings beside those of the published run that it is nearest to; None without a readable config, or
+    where it has none of that run's treatments and so repeats nothing of it."""
     section = section_of(suite)
+    if not {*load_suite(section.suite).arms[1:]} & {*suite.arms}:
+        return None
     wanted = arms_read(section, suite)
     configs: dict[str, RunConfig] = {}
     for cell in sorted((c for c in cells if c.arm in wanted), key=lambda c: wanted.index(c.arm)):
@@ -141,12 +156,17 @@ def fidelity(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[CellData])
     return {"run": section.title, "rows": rows, "counts": counts}
 
 
-def reproduce(suite: SuiteConfig, cells: Sequence[CellData]) -> list[str]:
-    """Shell lines that make these numbers again: the suite file, and the flags that it was run with.
+def reproduce(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[CellData]) -> list[str]:
+    """Shell lines that make these numbers again from the folder alone, wherever it lies by then.
 
-    Flags are the keys in which the first cell differs from what the suite file alone gives.
+    Flags are the keys in which the first cell differs from what the suite file alone gives, and where in the folder its
+    corpus and prompts are.
     """
-    commit = one_value(manifest.git.commit for _, manifest in manifests(cells))
+    recorded = list(manifests(cells))
+    commit = one_value(manifest.git.commit for _, manifest in recorded)
+    version = one_value(manifest.packages.get("replication") for _, manifest in recorded)
+    patches = (suite_dir.cell(cell.arm, cell.seed).patch for cell, _ in recorded)
+    patch = next((path for path in patches if path.is_file()), None)
     flags = []
     cell = next((cell for cell in cells if cell.config), None)
     if cell is not None:
@@ -156,11 +176,16 @@ def reproduce(suite: SuiteConfig, cells: Sequence[CellData]) -> list[str]:
                 if not key.startswith(MACHINE_KEYS):
                     text = value if isinstance(value, str) else json.dumps(value)
                     flags.append(shlex.quote(f"--{key}={text}"))
+        prompts = suite_dir.prompts / str(cell.config.get("generation.prompts")).rpartition("/")[2]
+        here = {"data.dir": suite_dir.data / "manifest.json", "generation.prompts": prompts}
+        found = {key: path if key != "data.dir" else path.parent for key, path in here.items() if path.is_file()}
+        flags += [f'--{key}="$PWD"/{shlex.quote(str(p.relative_to(suite_dir.root)))}' for key, p in found.items()]
     return [
-        "# in a checkout of this package; DIR is the folder of this report",
-        *([f"git checkout {shlex.quote(commit)}"] if commit else []),
-        " ".join(["replicate grid run DIR/suite.yaml --out AGAIN", *flags]),
-        "# writes AGAIN/report.html; compare AGAIN/results.json with DIR/results.json",
+        "# in the folder of this report; CHECKOUT is one of the code",
+        *([f"git -C CHECKOUT checkout {shlex.quote(commit)}"] if commit else [f"# replication {version or 'unknown'}"]),
+        *([f'git -C CHECKOUT apply "$PWD/{patch.relative_to(suite_dir.root)}"'] if commit and patch else []),
+        " ".join(["replicate grid run suite.yaml --out ../again", *flags]),
+        "# writes ../again/report.html; compare ../again/results.json with results.json",
     ]
 
 

@@ -162,7 +162,7 @@ def compute_results(
         machines=description.machines(cells),
         generation=description.generations(cells),
         samples=description.side_by_side(suite, cells),
-        reproduce=description.reproduce(suite, cells),
+        reproduce=description.reproduce(suite_dir, suite, cells),
         loss=loss,
         factorial=factorial,
         secondary=questions.secondary_answers(used.values, certificate, suite.seeds, a, loss, factorial, preference),

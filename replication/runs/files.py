@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,6 +158,20 @@ def mark_complete(
 
 def _marker_sha256(marker: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(marker, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def narrowed_marker(folder: Path, names: Collection[str], **more: Any) -> dict[str, Any]:
+    """The COMPLETE that a folder would have with these of its files alone, and with more keys; as read, not checked.
+
+    UserError where there is none that lists them.
+    """
+    marker = read_object(folder / "COMPLETE")
+    try:
+        files = {name: marker["files"][name] for name in names}
+    except (KeyError, TypeError):
+        raise UserError(f"{folder}: has no COMPLETE that lists {', '.join(names)}; it is left as it is") from None
+    marker = {key: value for key, value in marker.items() if key != "marker_sha256"} | more | {"files": files}
+    return marker | {"marker_sha256": _marker_sha256(marker)}
 
 
 def damage(folder: Path) -> str | None:

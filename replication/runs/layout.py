@@ -15,6 +15,8 @@ from pathlib import Path
 from replication.errors import UserError
 from replication.runs.files import HELD, file_sha256, hold_lock, remove_temporaries, remove_tree
 
+WEIGHTS = "weights.pt"
+"""Of a checkpoint folder: the consolidated weights by name."""
 KEPT = ("step", "tokens", "data_chain", "final_weights_sha256")
 """Fields of the manifest that COMPLETE repeats."""
 
@@ -37,6 +39,7 @@ class RunDir:
 
     config = _Inside("config.yaml")
     manifest = _Inside("manifest.json")
+    patch = _Inside("code.patch")  # of the latest start, where its code had changes that no commit holds
     metrics = _Inside("metrics.jsonl")
     tensorboard = _Inside("tensorboard")
     checkpoints = _Inside("checkpoints")
@@ -99,6 +102,7 @@ class SuiteDir:
     plan_md = _Inside("plan.md")
     plugins = _Inside("plugins")  # copies of the files with gains and scales; see objectives/plugins.py
     data = _Inside("data")
+    prompts = _Inside("prompts")  # prompt files that the package does not ship
     runs = _Inside("runs")
     launch = _Inside("launch")  # jobs submitted to SLURM; see grid/submit.py
     tensorboard = _Inside("tensorboard")
@@ -106,12 +110,14 @@ class SuiteDir:
     votes_note = _Inside("votes.json")  # the panel's lock on the vote record; see votes/record.py
     judging = _Inside("judging")  # the panel's database, and what is handed to judges
     sealed = _Inside("sealed")  # the key of sides and arms, which the server neither needs nor reads
+    withdrawn = _Inside("withdrawn.json")  # seeds and judges that enter no statistic; see runs/withdrawn.py
     noise = _Inside("noise.json")  # effect of rounding alone on the loss, as `replicate bench noise` measured it
     certificate = _Inside("certificate.json")
     report_html = _Inside("report.html")
     report_md = _Inside("report.md")
     results = _Inside("results.json")
     figures = _Inside("figures")
+    tables = _Inside("tables")  # of `replicate report --tables`
 
     @classmethod
     def of(cls, run: RunDir) -> SuiteDir:
@@ -132,12 +138,13 @@ class SuiteDir:
         raise UserError(f"data.dir: {path} does not exist; {how}")
 
     def inputs_sha256(self, cells: Iterable[RunDir]) -> str:
-        """Of what a report is made from: suite, plan, votes, noise, and each cell's marker, manifest and evaluation.
+        """Of what a report is made from: suite, plan, votes, noise, withdrawals; and each cell: end, manifest, scores.
 
         Copies and clocks of other nodes change the times of files, and not this.
         """
         paths = [self.suite, self.plan, self.votes, self.votes_note, self.noise]
         cells = list(cells)
+        paths += [self.withdrawn] if self.withdrawn.is_file() else []
         paths += [path for cell in cells for path in (cell.complete, cell.manifest)]
         paths += [cell.evaluation for cell in cells if cell.evaluation.is_file()]
         parts = [file_sha256(path) if path.is_file() else "-" for path in paths]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -174,19 +175,29 @@ def code_identity() -> Code:
 
 def git_state() -> Git:
     """Of the checkout that this package is in."""
+    status, commit = _git("status", "--porcelain"), _git("rev-parse", "HEAD")
+    return Git(
+        commit=None if commit is None else commit.decode().strip(), dirty=None if status is None else bool(status)
+    )
 
-    def git(*words: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
 
-    status = git("status", "--porcelain")
-    return Git(commit=git("rev-parse", "HEAD"), dirty=None if status is None else bool(status))
+def _git(*words: str, code: int = 0) -> bytes | None:
+    """What a command of git prints in this checkout; None where it ends with another code, or there is no git."""
+    here = Path(__file__).parents[2]
+    try:
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout if done.returncode == code else None
+
+
+def code_patch() -> bytes:
+    """The changes of package and configs that no commit holds, for `git apply`, new files too; empty where none are."""
+    package = ("replication", "configs")
+    changed = _git("diff", "--binary", "HEAD", "--", *package)
+    new = (_git("ls-files", "--others", "--exclude-standard", "-z", "--", *package) or b"").split(b"\0")
+    added = [_git("diff", "--binary", "--no-index", "/dev/null", os.fsdecode(name), code=1) for name in new if name]
+    return b"".join(part for part in (changed, *added) if part)
 
 
 def write_manifest(run: RunDir, manifest: Manifest) -> None:

@@ -25,7 +25,7 @@ from replication.statistics.crossed import CrossedDesign, decisive_share_t
 from replication.statistics.format import MISSING, count, markdown_table, percent
 from replication.statistics.preference import Ballots, ballots
 from replication.statistics.seeds import POWER
-from replication.votes.record import read_votes
+from replication.votes.record import counted_votes
 
 ALPHA = 0.05
 VOTE_FILE = "phase3_ab_preference.json"
@@ -88,7 +88,7 @@ def fit(path: Path) -> Fitted:
     file = path if path.is_file() else path / "votes.csv"
     if not file.is_file():
         raise UserError(f"--votes: {path} holds neither votes.csv nor {VOTE_FILE}; name such a folder or a votes.csv")
-    votes = read_votes(file)
+    votes = counted_votes(file)
     pairs = sorted({tuple(sorted((vote.arm_left, vote.arm_right))) for vote in votes})
     if len(pairs) != 1:
         found = "no votes" if not pairs else f"votes on {len(pairs)} pairs of arms"

@@ -24,6 +24,7 @@ from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.model.cost import predict_step
 from replication.protocol.preregistration import first_stamp, plan_stamp
+from replication.runs.files import write_bytes
 from replication.runs.journal import read_journal
 from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.manifest import (
@@ -34,6 +35,7 @@ from replication.runs.manifest import (
     Speed,
     Start,
     code_identity,
+    code_patch,
     git_state,
     is_trained,
     read_manifest,
@@ -155,6 +157,10 @@ def start_manifest(
         starts=(*earlier.starts, here),
         **vars(machine),
     )
+    if machine.git.dirty and (patch := code_patch()):
+        write_bytes(run.patch, patch)
+    else:
+        run.patch.unlink(missing_ok=True)
     write_manifest(run, manifest)
 
 

@@ -20,6 +20,7 @@ from replication.errors import UserError
 from replication.runs.files import file_sha256, read_json
 from replication.runs.layout import SuiteDir
 from replication.runs.records import WrongForm, from_json, read_record
+from replication.runs.withdrawn import read_withdrawals
 
 CHOICES = ("left", "right", "tie", "both_bad")
 JUDGE_KINDS = ("human", "model")
@@ -74,6 +75,12 @@ def read_votes(path: Path) -> list[Vote]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable, or export again") from None
     return parse_votes(text, str(path))
+
+
+def counted_votes(path: Path) -> list[Vote]:
+    """Those of read_votes that a statistic may count: not those of judges who were withdrawn from the folder."""
+    gone = read_withdrawals(SuiteDir(path.parent)).of("judge")
+    return [vote for vote in read_votes(path) if vote.judge_id not in gone]
 
 
 def parse_votes(text: str, path: str) -> list[Vote]:

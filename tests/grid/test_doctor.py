@@ -79,8 +79,19 @@ def test_the_verb() -> None:
 
 
 def test_what_is_asked_of_a_cluster_needs_the_cluster(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", "--suite", "ablation_2x2"]) == 2
-    assert "--suite: says what a cluster is asked about; name that with --cluster" in capsys.readouterr().err
+    assert main(["doctor", "--out", "out"]) == 2
+    assert "--out: says what a cluster is asked about; name that with --cluster" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+def test_one_suite_is_told_what_it_needs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["doctor", "--suite", "phase3_1b2"]) == 0
+    said = capsys.readouterr().out
+    assert "memory of a cell" in said and "runs here" in said and "phase3_1b2" in said
+    assert "ablation_2x2" not in said and "Config files" not in said
+    assert main(["doctor", "--suite", "phase_3"]) == 2
+    assert "phase_3: no such config file; configs/suites has: " in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- broken config files
