@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import os
+import re
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,19 +24,52 @@ if TYPE_CHECKING:
     from replication.audit.audit import Row
 
 
+def _kinds(*known: str) -> Callable[[str], tuple[str, ...]]:
+    """Type of an argument that lists some of the known forms of a file."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        found = tuple(dict.fromkeys(text.split(",")))
+        if odd := [kind for kind in found if kind not in known]:
+            raise argparse.ArgumentTypeError(f"'{odd[0]}' is no form of them; name {', '.join(known)}")
+        return found
+
+    return parse
+
+
+def _inches(text: str) -> float:
+    """Type of an argument that is the width of a figure."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(in|cm|mm|pt)", text.strip())
+    inches = float(found[1]) * {"in": 1, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27}[found[2]] if found else 0.0
+    if not 2 <= inches <= 20:
+        raise argparse.ArgumentTypeError(f"'{text}' must be a width of 2 to 20 inches, such as 3.3in, 8.5cm or 240pt")
+    return inches
+
+
 @verb
 @takes("out", "output folder of a suite; or one with votes.csv alone", folder)
+@takes("--figures", "also in vector form, for a paper: pdf, svg or both", _kinds("pdf", "svg"), ())
+@takes("--width", "of those figures, such as 3.3in, 84mm or 240pt (default 6.2in)", _inches)
+@takes("--tables", "also as files in OUT/tables, for a paper: tex, csv or both", _kinds("tex", "csv"), ())
 def report(args: Namespace) -> None:
     """Write report.html, report.md, results.json and figures from the run folders."""
+    if args.width is not None and not args.figures:
+        raise UserError("--width: is that of the figures for a paper; say which with --figures pdf, svg or pdf,svg")
     suite_dir = SuiteDir(args.out)
     if not suite_dir.suite.is_file() and not suite_dir.votes.is_file():
         raise UserError(f"{suite_dir.suite}: no such file; give the output folder of `replicate grid run`")
+    from replication.report.drawing import WIDTH_INCHES, Vector
     from replication.report.report import write_report, write_votes_report
 
+    console, vector = Console(), Vector(args.figures, args.width or WIDTH_INCHES) if args.figures else None
     if suite_dir.suite.is_file():
-        say(Console(), f"wrote {write_report(suite_dir, load_suite(suite_dir.suite))}")
+        say(console, f"wrote {write_report(suite_dir, load_suite(suite_dir.suite), vector, args.tables)}")
+        for what, path in ((args.figures, suite_dir.figures), (args.tables, suite_dir.tables)):
+            if what:
+                say(console, f"for a paper: {path}{os.sep}*.{{{','.join(what)}}}")
+    elif vector or args.tables:
+        raise UserError(f"{suite_dir.suite}: no such file; --figures and --tables are of a suite's report")
     else:
-        say(Console(), f"no suite.yaml: a report of the votes alone; wrote {write_votes_report(suite_dir)}")
+        say(console, f"no suite.yaml: a report of the votes alone; wrote {write_votes_report(suite_dir)}")
 
 
 @verb

@@ -22,6 +22,7 @@ from replication.report.drawing import (
     ArmStyle,
     Curve,
     Drawing,
+    Vector,
     arm_styles,
     draw_arms,
     empty,
@@ -31,6 +32,7 @@ from replication.report.drawing import (
     of_train,
     of_validation,
     save_png,
+    save_vector,
 )
 from replication.report.effects import factorial_figure, paired_figure, preference_figure
 from replication.report.load import CellData, Floats
@@ -44,10 +46,12 @@ COLUMNS = 400
 """Of a row of heat maps: all seeds of an arm share them."""
 
 
-def draw_figures(cells: Sequence[CellData], results: Results, folder: Path) -> list[Drawn]:
+def draw_figures(
+    cells: Sequence[CellData], results: Results, folder: Path, vector: Vector | None = None
+) -> list[Drawn]:
     """Draw every figure into folder, which is made where it does not exist; returns their words, in the report's order.
 
-    Figures without anything to show say so in the picture.
+    Figures without anything to show say so in the picture. `vector`: how each is also saved for a paper.
     """
     styles = arm_styles(results.suite.arms)
     drawings = [
@@ -65,6 +69,8 @@ def draw_figures(cells: Sequence[CellData], results: Results, folder: Path) -> l
     ]
     for figure, drawn in drawings:
         save_png(figure, folder / drawn.file)
+        if vector:
+            save_vector(figure, folder / drawn.file, vector)
     return [drawn for _, drawn in drawings]
 
 

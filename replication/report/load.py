@@ -30,7 +30,7 @@ NAN = float("nan")
 NOT_READ = ("experts/",)
 """Of a line, what is no column here. The loads of experts are half of it, and for TensorBoard."""
 MANY_CELLS, MOST_READERS = 32, 4
-"""From so many cells on, journals are read by so many processes."""
+"""From so many cells on, journals are read by so many processes, unless the caller asks for fewer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,13 +106,15 @@ class CellData:
         return self.state == "complete"
 
 
-def load_cells(suite_dir: SuiteDir, arms: Sequence[str], seeds: Sequence[int]) -> list[CellData]:
+def load_cells(
+    suite_dir: SuiteDir, arms: Sequence[str], seeds: Sequence[int], readers: int = MOST_READERS
+) -> list[CellData]:
     """Every cell of arms x seeds, seed by seed, those without a folder too. Unreadable files count as missing."""
     places = [(suite_dir.cell(arm, seed), arm, seed) for seed in seeds for arm in arms]
-    if len(places) < MANY_CELLS:
+    if len(places) < MANY_CELLS or readers < 2:
         return [load_cell_files(*place) for place in places]
     context = get_context("forkserver")  # a fork of a process that holds threads may hang
-    with ProcessPoolExecutor(min(MOST_READERS, os.cpu_count() or 1), context) as pool:
+    with ProcessPoolExecutor(min(readers, os.cpu_count() or 1), context) as pool:
         return list(pool.map(load_cell_files, *zip(*places, strict=True), chunksize=4))
 
 

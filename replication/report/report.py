@@ -7,30 +7,38 @@ alone: without a verdict, as no certificate says that the arms may be compared. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from replication.config import AnalysisConfig, SuiteConfig
 from replication.errors import UserError
-from replication.protocol.certificate import certify
-from replication.report.drawing import arm_styles, save_png
+from replication.protocol.certificate import Certificate, certify
+from replication.report.drawing import Vector, arm_styles, save_png
 from replication.report.effects import preference_figure
 from replication.report.figures import draw_figures
-from replication.report.load import CellData, load_cells
+from replication.report.load import MOST_READERS, CellData, load_cells
 from replication.report.page import html, markdown, paragraphs
 from replication.report.preference import NOT_DECIDED, Preference, analyse_votes
 from replication.report.results import FORMAT, Results, compute_results, read_results, write_results
+from replication.report.tables import write_tables
 from replication.report.words import preference_lines, sentences
 from replication.runs.files import read_object, remove_temporaries, write_json, write_text
 from replication.runs.layout import SuiteDir
 from replication.runs.records import from_json, to_json
+from replication.runs.withdrawn import read_withdrawals
 from replication.statistics.format import clean
-from replication.votes.record import read_note, read_panel_record, read_votes
+from replication.votes.record import counted_votes, read_note, read_panel_record
 
 
-def write_report(suite_dir: SuiteDir, suite: SuiteConfig) -> Path:
+def write_report(
+    suite_dir: SuiteDir, suite: SuiteConfig, vector: Vector | None = None, tables: Collection[str] = ()
+) -> Path:
     """Write the report of a suite in whatever state its cells are; returns the path of report.html.
+
+    Args:
+        vector: how figures/ also gets every figure for a paper; none: as pictures alone.
+        tables: of "tex" and "csv", the forms in which DIR/tables gets the report's tables.
 
     Raises UserError where there is no such folder.
     """
@@ -39,7 +47,9 @@ def write_report(suite_dir: SuiteDir, suite: SuiteConfig) -> Path:
     remove_temporaries(suite_dir.root)
     made_from = suite_dir.inputs_sha256(suite_dir.cell(arm, seed) for seed in suite.seeds for arm in suite.arms)
     cells, results = collect(suite_dir, suite)
-    figures = draw_figures(cells, results, suite_dir.figures)
+    figures = draw_figures(cells, results, suite_dir.figures, vector)
+    if tables:
+        write_tables(results, suite_dir.tables, tables)
     write_results(suite_dir.results, replace(results, figures=figures, made_from=made_from))
     return render(suite_dir)
 
@@ -50,17 +60,27 @@ def collect(suite_dir: SuiteDir, suite: SuiteConfig) -> tuple[list[CellData], Re
     Returns the cells, and the results but for the list of figures. Raises UserError where votes.csv holds what no vote
     can, or votes.json is damaged.
     """
-    cells = load_cells(suite_dir, suite.arms, suite.seeds)
+    cells, certificate, results = compute(suite_dir, suite)
+    withdrawn = to_json(read_withdrawals(suite_dir).entries)
+    write_json(suite_dir.certificate, certificate.to_dict() | ({"withdrawn": withdrawn} if withdrawn else {}))
+    return cells, results
+
+
+def compute(
+    suite_dir: SuiteDir, suite: SuiteConfig, readers: int = MOST_READERS
+) -> tuple[list[CellData], Certificate, Results]:
+    """What `collect` returns, and the certificate; nothing is written, and many journals are read by `readers`."""
+    cells = load_cells(suite_dir, suite.arms, suite.seeds, readers)
     logged = {(cell.arm, cell.seed): cell.logged for cell in cells}
     certificate = certify(suite_dir, suite.arms, suite.seeds, logged, suite.analysis.strict_pairs)
     cells = [replace(cell, pooled=cell.seed not in certificate.not_pooled) for cell in cells]
-    write_json(suite_dir.certificate, certificate.to_dict())
-    results = compute_results(suite_dir, suite, cells, certificate, read_votes(suite_dir.votes))
+    results = compute_results(suite_dir, suite, cells, certificate, counted_votes(suite_dir.votes))
     note = read_note(suite_dir.votes_note, suite_dir.votes)
     if note:
         warned = [*results.warnings, note.warning] if note.warning else results.warnings
         results = replace(results, warnings=warned, votes_note=clean(note.to_dict()))
-    return cells, replace(results, verdict=sentences(results), methods=paragraphs("methods.txt.j2", results))
+    told = replace(results, verdict=sentences(results), methods=paragraphs("methods.txt.j2", results))
+    return cells, certificate, told
 
 
 def render(suite_dir: SuiteDir) -> Path:
@@ -97,7 +117,7 @@ def write_votes_report(suite_dir: SuiteDir) -> Path:
     Raises UserError where votes.csv holds what no vote can, no votes, or those on several pairs of arms or of several
     suites.
     """
-    votes = read_votes(suite_dir.votes)
+    votes = counted_votes(suite_dir.votes)
     counts = from_json(_Marginals, read_object(suite_dir.judging / "marginals.json"), lenient=True)
     pairs = {(vote.suite, *sorted((vote.arm_left, vote.arm_right))) for vote in votes}
     if len(pairs) != 1:
