@@ -43,6 +43,8 @@ TABLE = {
         "Let people and models compare completions of two arms, blind; lock; write the votes for the report.",
     ),
     "report": ("report", "Write report.html, report.md, results.json and figures from the run folders."),
+    "archive": ("archive", "Put an output folder into one file; or prove that a file's report follows from its runs."),
+    "prune": ("archive", "Remove from finished cells what only further training needs: optimizer states."),
     "power": (
         "evidence",
         "Say how many seeds, prompts, judges and GPU-hours it takes to find a preference of a given size.",

@@ -34,10 +34,10 @@ from replication.model.transformer import weights_sha256
 from replication.processes.launcher import tethered
 from replication.processes.preemption import Times, record_times
 from replication.runs.files import damage, mark_complete, naming, read_object, remove_tree, sync
-from replication.runs.layout import RunDir, step_of
+from replication.runs.layout import WEIGHTS, RunDir, step_of
 from replication.runs.records import WrongForm, from_json, to_json
 from replication.runs.starts import refuse_other_keys
-from replication.training.host_copy import STATE, WEIGHTS, HostCopy, save_hashed
+from replication.training.host_copy import STATE, HostCopy, save_hashed
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
 from replication.training.phases import during, writing
@@ -79,6 +79,7 @@ class Marker:
     layout: Sharding
     scientific: Mapping[str, Any]
     unlogged_steps: int | None = None  # whose losses the journal does not have yet; older checkpoints do not say
+    pruned_at: str | None = None  # when `replicate prune` left its weights alone
 
 
 class Checkpoints(Callback):

@@ -17,9 +17,9 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from replication.runs.files import FileFacts
+from replication.runs.layout import WEIGHTS
 
 STATE = "trainer.ckpt"
-WEIGHTS = "weights.pt"
 PREFIX = "model."
 """Of the model's parameters, in the LightningModule's state."""
 

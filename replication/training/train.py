@@ -23,7 +23,7 @@ from replication.objectives.callbacks import LayerGain, TokenGain
 from replication.objectives.plugins import NO_FUNCTIONS, Functions, functions_of
 from replication.runs.files import write_text
 from replication.runs.journal import due_validations, journal_gaps, logged_steps, read_journal
-from replication.runs.layout import RunDir, SuiteDir, step_of
+from replication.runs.layout import WEIGHTS, RunDir, SuiteDir, step_of
 from replication.runs.manifest import read_manifest
 from replication.runs.starts import logged_cells, refuse_other_config, refuse_other_data
 from replication.training.checkpoints import (
@@ -64,6 +64,11 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     if first:  # alone: a checkpoint of a large model is tens of GB, and all of it is read
         remove_abandoned(run)  # it takes room that this run needs
         checkpoint, notes = newest_checkpoint(run, config, store.hash)
+        if checkpoint and step_of(checkpoint) < config.training.steps and (at := read_marker(checkpoint).pruned_at):
+            raise UserError(
+                f"{checkpoint}: was pruned to its weights at {at} and cannot be trained further; begin another cell "
+                f"with training.initial_weights={checkpoint / WEIGHTS}, or remove {run.root} to train this one again"
+            )
     if meeting is not None:
         name = meeting.tell("checkpoint", checkpoint.name if checkpoint else "")
         checkpoint = run.checkpoints / name if name else None
