@@ -76,6 +76,8 @@ def endless(config: RunConfig, block_steps: int, arm: str) -> RunConfig:
             f"--block-steps: {block_steps} is no multiple of logging.log_every_steps ({every}), so blocks would differ "
             f"in their log lines; choose a multiple, or add --logging.log_every_steps={block_steps}"
         )
+    if config.plugins:
+        raise UserError("plugins: bench times the built-in gains and scales; leave the plugins out")
     return dataclasses.replace(
         config,
         arm=arm,

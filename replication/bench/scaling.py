@@ -34,7 +34,7 @@ from replication.errors import UserError
 from replication.processes.launcher import adopt_place, run_ranks
 from replication.runs.files import write_text
 from replication.runs.records import read_record, write_record
-from replication.training.environment import prepare_torch
+from replication.training.environment import determinism, prepare_torch
 from replication.training.module import LanguageModel
 from replication.training.ranks import is_first
 
@@ -163,7 +163,7 @@ def train_as_rank(layer: str, out: str, block_steps: int, blocks: int) -> None:
             raise Stopped
 
         trainer, module = silent_trainer(config, folder, block_steps, time_block), LanguageModel(config, END_OF_TEXT)
-        with contextlib.suppress(Stopped):
+        with determinism(config.training.deterministic), contextlib.suppress(Stopped):
             trainer.fit(module, datamodule=TokenDataModule(config, synthetic_store(config)))
     sys.stdout.flush()
     os._exit(0)  # a process group that is torn down aborts now and then, and nothing is left to do

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-import glob
 import hashlib
 import inspect
 import itertools
@@ -89,7 +88,7 @@ def load_run(layers: Sequence[str | Path | Layer] = (), flags: Sequence[str] = (
     Raises UserError: an unknown key, a wrong type, a number out of range or a contradiction, named with its file and
     line; a word that is no flag, or a flag without its value.
     """
-    read = [layer if isinstance(layer, Layer) else _read_config(find_config(layer)) for layer in layers]
+    read = [layer if isinstance(layer, Layer) else read_yaml(find_config(layer)) for layer in layers]
     words = iter(flags)
     for word in words:
         name, equals, value = word.partition("=")
@@ -101,40 +100,14 @@ def load_run(layers: Sequence[str | Path | Layer] = (), flags: Sequence[str] = (
             value = next(words, "--")
             if value.startswith("--"):
                 raise UserError(f"{name}: has no value; write {name}=VALUE")
-        read.append(_read_config(find_config(value)) if name == "--config" else Layer({name[2:]: Plain(value)}, ""))
+        read.append(read_yaml(find_config(value)) if name == "--config" else Layer({name[2:]: Plain(value)}, ""))
     return build(RunConfig, read).check()
-
-
-def _read_config(path: Path, section: str = "") -> Layer:
-    """A file's keys; a path of local data that nothing in the current folder matches is looked for beside the file.
-
-    What an output folder holds is resolved, and stays as it is. `section`: of the file, that has the keys of a run;
-    none: they are its own.
-    """
-    layer = read_yaml(path)
-    if path.name == "config.yaml" or (path.parent / "runs").is_dir():
-        return layer
-    tree = layer.tree.get(section) if section and isinstance(layer.tree, dict) else layer.tree
-    data = tree.get("data") if isinstance(tree, dict) else None
-    sources = data.get("sources") if isinstance(data, dict) else None
-    for source in sources if isinstance(sources, list) else ():
-        if not isinstance(source, dict) or source.get("kind", "text") not in ("text", "jsonl", "parquet"):
-            continue
-        named = str(source.get("path") or "~")
-        beside = path.resolve().parent / named
-        if not named.startswith(("~", "/")) and not _matches(Path(named)) and _matches(beside):
-            source["path"] = str(beside)
-    return layer
-
-
-def _matches(path: Path) -> bool:
-    return path.exists() or any(True for _ in glob.iglob(str(path), recursive=True))
 
 
 def load_suite(name: str | Path) -> SuiteConfig:
     """Read a suite file; raises UserError as load_run does, and where there is no arm or no seed, or no such plugin."""
     path = find_config(name, "suites")
-    layer = _name_own_arms(_read_config(path, "run"), path.resolve().parent)
+    layer = _name_own_arms(read_yaml(path), path.resolve().parent)
     suite = build(SuiteConfig, [layer])
     lines = {key.removeprefix("run."): line for key, line in layer.lines.items() if key.startswith("run.")}
     check_layer(RunConfig, Layer(suite.run, str(path), lines))  # here, where the lines are known
@@ -202,6 +175,10 @@ def plugin_layer(paths: Sequence[str | Path]) -> Layer:
     return Layer({"plugins": files}, "plugins")
 
 
+MAPPINGS = ("plugins", "token_gain.parameters", "layer_gain.parameters")
+"""Keys of a run whose values are mappings of any names."""
+
+
 def inlined(suite: SuiteConfig) -> SuiteConfig:
     """The suite with the keys of its layers in `run`: the same cells, without the layers' files.
 
@@ -210,15 +187,27 @@ def inlined(suite: SuiteConfig) -> SuiteConfig:
     """
     layers = Keys()
     for layer in suite.layers:
-        layers |= _arm_values(_read_config(find_config(layer)))
-    of_arm = {arm: _arm_values(_arm_layer(suite, arm)) for arm in suite.arms}
-    by_arms, own, arms = set().union(*of_arm.values()), _arm_values(Layer(suite.run, "run")), dict(suite.own_arms)
+        layers |= _set_keys(read_yaml(find_config(layer)))
+    of_arm = {arm: _set_keys(_arm_layer(suite, arm)) for arm in suite.arms}
+    by_arms, own, arms = set().union(*of_arm.values()), _set_keys(Layer(suite.run, "run")), dict(suite.own_arms)
     for arm, keys in of_arm.items():
         lacking = {k: v for k, v in layers.items() if k in by_arms and k not in {*keys, *own}}
         if lacking:
             arms[arm] = _nested(keys | lacking)
     run = _nested({key: value for key, value in layers.items() if key not in by_arms} | own)
     return replace(suite, layers=(), run=run, own_arms=arms)
+
+
+def _set_keys(layer: Layer) -> Keys:
+    """The dotted keys that a layer sets; mappings of any keys, which a later layer replaces whole, are one key."""
+    found = Keys()
+    for key, value in _arm_values(layer).items():
+        whole = next((name for name in MAPPINGS if key.startswith(f"{name}.")), None)
+        if whole is None:
+            found[key] = value
+        else:
+            found.setdefault(whole, {})[key.removeprefix(f"{whole}.")] = value
+    return found
 
 
 def _nested(keys: Keys) -> Keys:

@@ -80,8 +80,7 @@ class SourceConfig:
     """Local files, a `datasets.load_dataset` id, or text that every Python carries; python_packages is the source of
     what is installed beside it, which differs between machines."""
     path: str | None = None
-    """File, folder or glob of local files (relative to the current folder, or else to the file that names it), or the
-    hub id."""
+    """File, folder or glob of local files (relative to the current folder), or the hub id."""
     subset: str | None = None
     """Configuration name of a hub data set."""
     split: str = "train"

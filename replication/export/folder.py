@@ -78,7 +78,7 @@ class Evidence:
 
 
 def export_cell(run: RunDir, store: TokenStore, evidence: Evidence, folder: Path) -> tuple[Exported, bool]:
-    """Write the folder of a trained cell; where it is there already, of these weights, leave it.
+    """Write the folder of a trained cell; where it is there already, of these weights, only its card anew.
 
     Returns what export.json says, and whether the folder is new. UserError: the cell is not trained, no class of
     transformers computes its model, the folder holds something else, or what was written computes something else.
@@ -86,10 +86,12 @@ def export_cell(run: RunDir, store: TokenStore, evidence: Evidence, folder: Path
     config, manifest = load_run([run.config]), refuse_untrained(run)
     there, layout = read_record(folder / "export.json", Exported), layout_of(config.model)
     if there is not None and there.weights_sha256 == manifest.final_weights_sha256:
+        write_text(folder / "README.md", _card(config, manifest, evidence, there))  # plan and certificate may be new
         return there, False
     is_ours = there is not None and (there.arm, there.seed) == (config.arm, config.seed)
     if folder.exists() and not is_ours and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: holds something else; name another folder with --to")
+    folder = folder.absolute()
     partial = folder.with_name(f".{folder.name}.part")
     remove_tree(partial)
     partial.mkdir(parents=True)

@@ -173,8 +173,15 @@ def _keep_prompts(suite_dir: SuiteDir, cells: Sequence[Cell]) -> None:
     """Copy prompt files that are not shipped into the folder, so that it can be run again from itself."""
     for name in filter(None, {cell.config.generation.prompts for cell in cells}):
         path = find_prompts(name)
-        if config_root().resolve() not in path.resolve().parents:
-            write_bytes(suite_dir.prompts / path.name, path.read_bytes())
+        copy, text = suite_dir.prompts / path.name, path.read_bytes()
+        if config_root().resolve() in path.resolve().parents or (copy.is_file() and copy.read_bytes() == text):
+            continue
+        if copy.is_file():
+            raise UserError(
+                f"{path}: is not what {copy} holds, a copy made when the folder was begun; restore it, remove the copy "
+                "where no completion was sampled from it, or choose another --out"
+            )
+        write_bytes(copy, text)
 
 
 def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> SuiteConfig | None:

@@ -351,7 +351,8 @@ def _suite_rows(path: Path, root: Path, machine: Machine) -> Iterator[tuple[str,
     for arm in suite.arms:  # each, so that a broken arm file shows
         file = root / "arms" / f"{arm}.yaml"
         here = dataclasses.replace(suite, layers=layers)
-        configs.append(load_cell(here, str(file) if file.is_file() else arm, suite.seeds[0]))
+        known = arm in suite.own_arms or not file.is_file()
+        configs.append(load_cell(here, arm if known else str(file), suite.seeds[0]))
     config = configs[0]
     needs = needs_of(suite, config)
     told = {

@@ -123,7 +123,7 @@ def certify(
     logged: Mapping[tuple[str, int], Logged] | None = None,
     strict: bool = False,
 ) -> Certificate:
-    """Check every seed of a suite. Damaged or edited files make a check fail; nothing is raised for them.
+    """Check every seed of a suite. Damaged or edited files make a check fail; a damaged withdrawn.json alone raises.
 
     Args:
         suite_dir: the output folder; cells that are not there count as missing.

@@ -81,7 +81,7 @@ class PlanStatus:
 def check_plan(
     suite_dir: SuiteDir, suite: SuiteConfig | None = None, votes: Mapping[str, int] | None = None
 ) -> PlanStatus:
-    """Hold a folder against its plan. Files that are damaged, or missing, are deviations; nothing is raised for them.
+    """Hold a folder against its plan. Damaged or missing files are deviations; a damaged withdrawn.json alone raises.
 
     Args:
         suite_dir: the output folder.

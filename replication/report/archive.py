@@ -99,12 +99,12 @@ def check(archive: Path, console: Console | None = None) -> list[str]:
 
 
 def differing(told: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A line for each key whose value is not the same in two flat trees; numbers to within ROUNDING of their size."""
+    """A line for each key whose value is not the same in two flat trees; numbers to within rounding."""
     lines = []
     for key in dict.fromkeys((*told, *now)):
         a, b = told.get(key), now.get(key)
         are_numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (a, b))
-        same = math.isclose(a, b, rel_tol=ROUNDING) if are_numbers else a == b  # type: ignore[arg-type]
+        same = math.isclose(a, b, rel_tol=ROUNDING, abs_tol=ROUNDING**2) if are_numbers else a == b  # type: ignore[arg-type]
         if not same and not key.startswith(NOT_COMPARED):
             lines.append(f"{key}: {a} in the archive, {b} from its files")
     return lines

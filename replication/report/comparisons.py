@@ -218,9 +218,9 @@ def evaluations(
     suite: SuiteConfig, cells: Sequence[CellData], certificate: Certificate
 ) -> tuple[list[QuantityRow], list[str]]:
     """Scores of evaluation.json, compared as every quantity is; and a warning for each that some cells were asked
-    otherwise than the first cell that has it: theirs count as missing."""
+    otherwise than the first cell that has it, of those in the means: theirs count as missing."""
     first: dict[tuple[str, str], Part] = {}
-    for part in (part for cell in cells for part in cell.evaluation):
+    for part in (part for cell in sorted(cells, key=lambda c: not c.pooled) for part in cell.evaluation):
         first.setdefault(part.key, part)
     rows, warned = [], []
     for key, of_first in sorted(first.items(), key=lambda item: KINDS.index(item[0][0])):

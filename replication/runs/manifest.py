@@ -194,9 +194,10 @@ def _git(*words: str, code: int = 0) -> bytes | None:
 def code_patch() -> bytes:
     """The changes of package and configs that no commit holds, for `git apply`, new files too; empty where none are."""
     package = ("replication", "configs")
-    changed = _git("diff", "--binary", "HEAD", "--", *package)
+    diff = ("diff", "--binary", "--no-ext-diff", "--no-color", "--src-prefix=a/", "--dst-prefix=b/")  # whatever is set
+    changed = _git(*diff, "HEAD", "--", *package)
     new = (_git("ls-files", "--others", "--exclude-standard", "-z", "--", *package) or b"").split(b"\0")
-    added = [_git("diff", "--binary", "--no-index", "/dev/null", os.fsdecode(name), code=1) for name in new if name]
+    added = [_git(*diff, "--no-index", "/dev/null", os.fsdecode(name), code=1) for name in new if name]
     return b"".join(part for part in (changed, *added) if part)
 
 

@@ -19,7 +19,9 @@ from replication.errors import UserError
 from replication.protocol.paper import VOTES
 from replication.report.drawing import DPI, FONT_POINTS, MARKERS, WIDTH_INCHES, name_axes, save_png
 from replication.runs.files import write_json, write_text
+from replication.runs.layout import SuiteDir
 from replication.runs.records import read_record
+from replication.runs.withdrawn import read_withdrawals
 from replication.simulation.simulate import Spread, batches, draw_scores, preference_for, vote_pattern
 from replication.statistics.crossed import CrossedDesign, decisive_share_t
 from replication.statistics.format import MISSING, count, markdown_table, percent
@@ -88,7 +90,8 @@ def fit(path: Path) -> Fitted:
     file = path if path.is_file() else path / "votes.csv"
     if not file.is_file():
         raise UserError(f"--votes: {path} holds neither votes.csv nor {VOTE_FILE}; name such a folder or a votes.csv")
-    votes = counted_votes(file)
+    gone = read_withdrawals(SuiteDir(file.parent)).of("seed")
+    votes = [vote for vote in counted_votes(file) if str(vote.seed) not in gone]
     pairs = sorted({tuple(sorted((vote.arm_left, vote.arm_right))) for vote in votes})
     if len(pairs) != 1:
         found = "no votes" if not pairs else f"votes on {len(pairs)} pairs of arms"

@@ -158,7 +158,9 @@ def _complaint(config: RunConfig, run: RunDir, needs: StateNeeds, free_gib: floa
     device_gib = needs.device_gib + (0.0 if uses_gpu(config) else host_gib)  # where the CPU trains, one memory is both
     if not uses_gpu(config):
         host_gib = device_gib
-    if host_gib > free_host_gib(config):
+    # of a node's memory each process has a share, but a copy for checkpoints only the first one
+    shares = config.cluster.devices if uses_gpu(config) and not is_zero(config) else 1
+    if host_gib > free_host_gib(config) * shares:
         return (
             f"cluster.strategy: {where} keeps {gib(host_gib)} in the CPU memory of rank {rank()}, which has "
             f"{gib(free_host_gib(config))} free; take more nodes or a higher ZeRO stage, or raise "

@@ -159,7 +159,7 @@ def start_manifest(
     )
     if machine.git.dirty and (patch := code_patch()):
         write_bytes(run.patch, patch)
-    else:
+    elif not any(start.git.dirty for start in earlier.starts):  # else it is of the code that they ran
         run.patch.unlink(missing_ok=True)
     write_manifest(run, manifest)
 

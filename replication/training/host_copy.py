@@ -27,8 +27,9 @@ PREFIX = "model."
 class HostCopy(TorchCheckpointIO):
     """Lightning's way to a checkpoint and back: a save copies to the host, and `write` writes what was copied.
 
-    The buffers of one save are taken again by the next: as many bytes of host memory as the state has, pinned where it
-    is on a GPU, so that the copy runs at the speed of the bus. `write` must have ended before the next save.
+    The buffers of one save are taken again by the next: as many bytes of host memory as the state has. Where it is on a
+    GPU they are pinned, so that the copy runs at the speed of the bus, and torch rounds each up to a power of two.
+    `write` must have ended before the next save.
     """
 
     def __init__(self) -> None:
@@ -47,8 +48,9 @@ class HostCopy(TorchCheckpointIO):
             self._buffers.append(buffer.copy_(tensor, non_blocking=True))
             return buffer
 
-        once = {tensor.data_ptr(): name for name, tensor in reversed(checkpoint["state_dict"].items())}
-        state = {name: checkpoint["state_dict"][name] for name in sorted(once.values())}  # a tied weight counts once
+        found = checkpoint["state_dict"]
+        once = {(t.data_ptr() if t.numel() else name, t.shape): name for name, t in reversed(found.items())}
+        state = {name: found[name] for name in sorted(once.values())}  # a tied weight counts once
         self._held = apply_to_collection(checkpoint | {"state_dict": state}, Tensor, copy)
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()

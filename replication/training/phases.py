@@ -76,8 +76,10 @@ def during(phase: str) -> Iterator[None]:
     """Say it for the time of the block, then what was said before."""
     before = _now
     enter(phase, before.step, before.micro_batch)
-    yield
-    enter(before.phase, before.step, before.micro_batch)
+    try:
+        yield
+    finally:
+        enter(before.phase, before.step, before.micro_batch)
 
 
 @contextmanager
@@ -85,6 +87,8 @@ def writing() -> Iterator[None]:
     """Say that a checkpoint is written for the time of the block, from any thread."""
     if _board is not None:
         _board.write_writing(_now.rank, True)
-    yield
-    if _board is not None:
-        _board.write_writing(_now.rank, False)
+    try:
+        yield
+    finally:
+        if _board is not None:
+            _board.write_writing(_now.rank, False)

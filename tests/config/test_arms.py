@@ -8,6 +8,7 @@ import pytest
 
 from replication.cli.main import main
 from replication.config import declared_keys, inlined, load_cell, load_suite, scientific_hash, to_dict, to_yaml
+from replication.errors import UserError
 from replication.grid.cells import claim_folder, load_cells
 from replication.runs.layout import SuiteDir
 
@@ -108,3 +109,28 @@ def test_mistakes_are_one_line(tmp_path, capsys, arms, said):
     assert main(["grid", "plan", str(suite_of(tmp_path, arms))]) == 2
     error = capsys.readouterr().err
     assert said in error and len(error.splitlines()) == 1
+
+
+def test_a_mapping_that_a_later_layer_replaces_is_replaced_in_the_saved_suite_too(tmp_path):
+    (tmp_path / "plugin.py").write_text("")
+    (tmp_path / "layer.yaml").write_text("token_gain: {function: hard, parameters: {power: 0.25}}\n")
+    own = "{name: mine, token_gain: {enabled: true, function: hard, parameters: {k: 3.0}}}"
+    path = suite_of(tmp_path, f"[baseline, {own}]\nplugins: [plugin.py]")
+    path.write_text(path.read_text().replace("cluster/cpu.yaml]", f"cluster/cpu.yaml, {tmp_path}/layer.yaml]"))
+    suite = load_suite(path)
+    for whole in (suite, inlined(suite)):
+        assert load_cell(whole, "mine", 1).token_gain.parameters == {"k": 3.0}
+        assert load_cell(whole, "baseline", 1).token_gain.parameters == {"power": 0.25}
+
+
+def test_prompts_that_were_edited_since_are_refused(tmp_path):
+    prompts = tmp_path / "mine.json"
+    prompts.write_text('[{"id": "a", "category": "b", "prompt": "c"}]')
+    suite = load_suite(suite_of(tmp_path, "[baseline, both]"))
+    suite_dir = SuiteDir(tmp_path / "out")
+    cells = load_cells(suite, suite_dir, [f"--generation.prompts={prompts}"])
+    claim_folder(suite, suite_dir, cells)
+    claim_folder(suite, suite_dir, cells)
+    prompts.write_text('[{"id": "a", "category": "b", "prompt": "another"}]')
+    with pytest.raises(UserError, match=r"mine\.json: is not what .*prompts/mine\.json holds"):
+        claim_folder(suite, suite_dir, cells)

@@ -149,31 +149,6 @@ def test_a_suite_without_its_layers_has_the_same_cells(name: str) -> None:
     assert all(load_cell(whole, arm, 1) == load_cell(suite, arm, 1) for arm in suite.arms)
 
 
-def test_data_are_found_beside_the_file_that_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine/texts").mkdir(parents=True)
-    (tmp_path / "mine/texts/a.txt").write_text("a")
-    source = "{name: own, path: 'texts/*.txt'}"
-    (tmp_path / "mine/layer.yaml").write_text(f"data:\n  sources: [{source}]\n")
-    (tmp_path / "mine/suite.yaml").write_text(
-        "name: x\narms: [baseline]\nseeds: [1]\nlayers: [layer.yaml, cluster/cpu.yaml]\n"
-    )
-    (tmp_path / "mine/own.yaml").write_text(
-        f"name: x\narms: [baseline]\nseeds: [1]\nrun: {{data: {{sources: [{source}]}}}}\n"
-    )
-
-    def path_of(name: str) -> str | None:
-        suite = load_suite(name)
-        config = load_cell(suite, "baseline", 1)
-        assert load_cell(inlined(suite), "baseline", 1) == config
-        return config.data.sources[0].path
-
-    for name in ("suite.yaml", "own.yaml"):
-        monkeypatch.chdir(tmp_path)
-        assert path_of(f"mine/{name}") == str(tmp_path / "mine/texts/*.txt")
-        monkeypatch.chdir(tmp_path / "mine")
-        assert path_of(name) == "texts/*.txt", "what the current folder has comes first, and stays as it is written"
-
-
 @pytest.mark.slow
 def test_how_to_reproduce_works_as_printed_from_the_folder_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -222,6 +197,8 @@ def test_changes_that_no_commit_holds_are_kept(tmp_path: Path, monkeypatch: pyte
     (checkout / "replication/a.py").write_text("x = 2\n")
     (checkout / "configs/new arm.yaml").write_text("arm: new\n")
     (checkout / "notes.txt").write_text("not the code's")
+    for setting in (["diff.external", "echo"], ["color.ui", "always"], ["diff.noprefix", "true"]):  # a user's taste
+        subprocess.run([*git, "config", *setting], check=True)
     patch = manifest.code_patch()
     assert manifest.git_state().dirty is True and b"notes.txt" not in patch
     subprocess.run([*git, "stash", "-q", "-u"], check=True)

@@ -13,6 +13,7 @@ from replication.cli.main import main
 from replication.config import SuiteConfig
 from replication.runs.files import read_json
 from replication.runs.layout import SuiteDir
+from replication.simulation.power import fit
 from replication.votes.record import Vote, votes_text
 
 
@@ -47,7 +48,7 @@ def test_a_withdrawn_seed_is_in_no_statistic_and_on_the_page(
 
 
 def test_a_withdrawn_judge_votes_no_more(
-    built: tuple[SuiteDir, SuiteConfig], capsys: pytest.CaptureFixture[str]
+    built: tuple[SuiteDir, SuiteConfig], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite_dir, suite = built
     votes = [
@@ -65,6 +66,11 @@ def test_a_withdrawn_judge_votes_no_more(
     frame = Study(suite_dir.root).votes()
     assert len(frame) == 12 and set(frame[frame.withdrawn].judge_id) == {"bob"}
     assert read_json(suite_dir.certificate)["withdrawn"][0]["name"] == "bob"
+    assert fit(suite_dir.root).source == str(suite_dir.votes)
+    for seed in (1, 2):
+        assert main(["grid", "withdraw", str(suite_dir.root), "--seed", str(seed), "--why", "why"]) == 0
+    monkeypatch.setattr("replication.simulation.power.fit_ballots", lambda ballots, source: len(ballots))
+    assert fit(suite_dir.root) == 2, "nor is it in what a power calculation learns from a pilot"
     capsys.readouterr()
     assert main(["judge", "withdraw", str(suite_dir.root), "bob", "--why", "again"]) == 2
     assert "judge bob is withdrawn at" in capsys.readouterr().err
