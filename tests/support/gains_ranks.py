@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))  # launch/install.sh takes a script's folder off the path
 # of deepspeed, which asks for its launcher's variables also where the process group stands
 os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": sys.argv[2], "LOCAL_RANK": sys.argv[2], "WORLD_SIZE": "2"}
 
