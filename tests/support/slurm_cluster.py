@@ -205,9 +205,10 @@ class SlurmCluster:
         if time.monotonic() < self._waits_ended + 4:
             return
         self._waits_ended = time.monotonic()
-        for line in self.run("squeue", "--array", "-h", "-t", "PENDING", "-o", "%i %r").splitlines():
-            id, reason = line.split(maxsplit=1)
-            if reason == "BeginTime":
+        for line in self.run("squeue", "--array", "-h", "-t", "PENDING", "-o", "%i %A %r").splitlines():
+            id, plain_id, reason = line.split(maxsplit=2)
+            # before its last life is over, the end of that one would be taken for the end of the next
+            if reason == "BeginTime" and not any(f"_{plain_id}." in step.name for step in self.steps()):
                 self.run("scontrol", "update", f"JobId={id}", "StartTime=now")
 
     def drain(self, seconds: float = 600) -> None:
