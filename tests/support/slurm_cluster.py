@@ -96,6 +96,7 @@ class SlurmCluster:
         self.environment = os.environ | {"SLURM_CONF": str(root / "slurm.conf"), "PATH": PATH}
         self._daemons: list[subprocess.Popen[bytes]] = []
         self._waits_ended = 0.0
+        self._waiting: set[str] = set()  # jobs that the last call found held back
 
     def start(self) -> None:
         """Write the configuration, start the daemons, wait until both nodes are idle."""
@@ -200,16 +201,17 @@ class SlurmCluster:
     def end_waits(self) -> None:
         """Let requeued jobs start now: SLURM holds them back for two minutes.
 
-        At most every few seconds: each time puts the job off to the scheduler's next round.
+        At most every few seconds: each time puts the job off to the scheduler's next round. And not before a job was
+        waiting the time before too: a node refuses one that starts in the second in which its last life ended.
         """
         if time.monotonic() < self._waits_ended + 4:
             return
         self._waits_ended = time.monotonic()
-        for line in self.run("squeue", "--array", "-h", "-t", "PENDING", "-o", "%i %A %r").splitlines():
-            id, plain_id, reason = line.split(maxsplit=2)
-            # before its last life is over, the end of that one would be taken for the end of the next
-            if reason == "BeginTime" and not any(f"_{plain_id}." in step.name for step in self.steps()):
-                self.run("scontrol", "update", f"JobId={id}", "StartTime=now")
+        lines = self.run("squeue", "--array", "-h", "-t", "PENDING", "-o", "%i %r").splitlines()
+        waiting = {id for id, reason in (line.split(maxsplit=1) for line in lines) if reason == "BeginTime"}
+        for id in waiting & self._waiting:
+            self.run("scontrol", "update", f"JobId={id}", "StartTime=now")
+        self._waiting = waiting
 
     def drain(self, seconds: float = 600) -> None:
         """Wait until the queue is empty."""
