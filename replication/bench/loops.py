@@ -6,8 +6,6 @@ Lightning, transformers and LitGPT do not hand control back after some steps. So
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -28,7 +26,7 @@ from replication.data.store import Int64, TokenStore
 from replication.model.transformer import Transformer, initialise
 from replication.objectives.token_gain import group_objective
 from replication.runs.manifest import package_versions
-from replication.training.environment import cpu_name, prepare_torch
+from replication.training.environment import cpu_name, prepare_torch, set_malloc
 from replication.training.module import inputs_and_targets
 from replication.training.optimizers import build_optimizer, build_schedule
 
@@ -67,8 +65,7 @@ def prepare(config: RunConfig) -> None:
     the first thread.
     """
     prepare_torch(config)
-    with contextlib.suppress(AttributeError, OSError):  # there is no such setting here
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+    set_malloc(M_ARENA_MAX, 1)
 
 
 class Stopped(BaseException):

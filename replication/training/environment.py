@@ -67,10 +67,14 @@ def prepare_torch(config: RunConfig) -> None:
 def keep_freed_memory() -> None:
     """Let glibc keep tensors of up to 32 MiB that were freed, for the next step: it hands them back to the system, and
     a seventh of a small model's time on a CPU is spent on being given them again, page by page."""
+    set_malloc(M_MMAP_THRESHOLD, 32 << 20)
+    set_malloc(M_TRIM_THRESHOLD, (2 << 30) - 1)
+
+
+def set_malloc(option: int, value: int) -> None:
+    """Set an option of glibc's malloc (mallopt(3)); elsewhere nothing."""
     with suppress(AttributeError, OSError):  # there is no such setting here
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(M_TRIM_THRESHOLD, (2 << 30) - 1)
+        ctypes.CDLL(None).mallopt(option, value)
 
 
 @contextmanager

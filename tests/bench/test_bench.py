@@ -8,6 +8,7 @@ import io
 import json
 import platform
 import resource
+import statistics
 import threading
 import weakref
 
@@ -461,10 +462,10 @@ def test_a_step_on_a_cpu_takes_no_new_memory_from_the_system():
         2,
     )
     prepare(config)
-    product = Product(config, 2)
-    for _ in range(3):
+    product, taken = Product(config, 2), []
+    for _ in range(9):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         product.block()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    product.block()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2000
+        taken.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert statistics.median(taken) < 100, "now and then the heap grows by a piece"
     product.close()
