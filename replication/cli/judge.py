@@ -114,7 +114,9 @@ def prepare(args: Namespace) -> None:
     from replication.judging.database import Database
     from replication.judging.folder import PanelFolder
     from replication.judging.panel import PanelOptions, create_panel
+    from replication.judging.store import Store
     from replication.runs.layout import SuiteDir
+    from replication.runs.ledger import append
 
     console, folder = _console(), PanelFolder(args.dir, SuiteDir(args.dir).judging)
     if args.file is None and not args.dir.is_dir():
@@ -141,6 +143,8 @@ def prepare(args: Namespace) -> None:
     sources = (chosen.suite, chosen.completions, chosen.arms)
     tokens = create_panel(database, folder.sealed, *sources, options, keep=folder.keep_tokens)
     folder.write_facts(database, options, is_named=bool(args.database))
+    about = Store(database).panel()
+    append(folder.suite, "panel", panel_id=about.panel_id, key_sha256=about.key_sha256)
     for line in deviations(chosen, options.judges, options.votes_per_judge):
         _warn(console, line)
     more = [plural(n, one) for n, one in ((options.n_repeats, "repeat"), (options.attention, "attention item")) if n]
@@ -328,6 +332,7 @@ def lock(args: Namespace) -> None:
     from replication.judging.progress import fill
     from replication.judging.record import check_record, check_votes_file, write_votes_record
     from replication.judging.store import Store
+    from replication.runs.ledger import append
 
     console, early = _console(), (args.early or "").strip()
     if args.early is not None and not early:
@@ -352,6 +357,8 @@ def lock(args: Namespace) -> None:
         _warn(console, f"the panel is locked already, since {utc(panel.locked_at)} UTC: the reason is not taken")
     lock_panel(database, folder.sealed, early, check_record)
     note = write_votes_record(folder, database, rules)
+    facts = {"panel_id": note.panel_id, "key_sha256": note.key_sha256, "votes_sha256": note.votes_sha256}
+    append(folder.suite, "lock", **facts, early=note.locked_early_because)
     counts = f"{note.n_votes} first votes of {note.n_judges} judges, {note.n_repeats} repeats"
     _fact(console, "votes", f"{folder.suite.votes}: {counts}")
     _fact(console, "SHA-256", note.votes_sha256)

@@ -16,7 +16,7 @@ from replication.config import RunConfig
 from replication.console import say
 from replication.errors import UserError, is_lost_peer
 from replication.processes.preemption import Preempted, stop_requested
-from replication.runs.failures import record_failure
+from replication.runs.failures import clear_failure, record_failure
 from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.manifest import mark_cell_complete, refuse_untrained
 from replication.runs.starts import refuse_other_config
@@ -53,7 +53,7 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
         if stage == "generate":
             refuse_untrained(run)  # here, where the error of its training stays
         if first:
-            run.failed.unlink(missing_ok=True)
+            clear_failure(run)
         try:
             store = TokenStore.open(suite_dir.data_folder(config.data.dir))
             check_before_training(config, store)

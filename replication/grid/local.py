@@ -19,7 +19,7 @@ from replication.errors import UserError
 from replication.grid.cells import Cell, places
 from replication.processes.launcher import end
 from replication.processes.preemption import PREEMPTED
-from replication.runs.failures import last_line, read_failure, record_failure
+from replication.runs.failures import clear_failure, last_line, read_failure, record_failure
 from replication.runs.files import read_object
 from replication.runs.journal import read_tail
 from replication.runs.layout import SuiteDir
@@ -83,7 +83,7 @@ def run_cells(cells: Sequence[Cell], suite_dir: SuiteDir, jobs: int, console: Co
 def _start(cell: Cell, suite_dir: SuiteDir, bars: Progress) -> _Running:
     command = [sys.executable, "-P", "-m", "replication", "train", "--config", str(cell.run.config)]
     command += ["--out", str(suite_dir.root)]
-    cell.run.failed.unlink(missing_ok=True)
+    clear_failure(cell.run)
     threads = cell.config.cluster.threads
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     with open(cell.run.log, "ab") as log:

@@ -36,6 +36,7 @@ from replication.grid.submissions import (
     submissions,
 )
 from replication.processes.preemption import grace_seconds_needed
+from replication.runs.failures import clear_failure
 from replication.runs.files import hold_lock, read_json, remove_tree, write_json, write_text
 from replication.runs.layout import SuiteDir, name_cells
 from replication.runs.manifest import is_trained
@@ -103,7 +104,7 @@ def _jobs(grid: Grid, begun: Mapping[str, LoggedCell], console: Console, dry: bo
     if not dry:
         make_ready(grid, wanted, begun, console)
         for cell in wanted:  # what it failed of before says nothing of what is submitted now
-            cell.run.failed.unlink(missing_ok=True)
+            clear_failure(cell.run)
     waiting, name = still_queued(earlier, queue), re.sub(r"[^A-Za-z0-9_-]+", "-", grid.suite.name)
     return plan_jobs(
         # the names of all jobs of an output folder, and of no other folder's, begin alike

@@ -35,6 +35,7 @@ from replication.errors import UserError
 from replication.protocol.questions import Question, exclusions, questions
 from replication.runs.files import file_sha256, read_json, write_bytes, write_json, write_text
 from replication.runs.layout import RunDir, SuiteDir
+from replication.runs.ledger import append
 from replication.runs.manifest import Git, PlanStamp, git_state
 from replication.runs.records import WrongForm, from_json
 from replication.runs.starts import has_logged, logged_cells
@@ -231,6 +232,7 @@ def register(
     sha256, now, git = plan_hash(to_dict(plan)), timestamp(), git_state()
     began = tuple(logged_cells(suite_dir.runs))  # last: a cell that logs meanwhile began before the plan was there
     record = Preregistration(plan, sha256, now, git, began, amend if history else None, history)
+    append(suite_dir, "amendment" if history else "registration", sha256=sha256, frozen_at=now, amends=record.amends)
     write_json(suite_dir.plan, to_dict(record))  # first: a folder with a page and no plan is somebody else's
     write_text(suite_dir.plan_md, markdown(record))
     return Registered(record, is_new=True)
@@ -238,9 +240,8 @@ def register(
 
 def plan_stamp(run: RunDir) -> PlanStamp | None:
     """The stamp of the plan in a cell's output folder; None where it lies in none, or nothing is registered."""
-    if run.root.parent.parent.name != "runs":
-        return None
-    record = read_plan(SuiteDir(run.root.parent.parent.parent))
+    suite_dir = SuiteDir.around(run)
+    record = read_plan(suite_dir) if suite_dir else None
     return None if record is None else PlanStamp(sha256=record.sha256, frozen_at=record.frozen_at)
 
 

@@ -30,7 +30,7 @@ from replication.runs.files import damage, naming, narrowed_marker, read_object
 from replication.runs.layout import WEIGHTS, RunDir, SuiteDir
 
 KINDS = {".tar.zst": "zstd", ".tar.xz": "xz", ".tar.gz": "gz", ".tar": ""}
-TOP_FILES = (".yaml", ".json", ".md", ".html", ".csv")
+TOP_FILES = (".yaml", ".json", ".jsonl", ".md", ".html", ".csv")
 FOLDERS = ("data", "prompts", "plugins", "figures", "tables")
 NOT_COMPARED = ("made_from", "reproduce", "figures")
 """Of results.json: a hash of the files, commands, and the names of pictures."""

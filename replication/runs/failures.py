@@ -12,6 +12,7 @@ from replication.errors import Diverged, UserError
 from replication.runs.files import read_object
 from replication.runs.journal import read_tail
 from replication.runs.layout import RunDir
+from replication.runs.ledger import append_of_cell
 from replication.runs.records import from_json, write_record
 
 _ERROR = r"error: |Error: |: Killed|ended by SIG"
@@ -55,6 +56,13 @@ def read_failure(run: RunDir) -> Failure | None:
         found = Failure(str(error))
     lines = found.error.strip().splitlines() or ["no error was recorded; see log.txt"]
     return replace(found, error=lines[0][:500])
+
+
+def clear_failure(run: RunDir) -> None:
+    """Remove FAILED before another attempt, of which the ledger keeps what it said."""
+    if failure := read_failure(run):
+        append_of_cell(run, "retry", error=failure.error, diverged=failure.diverged, step=failure.step)
+        run.failed.unlink(missing_ok=True)
 
 
 def first_error(log: Path, n_bytes: int = 65536) -> str:

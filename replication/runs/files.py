@@ -220,21 +220,22 @@ HELD = (errno.EAGAIN, errno.EACCES)  # answers where another process has the loc
 
 
 @contextmanager
-def hold_lock(folder: Path, message: str, name: str = ".lock") -> Iterator[None]:
-    """Hold a folder for one process, by the file `name` in it.
+def hold_lock(folder: Path, message: str, name: str = ".lock", seconds: float = 1.0) -> Iterator[None]:
+    """Hold a folder for one process, by the file `name` in it, for which others are waited so many seconds.
 
     Raises UserError where another live process holds it, which says `message`, or where its file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / name, "ab+") as file:
-        for attempt in range(20):  # a status table probes the lock for an instant; a run holds it
+        deadline = time.monotonic() + seconds
+        while True:  # a status table probes the lock for an instant; a run holds it
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError as error:
                 if error.errno not in HELD:
                     raise UserError(without_locks(folder, error)) from None
-                if attempt == 19:
+                if time.monotonic() >= deadline:
                     raise UserError(f"{folder}: {message}") from None
                 time.sleep(0.05)
         yield

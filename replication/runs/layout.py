@@ -100,6 +100,7 @@ class SuiteDir:
     suite = _Inside("suite.yaml")
     plan = _Inside("plan.json")  # the frozen analysis plan; see replication.protocol.preregistration
     plan_md = _Inside("plan.md")
+    ledger = _Inside("ledger.jsonl")  # what was done to the folder, in order; see runs/ledger.py
     plugins = _Inside("plugins")  # copies of the files with gains and scales; see objectives/plugins.py
     data = _Inside("data")
     prompts = _Inside("prompts")  # prompt files that the package does not ship
@@ -123,6 +124,11 @@ class SuiteDir:
     def of(cls, run: RunDir) -> SuiteDir:
         """The output folder that a cell lies in."""
         return cls(run.root.parent.parent.parent)
+
+    @classmethod
+    def around(cls, run: RunDir) -> SuiteDir | None:
+        """As `of`; None where a cell lies in no output folder."""
+        return cls.of(run) if run.root.parent.parent.name == "runs" else None
 
     def cell(self, arm: str, seed: int) -> RunDir:
         return RunDir(self.runs / arm / f"seed-{seed}")

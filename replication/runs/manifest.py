@@ -22,6 +22,7 @@ from replication.config import RunConfig, scientific_hash
 from replication.errors import UserError
 from replication.runs.files import file_sha256, read_object, sync, write_json
 from replication.runs.layout import KEPT, RunDir
+from replication.runs.ledger import append_of_cell
 from replication.runs.records import from_json, to_json
 
 SCHEMA = 2
@@ -95,6 +96,7 @@ class Start(Environment):
     plan: PlanStamp | None = None
     strategy: Mapping[str, Any] = field(default_factory=dict)
     """Sharding of the state: strategy, world_size, offload_optimizer."""
+    ledger: str | None = None  # hash of the ledger's last line by then; "": it had none; None: not recorded
     machine: Mapping[str, Any] | None = None  # what may change a rounding (training/environment.py); old ones have none
 
 
@@ -259,4 +261,7 @@ def mark_cell_complete(config: RunConfig, run: RunDir) -> None:
     manifest = read_manifest(run) or Manifest()
     sync(run.metrics)  # manifest, checkpoints and samples.jsonl were, when they were written
     marker = {"config_hash": scientific_hash(config), **{k: getattr(manifest, k) for k in (*KEPT, "finished_at")}}
-    write_json(run.complete, marker | {"journal_sha256": file_sha256(run.metrics)})
+    marker["journal_sha256"] = file_sha256(run.metrics)
+    of_weights = manifest.final_weights_sha256
+    append_of_cell(run, "complete", journal_sha256=marker["journal_sha256"], final_weights_sha256=of_weights)
+    write_json(run.complete, marker)

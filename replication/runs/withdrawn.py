@@ -8,6 +8,7 @@ from typing import Literal
 from replication.console import timestamp
 from replication.errors import UserError
 from replication.runs.layout import SuiteDir
+from replication.runs.ledger import append
 from replication.runs.records import read_record, write_record
 
 Kind = Literal["seed", "judge"]
@@ -48,4 +49,5 @@ def withdraw(suite_dir: SuiteDir, kind: Kind, name: str, why: str) -> None:
         raise UserError("--why: is empty; the report quotes the reason, so give one")
     if name in there.of(kind):
         raise UserError(f"{suite_dir.withdrawn}: {kind} {name} is {there.of(kind)[name]}")
+    append(suite_dir, "withdrawal", kind=kind, name=name, why=why)
     write_record(suite_dir.withdrawn, Withdrawals((*there.entries, Withdrawal(kind, name, why, timestamp()))))

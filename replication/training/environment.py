@@ -27,6 +27,7 @@ from replication.protocol.preregistration import first_stamp, plan_stamp
 from replication.runs.files import write_bytes
 from replication.runs.journal import read_journal
 from replication.runs.layout import RunDir, SuiteDir
+from replication.runs.ledger import append_of_cell, read_ledger
 from replication.runs.manifest import (
     Data,
     Environment,
@@ -138,7 +139,17 @@ def start_manifest(
         keys = tuple(sorted(declared_keys(suite) if suite and of_suite else arm_keys(config.arm)))
     machine, plan, cut = describe_machine(), plan_stamp(run), arithmetic(config)
     sharding = vars(Sharding.of_run(config))
-    here = Start(at=timestamp(), step=step, plan=plan, strategy=sharding, machine=cut, **vars(machine))
+    suite_dir = SuiteDir.around(run)
+    ledger = read_ledger(suite_dir) if suite_dir else None
+    here = Start(
+        at=timestamp(),
+        step=step,
+        plan=plan,
+        strategy=sharding,
+        ledger=ledger.head if ledger else None,
+        machine=cut,
+        **vars(machine),
+    )
     changed = [changes(code_of(earlier), code_facts(here)), changes(machine_of(earlier, None), cut)]
     if step and any(changed):
         said = ", ".join(filter(None, changed))
@@ -166,6 +177,10 @@ def start_manifest(
     elif not any(start.git.dirty for start in earlier.starts):  # else it is of the code that they ran
         run.patch.unlink(missing_ok=True)
     write_manifest(run, manifest)
+    name = f"{config.arm}/seed-{config.seed}"
+    if ledger and earlier.started_at is None and any(entry.cell == name for entry in ledger.of("start")):
+        append_of_cell(run, "removal")  # of the folder, of which nobody told us
+    append_of_cell(run, "start", started_at=here.at, step=step)  # last: one that the manifest lacks was removed
 
 
 def finish_manifest(config: RunConfig, run: RunDir) -> None:

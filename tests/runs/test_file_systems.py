@@ -38,7 +38,7 @@ def suite_dir(built: tuple[SuiteDir, SuiteConfig], tmp_path: Path) -> SuiteDir:
 
 
 def hidden(folder: Path) -> list[str]:
-    return [p.name for p in folder.rglob(".*") if p.name not in (".lock", ".submit.lock")]
+    return [p.name for p in folder.rglob(".*") if p.name not in (".lock", ".submit.lock", ".ledger.lock")]
 
 
 def fail(code: int):
