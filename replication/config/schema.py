@@ -470,6 +470,8 @@ class AnalysisConfig:
     """Validations in the mean of late_val_loss, counted from the end."""
     margin_nats: Positive = 0.02
     """Margin of equivalence of the loss, in nats, on either side of zero."""
+    margin_reason: str | None = field(default=None, metadata={NEUTRAL_SINCE: "0.2.0"})
+    """Why a difference of the margin does not matter, and a larger one would; the report quotes it."""
     alpha: Annotated[float, Range("(0, 0.5)")] = 0.05
     """Level of each test: two-sided for differences, and of each of the two one-sided tests of equivalence (so their
     interval is one of 1 - 2 alpha)."""

@@ -115,6 +115,8 @@ def check_plan(
         was = record.sha256[:16]
         deviations.append(f"plan.json was edited after it was registered: it hashes to {now[:16]}, then to {was}")
     late_amendments, notes = _amendments(suite_dir, record)
+    if plan.analysis.margin_reason is None:
+        notes.append(f"No reason was registered for the margin of {plan.analysis.margin_nats:g} nats.")
     deviations += late_amendments
     if unplanned:
         deviations.append(f"cells that started before the plan was registered: {name_cells(unplanned)}")

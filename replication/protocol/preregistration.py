@@ -34,6 +34,7 @@ from replication.data.prompts import find_prompts
 from replication.errors import UserError
 from replication.protocol.questions import Question, exclusions, questions
 from replication.runs.files import file_sha256, read_json, write_bytes, write_json, write_text
+from replication.runs.journal import due_validations
 from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.ledger import append
 from replication.runs.manifest import Git, PlanStamp, git_state
@@ -229,6 +230,7 @@ def register(
         write_bytes(kept, suite_dir.plan.read_bytes())
         entry = EarlierPlan(kept.name, earlier.sha256, earlier.frozen_at, earlier.began_before, earlier.amends)
         history = (*earlier.history, entry)
+    refuse_early_window(plan)
     sha256, now, git = plan_hash(to_dict(plan)), timestamp(), git_state()
     began = tuple(logged_cells(suite_dir.runs))  # last: a cell that logs meanwhile began before the plan was there
     record = Preregistration(plan, sha256, now, git, began, amend if history else None, history)
@@ -236,6 +238,23 @@ def register(
     write_json(suite_dir.plan, to_dict(record))  # first: a folder with a page and no plan is somebody else's
     write_text(suite_dir.plan_md, markdown(record))
     return Registered(record, is_new=True)
+
+
+def refuse_early_window(plan: Plan) -> None:
+    """Raise UserError where the late mean would begin before the last half of training: an average of most of the run
+    says little of what was reached."""
+    keys = plan.settings.shared
+    steps, every, k = keys.get("training.steps"), keys.get("validation.every_steps"), plan.analysis.late_validations
+    if plan.analysis.loss != "late_val_loss" or not isinstance(steps, int) or not isinstance(every, int):
+        return
+    at = sorted(due_validations(steps, every))
+    if at[-k:][0] < steps / 2:
+        fits = sum(step >= steps / 2 for step in at)
+        raise UserError(
+            f"analysis.late_validations: the mean of the last {k} validations begins at step {at[-k:][0]} of {steps}, "
+            f"before the last half of training; set it to {fits}, or validation.every_steps to "
+            f"{max(1, steps // (2 * k))}"
+        )
 
 
 def plan_stamp(run: RunDir) -> PlanStamp | None:

@@ -61,16 +61,19 @@ def quantities(late_validations: int) -> tuple[Quantity, ...]:
         """At the cell's last step: a validation of an earlier one is not the final one."""
         return lambda cell: cell.validation.last(tag) if cell.step in cell.validation.steps[-1:] else NAN
 
-    def late(cell: CellData) -> float:
-        return late_mean(cell.validation.column("val/loss_nats"), late_validations).value
+    def late(tag: str) -> Callable[[CellData], float]:
+        return lambda cell: late_mean(cell.validation.column(tag), late_validations).value
 
     def grad_norm(cell: CellData) -> float:
         return last_share_mean(cell.per_step.get("train/grad_norm", np.empty(0)), LATE_STEP_SHARE).value
 
+    unsmoothed, plain = "val/loss_unsmoothed_nats", "Validation loss without label smoothing"
     histogram, predictive = "val/entropy_predicted_tokens_nats", "val/entropy_predictive_nats"
     return (
         Quantity("final_val_loss", "Validation loss at the last step", "nats", final("val/loss_nats")),
-        Quantity("late_val_loss", "Validation loss, late mean", "nats", late),
+        Quantity("late_val_loss", "Validation loss, late mean", "nats", late("val/loss_nats")),
+        Quantity("final_val_loss_unsmoothed", f"{plain}, at the last step", "nats", final(unsmoothed)),
+        Quantity("late_val_loss_unsmoothed", f"{plain}, late mean", "nats", late(unsmoothed)),
         Quantity("entropy_predicted_tokens", "Entropy of the histogram of predicted tokens", "nats", final(histogram)),
         Quantity("entropy_predictive", "Mean entropy of the predictive distribution", "nats", final(predictive)),
         Quantity("grad_norm", f"Gradient norm, mean of the last {LATE_STEP_SHARE:.0%} of steps", "", grad_norm),

@@ -86,6 +86,8 @@ class CellData:
     """Dotted keys of config.yaml; empty where there is none."""
     train: Series
     validation: Series
+    sequence_losses: Floats
+    """[T, Q] of the validations: each sequence's part of val/loss_nats; Q is 0 where none has them."""
     per_step: dict[str, Floats]
     """Tag -> a value for every optimizer step; entry k is step k + 1, NaN where the journal has none."""
     samples: tuple[Sample, ...]
@@ -154,6 +156,7 @@ def load_cell_files(run: RunDir, arm: str, seed: int) -> CellData:
         config=flatten(config) if isinstance(config, dict) else {},
         train=_series(training),
         validation=_series(validations, "val/"),
+        sequence_losses=_sequence_losses(validations),
         per_step=_per_step(training),
         samples=tuple(_samples(run)),
         logged=logged_steps(lines),
@@ -183,6 +186,14 @@ def _series(lines: Sequence[Line], prefix: str = "") -> Series:
     columns = {tag: _numbers([values.get(tag) for values in merged]) for tag in tags}
     kept = {tag: values for tag, values in columns.items() if not np.isnan(values).all()}
     return Series(np.array(sorted(by_step), dtype=np.int64), kept)
+
+
+def _sequence_losses(lines: Sequence[Line]) -> Floats:
+    """[T, Q] in the order of the validations' steps; NaN where one has no losses, or of another number of sequences."""
+    by_step = {line.step: line.per_sequence for line in lines}
+    size = len(by_step[max(by_step)]) if by_step else 0
+    rows = [_numbers(by_step[step]) for step in sorted(by_step)]
+    return np.array([row if len(row) == size else np.full(size, NAN) for row in rows]).reshape(len(rows), size)
 
 
 def _per_step(lines: Sequence[Line]) -> dict[str, Floats]:

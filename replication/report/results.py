@@ -17,6 +17,7 @@ from replication.errors import UserError
 from replication.protocol.certificate import Certificate, PairCertificate
 from replication.protocol.deviations import PlanStatus, check_plan
 from replication.report import comparisons, description, questions
+from replication.report.beside_loss import BesideLoss, beside_loss
 from replication.report.comparisons import Number, QuantityRow, Row
 from replication.report.description import Noise
 from replication.report.load import CellData
@@ -105,6 +106,7 @@ class Results:
     figures: list[Drawn] = field(default_factory=list)
     evaluations: list[QuantityRow] = field(default_factory=list)
     """Scores of `replicate eval`; the file has no key for them where there are none."""
+    beside_loss: BesideLoss | None = None
     made_from: str | None = None
     """Hash of the files that were read."""
 
@@ -137,9 +139,11 @@ def compute_results(
     loss = questions.loss_answer(used.values, used.name, certificate, suite.seeds, a)
     factorial = questions.factorial_answer(used.values, certificate, suite.seeds, of_place, a)
     scored, unlike = comparisons.evaluations(suite, cells, certificate)
+    summary = _suite(suite, cells, held, of_place is not None)
+    diverged, sizes = list(comparisons.diverged_rows(suite_dir, suite, cells)), (summary.tokens, summary.parameters)
     results = Results(
         format=FORMAT,
-        suite=_suite(suite, cells, held, of_place is not None),
+        suite=summary,
         plan=check_plan(suite_dir, suite, votes_per_judge(votes, a.judge_kinds) if votes else None),
         analysis=a,
         preference=preference,
@@ -148,7 +152,7 @@ def compute_results(
         pairs_refused=[pair for pair in certificate.pairs if pair.state != "holds"],
         cells=[comparisons.cell_row(cell, compared) for cell in cells],
         failures=[Row(arm=c.arm, seed=c.seed, error=c.failure.error, step=c.failure.step) for c in cells if c.failure],
-        diverged=list(comparisons.diverged_rows(suite_dir, suite, cells)),
+        diverged=diverged,
         late=comparisons.late_window(cells, a.late_validations),
         quantities=list(rows.values()),
         divergence=comparisons.divergences(cells, suite.arms),
@@ -164,6 +168,7 @@ def compute_results(
         samples=description.side_by_side(suite, cells),
         reproduce=description.reproduce(suite_dir, suite, cells),
         loss=loss,
+        beside_loss=beside_loss(loss, used.values, cells, certificate, suite, *sizes, diverged) if loss else None,
         factorial=factorial,
         secondary=questions.secondary_answers(used.values, certificate, suite.seeds, a, loss, factorial, preference),
         published=comparisons.beside_published(rows, suite.arms),

@@ -8,6 +8,7 @@ import numpy as np
 
 from replication.console import plural
 from replication.protocol.paper import PHASE_3
+from replication.report import beside_loss
 from replication.report.comparisons import Number, Row
 from replication.report.description import Noise
 from replication.report.preference import BASELINE_PREFERRED, PREFERRED, Estimate, Preference
@@ -33,7 +34,7 @@ def sentences(r: Results) -> Row:
         preference=preference,
         loss=loss,
         factorial=list(_factorial(r.factorial)),
-        noise=[_noise(r.noise, r.loss)] if r.loss else [],
+        noise=[_noise(r.noise, r.loss), *_beside_loss(r, r.loss)] if r.loss else [],
         shows=list(_shows(r)),
         cannot=list(_cannot(r)),
     )
@@ -176,6 +177,11 @@ def _noise(noise: Noise | None, loss: LossAnswer) -> str:
         f"Rounding alone moved this loss by up to {noise.largest_nats:.2g} nats, beside the margin of "
         f"{loss.margin_nats:g} nats: the same cell cut otherwise ({', '.join(noise.cuts)}; {', '.join(noise.cells)})."
     )
+
+
+def _beside_loss(r: Results, loss: LossAnswer) -> list[str]:
+    unsmoothed = r.quantity(f"{loss.loss}_unsmoothed").arm(loss.arm)
+    return list(beside_loss.lines(r.beside_loss, loss, unsmoothed, r.analysis)) if r.beside_loss else []
 
 
 def _factorial(factorial: FactorialAnswer | None) -> Iterator[str]:

@@ -29,6 +29,8 @@ class Line:
     a training line, and every scalar that goes to TensorBoard. null is missing."""
     per_step: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """Tag -> one value a step, the last one of this step."""
+    per_sequence: Sequence[Any] = ()
+    """Of a validation, one value a sequence of the validation set, whose mean is val/loss_nats."""
 
     @property
     def is_training(self) -> bool:
@@ -51,9 +53,10 @@ def parse_line(content: bytes) -> Line | None:
     step = None if value is None else value.pop("step", None)
     if value is None or type(step) is not int or not 0 <= step <= MOST_STEPS:
         return None
-    per_step = value.pop("per_step", None)
+    per_step, per_sequence = value.pop("per_step", None), value.pop("per_sequence", None)
     lists = per_step.items() if isinstance(per_step, dict) else ()
-    return Line(step, value, {tag: values for tag, values in lists if isinstance(values, list)})
+    by_tag = {tag: values for tag, values in lists if isinstance(values, list)}
+    return Line(step, value, by_tag, per_sequence if isinstance(per_sequence, list) else ())
 
 
 class Journal:
@@ -90,7 +93,8 @@ def _dump(line: Line) -> str:
             return {k: finite(v) for k, v in value.items()}
         return [finite(v) for v in value] if isinstance(value, (list, tuple)) else value
 
-    tree = {"step": line.step, **line.values} | ({"per_step": line.per_step} if line.per_step else {})
+    lists = {"per_step": line.per_step, "per_sequence": line.per_sequence}
+    tree = {"step": line.step, **line.values} | {key: values for key, values in lists.items() if values}
     return json.dumps(finite(tree), separators=(",", ":")) + "\n"
 
 

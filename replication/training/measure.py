@@ -30,8 +30,11 @@ from replication.objectives.token_gain import GainSums, gain_scalars, gain_sums,
 from replication.runs.files import damage
 from replication.runs.journal import Journal, Line, read_journal
 from replication.runs.layout import RunDir
-from replication.training.module import LanguageModel, Observed
+from replication.training.module import PER_SEQUENCE, LanguageModel, Observed
 from replication.training.ranks import gather, is_first, world_size
+
+SEQUENCE_DIGITS = 5
+"""Of the loss of a validation sequence in the journal: a thousandth of what sequences differ by."""
 
 
 def chain_data(previous: str, fed: list[Tensor]) -> str:
@@ -228,10 +231,12 @@ class Measure(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         validation = cast(LanguageModel, pl_module).validation
-        metrics = {k: float(v) for k, v in validation.compute().items()}  # over all ranks
+        found = validation.compute()  # over all ranks
+        per_sequence = [round(loss, SEQUENCE_DIGITS) for loss in found.pop(PER_SEQUENCE).tolist()]
+        metrics = {k: float(v) for k, v in found.items()}
         validation.reset()
         if self.journal is not None:
-            self.journal.append(Line(trainer.global_step, metrics))
+            self.journal.append(Line(trainer.global_step, metrics, per_sequence=per_sequence))
         if trainer.logger is not None:
             trainer.logger.log_metrics(metrics, trainer.global_step)
 

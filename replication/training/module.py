@@ -30,6 +30,9 @@ from replication.training.optimizers import build_optimizer, build_schedule, lea
 from replication.training.ranks import rank
 from replication.training.strategies import is_zero
 
+PER_SEQUENCE = "per_sequence"
+"""Of a validation, among its scalars: each sequence's part of the loss, whose mean is val/loss_nats."""
+
 
 class Observed(NamedTuple):
     """One micro-batch: the objective of each group, with gradients, and what is measured of it, without."""
@@ -68,20 +71,24 @@ class ValidationMetrics(Metric):
     plain: Tensor
     predictive: Tensor
     predicted_V: Tensor
+    sequences_Q: Tensor  # smoothed, summed over each of the Q sequences of the set
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, n_sequences: int) -> None:
         super().__init__()
         for name in ("tokens", "smoothed", "plain", "predictive"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("predicted_V", torch.zeros(vocab_size, dtype=torch.float64), dist_reduce_fx="sum")
+        for name, size in (("predicted_V", vocab_size), ("sequences_Q", n_sequences)):
+            self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, output: HeadOutput, valid_BT: Tensor) -> None:
+    def update(self, output: HeadOutput, valid_BT: Tensor, places_B: Tensor) -> None:
+        """`places_B`: of the sequences, in the set."""
         assert output.entropies is not None
         self.tokens += valid_BT.sum()
         self.smoothed += output.losses.smoothed_N.double().sum()
         self.plain += output.losses.plain_N.double().sum()
         self.predictive += output.entropies.predictive
         self.predicted_V += output.entropies.predicted_V
+        self.sequences_Q[places_B] = output.losses.smoothed_N.double().view(valid_BT.shape).sum(1)
 
     def compute(self) -> dict[str, Tensor]:
         return {
@@ -89,6 +96,7 @@ class ValidationMetrics(Metric):
             "val/loss_unsmoothed_nats": self.plain / self.tokens,
             "val/entropy_predictive_nats": self.predictive / self.tokens,
             "val/entropy_predicted_tokens_nats": histogram_entropy(self.predicted_V),
+            PER_SEQUENCE: self.sequences_Q * (len(self.sequences_Q) / self.tokens),
         }
 
 
@@ -115,7 +123,7 @@ class LanguageModel(LightningModule):
         if config.training.precision == "64-true":
             self.model.double()  # now, not in the strategy's setup: a checkpoint is loaded before that
         self.model.configure(config.cluster)
-        self.validation = ValidationMetrics(config.model.vocab_size)
+        self.validation = ValidationMetrics(config.model.vocab_size, config.validation.sequences)
         self.micro_batch_groups = config.micro_batch_sequences // config.gain_group_sequences
         self.weigh_tokens: Weigh | None = None
         self.context = self._context(0, 0)
@@ -194,7 +202,8 @@ class LanguageModel(LightningModule):
         inputs_BT, targets_BT = inputs_and_targets(batch.tokens_BS, self.end_of_text)
         hidden_BTD = self.model(inputs_BT).hidden_BTD
         output = self.model.losses(hidden_BTD, targets_BT, self.config.training.label_smoothing, entropies=True)
-        self.validation.update(output, targets_BT != IGNORE)
+        rows_B = torch.arange(len(targets_BT), device=targets_BT.device) + batch_idx * self.config.micro_batch_sequences
+        self.validation.update(output, targets_BT != IGNORE, rows_B * self.config.world_size + rank())
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = build_optimizer(self.config.training, self.model)

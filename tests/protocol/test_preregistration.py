@@ -15,12 +15,29 @@ import yaml
 from synthetic_runs import Synthetic, build_suite, cell_config, edit_manifest, edit_start, rewrite_config
 
 from replication.cli.preregistration import preregistration as verb
-from replication.config import AnalysisConfig, DivergedRule, SuiteConfig, load_suite, scientific_hash, to_dict, to_yaml
+from replication.config import (
+    AnalysisConfig,
+    DivergedRule,
+    SuiteConfig,
+    config_root,
+    load_suite,
+    scientific_hash,
+    to_dict,
+    to_yaml,
+)
 from replication.errors import UserError
 from replication.grid.cells import claim_folder, places
 from replication.grid.local import report_is_current
 from replication.protocol.deviations import PlanStatus, check_plan
-from replication.protocol.preregistration import build_plan, first_stamp, plan_hash, plan_stamp, read_plan, register
+from replication.protocol.preregistration import (
+    build_plan,
+    first_stamp,
+    plan_hash,
+    plan_stamp,
+    read_plan,
+    refuse_early_window,
+    register,
+)
 from replication.runs.files import read_json, write_json, write_text
 from replication.runs.journal import Journal, Line
 from replication.runs.layout import RunDir, SuiteDir, name_cells
@@ -29,13 +46,14 @@ from replication.runs.records import to_json
 from replication.runs.starts import logged_cells
 
 ARMS, SEEDS = ("baseline", "both"), (1, 2)
+NO_REASON = "No reason was registered for the margin of 0.02 nats."
 CELLS = [f"{arm}/seed-{seed}" for arm in ARMS for seed in SEEDS]
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[SuiteDir, SuiteConfig]:
     """A plan that is registered in an empty folder, and then the cells, each stamped as training stamps it."""
-    what = Synthetic(arms=ARMS, seeds=SEEDS, steps=20, samples=False, data_manifest=False)
+    what = Synthetic(arms=ARMS, seeds=SEEDS, steps=20, validate_every=1, samples=False, data_manifest=False)
     _, suite = build_suite(tmp_path_factory.mktemp("first") / "out", what)
     suite_dir = SuiteDir(tmp_path_factory.mktemp("suite") / "out")
     assert register(suite_dir, suite).is_new
@@ -208,6 +226,27 @@ def test_the_questions_follow_the_arms() -> None:
 # ---------------------------------------------------------------- registering
 
 
+def test_a_late_window_that_begins_before_the_last_half_is_refused(tmp_path: Path) -> None:
+    _, suite = build_suite(tmp_path / "cells", arms=ARMS, steps=60, validate_every=5, samples=False)
+    words = "the mean of the last 10 validations begins at step 15 of 60, before the last half of training; set it to 7"
+    with pytest.raises(UserError, match=words):
+        register(SuiteDir(tmp_path / "out"), suite)
+    assert not (tmp_path / "out").exists()
+    flag = "--validation.every_steps=3"  # 33 is the first of the last ten
+    assert register(SuiteDir(tmp_path / "other"), suite, [flag]).is_new
+    at_half = replace(suite, analysis=AnalysisConfig(late_validations=7, margin_reason="it is a tenth of a doubling"))
+    suite_dir = SuiteDir(tmp_path / "out")
+    register(suite_dir, at_half)
+    assert "it is a tenth of a doubling" in suite_dir.plan_md.read_text() and check_plan(suite_dir).notes == ()
+    final = replace(suite, analysis=AnalysisConfig(loss="final_val_loss"))
+    assert register(SuiteDir(tmp_path / "final"), final).is_new
+
+
+def test_shipped_suites_can_be_registered() -> None:
+    for path in sorted((config_root() / "suites").glob("*.yaml")):
+        refuse_early_window(build_plan(load_suite(path)))
+
+
 def test_a_plan_is_registered_once_and_amended_with_a_reason(
     tmp_path: Path, built: tuple[SuiteDir, SuiteConfig]
 ) -> None:
@@ -293,7 +332,7 @@ def test_a_cell_is_stamped_anew_until_it_has_logged_a_step(tmp_path: Path, built
 def test_a_plan_that_was_followed(suite_dir: SuiteDir) -> None:
     found = status(suite_dir)
     assert (found.state, found.deviations, found.followed) == ("before the data", (), True)
-    assert "before the data." in found.sentences[0] and "no deviation" in found.sentences[1]
+    assert "before the data." in found.sentences[0] and "no deviation" in found.sentences[-1]
     votes = {f"judge {i}": 32 for i in range(40)}
     assert status(suite_dir, votes).followed
 
@@ -545,7 +584,7 @@ def test_an_amendment_after_the_data_is_a_deviation_with_its_reason(suite_dir: S
     register(suite_dir, suite, amend="we saw p = 0.07")
     found = status(suite_dir)
     amended, cells = found.deviations
-    assert found.state == "after the data" and found.notes == ()
+    assert found.state == "after the data" and found.notes == (NO_REASON,)
     assert 'analysis.alpha: 0.05 -> 0.1); reason given: "we saw p = 0.07"' in amended
     assert cells == f"cells that started under an earlier plan (plan-1.json): {name_cells(CELLS)}"
 

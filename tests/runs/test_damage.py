@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from rich.console import Console
 from synthetic_runs import build_suite, edit_manifest
 
-from replication.config import load_run, load_suite
+from replication.config import AnalysisConfig, load_run, load_suite
 from replication.errors import UserError
 from replication.generation.completions import Appender, Completion, _read, read_samples, suite_completions
 from replication.generation.export import write_export
@@ -57,10 +58,10 @@ FILES = [
 def built(tmp_path_factory: pytest.TempPathFactory) -> SuiteDir:
     """Two arms at three seeds, all but one complete, with every file that a run folder may hold."""
     suite_dir, suite = build_suite(
-        tmp_path_factory.mktemp("damage") / "out", arms=ARMS, seeds=(1, 2, 3), steps=20,
+        tmp_path_factory.mktemp("damage") / "out", arms=ARMS, seeds=(1, 2, 3), steps=20, validate_every=5,
         interrupted={("baseline", 3): 10},
     )  # fmt: skip
-    register(suite_dir, suite)
+    register(suite_dir, replace(suite, analysis=AnalysisConfig(late_validations=3)))
     for _, _, run in suite_dir.cells():
         write_json(run.times, {"save_seconds": 1.0, "step_seconds": 2.0})
         if run.complete.is_file():

@@ -29,7 +29,9 @@ from replication.runs.layout import RunDir, SuiteDir
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[SuiteDir, SuiteConfig]:
     """Two arms at one seed, one of them interrupted."""
     folder = tmp_path_factory.mktemp("file_systems") / "out"
-    return build_suite(folder, arms=("baseline", "both"), seeds=(1,), steps=10, interrupted={("both", 1): 5})
+    return build_suite(
+        folder, arms=("baseline", "both"), seeds=(1,), steps=10, validate_every=5, interrupted={("both", 1): 5}
+    )
 
 
 @pytest.fixture

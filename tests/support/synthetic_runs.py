@@ -43,7 +43,7 @@ class Synthetic:
     seeds: Sequence[int] = (1, 2)
     steps: int = 60
     log_every: int = 5
-    validate_every: int = 5
+    validate_every: int = 3
     model: str = "model/tiny.yaml"
     """The layer that says how many blocks and experts there are."""
     effects: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

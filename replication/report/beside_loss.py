@@ -1,0 +1,181 @@
+"""What stands beside the verdict on the loss: the set it was measured on, the margin's worth, cells that diverged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from replication.config import AnalysisConfig, SuiteConfig
+from replication.protocol.certificate import Certificate
+from replication.report.comparisons import ComparedArm, Number, Row, Values, certified, paired
+from replication.report.load import NAN, CellData
+from replication.report.questions import LossAnswer
+from replication.statistics.crossed import CrossedDesign
+from replication.statistics.format import count, number, percent, signed
+from replication.statistics.scaling import FITTED_PARAMETERS, FITTED_TOKENS, worth_in_tokens
+from replication.statistics.seeds import equivalence
+
+
+@dataclass(frozen=True)
+class ValidationNoise:
+    """How far another validation set of as many sequences would move the mean difference, in nats."""
+
+    n_sequences: int
+    se: Number
+    """Of the differences of the same sequences, each a mean over seeds."""
+    low: Number
+    high: Number
+    """The interval over seeds and sequences, each a sample; None at one seed."""
+
+
+@dataclass(frozen=True)
+class MarginWorth:
+    """The margin in tokens, by a scaling fit."""
+
+    tokens: int
+    share: Number
+    """By how much longer training had to be; None where no length would do."""
+    is_extrapolated: bool
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """The difference with cells that diverged and did not finish counted at the limit of the suite's rule."""
+
+    cells: list[str]
+    nats: float
+    n: int
+    mean: Number
+    low: Number
+    high: Number
+    verdict: str
+
+
+@dataclass(frozen=True)
+class BesideLoss:
+    noise: ValidationNoise | None
+    """None where the journals have no losses of single sequences."""
+    margin: MarginWorth | None
+    worst: WorstCase | None
+
+
+def beside_loss(
+    loss: LossAnswer,
+    values: Values,
+    cells: Sequence[CellData],
+    certificate: Certificate,
+    suite: SuiteConfig,
+    tokens: int | None,
+    parameters: int | None,
+    diverged: Sequence[Row],
+) -> BesideLoss:
+    """Of the losses `values` that the answer is about; `diverged` are rows of `comparisons.diverged_rows`."""
+    margin = None
+    if tokens:
+        share = worth_in_tokens(loss.margin_nats, tokens)
+        is_extrapolated = tokens < FITTED_TOKENS or (parameters or 0) < FITTED_PARAMETERS
+        margin = MarginWorth(tokens, share, is_extrapolated)
+    of_cell = {(cell.arm, cell.seed): cell for cell in cells}
+    last = suite.analysis.late_validations if loss.loss == "late_val_loss" else 1
+    noise = _validation_noise(loss, of_cell, certificate, suite.seeds, last)
+    return BesideLoss(noise, margin, _worst_case(loss, values, of_cell, certificate, suite, diverged))
+
+
+def _validation_noise(
+    loss: LossAnswer,
+    cells: Mapping[tuple[str, int], CellData],
+    certificate: Certificate,
+    seeds: Sequence[int],
+    last: int,
+) -> ValidationNoise | None:
+    pair, rows = (loss.arm, loss.baseline), []
+    for seed, holds in zip(seeds, certified(certificate, pair, seeds), strict=True):
+        treated, plain = (cells[arm, seed].sequence_losses[-last:] for arm in pair)
+        if holds and treated.size and treated.shape == plain.shape:
+            rows.append((treated - plain).mean(0))
+    used = [row for row in rows if len(row) == len(rows[0]) and np.isfinite(row).all()]
+    if not used or len(used) != loss.n or len(used[0]) < 2:
+        return None
+    differences_SQ = np.stack(used)
+    n_seeds, n_sequences = differences_SQ.shape
+    se = float(differences_SQ.mean(0).std(ddof=1) / np.sqrt(n_sequences))
+    if n_seeds < 2:
+        return ValidationNoise(n_sequences, se, NAN, NAN)
+    of_seed, of_sequence = (index.ravel() for index in np.indices(differences_SQ.shape))
+    t = CrossedDesign(of_seed, of_sequence, np.zeros_like(of_seed)).t(
+        differences_SQ.ravel(), null=0.0, alpha=2 * loss.alpha
+    )
+    return ValidationNoise(n_sequences, se, float(t.low), float(t.high))
+
+
+def _worst_case(
+    loss: LossAnswer,
+    values: Values,
+    cells: Mapping[tuple[str, int], CellData],
+    certificate: Certificate,
+    suite: SuiteConfig,
+    diverged: Sequence[Row],
+) -> WorstCase | None:
+    lost = {(row["arm"], row["seed"]) for row in diverged if row["state"] != "complete"}
+    used, differences = [], paired(values, certificate, loss.arm, loss.baseline, suite.seeds)
+    vocabulary = next((cell.config.get("model.vocab_size") for cell in cells.values() if cell.config), None)
+    limit = suite.diverged.above_nats or (math.log(vocabulary) if isinstance(vocabulary, int) else NAN)
+    for i, seed in enumerate(suite.seeds):
+        pair = [(loss.arm, seed), (loss.baseline, seed)]
+        if np.isnan(differences[i]) and lost.intersection(pair):
+            treated, plain = (limit if place in lost else values[place[0]][i] for place in pair)
+            differences[i] = (NAN if treated is None else treated) - (NAN if plain is None else plain)
+            used += [f"{arm}/seed-{seed}" for arm, _ in pair if (arm, seed) in lost]
+    if not used:
+        return None
+    t = equivalence(differences, loss.margin_nats, loss.alpha)
+    verdict = str(t.verdict) if t.n >= loss.min_seeds else "not decided"
+    return WorstCase(used, limit, int(t.n), float(t.mean), float(t.low), float(t.high), verdict)
+
+
+def lines(beside: BesideLoss, loss: LossAnswer, unsmoothed: ComparedArm, a: AnalysisConfig) -> Iterator[str]:
+    """A sentence or two for each."""
+    level = percent(loss.interval_level)
+    if unsmoothed.mean is not None and loss.mean:
+        times = f"{number(unsmoothed.mean / loss.mean, 2)} times as large"
+        yield (
+            f"Without label smoothing the difference is {signed(unsmoothed.mean, 4)} nats, {times}: smoothing mixes "
+            "into every token's loss a part that is no likelihood of the text."
+        )
+    noise, margin, worst = beside.noise, beside.margin, beside.worst
+    these = f"these {count(noise.n_sequences)} sequences" if noise else "this validation set"
+    where = f"Intervals over seeds are conditional on {these}"
+    if noise is None:
+        yield f"{where}; how far another set would move the difference was not recorded."
+    else:
+        both = (
+            f", and over seeds and sequences the {level} interval is {signed(noise.low, 4)} to {signed(noise.high, 4)}"
+        )
+        yield (
+            f"{where} of validation. The standard error of the difference over sequences, paired, is "
+            f"{number(noise.se, 4)} nats{both if noise.low is not None else ''}."
+        )
+    reason = f"The margin's reason, as registered: {a.margin_reason}" if a.margin_reason else no_reason(a)
+    if margin is None:
+        yield reason
+    else:
+        more = "no number of further tokens" if margin.share is None else f"{percent(margin.share, 1)} more tokens"
+        beyond = " (extrapolated: no run of the fit was so small)" if margin.is_extrapolated else ""
+        yield (
+            f"{reason} On the scaling fit of Hoffmann et al. (2022), with the constants of Besiroglu et al. (2024), "
+            f"{a.margin_nats:g} nats at {count(margin.tokens)} tokens is worth {more}{beyond}."
+        )
+    if worst:
+        yield (
+            f"Worst case, with what diverged and did not finish ({', '.join(worst.cells)}) counted at "
+            f"{number(worst.nats, 2)} nats, the limit of the rule: {worst.verdict} (mean difference "
+            f"{signed(worst.mean, 4)} nats, {level} interval {signed(worst.low, 4)} to {signed(worst.high, 4)}, "
+            f"{worst.n} seeds). The verdict is of complete cells."
+        )
+
+
+def no_reason(a: AnalysisConfig) -> str:
+    return f"No reason was registered for the margin of {a.margin_nats:g} nats."
