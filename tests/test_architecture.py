@@ -176,8 +176,9 @@ def test_the_rules_bite() -> None:
     assert layer_of("data.prompts") < layer_of("training") < layer_of("generation.generate")
 
 
-PLACES = ["errors", "console", "processes", "protocol", "runs"]
-"""Of what a cell's processes load, what only reads, places, starts, stamps or ends them."""
+PLACES = ["errors", "console", "processes", "protocol", "runs", "statistics.looks"]
+"""Of what a cell's processes load, what only reads, places, starts, stamps or ends them; and the levels that a plan's
+words state."""
 
 
 def test_the_hash_of_the_code_covers_all_that_a_cell_computes_with() -> None:

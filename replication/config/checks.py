@@ -236,3 +236,10 @@ def analysis_contradictions(a: AnalysisConfig, arms: Sequence[str]) -> Iterator[
         yield "analysis.judge_kinds: names no kind; give human, model or both"
     if len(set(a.judge_kinds)) != len(a.judge_kinds):
         yield f"analysis.judge_kinds: names a kind twice: {list(a.judge_kinds)}"
+    if list(a.looks) != sorted(set(a.looks)):
+        yield f"analysis.looks: {list(a.looks)} must be numbers of seeds in ascending order, each once"
+    elif a.looks and a.looks[0] < a.min_seeds:
+        yield (
+            f"analysis.looks: a look at {a.looks[0]} seeds decides nothing, as analysis.min_seeds is {a.min_seeds}; "
+            "begin later, or lower that"
+        )

@@ -494,6 +494,13 @@ class AnalysisConfig:
     """Sensitivity only: a judge with a larger share of ties than this is left out."""
     experimenters: tuple[str, ...] = ()
     """Sensitivity only: judge ids of those who run the experiment, left out in a row of its own."""
+    looks: tuple[Count, ...] = field(default=(), metadata={NEUTRAL_SINCE: "0.2.0"})
+    """Numbers of seeds at which the registered questions are decided, the last with all seeds; none: with all alone."""
+    look_boundaries: Literal["haybittle_peto", "obrien_fleming"] = field(
+        default="haybittle_peto", metadata={NEUTRAL_SINCE: "0.2.0"}
+    )
+    """What p is held against at each look: a fiftieth of alpha until the last one, or O'Brien and Fleming's by alpha
+    spending."""
     bootstrap_resamples: Count = 10000
     """Resamples of each bootstrap."""
     bootstrap_seed: Seed = 0

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from replication.config import (
     SEED_KEYS,
@@ -25,18 +25,30 @@ from replication.protocol.preregistration import (
     EarlierPlan,
     Plan,
     Preregistration,
+    Rules,
     listed,
     plan_differences,
     plan_hash,
     read_plan,
+    registered_rules,
 )
 from replication.runs.files import read_object
 from replication.runs.layout import RunDir, SuiteDir, name_cells, spans
 from replication.runs.manifest import Manifest, PlanStamp, find_manifest
 from replication.runs.starts import LoggedCell, code_of, has_logged, unlike
 from replication.runs.withdrawn import read_withdrawals
+from replication.votes.record import counted_votes, read_note
+from replication.votes.tally import votes_per_judge
 
 State = Literal["none", "before the data", "after the data"]
+
+
+@dataclass(frozen=True)
+class Withheld:
+    """Why no verdict is given: on any question, or on the preference or the loss alone."""
+
+    why: str
+    on: Literal["all", "preference", "loss"] = "all"
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,8 @@ class PlanStatus:
     frozen_at: str | None
     deviations: tuple[str, ...]  # one line each, those of `unfinished` last; empty where there is no plan
     unfinished: tuple[str, ...] = ()  # those that more cells or votes would mend: what is planned and not there
-    notes: tuple[str, ...] = ()  # no deviation, and for the reader: an amendment before the first step of any cell
+    notes: tuple[str, ...] = ()  # for the reader: by which rules the verdict is, amendments before the first step
+    withheld: tuple[Withheld, ...] = ()  # what the verdict is withheld for; each is a deviation too
 
     @property
     def followed(self) -> bool:
@@ -78,15 +91,14 @@ class PlanStatus:
         return plain | {"followed": self.followed, "sentences": list(self.sentences)}
 
 
-def check_plan(
-    suite_dir: SuiteDir, suite: SuiteConfig | None = None, votes: Mapping[str, int] | None = None
-) -> PlanStatus:
-    """Hold a folder against its plan. Damaged or missing files are deviations; a damaged withdrawn.json alone raises.
+def check_plan(suite_dir: SuiteDir, suite: SuiteConfig | None = None) -> PlanStatus:
+    """Hold a folder, votes included, against its plan: for the check, the report and exports alike.
+
+    Damaged or missing files are deviations; a damaged withdrawn.json alone raises.
 
     Args:
         suite_dir: the output folder.
         suite: what DIR/suite.yaml says now; none, before the first cell: nothing is compared with it.
-        votes: {judge: number of their votes}, all kinds of judges that count; none: votes are not looked at.
     """
     started, unreadable = dict[str, LoggedCell](), list[str]()  # by arm/seed-n, planned or not
     for arm, seed, run in suite_dir.cells():
@@ -98,12 +110,14 @@ def check_plan(
     try:
         record = read_plan(suite_dir)
     except UserError as error:
-        return PlanStatus("none", None, None, (str(error),))
+        return PlanStatus("none", None, None, (str(error),), withheld=(Withheld("the plan cannot be read"),))
     if record is None:
-        gone = _grouped((f"plan.json is gone, whose hash {str(cell.manifest.plan.sha256)[:16]} these cells carry", name)
-                        for name, cell in started.items() if cell.manifest.plan)  # fmt: skip
-        return PlanStatus("none", None, None, tuple(gone))
+        stamps = ((name, cell.manifest.plan) for name, cell in started.items() if cell.manifest.plan)
+        words = "plan.json is gone, whose hash {} these cells carry"
+        gone, withheld = _grouped(_Fault(words.format(str(stamp.sha256)[:16]), name, "all") for name, stamp in stamps)
+        return PlanStatus("none", None, None, gone, withheld=withheld)
     plan, cells = record.plan, {name: cell for name, cell in started.items() if has_logged(cell.run)}
+    rules = registered_rules(suite_dir, suite) if suite else None
     early = sorted({*record.began_before, *(name for name, cell in cells.items() if _is_early(cell, record))})
     earlier_plans = {entry.sha256 for entry in record.history}
     amended = {
@@ -123,17 +137,71 @@ def check_plan(
     if suite is not None:
         deviations += _changes_of_suite(plan, suite)
     planned = {name: cell for name, cell in cells.items() if name not in unplanned}
-    deviations += _grouped([*_under_another_plan(record, planned), *_of_another_config(plan, cells)])
+    faults, withheld = _grouped([*_under_another_plan(record, planned), *_of_another_config(plan, cells)])
+    deviations += faults
     deviations += _not_alike(cells)
-    for entry in read_withdrawals(suite_dir).entries:
-        deviations.append(f"{entry.kind} {entry.name} was {entry}")
     if unreadable:
         deviations.append(f"cells whose manifest.json cannot be read: {name_cells(unreadable)}")
-    if votes is not None and len(votes) > plan.analysis.judges:
-        deviations.append(f"{len(votes)} judges voted, {plan.analysis.judges} are planned")
-    unfinished = tuple(_shortfall(suite_dir, plan, votes))
+    if rules and rules.fault:
+        withheld = (Withheld(rules.fault), *withheld)
+    elif rules and suite:
+        notes += _rules_kept(rules, record, suite)
+    panel, of_panel, unfinished = _panel(suite_dir, (rules and rules.plan) or plan)
+    lacking = _lacking_seeds(suite_dir, plan)
     state: State = "after the data" if early else "before the data"
-    return PlanStatus(state, record.sha256, record.frozen_at, (*deviations, *unfinished), unfinished, tuple(notes))
+    return PlanStatus(
+        state,
+        record.sha256,
+        record.frozen_at,
+        (*deviations, *panel, *lacking, *unfinished),
+        (*lacking, *unfinished),
+        tuple(notes),
+        (*withheld, *of_panel),
+    )
+
+
+def _rules_kept(rules: Rules, record: Preregistration, suite: SuiteConfig) -> list[str]:
+    """A sentence where the verdict goes by what was registered, and not by what was changed since."""
+    if rules.sha256 != record.sha256:
+        return [f"The verdict goes by {rules.file}, which was registered before the data, not by the later amendment."]
+    changed = _changes({"analysis": rules.analysis}, {"analysis": suite.analysis.resolved(suite.arms)})
+    kept = ", ".join(f"{key} {here}" for key, (here, _) in changed.items())
+    return [f"The verdict goes by what was registered ({kept}), not by what suite.yaml says now."] if kept else []
+
+
+def _panel(suite_dir: SuiteDir, plan: Plan) -> tuple[list[str], list[Withheld], list[str]]:
+    """(deviations; what withholds a verdict; what more votes would mend), of votes and of what was withdrawn."""
+    gone = read_withdrawals(suite_dir).entries
+    faults, withheld, unfinished = [f"{entry.kind} {entry.name} was {entry}" for entry in gone], list[Withheld](), []
+    for entry in gone:
+        cells = (suite_dir.cell(arm, int(entry.name)) for arm in plan.arms if entry.kind == "seed")
+        if entry.kind == "seed" and all(cell.complete.is_file() for cell in cells):
+            withheld.append(Withheld(f"seed {entry.name} was withdrawn, whose losses were there to be seen", "loss"))
+    try:
+        votes, note = counted_votes(suite_dir.votes), read_note(suite_dir.votes_note, suite_dir.votes)
+    except UserError as error:
+        return [*faults, str(error)], [*withheld, Withheld("the votes cannot be read", "preference")], []
+    if not votes:
+        return faults, withheld, []
+    locked_at = note.note.locked_at if note else None
+    for entry in gone:
+        if locked_at is None or datetime.fromisoformat(entry.at) > datetime.fromisoformat(locked_at):
+            why = f"{entry.kind} {entry.name} was withdrawn when the votes had been opened"
+            withheld.append(Withheld(why, "preference"))
+    if note and note.warning:
+        faults.append(note.warning)
+        withheld.append(Withheld("the votes are not those that the panel was locked with", "preference"))
+    if note and note.note.locked_early_because:
+        reason = note.note.locked_early_because
+        faults.append(f'the panel was locked before all planned votes were in; reason given: "{reason}"')
+    given, rules = votes_per_judge(votes, plan.analysis.judge_kinds), plan.analysis
+    if len(given) > rules.judges:
+        faults.append(f"{len(given)} judges voted, {rules.judges} are planned")
+    if len(given) < rules.judges:
+        unfinished.append(f"{len(given)} of {rules.judges} planned judges voted")
+    if few := sum(n < rules.votes_per_judge for n in given.values()):
+        unfinished.append(f"{few} of {len(given)} judges gave fewer than {rules.votes_per_judge} votes")
+    return faults, withheld, unfinished
 
 
 def other_commits(suite_dir: SuiteDir) -> list[str]:
@@ -154,12 +222,21 @@ def other_commits(suite_dir: SuiteDir) -> list[str]:
     return [f"{name}: trained at commit {', then '.join(commits)}{beside}" for name, commits in others.items()]
 
 
-def _grouped(faults: Iterable[tuple[str, str]]) -> list[str]:
-    """A line for each fault, with the names of all cells that have it."""
+class _Fault(NamedTuple):
+    words: str
+    cell: str
+    withholds: Literal["all", "preference"] | None = None
+
+
+def _grouped(faults: Iterable[_Fault]) -> tuple[tuple[str, ...], tuple[Withheld, ...]]:
+    """A line for each fault, with the names of all cells that have it; and those that withhold a verdict."""
     cells: dict[str, list[str]] = {}
-    for fault, name in faults:
-        cells.setdefault(fault, []).append(name)
-    return [f"{fault}: {name_cells(names)}" for fault, names in cells.items()]
+    withheld = dict[str, Withheld]()
+    for fault in faults:
+        cells.setdefault(fault.words, []).append(fault.cell)
+        if fault.withholds:
+            withheld[fault.words] = Withheld(fault.words, fault.withholds)
+    return tuple(f"{words}: {name_cells(names)}" for words, names in cells.items()), tuple(withheld.values())
 
 
 def _amendments(suite_dir: SuiteDir, record: Preregistration) -> tuple[list[str], list[str]]:
@@ -191,9 +268,12 @@ def _changes_of_suite(plan: Plan, suite: SuiteConfig) -> list[str]:
         lines += [f"{word} {x} was added to the suite after the plan" for x in now if x not in planned]
         lines += [f"{word} {x} of the plan is not in the suite" for x in planned if x not in now]
     here = {"analysis": suite.analysis.resolved(suite.arms), "diverged": suite.diverged}
-    there = {"analysis": plan.analysis, "diverged": plan.diverged}
-    changed = differences(flatten(to_dict(there)), flatten(to_dict(here)))
+    changed = _changes({"analysis": plan.analysis, "diverged": plan.diverged}, here)
     return [*lines, *(f"{key}: {a} in the plan, {b} now" for key, (a, b) in changed.items())]
+
+
+def _changes(there: Mapping[str, object], here: Mapping[str, object]) -> dict[str, tuple[Any, Any]]:
+    return differences(flatten(to_dict(there)), flatten(to_dict(here)))
 
 
 def _is_early(cell: LoggedCell, record: Preregistration) -> bool:
@@ -208,38 +288,40 @@ def _is_early(cell: LoggedCell, record: Preregistration) -> bool:
         return True
 
 
-def _under_another_plan(record: Preregistration, cells: Mapping[str, LoggedCell]) -> Iterator[tuple[str, str]]:
-    """(fault, name) of each cell that carries another plan's hash or time, or none."""
+def _under_another_plan(record: Preregistration, cells: Mapping[str, LoggedCell]) -> Iterator[_Fault]:
+    """Cells that carry another plan's hash or time, or none."""
     kept = {entry.sha256: entry.file for entry in record.history}
     for name, cell in cells.items():
         stamp = cell.manifest.plan or PlanStamp()  # of the first start that logged a step
         sha256, frozen_at = stamp.sha256, stamp.frozen_at
         if sha256 is None:
-            yield "cells that started without a plan in their folder, though later than it was registered", name
+            yield _Fault(
+                "cells that started without a plan in their folder, though later than it was registered", name, "all"
+            )
         elif sha256 == record.sha256:  # first: a plan that was amended back has an earlier one's hash
             if frozen_at != record.frozen_at:
-                yield f"cells that carry another time of registration ({frozen_at})", name
+                yield _Fault(f"cells that carry another time of registration ({frozen_at})", name)
         elif sha256 in kept:
-            yield f"cells that started under an earlier plan ({kept[sha256]})", name
+            yield _Fault(f"cells that started under an earlier plan ({kept[sha256]})", name)
         else:
-            yield f"cells that carry the hash of another plan ({sha256[:16]})", name
+            yield _Fault(f"cells that carry the hash of another plan ({sha256[:16]})", name, "all")
 
 
-def _of_another_config(plan: Plan, cells: Mapping[str, LoggedCell]) -> Iterator[tuple[str, str]]:
-    """(fault, name) of cells outside the plan, of another scientific config, or sampled in another way; with keys."""
+def _of_another_config(plan: Plan, cells: Mapping[str, LoggedCell]) -> Iterator[_Fault]:
+    """Cells outside the plan, of another scientific config, or sampled in another way; with keys."""
     for name, cell in cells.items():
         if name not in plan.cells:
-            yield "cells outside the plan", name
+            yield _Fault("cells outside the plan", name)
             continue
         if cell.manifest.config_hash != plan.cells[name]:
-            yield f"cells trained under another config{_other_keys(plan, name, cell.run)}", name
+            yield _Fault(f"cells trained under another config{_other_keys(plan, name, cell.run)}", name, "all")
         sampled = cell.manifest.generation
         changed = differences(plan.generation, dict(sampled)) if sampled else {}
         # prompts by their hash: a name is not a text
         planned = {*plan.generation, *(k.removeprefix("generation.") for k in neutral_values())}
         changed = {k: pair for k, pair in changed.items() if k in planned and k != "prompts"}
         if changed:
-            yield f"cells sampled in another way ({listed(changed)})", name
+            yield _Fault(f"cells sampled in another way ({listed(changed)})", name, "preference")
 
 
 def _other_keys(plan: Plan, name: str, run: RunDir) -> str:
@@ -262,17 +344,9 @@ def _not_alike(cells: Mapping[str, LoggedCell]) -> list[str]:
     return [f"cells {what}: {line}" for what, line in (("ran other code", code), ("on other data", data)) if line]
 
 
-def _shortfall(suite_dir: SuiteDir, plan: Plan, votes: Mapping[str, int] | None) -> Iterator[str]:
-    """Seeds that are not complete in every planned arm; judges and votes that are not as many as planned."""
+def _lacking_seeds(suite_dir: SuiteDir, plan: Plan) -> list[str]:
+    """A line where not all seeds are complete in every planned arm."""
     lacking = [s for s in plan.seeds if not all(suite_dir.cell(arm, s).complete.is_file() for arm in plan.arms)]
-    if lacking:
-        n = len(plan.seeds)
-        done = f"{n - len(lacking)} of {n} planned seeds are complete in every planned arm"
-        yield f"{done}; not: {', '.join(spans(lacking))}"
-    if votes is None:
-        return
-    judges, votes_each = plan.analysis.judges, plan.analysis.votes_per_judge
-    if len(votes) < judges:
-        yield f"{len(votes)} of {judges} planned judges voted"
-    if few := sum(n < votes_each for n in votes.values()):
-        yield f"{few} of {len(votes)} judges gave fewer than {votes_each} votes"
+    n = len(plan.seeds)
+    done = f"{n - len(lacking)} of {n} planned seeds are complete in every planned arm"
+    return [f"{done}; not: {', '.join(spans(lacking))}"] if lacking else []

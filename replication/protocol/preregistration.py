@@ -27,13 +27,14 @@ from replication.config import (
     scientific,
     scientific_hash,
     to_dict,
+    without_neutral,
     without_seeds,
 )
 from replication.console import timestamp
 from replication.data.prompts import find_prompts
 from replication.errors import UserError
 from replication.protocol.questions import Question, exclusions, questions
-from replication.runs.files import file_sha256, read_json, write_bytes, write_json, write_text
+from replication.runs.files import file_sha256, read_json, read_object, write_bytes, write_json, write_text
 from replication.runs.journal import due_validations
 from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.ledger import append
@@ -128,6 +129,42 @@ def read_plan(suite_dir: SuiteDir, file: str = "plan.json") -> Preregistration |
     return record
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What a verdict goes by: the plan that was registered before the data, whatever was changed since."""
+
+    analysis: AnalysisConfig  # resolved
+    seeds: tuple[int, ...]
+    plan: Plan | None = None  # none: nothing is registered, or what was is not known
+    sha256: str | None = None
+    file: str = ""  # that has the plan
+    fault: str = ""  # why there is no verdict: what was registered is not known, or was of other arms
+
+
+def registered_rules(suite_dir: SuiteDir, suite: SuiteConfig) -> Rules:
+    """The rules of the newest plan that was registered before the first step of any cell; else those of the plan that
+    came too late, or of the suite."""
+    now = Rules(suite.analysis.resolved(suite.arms), tuple(suite.seeds))
+    try:
+        record = read_plan(suite_dir)
+    except UserError:
+        return replace(now, fault="plan.json, the registered plan, cannot be read")
+    if record is None:
+        return now
+    versions: list[EarlierPlan | Preregistration] = [record, *reversed(record.history)]
+    in_time = next((version for version in versions if not version.began_before), record)
+    file = in_time.file if isinstance(in_time, EarlierPlan) else suite_dir.plan.name
+    try:
+        plan = from_json(Plan, own := read_object(suite_dir.root / file)["plan"])
+    except (UserError, WrongForm, KeyError):
+        return replace(now, fault=f"{file}, the plan of before the data, cannot be read")
+    if plan_hash(own) != in_time.sha256:
+        return replace(now, fault=f"{file} was edited after it was registered")
+    if plan.analysis.baseline != suite.arms[0] or plan.analysis.treatment not in suite.arms:
+        return replace(now, fault="the suite lacks an arm of the registered question, or begins with another")
+    return Rules(plan.analysis, plan.seeds, plan, in_time.sha256, file)
+
+
 def build_plan(suite: SuiteConfig, flags: Sequence[str] = (), cluster: Path | None = None) -> Plan:
     """The plan of a suite.
 
@@ -141,6 +178,9 @@ def build_plan(suite: SuiteConfig, flags: Sequence[str] = (), cluster: Path | No
     analysis = suite.analysis.check(suite.arms).resolved(suite.arms)
     if analysis.treatment is None:
         raise UserError(f"{suite.name}: has one arm, and a plan compares two; add another to key 'arms'")
+    if analysis.looks and analysis.looks[-1] != len(suite.seeds):
+        last, n = analysis.looks[-1], len(suite.seeds)
+        raise UserError(f"analysis.looks: ends with {last} seeds, and the suite has {n}; the last look is with all")
     of_arm = {arm: load_cell(suite, arm, suite.seeds[0], flags, cluster) for arm in suite.arms}
     gains = {arm: (config.token_gain.enabled, config.layer_gain.enabled) for arm, config in of_arm.items()}
     asked = questions(analysis, suite.arms, len(suite.seeds), gains)
@@ -231,11 +271,11 @@ def register(
         entry = EarlierPlan(kept.name, earlier.sha256, earlier.frozen_at, earlier.began_before, earlier.amends)
         history = (*earlier.history, entry)
     refuse_early_window(plan)
-    sha256, now, git = plan_hash(to_dict(plan)), timestamp(), git_state()
+    sha256, now, git = plan_hash(without_neutral(plan)), timestamp(), git_state()
     began = tuple(logged_cells(suite_dir.runs))  # last: a cell that logs meanwhile began before the plan was there
     record = Preregistration(plan, sha256, now, git, began, amend if history else None, history)
     append(suite_dir, "amendment" if history else "registration", sha256=sha256, frozen_at=now, amends=record.amends)
-    write_json(suite_dir.plan, to_dict(record))  # first: a folder with a page and no plan is somebody else's
+    write_json(suite_dir.plan, without_neutral(record))  # first: a folder with a page and no plan is somebody else's
     write_text(suite_dir.plan_md, markdown(record))
     return Registered(record, is_new=True)
 

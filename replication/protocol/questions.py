@@ -129,6 +129,25 @@ def exclusions(a: AnalysisConfig, diverged: DivergedRule) -> tuple[str, ...]:
         f"{a.fast_seconds:g} seconds; without judges of more than {a.tie_share:.0%} ties; without judges of fewer than "
         f"{a.votes_per_judge} votes; without those who run the experiment; without all of these; models alone; people "
         "alone.",
-        f"Collecting ends with all planned seeds, and with {a.judges} judges of {a.votes_per_judge} votes each. No "
-        "look at the results ends it earlier or later.",
+        _ending(a),
+    )
+
+
+BOUNDARIES = {"haybittle_peto": "Haybittle and Peto", "obrien_fleming": "O'Brien and Fleming, by alpha spending"}
+
+
+def _ending(a: AnalysisConfig) -> str:
+    panel = f"with {a.judges} judges of {a.votes_per_judge} votes each."
+    if not a.looks:
+        return f"Collecting ends with all planned seeds, and {panel} No look at the results ends it earlier or later."
+    from replication.statistics.looks import look_levels  # scipy, which a cell's start does not wait for
+
+    levels = (look_levels(a.looks, a.alpha, a.look_boundaries, sides) for sides in (2, 1))
+    two, one = (", ".join(f"{level:.4g}" for level in of) for of in levels)
+    return (
+        f"The results are looked at with {', '.join(map(str, a.looks))} seeds. A question is decided for good at the "
+        f"first look at which its p is below the level there: {two} for a two-sided test, {one} for each of two "
+        f"one-sided ones (boundaries of {BOUNDARIES[a.look_boundaries]}). Of a secondary question p is divided by the "
+        f"level's share of {a.alpha:g} before Holm's correction. Collecting ends with the last look, and {panel} An "
+        "earlier look takes as large a part of these votes as of the seeds."
     )

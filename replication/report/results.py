@@ -29,7 +29,6 @@ from replication.runs.records import from_json, to_json
 from replication.statistics.format import clean
 from replication.statistics.seeds import smallest_sign_flip_p
 from replication.votes.record import Vote
-from replication.votes.tally import votes_per_judge
 
 FORMAT = 1
 
@@ -144,7 +143,7 @@ def compute_results(
     results = Results(
         format=FORMAT,
         suite=summary,
-        plan=check_plan(suite_dir, suite, votes_per_judge(votes, a.judge_kinds) if votes else None),
+        plan=check_plan(suite_dir, suite),
         analysis=a,
         preference=preference,
         certificate=certificate,

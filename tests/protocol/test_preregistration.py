@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from synthetic_runs import Synthetic, build_suite, cell_config, edit_manifest, edit_start, rewrite_config
+from vote_records import vote, write_votes
 
 from replication.cli.preregistration import preregistration as verb
 from replication.config import (
@@ -75,7 +76,11 @@ def runs(suite_dir: SuiteDir) -> list[RunDir]:
 
 
 def status(suite_dir: SuiteDir, votes: dict[str, int] | None = None) -> PlanStatus:
-    return check_plan(suite_dir, load_suite(suite_dir.suite), votes)
+    """Of the folder, with so many votes of each judge in its record."""
+    if votes:
+        pairs = [(judge, prompt) for judge, n in votes.items() for prompt in range(n)]
+        write_votes(suite_dir.votes, [vote(i, 1, prompt, judge) for i, (judge, prompt) in enumerate(pairs)])
+    return check_plan(suite_dir, load_suite(suite_dir.suite))
 
 
 def change_suite(suite_dir: SuiteDir, **changes: object) -> SuiteConfig:
@@ -584,7 +589,9 @@ def test_an_amendment_after_the_data_is_a_deviation_with_its_reason(suite_dir: S
     register(suite_dir, suite, amend="we saw p = 0.07")
     found = status(suite_dir)
     amended, cells = found.deviations
-    assert found.state == "after the data" and found.notes == (NO_REASON,)
+    assert found.state == "after the data"
+    kept = "The verdict goes by plan-1.json, which was registered before the data, not by the later amendment."
+    assert found.notes == (NO_REASON, kept) and found.withheld == ()
     assert 'analysis.alpha: 0.05 -> 0.1); reason given: "we saw p = 0.07"' in amended
     assert cells == f"cells that started under an earlier plan (plan-1.json): {name_cells(CELLS)}"
 
