@@ -74,6 +74,8 @@ def gain_contradictions(token: TokenGainConfig, layer: LayerGainConfig, n_blocks
         yield f"layer_gain.exclude_blocks: {outside} are not blocks 0..{n_blocks - 1}"
     if len(set(layer.exclude_blocks)) >= n_blocks:
         yield "layer_gain.exclude_blocks: names every block; leave at least one"
+    if layer.control != "none" and n_blocks - len(set(layer.exclude_blocks)) < 2:
+        yield f"layer_gain.control: {layer.control} needs two included blocks; include more, or leave it out"
 
 
 def _functions(c: RunConfig) -> Iterator[str]:

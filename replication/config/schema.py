@@ -220,6 +220,11 @@ class TokenGainConfig:
     """Steepness of the sigmoid variant, per nat."""
     sigmoid_a: float = 0.5
     """Half-range of the sigmoid variant around 1."""
+    control: Literal["none", "shuffled", "renormalised", "constant", "rate"] = field(
+        default="none", metadata={NEUTRAL_SINCE: "0.2.0"}
+    )
+    """What acts in place of the clamped gain: it on random tokens of its group, it over its mean, its mean on every
+    token, or its mean as a factor of the step's learning rate."""
     function: str | None = field(default=None, metadata={NEUTRAL_SINCE: "0.2.0"})
     """Function of a plugin that gives the gain in place of the variant."""
     parameters: Keys = field(default_factory=dict)
@@ -244,6 +249,8 @@ class LayerGainConfig:
     """Mean over the groups of the step, or the last group in global order (as published)."""
     apply: Literal["step", "micro_batch"] = "step"
     """On the accumulated gradient at the step boundary, or on each micro-batch's gradient in backward."""
+    control: Literal["none", "permuted"] = field(default="none", metadata={NEUTRAL_SINCE: "0.2.0"})
+    """What acts in place of the scales: the same scales, each on another included block, which the seed chooses."""
     function: str | None = field(default=None, metadata={NEUTRAL_SINCE: "0.2.0"})
     """Function of a plugin that gives the scales in place of the formula."""
     parameters: Keys = field(default_factory=dict)
@@ -406,6 +413,11 @@ class RunConfig:
     @property
     def effective_data_seed(self) -> int:
         return self.seed if self.data_seed is None else self.data_seed
+
+    @property
+    def is_control(self) -> bool:
+        """Whether something stands in place of a gain or of the scales: no arm of a 2x2."""
+        return self.token_gain.control != "none" or self.layer_gain.control != "none"
 
     @property
     def batch_sequences(self) -> int:

@@ -16,12 +16,12 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from replication.config import LayerGainConfig, TokenGainConfig
-from replication.objectives.layer_gain import included_blocks, layer_scales, step_divergence
+from replication.objectives.layer_gain import gather, included_blocks, layer_scales, permuted_scales, step_divergence
 from replication.objectives.plugins import Context, Function
-from replication.objectives.token_gain import token_gain
+from replication.objectives.token_gain import controlled_gain, masked_mean, token_gain
 
-Weigh = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(loss_GN, plain_GN, valid_GN) -> detached weight of every token."""
+Weigh = Callable[[Tensor, Tensor, Tensor], Tensor | None]
+"""(loss_GN, plain_GN, valid_GN) -> detached weight of every token; None weighs none."""
 
 
 class AcceptsGains(Protocol):
@@ -51,11 +51,16 @@ MultiplyGradients = Callable[[Sequence[Sequence[Parameter]], Tensor], None]
 
 
 class TokenGain(Callback):
-    """Weights each token's loss by its gain."""
+    """Weights each token's loss by its gain, or by what `control` puts in its place.
+
+    `control: rate` weighs nothing: the step's mean gain, over groups and ranks, multiplies the learning rate of that
+    step, and the schedule sets it anew for the next.
+    """
 
     def __init__(self, config: TokenGainConfig, function: Function | None = None) -> None:
         """`function` is the plugin's that `config` names."""
         self.config, self.function = config, function
+        self._means: list[Tensor] = []  # [sum of the groups' mean gains, groups] of each micro-batch of the step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._module = cast(AcceptsGains, pl_module)
@@ -64,9 +69,21 @@ class TokenGain(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         cast(AcceptsGains, pl_module).weigh_tokens = None
 
-    def _weigh(self, loss_GN: Tensor, plain_GN: Tensor, valid_GN: Tensor) -> Tensor:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self.config.control == "rate" and self._module.at_boundary:
+            total, groups = gather(torch.stack(self._means).sum(0)).sum(0).tolist()
+            self._means.clear()
+            for group in optimizer.param_groups:
+                group["lr"] *= total / max(groups, 1)
+
+    def _weigh(self, loss_GN: Tensor, plain_GN: Tensor, valid_GN: Tensor) -> Tensor | None:
         context = self._module.context
-        return token_gain(self.config, loss_GN, plain_GN, valid_GN, self.function, context).after_GN
+        gain_GN = token_gain(self.config, loss_GN, plain_GN, valid_GN, self.function, context).after_GN
+        if self.config.control != "rate":
+            return controlled_gain(self.config, gain_GN, valid_GN, context)
+        means_G = masked_mean(gain_GN, valid_GN)
+        self._means.append(torch.stack([means_G.sum(), valid_GN.any(1).sum().to(means_G)]))
+        return None
 
 
 class LayerGain(Callback):
@@ -107,7 +124,10 @@ class LayerGain(Callback):
 
     def _scales(self, divergence_LG: Tensor, context: Context) -> Tensor:
         divergence_L = step_divergence(self.config, divergence_LG)
-        return layer_scales(self.config, divergence_L, self.included_L, self.function, context)
+        scale_L = layer_scales(self.config, divergence_L, self.included_L, self.function, context)
+        if self.config.control == "permuted":
+            return permuted_scales(scale_L, self.config.exclude_blocks, context.seed)
+        return scale_L
 
     def _hook(self, block: int) -> Callable[[Tensor], Tensor]:
         return lambda gradient: gradient * self._scale_L[block].to(gradient.dtype)

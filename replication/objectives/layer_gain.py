@@ -66,6 +66,19 @@ def layer_scales(
     return torch.where(included_L & (mean >= 1e-12), scale_L, torch.ones_like(scale_L))
 
 
+def permuted_scales(scale_L: Tensor, exclude_blocks: Sequence[int], seed: int) -> Tensor:
+    """The same scales, each on another block than its own: [L]. Excluded blocks keep theirs.
+
+    The included blocks are a cycle that the seed turns, by the same for every step: a scale acts by how it varies over
+    the steps, and that stays as it is.
+    """
+    kept = [i for i in range(len(scale_L)) if i not in exclude_blocks]
+    turned, order = 1 + seed % (len(kept) - 1), list(range(len(scale_L)))
+    for place, block in enumerate(kept):
+        order[block] = kept[place - turned]
+    return torch.stack([scale_L[i] for i in order])  # block by block: an index of several would be read by the host
+
+
 def multiply_whole(blocks: Sequence[Sequence[Parameter]], scale_L: Tensor) -> None:
     """Multiply what `.grad` holds of each block's parameters on this rank: all of it, or FSDP2's shard.
 

@@ -84,6 +84,8 @@ class Gains:
             raise UserError("Gains: layer.apply: micro_batch acts in backward, and only under `replicate`; use step")
         if self.token.function is not None or self.layer.function is not None:
             raise UserError("Gains: function: a plugin acts only under `replicate`; drop it, or choose a variant")
+        if self.token.control != "none" or self.layer.control != "none":
+            raise UserError("Gains: control: control arms need a seed and a step, which only `replicate` has; drop it")
         if (group_sequences is not None and group_sequences < 1) or not 0 <= label_smoothing < 1:
             raise UserError("Gains: group_sequences is at least 1, and label_smoothing lies in 0..1 without 1")
         self.group_sequences, self.label_smoothing = group_sequences, label_smoothing

@@ -6,6 +6,7 @@ loss happens to be exactly 0 is valid.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -88,6 +89,31 @@ def _variance(loss_GN: Tensor, mean_G1: Tensor, valid_GN: Tensor) -> Tensor:
     """Unbiased variance over valid tokens [G, 1]; 0 where fewer than two are valid."""
     squares_G1 = (loss_GN - mean_G1).square().masked_fill(~valid_GN, 0.0).sum(1, keepdim=True)
     return squares_G1 / (valid_GN.sum(1, keepdim=True) - 1).clamp(min=1)
+
+
+@torch.no_grad()
+def controlled_gain(config: TokenGainConfig, gain_GN: Tensor, valid_GN: Tensor, context: Context) -> Tensor:
+    """What a control arm puts in place of the clamped gain, within each group: [G, N]; 1 at invalid positions.
+
+    shuffled      the same gains on a random permutation of the valid tokens
+    renormalised  gain / mean(gain), whose mean is 1 again after the clamp
+    constant      mean(gain) on every token
+    none          the gain
+
+    Args:
+        context: of the first group; the permutation depends on its seed, step and group alone.
+    """
+    if config.control == "shuffled":
+        places = [replace(context, group=context.group + g).generator for g in range(len(gain_GN))]
+        drawn = [torch.rand(gain_GN.shape[1], generator=of, dtype=torch.float64) for of in places]
+        random_GN = torch.stack(drawn).to(gain_GN.device)
+        in_order_GN = (~valid_GN).byte().argsort(dim=1, stable=True)  # the valid tokens' places first
+        shuffled_GN = (random_GN + 2 * ~valid_GN).argsort(dim=1)
+        return gain_GN.scatter(1, in_order_GN, gain_GN.gather(1, shuffled_GN))
+    mean_G1 = masked_mean(gain_GN, valid_GN)[:, None]
+    if config.control == "renormalised":
+        return torch.where(valid_GN & (mean_G1 > 0), gain_GN / mean_G1, 1.0)
+    return torch.where(valid_GN, mean_G1, 1.0) if config.control == "constant" else gain_GN
 
 
 def group_objective(loss_GN: Tensor, valid_GN: Tensor, gain_GN: Tensor | None = None) -> Tensor:

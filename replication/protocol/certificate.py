@@ -33,6 +33,8 @@ SCHEDULE_KEYS = {
     "training.warmup_steps": "warm-up steps",
     "training.decay_steps": "decay steps",
 }
+RATE_KEYS = {*SCHEDULE_KEYS, "token_gain.control"}
+"""On which the learning rate of a step depends."""
 
 
 @dataclass(frozen=True)
@@ -310,12 +312,12 @@ def _comparisons(cells: Sequence[_Evidence]) -> Iterator[tuple[str, Sequence[obj
     yield "tokens", tokens, _unlike_first(cells, tokens, "tokens")
     schedules = [{word: cell.scientific.get(key) for key, word in SCHEDULE_KEYS.items()} for cell in cells]
     reached = [schedule | {"step reached": m.step} for schedule, m in zip(schedules, manifests, strict=True)]
-    yield "schedule", reached, _schedule_faults(cells)
+    declared = sorted({key for manifest in manifests for key in manifest.arm_keys})
+    yield "schedule", reached, _schedule_faults(cells, declared)
     yield "journal", [max(cell.logged, default=None) for cell in cells], [f for cell in cells for f in cell.journal]
     plugins = [cell.config.plugins if cell.config else {} for cell in cells]
     if any(plugins):
         yield "plugins", plugins, [fault for cell in cells for fault in cell.plugins]
-    declared = sorted({key for manifest in manifests for key in manifest.arm_keys})
     yield "declared keys", [{k: c.scientific.get(k) for k in declared} for c in cells], _undeclared(cells, declared)
 
 
@@ -362,16 +364,21 @@ def _first_differences(cells: Sequence[_Evidence], key: str, of: Callable[[Logge
     return found
 
 
-def _schedule_faults(cells: Sequence[_Evidence]) -> list[str]:
-    """Of the step reached, the schedule's keys, and the learning rate at every common logged step."""
+def _schedule_faults(cells: Sequence[_Evidence], declared: Sequence[str]) -> list[str]:
+    """Of the step reached, the schedule's keys, and the learning rate at every common logged step.
+
+    Arms may declare a rate of their own, or a gain that acts on it; never another number of steps or tokens.
+    """
     faults = []
     for cell in cells:
         planned, reached = cell.scientific.get("training.steps"), cell.manifest.step
         if planned != reached:
             faults.append(f"{cell.arm}: reached step {reached}, training.steps is {planned}")
+    own = {key for key in declared if key not in ("training.steps", "training.batch_tokens")}
     for key in SCHEDULE_KEYS:
-        faults += _unlike_first(cells, [cell.scientific.get(key) for cell in cells], key)
-    return faults + _first_differences(cells, "train/learning_rate", lambda line: line.learning_rate)
+        faults += _unlike_first(cells, [cell.scientific.get(key) for cell in cells], key) if key not in own else []
+    alike = [c for c in cells if all(c.scientific.get(k) == cells[0].scientific.get(k) for k in own & RATE_KEYS)]
+    return faults + _first_differences(alike, "train/learning_rate", lambda line: line.learning_rate)
 
 
 def _undeclared(cells: Sequence[_Evidence], declared: Sequence[str]) -> list[str]:

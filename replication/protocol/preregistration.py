@@ -182,7 +182,8 @@ def build_plan(suite: SuiteConfig, flags: Sequence[str] = (), cluster: Path | No
         last, n = analysis.looks[-1], len(suite.seeds)
         raise UserError(f"analysis.looks: ends with {last} seeds, and the suite has {n}; the last look is with all")
     of_arm = {arm: load_cell(suite, arm, suite.seeds[0], flags, cluster) for arm in suite.arms}
-    gains = {arm: (config.token_gain.enabled, config.layer_gain.enabled) for arm, config in of_arm.items()}
+    plain = {arm: config for arm, config in of_arm.items() if not config.is_control}
+    gains = {arm: (config.token_gain.enabled, config.layer_gain.enabled) for arm, config in plain.items()}
     asked = questions(analysis, suite.arms, len(suite.seeds), gains)
     generation = of_arm[analysis.treatment].generation
     prompts = {"prompts_sha256": file_sha256(find_prompts(generation.prompts)) if generation.prompts else None}

@@ -33,7 +33,7 @@ def questions(
 ) -> tuple[Question, ...]:
     """The primary question first, then the secondary ones, of a resolved section.
 
-    Gains say of each arm whether (token gain, layer gain) act; four arms with all four make the 2x2.
+    Gains say of each arm but controls whether (token gain, layer gain) act; four arms with all four make the 2x2.
     """
     loss = LOSSES[a.loss].format(k=a.late_validations)
     smallest = min(1.0, 2 / 2**n_seeds)
@@ -65,9 +65,9 @@ def questions(
         (f"t test of no difference over the seeds, two-sided at {a.alpha:g}", sign_flip),
     )
     first, second = (equivalence, preference) if a.primary == "loss" else (preference, equivalence)
-    factorial = len(arms) == 4 and {gains[arm] for arm in arms} == ALL_FOUR
-    others = _factorial(a, loss) if factorial else _differences(a, arms, loss)
-    return (replace(first, role="primary"), second, *others)
+    crossed = gains if len(gains) == 4 and set(gains.values()) == ALL_FOUR else {}
+    others = _differences(a, [arm for arm in arms if arm not in crossed], loss)
+    return (replace(first, role="primary"), second, *(_factorial(a, loss) if crossed else ()), *others)
 
 
 def _factorial(a: AnalysisConfig, loss: str) -> list[Question]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from replication.config import AnalysisConfig, SuiteConfig, load_cell
+from replication.config import AnalysisConfig, SuiteConfig, flatten, load_cell, to_dict
 from replication.errors import UserError
 from replication.protocol.certificate import Certificate
 from replication.report.comparisons import Number, Values, certified, paired
@@ -32,6 +32,7 @@ from replication.statistics.seeds import (
 
 TWO_BY_TWO = {"neither": (False, False), "token": (True, False), "layer": (False, True), "both": (True, True)}
 """Place in the 2x2 -> whether (token gain, layer gain) act."""
+ENABLED, CONTROLS = (tuple(f"{gain}.{key}" for gain in ("token_gain", "layer_gain")) for key in ("enabled", "control"))
 EFFECTS = (
     ("main_effect_token_gain_loss", "Token gain, main effect", "what it adds, in the mean of layer gain off and on"),
     ("main_effect_layer_gain_loss", "Layer gain, main effect", "what it adds, in the mean of token gain off and on"),
@@ -108,20 +109,17 @@ def loss_answer(
 
 
 def places(cells: Sequence[CellData], suite: SuiteConfig) -> dict[str, str] | None:
-    """Place in the 2x2 -> arm; None where the arms are no 2x2. An arm without any cell yet is read from its file."""
-    if len(suite.arms) != len(TWO_BY_TWO):
-        return None
-    acting: dict[str, tuple[object, object]] = {}
-    for cell in cells:
-        if cell.config:
-            acting.setdefault(cell.arm, (cell.config.get("token_gain.enabled"), cell.config.get("layer_gain.enabled")))
+    """Place in the 2x2 -> arm; None where arms but controls are none. An arm without cells is read from its file."""
+    of_arm = {cell.arm: cell.config for cell in reversed(cells) if cell.config}
     for arm in suite.arms:
-        if arm not in acting:
+        if arm not in of_arm:
             with suppress(UserError, OSError):
-                config = load_cell(suite, arm, suite.seeds[0])
-                acting[arm] = (config.token_gain.enabled, config.layer_gain.enabled)
-    found = {place: [arm for arm in suite.arms if acting.get(arm) == gains] for place, gains in TWO_BY_TWO.items()}
-    return {place: of[0] for place, of in found.items()} if all(len(of) == 1 for of in found.values()) else None
+                of_arm[arm] = flatten(to_dict(load_cell(suite, arm, suite.seeds[0])))
+    plain = [arm for arm in suite.arms if not {of_arm.get(arm, {}).get(key) for key in CONTROLS} - {"none", None}]
+    arm_of = {tuple(of_arm[arm].get(key) for key in ENABLED): arm for arm in plain if arm in of_arm}
+    if len(plain) != len(TWO_BY_TWO) or arm_of.keys() != set(TWO_BY_TWO.values()):
+        return None
+    return {place: arm_of[gains] for place, gains in TWO_BY_TWO.items()}
 
 
 @dataclass(frozen=True)
@@ -217,13 +215,12 @@ def secondary_answers(
             SecondaryAnswer(e.id, f"{e.name} on the loss", e.n, e.mean, e.low, e.high, factorial.interval_level, e.p)
             for e in factorial.effects
         ]
-    else:
-        for arm in certificate.arms:
-            if arm not in (a.baseline, a.treatment):
-                differences = paired(values, certificate, arm, loss.baseline, seeds)
-                s, p = summarize_paired(differences, 1 - a.alpha), float(mean_test(differences).p)
-                name = f"Loss of {arm} less that of {loss.baseline}"
-                rows.append(SecondaryAnswer(f"loss_difference_{arm}", name, s.n, s.mean, s.low, s.high, 1 - a.alpha, p))
+    answered = {a.baseline, a.treatment, *(factorial.places.values() if factorial else ())}
+    for arm in (arm for arm in certificate.arms if arm not in answered):
+        differences = paired(values, certificate, arm, loss.baseline, seeds)
+        s, p = summarize_paired(differences, 1 - a.alpha), float(mean_test(differences).p)
+        name = f"Loss of {arm} less that of {loss.baseline}"
+        rows.append(SecondaryAnswer(f"loss_difference_{arm}", name, s.n, s.mean, s.low, s.high, 1 - a.alpha, p))
     p_Q = np.array([row.p for row in rows], dtype=np.float64)
     adjusted = np.where(np.isnan(p_Q), NAN, holm(np.where(np.isnan(p_Q), 1.0, p_Q)))
     return [

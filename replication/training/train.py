@@ -175,12 +175,12 @@ def build_trainer(
 ) -> Trainer:
     """The Trainer of one cell, with nothing of Lightning's that writes, shows or shuffles on its own."""
     measure = Measure(config, run, functions)
-    # Measure must see a step before a checkpoint of it is saved
-    callbacks: list[Callback] = [Progress(config, console), Checks(config, run, start), measure]
+    callbacks: list[Callback] = [Progress(config, console), Checks(config, run, start)]
     if config.token_gain.enabled:
         callbacks.append(TokenGain(config.token_gain, functions.gain))
     if config.layer_gain.enabled:
         callbacks.append(LayerGain(config.layer_gain, gradient_multiplier(config), functions.scale))
+    callbacks.append(measure)  # after a gain on the rate, which it logs, and before a step's checkpoint
     host_copy = None if is_zero(config) else HostCopy()
     checkpoints = Checkpoints(config, run, start["data hash"], measure, checkpoint, host_copy)
     callbacks += [checkpoints, GracefulStop(config, checkpoints)]

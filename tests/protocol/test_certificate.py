@@ -178,18 +178,24 @@ def test_other_token_count_fails(suite_dir: SuiteDir) -> None:
     assert only_failure(certified(suite_dir), "tokens") == "both: tokens is 122879, baseline has 122880"
 
 
-def test_other_schedule_fails_even_where_the_arm_file_declares_it(
-    suite_dir: SuiteDir, built: tuple[SuiteDir, SuiteConfig]
+@pytest.mark.parametrize("key", ["learning_rate", "decay_steps", "batch_tokens"])
+def test_arms_may_declare_a_rate_of_their_own_and_no_other_schedule(
+    suite_dir: SuiteDir, built: tuple[SuiteDir, SuiteConfig], key: str
 ) -> None:
     for arm in ("baseline", "both"):
         run = suite_dir.cell(arm, 2)
-        config = cell_config(built[1], arm, 2)
+        training = cell_config(built[1], arm, 2).training
+        other = {"learning_rate": 0.002, "decay_steps": 7, "batch_tokens": training.batch_tokens * 2}[key]
         if arm == "both":
-            rewrite_config(run, replace(config, training=replace(config.training, learning_rate=0.002)))
-        keys = ["arm", "layer_gain.enabled", "token_gain.enabled", "training.learning_rate"]
-        edit_manifest(run, arm_keys=keys)
-    explanation = only_failure(certified(suite_dir), "schedule")
-    assert "both: training.learning_rate is 0.002, baseline has 0.003" in explanation
+            config = cell_config(built[1], arm, 2)
+            rewrite_config(run, replace(config, training=replace(training, **{key: other})))
+            edit_journal(run, 30, **{"train/learning_rate": 0.001})
+        edit_manifest(run, arm_keys=["arm", "layer_gain.enabled", "token_gain.enabled", f"training.{key}"])
+    if key == "batch_tokens":
+        explanation = only_failure(certified(suite_dir), "schedule")
+        assert f"both: training.batch_tokens is {other}, baseline has {training.batch_tokens}" in explanation
+    else:
+        assert only_failure(certified(suite_dir), "over seeds").startswith(f"training.{key} is {other} at seed 2")
 
 
 def test_other_learning_rate_at_one_step_fails(suite_dir: SuiteDir) -> None:

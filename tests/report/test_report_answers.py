@@ -63,6 +63,16 @@ def test_the_2x2_finds_what_was_planted_and_says_where_it_cannot_be_read(tmp_pat
     assert "The 2x2 cannot be read: at no seed are all four arms complete and certified." in text
 
 
+def test_controls_stand_beside_the_2x2(tmp_path: Path) -> None:
+    arms = ("baseline", "token_gain", "layer_gain", "both", "shuffled_gain")
+    suite_dir, suite = build_suite(tmp_path / "out", arms=arms, effects=PLANTED, noise=0.0)
+    asked = [question.id for question in register(suite_dir, suite).record.plan.questions]
+    results, _, _ = report(suite_dir, suite)
+    assert [e["mean"] for e in results["factorial"]["effects"]] == pytest.approx([0.125, 0.125, 0.25])
+    assert [row["id"] for row in results["secondary"]] == asked[1:]
+    assert asked[-1] == "loss_difference_shuffled_gain"
+
+
 def test_a_plan_that_was_followed_or_not_stands_in_the_first_lines(tmp_path: Path) -> None:
     suite_dir, suite = build_suite(tmp_path / "out", arms=("baseline", "both"), seeds=(1,))
     registered = register(suite_dir, suite).record

@@ -7,6 +7,7 @@ itself is test_transformer.py's).
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import torch
@@ -68,6 +69,18 @@ def slow_scales(config: LayerGainConfig, divergence: list[float]) -> list[float]
     return scales
 
 
+def slow_control(config: RunConfig, gains: list[float], step: int, group: int, places: list[int]) -> list[float]:
+    """What a control arm puts in place of the clamped gains of one group's valid tokens, at their places in it."""
+    control, mean = config.token_gain.control, sum(gains) / len(gains)
+    if control == "shuffled":
+        digest = hashlib.sha256(f"gain {config.seed} {step} {group}".encode()).digest()
+        n = config.training.gain_group_sequences * config.data.block_size_tokens
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]))
+        drawn = torch.rand(n, generator=generator, dtype=torch.float64).tolist()
+        return [gains[i] for i in sorted(range(len(gains)), key=lambda i: drawn[places[i]])]
+    return {"renormalised": [g / mean for g in gains], "constant": [mean] * len(gains)}.get(control, gains)
+
+
 class SlowRun:
     """Trains in fp64, one gain group after another, with AdamW written out."""
 
@@ -77,7 +90,7 @@ class SlowRun:
         initialise(self.model, config.effective_weights_seed)
         self.model.double()
         self.moments = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in self.model.named_parameters()}
-        self.step_count = 0
+        self.step_count, self.rate_factor = 0, 1.0
         self.records: list[dict[str, object]] = []
 
     def step(self, blocks: torch.Tensor) -> None:
@@ -86,8 +99,8 @@ class SlowRun:
         self.model.zero_grad()
         groups = blocks.split(t.gain_group_sequences)
         objectives, divergences, means = [], [], []
-        for group in groups:
-            outcome = self._group(group)
+        for number, group in enumerate(groups):
+            outcome = self._group(group, number)
             divergences.append(outcome["divergence"])
             if outcome["objective"] is not None:
                 objectives.append(outcome["objective"])
@@ -99,6 +112,11 @@ class SlowRun:
         else:
             divergence = divergences[-1]
         scales = slow_scales(self.config.layer_gain, divergence)
+        if self.config.layer_gain.control == "permuted":
+            n = len(scales)
+            scales = [scales[(i - 1 - self.config.seed % (n - 1)) % n] for i in range(n)]
+        if self.config.token_gain.control == "rate":
+            self.rate_factor = sum(after for _, after in means) / len(means)
         if self.config.layer_gain.enabled:
             for block, scale in zip(self.model.blocks, scales, strict=True):
                 for p in block.parameters():
@@ -112,7 +130,7 @@ class SlowRun:
         )
         {"sgd": self._sgd, "adamw": self._adamw, "muon": self._muon}[t.optimizer]()
 
-    def _group(self, group: torch.Tensor) -> dict:
+    def _group(self, group: torch.Tensor, number: int) -> dict:
         c = self.config
         tokens = torch.where(group < 0, self.end_of_text, group.long())
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -126,7 +144,7 @@ class SlowRun:
         divergence = [float((y - x).norm() / (x.norm() + 1e-8)) for x, y in seen]
         log_probs = F.log_softmax(self.model.logits(out.hidden_BTD), dim=-1)
         vocab, smooth = c.model.vocab_size, c.training.label_smoothing
-        losses, plain = [], []
+        losses, plain, places = [], [], []
         for b in range(group.shape[0]):
             for position in range(group.shape[1] - 1):
                 target = int(group[b, position + 1])
@@ -135,10 +153,13 @@ class SlowRun:
                 nll = -log_probs[b, position, target]
                 losses.append((1 - smooth) * nll + smooth * -log_probs[b, position].sum() / vocab)
                 plain.append(float(nll.detach()))
+                places.append(b * (group.shape[1] - 1) + position)
         if not losses:
             return {"objective": None, "divergence": divergence}
         before, after = slow_gain(c.token_gain, [float(x.detach()) for x in losses], plain)
-        weights = after if c.token_gain.enabled else [1.0] * len(losses)
+        weights = slow_control(c, after, self.step_count, number, places)
+        if not c.token_gain.enabled or c.token_gain.control == "rate":
+            weights = [1.0] * len(losses)
         objective = sum(w * x for w, x in zip(weights, losses, strict=True)) / len(losses)
         return {
             "objective": objective + c.model.aux_coef * out.aux_G[0],
@@ -153,7 +174,7 @@ class SlowRun:
         rate = t.learning_rate * min(1.0, (k + 1) / t.warmup_steps if t.warmup_steps else 1.0)
         if t.decay_steps:
             rate *= min(1.0, (t.steps - k) / t.decay_steps)
-        return k, rate
+        return k, rate * self.rate_factor
 
     def _sgd(self) -> None:
         """Polyak's heavy ball, the decay added to the gradient of matrices."""
