@@ -248,7 +248,7 @@ def _gather(run: RunDir, arm: str, seed: int, given: Mapping[tuple[str, int], Lo
         last = loaded.training.steps
         journal += journal_gaps(logged, last, due_validations(last, loaded.validation.every_steps))
         journal += [f"metrics.jsonl goes on to step {max(logged)}"] if max(logged, default=0) > last else []
-    journal = [f"{arm}: {fault}" for fault in (*journal, *_unlike_complete(run, manifest))]
+    journal = [f"{arm}: {fault}" for fault in (*journal, *unlike_complete(run, manifest))]
     lines = {step: line for step, line in logged.items() if line.is_training}
     plugins = tuple(f"{arm}: {fault}" for fault in _changed_plugins(run, loaded))
     return _Evidence(
@@ -265,7 +265,7 @@ def _changed_plugins(run: RunDir, config: RunConfig | None) -> Iterator[str]:
             yield f"plugins/{name} is {there}, config.yaml has {sha256}"
 
 
-def _unlike_complete(run: RunDir, manifest: Manifest | None) -> list[str]:
+def unlike_complete(run: RunDir, manifest: Manifest | None) -> list[str]:
     """Faults of COMPLETE, and of journal and manifest if they are not those that it was written for."""
     try:
         marker = read_object(run.complete)

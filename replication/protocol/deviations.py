@@ -21,6 +21,7 @@ from replication.config import (
 )
 from replication.console import plural
 from replication.errors import UserError
+from replication.protocol.contradictions import contradictions
 from replication.protocol.preregistration import (
     EarlierPlan,
     Plan,
@@ -107,16 +108,19 @@ def check_plan(suite_dir: SuiteDir, suite: SuiteConfig | None = None) -> PlanSta
             started[name] = LoggedCell(run, manifest)
         elif run.manifest.exists() or has_logged(run):
             unreadable.append(name)
+    cells = {name: cell for name, cell in started.items() if has_logged(cell.run)}
     try:
         record = read_plan(suite_dir)
     except UserError as error:
         return PlanStatus("none", None, None, (str(error),), withheld=(Withheld("the plan cannot be read"),))
+    found = contradictions(suite_dir, cells, record)
+    untrue = tuple(Withheld(line) for line in found.withholding)
     if record is None:
         stamps = ((name, cell.manifest.plan) for name, cell in started.items() if cell.manifest.plan)
         words = "plan.json is gone, whose hash {} these cells carry"
         gone, withheld = _grouped(_Fault(words.format(str(stamp.sha256)[:16]), name, "all") for name, stamp in stamps)
-        return PlanStatus("none", None, None, gone, withheld=withheld)
-    plan, cells = record.plan, {name: cell for name, cell in started.items() if has_logged(cell.run)}
+        return PlanStatus("none", None, None, (*gone, *found.lines), withheld=(*withheld, *untrue))
+    plan = record.plan
     rules = registered_rules(suite_dir, suite) if suite else None
     early = sorted({*record.began_before, *(name for name, cell in cells.items() if _is_early(cell, record))})
     earlier_plans = {entry.sha256 for entry in record.history}
@@ -153,10 +157,10 @@ def check_plan(suite_dir: SuiteDir, suite: SuiteConfig | None = None) -> PlanSta
         state,
         record.sha256,
         record.frozen_at,
-        (*deviations, *panel, *lacking, *unfinished),
+        (*deviations, *panel, *found.lines, *lacking, *unfinished),
         (*lacking, *unfinished),
         tuple(notes),
-        (*withheld, *of_panel),
+        (*withheld, *of_panel, *untrue),
     )
 
 

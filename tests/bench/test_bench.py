@@ -8,6 +8,7 @@ import io
 import json
 import platform
 import resource
+import statistics
 import threading
 import weakref
 
@@ -466,5 +467,5 @@ def test_a_step_on_a_cpu_takes_no_new_memory_from_the_system():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         product.block()
         taken.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    assert min(taken) < 100, "now and then the heap grows by a piece"
+    assert statistics.median(taken) < 100, "now and then the heap grows by a piece"
     product.close()

@@ -1,0 +1,58 @@
+"""TensorBoard's event files of a cell: a second record of its losses, written beside the journal, with clocks."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from replication.runs.layout import RunDir
+
+LENGTH = struct.Struct("<Q")
+AROUND = 12, 4  # bytes before a record (its length and a checksum of it) and behind it
+
+
+@dataclass(frozen=True)
+class Events:
+    """The losses that event files hold; empty where there are none."""
+
+    losses: dict[tuple[str, int], float] = field(default_factory=dict)  # (tag, step) -> fp32, of the last start
+    began: float | None = None  # clock of the first of them, in seconds since 1970
+
+
+def read_events(run: RunDir) -> Events:
+    """Of all files of a cell, the oldest first; what follows damage, or a torn end, is not there."""
+    paths = sorted(run.tensorboard.glob("events.out.tfevents.*"))  # by their time, which comes next in their names
+    if not paths:
+        return Events()
+    from tensorboard.compat.proto.event_pb2 import Event  # here, as it is not for what answers at once
+
+    found, began = dict[tuple[str, int], float](), None
+    for path in paths:
+        for record in _records(path):
+            if b"loss" not in record:  # of 80 scalars of a line: reading them all would take a report's time
+                continue
+            try:
+                event = Event.FromString(record)
+            except Exception:  # protobuf's own, which is in another place in each of its versions
+                break
+            scalars = {value.tag: value.simple_value for value in event.summary.value if value.HasField("simple_value")}
+            found |= {(tag, event.step): value for tag, value in scalars.items()}
+            began = event.wall_time if began is None and scalars else began
+    return Events(found, began)
+
+
+def _records(path: Path) -> Iterator[bytes]:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return
+    at = 0
+    while at + sum(AROUND) <= len(content):
+        start = at + AROUND[0]
+        end = start + LENGTH.unpack_from(content, at)[0]
+        if end + AROUND[1] > len(content):
+            return
+        yield content[start:end]
+        at = end + AROUND[1]
