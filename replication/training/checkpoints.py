@@ -107,6 +107,7 @@ class Checkpoints(Callback):
         """
         self.config, self.run, self.data_hash, self.measure, self.resume = config, run, data_hash, measure, resume
         self.host_copy = host_copy
+        measure.finish_checkpoint = self.finish
         self._stand = {step_of(resume)} if resume else set()  # steps whose checkpoints this run has read or begun
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, cast
 
@@ -55,6 +56,7 @@ class Measure(Callback):
         """`functions` are the plugins' that `config` names."""
         self.config, self.run, self.functions = config, run, functions
         self.journal: Journal | None = None
+        self.finish_checkpoint: Callable[[], None] = lambda: None  # set by Checkpoints: waits for what is being written
         self.chain, self.tokens, self.wall_seconds = "", 0, 0.0
         self._line = (0, 0.0)  # tokens and seconds at the last line
         self.losses: list[float] = []  # of the steps read since the last line, for the next one; a checkpoint has them
@@ -222,6 +224,8 @@ class Measure(Callback):
     def check_finite(self, step: int) -> None:
         """Raise Diverged where a loss or gradient norm was not finite; called at log lines and before a checkpoint."""
         if bool(gather(self._nonfinite).any()):
+            with suppress(Exception):  # a failure to write is not what ends this run
+                self.finish_checkpoint()
             good = [folder for folder in self.run.checkpoint_folders() if damage(folder) is None]
             last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
             raise Diverged(

@@ -35,6 +35,7 @@ from replication.model.cost import predict_step
 from replication.runs.files import damage, read_json
 from replication.runs.layout import RunDir
 from replication.training.checkpoints import newest_checkpoint
+from replication.training.host_copy import HostCopy
 from replication.training.measure import chain_data
 
 
@@ -337,6 +338,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_checkpoint(tmp_pa
             out["observed"] = out["observed"]._replace(loss_GN=out["observed"].loss_GN * math.nan)
         return out
 
+    write = HostCopy.write
+    monkeypatch.setattr(HostCopy, "write", lambda *of: time.sleep(0.3) or write(*of))  # still going on at the end
     monkeypatch.setattr(train_module.LanguageModel, "training_step", poisoned)
     with pytest.raises(UserError, match=r"not finite at or before step 6; the last good checkpoint is .*step-000004"):
         fit(small_config(), tmp_path)
