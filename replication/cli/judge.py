@@ -93,7 +93,9 @@ def _warn(console: Console, text: str) -> None:
 
 
 @DIR
-@takes("--pair", "baseline and treatment (default: those of the suite's analysis)", metavar="A,B")
+@takes("--pair", "baseline and treatment (default: those of the suite's analysis)", metavar="A,B", either=False)
+@takes("--arms", "three arms or more, each compared with each at the same seed", metavar="A,B,C", either=False)
+@takes("--pairs", "all: as --arms with every arm of the suite", choices=["all"], either=False)
 @takes("--judges", "people, each with a set of pairs (default: the suite's analysis)", NATURAL)
 @takes("--votes", "first votes of a set (default: the suite's analysis)", COUNT)
 @takes("--repeats", "share of a set that comes again, sides swapped (default 0.1)", number("[0, 0.5]"), 0.1)
@@ -109,7 +111,7 @@ def _warn(console: Console, text: str) -> None:
 )
 @DATABASE
 def prepare(args: Namespace) -> None:
-    """Make a panel from the completions of two arms: items, sealed key, a set of pairs for each judge."""
+    """Make a panel from the completions of two arms or more: items, sealed key, a set of pairs for each judge."""
     from replication.judging.completions import deviations, from_file, from_suite
     from replication.judging.database import Database
     from replication.judging.folder import PanelFolder
@@ -121,9 +123,10 @@ def prepare(args: Namespace) -> None:
     console, folder = _console(), PanelFolder(args.dir, SuiteDir(args.dir).judging)
     if args.file is None and not args.dir.is_dir():
         raise UserError(f"{args.dir}: no such folder; give the output folder of `replicate grid run`")
-    if args.file is not None and args.pair:
-        raise UserError("--pair: does not act with --import; the file names its two models")
-    chosen = from_file(args.file) if args.file is not None else from_suite(args.dir, args.pair)
+    for flag in ("pair", "arms", "pairs"):
+        if args.file is not None and getattr(args, flag):
+            raise UserError(f"--{flag}: does not act with --import; the file names its two models")
+    chosen = from_file(args.file) if args.file is not None else from_suite(args.dir, args.pair, args.arms or args.pairs)
     for line in chosen.left_out:
         _warn(console, line)
     n_judges = chosen.analysis.judges if args.judges is None else args.judges

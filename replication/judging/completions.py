@@ -5,10 +5,11 @@ What cannot be compared raises UserError.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 from replication.config import AnalysisConfig, SuiteConfig, load_suite
@@ -33,7 +34,7 @@ class Chosen:
     """The material of a panel."""
 
     suite: str  # its name, for the vote record
-    arms: tuple[str, str]  # (baseline, treatment)
+    arms: tuple[str, ...]  # (baseline, treatment), and further ones where each is compared with each
     completions: Completions  # of the seeds that are used
     left_out: tuple[str, ...]  # a line for each seed that is not
     analysis: AnalysisConfig
@@ -43,17 +44,19 @@ class Chosen:
     def n_pairs(self) -> int:
         """Pairs of completions that a judge can be given."""
         found = matched(self.completions, self.arms)
-        a, b = map(len, found.samples)
-        if a != b:  # each text is in as many pairs as the other arm has completions: that would tell, key or no key
-            raise UserError(
-                f"{self.arms[1]}: has {b} completions of each prompt and {self.arms[0]} {a}, so that how often a text "
-                "is shown would tell its arm; give both as many"
-            )
-        return len(found.prompts) * len(found.seeds) * a * b
+        a, *others = map(len, found.samples)
+        for arm, b in zip(self.arms[1:], others, strict=True):
+            if a != b:  # each text is in as many pairs as other arms have completions: that would tell, key or no key
+                raise UserError(
+                    f"{arm}: has {b} completions of each prompt and {self.arms[0]} {a}, so that how often a text "
+                    "is shown would tell its arm; give both as many"
+                )
+        return len(found.prompts) * len(found.seeds) * a**2 * math.comb(len(self.arms), 2)
 
 
-def from_suite(root: Path, pair: str | None) -> Chosen:
-    """Completions of an output folder, of the pair "baseline,treatment" or the suite's own."""
+def from_suite(root: Path, pair: str | None, named: str | None = None) -> Chosen:
+    """Completions of an output folder, of the pair "baseline,treatment" or the suite's own; or of each of the named
+    arms with each ("all": of the suite's)."""
     suite_dir = SuiteDir(root)
     if not suite_dir.suite.is_file():
         raise UserError(
@@ -61,7 +64,11 @@ def from_suite(root: Path, pair: str | None) -> Chosen:
         )
     suite = load_suite(suite_dir.suite)
     analysis = suite.analysis.resolved(suite.arms)
-    arms = _named(pair, suite) if pair else (analysis.baseline or "", analysis.treatment or "")
+    own = (analysis.baseline or "", analysis.treatment or "")
+    arms = _named("--pair", pair, suite) if pair else own
+    if named:
+        several = suite.arms if named == "all" else _named("--arms", named, suite)
+        arms = (*own, *(arm for arm in several if arm not in own)) if set(own) <= set(several) else several
     if not all(arms):
         raise UserError(f"{suite.name}: has one arm, and judges compare two")
     left_out = {}  # seed -> why its completions may not be compared
@@ -86,14 +93,15 @@ def from_file(path: Path) -> Chosen:
     return Chosen(IMPORTED, (baseline, treatment), completions, (), AnalysisConfig(), None)
 
 
-def _named(pair: str, suite: SuiteConfig) -> tuple[str, str]:
-    arms = tuple(arm.strip() for arm in pair.split(","))
-    if len(arms) != 2 or arms[0] == arms[1]:
-        raise UserError(f"--pair: '{pair}' must name two arms, such as {suite.arms[0]},{suite.arms[-1]}")
+def _named(flag: str, names: str, suite: SuiteConfig) -> tuple[str, ...]:
+    arms = tuple(arm.strip() for arm in names.split(","))
+    if len(arms) < 2 or (len(arms) > 2 and flag == "--pair") or len({*arms}) < len(arms):
+        two = "two arms" if flag == "--pair" else "two arms or more, each once"
+        raise UserError(f"{flag}: '{names}' must name {two}, such as {suite.arms[0]},{suite.arms[-1]}")
     for arm in arms:
         if arm not in suite.arms:
-            raise UserError(f"--pair: {arm} is no arm of the suite; its arms are {', '.join(suite.arms)}")
-    return arms[0], arms[1]
+            raise UserError(f"{flag}: {arm} is no arm of the suite; its arms are {', '.join(suite.arms)}")
+    return arms
 
 
 def _check_alike(suite_dir: SuiteDir, cells: Sequence[tuple[str, int]]) -> None:
@@ -117,7 +125,7 @@ def deviations(chosen: Chosen, judges: int, votes: int) -> list[str]:
     if chosen.plan is None:
         return []
     planned, lines = chosen.plan.analysis, []
-    if chosen.arms != (planned.baseline, planned.treatment):
+    if chosen.arms[:2] != (planned.baseline, planned.treatment):
         lines.append(f"the plan's pair is {planned.baseline},{planned.treatment}: votes on another are exploratory")
     if votes != planned.votes_per_judge:
         lines.append(f"the plan has {planned.votes_per_judge} votes a judge, the panel {votes}: a deviation")
@@ -138,14 +146,15 @@ class Found:
 
     prompts: list[int]
     seeds: list[int]
-    samples: tuple[list[int], list[int]]
+    samples: tuple[list[int], ...]  # of each arm
     by_name: dict[tuple[int, str, int, int], Completion]  # (seed, arm, prompt, sample)
 
 
-def matched(completions: Completions, arms: tuple[str, str]) -> Found:
+def matched(completions: Completions, arms: Sequence[str]) -> Found:
     """The completions by name, where every seed and arm has the same prompts and samples."""
     if not completions:
-        raise UserError(f"no seed has completions of both {arms[0]} and {arms[1]}; run `replicate generate` first")
+        who = f"both {arms[0]} and {arms[1]}" if len(arms) == 2 else f"all of {', '.join(arms)}"
+        raise UserError(f"no seed has completions of {who}; run `replicate generate` first")
     seeds = sorted(completions)
     by_name: dict[tuple[int, str, int, int], Completion] = {}
     shapes: dict[str, dict[tuple[int, int], str]] = {}
@@ -162,24 +171,27 @@ def matched(completions: Completions, arms: tuple[str, str]) -> Found:
                 f"{arm}/seed-{seed}: has completions of other prompts, or other numbers of them, than "
                 f"{arms[0]}/seed-{seeds[0]}; generate all cells with the same settings"
             )
-    prompts, others = ({prompt for prompt, _ in shapes[arm]} for arm in arms)
-    if prompts != others:
-        raise UserError(
-            f"{arms[1]}: has completions of other prompts than {arms[0]}; generate both with one prompt file"
-        )
+    prompts = {prompt for prompt, _ in shapes[arms[0]]}
+    for arm in arms[1:]:
+        if prompts != {prompt for prompt, _ in shapes[arm]}:
+            raise UserError(
+                f"{arm}: has completions of other prompts than {arms[0]}; generate both with one prompt file"
+            )
     samples = [sorted({sample for _, sample in shapes[arm]}) for arm in arms]
     for arm, numbers in zip(arms, samples, strict=True):
         for prompt, sample in product(sorted(prompts), numbers):
             if (prompt, sample) not in shapes[arm]:
                 raise UserError(f"{arm}: prompt {prompt} lacks some of the samples {numbers}; generate the cells again")
-    return Found(sorted(prompts), seeds, (samples[0], samples[1]), by_name)
+    return Found(sorted(prompts), seeds, tuple(samples), by_name)
 
 
-def draw_items(found: Found, arms: tuple[str, str]) -> dict[str, tuple[dict[str, object], Behind]]:
+def draw_items(found: Found, arms: Sequence[str]) -> dict[str, tuple[dict[str, object], Behind]]:
     """Item id -> its row and what is behind it: every pair of completions of one prompt and seed, in random order."""
     drawn: dict[str, tuple[dict[str, object], Behind]] = {}
-    for seed, prompt, a, b in product(found.seeds, found.prompts, *found.samples):
-        both = [(arms[0], a), (arms[1], b)]
+    texts = [[(arm, sample) for sample in samples] for arm, samples in zip(arms, found.samples, strict=True)]
+    pairs = [pair for two in combinations(texts, 2) for pair in product(*two)]
+    for seed, prompt, pair in product(found.seeds, found.prompts, pairs):
+        both = list(pair)
         if secrets.randbits(1):
             both.reverse()
         first, second = (found.by_name[seed, arm, prompt, sample] for arm, sample in both)

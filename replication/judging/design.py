@@ -16,6 +16,13 @@ sealed key from the assignments alone. A row is one such equation, but its items
 have been used, and then the same items, sides swapped, give the same equation. A repeat within a session gives none: an
 item's two sides cancel. That a prompt and seed changes sides ties its items to each other; so do their texts, of which
 each completion is in several.
+
+With more than two arms, and so K pairs of arms, S rows are followed by S others K times until each prompt and seed has
+met each pair of arms once; what stands above of a prompt and seed then holds of each of its pairs of arms, and in each
+row every pair of arms has its second arm on the left for half of its prompts, to one. In which order a prompt and seed
+meets the pairs is drawn for it alone: exchanging arms at one prompt and seed gives assignments that are as likely, so
+what is compared there says nothing of which texts elsewhere are by the same arm, and only the sides give equations, the
+same in every round.
 """
 
 from __future__ import annotations
@@ -23,24 +30,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import count, islice
+from itertools import combinations, count, islice, product
 from random import Random
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One comparison: indices, not ids."""
+    """One comparison: indices, not ids. Its baseline and treatment are the first and the second of its two arms."""
 
     prompt: int
     seed: int
     sample_baseline: int
     sample_treatment: int
     treatment_left: bool
+    arms: tuple[int, int] = (0, 1)
 
     @property
-    def pair(self) -> tuple[int, int, int, int]:
+    def pair(self) -> tuple[int, ...]:
         """What is compared, whatever the sides."""
-        return self.prompt, self.seed, self.sample_baseline, self.sample_treatment
+        return self.prompt, self.seed, self.sample_baseline, self.sample_treatment, *self.arms
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,15 @@ class Design:
         n_prompts, n_seeds: how many there are.
         n_baseline, n_treatment: completions of each prompt and seed, by arm.
         secret: decides every draw; the same secret gives the same design.
+        n_arms: how many arms are compared, each with each; more than two have as many completions each.
     """
 
-    def __init__(self, n_prompts: int, n_seeds: int, n_baseline: int, n_treatment: int, secret: str) -> None:
+    def __init__(
+        self, n_prompts: int, n_seeds: int, n_baseline: int, n_treatment: int, secret: str, n_arms: int = 2
+    ) -> None:
         assert min(n_prompts, n_seeds, n_baseline, n_treatment) >= 1
+        assert n_arms == 2 or n_baseline == n_treatment
+        self._arms = list(combinations(range(n_arms), 2))
         self.n_prompts, self.n_seeds, self.n_pairs = n_prompts, n_seeds, n_baseline * n_treatment
         self._n_samples = n_baseline, n_treatment
         self._secret = secret
@@ -74,7 +87,7 @@ class Design:
     @property
     def n_distinct(self) -> int:
         """How many cells there are before a pair of completions comes again."""
-        return self.n_prompts * self.n_seeds * self.n_pairs
+        return self.n_prompts * self.n_seeds * self.n_pairs * len(self._arms)
 
     def cells(self, start: int, n: int) -> list[Cell]:
         """n cells of the endless sequence, from number `start` on."""
@@ -93,7 +106,7 @@ class Design:
         rest = self._rows(0)
         for size in sizes:
             assert size <= self.n_distinct
-            hand: dict[tuple[int, int, int, int], Cell] = {}
+            hand: dict[tuple[int, ...], Cell] = {}
             passed: list[Cell] = []
             while len(hand) < size:
                 cell = waiting.pop(0) if waiting else next(rest)
@@ -116,12 +129,22 @@ class Design:
 
     def _cell(self, row: int, prompt: int) -> Cell:
         turn, residue = divmod(row, self.n_seeds)
-        seed = self._seed_order[(residue + self._offsets[prompt]) % self.n_seeds]
-        baseline, treatment = self._pairs(prompt, seed)[turn % self.n_pairs]
+        turn, step = divmod(turn, len(self._arms))
+        seed = self._seed(residue, prompt)
+        arms = self._order(prompt, seed)[step]
+        baseline, treatment = self._pairs(prompt, seed, arms)[turn % self.n_pairs]
         # where the pairs come round in an even number of turns, the sides would come round with them
         flips = turn + (turn // self.n_pairs if self.n_pairs % 2 == 0 else 0)
-        left = bool((flips + self._first_side[residue][prompt]) % 2)
-        return Cell(prompt, seed, baseline, treatment, left)
+        left = bool((flips + self._first_side[residue * len(self._arms) + step][prompt]) % 2)
+        return Cell(prompt, seed, baseline, treatment, left, self._arms[arms])
+
+    def _seed(self, residue: int, prompt: int) -> int:
+        return self._seed_order[(residue + self._offsets[prompt]) % self.n_seeds]
+
+    @cache  # noqa: B019  (a design lives as long as the command)
+    def _order(self, prompt: int, seed: int) -> list[int]:
+        """The pairs of arms, as a prompt and seed meets them."""
+        return self._permutation(len(self._arms), "arms", prompt, seed)
 
     @cached_property
     def _seed_order(self) -> list[int]:
@@ -134,19 +157,27 @@ class Design:
 
     @cached_property
     def _first_side(self) -> list[list[int]]:
-        """[residue][prompt] 0 or 1, balanced over prompts: the side of the treatment in the first turn."""
-        return [
-            [place % 2 for place in self._permutation(self.n_prompts + odd, "sides", residue)[: self.n_prompts]]
-            for odd in [self.n_prompts % 2]
-            for residue in range(self.n_seeds)
-        ]
+        """[residue and step][prompt] 0 or 1, the side of the treatment in the first turn: balanced over prompts that
+        meet the same pair of arms there."""
+        n_steps, sides = len(self._arms), list[list[int]]()
+        for residue, step in product(range(self.n_seeds), range(n_steps)):
+            met = [self._order(prompt, self._seed(residue, prompt))[step] for prompt in range(self.n_prompts)]
+            of_prompt = dict[int, int]()
+            for arms in range(n_steps):
+                own = [prompt for prompt, there in enumerate(met) if there == arms]
+                name = ("sides", residue, step, arms) if n_steps > 1 else ("sides", residue)
+                places = self._permutation(len(own) + len(own) % 2, *name)
+                of_prompt |= zip(own, (place % 2 for place in places), strict=False)
+            sides.append([of_prompt[prompt] for prompt in range(self.n_prompts)])
+        return sides
 
     @cache  # noqa: B019  (a design lives as long as the command)
-    def _pairs(self, prompt: int, seed: int) -> list[tuple[int, int]]:
+    def _pairs(self, prompt: int, seed: int, arms: int) -> list[tuple[int, int]]:
         """Every pair of completions once, in an order that uses each completion before any comes again."""
         a, b = self._n_samples
-        baseline = self._permutation(a, "baseline", prompt, seed)
-        treatment = self._permutation(b, "treatment", prompt, seed)
+        name = (prompt, seed, arms) if len(self._arms) > 1 else (prompt, seed)
+        baseline = self._permutation(a, "baseline", *name)
+        treatment = self._permutation(b, "treatment", *name)
         return [(baseline[k], treatment[(k + shift) % b]) for shift in range(b) for k in range(a)]
 
     def _permutation(self, n: int, *name: object) -> list[int]:

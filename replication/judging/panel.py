@@ -87,11 +87,12 @@ def create_panel(
     sealed: Path,
     suite: str,
     completions: Completions,
-    arms: tuple[str, str],
+    arms: Sequence[str],
     options: PanelOptions,
     keep: Callable[[Tokens], None] | None = None,
 ) -> Tokens:
-    """Make the items of (baseline, treatment), seal their key in a folder, and give every planned judge a set.
+    """Make the items of (baseline, treatment, any further arms: each is then compared with each), seal their key in a
+    folder, and give every planned judge a set.
 
     `keep` is given the tokens before the panel is there for good: a panel whose tokens are lost is of no use.
     """
@@ -119,6 +120,7 @@ def create_panel(
         repeat_share=options.repeat_share,
         n_attention=options.attention,
         items={item: behind for item, (_, behind) in drawn.items()},
+        samples=dict(zip(arms, found.samples, strict=True)) if len(arms) > 2 else {},
     )
     tokens = Tokens(secrets.token_urlsafe(24), secrets.token_urlsafe(24) if options.open_link else None)
     with database.write() as c:
@@ -207,7 +209,8 @@ def invite_people(database: Database, sealed: Path, n: int, test: bool = False) 
 def _add(
     c: Connection, key: Key, names: Sequence[str], votes: int, kind: str, vendor: str, tokens: Mapping[str, str]
 ) -> None:
-    design = Design(len(key.prompts), len(key.seeds), len(key.samples_baseline), len(key.samples_treatment), key.secret)
+    sizes = len(key.prompts), len(key.seeds), len(key.samples_baseline), len(key.samples_treatment)
+    design = Design(*sizes, key.secret, len(key.by_arm))
     check_votes(votes, design.n_distinct)
     # first votes dealt to each judge so far, in the order of dealing; test judges take none from others
     dealt = select(func.count()).select_from(assignments.join(judges)).where(IS_FIRST, COUNTS)
@@ -216,11 +219,11 @@ def _add(
     hands: Iterable[list[Cell]] = islice(design.deal([*given, *[votes] * len(names)]), len(given), None)
     if vendor == TEST and kind == "human":
         hands = repeat(next(design.deal([votes])), len(names))
-    known = {}  # (seed, prompt, sample of the baseline, of the treatment) -> item
+    known = {}  # (seed, prompt, arm and sample of both) -> item
     for item, prompt in c.execute(select(items.c.item_id, items.c.prompt_id).where(items.c.prompt_id.is_not(None))):
         behind = key.items[item]
-        sample = {behind.arm_first: behind.sample_first, behind.arm_second: behind.sample_second}
-        known[behind.seed, prompt, sample[key.baseline], sample[key.treatment]] = item
+        both = (behind.arm_first, behind.sample_first), (behind.arm_second, behind.sample_second)
+        known[behind.seed, prompt, frozenset(both)] = item
     for name, cells in zip(names, hands, strict=True):
         hashed = hash_token(tokens[name]) if name in tokens else None
         person = {"judge_id": name, "kind": kind, "vendor": vendor, "token_sha256": hashed, "created_at": time.time()}
@@ -232,9 +235,13 @@ def _add(
 
 
 def _assign(
-    c: Connection, key: Key, name: str, places: Sequence[Place], known: Mapping[tuple[int, int, int, int], str]
+    c: Connection,
+    key: Key,
+    name: str,
+    places: Sequence[Place],
+    known: Mapping[tuple[int, int, frozenset[tuple[str, int]]], str],
 ) -> None:
-    rows = []
+    rows, arms = [], list(key.by_arm)
     for position, place in enumerate(places):
         if place.cell is None:
             assert place.expected is not None
@@ -245,9 +252,11 @@ def _assign(
                 c.execute(insert(items).values(item_id=item, category="attention", **texts))
         else:
             cell = place.cell
-            samples = key.samples_baseline[cell.sample_baseline], key.samples_treatment[cell.sample_treatment]
-            item = known[key.seeds[cell.seed], key.prompts[cell.prompt], *samples]
-            first_is_left = (key.items[item].arm_first == key.treatment) == place.treatment_left
+            first, second = (arms[i] for i in cell.arms)
+            samples = key.by_arm[first][cell.sample_baseline], key.by_arm[second][cell.sample_treatment]
+            both = frozenset(zip((first, second), samples, strict=True))
+            item = known[key.seeds[cell.seed], key.prompts[cell.prompt], both]
+            first_is_left = (key.items[item].arm_first == second) == place.treatment_left
         shown = {"item_id": item, "first_is_left": first_is_left, "expected": place.expected}
         rows.append({"judge_id": name, "position": position, **shown})
     ids: dict[int, int] = {}  # place -> assignment

@@ -300,16 +300,18 @@ def survey_counts(surveys: Iterable[Mapping[str, str] | None]) -> tuple[int, dic
 
 
 def results(rows: Iterable[Any], truth: Mapping[str, Any], arms: tuple[str, str]) -> list[ArmResult]:
-    """First votes by arm: for each kind of judge all seeds together, then each seed.
+    """First votes by arm: for each pair of arms and kind of judge all seeds together, then each seed.
 
     `truth` is item_id -> row of the table `unsealed`, and empty before the lock.
     """
-    chosen: dict[tuple[str, int | None], list[str | None]] = defaultdict(list)
+    chosen: dict[tuple[tuple[str, str], str, int | None], list[str | None]] = defaultdict(list)
     for row in rows:
         if is_first(row) and row.item_id in truth:
             behind = truth[row.item_id]
             arm = {"first": behind.arm_first, "second": behind.arm_second, None: None}[chosen_text(row)]
-            chosen[row.kind, None].append(arm)
-            chosen[row.kind, behind.seed].append(arm)
-    in_order = sorted(chosen, key=lambda key: (key[0], key[1] is not None, key[1] or 0))
-    return [ArmResult(kind, seed, *arms, count(chosen[kind, seed], *arms)) for kind, seed in in_order]
+            low, high = sorted((behind.arm_first, behind.arm_second))
+            pair = arms if {low, high} == {*arms} else (low, high)
+            chosen[pair, row.kind, None].append(arm)
+            chosen[pair, row.kind, behind.seed].append(arm)
+    in_order = sorted(chosen, key=lambda key: (key[0] != arms, *key[:2], key[2] is not None, key[2] or 0))
+    return [ArmResult(kind, seed, *pair, count(chosen[pair, kind, seed], *pair)) for pair, kind, seed in in_order]

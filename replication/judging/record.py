@@ -133,9 +133,12 @@ def iso(seconds: float) -> str:
 def marginals(found: Unsealed, rules: AnalysisConfig) -> dict[str, object]:
     """Counts of first votes by judge, prompt, category, background and filter, so that `audit` and `power` read both.
 
-    a is the baseline and b the treatment. The filters go by the rules, but a full set is the panel's.
+    a is the baseline and b the treatment; votes on other pairs of arms are not counted. The filters go by the rules,
+    but a full set is the panel's.
     """
-    by_prompt = tally.count_by((vote for vote, _ in found.first), lambda vote: vote.prompt_id, *found.arms)
+    on_pair = [vote for vote, _ in found.first if {vote.arm_left, vote.arm_right} == {*found.arms}]
+    by_prompt = tally.count_by(on_pair, lambda vote: vote.prompt_id, *found.arms)
+    by_judge = tally.count_by(on_pair, lambda vote: vote.judge_id, *found.arms)
     prompts = {prompt: by_prompt.get(prompt, tally.Tally()) for prompt in found.category}
     of_judge: dict[str, list[tuple[Vote, float]]] = defaultdict(list)
     for vote, at in found.first:
@@ -143,11 +146,11 @@ def marginals(found: Unsealed, rules: AnalysisConfig) -> dict[str, object]:
     background = {name: found.surveys.get(name, {}).get("background") for name in of_judge}
     voted = []
     for name, cast in sorted(of_judge.items()):
-        won = tally.count((tally.chosen_arm(vote) for vote, _ in cast), *found.arms)
+        won = by_judge.get(name, tally.Tally())
         is_timed = all(vote.shown_at for vote, _ in cast)  # a sheet that was filled elsewhere is not
         # to 0.1 s, as the paper publishes it
         pace = round(tally.seconds_between_votes(at for _, at in cast), 1) if is_timed else math.nan
-        voted.append(tally.JudgeVotes(name, cast[0][0].judge_kind == "human", won, pace, won.n))
+        voted.append(tally.JudgeVotes(name, cast[0][0].judge_kind == "human", won, pace, len(cast)))
     people = [judge for judge in voted if judge.is_human]
     rules = replace(rules, votes_per_judge=found.panel.votes_per_judge)
     leans = [t.leans for t in prompts.values()]  # of ties alone is no majority, nor an even one
@@ -160,7 +163,7 @@ def marginals(found: Unsealed, rules: AnalysisConfig) -> dict[str, object]:
         "model_b": found.arms[1],
         "n_questions": len(prompts),
         "n_judges": len(voted),
-        "n_judgments": len(found.first),
+        "n_judgments": len(on_pair),
         "headline": _sums(prompts.values()),
         "judges": [
             {
@@ -298,6 +301,7 @@ def write_votes_record(folder: PanelFolder, database: Database, rules: AnalysisC
     note = VotesNote(
         panel_id=about.panel_id,
         suite=about.suite,
+        arms=sorted({arm for vote in found.votes for arm in (vote.arm_left, vote.arm_right)}),
         locked_at=iso(about.locked_at),
         locked_early_because=about.lock_note or None,
         key_sha256=about.key_sha256,

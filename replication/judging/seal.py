@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from replication.errors import UserError
@@ -36,6 +36,7 @@ class Key:
         prompts, seeds: ids in the order of the design's indices.
         samples_baseline, samples_treatment: sample numbers in that order.
         items: item id -> what stands behind it.
+        samples: arm -> sample numbers, of a panel of more than two arms; `by_arm` has them of every panel.
     """
 
     panel_id: str
@@ -49,6 +50,11 @@ class Key:
     repeat_share: float
     n_attention: int
     items: dict[str, Behind]
+    samples: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def by_arm(self) -> dict[str, list[int]]:
+        return self.samples or {self.baseline: self.samples_baseline, self.treatment: self.samples_treatment}
 
 
 def write_key(folder: Path, key: Key) -> str:

@@ -205,6 +205,7 @@ class VotesNote:
     n_garbage: int | None = None  # answers of models that cannot be read
     n_attention_asked: int | None = None
     n_attention_passed: int | None = None
+    arms: list[str] | None = None  # that votes were cast on
     schema_version: int | None = None
 
     @property
@@ -246,7 +247,7 @@ class CheckedNote:
 
     def to_dict(self) -> dict[str, Any]:
         """The form that results.json has of it."""
-        not_reported = ("panel_id", "suite", "n_votes", "n_repeats", "n_judges", "schema_version")
+        not_reported = ("panel_id", "suite", "arms", "n_votes", "n_repeats", "n_judges", "schema_version")
         facts = {key: value for key, value in asdict(self.note).items() if key not in not_reported}
         return {**facts, "changed": self.changed, "lines": self.lines}
 
