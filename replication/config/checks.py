@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -234,6 +234,7 @@ def analysis_contradictions(a: AnalysisConfig, arms: Sequence[str]) -> Iterator[
     resolved = a.resolved(arms)
     if resolved.baseline == resolved.treatment:
         yield f"analysis.treatment: {resolved.treatment} is the baseline too; name another arm"
+    yield from _sweeps(a.sweeps or {}, arms)
     if not a.judge_kinds:
         yield "analysis.judge_kinds: names no kind; give human, model or both"
     if len(set(a.judge_kinds)) != len(a.judge_kinds):
@@ -244,4 +245,19 @@ def analysis_contradictions(a: AnalysisConfig, arms: Sequence[str]) -> Iterator[
         yield (
             f"analysis.looks: a look at {a.looks[0]} seeds decides nothing, as analysis.min_seeds is {a.min_seeds}; "
             "begin later, or lower that"
+        )
+
+
+def _sweeps(sweeps: Mapping[str, Sequence[str]], arms: Sequence[str]) -> Iterator[str]:
+    named = [arm for of_sweep in sweeps.values() for arm in of_sweep]
+    for arm in dict.fromkeys(named):
+        if arm not in arms:
+            yield f"analysis.sweeps: {arm} is not an arm of the suite; choose from {', '.join(arms)}"
+        if named.count(arm) > 1:
+            yield f"analysis.sweeps: names {arm} twice; an arm is part of one sweep"
+    sizes = {len(of_sweep) for of_sweep in sweeps.values()}
+    if sweeps and (len(sweeps) < 2 or len(sizes) > 1 or min(sizes) < 2):
+        yield (
+            "analysis.sweeps: needs two sweeps or more of as many arms each, at least two: who tries more rates finds "
+            "the better best; list as many for each"
         )

@@ -513,6 +513,9 @@ class AnalysisConfig:
     )
     """What p is held against at each look: a fiftieth of alpha until the last one, or O'Brien and Fleming's by alpha
     spending."""
+    sweeps: dict[str, tuple[str, ...]] | None = field(default=None, metadata={NEUTRAL_SINCE: "0.2.0"})
+    """Names of what is swept over learning rates, and the arms of each, which differ in training.learning_rate alone:
+    the first is compared with every other one, each at its best rate; none: no arm is part of a sweep."""
     bootstrap_resamples: Count = 10000
     """Resamples of each bootstrap."""
     bootstrap_seed: Seed = 0

@@ -182,6 +182,7 @@ def build_plan(suite: SuiteConfig, flags: Sequence[str] = (), cluster: Path | No
         last, n = analysis.looks[-1], len(suite.seeds)
         raise UserError(f"analysis.looks: ends with {last} seeds, and the suite has {n}; the last look is with all")
     of_arm = {arm: load_cell(suite, arm, suite.seeds[0], flags, cluster) for arm in suite.arms}
+    refuse_other_sweeps(analysis, of_arm)
     plain = {arm: config for arm, config in of_arm.items() if not config.is_control}
     gains = {arm: (config.token_gain.enabled, config.layer_gain.enabled) for arm, config in plain.items()}
     asked = questions(analysis, suite.arms, len(suite.seeds), gains)
@@ -296,6 +297,20 @@ def refuse_early_window(plan: Plan) -> None:
             f"before the last half of training; set it to {fits}, or validation.every_steps to "
             f"{max(1, steps // (2 * k))}"
         )
+
+
+def refuse_other_sweeps(a: AnalysisConfig, of_arm: Mapping[str, RunConfig]) -> None:
+    """Raise UserError where arms of one sweep differ in more than their learning rate, or share one."""
+    for name, (first, *others) in (a.sweeps or {}).items():
+        keys = {arm: without_seeds(scientific(of_arm[arm])) for arm in (first, *others)}
+        rates = {of_arm[arm].training.learning_rate for arm in keys}
+        free = {"arm", "training.learning_rate", "training.muon_learning_rate"}
+        more = {key for arm in others for key in differences(keys[first], keys[arm])} - free
+        if more or len(rates) < len(keys):
+            what = f"differ in {', '.join(sorted(more))} too" if more else "share a training.learning_rate"
+            raise UserError(
+                f"analysis.sweeps: arms of {name} {what}; they may differ in the rate alone, and must in it"
+            )
 
 
 def plan_stamp(run: RunDir) -> PlanStamp | None:

@@ -66,8 +66,10 @@ def questions(
     )
     first, second = (equivalence, preference) if a.primary == "loss" else (preference, equivalence)
     crossed = gains if len(gains) == 4 and set(gains.values()) == ALL_FOUR else {}
-    others = _differences(a, [arm for arm in arms if arm not in crossed], loss)
-    return (replace(first, role="primary"), second, *(_factorial(a, loss) if crossed else ()), *others)
+    swept = {arm for of_sweep in (a.sweeps or {}).values() for arm in of_sweep}
+    others = _differences(a, [arm for arm in arms if arm not in {*crossed, *swept}], loss)
+    factorial = _factorial(a, loss) if crossed else []
+    return (replace(first, role="primary"), second, *factorial, *others, *_best_rates(a, loss))
 
 
 def _factorial(a: AnalysisConfig, loss: str) -> list[Question]:
@@ -103,6 +105,27 @@ def _differences(a: AnalysisConfig, arms: Sequence[str], loss: str) -> list[Ques
         for arm in arms
         if arm not in (a.baseline, a.treatment)
     ]
+
+
+def _best_rates(a: AnalysisConfig, loss: str) -> list[Question]:
+    (first, of_first), *others = (a.sweeps or {"": ()}).items()
+    return [
+        Question(
+            f"best_rate_{name}",
+            "secondary",
+            f"Does the {loss} of {name} at its best learning rate differ from that of {first} at its own?",
+            f"Rates of {first}: those of {_listed(of_first)}; of {name}: those of {_listed(arms)}. Two t tests over "
+            "the seeds: of the differences at each seed at the rates whose mean loss over the other seeds is lowest, "
+            "and at the rates whose mean over all seeds is lowest; p is the larger one, and 1 where the means differ "
+            f"in sign; two-sided at {a.alpha:g}. A cell that diverged and did not finish counts at the rule's limit.",
+            ("whether a best rate is the lowest or the highest that was tried",),
+        )
+        for name, arms in others
+    ]
+
+
+def _listed(arms: Sequence[str]) -> str:
+    return ", ".join(f"`{arm}`" for arm in arms)
 
 
 STRICT = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from replication.config import AnalysisConfig, SuiteConfig
 from replication.protocol.certificate import Certificate
-from replication.report.comparisons import ComparedArm, Number, Row, Values, certified, paired
+from replication.report.comparisons import ComparedArm, Number, Row, Values, certified, diverged_limit, paired
 from replication.report.load import NAN, CellData
 from replication.report.questions import LossAnswer
 from replication.statistics.crossed import CrossedDesign
@@ -121,8 +120,7 @@ def _worst_case(
 ) -> WorstCase | None:
     lost = {(row["arm"], row["seed"]) for row in diverged if row["state"] != "complete"}
     used, differences = [], paired(values, certificate, loss.arm, loss.baseline, suite.seeds)
-    vocabulary = next((cell.config.get("model.vocab_size") for cell in cells.values() if cell.config), None)
-    limit = suite.diverged.above_nats or (math.log(vocabulary) if isinstance(vocabulary, int) else NAN)
+    limit = diverged_limit(suite.diverged, cells.values())
     for i, seed in enumerate(suite.seeds):
         pair = [(loss.arm, seed), (loss.baseline, seed)]
         if np.isnan(differences[i]) and lost.intersection(pair):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from replication.config import SuiteConfig
+from replication.config import DivergedRule, SuiteConfig
 from replication.evaluation.record import Part
 from replication.protocol.certificate import Certificate
 from replication.protocol.diverged import why_diverged
@@ -88,6 +89,12 @@ def diverged_rows(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[CellD
             why = why_diverged(suite_dir.cell(c.arm, c.seed), suite.diverged, warmup, vocabulary)
             if why:
                 yield {"arm": c.arm, "seed": c.seed, "state": c.state, "why": why}
+
+
+def diverged_limit(rule: DivergedRule, cells: Iterable[CellData]) -> float:
+    """What a diverged cell's loss counts at where it has none, in nats: the limit of the suite's rule."""
+    vocabulary = next((cell.config.get("model.vocab_size") for cell in cells if cell.config), None)
+    return rule.above_nats or (math.log(vocabulary) if isinstance(vocabulary, int) else NAN)
 
 
 def cell_row(cell: CellData, compared: Sequence[Quantity]) -> Row:

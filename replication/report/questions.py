@@ -17,6 +17,7 @@ from replication.protocol.certificate import Certificate
 from replication.report.comparisons import Number, Values, certified, paired
 from replication.report.load import NAN, CellData
 from replication.report.preference import Preference
+from replication.report.sweeps import Sweeps
 from replication.statistics.seeds import (
     NOT_DECIDED,
     FurtherSeeds,
@@ -198,6 +199,7 @@ def secondary_answers(
     loss: LossAnswer | None,
     factorial: FactorialAnswer | None,
     preference: Preference | None = None,
+    sweeps: Sweeps | None = None,
 ) -> list[SecondaryAnswer]:
     """The plan's secondary questions with Holm's p over all of them; one that has no p yet counts as p = 1."""
     if loss is None:
@@ -216,11 +218,15 @@ def secondary_answers(
             for e in factorial.effects
         ]
     answered = {a.baseline, a.treatment, *(factorial.places.values() if factorial else ())}
+    answered |= {arm for arms in (a.sweeps or {}).values() for arm in arms}
     for arm in (arm for arm in certificate.arms if arm not in answered):
         differences = paired(values, certificate, arm, loss.baseline, seeds)
         s, p = summarize_paired(differences, 1 - a.alpha), float(mean_test(differences).p)
         name = f"Loss of {arm} less that of {loss.baseline}"
         rows.append(SecondaryAnswer(f"loss_difference_{arm}", name, s.n, s.mean, s.low, s.high, 1 - a.alpha, p))
+    for best in sweeps.answers if sweeps else ():
+        name = f"Loss of {best.name} less that of {best.baseline}, each at its best rate"
+        rows.append(SecondaryAnswer(best.id, name, best.n, best.mean, best.low, best.high, best.level, best.p))
     p_Q = np.array([row.p for row in rows], dtype=np.float64)
     adjusted = np.where(np.isnan(p_Q), NAN, holm(np.where(np.isnan(p_Q), 1.0, p_Q)))
     return [

@@ -23,6 +23,7 @@ from replication.report.description import Noise
 from replication.report.load import CellData
 from replication.report.preference import Preference, analyse_votes
 from replication.report.questions import FactorialAnswer, LossAnswer, SecondaryAnswer
+from replication.report.sweeps import Sweeps, compare_sweeps
 from replication.runs.files import read_object, write_json
 from replication.runs.layout import SuiteDir
 from replication.runs.records import from_json, to_json
@@ -106,6 +107,7 @@ class Results:
     evaluations: list[QuantityRow] = field(default_factory=list)
     """Scores of `replicate eval`; the file has no key for them where there are none."""
     beside_loss: BesideLoss | None = None
+    sweeps: Sweeps | None = None
     made_from: str | None = None
     """Hash of the files that were read."""
 
@@ -140,6 +142,7 @@ def compute_results(
     scored, unlike = comparisons.evaluations(suite, cells, certificate)
     summary = _suite(suite, cells, held, of_place is not None)
     diverged, sizes = list(comparisons.diverged_rows(suite_dir, suite, cells)), (summary.tokens, summary.parameters)
+    sweeps = compare_sweeps(used.values, certificate, suite, cells, diverged, 1 - a.alpha)
     results = Results(
         format=FORMAT,
         suite=summary,
@@ -169,7 +172,10 @@ def compute_results(
         loss=loss,
         beside_loss=beside_loss(loss, used.values, cells, certificate, suite, *sizes, diverged) if loss else None,
         factorial=factorial,
-        secondary=questions.secondary_answers(used.values, certificate, suite.seeds, a, loss, factorial, preference),
+        sweeps=sweeps,
+        secondary=questions.secondary_answers(
+            used.values, certificate, suite.seeds, a, loss, factorial, preference, sweeps
+        ),
         published=comparisons.beside_published(rows, suite.arms),
         evaluations=scored,
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from replication.console import plural
 from replication.protocol.paper import PHASE_3
-from replication.report import beside_loss
+from replication.report import beside_loss, sweeps
 from replication.report.comparisons import Number, Row
 from replication.report.description import Noise
 from replication.report.preference import BASELINE_PREFERRED, PREFERRED, Estimate, Preference
@@ -34,6 +34,7 @@ def sentences(r: Results) -> Row:
         preference=preference,
         loss=loss,
         factorial=list(_factorial(r.factorial)),
+        rates=list(sweeps.lines(r.sweeps)),
         noise=[_noise(r.noise, r.loss), *_beside_loss(r, r.loss)] if r.loss else [],
         shows=list(_shows(r)),
         cannot=list(_cannot(r)),

@@ -38,6 +38,10 @@ CELLS = {
     "optimizers_50m_adamw": 32,
     "optimizers_50m_muon": 32,
     "optimizers_50m_sgd": 32,
+    "rates_50m": 60,
+    "controls_50m": 54,
+    "unsmoothed_50m": 24,
+    "unclipped_50m": 24,
 }
 OPTIMIZERS = [name for name in SUITES if name.startswith("optimizers_50m_")]
 

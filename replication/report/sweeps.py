@@ -1,0 +1,153 @@
+"""Sweeps of the learning rate: each arm's losses by rate, and the sweeps compared at the best rate of each.
+
+An optimizer, or a change to one, that is compared at one rate alone may win by the rate (Choi et al. 2019, Schmidt et
+al. 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from replication.config import SuiteConfig
+from replication.protocol.certificate import Certificate
+from replication.report.comparisons import Number, Row, Values, certified, diverged_limit
+from replication.report.load import NAN, CellData, Floats, Ints
+from replication.statistics.format import p_value, percent, signed
+from replication.statistics.seeds import at_best_rates, chosen_on_others, mean_test
+
+
+@dataclass(frozen=True)
+class SweptRate:
+    arm: str
+    rate: Number
+    losses: list[Number]
+    """One a seed; those of a cell that diverged and did not finish are the limit of the suite's rule."""
+    mean: Number
+    """Over the seeds at which all arms of all sweeps have a loss; as is sd."""
+    sd: Number
+    chosen_at: list[int]
+    """Seeds whose other seeds choose this rate."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    name: str
+    rates: list[SweptRate]
+    """In ascending order."""
+    best: str | None
+    """Arm of the lowest mean; None below two seeds."""
+    edge: str
+    """lowest or highest, where the best rate is that of those tried; else empty."""
+
+
+@dataclass(frozen=True)
+class BestRates:
+    """One sweep less the first, each at its best rate; numbers as in statistics.seeds.AtBestRates."""
+
+    id: str
+    name: str
+    baseline: str
+    differences: list[Number]
+    n: int
+    mean: Number
+    low: Number
+    high: Number
+    level: float
+    p: Number
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    seeds: list[int]
+    """At which all arms of all sweeps have a loss."""
+    sweeps: list[Sweep]
+    answers: list[BestRates]
+
+
+def compare_sweeps(
+    values: Values,
+    certificate: Certificate,
+    suite: SuiteConfig,
+    cells: Sequence[CellData],
+    diverged: Sequence[Row],
+    level: float,
+) -> Sweeps | None:
+    """The answers to the plan's questions of best rates, in order; None in a suite without sweeps.
+
+    Args:
+        values: the losses that the plan compares.
+        diverged: rows of `comparisons.diverged_rows`.
+        level: of the intervals.
+    """
+    sweeps, seeds = suite.analysis.sweeps, suite.seeds
+    if not sweeps:
+        return None
+    limit, losses = diverged_limit(suite.diverged, cells), dict[str, Floats]()
+    lost = {(row["arm"], row["seed"]) for row in diverged if row["state"] != "complete"}
+    for arm in (arm for arms in sweeps.values() for arm in arms):
+        measured = np.where(certified(certificate, (arm,), seeds), np.array(values[arm], dtype=np.float64), NAN)
+        losses[arm] = np.where([(arm, seed) in lost for seed in seeds], limit, measured)
+    whole = np.isfinite(np.stack(list(losses.values()))).all(0)
+    used = np.flatnonzero(whole) if whole.sum() > 1 else np.empty(0, dtype=np.int64)
+    rates = {
+        arm: next((found for c in cells if c.arm == arm and (found := _rate(c)) is not None), NAN) for arm in losses
+    }
+    tables = {name: np.stack([losses[arm][used] for arm in arms]) for name, arms in sweeps.items()}
+    shown = [_sweep(name, arms, rates, losses, tables[name], np.array(seeds)[used]) for name, arms in sweeps.items()]
+    first, *others = tables
+    answers = []
+    for name in others:
+        t = at_best_rates(tables[first], tables[name], level)
+        numbers = {key: getattr(t, key).item() for key in ("mean", "low", "high", "p")}
+        differences = t.held_out.tolist()
+        answers.append(BestRates(f"best_rate_{name}", name, first, differences, len(used), level=level, **numbers))
+    return Sweeps(np.array(seeds)[used].tolist(), shown, answers)
+
+
+def _rate(cell: CellData) -> float | None:
+    found = cell.config.get("training.learning_rate")
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _sweep(
+    name: str,
+    arms: Sequence[str],
+    rates: Mapping[str, float],
+    losses: Mapping[str, Floats],
+    used_RN: Floats,
+    seeds: Ints,
+) -> Sweep:
+    chosen_N = chosen_on_others(used_RN)
+    swept = []
+    for r, arm in enumerate(arms):
+        t, chosen_at = mean_test(used_RN[r]), seeds[chosen_N == r].tolist()
+        swept.append(SweptRate(arm, rates[arm], losses[arm].tolist(), float(t.mean), float(t.sd), chosen_at))
+    swept.sort(key=lambda rate: rate.rate or NAN)
+    if not len(seeds):
+        return Sweep(name, swept, None, "")
+    best = min(swept, key=lambda rate: rate.mean or NAN)
+    return Sweep(name, swept, best.arm, {0: "lowest", len(swept) - 1: "highest"}.get(swept.index(best), ""))
+
+
+def lines(sweeps: Sweeps | None) -> Iterator[str]:
+    """A sentence for each sweep that is compared, and for each whose best rate has nothing beyond it."""
+    for answer in sweeps.answers if sweeps else ():
+        if not answer.n:
+            yield f"{answer.name} at its best learning rate: fewer than two seeds have a loss of every swept arm."
+            continue
+        bounds = f"{signed(answer.low, 4)} to {signed(answer.high, 4)}"
+        yield (
+            f"{answer.name} beside {answer.baseline}, each at the learning rate that the other seeds choose: "
+            f"{signed(answer.mean, 4)} nats, {percent(answer.level)} interval {bounds}, p {p_value(answer.p)} before "
+            f"correction, {answer.n} seeds."
+        )
+    for sweep in sweeps.sweeps if sweeps else ():
+        if sweep.edge:
+            rate = next(rate.rate for rate in sweep.rates if rate.arm == sweep.best)
+            yield (
+                f"The best rate of {sweep.name}, {rate:g}, is the {sweep.edge} that was tried: a rate beyond it "
+                "may be better still, and then this is no comparison at the best."
+            )
