@@ -57,6 +57,14 @@ def calibrate(args: Namespace) -> int:
 @takes("--seeds", "(default 5,8,12,20)", SIZES, [5, 8, 12, 20])
 @takes("--prompts", "(default 32,64,128)", SIZES, [32, 64, 128])
 @takes("--judges", "(default 20,40,80)", SIZES, [20, 40, 80])
+@takes(
+    "--factorial",
+    "in place of --share, a panel of four arms: power to find a main effect and the interaction of so much of the "
+    "share, such as 0.05; 0: how often one is found that is not there",
+    number("[0, 0.5)"),
+    metavar="EFFECT",
+)
+@takes("--votes-per-judge", "of that panel (default 32)", COUNT, 32)
 @takes("--have", "seeds that there are: how many more it takes", NATURAL, 0)
 @takes("--simulations", "of each row (default 1000)", COUNT, 1000)
 @takes("--gpu-hours-per-cell", "of an arm's seed (default: published, 180)", POSITIVE, PHASE_3.gpu_hours)
@@ -66,14 +74,21 @@ def power(args: Namespace) -> None:
     """Say how many seeds, prompts, judges and GPU-hours it takes to find a preference of a given size."""
     if args.share == 0.5:
         raise UserError("--share: 0.5 is no preference; name the share of decisive votes that is to be found")
+    from replication.simulation.factorial import FactorialStudy, factorial_row, write_factorial
     from replication.simulation.power import GIVEN, Fitted, fit, power_row, studies, write_power
     from replication.simulation.simulate import compute_rows
 
     console = Console()
     given = {name: getattr(args, f"{name}_spread") for name in GIVEN}
     votes, sizes = fit(args.votes) if args.votes else Fitted(""), (args.seeds, args.prompts, args.judges)
-    every, words = studies(given, args.seed_spread, args.ties, votes, sizes, args.share)
-    path = args.out / "rows.jsonl"
+    path, share = args.out / "rows.jsonl", args.share if args.factorial is None else 0.5 + args.factorial
+    every, words = studies(given, args.seed_spread, args.ties, votes, sizes, share)
+    if args.factorial is not None:
+        panels, work = [FactorialStudy(study, args.votes_per_judge) for study in every], (args.simulations, args.seed)
+        found = compute_rows(panels, factorial_row, *work, path, "simulating", console, args.jobs)
+        for path in write_factorial(found, words, args.out, console):
+            console.print(f"wrote {path}", soft_wrap=True)
+        return
     rows = compute_rows(every, power_row, args.simulations, args.seed, path, "simulating", console, args.jobs)
     for path in write_power(rows, words, args.have, args.gpu_hours_per_cell, args.out, console):
         console.print(f"wrote {path}", soft_wrap=True)
