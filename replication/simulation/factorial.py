@@ -19,7 +19,7 @@ from replication.simulation.simulate import Floats, Ints, Spread, VotePattern, b
 from replication.statistics.factorial import contrast, effects_t
 from replication.statistics.format import markdown_table, percent
 
-ARMS = tuple(itertools.product((False, True), repeat=2))  # whether (token gain, layer gain) act
+ARMS = ((False, False), (False, True), (True, False), (True, True))  # whether (token gain, layer gain) act
 PAIRS = tuple(itertools.combinations(range(len(ARMS)), 2))
 CONTRASTS = np.array([contrast(ARMS[a], ARMS[b]) for a, b in PAIRS])
 """[6, 3]"""
@@ -112,10 +112,11 @@ def factorial_row(of: FactorialStudy, simulations: int, seed: int) -> FactorialR
                 found += (t.p < ALPHA) & ((t.mean > 0) | (wanted == 0))
                 held += (t.low <= wanted) & (wanted <= t.high)
     main_effect, absent, interaction = (found / simulations).tolist()
-    sizes = {"seeds": study.seeds, "prompts": study.prompts, "judges": study.judges}
     return FactorialRow(
         key=of.key,
-        **sizes,
+        seeds=study.seeds,
+        prompts=study.prompts,
+        judges=study.judges,
         votes_per_judge=of.votes_per_judge,
         spread=asdict(study.spread),
         effect=effect,
