@@ -1,4 +1,4 @@
-"""`replicate eval OUT`: trained cells scored on tasks, text files and their completions."""
+"""`replicate eval OUT`: trained cells scored on tasks and text files, and their distributions compared."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ from replication.runs.layout import SuiteDir
 @takes("--tasks", "tasks of lm-evaluation-harness by name, or folders of task files", metavar="A,B,FOLDER")
 @takes("--limit", "with --tasks: only so many documents of each", COUNT)
 @takes("--files", "texts in UTF-8, scored in bits per byte", Path, nargs="+")
+@takes("--distributions", "loss by frequency of the token, KL between arms and between seeds, entropies", bool)
 def eval(args: Namespace) -> int:
-    """Score every trained cell on tasks of lm-evaluation-harness, on text files, and by its completions, for the
-    report. What is there already is left alone, and an interrupted command goes on where it stopped.
+    """Score every trained cell on tasks of lm-evaluation-harness, on text files, and by its next-token distributions on
+    the validation set, for the report, which counts completions by itself. What is there already is left alone, and an
+    interrupted command goes on where it stopped.
 
     Returns:
         0; 1 where cells are not trained.
     """
+    if not (args.tasks or args.files or args.distributions):
+        raise UserError("replicate eval: nothing is asked for; give --tasks, --files or --distributions")
     if args.tasks:
         require("eval", "lm_eval")
     files = {path.name: path for path in args.files or ()}
@@ -43,7 +47,7 @@ def eval(args: Namespace) -> int:
         tasks = load_tasks(args.tasks, args.limit)
     for run in trained:
         with run.lock():
-            evaluate_cell(run, suite_dir, tasks, files, console)
+            evaluate_cell(run, suite_dir, tasks, files, args.distributions, console)
     if untrained:
         say(console, ("not trained:", "yellow"), f" {', '.join(untrained)}")
     say(console, f"`replicate report {args.out}` compares the arms")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import SUPPRESS, Namespace
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -11,10 +12,12 @@ from replication.cli.arguments import COUNT, SEED, takes, takes_keys, verb
 from replication.config import load_run, load_suite
 from replication.console import say
 from replication.errors import UserError
+from replication.evaluation.record import matched_temperature
 from replication.generation.completions import Shard
 from replication.generation.export import write_export
+from replication.generation.settings import MATCHED, parse_settings, setting_flags
 from replication.generation.suite import cells_to_sample, sample_as_worker, sample_cells, trained_cells
-from replication.runs.layout import SuiteDir
+from replication.runs.layout import RunDir, SuiteDir
 
 
 @verb
@@ -24,6 +27,7 @@ from replication.runs.layout import SuiteDir
 @takes("--seed", "only this seed", SEED)
 @takes("--jobs", "processes side by side (default: one a GPU, one on a CPU)", COUNT)
 @takes("--again", "sample anew what is there already", bool)
+@takes("--setting", "ways of sampling, apart: greedy, t0.5 (temperature), matched (baseline's entropy)", metavar="A,B")
 @takes("--export", "write two arms' completions at --seed, and no more", Path, metavar="FILE")
 @takes("--pair", "with --export: the arms (default: the suite's two)", metavar="A,B")
 @takes("--shard", SUPPRESS, Shard.parse)  # what a worker is started with
@@ -52,19 +56,36 @@ def generate(args: Namespace) -> int:
     if args.export:
         _export(args, suite_dir)
         return 0
+
+    def flags_of(run: RunDir) -> list[str]:
+        """The keys of the command line, then those of the cell's named setting, which says what it is."""
+        matched = None
+        if run.setting == MATCHED:
+            config = load_run([run.config], args.keys)
+            baseline = suite_dir.cell(load_suite(suite_dir.suite).arms[0], config.seed)
+            matched = matched_temperature(run, baseline, config.generation.temperature)
+        return [*args.keys, *setting_flags(run.setting, matched)]
+
+    settings = parse_settings(args.setting) if args.setting else [""]
     if args.shard:
-        sample_as_worker(suite_dir.cell(args.arm, args.seed), args.shard, suite_dir, args.keys)
+        run = suite_dir.cell(args.arm, args.seed, settings[0])
+        sample_as_worker(run, args.shard, suite_dir, flags_of(run))
         return 0
     console = Console()
     trained, untrained = trained_cells(suite_dir, args.arm, args.seed)
-    todo, n_there = cells_to_sample(trained, args.keys, args.again, suite_dir, console)
-    failed = sample_cells(todo, suite_dir, args.jobs, args.keys, console)
+    made = n_there = 0
+    failed: dict[str, str] = {}
+    for setting in settings:  # one after the other, as each takes hold of the cells
+        runs = [replace(run, setting=setting) for run in trained]
+        todo, there = cells_to_sample(runs, flags_of, args.again, suite_dir, console)
+        failed |= sample_cells(todo, suite_dir, args.jobs, args.keys, console)
+        made, n_there = made + len(todo), n_there + there
     for name, why in failed.items():
         say(console, ("failed", "red"), f" {name}: {why}")
     if untrained:
         say(console, ("not trained:", "yellow"), f" {', '.join(untrained)}")
-    made, n_cells = len(todo) - len(failed), len(trained) + len(untrained)
-    say(console, f"{made} of {n_cells} cells sampled, {n_there} there already")
+    n_cells = len(trained) * len(settings) + len(untrained)
+    say(console, f"{made - len(failed)} of {n_cells} cells sampled, {n_there} there already")
     return 1 if failed or untrained else 0
 
 
@@ -72,8 +93,10 @@ def _export(args: Namespace, suite_dir: SuiteDir) -> None:
     """Write two arms' completions: those of --pair, or of the suite's primary comparison."""
     if args.seed is None:
         raise UserError("--export: needs --seed; the file holds two arms at one seed")
-    if args.arm or args.jobs or args.again or args.keys:
-        raise UserError("--export: writes what is there; --arm, --jobs, --again and keys do not act on it, --pair does")
+    if args.arm or args.jobs or args.again or args.setting or args.keys:
+        raise UserError(
+            "--export: writes what is there; --arm, --jobs, --again, --setting and keys do not act on it, --pair does"
+        )
     if args.pair is not None:
         a, comma, b = args.pair.partition(",")
         if not comma or not a or not b or "," in b or a == b:

@@ -96,6 +96,7 @@ def _warn(console: Console, text: str) -> None:
 @takes("--pair", "baseline and treatment (default: those of the suite's analysis)", metavar="A,B", either=False)
 @takes("--arms", "three arms or more, each compared with each at the same seed", metavar="A,B,C", either=False)
 @takes("--pairs", "all: as --arms with every arm of the suite", choices=["all"], either=False)
+@takes("--setting", "completions of a named way of sampling (default: those that the suite asks for)", metavar="NAME")
 @takes("--judges", "people, each with a set of pairs (default: the suite's analysis)", NATURAL)
 @takes("--votes", "first votes of a set (default: the suite's analysis)", COUNT)
 @takes("--repeats", "share of a set that comes again, sides swapped (default 0.1)", number("[0, 0.5]"), 0.1)
@@ -123,10 +124,11 @@ def prepare(args: Namespace) -> None:
     console, folder = _console(), PanelFolder(args.dir, SuiteDir(args.dir).judging)
     if args.file is None and not args.dir.is_dir():
         raise UserError(f"{args.dir}: no such folder; give the output folder of `replicate grid run`")
-    for flag in ("pair", "arms", "pairs"):
+    for flag in ("pair", "arms", "pairs", "setting"):
         if args.file is not None and getattr(args, flag):
             raise UserError(f"--{flag}: does not act with --import; the file names its two models")
-    chosen = from_file(args.file) if args.file is not None else from_suite(args.dir, args.pair, args.arms or args.pairs)
+    asked = (args.dir, args.pair, args.arms or args.pairs, args.setting or "")
+    chosen = from_file(args.file) if args.file is not None else from_suite(*asked)
     for line in chosen.left_out:
         _warn(console, line)
     n_judges = chosen.analysis.judges if args.judges is None else args.judges
@@ -145,7 +147,7 @@ def prepare(args: Namespace) -> None:
     database = Database(args.database or folder.database_file)
     sources = (chosen.suite, chosen.completions, chosen.arms)
     tokens = create_panel(database, folder.sealed, *sources, options, keep=folder.keep_tokens)
-    folder.write_facts(database, options, is_named=bool(args.database))
+    folder.write_facts(database, options, is_named=bool(args.database), setting=chosen.setting)
     about = Store(database).panel()
     append(folder.suite, "panel", panel_id=about.panel_id, key_sha256=about.key_sha256)
     for line in deviations(chosen, options.judges, options.votes_per_judge):

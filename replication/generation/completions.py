@@ -5,6 +5,7 @@ samples.jsonl                   all completions, in the order of prompts and sam
 samples.part/<i>-of-<n>.jsonl   completions of shard i of n, in any order; the first line is {"binding": ...}, the hash
                                 of settings, prompts and weights: what was sampled otherwise is never gone on from
 samples.part/<i>-of-<n>.log     output of a worker
+sampled/<name>/                 the same of a named setting (settings.py); sampling.json there is its record
 manifest.json                   its `generation`: settings, and the hashes of prompts, weights and samples.jsonl; and
                                 `generated_by`: the code that put them together
 
@@ -26,7 +27,7 @@ from typing import IO
 from replication.config import RunConfig, sampling_settings
 from replication.data.prompts import Prompt, find_prompts, load_prompts
 from replication.errors import UserError
-from replication.runs.files import file_sha256, naming, remove_tree, write_text
+from replication.runs.files import file_sha256, naming, read_object, remove_tree, write_json, write_text
 from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.manifest import Manifest, code_identity, read_manifest, refuse_untrained, update_manifest
 from replication.runs.records import WrongForm, from_json, to_json
@@ -95,7 +96,7 @@ def read_samples(run: RunDir) -> list[Completion]:
             raise UserError(f"{path}: has sample {c.sample} of prompt {c.prompt_id} twice; {AGAIN}")
         seen.add((c.prompt_id, c.sample))
     # edited, or sampled anew and killed before the manifest was written: then the settings are of other texts
-    recorded = (read_manifest(run) or Manifest()).generation.get("samples_sha256")
+    recorded = recorded_sampling(run).get("samples_sha256")
     if recorded is not None and file_sha256(path) != recorded:
         raise UserError(
             f"{path}: is not the file whose settings {run.manifest.name} records; it was edited, or sampling it again "
@@ -104,14 +105,21 @@ def read_samples(run: RunDir) -> list[Completion]:
     return found
 
 
-def suite_completions(suite_dir: SuiteDir, arms: Sequence[str]) -> dict[int, dict[str, list[Completion]]]:
+def recorded_sampling(run: RunDir) -> Mapping[str, object]:
+    """What was recorded of how a cell's completions were sampled; empty where nothing was."""
+    return read_object(run.sampling) if run.setting else (read_manifest(run) or Manifest()).generation
+
+
+def suite_completions(
+    suite_dir: SuiteDir, arms: Sequence[str], setting: str = ""
+) -> dict[int, dict[str, list[Completion]]]:
     """Seed -> arm -> completions, of the seeds at which every one of the arms is complete and has completions.
 
     UserError where a complete cell's samples.jsonl is damaged, or another cell's: a seed is never left out for that.
     """
     found: dict[int, dict[str, list[Completion]]] = {}
     for seed in sorted(seed for arm, seed, _ in suite_dir.cells() if [arm] == list(arms[:1])):
-        runs = {arm: suite_dir.cell(arm, seed) for arm in arms}
+        runs = {arm: suite_dir.cell(arm, seed, setting) for arm in arms}
         if not all(run.complete.is_file() and run.samples.is_file() for run in runs.values()):
             continue
         found[seed] = {arm: read_samples(run) for arm, run in runs.items()}
@@ -163,7 +171,7 @@ class Samples:
 
     @property
     def name(self) -> str:
-        return f"{self.config.arm}/seed-{self.config.seed}"
+        return f"{self.config.arm}/seed-{self.config.seed}{self.run.setting and f' ({self.run.setting})'}"
 
     @property
     def rows(self) -> list[tuple[Prompt, int]]:
@@ -179,12 +187,8 @@ class Samples:
 
     def are_there(self) -> bool:
         """Whether samples.jsonl is whole and was made with these settings, prompts and weights."""
-        manifest = read_manifest(self.run)
-        return (
-            manifest is not None
-            and self.run.samples.is_file()
-            and BEFORE | dict(manifest.generation) == self._record_of_file()
-        )
+        recorded = recorded_sampling(self.run)
+        return self.run.samples.is_file() and BEFORE | dict(recorded) == self._record_of_file()
 
     def _record_of_file(self) -> dict[str, object]:
         return {**self.record, "samples_sha256": file_sha256(self.run.samples)}
@@ -214,7 +218,10 @@ class Samples:
         parts = self.parts()
         lines = [parts[prompt.id, sample].line() for prompt, sample in self.rows]
         write_text(self.run.samples, "".join(lines))
-        update_manifest(self.run, generation=self._record_of_file(), generated_by=code_identity())
+        if self.run.setting:
+            write_json(self.run.sampling, self._record_of_file())
+        else:
+            update_manifest(self.run, generation=self._record_of_file(), generated_by=code_identity())
         remove_tree(self.run.samples_part)
         return len(lines)
 

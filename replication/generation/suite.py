@@ -47,13 +47,17 @@ def trained_cells(suite_dir: SuiteDir, arm: str | None, seed: int | None) -> tup
 
 
 def cells_to_sample(
-    trained: Sequence[RunDir], flags: Sequence[str], again: bool, suite_dir: SuiteDir, console: Console
+    trained: Sequence[RunDir],
+    flags_of: Callable[[RunDir], Sequence[str]],
+    again: bool,
+    suite_dir: SuiteDir,
+    console: Console,
 ) -> tuple[list[Samples], int]:
     """Cells whose completions are missing or of other settings (with `again`: all), and how many need nothing."""
     todo, n_there = [], 0
     for run in trained:
-        config = load_run([run.config], flags)
-        if suite_dir.cell(config.arm, config.seed) != run:  # its completions would go into that one's folder
+        config = load_run([run.config], flags_of(run))
+        if suite_dir.cell(config.arm, config.seed).root != run.root:  # its completions would go into that one's folder
             say(console, f"{run.root}: holds {config.arm}/seed-{config.seed}, a copy; passed over", style="yellow")
             continue
         samples = Samples.of(config, run)
@@ -72,7 +76,7 @@ def cells_to_sample(
 def _settle(samples: Samples) -> None:
     """Mark a trained cell complete, if these are the completions that its own config asks for."""
     own = load_run([samples.run.config])
-    if own.generation.prompts and Samples.of(own, samples.run).record == samples.record:
+    if not samples.run.setting and own.generation.prompts and Samples.of(own, samples.run).record == samples.record:
         if not samples.run.complete.is_file():
             mark_cell_complete(own, samples.run)
         samples.run.failed.unlink(missing_ok=True)
@@ -98,6 +102,7 @@ def sample_cells(
 
     def command(samples: Samples, shard: Shard) -> list[str]:
         of_cell = ["--arm", samples.config.arm, f"--seed={samples.config.seed}", f"--shard={shard.i}/{shard.n}"]
+        of_cell += ["--setting", samples.run.setting] if samples.run.setting else []
         return [sys.executable, "-P", "-m", "replication", "generate", str(suite_dir.root), *of_cell, *flags]
 
     with display.shown():

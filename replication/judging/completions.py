@@ -14,13 +14,13 @@ from pathlib import Path
 
 from replication.config import AnalysisConfig, SuiteConfig, load_suite
 from replication.errors import UserError
-from replication.generation.completions import Completion, suite_completions
+from replication.generation.completions import Completion, recorded_sampling, suite_completions
 from replication.generation.export import read_export
+from replication.generation.settings import MATCHED
 from replication.judging.seal import Behind
 from replication.protocol.certificate import certify
 from replication.protocol.preregistration import Plan, read_plan
-from replication.runs.layout import SuiteDir
-from replication.runs.manifest import Manifest, read_manifest
+from replication.runs.layout import RunDir, SuiteDir
 from replication.votes.record import check_number
 
 Completions = Mapping[int, Mapping[str, Sequence[Completion]]]
@@ -39,6 +39,7 @@ class Chosen:
     left_out: tuple[str, ...]  # a line for each seed that is not
     analysis: AnalysisConfig
     plan: Plan | None  # the preregistration; None without one
+    setting: str = ""  # the named way of sampling
 
     @property
     def n_pairs(self) -> int:
@@ -54,9 +55,10 @@ class Chosen:
         return len(found.prompts) * len(found.seeds) * a**2 * math.comb(len(self.arms), 2)
 
 
-def from_suite(root: Path, pair: str | None, named: str | None = None) -> Chosen:
+def from_suite(root: Path, pair: str | None, named: str | None = None, setting: str = "") -> Chosen:
     """Completions of an output folder, of the pair "baseline,treatment" or the suite's own; or of each of the named
-    arms with each ("all": of the suite's)."""
+    arms with each ("all": of the suite's). `setting`: of a named way of sampling, not those that the configs ask for.
+    """
     suite_dir = SuiteDir(root)
     if not suite_dir.suite.is_file():
         raise UserError(
@@ -73,17 +75,17 @@ def from_suite(root: Path, pair: str | None, named: str | None = None) -> Chosen
         raise UserError(f"{suite.name}: has one arm, and judges compare two")
     left_out = {}  # seed -> why its completions may not be compared
     for checked in certify(suite_dir, arms, suite.seeds, strict=suite.analysis.strict_pairs).pairs:
-        without = [arm for arm in arms if not suite_dir.cell(arm, checked.seed).samples.is_file()]
+        without = [arm for arm in arms if not suite_dir.cell(arm, checked.seed, setting).samples.is_file()]
         if checked.state != "holds":
             left_out[checked.seed] = "; ".join(checked.reasons)
         elif without:
             left_out[checked.seed] = f"{' and '.join(without)} has no completions, `replicate generate` makes them"
-    found = suite_completions(suite_dir, arms)
+    found = suite_completions(suite_dir, arms, setting)
     kept = {seed: of_arm for seed, of_arm in found.items() if seed in suite.seeds and seed not in left_out}
-    _check_alike(suite_dir, [(arm, seed) for seed in sorted(kept) for arm in arms])
+    _check_alike(suite_dir, [suite_dir.cell(arm, seed, setting) for seed in sorted(kept) for arm in arms])
     record = read_plan(suite_dir)
     lines = tuple(f"seed {seed} is left out: {why}" for seed, why in left_out.items())
-    return Chosen(suite.name, arms, kept, lines, analysis, record.plan if record else None)
+    return Chosen(suite.name, arms, kept, lines, analysis, record.plan if record else None, setting)
 
 
 def from_file(path: Path) -> Chosen:
@@ -104,12 +106,13 @@ def _named(flag: str, names: str, suite: SuiteConfig) -> tuple[str, ...]:
     return arms
 
 
-def _check_alike(suite_dir: SuiteDir, cells: Sequence[tuple[str, int]]) -> None:
+def _check_alike(suite_dir: SuiteDir, cells: Sequence[RunDir]) -> None:
     """Raise UserError where cells were sampled in different ways: that would be judged as if the arms did it."""
+    own = (*OWN_TO_A_CELL, "temperature") if cells and cells[0].setting == MATCHED else OWN_TO_A_CELL
     sampled = {}
-    for arm, seed in cells:
-        recorded = (read_manifest(suite_dir.cell(arm, seed)) or Manifest()).generation
-        sampled[f"{arm}/seed-{seed}"] = {k: v for k, v in recorded.items() if k not in OWN_TO_A_CELL}
+    for run in cells:
+        recorded = recorded_sampling(run)
+        sampled[f"{run.root.parent.name}/{run.root.name}"] = {k: v for k, v in recorded.items() if k not in own}
     for name, settings in sampled.items():
         first, expected = next(iter(sampled.items()))
         if settings != expected:
@@ -125,6 +128,8 @@ def deviations(chosen: Chosen, judges: int, votes: int) -> list[str]:
     if chosen.plan is None:
         return []
     planned, lines = chosen.plan.analysis, []
+    if chosen.setting:
+        lines.append(f"the plan has another way of sampling than {chosen.setting}: votes on it are exploratory")
     if chosen.arms[:2] != (planned.baseline, planned.treatment):
         lines.append(f"the plan's pair is {planned.baseline},{planned.treatment}: votes on another are exploratory")
     if votes != planned.votes_per_judge:

@@ -93,8 +93,8 @@ class PanelFolder:
             return self.join_token.read_text(encoding="utf-8", errors="replace").strip() or None
         return None
 
-    def write_facts(self, database: Database, options: PanelOptions, is_named: bool) -> None:
-        """Write panel.json; is_named: the database is another than the SQLite file here."""
+    def write_facts(self, database: Database, options: PanelOptions, is_named: bool, setting: str = "") -> None:
+        """Write panel.json; is_named: the database is another than the SQLite file here; setting: see Chosen."""
         about = Store(database).panel()
         record = PanelRecord(
             panel_id=about.panel_id,
@@ -102,6 +102,7 @@ class PanelFolder:
             key_sha256=about.key_sha256,
             **asdict(options),
             database=database.address if is_named else None,
+            setting=setting or None,
             schema_version=SCHEMA_VERSION,
         )
         write_record(self._panel_record, record)

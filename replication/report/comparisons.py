@@ -34,7 +34,7 @@ Row = dict[str, object]
 Scores = Mapping[str, Number]
 """Of one evaluation, by metric."""
 LATE_STEP_SHARE = 0.1
-KINDS = ("task", "file", "completions")
+KINDS = ("task", "file", "distributions")
 """Of evaluations, in the order of the report."""
 
 

@@ -31,6 +31,7 @@ from replication.runs.manifest import Manifest
 from replication.runs.records import WrongForm, from_json, to_json
 from replication.runs.starts import unlike
 from replication.runs.withdrawn import read_withdrawals
+from replication.votes.record import read_panel_record
 
 SUMMARY_KEYS = {
     "model.n_blocks": "blocks",
@@ -100,6 +101,8 @@ def warnings(
         yield "The complete cells ran with different package versions; see the table of machines."
     if len({str(sampling(cell)) for cell in complete}) > 1:
         yield "The completions of the cells were sampled under different settings or prompts: do not compare them."
+    if setting := read_panel_record(suite_dir.judging).setting:
+        yield f"The panel was made of completions of the setting {setting}, not of those that the configs ask for."
     changed = []
     for cell, manifest in recorded:
         sha256, path = manifest.generation.get("samples_sha256"), suite_dir.cell(cell.arm, cell.seed).samples

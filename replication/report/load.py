@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from replication.config import flatten
 from replication.config.reading import read_yaml, untyped
 from replication.errors import UserError
+from replication.evaluation.battery import battery
 from replication.evaluation.record import Part, read_parts
 from replication.runs.failures import Failure, read_failure
 from replication.runs.files import number, parse_objects
@@ -63,6 +64,13 @@ class Sample:
     prompt_id: object = None
     category: object = None
     question: object = ""
+    sample: object = 0
+    tokens: int | None = None
+    stopped: bool | None = None
+
+    @property
+    def text(self) -> str:
+        return self.completion
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +100,8 @@ class CellData:
     """Tag -> a value for every optimizer step; entry k is step k + 1, NaN where the journal has none."""
     samples: tuple[Sample, ...]
     """In file order."""
+    completions: Mapping[str, float | None]
+    """What evaluation.battery counts in them."""
     logged: Logged
     """What the certificate checks at every logged step."""
     evaluation: tuple[Part, ...] = ()
@@ -141,6 +151,7 @@ def load_cell_files(run: RunDir, arm: str, seed: int) -> CellData:
         if "val/loss_nats" in line.values
         or (not line.is_training and any(tag.startswith("val/") for tag in line.values))
     ]
+    samples = tuple(samples_of(run))
     last, manifest = training[-1] if training else None, find_manifest(run)
     ended = manifest or Manifest()
     return CellData(
@@ -158,7 +169,8 @@ def load_cell_files(run: RunDir, arm: str, seed: int) -> CellData:
         validation=_series(validations, "val/"),
         sequence_losses=_sequence_losses(validations),
         per_step=_per_step(training),
-        samples=tuple(_samples(run)),
+        samples=samples,
+        completions=battery(samples) if samples else {},
         logged=logged_steps(lines),
         evaluation=tuple(part for part in scored.values() if part.is_current(ended)),
     )
@@ -208,7 +220,8 @@ def _per_step(lines: Sequence[Line]) -> dict[str, Floats]:
     return arrays
 
 
-def _samples(run: RunDir) -> Iterator[Sample]:
+def samples_of(run: RunDir) -> Iterator[Sample]:
+    """The completions of a cell that can be read."""
     with suppress(OSError):
         for line in parse_objects(run.samples.read_bytes()):
             with suppress(WrongForm):  # such as a line without a completion

@@ -163,7 +163,7 @@ def analyse_votes(
     if not votes or analysis.baseline is None or analysis.treatment is None:
         return None
     alpha = analysis.alpha
-    used, left_out = _usable(votes, suite, analysis, certified)
+    used, left_out = usable_votes(votes, suite, analysis, certified)
     b = ballots(used, analysis.baseline, analysis.treatment)
     primary = estimate(b, alpha)
     given = votes_per_judge((vote for vote in votes if vote.suite == suite), analysis.judge_kinds)
@@ -194,7 +194,7 @@ def analyse_votes(
     return replace(found, decision=decision, why=why, more_seeds=more)
 
 
-def _usable(
+def usable_votes(
     votes: Sequence[Vote], suite: str, analysis: AnalysisConfig, certified: Mapping[str, Iterable[int]]
 ) -> tuple[list[Vote], list[str]]:
     """Votes that may be used, and a sentence for each reason why others may not."""

@@ -19,9 +19,10 @@ from replication.protocol.deviations import PlanStatus, check_plan
 from replication.report import comparisons, description, questions
 from replication.report.beside_loss import BesideLoss, beside_loss
 from replication.report.comparisons import Number, QuantityRow, Row
+from replication.report.completions import Robustness, completion_rows, judged_texts, robustness
 from replication.report.description import Noise
 from replication.report.load import CellData
-from replication.report.preference import Preference, analyse_votes
+from replication.report.preference import Preference, analyse_votes, usable_votes
 from replication.report.questions import FactorialAnswer, LossAnswer, SecondaryAnswer
 from replication.report.sweeps import Sweeps, compare_sweeps
 from replication.runs.files import read_object, write_json
@@ -106,6 +107,9 @@ class Results:
     figures: list[Drawn] = field(default_factory=list)
     evaluations: list[QuantityRow] = field(default_factory=list)
     """Scores of `replicate eval`; the file has no key for them where there are none."""
+    completions: list[QuantityRow] = field(default_factory=list)
+    """What is counted in them; the file has no key for them where there are none."""
+    robustness: Robustness | None = None
     beside_loss: BesideLoss | None = None
     sweeps: Sweeps | None = None
     made_from: str | None = None
@@ -178,6 +182,10 @@ def compute_results(
         ),
         published=comparisons.beside_published(rows, suite.arms),
         evaluations=scored,
+        completions=completion_rows(suite, cells, certificate),
+        robustness=robustness(usable_votes(votes, suite.name, a, seeds)[0], a, judged_texts(suite_dir, cells))
+        if preference
+        else None,
     )
     return parse(to_tree(results))
 
@@ -206,7 +214,9 @@ def to_tree(results: Results) -> dict[str, Any]:
     """The plain JSON of results.json, without NaN and without characters that no page can hold."""
     derived = {"plan": results.plan.to_dict(), "certificate": results.certificate.to_dict()}
     tree: dict[str, Any] = clean(to_json(results) | derived)
-    return {key: value for key, value in tree.items() if value or key not in ("made_from", "evaluations")}
+    return {
+        key: value for key, value in tree.items() if value or key not in ("made_from", "evaluations", "completions")
+    }
 
 
 def parse(tree: dict[str, Any]) -> Results:

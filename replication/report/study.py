@@ -114,7 +114,7 @@ class Study:
 def difference_rows(results: Results) -> list[dict[str, object]]:
     """The table of paired differences, one row a quantity (or score of an evaluation) and arm."""
     rows: list[dict[str, object]] = []
-    for q in (*results.quantities, *results.evaluations):
+    for q in (*results.quantities, *results.completions, *results.evaluations):
         for pair in q.pairs:
             of = {"quantity": q.key, "unit": q.unit, "arm": pair.arm, "baseline": results.suite.baseline}
             numbers = {key: value for key, value in asdict(pair).items() if key not in ("arm", "differences")}

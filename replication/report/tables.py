@@ -60,7 +60,7 @@ def _tables(r: Results) -> Iterator[PaperTable]:
         [*quantity, *arm_seed, ("difference", "difference", signed)],
         [
             Row(quantity=q.key, unit=q.unit, arm=pair.arm, seed=seed, difference=difference)
-            for q in (*r.quantities, *r.evaluations)
+            for q in (*r.quantities, *r.completions, *r.evaluations)
             for pair in q.pairs
             for seed, difference in zip(r.suite.seeds, pair.differences, strict=True)
         ],

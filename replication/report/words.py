@@ -8,7 +8,7 @@ import numpy as np
 
 from replication.console import plural
 from replication.protocol.paper import PHASE_3
-from replication.report import beside_loss, sweeps
+from replication.report import beside_loss, completions, sweeps
 from replication.report.comparisons import Number, Row
 from replication.report.description import Noise
 from replication.report.preference import BASELINE_PREFERRED, PREFERRED, Estimate, Preference
@@ -21,6 +21,7 @@ from replication.statistics.seeds import DIFFERENT, EQUIVALENT
 def sentences(r: Results) -> Row:
     """The words at the top of the report: a headline, the primary question first, and lists of sentences."""
     preference, loss = preference_lines(r.preference), list(_loss(r.loss))
+    preference += completions.lines(r.robustness, r.analysis) if r.robustness else []
     if not r.suite.cells_complete:
         headline = f"Nothing can be said: none of the {r.suite.cells_total} cells of this suite is complete."
     elif not r.pairs_used:

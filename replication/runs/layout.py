@@ -31,11 +31,20 @@ class _Inside:
         return folder.root / self.name
 
 
+class _OfSetting(_Inside):
+    """One of a cell's completions: where a sampling setting is named, in a folder of its own."""
+
+    def __get__(self, folder: RunDir | SuiteDir, owner: object = None) -> Path:
+        assert isinstance(folder, RunDir)
+        return (folder.root / "sampled" / folder.setting if folder.setting else folder.root) / self.name
+
+
 @dataclass(frozen=True)
 class RunDir:
     """The files of one cell."""
 
     root: Path
+    setting: str = ""  # of `samples`: "" are the completions that its config asks for; see generation/settings.py
 
     config = _Inside("config.yaml")
     manifest = _Inside("manifest.json")
@@ -45,10 +54,9 @@ class RunDir:
     checkpoints = _Inside("checkpoints")
     times = _Inside("times.json")  # see processes/preemption.py
     start = _Inside("start.json")  # meeting point of the ranks of the latest start; see training/ranks.py
-    samples = _Inside("samples.jsonl")
-    samples_part = _Inside(
-        "samples.part"
-    )  # folder of completions while they are sampled; see generation/completions.py
+    samples = _OfSetting("samples.jsonl")
+    samples_part = _OfSetting("samples.part")  # folder of completions while they are sampled; see completions.py
+    sampling = _OfSetting("sampling.json")  # how those of a named setting were sampled; of the others the manifest says
     evaluation = _Inside("evaluation.json")  # scores on tasks and texts; see evaluation/record.py
     complete = _Inside("COMPLETE")
     failed = _Inside("FAILED")  # present where the last attempt failed; see runs/failures.py
@@ -130,8 +138,8 @@ class SuiteDir:
         """As `of`; None where a cell lies in no output folder."""
         return cls.of(run) if run.root.parent.parent.name == "runs" else None
 
-    def cell(self, arm: str, seed: int) -> RunDir:
-        return RunDir(self.runs / arm / f"seed-{seed}")
+    def cell(self, arm: str, seed: int, setting: str = "") -> RunDir:
+        return RunDir(self.runs / arm / f"seed-{seed}", setting)
 
     def data_folder(self, named: str | None) -> Path:
         """The corpus of a cell: the folder that its data.dir names (UserError: it is not there), or our own."""

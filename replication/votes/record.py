@@ -177,6 +177,7 @@ class PanelRecord:
     survey: bool | None = None
     open_link: bool | None = None
     database: str | None = None  # URL or file of the panel, if not the SQLite file of its folder
+    setting: str | None = None  # the named way of sampling of its completions; None: as the cells' configs ask for
     schema_version: int | None = None
 
 

@@ -21,6 +21,7 @@ def test_figures_by_hand() -> None:
     assert found["distinct-2"] == 4 / 7  # ab ba cd d!
     assert found["distinct-3"] == 3 / 5  # aba bab cd!
     assert found["repeated 4-grams"] == pytest.approx(1 / 3)  # abab baba abab; the other has none
+    assert found["share that ends by itself"] is None
     assert found["self-BLEU"] == 0  # not a word in common
 
 
@@ -47,3 +48,10 @@ def test_bleu_by_hand() -> None:
 def test_what_cannot_be_counted_is_missing() -> None:
     assert set(battery([]).values()) == {None}
     assert battery(completions("", ""))["self-BLEU"] is None
+
+
+def test_what_ends_by_itself_and_what_compresses() -> None:
+    ended = [Completion("both", 1, 1, "any", "?", i, "a text", 2, i < 3) for i in range(4)]
+    assert battery(ended)["share that ends by itself"] == 0.75
+    looped, varied = completions("the sea " * 50), completions(" ".join(map(str, range(100))))
+    assert battery(looped)["compression"] > 10 > 3 > battery(varied)["compression"] > 1

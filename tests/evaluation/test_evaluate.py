@@ -15,13 +15,18 @@ from reported import report
 from trained_suite import write_trained_suite
 
 from replication.cli.main import main
-from replication.config import load_suite
+from replication.config import load_run, load_suite
 from replication.console import Reporter
-from replication.data.store import TokenStore
+from replication.data.store import TokenStore, validation_set
+from replication.evaluation.distributions import QUARTERS, frequency_quarters
+from replication.evaluation.record import matched_temperature, read_parts
 from replication.evaluation.scoring import Scorer
+from replication.generation.completions import read_samples
 from replication.generation.generate import load_model
+from replication.judging.completions import from_suite
 from replication.runs.files import read_json, write_json
 from replication.runs.layout import SuiteDir
+from replication.votes.record import read_panel_record
 
 CELLS = ("baseline/seed-1", "both/seed-1", "baseline/seed-2")  # both/seed-2 is not trained
 TEXT = "The sea was far away, and a boat lay on the river.\nNobody had seen it.\n" * 6
@@ -108,42 +113,130 @@ def test_tasks_score_as_the_exported_folder_does(folder: Path, capsys: pytest.Ca
 
     capsys.readouterr()
     assert main(["eval", *one, "--tasks", str(folder / "tasks")]) == 0  # nothing to do
-    assert capsys.readouterr().out.count("there already") == 5  # and the completions
+    assert capsys.readouterr().out.count("there already") == 4
     docs = folder / "tasks/docs.jsonl"
     docs.write_text(docs.read_text().replace("boat", "ship"))
     assert main(["eval", *one, "--tasks", str(folder / "tasks")]) == 0
-    assert capsys.readouterr().out.count("there already") == 1
+    assert "there already" not in capsys.readouterr().out
     assert main(["eval", *one, "--tasks", "no_such_task"]) == 2
     assert "no_such_task is neither a folder nor a task" in " ".join(capsys.readouterr().err.split())
 
 
-def test_files_and_completions_without_the_harness(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_without_the_harness(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite_dir, words = SuiteDir(folder / "out"), ["--files", str(folder / "book.txt")]
     assert main(["eval", str(suite_dir.root), *words]) == 1  # both/seed-2 is not trained
     assert "not trained: both/seed-2" in capsys.readouterr().out
     for name in CELLS:
         found = scores(suite_dir, name)
-        assert set(found) == {"book.txt", "completions"}
-        assert 0 < found["book.txt"]["bits per byte"] < 10
-        assert 0 < found["completions"]["length in tokens"] <= 12
+        assert set(found) == {"book.txt"} and 0 < found["book.txt"]["bits per byte"] < 10
     before = (suite_dir.runs / CELLS[0] / "evaluation.json").read_bytes()
     main(["eval", str(suite_dir.root), *words])
-    assert capsys.readouterr().out.count("there already") == 6
+    assert capsys.readouterr().out.count("there already") == 3
     assert (suite_dir.runs / CELLS[0] / "evaluation.json").read_bytes() == before
-
     (folder / "book.txt").write_text(TEXT + "More.")
-    main(["generate", str(suite_dir.root), "--arm=both", "--generation.top_k=1"])
-    capsys.readouterr()
     main(["eval", str(suite_dir.root), *words])
-    assert capsys.readouterr().out.count("there already") == 2  # completions of baseline
+    assert "there already" not in capsys.readouterr().out
+
+
+def log_probs(suite_dir: SuiteDir, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log probabilities [N, V], targets [N]) of a cell on its validation set, plainly."""
+    run, store = SuiteDir(suite_dir.root).cell(*name.split("/seed-")), TokenStore.open(suite_dir.data)
+    config = load_run([run.config], ["--generation.precision=32-true"])
+    blocks = torch.from_numpy(store.read("validation", *validation_set(config, store))).long()
+    inputs, targets = blocks[:, :-1].clone(), blocks[:, 1:]
+    inputs[blocks[:, :-1] < 0] = store.end_of_text_id
+    model = load_model(config, run)
+    with torch.inference_mode():
+        logits = model.logits(model(inputs).hidden_BTD)
+    return logits[targets >= 0].log_softmax(-1), targets[targets >= 0]
+
+
+def test_distributions_by_hand(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite_dir = SuiteDir(folder / "out")
+    assert main(["eval", str(suite_dir.root), "--distributions"]) == 1
+    found = scores(suite_dir, "both/seed-1")["validation"]
+    own, targets = log_probs(suite_dir, "both/seed-1")
+    plain = log_probs(suite_dir, "baseline/seed-1")[0]
+    kl = float((plain.exp() * (plain - own)).sum(-1).mean())
+    assert found["KL from baseline at the same seed"] == pytest.approx(kl, rel=1e-3) and kl > 0
+    assert found["KL from the same arm at another seed"] is None, "the other one is not trained"
+    of_baseline = scores(suite_dir, "baseline/seed-1")["validation"]
+    other = log_probs(suite_dir, "baseline/seed-2")[0]
+    kl = float((other.exp() * (other - plain)).sum(-1).mean())
+    assert of_baseline["KL from the same arm at another seed"] == pytest.approx(kl, rel=1e-3)
+    assert of_baseline["KL from baseline at the same seed"] is None
+
+    store, losses = TokenStore.open(suite_dir.data), -own.gather(1, targets[:, None])[:, 0]
+    config = load_run([suite_dir.cell("both", 1).config])
+    quarters = torch.from_numpy(frequency_quarters(config, store))[targets]
+    for i, name in enumerate(QUARTERS):
+        if (quarters == i).any():
+            expected = float(losses[quarters == i].mean())
+            assert found[f"loss, {name} quarter of tokens"] == pytest.approx(expected, rel=1e-5)
+    assert len(set(quarters.tolist())) >= 3
+    counts = torch.bincount(targets, minlength=300)
+    of_V = frequency_quarters(config, store)
+    assert counts[of_V == 0].float().mean() > counts[of_V == 3].float().mean(), "the frequent ones come first"
+
+    part = read_parts(suite_dir.cell("both", 1))["distributions", "validation"]
+    entropy = float(-(own.exp() * own).sum(-1).mean())
+    assert part.entropies_nats["1.000000"] == pytest.approx(entropy, rel=1e-5)
+    capsys.readouterr()
+    main(["eval", str(suite_dir.root), "--distributions"])
+    assert capsys.readouterr().out.count("there already") == 3
+    results, text, _ = report(suite_dir, load_suite(folder / "suite.yaml"))
+    rows = {row["name"]: row for row in results["evaluations"]}
+    assert rows["validation: KL from baseline at the same seed"]["means"]["both"] == pytest.approx(
+        found["KL from baseline at the same seed"]
+    )
+    assert "validation: loss, rarest quarter of tokens" in text
+
+
+def test_named_settings_lie_apart_and_matched_has_the_baselines_entropy(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite_dir, one = SuiteDir(folder / "out"), ["--arm=both", "--seed=1"]
+    out, run = str(suite_dir.root), suite_dir.cell("both", 1)
+    before, manifest = run.samples.read_bytes(), run.manifest.read_bytes()
+    assert main(["generate", out, *one, "--setting=matched"]) == 2
+    assert "replicate eval" in capsys.readouterr().err
+    main(["eval", out, "--distributions"])
+    assert main(["generate", out, *one, "--setting=greedy,t1.3,matched"]) == 0
+    assert "3 of 3 cells sampled" in capsys.readouterr().out
+    assert (run.samples.read_bytes(), run.manifest.read_bytes()) == (before, manifest)
+    found = {name: suite_dir.cell("both", 1, name) for name in ("greedy", "t1.3", "matched")}
+    texts = {name: [c.text for c in read_samples(cell)] for name, cell in found.items()}
+    assert len(texts["greedy"]) == 4 and len(texts["t1.3"]) == len(texts["matched"]) == 12
+    assert texts["t1.3"] != [c.text for c in read_samples(run)]
+    assert main(["generate", out, *one, "--setting=greedy,t1.3,matched"]) == 0
+    assert "0 of 3 cells sampled, 3 there already" in capsys.readouterr().out
+
+    def entropy(name: str, temperature: float) -> float:
+        at = (log_probs(suite_dir, name)[0] / temperature).log_softmax(-1)
+        return float(-(at.exp() * at).sum(-1).mean())
+
+    asked = load_run([run.config]).generation.temperature
+    matched = read_json(found["matched"].sampling)["temperature"]
+    assert matched != asked and read_json(found["t1.3"].sampling)["temperature"] == 1.3
+    assert entropy("both/seed-1", matched) == pytest.approx(entropy("baseline/seed-1", asked), rel=2e-3)
+    assert matched_temperature(suite_dir.cell("baseline", 1), suite_dir.cell("baseline", 1), asked) == asked
+    assert main(["generate", out, "--setting=hot"]) == 2
+    assert "--setting: 'hot' names no way of sampling" in capsys.readouterr().err
+
+    main(["generate", out, "--arm=baseline", "--seed=1", "--setting=greedy,matched"])
+    words = ["--judges=1", "--votes=4", "--repeats=0"]
+    assert main(["judge", "prepare", out, "--setting=greedy", *words]) == 0
+    assert read_panel_record(suite_dir.judging).setting == "greedy"
+    assert "seed 2 is left out" in capsys.readouterr().out
+    assert from_suite(suite_dir.root, None, setting="matched").completions[1].keys() == {"baseline", "both"}
+    _, text, _ = report(suite_dir, load_suite(folder / "suite.yaml"))
+    assert "completions of the setting greedy" in text
 
 
 def test_bits_per_byte_are_those_of_the_plain_sum(folder: Path) -> None:
     """Windows of the model's length, each token once: the first after an end of text, the last with a full context."""
     suite_dir = SuiteDir(folder / "out")
     run, store = suite_dir.cell("both", 1), TokenStore.open(suite_dir.data)
-    from replication.config import load_run
-
     model = load_model(load_run([run.config], ["--generation.precision=32-true"]), run)
     main(["eval", str(suite_dir.root), "--arm=both", "--seed=1", "--files", str(folder / "book.txt")])
     ids, length, total = store.tokenizer.encode(TEXT), store.block_size_tokens, 0.0
@@ -178,7 +271,6 @@ def test_the_report_compares_arms_over_seeds(folder: Path) -> None:
     (pair,) = bits["pairs"]
     assert (pair["arm"], pair["n"], pair["note"]) == ("both", 1, "one seed: no interval")
     assert pair["mean"] == pytest.approx(values["both/seed-1"] - values["baseline/seed-1"])
-    assert {"completions/completions/distinct-2", "completions/completions/self-BLEU"} < rows.keys()
     section = with_them.split("## Evaluations\n")[1].split("\n## ")[0]
     assert section.count("book.txt: bits per byte") == 3  # means, differences, each seed
     assert "".join(with_them.split("## Evaluations\n" + section + "\n")) == markdown
@@ -195,7 +287,7 @@ def test_the_report_compares_arms_over_seeds(folder: Path) -> None:
         write_json(run.manifest, read_json(run.manifest) | {"final_weights_sha256": "1" * 64})
     path.write_text("{")  # and what cannot be read counts as missing
     results, *_ = report(suite_dir, suite)
-    assert {row["key"].split("/")[0] for row in results["evaluations"]} == {"file", "completions"}
+    assert {row["key"].split("/")[0] for row in results["evaluations"]} == {"file"}
     assert results["evaluations"][0]["values"]["baseline"][0] is None
 
 
@@ -213,6 +305,7 @@ def test_mistakes_are_one_line(
         (["--files", str(folder / "empty.txt")], "empty.txt: is empty"),
         (["--files", str(folder / "bytes.txt")], "cannot be read as UTF-8 text"),
         (["--limit", "0"], "--limit: "),
+        ([], "nothing is asked for; give --tasks, --files or --distributions"),
     ):
         assert main(["eval", out, *words]) == 2
         assert expected in " ".join(capsys.readouterr().err.split()), words
