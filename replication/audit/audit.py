@@ -6,6 +6,7 @@ Imports no torch. What differs is a finding, never an error.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from scipy import stats
 
 from replication.audit.claims import Claim, load_claims, same, shown
 from replication.audit.published import Judge, Published, Question, Sums, Votes, load_published, side_of
@@ -20,6 +22,7 @@ from replication.audit.recompute import OF_TALLY, Figures, call, select
 from replication.protocol.paper import LATE_CHECKPOINTS
 from replication.statistics import format as formats
 from replication.statistics.preference import binomial_p
+from replication.statistics.seeds import t_p
 from replication.votes.tally import Tally, total
 
 RESAMPLES, SEED, CONFIDENCE = 20_000, 1, 0.95
@@ -65,6 +68,8 @@ class Clustered:
     for_baseline: int
     even: int
     sign_p: float  # exact two-sided sign test over the clusters that lean; NaN without one
+    t_p: float  # t test of the clusters' shares against one half; NaN below two, and where all are alike
+    wilcoxon_p: float  # signed-rank test of the same shares; NaN without one that leans
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ class LateLoss:
     checkpoints: int
     difference: float
     standard_error: float  # checkpoints taken as independent
+    autocorrelation: float  # of neighbouring checkpoints' differences, over the last 2 x `checkpoints`
+    standard_error_correlated: float  # of the same mean, with it
     one_earlier: float  # the same difference, one checkpoint before the end
 
 
@@ -94,9 +101,27 @@ class Audit:
         """The rows with a verdict, of figures and sentences or of one of them."""
         return [r for r in self.rows if r.verdict == verdict and is_sentence in (None, r.is_sentence)]
 
+    @property
+    def claims(self) -> Counter[str]:
+        """Number of claims by verdict: an entry of the claims file is one, however many cells its table has.
+
+        It differs where a cell does, and is the same where all cells are that can be recomputed.
+        """
+        of_entry: dict[str, set[str]] = {}
+        for row in self.rows:
+            of_entry.setdefault(row.entry, set()).add(row.verdict)
+        return Counter(next(v for v in (DIFFERS, SAME, CANNOT) if v in found) for found in of_entry.values())
+
+    @property
+    def largest_table(self) -> tuple[str, int]:
+        """(what, cells) of the table with most cells that are the same."""
+        (entry, n), *_ = Counter(row.entry for row in self.of(SAME)).most_common(1) or [("", 0)]
+        return next((row.what for row in self.rows if row.entry == entry), "").partition(":")[0], n
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, for audit.json; NaN becomes null."""
-        counts = {verdict: len(self.of(verdict)) for verdict in (SAME, DIFFERS, CANNOT)}
+        counts: dict[str, Any] = {verdict: len(self.of(verdict)) for verdict in (SAME, DIFFERS, CANNOT)}
+        counts |= {"claims": dict(self.claims), "largest_table": self.largest_table}
         bootstrap = {"resamples": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE}
         return formats.clean({**asdict(self), "counts": counts, "bootstrap": bootstrap})
 
@@ -171,6 +196,9 @@ def cluster(unit: str, tallies: Sequence[Tally]) -> Clustered:
         decisive_R = times_RK @ decisive_K
         shares_R = np.divide(times_RK @ gain_K, decisive_R, out=np.full(RESAMPLES, np.nan), where=decisive_R > 0)
         low, high = np.nanquantile(shares_R, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2]).tolist()
+    shares_K = gain_K[decisive_K > 0] / decisive_K[decisive_K > 0] - 0.5
+    leaning_K = shares_K[shares_K != 0]
+    wilcoxon = float(stats.wilcoxon(leaning_K).pvalue) if len(leaning_K) else math.nan
     leans = [side_of(t) for t in tallies]
     ahead, behind = leans.count("gain"), leans.count("baseline")
     return Clustered(
@@ -184,6 +212,8 @@ def cluster(unit: str, tallies: Sequence[Tally]) -> Clustered:
         for_baseline=behind,
         even=leans.count("even"),
         sign_p=float(binomial_p(ahead, ahead + behind)),
+        t_p=float(t_p(shares_K)),
+        wilcoxon_p=wilcoxon,
     )
 
 
@@ -194,12 +224,15 @@ def _late_loss(data: Published) -> LateLoss | None:
     k = min(LATE_CHECKPOINTS, len(gain.steps) - 1, len(baseline.steps) - 1)
     if k < 2:
         return None
+    series = ("gain", "baseline", int(gain.steps[-min(2 * k, len(gain.steps))]))
     return LateLoss(
         run="gain",
         minus="baseline",
         checkpoints=k,
         difference=Figures(data).late_loss("gain", "baseline", k),
         standard_error=Figures(data).late_loss_error("gain", "baseline", k),
+        autocorrelation=Figures(data).checkpoint_autocorrelation(*series),
+        standard_error_correlated=Figures(data).smoothed_error(*series, window=k),
         one_earlier=float(gain.validation[-k - 1 : -1].mean()) - float(baseline.validation[-k - 1 : -1].mean()),
     )
 

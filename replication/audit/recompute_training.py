@@ -54,6 +54,27 @@ class TrainingFigures:
         variances = [self._curve(name).validation[-last:].var(ddof=1) / last for name in (run, minus)]
         return float(np.sqrt(sum(variances)))
 
+    def smoothed_error(self, run: str, minus: str, from_step: int = 0, window: int = LATE_CHECKPOINTS) -> float:
+        """Standard error of the difference of two smoothed validation curves, each point a mean over `window`.
+
+        From the common checkpoints since a step, paired, as a stationary series whose neighbours are correlated by
+        their lag-1 autocorrelation r and others by its powers: var / w * (1 + 2 sum over k < w of (1 - k / w) r^k).
+        """
+        variance, r = self._checkpoint_series(run, minus, from_step)
+        lags = np.arange(1, window)
+        return float(np.sqrt(variance / window * (1 + 2 * ((1 - lags / window) * r**lags).sum())))
+
+    def checkpoint_autocorrelation(self, run: str, minus: str, from_step: int = 0) -> float:
+        """Lag-1 autocorrelation of the difference of two runs' validation losses at their common checkpoints."""
+        return self._checkpoint_series(run, minus, from_step)[1]
+
+    def _checkpoint_series(self, run: str, minus: str, from_step: int) -> tuple[float, float]:
+        ours, theirs = self._curve(run), self._curve(minus)
+        steps, i, j = np.intersect1d(ours.steps, theirs.steps, return_indices=True)
+        differences = (ours.validation[i] - theirs.validation[j])[steps >= from_step]
+        centred = differences - differences.mean()
+        return float(differences.var(ddof=1)), float((centred[1:] * centred[:-1]).sum() / (centred**2).sum())
+
     def late_gap(self, run: str, minus: str, last: int = LATE_CHECKPOINTS) -> float:
         """Distance of two runs' late mean gaps."""
         ours, theirs = (self._curve(name).gap[-last:].mean() for name in (run, minus))

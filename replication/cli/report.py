@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,7 +93,7 @@ def audit(args: Namespace) -> None:
     for row in found.stated:
         if row.verdict == DIFFERS:
             say(console, f"the file states {row.stated} for {row.what}; its rows add up to {row.recomputed}")
-    units = ("unit", ">clusters", ">share for gain", "95 % interval", "gain : baseline : even", ">sign test p")
+    units = ("unit", ">clusters", ">share for gain", "95 % interval", "gain : baseline : even", ">p: sign, t, Wilcoxon")
     cells = (
         (
             c.unit,
@@ -100,7 +101,7 @@ def audit(args: Namespace) -> None:
             percent(c.share, 1),
             f"{percent(c.low, 1)} to {percent(c.high, 1)}",
             f"{c.for_gain} : {c.for_baseline} : {c.even}",
-            p_value(c.sign_p),
+            ", ".join(map(p_value, (c.sign_p, c.t_p, c.wilcoxon_p))),
         )
         for c in found.clusters
     )
@@ -110,17 +111,18 @@ def audit(args: Namespace) -> None:
         say(
             console,
             f"late validation loss, {loss.run} minus {loss.minus}: {loss.difference:+.3f} nats, standard error "
-            f"{loss.standard_error:.3f}; not distinguishable is not equivalent",
+            f"{loss.standard_error:.3f}, and with their autocorrelation {loss.standard_error_correlated:.3f}; not "
+            "distinguishable is not equivalent",
         )
     for line in ("cannot be answered from these files:", *(f"  - {line}" for line in found.cannot_answer)):
         say(console, line)
-    same, differ, cannot = (len(found.of(verdict)) for verdict in (SAME, DIFFERS, CANNOT))
-    entries = len({row.entry for row in found.of(DIFFERS)})
-    say(
-        console,
-        f"{len(found.rows)} figures and sentences: {same} same, {differ} differ (in {entries} entries of the claims "
-        f"file), {cannot} not recomputable",
-    )
+    (what, n), claims = found.largest_table, found.claims
+    cells_by = Counter(row.verdict for row in found.rows)
+    for counted, words in (
+        (claims, f"{claims.total()} claims, a table counted once"),
+        (cells_by, f"{len(found.rows)} cells and sentences ({n} same in {what})"),
+    ):
+        say(console, f"{words}: {', '.join(f'{counted[verdict]} {verdict}' for verdict in (SAME, DIFFERS, CANNOT))}")
     if args.out is not None:
         write_json(args.out / "audit.json", found.to_dict())
         write_text(args.out / "audit.md", markdown(found))

@@ -9,14 +9,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from paths import PUBLISHED
 from published_data import CLAIMS, VOTES, losses_file, votes_file, write_claims, write_data
+from scipy import stats as scipy_stats
 
 from replication.audit import audit as audits
 from replication.audit.audit import CANNOT, DIFFERS, SAME, Audit, audit, cluster, markdown
 from replication.audit.claims import load_claims, same, shown
-from replication.audit.recompute import FUNCTIONS, OF_TALLY
+from replication.audit.published import load_published
+from replication.audit.recompute import FUNCTIONS, OF_TALLY, Figures
 from replication.cli.main import main
 from replication.config import config_root
 from replication.errors import UserError
@@ -104,9 +107,39 @@ def test_the_late_loss_has_its_error(tmp_path: Path) -> None:
     assert found.late_loss.difference == pytest.approx(0.05)
     assert found.late_loss.standard_error == pytest.approx(math.sqrt((0.02 + 0.005) / 2))
     assert found.late_loss.one_earlier == pytest.approx((4.0 + 3.0) / 2 - (4.1 + 3.0) / 2)
+    assert found.late_loss.autocorrelation < 0  # of three differences, .05, .05 and then -.1 or so
     short = {run: {"trajectory": curve["trajectory"][:2]} for run, curve in losses_file().items()}
     (tmp_path / "data" / "losses.json").write_text(json.dumps(short))
     assert audit(tmp_path / "data", write_claims(tmp_path)).late_loss is None
+
+
+def test_a_smoothed_point_has_the_error_that_neighbours_leave_it(tmp_path: Path) -> None:
+    """Of an AR(1) series, beside the spread of the means of many windows."""
+    rng, r, n, window = np.random.default_rng(0), 0.6, 40_000, 10
+    series = np.zeros(n)
+    for i in range(1, n):
+        series[i] = r * series[i - 1] + rng.normal()
+    rows = {
+        run: {"run_id": "x", "trajectory": [{"step": i, "train_loss": 1.0, "val_loss": v} for i, v in enumerate(of)]}
+        for run, of in (("gain", (4 + series).tolist()), ("baseline", [4.0] * n))
+    }
+    folder = write_data(tmp_path / "data")
+    (folder / "losses.json").write_text(json.dumps(rows))
+    figures = Figures(load_published(folder, load_claims(write_claims(tmp_path)).files))
+    means = series.reshape(-1, window).mean(1)
+    assert figures.checkpoint_autocorrelation("gain", "baseline") == pytest.approx(r, abs=0.02)
+    assert figures.smoothed_error("gain", "baseline", window=window) == pytest.approx(means.std(ddof=1), rel=0.05)
+    alone = np.sqrt(series.var() / window)
+    assert figures.smoothed_error("gain", "baseline", window=window) > 1.5 * alone, "as if independent"
+
+
+def test_claims_are_counted_apart_from_cells(tmp_path: Path) -> None:
+    found = audit(write_data(tmp_path / "data"), write_claims(tmp_path))
+    n = len({row.entry for row in found.rows})
+    assert found.claims == {SAME: n - 1, CANNOT: 1} and found.claims.total() < len(found.rows)
+    assert found.largest_table[1] == len([row for row in found.rows if row.entry == "all"])
+    wrong = audit(tmp_path / "data", write_claims(tmp_path, CLAIMS.replace('["12",', '["13",')))
+    assert wrong.claims[DIFFERS] == 1, "a table with a wrong cell"
 
 
 # ---------------------------------------------------------------- digits
@@ -172,17 +205,19 @@ def test_p_is_the_exact_two_sided_one() -> None:
 def test_alike_clusters_leave_no_doubt_and_unlike_ones_do() -> None:
     alike = cluster("prompts", [Tally(1, 3, 5)] * 8)
     assert (alike.low, alike.share, alike.high) == (0.75, 0.75, 0.75)
-    assert alike.sign_p == pytest.approx(2 / 2**8)
+    assert alike.sign_p == pytest.approx(2 / 2**8) == alike.wilcoxon_p and math.isnan(alike.t_p)
     unlike = cluster("prompts", [Tally(0, 4, 0)] * 6 + [Tally(4, 0, 0)] * 2)
     # of eight clusters drawn, k are for gain: binomial(8, 3/4), whose 2.5 and 97.5 % points are 3 and 8
     assert (unlike.low, unlike.share, unlike.high) == (3 / 8, 0.75, 1.0)
+    t = 0.25 / (math.sqrt(3 / 14) / math.sqrt(8))  # of six shares of 1 and two of 0
+    assert unlike.t_p == pytest.approx(2 * scipy_stats.t.sf(t, 7))
 
 
 def test_one_cluster_has_no_interval_and_ties_have_no_share() -> None:
     one = cluster("judges", [Tally(1, 3, 0), Tally(0, 0, 9)])
     assert one.n_decisive == 1 and math.isnan(one.low) and one.share == 0.75
     none = cluster("judges", [Tally(0, 0, 9)] * 3)
-    assert math.isnan(none.share) and math.isnan(none.sign_p)
+    assert math.isnan(none.share) and math.isnan(none.sign_p) and math.isnan(none.wilcoxon_p)
 
 
 # ---------------------------------------------------------------- the command line
@@ -193,10 +228,12 @@ def test_the_verb_writes_both_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     argv = ["audit", str(write_data(tmp_path / "data")), "--claims", str(claims), "--out", str(tmp_path / "out")]
     assert main(argv) == 0, "what differs is a finding, not an error"
     shorter = capsys.readouterr().out
-    assert "50 figures and sentences: 48 same, 1 differ" in shorter and "cannot be answered" in shorter
+    assert "15 claims, a table counted once: 13 same, 1 differs, 1 not recomputable" in shorter
+    assert "50 cells and sentences (35 same in headline): 48 same, 1 differs, 1 not recomputable" in shorter
+    assert "cannot be answered" in shorter
     assert "Not recomputable" in shorter and "The same (" not in shorter
     content = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert content["counts"] == {"same": 48, "differs": 1, "not recomputable": 1}
+    assert {v: content["counts"][v] for v in (SAME, DIFFERS, CANNOT)} == {SAME: 48, DIFFERS: 1, CANNOT: 1}
     text = (tmp_path / "out" / "audit.md").read_text()
     assert "| headline: humans, b% | table 1 | 61.0 % | 60.000 % |" in text
     assert "anything about seeds" in text and "nan" not in text.lower().replace("finan", "")
@@ -365,6 +402,7 @@ def test_prompts_and_judges_as_units(found: Audit) -> None:
     assert (judges.low, judges.high) == pytest.approx((0.554, 0.642), abs=0.004)
     assert (prompts.for_gain, prompts.for_baseline, prompts.even) == (21, 10, 1)
     assert prompts.sign_p == pytest.approx(0.0708, abs=1e-4)
+    assert (prompts.t_p, prompts.wilcoxon_p) == pytest.approx((0.0205, 0.0224), abs=1e-4)
     assert len(categories) == 7
 
 
