@@ -15,12 +15,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
+from scipy import special
 
 from replication.console import table
 from replication.report.drawing import DPI, FONT_POINTS, MARKERS, WIDTH_INCHES, name_axes, save_png
 from replication.runs.files import write_json, write_text
 from replication.simulation.power import ALPHA, ASSUMED, COLOURS, Study, power
 from replication.simulation.simulate import Spread, batches, draw_scores, preference_for, vote_pattern
+from replication.statistics.adjusted import equal_texts_logit
 from replication.statistics.crossed import CrossedDesign, decisive_share_t
 from replication.statistics.format import markdown_table, percent
 from replication.statistics.preference import binomial_p, bootstrap_share, shares_by
@@ -65,6 +67,10 @@ LOSS_TESTS = {
     "layer_gain": "2x2: layer gain",
     "interaction": "2x2: interaction",
 }
+LENGTH_TESTS = {
+    "crossed": "crossed t of the share of decisive votes",
+    "equal_texts": "the same at equal length and repetition, by a logistic regression",
+}
 MEASURES = {
     "rejected": "share of experiments with p < 5 % (equivalence: declared)",
     "coverage": "coverage of the 95 % interval",
@@ -74,12 +80,13 @@ PRIMARY = ("crossed", "crossed_half")
 
 FALSE_POSITIVES = (0.03, 0.07)
 COVERAGE = (0.93, 0.97)
+EQUAL_TEXTS = 0.065
 CLOSE = (-0.03, 0.03)
 """Largest distance of a measured power from the stated one."""
 
 
 class Truth(TypedDict, total=False):
-    """A scenario's fields, of votes or of losses, and what its power was predicted to be."""
+    """A scenario's fields, of votes, losses or lengths, and what its power was predicted to be."""
 
     seeds: int
     prompts: int
@@ -90,6 +97,8 @@ class Truth(TypedDict, total=False):
     primary: bool
     sd_over_margin: float
     shift_over_margin: float
+    longer: float
+    seed_longer: float
     predicted: float | None
 
 
@@ -97,7 +106,7 @@ class Row(TypedDict):
     """One scenario, measured."""
 
     key: str
-    kind: Literal["votes", "losses"]
+    kind: Literal["votes", "losses", "lengths"]
     truth: Truth
     experiments: int
     tests: dict[str, dict[str, float | None]]  # the outcomes, as shares of the experiments
@@ -210,7 +219,50 @@ class LossScenario:
         return tests
 
 
-Scenario = VoteScenario | LossScenario
+@dataclass(frozen=True)
+class LengthScenario:
+    """Votes that a text's length drives and nothing else: at equal length nobody prefers either arm."""
+
+    seeds: int
+    prompts: int
+    judges: int
+    longer: float  # mean log ratio of the treatment's length to the baseline's
+    seed_longer: float  # standard deviation of it between seeds
+
+    @property
+    def key(self) -> str:
+        return f"lengths {self.seeds}x{self.prompts}x{self.judges} longer {self.longer:g} seed {self.seed_longer:g}"
+
+    def truth(self, simulations: int, seed: int) -> Truth:
+        return cast(Truth, asdict(self) | {"predicted": None})
+
+    def outcomes(self, n: int, generator: np.random.Generator) -> Outcomes:
+        """Draw n experiments; the logit of a vote is 1.5 times the log ratio and effects of seed, prompt and judge."""
+        seed, prompt, judge = vote_pattern(self.seeds, self.prompts, self.judges).factors
+        rejected, coverage = np.zeros((2, n), dtype=np.bool_), np.zeros(n, dtype=np.bool_)
+        for i in range(n):
+            cell = (self.seeds, self.prompts)
+            of_seed = self.longer + self.seed_longer * generator.standard_normal((self.seeds, 1))
+            ratio = (of_seed + 0.5 * generator.standard_normal(cell))[seed, prompt]
+            repeats = (0.1 * of_seed + 0.1 * generator.standard_normal(cell))[seed, prompt]
+            logit = 1.5 * ratio + 0.3 * generator.standard_normal(cell)[seed, prompt]
+            for sd, of in ((0.2, seed), (0.6, prompt), (0.4, judge)):
+                logit += sd * generator.standard_normal(of.max() + 1)[of]
+            score = (generator.random(len(seed)) < special.expit(logit)).astype(np.float64)
+            kept = generator.random(len(seed)) >= TIES
+            design = CrossedDesign(seed[kept], prompt[kept], judge[kept])
+            parts = equal_texts_logit(score[kept], np.column_stack([ratio, repeats])[kept])
+            equal = design.t(parts, null=0.0)
+            rejected[:, i] = design.t(score[kept]).p < ALPHA, equal.p < ALPHA
+            coverage[i] = equal.low <= 0 <= equal.high
+        raw, adjusted = rejected
+        return {
+            "crossed": {"rejected": raw, "coverage": None},
+            "equal_texts": {"rejected": adjusted, "coverage": coverage},
+        }
+
+
+Scenario = VoteScenario | LossScenario | LengthScenario
 
 
 def _covers(low: Floats, truth: float, high: Floats) -> Flags:
@@ -226,7 +278,12 @@ def declared_grid(seeds: int = 5, prompts: int = 32, judges: int = 40) -> list[S
         )
     ]
     losses = itertools.product((seeds, 2 * seeds), (0.25, 0.5, 1.0), (0.0, 0.5, 1.0))
-    return votes + [LossScenario(n, sd, shift) for n, sd, shift in losses]
+    lengths = itertools.product((seeds, 2 * seeds), (0.0, 0.5, 1.0), (0.1, 0.4))
+    return [
+        *votes,
+        *(LossScenario(*of) for of in losses),
+        *(LengthScenario(n, prompts, judges, longer, spread) for n, longer, spread in lengths),
+    ]
 
 
 def measure(scenario: Scenario, experiments: int, seed: int) -> Row:
@@ -238,7 +295,7 @@ def measure(scenario: Scenario, experiments: int, seed: int) -> Row:
     parts = [scenario.outcomes(n, generator) for n in batches(experiments)]
     return Row(
         key=scenario.key,
-        kind="votes" if isinstance(scenario, VoteScenario) else "losses",
+        kind=scenario.key.split()[0],  # type: ignore[typeddict-item]
         truth=scenario.truth(POWER_SIMULATIONS * experiments, seed + 1),
         experiments=experiments,
         tests={name: _shares([part[name] for part in parts]) for name in parts[0]},
@@ -277,6 +334,9 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
          (0.0, FALSE_POSITIVES[1])),
         ("equivalence declared at a shift of the margin", values(at_margin, ["equivalence"], "rejected"),
          FALSE_POSITIVES),
+        ("false positives at equal length where length drives the votes, at most",
+         [max(values([row for row in rows if row["kind"] == "lengths"], ["equal_texts"], "rejected"))],
+         (0.0, EQUAL_TEXTS)),
         ("equivalence at no shift, less the predicted power", less_predicted(no_shift, "equivalence", "rejected"),
          CLOSE),
     ]  # fmt: skip
@@ -292,7 +352,7 @@ def write_calibration(rows: Sequence[Row], found: Sequence[Finding], folder: Pat
     write_json(paths[0], {"findings": found, "rows": rows})
     lines = [f"# Calibration: {rows[0]['experiments']:,} experiments of each truth", ""]
     lines += [f"- {'holds' if finding['holds'] else '**fails**'}: {_words(finding)}" for finding in found]
-    for kind, tests in (("votes", VOTE_TESTS), ("losses", LOSS_TESTS)):
+    for kind, tests in (("votes", VOTE_TESTS), ("losses", LOSS_TESTS), ("lengths", LENGTH_TESTS)):
         lines += ["", f"## {kind.capitalize()}", "", *(f"- `{key}`: {words}" for key, words in tests.items())]
         own, columns = [row for row in rows if row["kind"] == kind], ["truth", *(f">{name}" for name in tests)]
         for what, words in MEASURES.items():
@@ -319,6 +379,8 @@ def _truth(row: Row) -> str:
     t = row["truth"]
     if row["kind"] == "losses":
         return f"{t['seeds']} seeds, sd {t['sd_over_margin']:g}, shift {t['shift_over_margin']:g} margins"
+    if row["kind"] == "lengths":
+        return f"{t['seeds']} seeds, log ratio of lengths {t['longer']:g}, sd over seeds {t['seed_longer']:g}"
     s, star = t["spread"], " *" if t["primary"] else ""
     return f"{t['share']:g}: seed {s['seed']:g}, prompt {s['prompt']:g}, judge {s['judge']:g}{star}"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from replication.cli.main import main
-from replication.simulation.calibration import LossScenario, VoteScenario, declared_grid, measure
+from replication.simulation.calibration import LengthScenario, LossScenario, VoteScenario, declared_grid, measure
 from replication.simulation.power import Study, fewest_seeds, fit_ballots, power, spread_between_groups
 from replication.simulation.simulate import Spread, draw_scores, preference_for, true_share, vote_pattern
 from replication.statistics.crossed import CrossedDesign
@@ -103,6 +103,12 @@ def test_the_stated_power_is_that_of_a_plain_simulation():
         t = CrossedDesign(seed, prompt, judge).t(chosen)
         found += t.p < 0.05 and t.mean > 0.5
     assert power(study, 1000, 0) == pytest.approx(found / n, abs=0.07)
+
+
+def test_what_length_drives_is_found_and_at_equal_length_is_not():
+    found = measure(LengthScenario(5, 16, 20, 1.0, 0.1), 80, 0)["tests"]
+    assert found["crossed"]["rejected"] > 0.8 > 0.1 > found["equal_texts"]["rejected"]
+    assert found["equal_texts"]["coverage"] > 0.9
 
 
 def test_the_declared_grid_has_what_was_declared():
