@@ -122,6 +122,11 @@ def load_cells(
         of_arm[arm] = config = load_cell(suite, arm, suite.seeds[0], flags, cluster)
         if config.arm != arm:
             raise UserError(f"{find_config(arm, 'arms')}: key 'arm' says {config.arm}; it must be {arm}")
+        if len(suite.seeds) > 1 and config.weights_seed is not None and config.data_seed is not None:
+            raise UserError(
+                "weights_seed: is fixed, and so is data_seed, so that all seeds would be one run; leave one of them "
+                "null, or give one seed"
+            )
         functions_of(config, map(Path, suite.plugins))
     cells = []
     for place in places(suite, suite_dir):

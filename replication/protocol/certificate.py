@@ -153,7 +153,8 @@ def _certify_seeds(
     """
     alone = [_certify_cells(of_seed, seed, strict) for of_seed, seed in zip(cells, seeds, strict=True)]
     holding = {seed.seed: of for seed, of in zip(alone, cells, strict=True) if seed.state == "holds"}
-    strays = {**_strays({seed: of for seed, of in holding.items() if seed not in withdrawn}), **withdrawn}
+    pooled = {seed: of for seed, of in holding.items() if seed not in withdrawn}
+    strays = {**_strays(pooled), **_twins(pooled), **withdrawn}
     found = []
     for seed, of_seed in zip(alone, cells, strict=True):
         shown = {cell.arm: cell.data_hash for cell in of_seed if cell.state == "complete"}
@@ -392,6 +393,25 @@ def _undeclared(cells: Sequence[_Evidence], declared: Sequence[str]) -> list[str
             if key not in declared and cells[0].scientific and cell.scientific:
                 faults.append(f"{cell.arm}: {key} is {b}, {cells[0].arm} has {a}, and no arm file declares it")
     return faults
+
+
+def _twins(of_seed: Mapping[int, Sequence[_Evidence]]) -> dict[int, str]:
+    """The seeds that are an earlier one under another number -> by what, in words."""
+    found, first = dict[int, str](), dict[tuple[str, object], int]()
+    for seed, cells in of_seed.items():
+        for cell in cells:
+            marks: dict[str, object] = {"ended with the weights": cell.manifest.final_weights_sha256}
+            if cell.config is not None:
+                fixed = cell.config.weights_seed is not None or cell.config.training.initial_weights
+                marks["began with the weights"] = None if fixed else cell.manifest.initial_weights_sha256
+                marks["has the weights_seed and data_seed"] = (
+                    cell.config.effective_weights_seed,
+                    cell.config.effective_data_seed,
+                )
+            for what, value in marks.items():
+                if value is not None and (other := first.setdefault((what, value), seed)) != seed:
+                    found[seed] = f"{cell.arm} {what} of seed {other}, so it is no other run"
+    return found
 
 
 def _strays(of_seed: Mapping[int, Sequence[_Evidence]]) -> dict[int, str]:

@@ -19,7 +19,9 @@ from synthetic_runs import (
     rewrite_config,
 )
 
-from replication.config import SuiteConfig
+from replication.config import SuiteConfig, load_suite
+from replication.errors import UserError
+from replication.grid.cells import load_cells
 from replication.protocol.certificate import Certificate, certify, logged_steps
 from replication.runs.files import read_json, write_text
 from replication.runs.journal import read_journal
@@ -407,3 +409,36 @@ def test_empty_folder_is_incomplete(tmp_path: Path) -> None:
     certificate = certify(SuiteDir(tmp_path), ("baseline", "both"), (1,))
     assert certificate.seeds[0].state == "incomplete"
     assert not certificate.holds
+
+
+# ---------------------------------------------------------------- one run under two seeds
+
+
+def over_seeds(suite_dir: SuiteDir) -> str:
+    (reason,) = certified(suite_dir).seeds[1].reasons
+    return reason.removeprefix("over seeds: ")
+
+
+@pytest.mark.parametrize("key", ["initial_weights_sha256", "final_weights_sha256"])
+def test_equal_weights_under_two_seeds_are_one_run(suite_dir: SuiteDir, key: str) -> None:
+    """A copied cell: with initial weights in both arms, or the pair fails already."""
+    for arm in ("baseline", "both"):
+        edit_manifest(suite_dir.cell(arm, 2), **{key: read_json(suite_dir.cell(arm, 1).manifest)[key]})
+    word = "began" if key.startswith("initial") else "ended"
+    assert over_seeds(suite_dir) == f"both {word} with the weights of seed 1, so it is no other run"
+    assert certified(suite_dir).seeds[0].state == "holds" and certified(suite_dir).pair("both", 2).state == "fails"
+
+
+def test_fixed_seeds_of_weights_and_data_are_one_run_and_one_of_them_is_not(suite_dir: SuiteDir) -> None:
+    suite = load_suite(suite_dir.suite)
+    for fixed in ({"weights_seed": 7}, {"weights_seed": 7, "data_seed": 8}):
+        for arm in ("baseline", "both"):
+            for seed in (1, 2):
+                run = suite_dir.cell(arm, seed)
+                rewrite_config(run, replace(cell_config(suite, arm, seed), **fixed))
+                edit_manifest(run, initial_weights_sha256="5" * 64)
+        if "data_seed" not in fixed:
+            assert certified(suite_dir).holds
+    assert over_seeds(suite_dir) == "both has the weights_seed and data_seed of seed 1, so it is no other run"
+    with pytest.raises(UserError, match="weights_seed: is fixed, and so is data_seed"):
+        load_cells(suite, SuiteDir(suite_dir.root), ["--weights_seed=7", "--data_seed=8"])
