@@ -22,6 +22,7 @@ from replication.config import (
 from replication.console import plural
 from replication.errors import UserError
 from replication.protocol.contradictions import contradictions
+from replication.protocol.panel_records import panel_contradictions
 from replication.protocol.preregistration import (
     EarlierPlan,
     Plan,
@@ -114,12 +115,13 @@ def check_plan(suite_dir: SuiteDir, suite: SuiteConfig | None = None) -> PlanSta
     except UserError as error:
         return PlanStatus("none", None, None, (str(error),), withheld=(Withheld("the plan cannot be read"),))
     found = contradictions(suite_dir, cells, record)
-    untrue = tuple(Withheld(line) for line in found.withholding)
+    of_votes = tuple(panel_contradictions(suite_dir))
+    untrue = (*(Withheld(line) for line in found.withholding), *(Withheld(line, "preference") for line in of_votes))
     if record is None:
         stamps = ((name, cell.manifest.plan) for name, cell in started.items() if cell.manifest.plan)
         words = "plan.json is gone, whose hash {} these cells carry"
         gone, withheld = _grouped(_Fault(words.format(str(stamp.sha256)[:16]), name, "all") for name, stamp in stamps)
-        return PlanStatus("none", None, None, (*gone, *found.lines), withheld=(*withheld, *untrue))
+        return PlanStatus("none", None, None, (*gone, *found.lines, *of_votes), withheld=(*withheld, *untrue))
     plan = record.plan
     rules = registered_rules(suite_dir, suite) if suite else None
     early = sorted({*record.began_before, *(name for name, cell in cells.items() if _is_early(cell, record))})
@@ -157,7 +159,7 @@ def check_plan(suite_dir: SuiteDir, suite: SuiteConfig | None = None) -> PlanSta
         state,
         record.sha256,
         record.frozen_at,
-        (*deviations, *panel, *found.lines, *lacking, *unfinished),
+        (*deviations, *panel, *found.lines, *of_votes, *lacking, *unfinished),
         (*lacking, *unfinished),
         tuple(notes),
         (*withheld, *of_panel, *untrue),

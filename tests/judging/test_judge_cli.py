@@ -37,6 +37,7 @@ from replication.judging.database import Database
 from replication.judging.folder import find_panel
 from replication.judging.panel import add_judges, preview
 from replication.judging.store import Store, hash_token
+from replication.protocol.deviations import check_plan
 from replication.protocol.preregistration import register
 from replication.runs.files import file_sha256, read_json, write_text
 from replication.runs.layout import SuiteDir
@@ -753,3 +754,95 @@ def test_status_answers_at_once(out: Path, said) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+# ---------------------------------------------------------------- records that contradict one another
+
+
+@pytest.fixture(scope="module")
+def voted(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose panel is full and locked."""
+    root = Path(shutil.copytree(finished, tmp_path_factory.mktemp("voted") / "out"))
+    assert run("prepare", root) == 0
+    vote_everything(root)
+    assert run("lock", root, "--yes") == 0
+    return root
+
+
+def write_votes(out: Path, lines: list[str]) -> None:
+    """Votes, and the hash of them where it stands."""
+    (out / "votes.csv").write_text("".join(lines))
+    note = read_json(out / "votes.json")
+    write_text(out / "votes.json", json.dumps(note | {"votes_sha256": file_sha256(out / "votes.csv")}))
+
+
+def turn_a_vote(out: Path) -> None:
+    lines = (out / "votes.csv").read_text().splitlines(keepends=True)
+    i = next(i for i, line in enumerate(lines) if ",left," in line)
+    write_votes(out, [*lines[:i], lines[i].replace(",left,", ",right,"), *lines[i + 1 :]])
+
+
+def lose_a_vote(out: Path) -> None:
+    write_votes(out, (out / "votes.csv").read_text().splitlines(keepends=True)[:-1])
+
+
+def turn_it_in_the_database(out: Path) -> None:
+    store = store_of(out)
+    with store.database.write() as c:
+        c.exec_driver_sql("UPDATE judging_votes SET choice = 'tie' WHERE vote_id = 1 AND choice != 'tie'")
+        c.exec_driver_sql("UPDATE judging_votes SET choice = 'both_bad' WHERE vote_id = 2")
+    store.database.close()
+    assert run("export", out) == 0
+
+
+def swap_the_arms(out: Path) -> None:
+    key = read_json(out / "sealed" / "key.json")
+    for behind in key["items"].values():
+        behind["arm_first"], behind["arm_second"] = behind["arm_second"], behind["arm_first"]
+    write_text(out / "sealed" / "key.json", json.dumps(key, indent=1))
+
+
+def damage_the_database(out: Path) -> None:
+    for path in (out / "judging").glob("judging.sqlite-*"):
+        path.unlink()
+    (out / "judging" / "judging.sqlite").write_bytes(b"no database" * 9)
+
+
+LEDGER = "votes.csv is not the file that the lock wrote, by ledger.jsonl"
+CHEATS = {
+    "a vote turned": (turn_a_vote, ["votes.csv has 1 vote other than in the panel's database", LEDGER]),
+    "a vote lost": (lose_a_vote, ["votes.csv lacks 1 vote of the panel's database", LEDGER]),
+    "the database": (turn_it_in_the_database, [LEDGER]),
+    "the record gone": (
+        lambda out: (out / "votes.csv").unlink(),
+        ["votes.csv is gone, of a locked panel"],
+    ),
+    "the key": (
+        swap_the_arms,
+        [
+            "the sealed key is not of the key that the panel's database has named since it was made",
+            "which arm stands behind an item is not the same in the sealed key and in the panel's database",
+        ],
+    ),
+    "a damaged database": (
+        damage_the_database,
+        ["the panel cannot be compared with its records (file is not a database)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_votes_key_and_database_that_contradict_one_another_withhold_the_verdict(
+    voted: Path, tmp_path: Path, name: str
+) -> None:
+    suite_dir = SuiteDir(Path(shutil.copytree(voted, tmp_path / "out")))
+
+    def named() -> set[str]:
+        found = check_plan(suite_dir, load_suite(suite_dir.suite))
+        assert {entry.why for entry in found.withheld} <= {*found.deviations}
+        return {entry.why for entry in found.withheld}
+
+    assert named() == set()
+    cheat, words = CHEATS[name]
+    cheat(suite_dir.root)
+    assert named() == {*words}
