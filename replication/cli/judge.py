@@ -38,6 +38,7 @@ DATABASE = takes(
     "DIR/judging/judging.sqlite)",
     metavar="URL",
 )
+KEY = takes("--key", "folder of the sealed key (default: DIR/sealed)", folder, metavar="FOLDER")
 DASH = "–"
 WIDEST_NAME = 14  # that 80 columns hold beside the counts; a longer one goes on in the next line
 
@@ -76,6 +77,7 @@ def open_panel(args: Namespace, only_reads: bool = False) -> tuple[PanelFolder, 
     from replication.judging.folder import find_panel
 
     folder = find_panel(args.dir)
+    folder.sealed = vars(args).get("key") or folder.sealed
     return folder, folder.open(args.database, only_reads)
 
 
@@ -110,6 +112,7 @@ def _warn(console: Console, text: str) -> None:
     dest="file",
     metavar="FILE",
 )
+@takes("--key-to", "seal the key in this folder, such as a custodian's (default: DIR/sealed)", Path, metavar="FOLDER")
 @DATABASE
 def prepare(args: Namespace) -> None:
     """Make a panel from the completions of two arms or more: items, sealed key, a set of pairs for each judge."""
@@ -144,6 +147,7 @@ def prepare(args: Namespace) -> None:
         survey=not args.no_survey,
         open_link=not args.invite_only and n_judges > 0,
     )
+    folder.sealed = args.key_to or folder.sealed
     database = Database(args.database or folder.database_file)
     sources = (chosen.suite, chosen.completions, chosen.arms)
     tokens = create_panel(database, folder.sealed, *sources, options, keep=folder.keep_tokens)
@@ -182,6 +186,7 @@ def _base_url(text: str) -> str:
 @takes("--test", "links to try the page: votes by them enter no record and no count", bool)
 @takes("--base-url", f"where the page is reached (default: where it is served, or {BASE_URL})", _base_url)
 @takes("--csv", "print judge_id,link instead of a table", bool)
+@KEY
 @DATABASE
 def invite(args: Namespace) -> None:
     """Links for people: to sets that nobody has yet, then to further ones; or a new link for a judge."""
@@ -329,6 +334,7 @@ def _judges(o: Overview) -> Table:
 @DIR
 @takes("--early", "lock before all planned votes are in; the reason is kept", metavar="WHY")
 @takes("--yes", "ask nothing; without a terminal it is needed", bool)
+@KEY
 @DATABASE
 def lock(args: Namespace) -> None:
     """Close the panel for good, open the seal, write votes.csv for the report."""
@@ -336,6 +342,7 @@ def lock(args: Namespace) -> None:
     from replication.judging.panel import lock_panel
     from replication.judging.progress import fill
     from replication.judging.record import check_record, check_votes_file, write_votes_record
+    from replication.judging.seal import read_by_others
     from replication.judging.store import Store
     from replication.runs.ledger import append
 
@@ -360,14 +367,17 @@ def lock(args: Namespace) -> None:
             early = ""  # it would be read as if votes had been missing
     elif early:
         _warn(console, f"the panel is locked already, since {utc(panel.locked_at)} UTC: the reason is not taken")
+    key_read_at = read_by_others(folder.sealed) if panel.locked_at is None else None
     lock_panel(database, folder.sealed, early, check_record)
-    note = write_votes_record(folder, database, rules)
+    note = write_votes_record(folder, database, rules, key_read_at)
     facts = {"panel_id": note.panel_id, "key_sha256": note.key_sha256, "votes_sha256": note.votes_sha256}
-    append(folder.suite, "lock", **facts, early=note.locked_early_because)
+    append(folder.suite, "lock", **facts, early=note.locked_early_because, key_read_at=note.key_read_at)
     counts = f"{note.n_votes} first votes of {note.n_judges} judges, {note.n_repeats} repeats"
     _fact(console, "votes", f"{folder.suite.votes}: {counts}")
     _fact(console, "SHA-256", note.votes_sha256)
     _fact(console, "sealed key", f"{note.key_sha256}, as the panel has named it since it was made")
+    if note.key_read_at:
+        _fact(console, "key read", f"at {note.key_read_at}, by something else than these commands", style="yellow")
     if note.locked_early_because:
         _fact(console, "locked early", note.locked_early_because, style="yellow")
     if note.n_repeats_without_first_vote:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from replication.cli.arguments import COUNT, NATURAL, POSITIVE, number, takes, whole
-from replication.cli.judge import DATABASE, DIR, open_panel
+from replication.cli.judge import DATABASE, DIR, KEY, open_panel
 from replication.console import say
 from replication.judging.models.settings import DEFAULT_KEY, ModelSettings
 
@@ -43,6 +43,7 @@ def _temperature(text: str) -> float | None:
     metavar="N",
 )
 @takes("--temperature", "none: the endpoint's own (default 0)", _temperature, ModelSettings.temperature, metavar="T")
+@KEY
 @DATABASE
 def model(args: Namespace) -> int:
     """Let a model behind an OpenAI-compatible endpoint judge.
@@ -70,6 +71,7 @@ def model(args: Namespace) -> int:
 @takes("--items-per-part", "comparisons that are pasted at once (default 8)", COUNT, metavar="N")
 @takes("--out", "write the sheet: what is not answered yet", Path, metavar="FILE", either=True)
 @takes("--read", "read the pasted answers of whole parts", Path, metavar="FILE", either=True)
+@KEY
 @DATABASE
 def sheet(args: Namespace) -> None:
     """Let a chat model judge by hand: write a sheet of questions, read the filled one."""

@@ -1,9 +1,10 @@
-"""`replicate preregistration ACTION`: register, show, check; `replicate plan freeze` is its earlier name."""
+"""`replicate preregistration ACTION`: register, show, anchor, check; `replicate plan freeze` is its earlier name."""
 
 from __future__ import annotations
 
 import shlex
 from argparse import Namespace
+from pathlib import Path
 
 from rich.console import Console
 
@@ -15,6 +16,7 @@ from replication.errors import UserError
 from replication.grid.cells import load_cells, refuse_other_suite
 from replication.protocol import preregistration as plans
 from replication.protocol.deviations import check_plan, other_commits
+from replication.runs.files import write_bytes
 from replication.runs.layout import SuiteDir, name_cells
 
 
@@ -64,10 +66,35 @@ def show(args: Namespace) -> None:
 
 
 @FOLDER
+@takes("--ca", "certificates of the authority whose answer is there now (PEM): check it with them, and keep them", Path)
+def anchor(args: Namespace) -> None:
+    """write what a clock outside needs to vouch for the plan, or check its answer with --ca."""
+    from replication.protocol.anchor import stem, verify, write_requests
+
+    suite_dir, console = SuiteDir(args.out), Console()
+    if plans.read_plan(suite_dir) is None:
+        raise UserError(f"{suite_dir.plan}: no such file; register the plan first")
+    answer = stem(suite_dir).with_suffix(".tsr")
+    if args.ca is None:
+        for path in write_requests(suite_dir):
+            say(console, f"wrote {path}")
+        request = f"curl -H 'Content-Type: application/timestamp-query' --data-binary @{answer.with_suffix('.tsq')}"
+        say(console, f"next:         {request} -o {answer} URL   (of a time-stamping authority)")
+        say(console, f"then:         replicate plan anchor {suite_dir.root} --ca FILE")
+        return
+    write_bytes(suite_dir.anchor / "ca.pem", args.ca.read_bytes())
+    found = verify(suite_dir)
+    if found is None:
+        raise UserError(f"{answer}: no such file; put the authority's answer there")
+    say(console, f"anchored at {found.at:%Y-%m-%d %H:%M:%S} UTC by {found.authority}")
+
+
+@FOLDER
+@takes("--key", "folder of the panel's sealed key, to be compared (default: OUT/sealed)", folder, metavar="FOLDER")
 def check(args: Namespace) -> int:
     """say whether the plan came before the data and was followed; exit code 1 where there are deviations, for which
     cells or votes that are still to come do not count, nor cells of other commits, which are noted."""
-    suite_dir = SuiteDir(args.out)
+    suite_dir = SuiteDir(args.out, args.key)
     if not suite_dir.root.is_dir():
         raise UserError(f"{suite_dir.root}: no such folder; give the output folder of a suite")
     status = check_plan(suite_dir, load_suite(suite_dir.suite) if suite_dir.suite.is_file() else None)
@@ -80,8 +107,8 @@ def check(args: Namespace) -> int:
 
 preregistration = plan = actions(
     "preregistration",
-    "Register, show or check the analysis plan of a suite.",
-    *(register, show, check),
+    "Register, show, anchor or check the analysis plan of a suite.",
+    *(register, show, anchor, check),
     no_keys="remove it",
     register="freeze",
 )

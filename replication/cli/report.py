@@ -51,11 +51,12 @@ def _inches(text: str) -> float:
 @takes("--figures", "also in vector form, for a paper: pdf, svg or both", _kinds("pdf", "svg"), ())
 @takes("--width", "of those figures, such as 3.3in, 84mm or 240pt (default 6.2in)", _inches)
 @takes("--tables", "also as files in OUT/tables, for a paper: tex, csv or both", _kinds("tex", "csv"), ())
+@takes("--key", "folder of the panel's sealed key, to be compared (default: OUT/sealed)", folder, metavar="FOLDER")
 def report(args: Namespace) -> None:
     """Write report.html, report.md, results.json and figures from the run folders."""
     if args.width is not None and not args.figures:
         raise UserError("--width: is that of the figures for a paper; say which with --figures pdf, svg or pdf,svg")
-    suite_dir = SuiteDir(args.out)
+    suite_dir = SuiteDir(args.out, args.key)
     if not suite_dir.suite.is_file() and not suite_dir.votes.is_file():
         raise UserError(f"{suite_dir.suite}: no such file; give the output folder of `replicate grid run`")
     from replication.report.drawing import WIDTH_INCHES, Vector

@@ -201,7 +201,7 @@ def refuse_other_suite(suite: SuiteConfig, suite_dir: SuiteDir) -> SuiteConfig |
         refuse_differences(f"{suite_dir.root}: holds another suite", there, here, "choose another --out")
         return found
     names = [path.name for path in suite_dir.root.iterdir()] if suite_dir.root.exists() else []
-    ours = r"data|data\.partial|plugins|noise|noise\.json|ledger\.jsonl|\.[^/]*"
+    ours = r"data|data\.partial|plugins|noise|noise\.json|anchor|ledger\.jsonl|\.[^/]*"
     if suite_dir.plan.is_file():  # of a suite that is registered, and not begun
         ours += r"|plan(-\d+)?\.(json|md)"
     if not all(re.fullmatch(ours, name) for name in names):

@@ -29,7 +29,7 @@ from replication.judging.progress import judge_progress
 from replication.judging.schema import answers, assignments, items, judges, panel, unsealed
 from replication.judging.store import PanelFacts, panel_facts, standing_votes, test_votes
 from replication.runs.files import file_sha256, write_text
-from replication.runs.records import write_record
+from replication.runs.records import read_record, write_record
 from replication.statistics.preference import binomial_p
 from replication.votes import tally
 from replication.votes.record import SCHEMA_VERSION, Vote, VotesNote, parse_votes, read_votes, votes_text
@@ -287,12 +287,18 @@ def check_votes_file(folder: PanelFolder, panel_id: str) -> None:
         raise UserError(f"{folder.suite.votes}: holds votes of something else than this panel; move it away first")
 
 
-def write_votes_record(folder: PanelFolder, database: Database, rules: AnalysisConfig) -> VotesNote:
-    """Write votes.csv, votes.json (which is returned) and marginals.json; the same again for the same panel."""
+def write_votes_record(
+    folder: PanelFolder, database: Database, rules: AnalysisConfig, key_read_at: float | None = None
+) -> VotesNote:
+    """Write votes.csv, votes.json (which is returned) and marginals.json; the same again for the same panel.
+
+    `key_read_at` is what seal.read_by_others said before the lock; later calls keep what was said.
+    """
     found = unsealed_votes(database)
     about, n_first, per_judge = found.panel, len(found.first), tally.votes_per_judge(found.votes)
     assert about.locked_at is not None
     check_votes_file(folder, about.panel_id)
+    before = read_record(folder.suite.votes_note, VotesNote) or VotesNote()
     write_text(folder.suite.votes, votes_text(found.votes))
     attention = [judge.attention for judge in judge_progress(database) if judge.kind == "human"]
     with database.read() as c:
@@ -305,6 +311,7 @@ def write_votes_record(folder: PanelFolder, database: Database, rules: AnalysisC
         locked_at=iso(about.locked_at),
         locked_early_because=about.lock_note or None,
         key_sha256=about.key_sha256,
+        key_read_at=iso(key_read_at) if key_read_at else before.key_read_at,
         votes_sha256=file_sha256(folder.suite.votes),
         n_votes=n_first,
         n_repeats=len(found.votes) - n_first,

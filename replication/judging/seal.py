@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -77,6 +78,17 @@ def write_key(folder: Path, key: Key) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def read_by_others(folder: Path) -> float | None:
+    """When the key was last read by anything but these commands, in seconds since 1970, by the file's time of access.
+
+    None: not since it was written, as far as the file system tells. A backup and a copy read it too.
+    """
+    with suppress(OSError):
+        facts = (folder / "key.json").stat()
+        return facts.st_atime if facts.st_atime_ns > facts.st_mtime_ns else None
+    return None
+
+
 def remove_key(folder: Path) -> None:
     """Take back what write_key wrote, for a panel that came to nothing."""
     (folder / "key.json").unlink(missing_ok=True)
@@ -90,10 +102,13 @@ def read_key(folder: Path, expected_sha256: str) -> Key:
     """
     path = folder / "key.json"
     try:
-        data = path.read_bytes()
+        facts, data = path.stat(), path.read_bytes()
+        with suppress(PermissionError):  # of a file that is another user's
+            os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # our own reading leaves no trace of another's
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such file; the sealed key is needed to add judges and to lock: do it where the panel was made"
+            f"{path}: no such file; the sealed key is needed to add judges and to lock: do it where the panel was "
+            "made, or name the folder that holds it with --key"
         ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); lock it as the user who made the panel") from None

@@ -16,7 +16,7 @@ import numpy as np
 from replication.errors import UserError
 from replication.protocol.certificate import unlike_complete
 from replication.protocol.preregistration import Preregistration
-from replication.runs.events import read_events
+from replication.runs.events import Events, read_events
 from replication.runs.files import file_sha256
 from replication.runs.journal import read_journal
 from replication.runs.layout import RunDir, SuiteDir, name_cells
@@ -34,6 +34,7 @@ class Contradictions:
 
     withholding: tuple[str, ...]  # no verdict is given beside these
     told: tuple[str, ...]  # beside these it is
+    began: tuple[float, ...] = ()  # clocks of the cells' first logged lines, where event files have them
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -56,18 +57,21 @@ def contradictions(
         ledger = read_ledger(suite_dir)
     except UserError as error:
         ledger = Ledger(faults=(str(error),))
-    withholding = grouped((fault, name) for name, cell in cells.items() for fault in _of_records(cell))
+    events = {name: read_events(cell.run) for name, cell in cells.items()}
+    withholding = grouped((fault, name) for name, cell in cells.items() for fault in _of_records(cell, events[name]))
     withholding += [*_of_ledger(suite_dir, ledger, cells, record), *grouped(_of_cells(ledger, cells))]
     removed = list(_removed(suite_dir, ledger))
     withholding += grouped((fault, name) for fault, name, had_result in removed if had_result)
-    return Contradictions(tuple(withholding), tuple(grouped((fault, name) for fault, name, had in removed if not had)))
+    told = grouped((fault, name) for fault, name, had_result in removed if not had_result)
+    began = (of.began for of in events.values() if of.began is not None)
+    return Contradictions(tuple(withholding), tuple(told), tuple(began))
 
 
-def _of_records(cell: LoggedCell) -> Iterator[str]:
+def _of_records(cell: LoggedCell, events: Events) -> Iterator[str]:
     """Of a cell's journal beside COMPLETE and the event files, at each step that both have; and of its clocks."""
     if cell.run.complete.is_file():
         yield from unlike_complete(cell.run, cell.manifest)
-    events, logged = read_events(cell.run), dict[tuple[str, int], float | None]()
+    logged = dict[tuple[str, int], float | None]()
     with suppress(UserError):  # a journal that cannot be read is the certificate's to name
         lines = read_journal(cell.run.metrics) if events.losses else []
         logged = {(tag, line.step): line.number(tag) for line in lines for tag in line.values if "loss" in tag}

@@ -21,6 +21,7 @@ from replication.config import (
 )
 from replication.console import plural
 from replication.errors import UserError
+from replication.protocol.anchor import anchor_sentence
 from replication.protocol.contradictions import contradictions
 from replication.protocol.panel_records import panel_contradictions
 from replication.protocol.preregistration import (
@@ -64,6 +65,7 @@ class PlanStatus:
     unfinished: tuple[str, ...] = ()  # those that more cells or votes would mend: what is planned and not there
     notes: tuple[str, ...] = ()  # for the reader: by which rules the verdict is, amendments before the first step
     withheld: tuple[Withheld, ...] = ()  # what the verdict is withheld for; each is a deviation too
+    anchor: str = ""  # whether an outside clock vouches for the plan, in a sentence
 
     @property
     def followed(self) -> bool:
@@ -84,7 +86,7 @@ class PlanStatus:
             outcome = "It is unfinished, and no other deviation from it was found:"
         else:
             outcome = f"It was not followed in {plural(len(self.deviations), 'point')}:"
-        return (f"{named}.", *self.notes, outcome)
+        return (f"{named}. {self.anchor}".strip(), *self.notes, outcome)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON as in results.json, `followed` and `sentences` included."""
@@ -163,6 +165,7 @@ def check_plan(suite_dir: SuiteDir, suite: SuiteConfig | None = None) -> PlanSta
         (*lacking, *unfinished),
         tuple(notes),
         (*withheld, *of_panel, *untrue),
+        anchor_sentence(suite_dir, record, found.began),
     )
 
 

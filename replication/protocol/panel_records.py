@@ -29,21 +29,14 @@ WHERE undone_at IS NULL AND NOT (kind = 'human' AND vendor = 'test')
 """
 
 
-def panel_contradictions(suite_dir: SuiteDir, key_folder: Path | None = None) -> Iterator[str]:
-    """A line for each; none where the folder holds no such database, or it is on a server.
-
-    Args:
-        key_folder: that holds key.json; none: DIR/sealed.
-    """
+def panel_contradictions(suite_dir: SuiteDir) -> Iterator[str]:
+    """A line for each; none where the folder holds no such database, or it is on a server."""
     try:
         record, note = read_panel_record(suite_dir.judging), read_note(suite_dir.votes_note, suite_dir.votes)
         votes = {vote.vote_id: vote for vote in read_votes(suite_dir.votes)}
     except UserError:
         return  # named where the votes themselves are read
-    file, path = (
-        suite_dir.judging / (record.database or "judging.sqlite"),
-        (key_folder or suite_dir.sealed) / "key.json",
-    )
+    file, path = suite_dir.judging / (record.database or "judging.sqlite"), suite_dir.sealed / "key.json"
     if not file.is_file():
         return
     try:

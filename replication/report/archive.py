@@ -31,7 +31,7 @@ from replication.runs.layout import WEIGHTS, RunDir, SuiteDir
 
 KINDS = {".tar.zst": "zstd", ".tar.xz": "xz", ".tar.gz": "gz", ".tar": ""}
 TOP_FILES = (".yaml", ".json", ".jsonl", ".md", ".html", ".csv")
-FOLDERS = ("data", "prompts", "plugins", "figures", "tables")
+FOLDERS = ("data", "prompts", "plugins", "anchor", "figures", "tables")
 NOT_COMPARED = ("made_from", "reproduce", "figures")
 """Of results.json: a hash of the files, commands, and the names of pictures."""
 ROUNDING = 1e-9

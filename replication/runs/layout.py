@@ -104,10 +104,12 @@ class SuiteDir:
     """The files of one suite: one output folder."""
 
     root: Path
+    key: Path | None = None  # folder of the sealed key, where it is not sealed/: a custodian's
 
     suite = _Inside("suite.yaml")
     plan = _Inside("plan.json")  # the frozen analysis plan; see replication.protocol.preregistration
     plan_md = _Inside("plan.md")
+    anchor = _Inside("anchor")  # what an outside clock is asked, and answers; see protocol/anchor.py
     ledger = _Inside("ledger.jsonl")  # what was done to the folder, in order; see runs/ledger.py
     plugins = _Inside("plugins")  # copies of the files with gains and scales; see objectives/plugins.py
     data = _Inside("data")
@@ -118,7 +120,6 @@ class SuiteDir:
     votes = _Inside("votes.csv")  # the vote record; see votes/record.py
     votes_note = _Inside("votes.json")  # the panel's lock on the vote record; see votes/record.py
     judging = _Inside("judging")  # the panel's database, and what is handed to judges
-    sealed = _Inside("sealed")  # the key of sides and arms, which the server neither needs nor reads
     withdrawn = _Inside("withdrawn.json")  # seeds and judges that enter no statistic; see runs/withdrawn.py
     noise = _Inside("noise.json")  # effect of rounding alone on the loss, as `replicate bench noise` measured it
     certificate = _Inside("certificate.json")
@@ -127,6 +128,11 @@ class SuiteDir:
     results = _Inside("results.json")
     figures = _Inside("figures")
     tables = _Inside("tables")  # of `replicate report --tables`
+
+    @property
+    def sealed(self) -> Path:
+        """Where the key of sides and arms is, which the server neither needs nor reads."""
+        return self.key or self.root / "sealed"
 
     @classmethod
     def of(cls, run: RunDir) -> SuiteDir:

@@ -20,7 +20,7 @@ from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.records import WrongForm, from_json, to_json
 
 Event = Literal["registration", "amendment", "start", "retry", "removal", "complete", "withdrawal",
-                "panel", "unsealed", "lock", "look", "extension"]  # fmt: skip
+                "panel", "lock", "look", "extension"]  # fmt: skip
 LOCK, LOCK_SECONDS = ".ledger.lock", 120.0  # every cell of a large grid may start at once, on a shared file system
 
 

@@ -195,6 +195,7 @@ class VotesNote:
     locked_at: str | None = None  # ISO 8601
     locked_early_because: str | None = None
     key_sha256: str | None = None  # of the sealed key
+    key_read_at: str | None = None  # when it was last read before the lock, by anything but our commands
     votes_sha256: str | None = None  # of votes.csv as it was written
     n_votes: int | None = None
     n_repeats: int | None = None
@@ -224,6 +225,11 @@ class VotesNote:
         told = (
             (locked, locked),
             (self.key_sha256, f"The sealed key that says which arm stood where has the SHA-256 {self.key_sha256}."),
+            (
+                self.key_read_at,
+                f"Its file was read at {self.key_read_at} by something else than the commands of the "
+                "panel, as whoever opens it does, and a backup or a copy too.",
+            ),
             (self.n_judges_short, f"Judges that ended with fewer votes than a full set has: {self.n_judges_short}."),
             (refusals + garbage, f"{were} no choice ({why}): on such a pair there is no vote of the model."),
             (lone, f"Repeated votes left out because the first vote on their pair was never cast: {lone}."),
