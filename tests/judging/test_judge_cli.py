@@ -36,11 +36,13 @@ from replication.judging.completions import Chosen
 from replication.judging.database import Database
 from replication.judging.folder import find_panel
 from replication.judging.panel import add_judges, preview
+from replication.judging.seal import read_by_others
 from replication.judging.store import Store, hash_token
 from replication.protocol.deviations import check_plan
 from replication.protocol.preregistration import register
 from replication.runs.files import file_sha256, read_json, write_text
 from replication.runs.layout import SuiteDir
+from replication.runs.ledger import read_ledger
 from replication.votes.record import read_note, read_votes
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(CHECKOUT), "COLUMNS": "200"}
@@ -846,3 +848,31 @@ def test_votes_key_and_database_that_contradict_one_another_withhold_the_verdict
     cheat, words = CHEATS[name]
     cheat(suite_dir.root)
     assert named() == {*words}
+
+
+def test_a_custodian_holds_the_key_and_whoever_reads_it_before_the_lock_leaves_a_trace(
+    out: Path, tmp_path: Path, said, capsys: pytest.CaptureFixture[str]
+) -> None:
+    custodian = tmp_path / "custodian"
+    assert f"{custodian}/key.json" in said("prepare", out, "--key-to", custodian)
+    key = custodian / "key.json"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600 and not (out / "sealed").exists()
+    said("invite", out, "--judges", 5, "--key", custodian, "--csv")  # a further set needs the key
+    assert "--key" in one_line(said("invite", out, "--judges", 1, code=2))
+    assert read_by_others(custodian) is None, "our own reading is none"
+    key.read_bytes()
+    facts = key.stat()
+    os.utime(key, (facts.st_mtime + 60, facts.st_mtime))  # what a reading leaves, where the mount keeps such times
+    vote_everything(out)
+    assert "with --key" in one_line(said("lock", out, "--yes", code=2))
+    assert "key read" in said("lock", out, "--yes", "--key", custodian)
+    read_at = read_json(out / "votes.json")["key_read_at"]
+    assert read_at is not None and read_ledger(SuiteDir(out)).of("lock")[0].facts["key_read_at"] == read_at
+    said("lock", out, "--yes", "--key", custodian)
+    assert read_json(out / "votes.json")["key_read_at"] == read_at, "locking again keeps it"
+    assert main(["report", str(out), "--key", str(custodian)]) == 0
+    page = (out / "report.md").read_text()
+    assert f"Its file was read at {read_at} by something else" in page and "sealed key is not of" not in page
+    key.write_text(key.read_text().replace('"arm_first": "both"', '"arm_first": "BOTH"', 1))
+    assert main(["plan", "check", str(out), "--key", str(custodian)]) == 1
+    assert "- the sealed key is not of the key that the panel's database has named" in capsys.readouterr().out
