@@ -1,4 +1,4 @@
-"""`replicate eval OUT`: trained cells scored on tasks and text files, and their distributions compared."""
+"""`replicate eval OUT`: trained cells scored and compared; `replicate verify OUT`: validated again."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from replication.cli.arguments import COUNT, SEED, folder, takes, verb
-from replication.console import say
+from replication.cli.arguments import COUNT, NATURAL, SEED, folder, number, table_console, takes, verb
+from replication.console import Reporter, plural, say, table
 from replication.errors import UserError, require
 from replication.runs.layout import SuiteDir
 
@@ -52,3 +52,29 @@ def eval(args: Namespace) -> int:
         say(console, ("not trained:", "yellow"), f" {', '.join(untrained)}")
     say(console, f"`replicate report {args.out}` compares the arms")
     return 1 if untrained else 0
+
+
+@verb
+@takes("out", "output folder of a suite", folder)
+@takes("--cells", "so many checkpoints (default 1)", COUNT, 1)
+@takes("--seed", "of the draw: yours, which nobody knew before (default 0)", NATURAL, 0)
+@takes("--tolerance", "nats (default: none on the machine of the training, else by its precision)", number("[0, 1]"))
+def verify(args: Namespace) -> int:
+    """Validate checkpoints drawn at random again, and compare with the journal's losses and the hashes of the weights.
+
+    Returns:
+        0; 1 where one differs.
+    """
+    from replication.evaluation.verify import verify_cells
+
+    console, rows, failed = Console(), [], 0
+    for found in verify_cells(SuiteDir(args.out), args.cells, args.seed, args.tolerance, Reporter(console)):
+        allowed = f"within {found.tolerance:g}" if found.tolerance else "every bit"
+        difference = "not recorded" if found.journal is None else f"{found.now - found.journal:+.3g}"
+        said = f"holds, {allowed}" if found.holds else (found.weights and f"weights are {found.weights}") or "differs"
+        rows.append((found.cell, found.step, found.journal, found.now, difference, said))
+        failed += not found.holds
+    columns = ("cell", ">step", ">journal, nats", ">now", ">difference", "verdict")
+    table_console().print(table(f"Checkpoints drawn by seed {args.seed}", columns, rows))
+    say(console, f"{plural(failed, 'checkpoint')} of {args.cells} not as recorded" if failed else "all are as recorded")
+    return 1 if failed else 0

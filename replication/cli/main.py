@@ -38,6 +38,10 @@ TABLE = {
         "evaluate",
         "Score trained cells on tasks of lm-evaluation-harness, on text files, and by their completions.",
     ),
+    "verify": (
+        "evaluate",
+        "Validate checkpoints drawn at random again, and compare with the journal and the hashes of the weights.",
+    ),
     "judge": (
         "judge",
         "Let people and models compare completions of two arms, blind; lock; write the votes for the report.",

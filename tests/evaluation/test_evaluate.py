@@ -313,3 +313,45 @@ def test_mistakes_are_one_line(
     monkeypatch.setattr("replication.errors.find_spec", lambda name: None)
     assert main(["eval", out, "--tasks", "lambada_openai"]) == 2
     assert "pip install 'replication[eval]'" in " ".join(capsys.readouterr().err.split())
+
+
+# ---------------------------------------------------------------- verify
+
+
+def test_checkpoints_validated_again_are_what_the_journal_says_to_the_bit(folder: Path, capsys) -> None:
+    suite_dir = SuiteDir(folder / "out")
+    assert main(["verify", str(suite_dir.root), "--cells", "3", "--seed", "7"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("holds, every bit") == 3 and "all are as recorded" in said
+    assert all(name in said for name in CELLS)
+    assert main(["verify", str(suite_dir.root), "--cells", "4"]) == 2
+    assert "has 3 validated checkpoints; ask for fewer" in capsys.readouterr().err
+
+
+def test_an_edited_loss_and_other_weights_do_not_pass(folder: Path, capsys) -> None:
+    suite_dir = SuiteDir(folder / "out")
+    edited, swapped = suite_dir.cell("both", 1), suite_dir.cell("baseline", 2)
+    lines = edited.metrics.read_text().splitlines(keepends=True)
+    i = next(i for i, line in enumerate(lines) if '"val/loss_nats"' in line)
+    value = json.loads(lines[i])["val/loss_nats"]
+    lines[i] = lines[i].replace(str(value), str(value - 1e-3))
+    edited.metrics.write_text("".join(lines))
+    shutil.copy(edited.checkpoint_folders()[-1] / "weights.pt", swapped.checkpoint_folders()[-1] / "weights.pt")
+    assert main(["verify", str(suite_dir.root), "--cells", "3"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "+0.001" in said and "2 checkpoints of 3 not as recorded" in said
+    assert "weights are not those of the checkpoint's COMPLETE" in said
+    assert main(["verify", str(suite_dir.root), "--cells", "3", "--tolerance", "0.01"]) == 1, "weights have none"
+    assert "1 checkpoint of 3 not as recorded" in capsys.readouterr().out
+
+
+def test_another_machine_is_compared_within_the_tolerance_of_its_precision(folder: Path, capsys) -> None:
+    suite_dir = SuiteDir(folder / "out")
+    for _, _, run in suite_dir.cells():
+        if run.manifest.is_file():
+            manifest = read_json(run.manifest)
+            for start in manifest["starts"]:
+                start["machine"]["device"] = "another CPU"
+            write_json(run.manifest, manifest)
+    assert main(["verify", str(suite_dir.root), "--cells", "1"]) == 0
+    assert "holds, within 0.0001" in capsys.readouterr().out
