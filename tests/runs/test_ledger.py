@@ -135,7 +135,7 @@ def test_what_is_done_to_a_folder_is_in_its_ledger(tmp_path: Path) -> None:
 
 
 def test_a_registration_is_in_the_ledger_before_it_is_in_the_folder(tmp_path: Path) -> None:
-    _, suite = build_suite(tmp_path / "other", Synthetic(arms=("baseline", "both"), seeds=(1,), steps=10))
+    _, suite = build_suite(tmp_path / "other", Synthetic(arms=("baseline", "both"), seeds=(1,), steps=60))
     suite_dir = SuiteDir(tmp_path / "out")
     record = register(suite_dir, suite).record
     (entry,) = read_ledger(suite_dir).entries
