@@ -119,6 +119,11 @@ def _machine(c: RunConfig) -> Iterator[str]:
             "cluster.offload_optimizer: Muon would orthogonalise its matrices on the CPU, minutes a step for a large "
             "model; choose zero2 or zero3 on more GPUs without offload, or training.optimizer=adamw"
         )
+    if zero and c.layer_gain.enabled and c.layer_gain.apply == "update":
+        yield (
+            f"layer_gain.apply: with {strategy} DeepSpeed updates shards of the weights out of reach; choose single or "
+            "ddp, or layer_gain.apply=step"
+        )
     if strategy == "zero3" and c.validation.sequences % c.world_size:
         yield (
             f"validation.sequences: {c.validation.sequences} is no multiple of {c.world_size} processes, and with "

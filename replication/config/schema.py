@@ -247,8 +247,9 @@ class LayerGainConfig:
     """Blocks that keep scale 1 and leave the mean (published as exclude_layers; default none)."""
     divergence: Literal["step_mean", "last_group"] = "step_mean"
     """Mean over the groups of the step, or the last group in global order (as published)."""
-    apply: Literal["step", "micro_batch"] = "step"
-    """On the accumulated gradient at the step boundary, or on each micro-batch's gradient in backward."""
+    apply: Literal["step", "micro_batch", "update"] = "step"
+    """On the accumulated gradient at the step boundary, on each micro-batch's gradient in backward, or on what the
+    optimizer made of it: the update of the block's weights, decay included."""
     control: Literal["none", "permuted"] = field(default="none", metadata={NEUTRAL_SINCE: "0.2.0"})
     """What acts in place of the scales: the same scales, each on another included block, which the seed chooses."""
     function: str | None = field(default=None, metadata={NEUTRAL_SINCE: "0.2.0"})

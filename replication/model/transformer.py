@@ -22,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from replication.config import ClusterConfig, ModelConfig
 from replication.errors import UserError
-from replication.model.head import Head, HeadOutput
+from replication.model.head import CHUNK_LOGITS, Head, HeadOutput
+from replication.model.loss import log_probabilities
 from replication.model.moe import MixtureOfExperts, Routing, SwiGLU, load_balance, together
 from replication.model.size import padded_vocabulary
 
@@ -294,6 +295,14 @@ class Transformer(nn.Module):
         """Losses of all N = B * T tokens, in order, and where asked for their entropies added up (see Head)."""
         output: HeadOutput = self.head(hidden_BTD.flatten(0, 1), targets_BT.flatten(), label_smoothing, entropies)
         return output
+
+    @torch.no_grad()
+    def entropies(self, hidden_BTD: Tensor) -> Tensor:
+        """Entropy of each token's predictive distribution, in nats [N], at least fp32: one more product of the head, a
+        few tokens' logits at a time."""
+        chunks = hidden_BTD.flatten(0, 1).split(max(1, CHUNK_LOGITS // self.config.vocab_size))
+        log_probs = (log_probabilities(self.head(hidden_RD)) for hidden_RD in chunks)
+        return torch.cat([-torch.linalg.vecdot(log_probs_RV.exp(), log_probs_RV) for log_probs_RV in log_probs])
 
     def block_parameters(self) -> list[list[nn.Parameter]]:
         """Every parameter inside block i, for i = 0..L-1: what a layer scale multiplies."""

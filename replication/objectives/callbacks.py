@@ -90,7 +90,8 @@ class LayerGain(Callback):
     """Multiplies every gradient of a block by the block's scale, before clipping.
 
     `apply: step` acts once, on the accumulated gradient at the optimizer boundary, as published. `apply: micro_batch`
-    acts in backward, with the scale of that micro-batch's own groups.
+    acts in backward, with the scale of that micro-batch's own groups. `apply: update` multiplies what the optimizer
+    changed, from a copy of the blocks' weights; where the scale is 1 not a bit is moved.
     """
 
     def __init__(self, config: LayerGainConfig, multiply: MultiplyGradients, function: Function | None = None) -> None:
@@ -100,6 +101,7 @@ class LayerGain(Callback):
         self._scale_L = torch.empty(0)
         self._blocks: list[list[Parameter]] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._before: list[list[Tensor]] = []  # weights of each block, while an update is made
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._blocks = cast(AcceptsGains, pl_module).block_parameters()
@@ -114,9 +116,23 @@ class LayerGain(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         module = cast(AcceptsGains, pl_module)
-        if self.config.apply == "step" and module.at_boundary:
-            scale_L = self._scales(module.step_divergence_LS(), replace(module.context, group=0))
-            self.multiply(self._blocks, scale_L)
+        if self.config.apply == "micro_batch" or not module.at_boundary:
+            return
+        self._scale_L = self._scales(module.step_divergence_LS(), replace(module.context, group=0))
+        if self.config.apply == "step":
+            self.multiply(self._blocks, self._scale_L)
+        else:
+            self._before = [[p.detach().clone() for p in block] for block in self._blocks]
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        if self._before:  # at a boundary alone
+            for block, before, scale in zip(self._blocks, self._before, self._scale_L, strict=True):
+                for p, old in zip(block, before, strict=True):
+                    p.copy_(torch.lerp(old, p, scale.to(p)))
+        self._before = []
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for hook in self._hooks:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from replication.errors import first_line
+from replication.model.loss import IGNORE
 from replication.objectives.plugins import Context, Function, Kind
 
 Formula = Callable[..., Tensor]
@@ -111,21 +112,37 @@ CHECKS: Mapping[Kind, tuple[Callable[[Formula, Kind], str], ...]] = {
 """Each says what is wrong, or nothing; its docstring is what holds."""
 
 
-def faults(formula: Function) -> Iterator[tuple[str, str]]:
+def faults(function: Function) -> Iterator[tuple[str, str]]:
     """(what a check is about, its fault or nothing), for each check of a function; what it raises is a fault."""
-    for check in CHECKS[formula.kind]:
+    for check in CHECKS[function.kind]:
         try:
-            fault = check(formula, formula.kind)
+            fault = check(_with_asked(function), function.kind)
         except Exception as error:
             fault = f"raises {type(error).__name__}: {first_line(error)}"
         yield str(check.__doc__), fault
+
+
+def _with_asked(function: Function) -> Formula:
+    """The function with what it asks for beside the losses, made of the same tokens: half of the loss as entropy, and
+    two sequences of ids below 7 a group."""
+
+    def formula(context: Context, *given: Tensor) -> Tensor:
+        if function.asks:
+            _, plain_GN, valid_GN = given
+            ids_GN = (torch.arange(plain_GN.shape[1]) % 7).expand(plain_GN.shape)
+            targets_GN = ids_GN.masked_fill(~valid_GN, IGNORE)
+            inputs, targets = (ids.unflatten(1, (2, -1)) for ids in (ids_GN, targets_GN))
+            context = replace(context, asked={"entropy": 0.5 * plain_GN, "inputs": inputs, "targets": targets})
+        return function(context, *given)
+
+    return formula
 
 
 def spread(function: Function) -> str:
     """Mean and range over the checks' own input, in words."""
     given = tensors(function.kind)
     try:
-        found = function(CONTEXT, *given)
+        found = _with_asked(function)(CONTEXT, *given)
     except Exception as error:
         return f"no result ({first_line(error)})"
     found = found[given[2]] if function.kind == "gain" else found

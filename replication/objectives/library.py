@@ -81,7 +81,7 @@ class Gains:
         for problem in gain_contradictions(self.token, self.layer, len(self.blocks)):
             raise UserError(f"Gains: {problem}")
         if self.layer.apply != "step":
-            raise UserError("Gains: layer.apply: micro_batch acts in backward, and only under `replicate`; use step")
+            raise UserError(f"Gains: layer.apply: {self.layer.apply} acts only under `replicate`; use step")
         if self.token.function is not None or self.layer.function is not None:
             raise UserError("Gains: function: a plugin acts only under `replicate`; drop it, or choose a variant")
         if self.token.control != "none" or self.layer.control != "none":

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 Kind = Literal["gain", "scale"]
 TENSORS: dict[Kind, int] = {"gain": 3, "scale": 1}
 """Arguments that come by place."""
+ASKED = ("entropy", "inputs", "targets")
+"""Arguments that a gain gets where its signature names them, because they cost something: the entropy of the predictive
+distribution of each token in nats [G, N]; and of the group's sequences [G, sequences, T] the tokens that were fed, and
+those to be predicted, -100 where there is none."""
 MARK = "replication_plugin"
 
 
@@ -45,7 +49,7 @@ def gain(function: Callable[..., Any] | None = None, *, clamp: bool = False) -> 
     Args:
         function: (losses, plain, valid, *, typed parameters, context) -> gains, all [G, N]: the loss that is trained,
             the same without label smoothing, both in nats; whether a token counts; and a Context. Pure: see
-            `replicate check-gain`.
+            `replicate check-gain`. ASKED may stand among the parameters.
         clamp: whether the result is clamped to the arm's token_gain.c_min and c_max, and the clamped shares logged.
     """
     return _marked("gain", function, clamp)
@@ -80,6 +84,7 @@ class Context:
     group: int = 0  # the gain group, in the step's global order; 0 for scales of a whole step
     kind: Kind = "gain"
     device: Any = "cpu"
+    asked: Mapping[str, Tensor] = field(default_factory=dict)  # of ASKED, what the run's function asks for
 
     @cached_property
     def generator(self) -> torch.Generator:
@@ -102,6 +107,7 @@ class Function:
     call: Callable[..., Any]
     form: type  # a dataclass of its parameters
     takes_context: bool
+    asks: tuple[str, ...]  # of ASKED
     parameters: Keys = field(default_factory=dict)
 
     @classmethod
@@ -120,14 +126,15 @@ class Function:
             raise UserError(f"{what}: the arguments of a {kind} are {form}, parameters after the star; change them")
         fields: list[Any] = []
         for p in by_name:
-            if p.name == "context":
+            if p.name == "context" or (kind == "gain" and p.name in ASKED):
                 continue
             hint = hints.get(p.name)
             if hint not in (bool, int, float, str) and get_origin(hint) not in (Literal, Annotated):
                 raise UserError(f"{what}: {p.name} needs a type, bool, int, float or str, such as `{p.name}: float`")
             fields.append((p.name, hint) if p.default is p.empty else (p.name, hint, field(default=p.default)))
         form_of = make_dataclass(name, fields, kw_only=True)
-        return cls(kind, name, file, clamp, function, form_of, "context" in signature)
+        asks = tuple(asked for asked in ASKED if asked in signature and kind == "gain")
+        return cls(kind, name, file, clamp, function, form_of, "context" in signature, asks)
 
     def with_parameters(self, given: Keys, where: str) -> Function:
         """The function with parameters for its own; UserError for unknown ones, wrong types and what is missing."""
@@ -140,7 +147,9 @@ class Function:
 
     def __call__(self, context: Context, *tensors: Tensor) -> Tensor:
         """What it returns for these very tensors, in the dtype of the first; UserError where it has another shape."""
-        more = {"context": replace(context, kind=self.kind, device=tensors[0].device)} if self.takes_context else {}
+        more: Keys = {name: context.asked[name] for name in self.asks}
+        if self.takes_context:
+            more["context"] = replace(context, kind=self.kind, device=tensors[0].device)
         found = self.call(*tensors, **self.parameters, **more)
         shape = tuple(tensors[0].shape)
         if tuple(getattr(found, "shape", (None,))) != shape or not found.is_floating_point():
@@ -153,7 +162,9 @@ class Function:
         import torch
 
         groups = zip(*(t.detach().clone().split(1) for t in tensors_GN), strict=True)  # it may write to what it gets
-        found = [self(replace(context, group=context.group + g), *of) for g, of in enumerate(groups)]
+        asked = [{name: t[g : g + 1].clone() for name, t in context.asked.items()} for g in range(len(tensors_GN[0]))]
+        contexts = (replace(context, group=context.group + g, asked=of) for g, of in enumerate(asked))
+        found = [self(its_own, *of) for its_own, of in zip(contexts, groups, strict=True)]
         return torch.cat(found).detach()
 
 

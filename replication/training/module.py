@@ -7,6 +7,7 @@ L blocks, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -126,6 +127,7 @@ class LanguageModel(LightningModule):
         self.validation = ValidationMetrics(config.model.vocab_size, config.validation.sequences)
         self.micro_batch_groups = config.micro_batch_sequences // config.gain_group_sequences
         self.weigh_tokens: Weigh | None = None
+        self.asked: tuple[str, ...] = ()  # by the gain's function: of plugins.ASKED
         self.context = self._context(0, 0)
         self.measure_entropies = False  # set by the measuring callback when a log line is due
         self.at_boundary = False  # whether the current micro-batch is the last of its step
@@ -154,6 +156,8 @@ class LanguageModel(LightningModule):
         losses, entropies = self.model.losses(out.hidden_BTD, targets_BT, smoothing, self.measure_entropies)
         loss_GN, plain_GN = (l.view(self.micro_batch_groups, -1) for l in losses)  # noqa: E741
         valid_GN = targets_BT.view(self.micro_batch_groups, -1) != IGNORE
+        if self.asked:
+            self.context = replace(self.context, asked=self._asked(inputs_BT, targets_BT, out.hidden_BTD))
         gain_GN = self.weigh_tokens(loss_GN, plain_GN.detach(), valid_GN) if self.weigh_tokens else None
         objective_G = group_objective(loss_GN, valid_GN, gain_GN)
         if self.config.model.feed_forward == "moe":
@@ -169,6 +173,13 @@ class LanguageModel(LightningModule):
             divergence_LG=out.divergence_LG,
             entropies=entropies,
         )
+
+    def _asked(self, inputs_BT: Tensor, targets_BT: Tensor, hidden_BTD: Tensor) -> dict[str, Tensor]:
+        groups = self.micro_batch_groups
+        found = {name: t.unflatten(0, (groups, -1)) for name, t in (("inputs", inputs_BT), ("targets", targets_BT))}
+        if "entropy" in self.asked:
+            found["entropy"] = self.model.entropies(hidden_BTD).view(groups, -1)
+        return {name: found[name] for name in self.asked}
 
     def _context(self, step: int, micro_batch: int) -> Context:
         """Of a micro-batch on this rank; slices of the global batch go to (micro-batch, rank) in order."""

@@ -89,6 +89,7 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     # a run that goes on draws nothing, and needs no file to start from: it may be gone by then
     given = None if checkpoint else initial_weights(config)
     module = LanguageModel(config, store.end_of_text_id, given, unset=known is not None)
+    module.asked = functions.gain.asks if functions.gain else ()
     start = shared_by_ranks(config, run, store, checkpoint, known or weights_at_start(config, run, module, checkpoint))
     if first:
         refuse_other_data(logged_cells(run.root.parent.parent), config.data.dir or "data", store.hash, but=run)

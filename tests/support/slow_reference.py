@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -81,11 +82,16 @@ def slow_control(config: RunConfig, gains: list[float], step: int, group: int, p
     return {"renormalised": [g / mean for g in gains], "constant": [mean] * len(gains)}.get(control, gains)
 
 
+Weigh = Callable[[list[float], list[torch.Tensor], torch.Tensor], list[float]]
+"""(plain losses, log probabilities over the vocabulary) of a group's valid tokens, (its stored blocks) -> weights."""
+
+
 class SlowRun:
     """Trains in fp64, one gain group after another, with AdamW written out."""
 
-    def __init__(self, config: RunConfig, end_of_text: int = 0) -> None:
-        self.config, self.end_of_text = config, end_of_text
+    def __init__(self, config: RunConfig, end_of_text: int = 0, weigh: Weigh | None = None) -> None:
+        """`weigh` stands in place of the gain."""
+        self.config, self.end_of_text, self.weigh = config, end_of_text, weigh
         self.model = Transformer(config.model)
         initialise(self.model, config.effective_weights_seed)
         self.model.double()
@@ -117,7 +123,8 @@ class SlowRun:
             scales = [scales[(i - 1 - self.config.seed % (n - 1)) % n] for i in range(n)]
         if self.config.token_gain.control == "rate":
             self.rate_factor = sum(after for _, after in means) / len(means)
-        if self.config.layer_gain.enabled:
+        layer, start = self.config.layer_gain, [[p.detach().clone() for p in b.parameters()] for b in self.model.blocks]
+        if layer.enabled and layer.apply != "update":
             for block, scale in zip(self.model.blocks, scales, strict=True):
                 for p in block.parameters():
                     p.grad = p.grad * scale
@@ -129,6 +136,11 @@ class SlowRun:
             {"objective": float(objective.detach()), "scales": scales, "norm": norm, "gain_means": means}
         )
         {"sgd": self._sgd, "adamw": self._adamw, "muon": self._muon}[t.optimizer]()
+        if layer.enabled and layer.apply == "update":
+            with torch.no_grad():
+                for block, before, scale in zip(self.model.blocks, start, scales, strict=True):
+                    for p, old in zip(block.parameters(), before, strict=True):
+                        p.copy_(old + scale * (p - old))
 
     def _group(self, group: torch.Tensor, number: int) -> dict:
         c = self.config
@@ -144,7 +156,7 @@ class SlowRun:
         divergence = [float((y - x).norm() / (x.norm() + 1e-8)) for x, y in seen]
         log_probs = F.log_softmax(self.model.logits(out.hidden_BTD), dim=-1)
         vocab, smooth = c.model.vocab_size, c.training.label_smoothing
-        losses, plain, places = [], [], []
+        losses, plain, places, log_probs_of = [], [], [], []
         for b in range(group.shape[0]):
             for position in range(group.shape[1] - 1):
                 target = int(group[b, position + 1])
@@ -153,11 +165,14 @@ class SlowRun:
                 nll = -log_probs[b, position, target]
                 losses.append((1 - smooth) * nll + smooth * -log_probs[b, position].sum() / vocab)
                 plain.append(float(nll.detach()))
+                log_probs_of.append(log_probs[b, position].detach())
                 places.append(b * (group.shape[1] - 1) + position)
         if not losses:
             return {"objective": None, "divergence": divergence}
         before, after = slow_gain(c.token_gain, [float(x.detach()) for x in losses], plain)
         weights = slow_control(c, after, self.step_count, number, places)
+        if self.weigh:
+            weights = self.weigh(plain, log_probs_of, group)
         if not c.token_gain.enabled or c.token_gain.control == "rate":
             weights = [1.0] * len(losses)
         objective = sum(w * x for w, x in zip(weights, losses, strict=True)) / len(losses)

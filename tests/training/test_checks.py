@@ -44,6 +44,7 @@ def test_ranks_that_are_not_alike_are_refused_by_what_differs(tmp_path):
         (["--cluster.offload_optimizer=true"], r"cluster\.offload_optimizer: single keeps .* choose zero2"),
         (["--cluster.devices=2"], r"single is one process.*choose ddp or zero2"),
         (["--cluster.strategy=zero3", "--cluster.devices=2", "--validation.sequences=5"], r"no multiple of 2 proc"),
+        (["--cluster.strategy=zero2", "--layer_gain.apply=update"], r"layer_gain\.apply: with zero2 .* single or ddp"),
         (["--training.momentum=1"], r"training\.momentum: 1\.0 must lie in \[0, 1\)"),
         (["--checkpoints.keep_every_steps=0"], r"checkpoints\.keep_every_steps: 0 must be at least 1"),
         (["--training.max_skipped_steps=-1"], r"training\.max_skipped_steps: -1 must be at least 0"),

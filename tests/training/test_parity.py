@@ -95,6 +95,8 @@ OFFLOAD = [named("offload", cell(s, "both", a, "sgd", FP32), CLIP, "--cluster.of
 IN_BACKWARD = "--layer_gain.apply=micro_batch"
 HOOKS = named("hooks", cell("single", "both", 2, "sgd", FP32), IN_BACKWARD)
 HOOKS_ON_RANKS = [named("hooks", cell(s, "both", 1, "sgd", FP32), IN_BACKWARD) for s in ("zero2", "zero3")]
+UPDATE = [named("update", cell(s, "layer_gain", a, "adamw", FP64), "--layer_gain.apply=update")
+          for s, a in (("single", 1), ("ddp", 4))]  # fmt: skip
 ONE_PLAIN_STEP = ("--training.precision=bf16-mixed", "--training.momentum=0", "--training.weight_decay=0",
                   "--training.clip_norm=0", "--training.warmup_steps=0", "--training.steps=1",
                   "--logging.log_every_steps=1", "--training.learning_rate=1.0")  # fmt: skip
@@ -110,7 +112,7 @@ def weights_after(root: Path, name: str, step: int) -> dict[str, torch.Tensor]:
 def one_process(tmp_path_factory) -> Path:
     """Every cell of one process; those at accumulation 1 are what all others are compared with."""
     root = tmp_path_factory.mktemp("parity")
-    for c in [*cells_of("single"), CLIPPED, HOOKS, MUON_CLIPPED["single"]]:
+    for c in [*cells_of("single"), CLIPPED, HOOKS, UPDATE[0], MUON_CLIPPED["single"]]:
         run_cell(c, root)
     return root
 
@@ -120,7 +122,7 @@ def trained(one_process) -> Path:
     """Beside them, every cell of two ranks, in one start of the ranks."""
     cells = [c for strategy in PRECISIONS if strategy != "single" for c in cells_of(strategy)]
     muon = [c for strategy, c in MUON_CLIPPED.items() if strategy != "single"]
-    run_cells_on_ranks([*cells, *muon, *CONTROLS, *OFFLOAD, *HOOKS_ON_RANKS, *BF16], one_process)
+    run_cells_on_ranks([*cells, *muon, *CONTROLS, *OFFLOAD, *HOOKS_ON_RANKS, UPDATE[1], *BF16], one_process)
     return one_process
 
 
@@ -224,6 +226,11 @@ def test_scaling_in_backward_works_under_zero(trained, hooks):
     assert furthest(
         weights_after(trained, hooks["name"], STEPS), weights_after(trained, HOOKS["name"], STEPS)
     ) < LIMITS[FP32, "sgd", 20]  # fmt: skip
+
+
+def test_a_scaled_update_is_the_same_on_two_ranks(trained):
+    ends = [weights_after(trained, c["name"], STEPS) for c in UPDATE]
+    assert furthest(*ends) < LIMITS[FP64, "adamw", 20]
 
 
 @pytest.mark.parametrize("pair", [BF16[:2], BF16[2:]], ids=["zero2", "zero3"])
