@@ -190,6 +190,9 @@ def _panel(suite_dir: SuiteDir, plan: Plan) -> tuple[list[str], list[Withheld], 
         votes, note = counted_votes(suite_dir.votes), read_note(suite_dir.votes_note, suite_dir.votes)
     except UserError as error:
         return [*faults, str(error)], [*withheld, Withheld("the votes cannot be read", "preference")], []
+    if note and note.warning:
+        faults.append(note.warning)
+        withheld.append(Withheld("the votes are not those that the panel was locked with", "preference"))
     if not votes:
         return faults, withheld, []
     locked_at = note.note.locked_at if note else None
@@ -197,9 +200,6 @@ def _panel(suite_dir: SuiteDir, plan: Plan) -> tuple[list[str], list[Withheld], 
         if locked_at is None or datetime.fromisoformat(entry.at) > datetime.fromisoformat(locked_at):
             why = f"{entry.kind} {entry.name} was withdrawn when the votes had been opened"
             withheld.append(Withheld(why, "preference"))
-    if note and note.warning:
-        faults.append(note.warning)
-        withheld.append(Withheld("the votes are not those that the panel was locked with", "preference"))
     if note and note.note.locked_early_because:
         reason = note.note.locked_early_because
         faults.append(f'the panel was locked before all planned votes were in; reason given: "{reason}"')

@@ -79,9 +79,9 @@ class PerSeed:
 
 @dataclass(frozen=True)
 class SeedsNeeded:
-    """Further seeds for a preference of the published size."""
+    """Seeds of a new study that is to find a preference of the published size, with as many prompts and judges."""
 
-    k: int | None
+    seeds: int | None
     """None where no number of seeds is enough, and then `limit` names what is short."""
     limit: str
     effect: float
@@ -129,7 +129,7 @@ class Preference(Counts, UsedVotes):
     decision: str = NOT_DECIDED
     """preferred, baseline preferred or not decided."""
     why: str = ""
-    """Not decided."""
+    """Not decided. Before the decision: why the votes cannot be tested."""
     more_seeds: SeedsNeeded | None = None
     categories: list[Row]
     kinds: list[Row]
@@ -189,9 +189,7 @@ def analyse_votes(
         other_pairs=_other_pairs(used, analysis),
         **{key: getattr(primary, key) for key in ("estimate", "low", "high", "p", "level")},
     )
-    decision, why = _decision(found, analysis, is_planned)
-    more = _seeds_needed(found, analysis) if decision == NOT_DECIDED else None
-    return replace(found, decision=decision, why=why, more_seeds=more)
+    return replace(found, why=_lacking(found, analysis, is_planned), more_seeds=_seeds_needed(found, analysis))
 
 
 def usable_votes(
@@ -229,21 +227,16 @@ def _counts(b: Ballots) -> Counts:
     )
 
 
-def _decision(f: Preference, analysis: AnalysisConfig, is_planned: bool) -> tuple[str, str]:
-    """(decision; why not)."""
-    p, share = f.primary.p, f.primary.estimate
+def _lacking(f: Preference, analysis: AnalysisConfig, is_planned: bool) -> str:
+    """Why the votes cannot be tested; "" where they can."""
     if not f.n_votes:
-        return NOT_DECIDED, "there are no usable votes on this pair"
+        return "there are no usable votes on this pair"
     if f.n < analysis.min_seeds:
         seeds = "one seed has" if f.n == 1 else f"{f.n} seeds have" if f.n else "no seed has"
         least = f"at least {analysis.min_seeds}"
         asked = f"the plan asks for {least}" if is_planned else f"{least} are asked for (analysis.min_seeds)"
-        return NOT_DECIDED, f"{seeds} decisive votes, and {asked}"
-    if p is None or share is None or not np.isfinite(p):
-        return NOT_DECIDED, f.primary.note
-    if p >= analysis.alpha:
-        return NOT_DECIDED, "the interval holds one half, no preference"
-    return (PREFERRED if share > 0.5 else BASELINE_PREFERRED), ""
+        return f"{seeds} decisive votes, and {asked}"
+    return "" if f.p is not None and np.isfinite(f.p) else f.primary.note
 
 
 def estimate(b: Ballots, alpha: float, half_ties: bool = False) -> Estimate:
@@ -304,17 +297,18 @@ def _beside(b: Ballots, analysis: AnalysisConfig) -> tuple[PerSeed, dict[str, Nu
 
 
 def _seeds_needed(f: Preference, analysis: AnalysisConfig) -> SeedsNeeded | None:
-    """How many further seeds give 80 % power for a preference of the published size, with these prompts and judges.
+    """How many seeds give 80 % power for a preference of the published size, with as many prompts and judges.
 
     The variance components are those of the votes, below 0 counted as 0; the t is taken as noncentral. None without
-    components.
+    components, and where the interval does not hold the published size: seeds are not what is lacking there.
     """
     components = {name: max(0.0, value) for name, value in f.primary.components.items()}
-    if "seed" not in components or f.primary.se is None or not np.isfinite(f.primary.se):
+    low, high = f.low, f.high
+    if "seed" not in components or low is None or high is None or not low <= VOTES.share <= high:
         return None
-    for k in range(max(0, analysis.min_seeds - f.n), MOST_SEEDS):
-        if _power(components, f.n + k, f, VOTES.share - 0.5, analysis.alpha) >= POWER:
-            return SeedsNeeded(k, "", VOTES.share, POWER)
+    for n in range(analysis.min_seeds, MOST_SEEDS):
+        if _power(components, n, f, VOTES.share - 0.5, analysis.alpha) >= POWER:
+            return SeedsNeeded(n, "", VOTES.share, POWER)
     prompts, judges = components.get("prompt", 0.0) / f.n_prompts, components.get("judge", 0.0) / f.n_judges
     return SeedsNeeded(None, "prompts" if prompts >= judges else "judges", VOTES.share, POWER)
 

@@ -1,4 +1,4 @@
-"""The questions of the analysis plan that losses answer: equivalence, the 2x2, and the secondary questions together.
+"""The questions of the analysis plan that losses answer: equivalence and the 2x2. decisions.py decides them.
 
 A question that cannot be answered says why; nothing is made up.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,16 +16,13 @@ from replication.errors import UserError
 from replication.protocol.certificate import Certificate
 from replication.report.comparisons import Number, Values, certified, paired
 from replication.report.load import NAN, CellData
-from replication.report.preference import Preference
-from replication.report.sweeps import Sweeps
 from replication.statistics.seeds import (
     NOT_DECIDED,
-    FurtherSeeds,
+    SeedsForPower,
     equivalence,
     factorial_contrasts,
-    further_seeds,
-    holm,
     mean_test,
+    seeds_for_power,
     sign_flip_p,
     smallest_sign_flip_p,
     summarize_paired,
@@ -57,8 +54,8 @@ class LossAnswer:
     n: int
     min_seeds: int
     enough_seeds: bool
-    verdict: str
-    """equivalent, different beyond the margin, or not decided."""
+    verdict: str = NOT_DECIDED
+    """equivalent, different beyond the margin, or not decided: the outcome of the decision."""
     mean: Number
     sd: Number
     low: Number
@@ -69,9 +66,10 @@ class LossAnswer:
     p_no_difference: Number
     p_sign_flip: Number
     smallest_sign_flip_p: Number
-    further: FurtherSeeds | None
-    more_seeds: int | None
-    """Seeds that a verdict still lacks: up to the fewest that the plan asks for, and to the power; None: unknown."""
+    further: SeedsForPower | None
+    """Of a new study; None where the mean lies outside the margin, and no number of seeds is what is lacking."""
+    more_seeds: int
+    """Seeds that are lacking to the fewest that the plan asks for."""
     name: str
     """Of the loss."""
 
@@ -85,8 +83,7 @@ def loss_answer(
     differences = paired(values, certificate, a.treatment, a.baseline, seeds)
     tested = equivalence(differences, a.margin_nats, a.alpha)
     n, lacking = int(tested.n), max(0, a.min_seeds - int(tested.n))
-    further = further_seeds(n, float(tested.sd), a.margin_nats, alpha=a.alpha) if n >= 2 else None
-    k = further.k if further else 0
+    is_within = n >= 2 and abs(float(tested.mean)) < a.margin_nats
     return LossAnswer(
         arm=a.treatment,
         baseline=a.baseline,
@@ -98,13 +95,12 @@ def loss_answer(
         n=n,
         min_seeds=a.min_seeds,
         enough_seeds=not lacking,
-        verdict=NOT_DECIDED if lacking else str(tested.verdict),
         **{key: getattr(tested, key).item() for key in ("mean", "sd", "low", "high", "p_lower", "p_upper", "p")},
         p_no_difference=float(mean_test(differences).p),
         p_sign_flip=float(sign_flip_p(differences)),
         smallest_sign_flip_p=smallest_sign_flip_p(n),
-        further=further,
-        more_seeds=None if k is None else max(lacking, k),
+        further=seeds_for_power(n, float(tested.sd), a.margin_nats, a.alpha) if is_within else None,
+        more_seeds=lacking,
         name=name,
     )
 
@@ -175,72 +171,3 @@ def factorial_answer(
     within = np.where(whole, used - used.mean(0, keepdims=True), NAN)
     by_arm = {arm: row.tolist() for arm, row in zip(order, within, strict=True)}
     return FactorialAnswer(of_place, a.loss, int(whole.sum()), 1 - a.alpha, effects, by_arm)
-
-
-@dataclass(frozen=True)
-class SecondaryAnswer:
-    id: str
-    name: str
-    n: int | None
-    mean: Number
-    low: Number
-    high: Number
-    level: float
-    p: Number
-    p_holm: Number = NAN
-    verdict: str = ""
-
-
-def secondary_answers(
-    values: Values,
-    certificate: Certificate,
-    seeds: Sequence[int],
-    a: AnalysisConfig,
-    loss: LossAnswer | None,
-    factorial: FactorialAnswer | None,
-    preference: Preference | None = None,
-    sweeps: Sweeps | None = None,
-) -> list[SecondaryAnswer]:
-    """The plan's secondary questions with Holm's p over all of them; one that has no p yet counts as p = 1."""
-    if loss is None:
-        return []
-    if a.primary == "preference":
-        name = f"Loss of {loss.arm} equivalent to that of {loss.baseline} within {a.margin_nats:g} nats"
-        rows = [SecondaryAnswer(loss.id, name, loss.n, loss.mean, loss.low, loss.high, loss.interval_level, loss.p)]
-    elif preference is None:
-        rows = [SecondaryAnswer("preference", "Preference", None, None, None, None, 1 - a.alpha, None)]
-    else:
-        f = preference
-        rows = [SecondaryAnswer("preference", "Preference", f.n, f.estimate, f.low, f.high, f.level, f.p)]
-    if factorial is not None:
-        rows += [
-            SecondaryAnswer(e.id, f"{e.name} on the loss", e.n, e.mean, e.low, e.high, factorial.interval_level, e.p)
-            for e in factorial.effects
-        ]
-    answered = {a.baseline, a.treatment, *(factorial.places.values() if factorial else ())}
-    answered |= {arm for arms in (a.sweeps or {}).values() for arm in arms}
-    for arm in (arm for arm in certificate.arms if arm not in answered):
-        differences = paired(values, certificate, arm, loss.baseline, seeds)
-        s, p = summarize_paired(differences, 1 - a.alpha), float(mean_test(differences).p)
-        name = f"Loss of {arm} less that of {loss.baseline}"
-        rows.append(SecondaryAnswer(f"loss_difference_{arm}", name, s.n, s.mean, s.low, s.high, 1 - a.alpha, p))
-    for best in sweeps.answers if sweeps else ():
-        name = f"Loss of {best.name} less that of {best.baseline}, each at its best rate"
-        rows.append(SecondaryAnswer(best.id, name, best.n, best.mean, best.low, best.high, best.level, best.p))
-    p_Q = np.array([row.p for row in rows], dtype=np.float64)
-    adjusted = np.where(np.isnan(p_Q), NAN, holm(np.where(np.isnan(p_Q), 1.0, p_Q)))
-    return [
-        replace(row, p_holm=float(corrected), verdict=_secondary_verdict(row, corrected, a))
-        for row, corrected in zip(rows, adjusted, strict=True)
-    ]
-
-
-def _secondary_verdict(row: SecondaryAnswer, corrected: float, a: AnalysisConfig) -> str:
-    if np.isnan(corrected):
-        return "no p: not enough to test"
-    if row.n is None or row.n < a.min_seeds:
-        return f"not decided: fewer than {a.min_seeds} seeds"
-    if row.id == "loss_equivalence":
-        return "equivalent" if corrected < a.alpha else "not shown to be equivalent"
-    null = "one half" if row.id == "preference" else "zero"
-    return f"other than {null}" if corrected < a.alpha else f"not told from {null}"

@@ -14,6 +14,8 @@ from pathlib import Path
 from replication.config import AnalysisConfig, SuiteConfig
 from replication.errors import UserError
 from replication.protocol.certificate import Certificate, certify
+from replication.protocol.preregistration import registered_rules
+from replication.report.decisions import record_looks
 from replication.report.drawing import Vector, arm_styles, save_png
 from replication.report.effects import preference_figure
 from replication.report.figures import draw_figures
@@ -55,12 +57,15 @@ def write_report(
 
 
 def collect(suite_dir: SuiteDir, suite: SuiteConfig) -> tuple[list[CellData], Results]:
-    """Read the folder once, write certificate.json, and compute every number and sentence of the report.
+    """Read the folder once, compute every number and sentence of the report, and write certificate.json, and the look
+    that this is into the ledger.
 
     Returns the cells, and the results but for the list of figures. Raises UserError where votes.csv holds what no vote
     can, or votes.json is damaged.
     """
     cells, certificate, results = compute(suite_dir, suite)
+    if results.plan.sha256:
+        record_looks(suite_dir, results.decisions)
     withdrawn = to_json(read_withdrawals(suite_dir).entries)
     write_json(suite_dir.certificate, certificate.to_dict() | ({"withdrawn": withdrawn} if withdrawn else {}))
     return cells, results
@@ -72,9 +77,10 @@ def compute(
     """What `collect` returns, and the certificate; nothing is written, and many journals are read by `readers`."""
     cells = load_cells(suite_dir, suite.arms, suite.seeds, readers)
     logged = {(cell.arm, cell.seed): cell.logged for cell in cells}
-    certificate = certify(suite_dir, suite.arms, suite.seeds, logged, suite.analysis.strict_pairs)
+    rules = registered_rules(suite_dir, suite)
+    certificate = certify(suite_dir, suite.arms, suite.seeds, logged, rules.analysis.strict_pairs)
     cells = [replace(cell, pooled=cell.seed not in certificate.not_pooled) for cell in cells]
-    results = compute_results(suite_dir, suite, cells, certificate, counted_votes(suite_dir.votes))
+    results = compute_results(suite_dir, suite, cells, certificate, counted_votes(suite_dir.votes), rules)
     note = read_note(suite_dir.votes_note, suite_dir.votes)
     if note:
         warned = [*results.warnings, note.warning] if note.warning else results.warnings

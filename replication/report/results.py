@@ -6,7 +6,7 @@ A missing number is NaN while it is computed, null in the file, and None in what
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,25 @@ from replication.config import AnalysisConfig, SuiteConfig
 from replication.errors import UserError
 from replication.protocol.certificate import Certificate, PairCertificate
 from replication.protocol.deviations import PlanStatus, check_plan
+from replication.protocol.preregistration import Rules
 from replication.report import comparisons, description, questions
 from replication.report.beside_loss import BesideLoss, beside_loss
 from replication.report.comparisons import Number, QuantityRow, Row
 from replication.report.completions import Robustness, completion_rows, judged_texts, robustness
+from replication.report.decisions import Decision, Panel, asked, decide, looks_taken, not_rejected
 from replication.report.description import Noise
-from replication.report.load import CellData
-from replication.report.preference import Preference, analyse_votes, usable_votes
-from replication.report.questions import FactorialAnswer, LossAnswer, SecondaryAnswer
+from replication.report.load import NAN, CellData
+from replication.report.preference import NOT_DECIDED, Preference, analyse_votes, usable_votes
+from replication.report.questions import FactorialAnswer, LossAnswer
 from replication.report.sweeps import Sweeps, compare_sweeps
 from replication.runs.files import read_object, write_json
 from replication.runs.layout import SuiteDir
 from replication.runs.records import from_json, to_json
+from replication.runs.withdrawn import read_withdrawals
 from replication.statistics.format import clean
 from replication.statistics.seeds import smallest_sign_flip_p
 from replication.votes.record import Vote
+from replication.votes.tally import votes_per_judge
 
 FORMAT = 1
 
@@ -99,7 +103,8 @@ class Results:
     reproduce: list[str]
     loss: LossAnswer | None
     factorial: FactorialAnswer | None
-    secondary: list[SecondaryAnswer]
+    decisions: list[Decision]
+    """Of every registered question, the primary one first; none in a suite of one arm."""
     published: Row
     votes_note: Row | None = None
     verdict: Row | None = None
@@ -115,6 +120,13 @@ class Results:
     made_from: str | None = None
     """Hash of the files that were read."""
 
+    @property
+    def secondary(self) -> list[Decision]:
+        return self.decisions[1:]
+
+    def decision(self, name: str) -> Decision:
+        return next(decision for decision in self.decisions if decision.id == name)
+
     def quantity(self, key: str) -> QuantityRow:
         return next(row for row in self.quantities if row.key == key)
 
@@ -124,14 +136,16 @@ def compute_results(
     suite: SuiteConfig,
     cells: Sequence[CellData],
     certificate: Certificate,
-    votes: Sequence[Vote] = (),
+    votes: Sequence[Vote],
+    rules: Rules,
 ) -> Results:
     """All numbers of the report; a missing one is None.
 
     `cells` are all of arms x seeds. The suite's first arm is the baseline, and pairs that the certificate does not let
     pass are left out of every difference.
+    Registered questions are answered by the rules, over their seeds alone.
     """
-    a = suite.analysis.resolved(suite.arms)
+    a = rules.analysis
     compared = comparisons.quantities(a.late_validations)
     rows = {q.key: comparisons.compare(q, suite, cells, certificate) for q in compared}
     of_place, used = questions.places(cells, suite), rows[a.loss]
@@ -140,17 +154,36 @@ def compute_results(
     good = {arm: comparisons.certified(certificate, (arm, baseline), suite.seeds) for arm in suite.arms}
     seeds = {arm: np.array(suite.seeds)[holds].tolist() for arm, holds in good.items() if arm != baseline}
     categories = {s.prompt_id: str(s.category) for c in cells for s in c.samples if isinstance(s.prompt_id, int)}
+    seeds = {arm: sorted({*of}.intersection(rules.seeds)) for arm, of in seeds.items()}
     preference = analyse_votes(votes, suite.name, a, seeds, categories, suite_dir.plan.is_file())
-    loss = questions.loss_answer(used.values, used.name, certificate, suite.seeds, a)
-    factorial = questions.factorial_answer(used.values, certificate, suite.seeds, of_place, a)
+    registered = {
+        arm: [value if seed in rules.seeds else NAN for seed, value in zip(suite.seeds, of, strict=True)]
+        for arm, of in used.values.items()
+    }
+    loss = questions.loss_answer(registered, used.name, certificate, suite.seeds, a)
+    factorial = questions.factorial_answer(registered, certificate, suite.seeds, of_place, a)
+    diverged = list(comparisons.diverged_rows(suite_dir, suite, cells))
+    sweeps = compare_sweeps(registered, certificate, replace(suite, analysis=a), cells, diverged, 1 - a.alpha)
+    plan, decisions = check_plan(suite_dir, suite), list[Decision]()
+    if loss is not None:
+        withdrawn, panel = read_withdrawals(suite_dir).of("seed"), Panel(votes_per_judge(votes, a.judge_kinds))
+        undecided = asked(
+            registered, certificate, cells, withdrawn, suite.seeds, rules, loss, factorial, preference, sweeps
+        )
+        decisions = decide(undecided, rules, plan, panel, looks_taken(suite_dir))
+        found = {decision.id: decision for decision in decisions}
+        loss = replace(loss, verdict=found[loss.id].outcome)
+        if preference is not None:
+            voted = found["preference"]
+            why = voted.why or ("" if voted.outcome != NOT_DECIDED else not_rejected(voted, a.alpha))
+            preference = replace(preference, decision=voted.outcome, why=why)
     scored, unlike = comparisons.evaluations(suite, cells, certificate)
     summary = _suite(suite, cells, held, of_place is not None)
-    diverged, sizes = list(comparisons.diverged_rows(suite_dir, suite, cells)), (summary.tokens, summary.parameters)
-    sweeps = compare_sweeps(used.values, certificate, suite, cells, diverged, 1 - a.alpha)
+    sizes = (summary.tokens, summary.parameters)
     results = Results(
         format=FORMAT,
         suite=summary,
-        plan=check_plan(suite_dir, suite),
+        plan=plan,
         analysis=a,
         preference=preference,
         certificate=certificate,
@@ -174,12 +207,10 @@ def compute_results(
         samples=description.side_by_side(suite, cells),
         reproduce=description.reproduce(suite_dir, suite, cells),
         loss=loss,
-        beside_loss=beside_loss(loss, used.values, cells, certificate, suite, *sizes, diverged) if loss else None,
+        beside_loss=beside_loss(loss, registered, cells, certificate, suite, *sizes, diverged) if loss else None,
         factorial=factorial,
         sweeps=sweeps,
-        secondary=questions.secondary_answers(
-            used.values, certificate, suite.seeds, a, loss, factorial, preference, sweeps
-        ),
+        decisions=decisions,
         published=comparisons.beside_published(rows, suite.arms),
         evaluations=scored,
         completions=completion_rows(suite, cells, certificate),
@@ -213,6 +244,7 @@ def _suite(suite: SuiteConfig, cells: Sequence[CellData], held: Sequence[UsedPai
 def to_tree(results: Results) -> dict[str, Any]:
     """The plain JSON of results.json, without NaN and without characters that no page can hold."""
     derived = {"plan": results.plan.to_dict(), "certificate": results.certificate.to_dict()}
+    derived["secondary"] = to_json(results.secondary)
     tree: dict[str, Any] = clean(to_json(results) | derived)
     return {
         key: value for key, value in tree.items() if value or key not in ("made_from", "evaluations", "completions")

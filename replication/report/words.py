@@ -10,17 +10,18 @@ from replication.console import plural
 from replication.protocol.paper import PHASE_3
 from replication.report import beside_loss, completions, sweeps
 from replication.report.comparisons import Number, Row
+from replication.report.decisions import not_rejected
 from replication.report.description import Noise
 from replication.report.preference import BASELINE_PREFERRED, PREFERRED, Estimate, Preference
-from replication.report.questions import Effect, FactorialAnswer, LossAnswer
+from replication.report.questions import Effect, LossAnswer
 from replication.report.results import Results
 from replication.statistics.format import count, number, p_value, percent, signed
-from replication.statistics.seeds import DIFFERENT, EQUIVALENT
+from replication.statistics.seeds import DIFFERENT, EQUIVALENT, NOT_DECIDED
 
 
 def sentences(r: Results) -> Row:
     """The words at the top of the report: a headline, the primary question first, and lists of sentences."""
-    preference, loss = preference_lines(r.preference), list(_loss(r.loss))
+    preference, loss = preference_lines(r.preference), list(_loss(r))
     preference += completions.lines(r.robustness, r.analysis) if r.robustness else []
     if not r.suite.cells_complete:
         headline = f"Nothing can be said: none of the {r.suite.cells_total} cells of this suite is complete."
@@ -32,9 +33,9 @@ def sentences(r: Results) -> Row:
         headline = " ".join(answers if r.analysis.primary == "preference" else reversed(answers))
     return Row(
         headline=headline,
-        preference=preference,
-        loss=loss,
-        factorial=list(_factorial(r.factorial)),
+        preference=preference + _looks(r, "preference"),
+        loss=loss + _looks(r, "loss_equivalence"),
+        factorial=list(_factorial(r)),
         rates=list(sweeps.lines(r.sweeps)),
         noise=[_noise(r.noise, r.loss), *_beside_loss(r, r.loss)] if r.loss else [],
         shows=list(_shows(r)),
@@ -42,10 +43,8 @@ def sentences(r: Results) -> Row:
     )
 
 
-def _more_seeds(k: int | None) -> str:
-    if k is None:
-        return "how many more seeds are needed is not known"
-    return plural(k, "more seed") if k else "not for lack of seeds"
+def _looks(r: Results, name: str) -> list[str]:
+    return r.decision(name).looks if r.decisions else []
 
 
 def preference_lines(f: Preference | None) -> list[str]:
@@ -60,15 +59,13 @@ def _preference(f: Preference) -> Iterator[str]:
         yield f"Preference: {won} is preferred to {lost} ({found}, p {p_value(f.p)})."
     else:
         yield f"Preference: not decided: {f.why}{f' ({found})' if f.n_decisive else ''}."
-    if more := f.more_seeds:
+    if f.decision == NOT_DECIDED and (more := f.more_seeds):
         size = percent(more.effect, 1)
         power = f"a power of {percent(more.power)} to find a preference of the published size ({size})"
-        if more.k is None:
-            yield f"No number of further seeds would give {power} with these {more.limit}: more {more.limit} would."
-        elif not more.k:
-            yield f"These seeds, prompts and judges had {power}: a smaller one may be there."
+        if more.seeds is None:
+            yield f"No number of seeds would give a new study {power} with these {more.limit}: more {more.limit} would."
         else:
-            yield f"{_more_seeds(more.k)} would give {power}, with as many prompts and judges."
+            yield f"A new study of {more.seeds} seeds, with as many prompts and judges, would have {power}."
     if f.per_seed and f.sign_flip and f.naive:  # each with its scope
         shares = np.array([row["estimate"] for row in f.per_seed.rows if row["estimate"] is not None], dtype=np.float64)
         above, at = (shares > 0.5).sum(), (shares == 0.5).sum()
@@ -105,28 +102,29 @@ def _bounds(e: Estimate) -> str:
     return f", {percent(e.level)} interval {percent(e.low, 1)} to {percent(e.high, 1)}{scope}"
 
 
-def _loss(loss: LossAnswer | None) -> Iterator[str]:
-    """Whether the loss is equivalent; the first sentence is the answer."""
+def _loss(r: Results) -> Iterator[str]:
+    """Whether the loss is equivalent; the first sentence is the decision."""
+    loss = r.loss
     if loss is None:
         return
-    n, margin = loss.n, f"{loss.margin_nats:g} nats"
+    n, margin, decision = loss.n, f"{loss.margin_nats:g} nats", r.decision(loss.id)
     what = f"Validation loss of {loss.arm} beside {loss.baseline}:"
     found = f"mean difference {_interval(loss, loss.interval_level)}, {n} seeds"
     if not n:
         yield f"{what} not decided: no certified pair has both losses."
     elif n == 1:
         one = f"{signed(loss.mean, 4)} nats at one seed, which has no interval"
-        lacking = f"{_more_seeds(loss.more_seeds)} to reach the {loss.min_seeds} that a verdict needs"
+        lacking = f"{plural(loss.more_seeds, 'more seed')} to reach the {loss.min_seeds} that a verdict needs"
         yield f"{what} not decided: {one}; {lacking}."
-    elif not loss.enough_seeds:
-        yield f"{what} not decided: {n} of the {loss.min_seeds} seeds that a verdict needs ({found})."
-        yield _seeds_for_equivalence(loss)
+    elif decision.why:
+        yield f"{what} not decided: {decision.why} ({found})."
     elif loss.verdict == EQUIVALENT:
         yield f"{what} equivalent within {margin} ({found})."
     elif loss.verdict == DIFFERENT:
         yield f"{what} {'higher' if (loss.mean or 0) > 0 else 'lower'} by more than {margin} ({found})."
     else:
-        yield f"{what} not decided within {margin}: {_more_seeds(loss.more_seeds)} ({found})."
+        yield f"{what} not shown to be equivalent within {margin}: {not_rejected(decision, loss.alpha)} ({found})."
+    if loss.verdict == NOT_DECIDED and n > 1:
         yield _seeds_for_equivalence(loss)
     if loss.enough_seeds:
         yield (
@@ -148,21 +146,18 @@ def _interval(found: LossAnswer | Effect, level: float) -> str:
 
 
 def _seeds_for_equivalence(loss: LossAnswer) -> str:
-    """How many more seeds, and how little is known of that."""
-    further = loss.further
-    if further is None or further.k is None:
+    """How far away equivalence is; of a mean within the margin, what it would take in a new study."""
+    margins, study = abs(loss.mean or 0.0) / loss.margin_nats, loss.further
+    if margins >= 1:
+        implausible = ": equivalence is implausible" if margins >= 2 else ", outside of what would be equivalent"
+        return f"The mean difference is {margins:.2g} margins away from zero{implausible}."
+    if study is None or study.seeds is None:
         return "How many seeds equivalence would need cannot be told from these."
-    spread = f"standard deviation over seeds {number(further.sd, 4)} nats"
-    if not further.k:
-        return (
-            f"At no true difference these {loss.n} seeds had a power of 80 % to show equivalence ({spread}): "
-            f"where they do not, the true difference may lie near {loss.margin_nats:g} nats itself."
-        )
-    bound = f"{number(further.sd_upper, 4)} nats"
-    more = f"{further.k_upper} more" if further.k_upper is not None else "more than can be counted"
+    upper = "more than can be counted" if study.seeds_upper is None else f"{study.seeds_upper}"
     return (
-        f"At no true difference, {_more_seeds(further.k)} would give a power of 80 % to show equivalence ({spread}; "
-        f"so few seeds say little of it: at its upper 80 % bound, {bound}, {more})."
+        f"At no true difference, a new study of {plural(study.seeds, 'seed')} would have a power of 80 % to show "
+        f"equivalence (standard deviation over seeds {number(study.sd, 4)} nats; so few seeds say little of it: at its "
+        f"upper 80 % bound, {number(study.sd_upper, 4)} nats, {upper})."
     )
 
 
@@ -186,15 +181,19 @@ def _beside_loss(r: Results, loss: LossAnswer) -> list[str]:
     return list(beside_loss.lines(r.beside_loss, loss, unsmoothed, r.analysis)) if r.beside_loss else []
 
 
-def _factorial(factorial: FactorialAnswer | None) -> Iterator[str]:
+def _factorial(r: Results) -> Iterator[str]:
     """A sentence for each effect; none in a suite that is no 2x2."""
+    factorial = r.factorial
     if factorial is not None and not factorial.n:
         yield "The 2x2 cannot be read: at no seed are all four arms complete and certified."
     elif factorial is not None:
         for effect in factorial.effects:
-            found = f"{_interval(effect, factorial.interval_level)}, {_p(effect.p)} before correction"
+            decision = r.decision(effect.id)
+            corrected = f", {p_value(decision.p_holm)} by Holm's method" if decision.p_holm is not None else ""
+            found = f"{_interval(effect, factorial.interval_level)}, {_p(effect.p)}{corrected}: {decision.verdict}"
             alone = f"{signed(effect.mean, 4)} nats ({effect.note})"
             yield f"{effect.name} on the loss: {alone if effect.note else found}."
+            yield from decision.looks
 
 
 def _shows(r: Results) -> Iterator[str]:

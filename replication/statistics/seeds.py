@@ -124,13 +124,13 @@ class Equivalence(MeanTest):
 
 
 @dataclass(frozen=True)
-class FurtherSeeds:
-    """The further seeds that an undecided equivalence needs, if the true difference is zero."""
+class SeedsForPower:
+    """The seeds that equivalence takes in a new study, if the true difference is zero."""
 
     sd: float  # that the differences had
-    k: int | None  # for 80 % power at that sd; 0 where these seeds had it; None: unknown, or too many
+    seeds: int | None  # for 80 % power at that sd; None: unknown, or too many
     sd_upper: float  # its upper 80 % bound: few seeds say little of a standard deviation
-    k_upper: int | None  # at that bound
+    seeds_upper: int | None  # at that bound
 
 
 def equivalence(differences_N: ArrayLike, margin: float, alpha: float = 0.05) -> Equivalence:
@@ -200,12 +200,11 @@ def sd_upper_bound(sd: float, n: int, confidence: float = 0.80) -> float:
     return float(sd * np.sqrt((n - 1) / scipy_stats.chi2.ppf(1 - confidence, n - 1))) if n >= 2 else float("nan")
 
 
-def further_seeds(n: int, sd: float, margin: float, alpha: float = 0.05) -> FurtherSeeds:
-    """Seeds beyond n, whose differences had this sd, that give the power at zero true difference."""
+def seeds_for_power(n: int, sd: float, margin: float, alpha: float = 0.05) -> SeedsForPower:
+    """Seeds of a study whose differences have the sd that n differences had, with the power at no true difference."""
     upper = sd_upper_bound(sd, n)
-    wanted = (seeds_for_equivalence(s, margin, alpha) for s in (sd, upper))
-    k, k_upper = (None if w is None else max(0, w - n) for w in wanted)
-    return FurtherSeeds(float(sd), k, upper, k_upper)
+    seeds, seeds_upper = (seeds_for_equivalence(s, margin, alpha) for s in (sd, upper))
+    return SeedsForPower(float(sd), seeds, upper, seeds_upper)
 
 
 def factorial_contrasts(values_4N: ArrayLike) -> Floats:

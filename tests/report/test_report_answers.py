@@ -44,7 +44,7 @@ def test_other_arms_get_their_answers_and_no_words_of_the_2x2(tmp_path: Path) ->
         "Validation loss of token_gain beside baseline: higher by more than"
     )
     assert [row["id"] for row in far[0]["secondary"]] == ["preference", "loss_difference_both"]
-    assert far[0]["secondary"][0]["p_holm"] is None and "no p" in far[0]["secondary"][0]["verdict"]
+    assert far[0]["secondary"][0]["p_holm"] is None and "no votes" in far[0]["secondary"][0]["verdict"]
     once = far[0]["secondary"][1]  # the preference without votes counts as p = 1, so this one is doubled
     assert once["p_holm"] == pytest.approx(min(1, 2 * once["p"]))
 

@@ -71,7 +71,7 @@ def test_a_seed_without_all_arms_is_left_out(tmp_path: Path) -> None:
     suite_dir, suite = swept_suite(tmp_path / "out", {}, interrupted={("both", 3): 20})
     results, text, _ = report(suite_dir, suite)
     assert results["sweeps"]["seeds"] == [1, 2, 4, 5] and results["sweeps"]["answers"][0]["n"] == 4
-    assert results["secondary"][-1]["verdict"] == "not decided: fewer than 5 seeds"
+    assert results["secondary"][-1]["verdict"] == "not decided: 4 of the 5 seeds that a verdict needs"
     assert "Mean and sd over 4 seeds" in text
 
 

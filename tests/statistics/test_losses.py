@@ -19,12 +19,12 @@ from replication.statistics.seeds import (
     equivalence,
     factorial,
     factorial_contrasts,
-    further_seeds,
     holm,
     mean_test,
     power_of_equivalence,
     sd_upper_bound,
     seeds_for_equivalence,
+    seeds_for_power,
     sign_flip_p,
 )
 
@@ -108,15 +108,14 @@ def test_power_broadcasts_and_ends_in_nothing() -> None:
     assert float(power_of_equivalence(2, 1.0, 1e-6)) == pytest.approx(0, abs=1e-6)
 
 
-def test_further_seeds_are_the_fewest_that_suffice() -> None:
+def test_seeds_for_power_are_the_fewest_that_suffice() -> None:
     wanted = seeds_for_equivalence(0.03, 0.02)
     assert wanted is not None
     assert float(power_of_equivalence(wanted, 0.03, 0.02)) >= 0.8 > float(power_of_equivalence(wanted - 1, 0.03, 0.02))
-    more = further_seeds(4, 0.03, 0.02)
-    assert more.k == wanted - 4
-    assert more.sd_upper == pytest.approx(0.03 * math.sqrt(3 / scipy_stats.chi2.ppf(0.2, 3)))
-    assert more.k_upper is not None and more.k_upper > more.k
-    assert further_seeds(100, 0.03, 0.02).k == 0
+    study = seeds_for_power(4, 0.03, 0.02)
+    assert study.seeds == wanted
+    assert study.sd_upper == pytest.approx(0.03 * math.sqrt(3 / scipy_stats.chi2.ppf(0.2, 3)))
+    assert study.seeds_upper is not None and study.seeds_upper > wanted
 
 
 @pytest.mark.parametrize(("sd", "margin"), [(NAN, 0.02), (0.0, 0.02), (100.0, 0.02)])

@@ -9,7 +9,8 @@ from scipy import stats as scipy_stats
 from vote_records import SEEDS, record, vote
 
 from replication.config import AnalysisConfig
-from replication.report.preference import NOT_DECIDED, PREFERRED, analyse_votes
+from replication.protocol.paper import VOTES
+from replication.report.preference import NOT_DECIDED, analyse_votes
 from replication.runs.records import to_json
 from replication.statistics.format import clean
 from replication.statistics.preference import (
@@ -125,7 +126,7 @@ def test_krippendorffs_published_example():
 
 def test_a_planted_preference_is_found_and_everything_is_there():
     found = analyse(record())
-    assert found["decision"] == PREFERRED and found["why"] == ""
+    assert found["p"] < 0.05 and found["why"] == ""
     assert (found["n_votes"], found["n_seeds"], found["n_prompts"], found["n_judges"]) == (80, 6, 8, 10)
     assert found["low"] < found["estimate"] < found["high"] and found["low"] > 0.5
     assert found["estimate"] == pytest.approx(found["n_treatment"] / found["n_decisive"])
@@ -138,11 +139,12 @@ def test_a_planted_preference_is_found_and_everything_is_there():
     assert found["agreement"]["people_and_models"]["n_prompts"] == 8
 
 
-def test_nobody_prefers_anything_and_more_seeds_are_named():
-    found = analyse(record(share=0.5))
-    assert found["decision"] == NOT_DECIDED and "no preference" in found["why"]
+def test_the_seeds_of_a_new_study_are_named_unless_the_interval_excludes_what_it_would_look_for():
+    found = analyse(record(share=0.55))
+    assert found["low"] < VOTES.share < found["high"] and found["p"] > 0.05
     more = found["more_seeds"]
-    assert (more["k"] is None) == bool(more["limit"])
+    assert (more["seeds"] is None) == bool(more["limit"])
+    assert analyse(record(share=0.2, n_judges=40))["more_seeds"] is None
 
 
 def test_the_published_filters_leave_out_whom_they_name():
@@ -239,7 +241,6 @@ def test_seeds_of_nothing_but_ties_are_no_evidence():
     assert found["decision"] == NOT_DECIDED
     assert found["why"] == "2 seeds have decisive votes, and at least 5 are asked for (analysis.min_seeds)"
     assert found["sign_flip"]["smallest"] == 2 / 2**2
-    assert found["more_seeds"]["k"] is None or found["more_seeds"]["k"] >= 3
 
 
 def test_one_judge_says_nothing_of_others():
