@@ -6,7 +6,7 @@ al. 2021).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from replication.config import SuiteConfig
 from replication.protocol.certificate import Certificate
 from replication.report.comparisons import Number, Row, Values, certified, diverged_limit
-from replication.report.load import NAN, CellData, Floats, Ints
+from replication.report.load import NAN, CellData, Floats
 from replication.statistics.format import p_value, percent, signed
 from replication.statistics.seeds import at_best_rates, chosen_on_others, mean_test
 
@@ -92,44 +92,27 @@ def compare_sweeps(
         losses[arm] = np.where([(arm, seed) in lost for seed in seeds], limit, measured)
     whole = np.isfinite(np.stack(list(losses.values()))).all(0)
     used = np.flatnonzero(whole) if whole.sum() > 1 else np.empty(0, dtype=np.int64)
-    rates = {
-        arm: next((found for c in cells if c.arm == arm and (found := _rate(c)) is not None), NAN) for arm in losses
-    }
-    tables = {name: np.stack([losses[arm][used] for arm in arms]) for name, arms in sweeps.items()}
-    shown = [_sweep(name, arms, rates, losses, tables[name], np.array(seeds)[used]) for name, arms in sweeps.items()]
-    first, *others = tables
+    used_seeds = np.array(seeds)[used]
+    rates = {c.arm: r for c in cells if isinstance(r := c.config.get("training.learning_rate"), int | float)}
+    shown, tables = [], list[Floats]()
+    for name, arms in sweeps.items():
+        ascending = sorted(arms, key=lambda arm: rates.get(arm, NAN))
+        tables.append(np.stack([losses[arm][used] for arm in ascending]))
+        chosen_N, swept = chosen_on_others(tables[-1]), []
+        for r, arm in enumerate(ascending):
+            t, own = mean_test(tables[-1][r]), losses[arm].tolist()
+            chosen_at = used_seeds[chosen_N == r].tolist()
+            swept.append(SweptRate(arm, rates.get(arm), own, float(t.mean), float(t.sd), chosen_at))
+        best = int(tables[-1].sum(1).argmin()) if len(used) else None
+        edge = {0: "lowest", len(arms) - 1: "highest"}.get(-1 if best is None else best, "")
+        shown.append(Sweep(name, swept, None if best is None else ascending[best], edge))
     answers = []
-    for name in others:
-        t = at_best_rates(tables[first], tables[name], level)
-        numbers = {key: getattr(t, key).item() for key in ("mean", "low", "high", "p")}
-        differences = t.held_out.tolist()
-        answers.append(BestRates(f"best_rate_{name}", name, first, differences, len(used), level=level, **numbers))
-    return Sweeps(np.array(seeds)[used].tolist(), shown, answers)
-
-
-def _rate(cell: CellData) -> float | None:
-    found = cell.config.get("training.learning_rate")
-    return float(found) if isinstance(found, int | float) else None
-
-
-def _sweep(
-    name: str,
-    arms: Sequence[str],
-    rates: Mapping[str, float],
-    losses: Mapping[str, Floats],
-    used_RN: Floats,
-    seeds: Ints,
-) -> Sweep:
-    chosen_N = chosen_on_others(used_RN)
-    swept = []
-    for r, arm in enumerate(arms):
-        t, chosen_at = mean_test(used_RN[r]), seeds[chosen_N == r].tolist()
-        swept.append(SweptRate(arm, rates[arm], losses[arm].tolist(), float(t.mean), float(t.sd), chosen_at))
-    swept.sort(key=lambda rate: rate.rate or NAN)
-    if not len(seeds):
-        return Sweep(name, swept, None, "")
-    best = min(swept, key=lambda rate: rate.mean or NAN)
-    return Sweep(name, swept, best.arm, {0: "lowest", len(swept) - 1: "highest"}.get(swept.index(best), ""))
+    for sweep, table in zip(shown[1:], tables[1:], strict=True):
+        best_t = at_best_rates(tables[0], table, level)
+        numbers = {key: getattr(best_t, key).item() for key in ("mean", "low", "high", "p")}
+        names = f"best_rate_{sweep.name}", sweep.name, shown[0].name
+        answers.append(BestRates(*names, best_t.held_out.tolist(), len(used), level=level, **numbers))
+    return Sweeps(used_seeds.tolist(), shown, answers)
 
 
 def lines(sweeps: Sweeps | None) -> Iterator[str]:
