@@ -517,6 +517,9 @@ class AnalysisConfig:
     sweeps: dict[str, tuple[str, ...]] | None = field(default=None, metadata={NEUTRAL_SINCE: "0.2.0"})
     """Names of what is swept over learning rates, and the arms of each, which differ in training.learning_rate alone:
     the first is compared with every other one, each at its best rate; none: no arm is part of a sweep."""
+    preference_factorial: bool = field(default=False, metadata={NEUTRAL_SINCE: "0.2.0"})
+    """Whether both main effects and the interaction of the 2x2 on the preference are secondary questions, which votes
+    between any two of its four arms answer."""
     bootstrap_resamples: Count = 10000
     """Resamples of each bootstrap."""
     bootstrap_seed: Seed = 0

@@ -132,6 +132,8 @@ def deviations(chosen: Chosen, judges: int, votes: int) -> list[str]:
         lines.append(f"the plan has another way of sampling than {chosen.setting}: votes on it are exploratory")
     if chosen.arms[:2] != (planned.baseline, planned.treatment):
         lines.append(f"the plan's pair is {planned.baseline},{planned.treatment}: votes on another are exploratory")
+    if planned.preference_factorial and len(chosen.arms) < 4:
+        lines.append("the plan asks which change carries the preference, which takes a panel of all arms: --pairs all")
     if votes != planned.votes_per_judge:
         lines.append(f"the plan has {planned.votes_per_judge} votes a judge, the panel {votes}: a deviation")
     if judges < planned.judges:

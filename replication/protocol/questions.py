@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from replication.config import AnalysisConfig, DivergedRule
+from replication.errors import UserError
 
 LOSSES = {
     "late_val_loss": "validation loss (mean of the last {k} validations)",
@@ -69,6 +70,11 @@ def questions(
     swept = {arm for of_sweep in (a.sweeps or {}).values() for arm in of_sweep}
     others = _differences(a, [arm for arm in arms if arm not in {*crossed, *swept}], loss)
     factorial = _factorial(a, loss) if crossed else []
+    if a.preference_factorial and not crossed:
+        raise UserError(
+            "analysis.preference_factorial: the suite's arms are no 2x2 of token gain and layer gain; leave it out, or "
+            "take the arms baseline, token_gain, layer_gain and both"
+        )
     return (replace(first, role="primary"), second, *factorial, *others, *_best_rates(a, loss))
 
 
@@ -80,7 +86,7 @@ def _factorial(a: AnalysisConfig, loss: str) -> list[Question]:
         ("main_effect_layer_gain", "the main effect of layer gain", halved),
         ("interaction", "the interaction of the two", both_less_each),
     )
-    return [
+    of_loss = [
         Question(
             f"{name}_loss",
             "secondary",
@@ -91,6 +97,21 @@ def _factorial(a: AnalysisConfig, loss: str) -> list[Question]:
         )
         for name, what, contrast in words
     ]
+    of_preference = [
+        Question(
+            f"preference_{name.removeprefix('main_effect_')}",
+            "secondary",
+            f"Is {what} on the preference other than zero, in the share of decisive votes?",
+            "Decisive votes between any two of the four arms at one seed, as a linear function of how the two differ "
+            "in token gain, layer gain and their product; t test of a coefficient with crossed random effects of seed, "
+            "prompt and judge, and the interaction of seed and prompt, with Satterthwaite's degrees of freedom; "
+            f"two-sided at {a.alpha:g}.",
+            (),
+        )
+        for name, what, _ in words
+        if a.preference_factorial
+    ]
+    return of_loss + of_preference
 
 
 def _differences(a: AnalysisConfig, arms: Sequence[str], loss: str) -> list[Question]:

@@ -49,7 +49,7 @@ def _environment(**options: Any) -> Environment:
         keep_trailing_newline=True,
         **options,
     )
-    formats = ("number", "signed", "count", "percent", "duration", "plain")
+    formats = ("number", "signed", "count", "percent", "points", "duration", "plain")
     environment.filters |= {name: getattr(shown, name) for name in formats}
     environment.filters |= {"p": shown.p_value, "fence": lambda text: Markup(shown.markdown_fence(text))}
     return environment

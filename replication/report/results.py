@@ -19,6 +19,7 @@ from replication.protocol.deviations import PlanStatus, check_plan
 from replication.protocol.preregistration import Rules
 from replication.report import comparisons, description, questions
 from replication.report.beside_loss import BesideLoss, beside_loss
+from replication.report.carries import PreferenceFactorial, preference_factorial
 from replication.report.comparisons import Number, QuantityRow, Row
 from replication.report.completions import Robustness, completion_rows, judged_texts, robustness
 from replication.report.decisions import Decision, Panel, asked, decide, looks_taken, not_rejected
@@ -117,6 +118,7 @@ class Results:
     robustness: Robustness | None = None
     beside_loss: BesideLoss | None = None
     sweeps: Sweeps | None = None
+    preference_factorial: PreferenceFactorial | None = None
     made_from: str | None = None
     """Hash of the files that were read."""
 
@@ -209,6 +211,7 @@ def compute_results(
         loss=loss,
         beside_loss=beside_loss(loss, registered, cells, certificate, suite, *sizes, diverged) if loss else None,
         factorial=factorial,
+        preference_factorial=preference_factorial(votes, suite.name, a, seeds, of_place),
         sweeps=sweeps,
         decisions=decisions,
         published=comparisons.beside_published(rows, suite.arms),

@@ -8,7 +8,7 @@ import numpy as np
 
 from replication.console import plural
 from replication.protocol.paper import PHASE_3
-from replication.report import beside_loss, completions, sweeps
+from replication.report import beside_loss, carries, completions, sweeps
 from replication.report.comparisons import Number, Row
 from replication.report.decisions import not_rejected
 from replication.report.description import Noise
@@ -36,6 +36,7 @@ def sentences(r: Results) -> Row:
         preference=preference + _looks(r, "preference"),
         loss=loss + _looks(r, "loss_equivalence"),
         factorial=list(_factorial(r)),
+        carries=list(carries.lines(r.preference_factorial)),
         rates=list(sweeps.lines(r.sweeps)),
         noise=[_noise(r.noise, r.loss), *_beside_loss(r, r.loss)] if r.loss else [],
         shows=list(_shows(r)),

@@ -31,6 +31,11 @@ def signed(value: Any, digits: int = 4) -> str:
     return text[1:] if float(text) == 0 else text.replace("-", "\u2212")
 
 
+def points(value: Any) -> str:
+    """A part of a share, in points of 100, with its sign."""
+    return signed(100 * value, 1) if _is_number(value) else plain(value)
+
+
 def count(value: Any) -> str:
     return f"{round(value):,}" if _is_number(value) else plain(value)
 
