@@ -100,13 +100,13 @@ def test_a_panel_of_four_arms_from_its_making_to_the_report(tmp_path: Path):
     out, rng = tmp_path / "out", Random(1)
     texts = {(arm, seed): sha256(f"{arm} {seed}".encode()).hexdigest() for arm in ARMS for seed in SEEDS}
     suite_dir, plain = build_suite(out, seeds=SEEDS, completions=texts)
-    analysis = AnalysisConfig(judges=20, votes_per_judge=14, bootstrap_resamples=100, preference_factorial=True)
+    analysis = AnalysisConfig(judges=12, votes_per_judge=14, bootstrap_resamples=100, preference_factorial=True)
     suite = replace(plain, analysis=analysis)
     write_text(suite_dir.suite, to_yaml(suite))
     assert main(["judge", "prepare", str(out), "--pairs", "all", "--repeats", "0"]) == 0
     database = hasty(find_panel(out).database_file)
     store, arm_of = Store(database), {text: arm for (arm, _), text in texts.items()}
-    names = [f"judge-{n:03d}" for n in range(1, 21)]
+    names = [f"judge-{n:03d}" for n in range(1, 13)]
     invite(database, names)
     for name in names:
         while (shown := store.show(name)) is not None:
@@ -116,7 +116,7 @@ def test_a_panel_of_four_arms_from_its_making_to_the_report(tmp_path: Path):
             store.vote(name, shown.impression, "left" if rng.random() < 0.5 + left - right else "right")
     assert main(["judge", "lock", str(out), "--yes"]) == 0
     votes = read_votes(suite_dir.votes)
-    assert len(votes) == 20 * 14 and {v.arm_left for v in votes} == {v.arm_right for v in votes} == set(ARMS)
+    assert len(votes) == 12 * 14 and {v.arm_left for v in votes} == {v.arm_right for v in votes} == set(ARMS)
     assert read_note(suite_dir.votes_note, suite_dir.votes).note.arms == sorted(ARMS)
     results, text, _ = report(suite_dir, suite)
     found = results["preference_factorial"]
@@ -125,4 +125,4 @@ def test_a_panel_of_four_arms_from_its_making_to_the_report(tmp_path: Path):
         assert effect["low"] < truth < effect["high"]
     assert found["effects"][0]["p"] < 0.01
     assert "Which change carries the preference" in text and "Token gain, main effect on the preference: +" in text
-    assert f"{len(votes)} decisive votes by 20 judges" in text
+    assert f"{len(votes)} decisive votes by 12 judges" in text
