@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -14,7 +14,6 @@ from replication.report.load import NAN
 from replication.report.preference import estimate, usable_votes
 from replication.report.questions import EFFECTS, TWO_BY_TWO
 from replication.statistics.factorial import contrast, effects_t
-from replication.statistics.format import p_value, percent, points
 from replication.statistics.preference import ballots
 from replication.votes.record import Vote
 
@@ -43,6 +42,8 @@ class PreferenceFactorial:
 
     is_registered: bool
     n: int
+    seeds: list[int]
+    """Of all votes in use, decisive or not."""
     n_prompts: int
     n_judges: int
     n_decisive: int
@@ -94,21 +95,6 @@ def preference_factorial(
         mean, low, high, p = (NAN,) * 4 if t is None else (float(of[i]) for of in (t.mean, t.low, t.high, t.p))
         p = NAN if t is None or t.conditional_on else p
         effects.append(PreferenceEffect(name, title, words, n, mean, low, high, p))
-    sizes = n, len(np.unique(prompt)), len(np.unique(judge)), len(score)
-    return PreferenceFactorial(a.preference_factorial, *sizes, 1 - a.alpha, effects, pairs, note)
-
-
-def lines(f: PreferenceFactorial | None) -> Iterator[str]:
-    """A sentence for each effect."""
-    if f is None:
-        return
-    if f.effects[0].mean is None or np.isnan(f.effects[0].mean):
-        yield f"Which change carries the preference is not known: {f.note}."
-        return
-    for e in f.effects:
-        bounds = f"{percent(f.interval_level)} interval {points(e.low)} to {points(e.high)}"
-        over = f.note or f"over {f.n} seeds, {f.n_prompts} prompts and {f.n_judges} judges"
-        found = f"{points(e.mean)} points of the share of decisive votes ({bounds}, {over})"
-        yield f"{e.name} on the preference: {found}, p {p_value(e.p)} before correction."
-    if not f.is_registered:
-        yield "No plan asked for these effects on the preference (analysis.preference_factorial): they are exploratory."
+    seeds = sorted({vote.seed for vote in used if {vote.arm_left, vote.arm_right} <= {*of_place.values()}})
+    sizes = len(np.unique(prompt)), len(np.unique(judge)), len(score)
+    return PreferenceFactorial(a.preference_factorial, n, seeds, *sizes, 1 - a.alpha, effects, pairs, note)

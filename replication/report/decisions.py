@@ -17,10 +17,11 @@ from replication.config import AnalysisConfig
 from replication.protocol.certificate import Certificate
 from replication.protocol.deviations import PlanStatus
 from replication.protocol.preregistration import Rules
+from replication.report.carries import IDS, PreferenceEffect, PreferenceFactorial
 from replication.report.comparisons import Number, Values, certified, paired
 from replication.report.load import NAN, CellData
 from replication.report.preference import BASELINE_PREFERRED, PREFERRED, Preference
-from replication.report.questions import Effect, FactorialAnswer, LossAnswer
+from replication.report.questions import EFFECTS, Effect, FactorialAnswer, LossAnswer
 from replication.report.sweeps import BestRates, Sweeps
 from replication.runs.layout import SuiteDir
 from replication.runs.ledger import Entry, append, read_ledger
@@ -28,6 +29,7 @@ from replication.statistics.format import p_value
 from replication.statistics.looks import look_levels
 from replication.statistics.seeds import DIFFERENT, EQUIVALENT, NOT_DECIDED, MeanTest, holm, mean_test
 
+Tested = MeanTest | LossAnswer | Effect | BestRates | PreferenceEffect
 OTHER, NOT_TOLD = "other than zero", "not told from zero"
 
 
@@ -86,6 +88,7 @@ def asked(
     factorial: FactorialAnswer | None,
     preference: Preference | None,
     sweeps: Sweeps | None,
+    carried: PreferenceFactorial | None,
 ) -> list[Decision]:
     """Every registered question with its test, undecided; the primary one first. `seeds` are those of `values`."""
     a, certain = rules.analysis, 1 - rules.analysis.alpha
@@ -94,9 +97,7 @@ def asked(
     def over(arms: Collection[str]) -> list[int]:
         return [s for s in rules.seeds if str(s) in withdrawn or all((arm, s) in ended for arm in arms)]
 
-    def row(
-        name: str, words: str, t: MeanTest | LossAnswer | Effect | BestRates, arms: Collection[str], level: float
-    ) -> Decision:
+    def row(name: str, words: str, t: Tested, arms: Collection[str], level: float) -> Decision:
         n, (mean, low, high, p) = int(t.n), (NAN if x is None else float(x) for x in (t.mean, t.low, t.high, t.p))
         why = "" if np.isfinite(p) else "no p: not enough to test"
         why = f"{n} of the {a.min_seeds} seeds that a verdict needs" if n < a.min_seeds else why
@@ -117,6 +118,16 @@ def asked(
     four = set(factorial.places.values()) if factorial else set[str]()
     for e in factorial.effects if factorial else ():
         rows.append(row(e.id, f"{e.name} on the loss", e, four, certain))
+    for name, (_, effect, _) in zip(IDS, EFFECTS, strict=True) if a.preference_factorial else ():
+        words = f"{effect} on the preference"
+        if carried is None:
+            why = "no votes on a 2x2 of arms yet"
+            rows.append(Decision(id=name, name=words, n=None, seeds=[], level=certain, why=why))
+            continue
+        unusable = [s for s in over(four) if not certified(certificate, sorted(four), [s])[0]]
+        met = sorted({*unusable, *carried.seeds}.intersection(rules.seeds))
+        carries = next(effect for effect in carried.effects if effect.id == name)
+        rows.append(replace(row(name, words, carries, four, certain), seeds=met))
     swept = {arm for of_sweep in (a.sweeps or {}).values() for arm in of_sweep}
     for arm in (arm for arm in certificate.arms if arm not in four.union(pair, swept)):
         t = mean_test(paired(values, certificate, arm, loss.baseline, seeds), certain)

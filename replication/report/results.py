@@ -158,6 +158,7 @@ def compute_results(
     categories = {s.prompt_id: str(s.category) for c in cells for s in c.samples if isinstance(s.prompt_id, int)}
     seeds = {arm: sorted({*of}.intersection(rules.seeds)) for arm, of in seeds.items()}
     preference = analyse_votes(votes, suite.name, a, seeds, categories, suite_dir.plan.is_file())
+    carried = preference_factorial(votes, suite.name, a, seeds, of_place)
     registered = {
         arm: [value if seed in rules.seeds else NAN for seed, value in zip(suite.seeds, of, strict=True)]
         for arm, of in used.values.items()
@@ -170,7 +171,7 @@ def compute_results(
     if loss is not None:
         withdrawn, panel = read_withdrawals(suite_dir).of("seed"), Panel(votes_per_judge(votes, a.judge_kinds))
         undecided = asked(
-            registered, certificate, cells, withdrawn, suite.seeds, rules, loss, factorial, preference, sweeps
+            registered, certificate, cells, withdrawn, suite.seeds, rules, loss, factorial, preference, sweeps, carried
         )
         decisions = decide(undecided, rules, plan, panel, looks_taken(suite_dir))
         found = {decision.id: decision for decision in decisions}
@@ -211,7 +212,7 @@ def compute_results(
         loss=loss,
         beside_loss=beside_loss(loss, registered, cells, certificate, suite, *sizes, diverged) if loss else None,
         factorial=factorial,
-        preference_factorial=preference_factorial(votes, suite.name, a, seeds, of_place),
+        preference_factorial=carried,
         sweeps=sweeps,
         decisions=decisions,
         published=comparisons.beside_published(rows, suite.arms),

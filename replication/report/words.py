@@ -8,14 +8,14 @@ import numpy as np
 
 from replication.console import plural
 from replication.protocol.paper import PHASE_3
-from replication.report import beside_loss, carries, completions, sweeps
+from replication.report import beside_loss, completions, sweeps
 from replication.report.comparisons import Number, Row
 from replication.report.decisions import not_rejected
 from replication.report.description import Noise
 from replication.report.preference import BASELINE_PREFERRED, PREFERRED, Estimate, Preference
 from replication.report.questions import Effect, LossAnswer
 from replication.report.results import Results
-from replication.statistics.format import count, number, p_value, percent, signed
+from replication.statistics.format import count, number, p_value, percent, points, signed
 from replication.statistics.seeds import DIFFERENT, EQUIVALENT, NOT_DECIDED
 
 
@@ -36,7 +36,7 @@ def sentences(r: Results) -> Row:
         preference=preference + _looks(r, "preference"),
         loss=loss + _looks(r, "loss_equivalence"),
         factorial=list(_factorial(r)),
-        carries=list(carries.lines(r.preference_factorial)),
+        carries=list(_carries(r)),
         rates=list(sweeps.lines(r.sweeps)),
         noise=[_noise(r.noise, r.loss), *_beside_loss(r, r.loss)] if r.loss else [],
         shows=list(_shows(r)),
@@ -180,6 +180,27 @@ def _noise(noise: Noise | None, loss: LossAnswer) -> str:
 def _beside_loss(r: Results, loss: LossAnswer) -> list[str]:
     unsmoothed = r.quantity(f"{loss.loss}_unsmoothed").arm(loss.arm)
     return list(beside_loss.lines(r.beside_loss, loss, unsmoothed, r.analysis)) if r.beside_loss else []
+
+
+def _carries(r: Results) -> Iterator[str]:
+    """A sentence for each effect on the preference; none where the votes are on one pair and no plan asks."""
+    f = r.preference_factorial
+    if f is None:
+        return
+    if f.effects[0].mean is None:
+        yield f"Which change carries the preference is not known: {f.note}."
+        return
+    decided = {decision.id: decision for decision in r.decisions}
+    for e in f.effects:
+        bounds = f"{percent(f.interval_level)} interval {points(e.low)} to {points(e.high)}"
+        over = f.note or f"over {f.n} seeds, {f.n_prompts} prompts and {f.n_judges} judges"
+        found = f"{points(e.mean)} points of the share of decisive votes ({bounds}, {over}), p {p_value(e.p)}"
+        decision = decided.get(e.id)
+        corrected = f", {p_value(decision.p_holm)} by Holm's method" if decision and decision.p_holm is not None else ""
+        yield f"{e.name} on the preference: {found}{corrected}{f': {decision.verdict}' if decision else ''}."
+        yield from decision.looks if decision else ()
+    if not f.is_registered:
+        yield "No plan asked for these effects on the preference (analysis.preference_factorial): they are exploratory."
 
 
 def _factorial(r: Results) -> Iterator[str]:

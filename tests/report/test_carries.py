@@ -103,6 +103,7 @@ def test_a_panel_of_four_arms_from_its_making_to_the_report(tmp_path: Path):
     analysis = AnalysisConfig(judges=12, votes_per_judge=14, bootstrap_resamples=100, preference_factorial=True)
     suite = replace(plain, analysis=analysis)
     write_text(suite_dir.suite, to_yaml(suite))
+    without_votes, _, _ = report(suite_dir, suite)
     assert main(["judge", "prepare", str(out), "--pairs", "all", "--repeats", "0"]) == 0
     database = hasty(find_panel(out).database_file)
     store, arm_of = Store(database), {text: arm for (arm, _), text in texts.items()}
@@ -118,11 +119,17 @@ def test_a_panel_of_four_arms_from_its_making_to_the_report(tmp_path: Path):
     votes = read_votes(suite_dir.votes)
     assert len(votes) == 12 * 14 and {v.arm_left for v in votes} == {v.arm_right for v in votes} == set(ARMS)
     assert read_note(suite_dir.votes_note, suite_dir.votes).note.arms == sorted(ARMS)
+    before = {row["id"]: row["verdict"] for row in without_votes["decisions"]}
+    assert before["preference_interaction"] == "not decided: no votes on a 2x2 of arms yet"
     results, text, _ = report(suite_dir, suite)
     found = results["preference_factorial"]
     assert found["is_registered"] and found["n_decisive"] == len(votes) and found["n"] == len(SEEDS)
     for effect, truth in zip(found["effects"], PLANTED.values(), strict=True):
         assert effect["low"] < truth < effect["high"]
     assert found["effects"][0]["p"] < 0.01
+    decided = {row["id"]: row for row in results["decisions"]}
+    outcomes = [decided[f"preference_{name}"]["outcome"] for name in PLANTED]
+    assert outcomes[:2] == ["other than zero", "not told from zero"] and found["seeds"] == list(SEEDS)
+    assert decided["preference_token_gain"]["p_holm"] >= 6 * found["effects"][0]["p"], "one of seven or so questions"
     assert "Which change carries the preference" in text and "Token gain, main effect on the preference: +" in text
     assert f"{len(votes)} decisive votes by 12 judges" in text
