@@ -39,7 +39,7 @@ def battery(completions: Sequence[Completion]) -> dict[str, float | None]:
     texts = [WORD.findall(c.text) for c in completions]
     lengths = [c.tokens for c in completions if c.tokens is not None]
     stopped = [float(c.stopped) for c in completions if c.stopped is not None]
-    joined = "\n".join(c.text for c in completions).encode()
+    joined = "\n".join(c.text for c in completions).encode(errors="replace")
     scores = {"share that ends by itself": _mean(stopped), "length in tokens": _mean(lengths)}
     for n in (1, 2, 3):
         grams = [gram for words in texts for gram in _grams(words, n)]

@@ -31,16 +31,6 @@ class ValidationNoise:
 
 
 @dataclass(frozen=True)
-class MarginWorth:
-    """The margin in tokens, by a scaling fit."""
-
-    tokens: int
-    share: Number
-    """By how much longer training had to be; None where no length would do."""
-    is_extrapolated: bool
-
-
-@dataclass(frozen=True)
 class WorstCase:
     """The difference with cells that diverged and did not finish counted at the limit of the suite's rule."""
 
@@ -57,7 +47,11 @@ class WorstCase:
 class BesideLoss:
     noise: ValidationNoise | None
     """None where the journals have no losses of single sequences."""
-    margin: MarginWorth | None
+    tokens: int | None
+    """Of training; None where cells have other numbers, or none is complete."""
+    margin_in_tokens: Number
+    """Share of them by which training had to be longer for the margin, by a scaling fit; None: no length would do."""
+    is_extrapolated: bool
     worst: WorstCase | None
 
 
@@ -72,15 +66,13 @@ def beside_loss(
     diverged: Sequence[Row],
 ) -> BesideLoss:
     """Of the losses `values` that the answer is about; `diverged` are rows of `comparisons.diverged_rows`."""
-    margin = None
-    if tokens:
-        share = worth_in_tokens(loss.margin_nats, tokens)
-        is_extrapolated = tokens < FITTED_TOKENS or (parameters or 0) < FITTED_PARAMETERS
-        margin = MarginWorth(tokens, share, is_extrapolated)
+    share = worth_in_tokens(loss.margin_nats, tokens) if tokens else NAN
+    is_extrapolated = (tokens or 0) < FITTED_TOKENS or (parameters or 0) < FITTED_PARAMETERS
     of_cell = {(cell.arm, cell.seed): cell for cell in cells}
     last = suite.analysis.late_validations if loss.loss == "late_val_loss" else 1
     noise = _validation_noise(loss, of_cell, certificate, suite.seeds, last)
-    return BesideLoss(noise, margin, _worst_case(loss, values, of_cell, certificate, suite, diverged))
+    worst = _worst_case(loss, values, of_cell, certificate, suite, diverged)
+    return BesideLoss(noise, tokens, share, is_extrapolated, worst)
 
 
 def _validation_noise(
@@ -137,13 +129,13 @@ def _worst_case(
 def lines(beside: BesideLoss, loss: LossAnswer, unsmoothed: ComparedArm, a: AnalysisConfig) -> Iterator[str]:
     """A sentence or two for each."""
     level = percent(loss.interval_level)
-    if unsmoothed.mean is not None and loss.mean:
+    if unsmoothed.mean is not None and loss.mean and unsmoothed.mean != loss.mean:
         times = f"{number(unsmoothed.mean / loss.mean, 2)} times as large"
         yield (
             f"Without label smoothing the difference is {signed(unsmoothed.mean, 4)} nats, {times}: smoothing mixes "
             "into every token's loss a part that is no likelihood of the text."
         )
-    noise, margin, worst = beside.noise, beside.margin, beside.worst
+    noise, share, worst = beside.noise, beside.margin_in_tokens, beside.worst
     these = f"these {count(noise.n_sequences)} sequences" if noise else "this validation set"
     where = f"Intervals over seeds are conditional on {these}"
     if noise is None:
@@ -156,15 +148,14 @@ def lines(beside: BesideLoss, loss: LossAnswer, unsmoothed: ComparedArm, a: Anal
             f"{where} of validation. The standard error of the difference over sequences, paired, is "
             f"{number(noise.se, 4)} nats{both if noise.low is not None else ''}."
         )
-    reason = f"The margin's reason, as registered: {a.margin_reason}" if a.margin_reason else no_reason(a)
-    if margin is None:
-        yield reason
-    else:
-        more = "no number of further tokens" if margin.share is None else f"{percent(margin.share, 1)} more tokens"
-        beyond = " (extrapolated: no run of the fit was so small)" if margin.is_extrapolated else ""
+    none = f"No reason was registered for the margin of {a.margin_nats:g} nats."
+    yield f"The margin's reason, as registered: {a.margin_reason}" if a.margin_reason else none
+    if beside.tokens:
+        more = "no number of further tokens" if share is None else f"{percent(share, 1)} more tokens"
+        beyond = " (extrapolated: no run of the fit was so small)" if beside.is_extrapolated else ""
         yield (
-            f"{reason} On the scaling fit of Hoffmann et al. (2022), with the constants of Besiroglu et al. (2024), "
-            f"{a.margin_nats:g} nats at {count(margin.tokens)} tokens is worth {more}{beyond}."
+            "On the scaling fit of Hoffmann et al. (2022), with the constants of Besiroglu et al. (2024), "
+            f"{a.margin_nats:g} nats at {count(beside.tokens)} tokens is worth {more}{beyond}."
         )
     if worst:
         yield (
@@ -173,7 +164,3 @@ def lines(beside: BesideLoss, loss: LossAnswer, unsmoothed: ComparedArm, a: Anal
             f"{signed(worst.mean, 4)} nats, {level} interval {signed(worst.low, 4)} to {signed(worst.high, 4)}, "
             f"{worst.n} seeds). The verdict is of complete cells."
         )
-
-
-def no_reason(a: AnalysisConfig) -> str:
-    return f"No reason was registered for the margin of {a.margin_nats:g} nats."
