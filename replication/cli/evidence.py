@@ -11,6 +11,7 @@ from replication.cli.arguments import COUNT, NATURAL, POSITIVE, number, several,
 from replication.errors import UserError
 from replication.protocol.paper import PHASE_3, VOTES
 
+BOUNDARIES = ("haybittle_peto", "obrien_fleming")
 SPREAD, SIZES = number("[0, 0.5]"), several(whole(2))
 SEED = takes("--seed", "of the simulation (default 0)", NATURAL, 0, old="--random-seed")
 JOBS = takes("--jobs", "processes at once (default: one a core)", COUNT, old="--processes")
@@ -55,6 +56,8 @@ def calibrate(args: Namespace) -> int:
 @takes("--seed-judge-spread", "an assumption (default 0)", SPREAD)
 @takes("--prompt-judge-spread", "an assumption (default 0)", SPREAD)
 @takes("--seeds", "(default 5,8,12,20)", SIZES, [5, 8, 12, 20])
+@takes("--looks", "seeds at which it may end, such as 5,8,12, in place of --seeds", SIZES)
+@takes("--look-boundaries", "haybittle_peto (default) or obrien_fleming", choices=BOUNDARIES, default=BOUNDARIES[0])
 @takes("--prompts", "(default 32,64,128)", SIZES, [32, 64, 128])
 @takes("--judges", "(default 20,40,80)", SIZES, [20, 40, 80])
 @takes(
@@ -82,7 +85,10 @@ def power(args: Namespace) -> None:
     given = {name: getattr(args, f"{name}_spread") for name in GIVEN}
     votes, sizes = fit(args.votes) if args.votes else Fitted(""), (args.seeds, args.prompts, args.judges)
     path, share = args.out / "rows.jsonl", args.share if args.factorial is None else 0.5 + args.factorial
-    every, words = studies(given, args.seed_spread, args.ties, votes, sizes, share)
+    looks = tuple(sorted(set(args.looks or ())))
+    if looks and args.factorial is not None:
+        raise UserError("--looks: are of a panel of two arms; leave out --factorial or --looks")
+    every, words = studies(given, args.seed_spread, args.ties, votes, sizes, share, looks, args.look_boundaries)
     if args.factorial is not None:
         panels, work = [FactorialStudy(study, args.votes_per_judge) for study in every], (args.simulations, args.seed)
         found = compute_rows(panels, factorial_row, *work, path, "simulating", console, args.jobs)

@@ -20,6 +20,7 @@ from scipy import special
 from replication.console import table
 from replication.report.drawing import DPI, FONT_POINTS, MARKERS, WIDTH_INCHES, name_axes, save_png
 from replication.runs.files import write_json, write_text
+from replication.simulation.looks import LOOK_TESTS, MOST_FALSE, LookScenario, look_scenarios
 from replication.simulation.power import ALPHA, ASSUMED, COLOURS, Study, power
 from replication.simulation.simulate import Spread, batches, draw_scores, preference_for, vote_pattern
 from replication.statistics.adjusted import equal_texts_logit
@@ -106,7 +107,7 @@ class Row(TypedDict):
     """One scenario, measured."""
 
     key: str
-    kind: Literal["votes", "losses", "lengths"]
+    kind: Literal["votes", "losses", "lengths", "looks"]
     truth: Truth
     experiments: int
     tests: dict[str, dict[str, float | None]]  # the outcomes, as shares of the experiments
@@ -262,7 +263,7 @@ class LengthScenario:
         }
 
 
-Scenario = VoteScenario | LossScenario | LengthScenario
+Scenario = VoteScenario | LossScenario | LengthScenario | LookScenario
 
 
 def _covers(low: Floats, truth: float, high: Floats) -> Flags:
@@ -283,6 +284,7 @@ def declared_grid(seeds: int = 5, prompts: int = 32, judges: int = 40) -> list[S
         *votes,
         *(LossScenario(*of) for of in losses),
         *(LengthScenario(n, prompts, judges, longer, spread) for n, longer, spread in lengths),
+        *look_scenarios(),
     ]
 
 
@@ -296,7 +298,7 @@ def measure(scenario: Scenario, experiments: int, seed: int) -> Row:
     return Row(
         key=scenario.key,
         kind=scenario.key.split()[0],  # type: ignore[typeddict-item]
-        truth=scenario.truth(POWER_SIMULATIONS * experiments, seed + 1),
+        truth={} if isinstance(scenario, LookScenario) else scenario.truth(POWER_SIMULATIONS * experiments, seed + 1),
         experiments=experiments,
         tests={name: _shares([part[name] for part in parts]) for name in parts[0]},
     )
@@ -322,6 +324,7 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
     losses = [row for row in rows if row["kind"] == "losses"]
     primary = [row for row in votes if row["truth"]["primary"]]
     null = [row for row in votes if row["truth"]["share"] == 0.5]
+    looks = [row for row in rows if row["kind"] == "looks"]
     at_margin = [row for row in losses if row["truth"]["shift_over_margin"] == 1.0]
     no_shift = [row for row in losses if row["truth"]["shift_over_margin"] == 0.0]
     checks = [
@@ -332,6 +335,8 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
         ("planted preference found, less the stated power", less_predicted(votes, "crossed", "found"), CLOSE),
         ("false positives anywhere on the grid, at most", [max(values(null, PRIMARY, "rejected"))],
          (0.0, FALSE_POSITIVES[1])),
+        ("false rejections over all looks, at most",
+         [max(values(looks, ("haybittle_peto", "obrien_fleming"), "rejected"))], (0.0, MOST_FALSE)),
         ("equivalence declared at a shift of the margin", values(at_margin, ["equivalence"], "rejected"),
          FALSE_POSITIVES),
         ("false positives at equal length where length drives the votes, at most",
@@ -352,10 +357,17 @@ def write_calibration(rows: Sequence[Row], found: Sequence[Finding], folder: Pat
     write_json(paths[0], {"findings": found, "rows": rows})
     lines = [f"# Calibration: {rows[0]['experiments']:,} experiments of each truth", ""]
     lines += [f"- {'holds' if finding['holds'] else '**fails**'}: {_words(finding)}" for finding in found]
-    for kind, tests in (("votes", VOTE_TESTS), ("losses", LOSS_TESTS), ("lengths", LENGTH_TESTS)):
+    for kind, tests in (
+        ("votes", VOTE_TESTS),
+        ("losses", LOSS_TESTS),
+        ("lengths", LENGTH_TESTS),
+        ("looks", LOOK_TESTS),
+    ):
         lines += ["", f"## {kind.capitalize()}", "", *(f"- `{key}`: {words}" for key, words in tests.items())]
         own, columns = [row for row in rows if row["kind"] == kind], ["truth", *(f">{name}" for name in tests)]
         for what, words in MEASURES.items():
+            if kind == "looks" and what == "coverage":
+                continue
             title = f"{kind.capitalize()}: {words}"
             cells = [[_truth(row), *(percent(row["tests"][name].get(what), 1) for name in tests)] for row in own]
             lines += ["", f"{title}:", "", *markdown_table(columns, cells)]
@@ -377,6 +389,8 @@ def _words(finding: Finding) -> str:
 
 def _truth(row: Row) -> str:
     t = row["truth"]
+    if row["kind"] == "looks":
+        return row["key"]
     if row["kind"] == "losses":
         return f"{t['seeds']} seeds, sd {t['sd_over_margin']:g}, shift {t['shift_over_margin']:g} margins"
     if row["kind"] == "lengths":

@@ -22,14 +22,15 @@ from replication.runs.files import write_json, write_text
 from replication.runs.layout import SuiteDir
 from replication.runs.records import read_record
 from replication.runs.withdrawn import read_withdrawals
+from replication.simulation.looks import ALPHA, first_below, votes_at_looks
 from replication.simulation.simulate import Spread, batches, draw_scores, preference_for, vote_pattern
-from replication.statistics.crossed import CrossedDesign, decisive_share_t
+from replication.statistics.crossed import CrossedDesign
 from replication.statistics.format import MISSING, count, markdown_table, percent
+from replication.statistics.looks import look_levels
 from replication.statistics.preference import Ballots, ballots
 from replication.statistics.seeds import POWER
 from replication.votes.record import counted_votes
 
-ALPHA = 0.05
 VOTE_FILE = "phase3_ab_preference.json"
 SEED_SPREADS = (0.0, 0.05, 0.1)
 """Swept where none is given: one pair of models cannot tell how much pairs differ."""
@@ -155,13 +156,16 @@ class Study:
     spread: Spread
     share: float
     ties: float
+    looks: tuple[int, ...] = ()
+    boundaries: str = "haybittle_peto"
 
     @property
     def key(self) -> str:
         """Name in files; also the start of the study's random numbers."""
         spread = "/".join(f"{sd:.6g}" for sd in astuple(self.spread))
         size = f"{self.seeds}x{self.prompts}x{self.judges}"
-        return f"power {size} spread {spread} share {self.share:.6g} ties {self.ties:.6g}"
+        looks = f" looks {'/'.join(map(str, self.looks))} {self.boundaries}" if self.looks else ""
+        return f"power {size} spread {spread} share {self.share:.6g} ties {self.ties:.6g}{looks}"
 
 
 def studies(
@@ -171,6 +175,8 @@ def studies(
     votes: Fitted,
     sizes: tuple[Sequence[int], Sequence[int], Sequence[int]],
     share: float,
+    looks: tuple[int, ...] = (),
+    boundaries: str = "haybittle_peto",
 ) -> tuple[list[Study], list[str]]:
     """Every combination, each spread as given, else as fitted, else as calibrated; and the sources of these, in words.
 
@@ -181,6 +187,7 @@ def studies(
         votes: what they say, if there are any.
         sizes: numbers of seeds, of prompts, of judges.
         share: of decisive votes, to be found.
+        looks: numbers of seeds at which the study may end, the last in place of those in `sizes`.
     """
     spread, words = Spread(), []
     for name, value in given.items():
@@ -194,8 +201,9 @@ def studies(
     swept = sorted({*SEED_SPREADS, *pilot} if seed_spreads is None else set(seed_spreads))
     shown = next(t for t in (ties, votes.ties, VOTES.tie_share) if t is not None)
     seeds, prompts, judges = sizes
+    seeds = looks[-1:] or seeds
     every = itertools.product(swept, prompts, judges, seeds)
-    return [Study(n, p, j, replace(spread, seed=s), share, shown) for s, p, j, n in every], words
+    return [Study(n, p, j, replace(spread, seed=s), share, shown, looks, boundaries) for s, p, j, n in every], words
 
 
 class PowerRow(TypedDict):
@@ -211,29 +219,41 @@ class PowerRow(TypedDict):
     power: float
     simulation_error: float
     votes: int
+    looks: Sequence[int]
+    expected_seeds: float
 
 
 def power(study: Study, simulations: int, seed: int) -> float:
-    """Share of simulated experiments in which the primary decision finds the treatment preferred.
+    """Share of simulated experiments in which the primary decision finds the treatment preferred."""
+    return simulate(study, simulations, seed)[0]
+
+
+def simulate(study: Study, simulations: int, seed: int) -> tuple[float, float]:
+    """(power, expected number of seeds), which is below that of the study where it may end at a look.
 
     Seed and the study's key start its random numbers.
     """
     generator = np.random.default_rng([seed, *study.key.encode()])
     who = vote_pattern(study.seeds, study.prompts, study.judges)
-    mean = preference_for(study.share, study.spread)
-    found = 0
+    mean, looks = preference_for(study.share, study.spread), study.looks or (study.seeds,)
+    levels = look_levels(looks, ALPHA, study.boundaries, sides=2) if study.looks else (ALPHA,)
+    found, used = 0, 0
     for n in batches(simulations):
-        t = decisive_share_t(draw_scores(mean, study.spread, study.ties, who, n, generator), who.factors, ALPHA)
-        found += int(((t.p < ALPHA) & ((t.mean > 0.5) == (study.share > 0.5))).sum())
-    return found / simulations
+        p, share = votes_at_looks(draw_scores(mean, study.spread, study.ties, who, n, generator), who, looks)
+        ended = first_below(p, levels)
+        at = np.minimum(ended, len(looks) - 1)
+        is_right = (share[np.arange(n), at] > 0.5) == (study.share > 0.5)
+        found += int(((ended < len(looks)) & is_right).sum())
+        used += int(np.array(looks)[at].sum())
+    return found / simulations, used / simulations
 
 
 def power_row(study: Study, simulations: int, seed: int) -> PowerRow:
-    reached = power(study, simulations, seed)
+    reached, expected = simulate(study, simulations, seed)
     error = float(np.sqrt(reached * (1 - reached) / simulations))
     votes = study.prompts * study.judges
     own = asdict(study) | {"key": study.key, "power": reached, "simulation_error": error, "votes": votes}
-    return cast(PowerRow, own)
+    return cast(PowerRow, own | {"expected_seeds": expected})
 
 
 def fewest_seeds(rows: Sequence[PowerRow]) -> list[dict[str, float | None]]:
@@ -280,7 +300,11 @@ def write_power(
     write_json(paths[0], {"assumptions": words, "fewest_seeds": fewest_seeds(rows), "rows": priced})
     title = f"Power to find {percent(rows[0]['share'], 1)} of decisive votes, {percent(rows[0]['ties'], 1)} ties"
     sizes = [f"{n} seeds" for n in sorted({row["seeds"] for row in rows})]
-    names = ("seed spread", "prompts", "judges", *sizes, "seeds for 80 %", "GPU-h, 2 arms", "4 arms")
+    looks = rows[0].get("looks") or ()
+    if looks:
+        title += f", looked at with {', '.join(map(str, looks))} seeds"
+    expected = ["expected seeds"] if looks else []
+    names = ("seed spread", "prompts", "judges", *sizes, *expected, "seeds for 80 %", "GPU-h, 2 arms", "4 arms")
     columns, lines = [f">{name}" for name in names], []
     for group in _groups(rows):
         enough, needed, hours = _enough(group), "more", [MISSING] * 2
@@ -288,7 +312,8 @@ def write_power(
             needed = f"{enough} ({max(0, enough - have)} more)" if have else f"{enough}"
             hours = [count(arms * enough * cell_hours) for arms in (2, 4)]
         size = [f"{group[0]['spread']['seed']:g}", f"{group[0]['prompts']}", f"{group[0]['judges']}"]
-        lines.append([*size, *(percent(row["power"]) for row in group), needed, *hours])
+        ends = [f"{group[-1]['expected_seeds']:.1f}"] if looks else []
+        lines.append([*size, *(percent(row["power"]) for row in group), *ends, needed, *hours])
     sources = [f"- {source}" for source in words]
     write_text(paths[1], "\n".join([f"# {title}", "", *sources, "", *markdown_table(columns, lines), "", NOTE, ""]))
     draw_power(rows, paths[2])

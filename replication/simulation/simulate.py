@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from scipy import special
 from scipy import stats as scipy_stats
 
 from replication.console import progress
@@ -75,12 +76,18 @@ def vote_pattern(n_seeds: int, n_prompts: int, n_judges: int, votes_per_judge: i
 
 
 def draw_scores(
-    preference: float, spread: Spread, ties: float, pattern: VotePattern, n: int, generator: np.random.Generator
+    preference: float,
+    spread: Spread,
+    ties: float,
+    pattern: VotePattern,
+    n: int,
+    generator: np.random.Generator,
+    logit: bool = False,
 ) -> Floats:
     """Votes of n experiments, [R, V]: 1 for the treatment, 0 for the baseline, 0.5 for a tie.
 
-    Chance of the treatment = preference + seed + prompt + judge + interactions, cut off at 0 and 1; every effect is
-    normal and drawn anew in each experiment. A vote is a tie by a chance of its own.
+    Chance of the treatment = preference + seed + prompt + judge + interactions, cut off at 0 and 1, or all of it on the
+    logit scale; every effect is normal and drawn anew in each experiment. A vote is a tie by a chance of its own.
     """
     seed, prompt, judge = pattern.factors
     n_seeds, n_prompts, n_judges = (int(index.max()) + 1 for index in pattern.factors)
@@ -96,6 +103,8 @@ def draw_scores(
     for sd, index, size in effects:
         if sd:
             chance += sd * generator.standard_normal((n, size))[:, index]
+    if logit:
+        chance = special.expit(chance)
     scores = (generator.random(chance.shape) < chance).astype(np.float64)
     scores[generator.random(chance.shape) < ties] = 0.5
     return scores
