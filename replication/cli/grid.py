@@ -1,4 +1,4 @@
-"""`replicate grid ACTION`: plan, run, submit, status, retry, cancel, withdraw, diff; and `replicate doctor`."""
+"""`replicate grid ACTION`: plan, run, submit, status, retry, cancel, withdraw, extend, diff; and `replicate doctor`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from replication.grid import slurm
 from replication.grid.cells import Grid, claim_folder, load_grid, make_ready, places, tell_before
 from replication.grid.slurm import load_site
 from replication.grid.status import print_status, statuses
-from replication.grid.submissions import jobs_of_cells, note_cancelled, queue_of, submissions
-from replication.runs.layout import SuiteDir, name_cells
+from replication.grid.submissions import jobs_of_cells, note, queue_of, submissions
+from replication.runs.layout import RunDir, SuiteDir, name_cells
 from replication.runs.withdrawn import withdraw as withdraw_from
 
 SUITE = takes("suite", "suite file, or a name in configs/suites")
@@ -205,7 +205,7 @@ def cancel(args: Namespace) -> None:
             "`replicate grid cancel`"
         )
     # first the notes: a job that is told to end reads there that it is not to go on later
-    note_cancelled(suite_dir, list(jobs))
+    note([RunDir(suite_dir.root / cell) for cell in jobs], "cancelled")
     slurm.cancel([q.id for q in queue])
     say(console, f"cancelled {len(queue)} job(s) or elements; `replicate grid retry` goes on")
 
@@ -222,6 +222,24 @@ def withdraw(args: Namespace) -> None:
     say(Console(), f"seed {args.seed} is withdrawn; `replicate report {suite_dir.root}` leaves it out, and says why")
 
 
+@OF_FOLDER
+@takes("--steps", "that every cell is to have", COUNT, required=True)
+@takes("--why", "the reason, which plan and report quote", required=True)
+def extend(args: Namespace) -> None:
+    """let every cell go on to more steps; plan, certificate and report say so."""
+    from replication.grid.extend import extend as extend_cells
+
+    if args.seeds:
+        raise UserError("--seeds: every cell of a suite has as many steps, and is extended; leave it out")
+    suite, suite_dir = _suite_of_folder(args)
+    n, flags = extend_cells(suite, suite_dir, args.steps, args.why, console := Console())
+    out = str(suite_dir.root)
+    say(console, f"{n} begun cells are of {args.steps:,} steps now, and go on from their last checkpoints:")
+    run = ["replicate", "grid", "run", str(suite_dir.suite), "--out", out, *flags]
+    say(console, f"here:         {shlex.join(run)}")
+    say(console, f"on SLURM:     {shlex.join(['replicate', 'grid', 'retry', out])}")
+
+
 @SUITE
 @takes("arms", "names of two arms", nargs=2, metavar="ARM")
 @takes_keys()
@@ -236,7 +254,7 @@ def diff(args: Namespace) -> None:
 grid = actions(
     "grid",
     "Plan, run, submit or show a suite: arms x seeds.",
-    *(plan, run, submit, status, retry, cancel, withdraw, diff),
+    *(plan, run, submit, status, retry, cancel, withdraw, extend, diff),
     no_keys="the cells are what their folders say",
 )
 

@@ -30,6 +30,7 @@ from replication.config.load import (
     load_run,
     load_suite,
     plugin_layer,
+    set_by_flags,
 )
 from replication.config.reading import Keys, Layer, build
 from replication.config.schema import (
@@ -55,4 +56,4 @@ __all__ += ["MACHINE_KEYS", "SEED_KEYS", "Keys", "Layer", "arm_keys", "build", "
 __all__ += ["differences", "find_cluster", "find_config", "find_plugin", "flatten", "gain_contradictions"]
 __all__ += ["help_of_keys", "inlined", "load_cell", "load_run", "load_suite", "machine_cut", "neutral_values"]
 __all__ += ["plugin_layer", "refuse_differences", "sampling_settings", "scientific", "scientific_hash"]
-__all__ += ["to_dict", "to_yaml", "without_neutral", "without_seeds"]
+__all__ += ["set_by_flags", "to_dict", "to_yaml", "without_neutral", "without_seeds"]

@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from replication.config.identity import flatten, to_dict
+from replication.config.identity import differences, flatten, to_dict
 from replication.config.reading import Keys, Layer, Plain, build, check_layer, hints, read_yaml
 from replication.config.schema import RunConfig, SuiteConfig
 from replication.errors import UserError
@@ -235,6 +235,12 @@ def load_cell(
                 f"set {values.get(key)}; remove that, or write another arm file"
             )
     return config
+
+
+def set_by_flags(suite: SuiteConfig, arm: str, seed: int, keys: Keys) -> dict[str, str]:
+    """{key: --KEY=VALUE} of those of a cell's dotted keys that the suite alone does not give."""
+    changed = differences(flatten(to_dict(load_cell(suite, arm, seed))), keys)
+    return {key: f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, (_, v) in changed.items()}
 
 
 def find_cluster(name: str) -> Path:

@@ -167,11 +167,15 @@ def claim_folder(suite: SuiteConfig, suite_dir: SuiteDir, cells: Sequence[Cell])
         refuse_other_keys(run, what, keys, of_arm[arm], "give the same flags, or choose another --out")
     _keep_prompts(suite_dir, cells)
     seeds = tuple(dict.fromkeys([*(there.seeds if there else ()), *suite.seeds]))
-    plugins = tuple(f"plugins/{Path(plugin).name}" for plugin in suite.plugins)
-    kept = inlined(replace(suite, seeds=seeds, plugins=plugins))
+    write_suite(replace(suite, seeds=seeds), suite_dir, there)
+    return logged
+
+
+def write_suite(suite: SuiteConfig, suite_dir: SuiteDir, there: SuiteConfig | None) -> None:
+    """Write OUT/suite.yaml, whole in itself; `there` is the suite that it holds."""
+    kept = inlined(replace(suite, plugins=tuple(f"plugins/{Path(plugin).name}" for plugin in suite.plugins)))
     if there is None or to_dict(replace(_whole(there), plugins=kept.plugins)) != to_dict(kept):
         write_text(suite_dir.suite, to_yaml(kept))  # only then: a suite newer than the report makes it out of date
-    return logged
 
 
 def _keep_prompts(suite_dir: SuiteDir, cells: Sequence[Cell]) -> None:

@@ -33,7 +33,7 @@ Jobs = dict[JobStage, slurm.Queued]
 class Note:
     """One line of a cell's jobs.jsonl."""
 
-    event: str = ""  # started, preempted, ended or cancelled
+    event: str = ""  # started, preempted, ended, cancelled or extended
     job: str = ""
     code: int = 0  # with which the job's step ended
     restarts: int = 0
@@ -47,11 +47,11 @@ def read_notes(run: RunDir) -> list[Note]:
         return []
 
 
-def note_cancelled(suite_dir: SuiteDir, cells: Sequence[str]) -> None:
-    """Add to each cell's jobs.jsonl that it was taken out of the queue by us."""
-    for cell in cells:
-        with open(RunDir(suite_dir.root / cell).jobs, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": "cancelled", "at": timestamp()}) + "\n")
+def note(runs: Sequence[RunDir], event: str) -> None:
+    """Add to each cell's jobs.jsonl what we did: that it was taken out of the queue, or is to go on."""
+    for run in runs:
+        with open(run.jobs, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, "at": timestamp()}) + "\n")
 
 
 @dataclass(frozen=True)

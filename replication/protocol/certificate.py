@@ -313,6 +313,8 @@ def _comparisons(cells: Sequence[_Evidence]) -> Iterator[tuple[str, Sequence[obj
     yield "tokens", tokens, _unlike_first(cells, tokens, "tokens")
     schedules = [{word: cell.scientific.get(key) for key, word in SCHEDULE_KEYS.items()} for cell in cells]
     reached = [schedule | {"step reached": m.step} for schedule, m in zip(schedules, manifests, strict=True)]
+    extended = [{"extended": [str(e) for e in m.extensions]} if m.extensions else {} for m in manifests]
+    reached = [of | more for of, more in zip(reached, extended, strict=True)]
     declared = sorted({key for manifest in manifests for key in manifest.arm_keys})
     yield "schedule", reached, _schedule_faults(cells, declared)
     yield "journal", [max(cell.logged, default=None) for cell in cells], [f for cell in cells for f in cell.journal]

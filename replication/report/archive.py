@@ -27,7 +27,7 @@ from replication.report.report import compute
 from replication.report.results import to_tree
 from replication.report.study import leaves
 from replication.runs.files import damage, naming, narrowed_marker, read_object
-from replication.runs.layout import WEIGHTS, RunDir, SuiteDir
+from replication.runs.layout import WEIGHTS, SuiteDir
 
 KINDS = {".tar.zst": "zstd", ".tar.xz": "xz", ".tar.gz": "gz", ".tar": ""}
 TOP_FILES = (".yaml", ".json", ".jsonl", ".md", ".html", ".csv")
@@ -51,7 +51,9 @@ def pack(suite_dir: SuiteDir, target: Path, weights: Literal["last", "none"], co
         raise UserError(f"{suite_dir.results}: is not of what the folder holds now; run `replicate report` first")
     root = target.name.removesuffix(next(k for k in KINDS if target.name.endswith(k)))
     members = sorted(_members(suite_dir))
-    checkpoints = [found for _, _, run in suite_dir.cells() if (found := _newest(run))] if weights == "last" else []
+    checkpoints = (
+        [found for _, _, run in suite_dir.cells() if (found := run.newest_marked())] if weights == "last" else []
+    )
     members += [(folder.relative_to(suite_dir.root) / WEIGHTS, folder / WEIGHTS) for folder in checkpoints]
     temporary, done = target.with_name(f".{target.name}.{os.getpid()}"), 0
     total = sum(path.stat().st_size for _, path in members)
@@ -145,11 +147,6 @@ def _members(suite_dir: SuiteDir) -> Iterator[tuple[Path, Path]]:
             yield from ((Path(inside, name).relative_to(root), Path(inside, name)) for name in names)
     for _, _, run in suite_dir.cells():
         yield from ((p.relative_to(root), p) for p in run.root.iterdir() if p.is_file() and p.name[0] != ".")
-
-
-def _newest(run: RunDir) -> Path | None:
-    """The newest checkpoint that says it is complete."""
-    return next((f for f in reversed(run.checkpoint_folders()) if (f / "COMPLETE").is_file()), None)
 
 
 def _add(tar: tarfile.TarFile, name: str, file: Any, n_bytes: int, mtime: int) -> None:

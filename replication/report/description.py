@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -13,12 +12,9 @@ from replication.config import (
     MACHINE_KEYS,
     RunConfig,
     SuiteConfig,
-    differences,
-    flatten,
-    load_cell,
     load_run,
     load_suite,
-    to_dict,
+    set_by_flags,
 )
 from replication.errors import UserError
 from replication.protocol.certificate import Certificate
@@ -26,7 +22,7 @@ from replication.protocol.fidelity import arms_read, in_words, lines_of, section
 from replication.report.comparisons import Number, Row
 from replication.report.load import CellData, Sample
 from replication.runs.files import file_sha256, read_json, read_object
-from replication.runs.layout import SuiteDir
+from replication.runs.layout import SuiteDir, name_cells
 from replication.runs.manifest import Manifest
 from replication.runs.records import WrongForm, from_json, to_json
 from replication.runs.starts import unlike
@@ -78,6 +74,12 @@ def warnings(
     recorded = list(manifests(complete))
     for seed, why in certificate.not_pooled.items():
         yield f"Seed {seed} is left out of every comparison and mean over seeds: {why}."
+    longer: dict[str, list[str]] = {}
+    for cell, manifest in manifests(cells):
+        for extension in manifest.extensions:
+            longer.setdefault(str(extension), []).append(cell.name)
+    for line, names in longer.items():
+        yield f"{name_cells(names)}: extended {line}."
     for judge, entry in read_withdrawals(suite_dir).of("judge").items():
         yield f"The votes of judge {judge} are kept and enter no statistic: {entry}."
     for of_seed in certificate.seeds:
@@ -174,11 +176,8 @@ def reproduce(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[CellData]
     cell = next((cell for cell in cells if cell.config), None)
     if cell is not None:
         with suppress(UserError, OSError):
-            expected = flatten(to_dict(load_cell(suite, cell.arm, cell.seed)))
-            for key, (_, value) in differences(expected, cell.config).items():
-                if not key.startswith(MACHINE_KEYS):
-                    text = value if isinstance(value, str) else json.dumps(value)
-                    flags.append(shlex.quote(f"--{key}={text}"))
+            given = set_by_flags(suite, cell.arm, cell.seed, cell.config)
+            flags = [shlex.quote(flag) for key, flag in given.items() if not key.startswith(MACHINE_KEYS)]
         prompts = suite_dir.prompts / str(cell.config.get("generation.prompts")).rpartition("/")[2]
         here = {"data.dir": suite_dir.data / "manifest.json", "generation.prompts": prompts}
         found = {key: path if key != "data.dir" else path.parent for key, path in here.items() if path.is_file()}

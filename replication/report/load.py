@@ -153,7 +153,11 @@ def load_cell_files(run: RunDir, arm: str, seed: int) -> CellData:
     ]
     samples = tuple(samples_of(run))
     last, manifest = training[-1] if training else None, find_manifest(run)
-    ended = manifest or Manifest()
+    ended, keys = manifest or Manifest(), flatten(config) if isinstance(config, dict) else {}
+    every = keys.get("validation.every_steps")
+    # at the end that a cell had before it was extended: no other cell of its steps has it in its late mean
+    extra = {e.from_steps for e in ended.extensions if isinstance(every, int) and e.from_steps % every}
+    validations = [line for line in validations if line.step not in extra]
     return CellData(
         arm=arm,
         seed=seed,
@@ -164,7 +168,7 @@ def load_cell_files(run: RunDir, arm: str, seed: int) -> CellData:
         tokens=_number(last.values.get("tokens") if last else ended.tokens),
         wall_seconds=_number(last.values.get("wall_seconds", ended.wall_seconds) if last else ended.wall_seconds),
         manifest=manifest,
-        config=flatten(config) if isinstance(config, dict) else {},
+        config=keys,
         train=_series(training),
         validation=_series(validations, "val/"),
         sequence_losses=_sequence_losses(validations),

@@ -68,6 +68,10 @@ class RunDir:
         found = [p for p in self.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name) and p.is_dir()]
         return sorted(found, key=step_of)
 
+    def newest_marked(self) -> Path | None:
+        """The newest checkpoint that says it is complete; its files are not checked."""
+        return next((f for f in reversed(self.checkpoint_folders()) if (f / "COMPLETE").is_file()), None)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the cell for one process. Raises UserError where another live one holds it."""

@@ -100,6 +100,20 @@ class Start(Environment):
     machine: Mapping[str, Any] | None = None  # what may change a rounding (training/environment.py); old ones have none
 
 
+@dataclass(frozen=True)
+class Extension:
+    """What `replicate grid extend` made of a cell: one of more steps, with all that it had behind it."""
+
+    at: str
+    from_steps: int
+    to_steps: int
+    why: str
+    config_hash: str  # of the cell until then
+
+    def __str__(self) -> str:
+        return f"from {self.from_steps:,} to {self.to_steps:,} steps at {self.at}: {self.why}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Speed:
     """Tokens a second, over all processes."""
@@ -139,6 +153,7 @@ class Manifest(Environment):
     generation: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the completions, with prompts_sha256, weights_sha256 and samples_sha256."""
     generated_by: Code | None = None
+    extensions: tuple[Extension, ...] = ()  # oldest first
 
     @property
     def all_starts(self) -> tuple[Start, ...]:
@@ -148,7 +163,7 @@ class Manifest(Environment):
 
 
 ONCE_KNOWN = ("preflight", "deepspeed", "step", "tokens", "data_chain", "wall_seconds", "final_weights_sha256",
-              "finished_at", "speed", "generation", "generated_by")  # fmt: skip
+              "finished_at", "speed", "generation", "generated_by", "extensions")  # fmt: skip
 """Fields that the file has no key for until they are known."""
 
 
@@ -206,7 +221,7 @@ def code_patch() -> bytes:
 def write_manifest(run: RunDir, manifest: Manifest) -> None:
     """Begin the cell's manifest, or begin it anew."""
     tree = to_json(manifest)
-    write_json(run.manifest, {k: v for k, v in tree.items() if v not in (None, {}) or k not in ONCE_KNOWN})
+    write_json(run.manifest, {k: v for k, v in tree.items() if v not in (None, {}, []) or k not in ONCE_KNOWN})
 
 
 def update_manifest(run: RunDir, **changes: Any) -> None:

@@ -35,6 +35,7 @@ from replication.processes.launcher import tethered
 from replication.processes.preemption import Times, record_times
 from replication.runs.files import damage, mark_complete, naming, read_object, remove_tree, sync
 from replication.runs.layout import WEIGHTS, RunDir, step_of
+from replication.runs.manifest import Manifest, find_manifest
 from replication.runs.records import WrongForm, from_json, to_json
 from replication.runs.starts import refuse_other_keys
 from replication.training.host_copy import STATE, HostCopy, save_hashed
@@ -315,8 +316,12 @@ def newest_checkpoint(
         if config is not None:
             there, remedy = read_marker(folder), f"choose another --out, or remove {run.root}"
             keys, hashes = scientific(config), ({"data hash": there.data_hash}, {"data hash": data_hash})
-            what = f"{folder.name} was made with another config"
-            refuse_other_keys(run, what, dict(there.scientific), keys, remedy)
+            what, made = f"{folder.name} was made with another config", dict(there.scientific)
+            extensions = (find_manifest(run) or Manifest()).extensions
+            if extensions and extensions[-1].to_steps == config.training.steps:  # only so may steps be others than then
+                earlier = {e.from_steps: config.training.steps for e in extensions}
+                made["training.steps"] = earlier.get(made["training.steps"], made["training.steps"])
+            refuse_other_keys(run, what, made, keys, remedy)
             refuse_differences(f"{folder}: made with another data", *hashes, remedy)
         return folder, notes
     return None, notes

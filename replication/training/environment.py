@@ -170,6 +170,7 @@ def start_manifest(
         initial_weights_sha256=initial,
         started_at=earlier.started_at or timestamp(),
         starts=(*earlier.starts, here),
+        extensions=earlier.extensions,
         **vars(machine),
     )
     if machine.git.dirty and (patch := code_patch()):
