@@ -29,6 +29,7 @@ from rich.text import Text
 from replication.config import Keys, RunConfig, flatten, refuse_differences, to_yaml, without_neutral
 from replication.console import progress, say, table
 from replication.errors import UserError
+from replication.objectives.plugins import keep_plugins
 from replication.processes.launcher import end
 from replication.runs.failures import last_line
 from replication.runs.files import read_object, write_json, write_text
@@ -134,7 +135,13 @@ class DrillResults:
 
 
 def drill(
-    config: RunConfig, strategies: Sequence[str], out: Path, n_kills: int, seed: int, console: Console
+    config: RunConfig,
+    strategies: Sequence[str],
+    out: Path,
+    n_kills: int,
+    seed: int,
+    console: Console,
+    plugins: Sequence[Path] = (),
 ) -> list[StrategyResult]:
     """Drill every strategy; results go to out/drill.json as they come, and a second call goes on from there.
 
@@ -166,7 +173,7 @@ def drill(
             devices = 1 if strategy == "single" else max(2, config.cluster.devices)
             cluster = replace(config.cluster, strategy=strategy, devices=devices)  # type: ignore[arg-type]
             own = replace(config, cluster=cluster, generation=replace(config.generation, prompts=None)).check()
-            one = _Drill(own, out / strategy, random.Random(f"{seed}/{strategy}"))
+            one = _Drill(own, out / strategy, random.Random(f"{seed}/{strategy}"), plugins)
             task = bars.add_task(strategy, total=share)
             result = next((result for result in there.strategies if result.strategy == strategy), None)
             if result is None:
@@ -190,8 +197,8 @@ def drill(
 class _Drill:
     """Starts, kills and compares the runs of one strategy."""
 
-    def __init__(self, config: RunConfig, folder: Path, rng: random.Random) -> None:
-        self.config, self.folder, self.rng = config, folder, rng
+    def __init__(self, config: RunConfig, folder: Path, rng: random.Random, plugins: Sequence[Path] = ()) -> None:
+        self.config, self.folder, self.rng, self.plugins = config, folder, rng, plugins
         self.phase_seconds = {phase: 0.003 for phases in AIMS.values() for phase in phases}
         self.aims = [aim for aim in AIMS if aim != "mid-accumulation" or config.accumulation > 1]
 
@@ -292,6 +299,7 @@ class _Drill:
         root = self.folder / name
         config, board_path = root / "drill.yaml", root / "phase_board"
         write_text(config, to_yaml(self.config))
+        keep_plugins(self.plugins, SuiteDir(root).plugins)
         board = Board(board_path, self.config.world_size, create=True)
         command = [sys.executable, "-P", "-m", "replication", "train", "--config", str(config), "--out", str(root)]
         with open(root / "log.txt", "ab") as log:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import SUPPRESS, Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from replication.cli.arguments import COUNT, NATURAL, SEED, actions, several, takes, takes_keys, together, verb
 from replication.cli.grid import CLUSTER, named_suite, with_seeds
-from replication.config import RunConfig, find_cluster, load_run, load_suite
+from replication.config import RunConfig, find_cluster, find_plugin, load_run, load_suite, plugin_layer
 from replication.console import say
 from replication.errors import UserError
 from replication.runs.files import write_json
@@ -30,9 +31,13 @@ BLOCKS = together(
 OUT = takes("--out", "JSON file of the results, every block included", Path)
 
 
-def _config(args: Namespace, *keys: str) -> RunConfig:
+PLUGINS = takes("--plugins", "file with gains or scales of your own; repeat it", default=[], action="append")
+
+
+def _config(args: Namespace, *keys: str, plugins: Sequence[Path] = ()) -> RunConfig:
     """The run that is measured, with keys that the flags may still change."""
-    return load_run(args.config or ["model/tiny.yaml", "cluster/cpu.yaml"], [*keys, *args.keys])
+    files = args.config or ["model/tiny.yaml", "cluster/cpu.yaml"]
+    return load_run([*files, *([plugin_layer(plugins)] if plugins else [])], [*keys, *args.keys])
 
 
 def _tell(result: Result, out: Path | None) -> None:
@@ -43,15 +48,20 @@ def _tell(result: Result, out: Path | None) -> None:
 
 
 @BLOCKS
+@PLUGINS
 @OUT
 @takes_keys()
 def step(args: Namespace) -> None:
     """The four arms and a plain torch loop: speed, memory, and where the time goes."""
     from replication.bench.product import configure
     from replication.bench.step import bench_step
+    from replication.objectives.plugins import functions_of
 
-    config = configure(_config(args), args.block_steps)
-    _tell(bench_step(config, args.block_steps, args.blocks, Console(), args.out), args.out)
+    plugins = [find_plugin(name) for name in args.plugins]
+    given = _config(args, plugins=plugins)
+    functions = functions_of(given, plugins)
+    config = configure(given, args.block_steps, functions=functions)
+    _tell(bench_step(config, args.block_steps, args.blocks, Console(), args.out, functions), args.out)
 
 
 @BLOCKS
@@ -204,6 +214,7 @@ bench = actions(
 @verb
 @takes("--config", "config file; repeat it, later files win", default=[], action="append")
 @takes("--out", "folder of the drill's runs and of drill.json", Path, required=True)
+@PLUGINS
 @takes("--strategies", "comma-separated values of cluster.strategy (default: the config's)")
 @takes("--kills", "in all, shared among the strategies (default 12)", COUNT, 12)
 @takes("--seed", "of the run, and of the moments of the kills", SEED)
@@ -220,8 +231,10 @@ def drill(args: Namespace) -> int:
     if args.seed_of_kills is not None:
         print("replicate drill: --seed chooses the moments too now; --seed-of-kills goes soon", file=sys.stderr)
     moments = args.seed or 0 if args.seed_of_kills is None else args.seed_of_kills
-    config = load_run(args.config, args.keys + ([] if args.seed is None else [f"--seed={args.seed}"]))
+    plugins = [find_plugin(name) for name in args.plugins]
+    layers = [*args.config, *([plugin_layer(plugins)] if plugins else [])]
+    config = load_run(layers, args.keys + ([] if args.seed is None else [f"--seed={args.seed}"]))
     strategies = args.strategies.split(",") if args.strategies else [config.cluster.strategy]
-    results = run_drill(config, strategies, args.out, args.kills, moments, Console())
+    results = run_drill(config, strategies, args.out, args.kills, moments, Console(), plugins)
     say(Console(), f"every kill:   {args.out / 'drill.json'}")
     return 0 if all(result.holds for result in results) else 1

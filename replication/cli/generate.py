@@ -110,6 +110,6 @@ def _export(args: Namespace, suite_dir: SuiteDir) -> None:
     else:
         raise UserError(f"--pair: {suite_dir.root} has no suite.yaml that names two arms; give --pair A,B")
     config = suite_dir.cell(a, args.seed).config
-    prompts = load_run([config]).generation.prompts if config.is_file() else None
+    prompts = load_run([config]).generation if config.is_file() else None
     count = write_export(args.export, suite_dir, args.seed, (a, b), prompts)
     say(Console(), f"wrote {args.export}: {count} questions, {a} and {b} at seed {args.seed}")

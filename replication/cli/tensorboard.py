@@ -76,6 +76,7 @@ def _writable(suite_dir: SuiteDir, suite: SuiteConfig, once: bool, console: Cons
         passing = SuiteDir(Path(name))
         passing.suite.symlink_to(suite_dir.suite.absolute())
         passing.runs.symlink_to(suite_dir.runs.absolute())
+        passing.withdrawn.symlink_to(suite_dir.withdrawn.absolute())
         for seed in suite.seeds:
             for arm in suite.arms:
                 passing.link_tensorboard(arm, seed)

@@ -38,6 +38,7 @@ from replication.config.schema import (
     ClusterConfig,
     DataConfig,
     DivergedRule,
+    GenerationConfig,
     LayerGainConfig,
     ModelConfig,
     RunConfig,
@@ -51,7 +52,7 @@ from replication.config.schema import (
 
 __all__ = ["AnalysisConfig", "ClusterConfig", "DataConfig", "DivergedRule", "LayerGainConfig", "ModelConfig"]
 __all__ += ["RunConfig", "SlurmConfig", "SourceConfig", "SuiteConfig", "TokenGainConfig", "TokenizerConfig"]
-__all__ += ["TrainingConfig"]
+__all__ += ["GenerationConfig", "TrainingConfig"]
 __all__ += ["MACHINE_KEYS", "SEED_KEYS", "Keys", "Layer", "arm_keys", "build", "config_root", "declared_keys"]
 __all__ += ["differences", "find_cluster", "find_config", "find_plugin", "flatten", "gain_contradictions"]
 __all__ += ["help_of_keys", "inlined", "load_cell", "load_run", "load_suite", "machine_cut", "neutral_values"]

@@ -200,6 +200,8 @@ def _rendering(s: SourceConfig) -> Iterator[str]:
     for key, value in (("template", s.template), ("messages", s.messages)):
         if value is not None and s.kind not in ("jsonl", "parquet", "hub"):
             yield f"data.sources: {key} of '{s.name}' needs rows with columns, and kind '{s.kind}' has none; remove it"
+    if s.split_on is not None and (s.kind != "text" or not s.split_on):
+        yield f"data.sources: split_on of '{s.name}' is a text between documents, and of kind 'text'; remove it"
     if s.template is not None and s.messages is not None:
         yield (
             f"data.sources: source '{s.name}' sets template and messages; a row is rendered by one of them, remove one"

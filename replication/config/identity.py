@@ -14,7 +14,7 @@ import json
 from typing import Any
 
 from replication.config.reading import Keys, dump_yaml, hints
-from replication.config.schema import NEUTRAL_SINCE, GenerationConfig, RunConfig
+from replication.config.schema import FOUND, NEUTRAL_SINCE, GenerationConfig, RunConfig
 from replication.errors import UserError
 
 NOT_SCIENTIFIC = ("data.dir", "data.num_proc", "logging.", "checkpoints.", "generation.", "cluster.")
@@ -23,19 +23,19 @@ MACHINE_KEYS = ("cluster.", "logging.", "checkpoints.", "data.dir", "data.num_pr
 SEED_KEYS = ("seed", "weights_seed", "data_seed")
 
 
-def to_dict(config: Any) -> Keys:
-    """A config as plain dicts and lists, in field order."""
-    return json.loads(json.dumps(config, default=dataclasses.asdict))
+def to_dict(config: Any, neutral: bool = True) -> Keys:
+    """A config as plain dicts and lists, in field order, without what reading it found out (FOUND)."""
+
+    def own(part: Any) -> Keys:
+        values = ((f, getattr(part, f.name)) for f in dataclasses.fields(part) if FOUND not in f.metadata)
+        return {f.name: v for f, v in values if neutral or NEUTRAL_SINCE not in f.metadata or v != f.default}
+
+    return json.loads(json.dumps(config, default=own))
 
 
 def without_neutral(config: Any) -> Keys:
     """As to_dict, without keys of `neutral_since` that have their neutral value, also those in lists."""
-
-    def own(part: Any) -> Keys:
-        values = ((f, getattr(part, f.name)) for f in dataclasses.fields(part))
-        return {f.name: v for f, v in values if NEUTRAL_SINCE not in f.metadata or v != f.default}
-
-    return json.loads(json.dumps(config, default=own))
+    return to_dict(config, neutral=False)
 
 
 @functools.cache

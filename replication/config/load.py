@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import glob
 import hashlib
 import inspect
 import itertools
@@ -20,11 +21,11 @@ from dataclasses import replace
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from replication.config.identity import differences, flatten, to_dict
 from replication.config.reading import Keys, Layer, Plain, build, check_layer, hints, read_yaml
-from replication.config.schema import RunConfig, SuiteConfig
+from replication.config.schema import FOUND, RunConfig, SuiteConfig
 from replication.errors import UserError
 
 
@@ -59,6 +60,8 @@ def help_of_keys() -> str:
             if not isinstance(node, ast.AnnAssign) or not isinstance(after, ast.Expr):
                 continue
             name, words = ast.unparse(node.target), " ".join(ast.literal_eval(after.value).split())
+            if FOUND in cls.__dataclass_fields__[name].metadata:  # type: ignore[attr-defined]
+                continue
             hint = hints(cls)[name]
             if dataclasses.is_dataclass(hint):
                 lines.append(f"\n{words}")
@@ -77,6 +80,10 @@ def help_of_keys() -> str:
     return "\n".join(lines)
 
 
+OF_FILES = (("data.tokenizer", "path"), ("generation", "prompts"))
+"""Keys of a flag that name a file, which lies in the current folder then."""
+
+
 def load_run(layers: Sequence[str | Path | Layer] = (), flags: Sequence[str] = ()) -> RunConfig:
     """Merge config files and flags into one checked RunConfig.
 
@@ -88,7 +95,7 @@ def load_run(layers: Sequence[str | Path | Layer] = (), flags: Sequence[str] = (
     Raises UserError: an unknown key, a wrong type, a number out of range or a contradiction, named with its file and
     line; a word that is no flag, or a flag without its value.
     """
-    read = [layer if isinstance(layer, Layer) else read_yaml(find_config(layer)) for layer in layers]
+    read = [layer if isinstance(layer, Layer) else _read_keys(find_config(layer)) for layer in layers]
     words = iter(flags)
     for word in words:
         name, equals, value = word.partition("=")
@@ -100,8 +107,43 @@ def load_run(layers: Sequence[str | Path | Layer] = (), flags: Sequence[str] = (
             value = next(words, "--")
             if value.startswith("--"):
                 raise UserError(f"{name}: has no value; write {name}=VALUE")
-        read.append(read_yaml(find_config(value)) if name == "--config" else Layer({name[2:]: Plain(value)}, ""))
+        if name == "--config":
+            read.append(_read_keys(find_config(value)))
+            continue
+        section, _, key = name[2:].rpartition(".")
+        here = {f"{section}.folder": None} if (section, key) in OF_FILES else {}
+        read.append(Layer({name[2:]: Plain(value)} | here, ""))
     return build(RunConfig, read).check()
+
+
+def _read_keys(path: Path) -> Layer:
+    layer = read_yaml(path)
+    return replace(layer, tree=_find_files(layer.tree, path.resolve().parent))
+
+
+def _find_files(tree: Any, folder: Path) -> Any:
+    """The keys of a run that stand in a file of `folder`, with where the files lie that relative paths there mean."""
+
+    def beside(part: Any) -> Any:
+        text = part.get("path") if isinstance(part, dict) else None
+        if not isinstance(text, str) or not text or Path(text).is_absolute():
+            return part
+        is_there = Path(folder, text).exists() or any(glob.iglob(text, root_dir=folder, recursive=True))
+        return part | {"folder": str(folder) if is_there else None}  # none also over what an earlier layer said
+
+    if not isinstance(tree, dict):
+        return tree
+    tree = dict(tree)
+    if isinstance(data := tree.get("data"), dict):
+        places = (Path(root, str(data.get("dir"))) for root in (folder, ""))
+        found = next((Keys(dir=str(place.absolute())) for place in places if place.is_dir()), Keys())
+        found |= {"tokenizer": beside(data["tokenizer"])} if "tokenizer" in data else {}
+        if isinstance(data.get("sources"), list):
+            found["sources"] = [beside(source) for source in data["sources"]]
+        tree["data"] = data | found
+    if isinstance(generation := tree.get("generation"), dict) and "prompts" in generation:
+        tree["generation"] = generation | {"folder": str(folder)}
+    return tree
 
 
 def load_suite(name: str | Path) -> SuiteConfig:
@@ -109,6 +151,7 @@ def load_suite(name: str | Path) -> SuiteConfig:
     path = find_config(name, "suites")
     layer = _name_own_arms(read_yaml(path), path.resolve().parent)
     suite = build(SuiteConfig, [layer])
+    suite = replace(suite, run=_find_files(suite.run, path.resolve().parent))
     lines = {key.removeprefix("run."): line for key, line in layer.lines.items() if key.startswith("run.")}
     check_layer(RunConfig, Layer(suite.run, str(path), lines))  # here, where the lines are known
     for arm in suite.own_arms:
@@ -187,7 +230,7 @@ def inlined(suite: SuiteConfig) -> SuiteConfig:
     """
     layers = Keys()
     for layer in suite.layers:
-        layers |= _set_keys(read_yaml(find_config(layer)))
+        layers |= _set_keys(_read_keys(find_config(layer)))
     of_arm = {arm: _set_keys(_arm_layer(suite, arm)) for arm in suite.arms}
     by_arms, own, arms = set().union(*of_arm.values()), _set_keys(Layer(suite.run, "run")), dict(suite.own_arms)
     for arm, keys in of_arm.items():

@@ -23,6 +23,8 @@ BelowOne = Annotated[float, Range("[0, 1)")]
 NEUTRAL_SINCE = "neutral_since"
 """Metadata of a field: the first version that has the key. Its default is what earlier versions did, so a key with this
 value is left out of hashes and comparisons (identity.py)."""
+FOUND = "found"
+"""Metadata of a field that is no key: what was found out where the file was read."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class SourceConfig:
     """Local files, a `datasets.load_dataset` id, or text that every Python carries; python_packages is the source of
     what is installed beside it, which differs between machines."""
     path: str | None = None
-    """File, folder or glob of local files (relative to the current folder), or the hub id."""
+    """File, folder or glob of local files, or the hub id. A relative path means beside the file that says it, or where
+    nothing is there, in the current folder."""
     subset: str | None = None
     """Configuration name of a hub data set."""
     split: str = "train"
@@ -95,8 +98,12 @@ class SourceConfig:
     messages: dict[str, str] | None = None
     """For conversations: what a message of each role reads as, such as {user: "User: {content}\\n"}; an empty text
     leaves the role out, and a role that is not named is an error. None: text_field holds text."""
+    split_on: str | None = field(default=None, metadata={NEUTRAL_SINCE: "0.2.0"})
+    """Text between the documents of a text file, such as "<|endoftext|>" or "\\n\\n"; none: a file is one."""
     weight: Positive = 1.0
     """Share of training sequences drawn from this source, relative to the other weights."""
+    folder: str | None = field(default=None, compare=False, metadata={FOUND: True})
+    """Folder that the path is relative to; set where a file is read, and neither hashed nor written."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class TokenizerConfig:
     """The tokenizer."""
 
     path: str | None = None
-    """A tokenizer.json file or a hub id; none: a byte-level BPE is trained on the sources."""
+    """A tokenizer.json file (as a source's path) or a hub id; none: a byte-level BPE is trained on the sources."""
     revision: str | None = None
     """Revision of a hub tokenizer; pin it."""
     vocab_size: Count = 2048
@@ -113,6 +120,8 @@ class TokenizerConfig:
     """Token that joins documents; must exist in a tokenizer that is loaded."""
     padded_vocab_size: Count | None = None
     """Entries that the vocabulary is raised to with unused ones, such as 100031; none: the tokenizer's own."""
+    folder: str | None = field(default=None, compare=False, metadata={FOUND: True})
+    """Folder that the path is relative to; set where a file is read, and neither hashed nor written."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +302,7 @@ class GenerationConfig:
     """Completions of the trained model (not part of training)."""
 
     prompts: str | None = "prompts/replication_32.json"
-    """Prompt file; none: no completions are generated after training."""
+    """Prompt file (as a source's path, or a shipped one's name); none: no completions after training."""
     template: str = "{question}\n"
     """Text that the model continues; {question} is the prompt."""
     samples_per_prompt: Count = 3
@@ -311,6 +320,8 @@ class GenerationConfig:
     sampled beside them. In fp32, half the memory, near ties may fall the other way."""
     rows_at_once: Count = 96
     """Completions that are sampled side by side; changes time and memory, no completion (not part of the settings)."""
+    folder: str | None = field(default=None, compare=False, metadata={FOUND: True})
+    """Folder of the file that names the prompts; set where a file is read, and neither hashed nor written."""
 
 
 @dataclass(frozen=True)

@@ -80,9 +80,14 @@ def file_parts(source: SourceConfig, report: ReadReport) -> list[FilePart]:
     return [FilePart(source, name, partial(read, source, report, name, path)) for name, path in _files(source, report)]
 
 
+def place(source: SourceConfig) -> Path:
+    """What the path of a source means on this machine."""
+    return Path(source.folder or "", source.path or "").expanduser()
+
+
 def is_local(source: SourceConfig) -> bool:
     """Whether a hub source's path is a folder of this machine."""
-    return source.path is not None and Path(source.path).is_dir()
+    return source.path is not None and place(source).is_dir()
 
 
 def local_files(source: SourceConfig) -> dict[str, list[int]] | None:
@@ -90,7 +95,7 @@ def local_files(source: SourceConfig) -> dict[str, list[int]] | None:
     if source.kind in ENDINGS:
         found = _files(source, ReadReport())
     elif source.kind == "hub" and is_local(source):
-        folder = Path(str(source.path))
+        folder = place(source)
         found = [(str(file.relative_to(folder)), file) for file in _walk(source, folder) if file.is_file()]
     else:
         return None
@@ -100,7 +105,7 @@ def local_files(source: SourceConfig) -> dict[str, list[int]] | None:
 def _files(source: SourceConfig, report: ReadReport) -> list[tuple[str, Path]]:
     """(name, path) of the files that source.path means: a file, a folder's files at any depth, or a glob's matches."""
     assert source.path is not None
-    path, endings = Path(source.path).expanduser(), ENDINGS[source.kind]
+    path, endings = place(source), ENDINGS[source.kind]
     report.hidden, report.other, report.other_files = 0, 0, []  # one that goes on has counted them before
     if path.is_file():
         return [(path.name, path)]
@@ -115,7 +120,8 @@ def _files(source: SourceConfig, report: ReadReport) -> list[tuple[str, Path]]:
             else:
                 found.append((name, file))
     else:
-        found = [(name, Path(name)) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
+        named = glob.glob(str(Path(source.path).expanduser()), root_dir=source.folder, recursive=True)
+        found = [(name, file) for name in named if (file := Path(source.folder or "", name)).is_file()]
     if found:
         return sorted((_printable(name), file) for name, file in found)
     kinds = f" ({', '.join(e for e in endings if e.count('.') == 1)})" if endings != ("",) else ""
@@ -124,7 +130,8 @@ def _files(source: SourceConfig, report: ReadReport) -> list[tuple[str, Path]]:
     if report.other or report.hidden:
         nothing = f"no file{kinds} in {source.path}{report.left_out()}"
         raise refusal(source, nothing, "correct its kind or path")
-    remedy = f"paths are relative to the current folder, {Path.cwd()}; correct data.sources.path, or fetch the corpus"
+    means = f"a relative path means beside the file that says it, or in the current folder, {Path.cwd()}"
+    remedy = f"{means}; correct data.sources.path, or fetch the corpus"
     raise refusal(source, f"no file{kinds} matches {source.path}", remedy)
 
 
@@ -150,6 +157,12 @@ def _walk(source: SourceConfig, folder: Path) -> Iterator[Path]:
 
 
 def _text(source: SourceConfig, report: ReadReport, name: str, path: Path) -> Rows:
+    if source.split_on is not None:
+        with open(path, "rb") as file:
+            head = file.read(HEAD_BYTES)
+        if what_bytes_are(head) not in (UTF_16, POINTER):
+            yield from _pieces(source.split_on, name, path)
+            return
     raw, text = path.read_bytes(), None
     what = what_bytes_are(raw)
     with suppress(UnicodeDecodeError):
@@ -157,6 +170,24 @@ def _text(source: SourceConfig, report: ReadReport, name: str, path: Path) -> Ro
     if text is None:
         report.foreign = report.foreign or f"{name} is {what or 'not UTF-8'}"
     yield name, text
+
+
+def _pieces(separator: str, name: str, path: Path) -> Rows:
+    """The documents of one file, which is never in memory as a whole; from where it is not UTF-8, none."""
+    number, rest = 1, ""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        while True:
+            try:
+                chunk = file.read(CHUNK)
+            except UnicodeDecodeError:
+                yield f"{name}:{number}", None
+                return
+            *whole, rest = (rest + chunk).split(separator)
+            for text in whole if chunk else [*whole, *filter(None, [rest])]:
+                yield f"{name}:{number}", text
+                number += 1
+            if not chunk:
+                return
 
 
 def _jsonl(source: SourceConfig, report: ReadReport, name: str, path: Path) -> Rows:
@@ -247,6 +278,7 @@ MAGIC = (
     (b"\xfe\xff", UTF_16),
 )
 HEAD_BYTES = 512
+CHUNK = 1 << 20  # characters of a file that is split
 
 
 def what_bytes_are(head: bytes) -> str:

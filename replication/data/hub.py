@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replication.config import SourceConfig
-from replication.data.files import is_local
+from replication.data.files import is_local, place
 from replication.data.render import columns_of, refusal, render, require_columns
 from replication.errors import UserError, first_line, is_disk_full
 
@@ -57,7 +57,7 @@ def hub_parts(source: SourceConfig, notify: Notify | None, cache_dir: Path | Non
 
         try:
             rows = datasets.load_dataset(
-                source.path,
+                str(place(source)) if is_local(source) else source.path,
                 source.subset,
                 split=source.split,
                 revision=source.revision,

@@ -235,7 +235,7 @@ def _tokenizer(
 
 def _is_another(config: TokenizerConfig, kept: Path) -> bool:
     """Whether a local tokenizer is no longer the one that a preparation keeps; one that is not here is no change."""
-    if config.path is None or not tokenizer_file(config.path).is_file():
+    if config.path is None or not tokenizer_file(config).is_file():
         return False
     text = kept.read_text(encoding="utf-8")
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from replication.config import config_root
+from replication.config import GenerationConfig, config_root
 from replication.config.reading import load_json, read_utf8, unfit
 from replication.data.tokenizer import TextTokenizer
 from replication.errors import UserError
@@ -26,18 +26,19 @@ class Prompt:
     question: str  # the text put to the model, through the template of the config
 
 
-def load_prompts(path_or_name: str | Path) -> list[Prompt]:
+def load_prompts(named: str | Path | GenerationConfig) -> list[Prompt]:
     """Read a prompt file, in its order.
 
     Args:
-        path_or_name: a path, a path under configs/ (`prompts/replication_32.json`), or the bare name of a
-            file in configs/prompts (`replication_32`). Keys besides id, category and question are passed over.
+        named: a path, a path under configs/ (`prompts/replication_32.json`), or the bare name of a file in
+            configs/prompts (`replication_32`); of a config its `prompts`, which may lie beside it. Keys besides id,
+            category and question are passed over.
 
     Raises:
         UserError: no such file, not JSON, no prompts, a missing or mistyped key, an id that no database holds, a text
             that is empty or cannot be stored, an id or a question that comes twice; the message names file and entry.
     """
-    path = find_prompts(path_or_name)
+    path = find_prompts(named)
     text = read_utf8(path)
     if path.suffix == ".jsonl":  # split by hand: a text may hold U+2028
         lines = {f"line {i}": line for i, line in enumerate(text.split("\n"), 1) if line.strip()}
@@ -63,10 +64,18 @@ def load_prompts(path_or_name: str | Path) -> list[Prompt]:
     return prompts
 
 
-def find_prompts(path_or_name: str | Path) -> Path:
-    """The prompt file by path, by path under configs/, or by bare name; UserError where there is none."""
-    text, root = str(path_or_name), config_root()
-    candidates = [Path(text), root / text.removeprefix("configs/")]
+def find_prompts(named: str | Path | GenerationConfig) -> Path:
+    """The prompt file by path, by path under configs/, or by bare name; UserError where there is none.
+
+    One that a file names: beside it; or the copy of the output folder in which it is suite.yaml, or a cell's config.
+    """
+    root, candidates = config_root(), list[Path]()
+    text = str(named.prompts if isinstance(named, GenerationConfig) else named)
+    if isinstance(named, GenerationConfig) and named.folder:
+        folder = Path(named.folder)
+        out = folder.parents[2] if folder.parent.parent.name == "runs" else folder
+        candidates = [folder / text, out / "prompts" / Path(text).name]
+    candidates += [Path(text), root / text.removeprefix("configs/")]
     candidates += [root / "prompts" / f"{text}{suffix}" for suffix in ("", ".json", ".jsonl")]
     for candidate in candidates:
         if candidate.is_file():

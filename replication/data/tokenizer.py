@@ -222,16 +222,16 @@ def _in_a_thread(work: Callable[[], None]) -> None:
     done.result()
 
 
-def tokenizer_file(name: str) -> Path:
+def tokenizer_file(config: TokenizerConfig) -> Path:
     """The file that a tokenizer's path means, where it is a local one."""
-    path = Path(name).expanduser()
+    path = Path(config.folder or "", str(config.path)).expanduser()
     return path / "tokenizer.json" if path.is_dir() else path
 
 
 def load_tokenizer(config: TokenizerConfig) -> TextTokenizer:
     """The tokenizer of config.path: a tokenizer.json, a folder that holds one, or a hub id; UserError without one."""
     assert config.path is not None
-    path = tokenizer_file(config.path)
+    path = tokenizer_file(config)
     if path.is_file():
         try:
             return TextTokenizer(path.read_text(encoding="utf-8"), config.end_of_text)

@@ -161,13 +161,12 @@ class Samples:
     @classmethod
     def of(cls, config: RunConfig, run: RunDir) -> Samples:
         """Those that a config asks for; UserError where the cell is not trained, or its prompts cannot be read."""
-        named = config.generation.prompts
-        if named is None:
+        if config.generation.prompts is None:
             raise UserError(f"{run.config}: key generation.prompts is empty; name a prompt file")
         weights = refuse_untrained(run).final_weights_sha256
         record = sampling_settings(config.generation)
-        record |= {"prompts_sha256": file_sha256(find_prompts(named)), "weights_sha256": weights}
-        return cls(config, run, tuple(load_prompts(named)), record)
+        record |= {"prompts_sha256": file_sha256(find_prompts(config.generation)), "weights_sha256": weights}
+        return cls(config, run, tuple(load_prompts(config.generation)), record)
 
     @property
     def name(self) -> str:

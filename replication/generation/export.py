@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from replication.config import GenerationConfig
 from replication.config.reading import load_json, read_utf8
 from replication.data.prompts import find_prompts
 from replication.errors import UserError
@@ -92,11 +93,11 @@ def read_export(path: Path, seed: int = 0) -> dict[int, dict[str, list[Completio
 
 
 def write_export(
-    path: Path, suite_dir: SuiteDir, seed: int, arms: tuple[str, str], questions_file: str | None = None
+    path: Path, suite_dir: SuiteDir, seed: int, arms: tuple[str, str], prompts: GenerationConfig | None = None
 ) -> int:
     """Write the completions of two arms, as model_a and model_b, at one seed; returns the number of questions.
 
-    `questions_file` is the prompt file's name; null in the file where the completions are of other prompts. UserError
+    `prompts` names the prompt file; null in the file where the completions are of other prompts. UserError
     where completions are missing, damaged or changed, or the two arms' were sampled in different ways.
     """
     runs = [suite_dir.cell(arm, seed) for arm in arms]
@@ -117,12 +118,11 @@ def write_export(
     count = max(map(len, pairs))
     if any([a.sample for a, _ in of_prompt] != list(range(count)) for of_prompt in pairs):
         raise UserError(f"{both}: lack samples of some prompts; {again}")
-    if questions_file and file_sha256(find_prompts(questions_file)) != settings.get("prompts_sha256"):
-        questions_file = None
+    asked = prompts and prompts.prompts and file_sha256(find_prompts(prompts)) == settings.get("prompts_sha256")
     metadata = {
         "model_a": arms[0],
         "model_b": arms[1],
-        "questions_file": questions_file,
+        "questions_file": prompts.prompts if prompts and asked else None,
         "n_generations": count,
         "temperature": settings.get("temperature"),
         "top_k": settings.get("top_k"),

@@ -129,5 +129,5 @@ def check_before_training(config: RunConfig, store: TokenStore) -> None:
     training_order(config, store)
     validation_set(config, store)
     if config.generation.prompts:
-        prompts = load_prompts(config.generation.prompts)
+        prompts = load_prompts(config.generation)
         prompt_tokens(config.generation.template, prompts, store.tokenizer, store.end_of_text_id)

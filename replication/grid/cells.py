@@ -11,6 +11,7 @@ from rich.console import Console
 
 from replication.config import (
     MACHINE_KEYS,
+    GenerationConfig,
     RunConfig,
     SuiteConfig,
     config_root,
@@ -103,8 +104,8 @@ def load_grid(
 
     refuse_taken_names(suite)
     cells = load_cells(suite, suite_dir, flags, cluster, again)
-    for name in filter(None, {cell.config.generation.prompts for cell in cells}):
-        load_prompts(name)
+    for generation in _prompts_of(cells):
+        load_prompts(generation)
     return Grid(suite, suite_dir, tuple(cells))
 
 
@@ -178,10 +179,16 @@ def write_suite(suite: SuiteConfig, suite_dir: SuiteDir, there: SuiteConfig | No
         write_text(suite_dir.suite, to_yaml(kept))  # only then: a suite newer than the report makes it out of date
 
 
+def _prompts_of(cells: Sequence[Cell]) -> list[GenerationConfig]:
+    """A section `generation` for each prompt file that cells name."""
+    sections = (cell.config.generation for cell in cells)
+    return list({section.prompts: section for section in sections if section.prompts}.values())
+
+
 def _keep_prompts(suite_dir: SuiteDir, cells: Sequence[Cell]) -> None:
     """Copy prompt files that are not shipped into the folder, so that it can be run again from itself."""
-    for name in filter(None, {cell.config.generation.prompts for cell in cells}):
-        path = find_prompts(name)
+    for generation in _prompts_of(cells):
+        path = find_prompts(generation)
         copy, text = suite_dir.prompts / path.name, path.read_bytes()
         if config_root().resolve() in path.resolve().parents or (copy.is_file() and copy.read_bytes() == text):
             continue
@@ -240,7 +247,7 @@ def tell_before(grid: Grid, begun: Mapping[str, LoggedCell], console: Console) -
                 say(console, (line, "yellow"), "; see `replicate preregistration show`")
     generation, votes = grid.cells[0].config.generation, grid.suite.analysis.votes_per_judge
     if generation.prompts and len(grid.suite.arms) >= 2:
-        n_pairs = len(load_prompts(generation.prompts)) * len(grid.suite.seeds) * generation.samples_per_prompt**2
+        n_pairs = len(load_prompts(generation)) * len(grid.suite.seeds) * generation.samples_per_prompt**2
         if votes > n_pairs:  # `judge prepare` would refuse it afterwards
             line = f"analysis.votes_per_judge: {votes}, but there will be {n_pairs} pairs of completions to judge"
             say(console, (line, "yellow"), "; lower it, or give `replicate judge prepare` --votes")

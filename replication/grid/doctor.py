@@ -29,7 +29,9 @@ from replication.audit.claims import load_claims
 from replication.config import RunConfig, SuiteConfig, load_cell, load_suite
 from replication.config.reading import check_layer, read_yaml
 from replication.console import say, table
+from replication.data.files import place
 from replication.data.prompts import load_prompts
+from replication.data.tokenizer import tokenizer_file
 from replication.errors import UserError, first_line
 from replication.model.size import (
     GIB,
@@ -299,7 +301,7 @@ def data_needs(config: RunConfig) -> list[tuple[str, str]]:
         return [("data.dir", "local: prepared" if there else f"missing: no preparation in {prepared}")]
     found = []
     for source in config.data.sources:
-        path = Path(source.path or "").expanduser()
+        path = place(source)
         if source.kind.startswith("python_"):
             state = "embedded"
         elif source.kind == "hub":
@@ -313,7 +315,7 @@ def data_needs(config: RunConfig) -> list[tuple[str, str]]:
         found = [("data.sources", "missing: the suite names no source")]
     tokenizer = config.data.tokenizer.path
     if tokenizer is not None:
-        local = Path(tokenizer).expanduser().is_file()
+        local = tokenizer_file(config.data.tokenizer).is_file()
         found.append(("tokenizer", "local: file present" if local else f"hub: {tokenizer}"))
     return found
 
@@ -363,7 +365,7 @@ def _suite_rows(path: Path, root: Path, machine: Machine) -> Iterator[tuple[str,
         "checkpoints": f"up to {gib(needs.checkpoints_gib)}",
     }
     if config.generation.prompts is not None:
-        told["prompts"] = f"{len(load_prompts(config.generation.prompts))} x {config.generation.samples_per_prompt}"
+        told["prompts"] = f"{len(load_prompts(config.generation))} x {config.generation.samples_per_prompt}"
     told["data"] = "; ".join(f"{what}: {state}" for what, state in data_needs(config))
     yield from ((item, Text(need)) for item, need in told.items())
     obstacles = "; ".join(_obstacles(needs, config, machine))

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from replication.config import SuiteConfig, flatten, inlined, set_by_flags, to_dict
+from replication.config import SuiteConfig, flatten, inlined, load_suite, set_by_flags, to_dict
 from replication.console import timestamp
 from replication.errors import UserError
 from replication.grid.cells import Cell, load_cells, write_configs, write_suite
@@ -21,7 +21,7 @@ from replication.runs.manifest import Extension, read_manifest, update_manifest
 
 
 def extend(suite: SuiteConfig, suite_dir: SuiteDir, steps: int, why: str, console: Console) -> tuple[int, list[str]]:
-    """Amend the plan, rewrite suite.yaml, then mark each cell; the same call finishes one that was cut short.
+    """Rewrite suite.yaml, amend the plan, then mark each cell; the same call finishes one that was cut short.
 
     Returns how many cells have begun, and the flags with which `replicate grid run` goes on. Raises UserError, and
     changes nothing, where a cell of fewer steps is no beginning of one of more, cannot go on, or is in use.
@@ -43,11 +43,13 @@ def extend(suite: SuiteConfig, suite_dir: SuiteDir, steps: int, why: str, consol
         after = [replace(c, config=replace(c.config, training=replace(c.config.training, steps=steps))) for c in cells]
         keys = flatten(to_dict(after[0].config))
         flags = list(set_by_flags(longer, after[0].arm, after[0].seed, keys).values())
+        write_suite(longer, suite_dir, suite)
         if (record := read_plan(suite_dir)) is not None:
             plan = record.plan
-            planned = replace(longer, seeds=plan.seeds, analysis=plan.analysis, diverged=plan.diverged)
+            planned = replace(
+                load_suite(suite_dir.suite), seeds=plan.seeds, analysis=plan.analysis, diverged=plan.diverged
+            )
             register(suite_dir, planned, flags, amend=f"extended to {steps:,} steps: {why}")
-        write_suite(longer, suite_dir, suite)
         now = timestamp()
         for cell, longer_cell in zip(cells, after, strict=True):
             if cell in shorter:

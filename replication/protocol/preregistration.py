@@ -187,7 +187,7 @@ def build_plan(suite: SuiteConfig, flags: Sequence[str] = (), cluster: Path | No
     gains = {arm: (config.token_gain.enabled, config.layer_gain.enabled) for arm, config in plain.items()}
     asked = questions(analysis, suite.arms, len(suite.seeds), gains)
     generation = of_arm[analysis.treatment].generation
-    prompts = {"prompts_sha256": file_sha256(find_prompts(generation.prompts)) if generation.prompts else None}
+    prompts = {"prompts_sha256": file_sha256(find_prompts(generation)) if generation.prompts else None}
     cells = ((arm, seed) for seed in suite.seeds for arm in suite.arms)
     return Plan(
         suite=suite.name,

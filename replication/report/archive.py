@@ -27,7 +27,7 @@ from replication.report.report import compute
 from replication.report.results import to_tree
 from replication.report.study import leaves
 from replication.runs.files import damage, naming, narrowed_marker, read_object
-from replication.runs.layout import WEIGHTS, SuiteDir
+from replication.runs.layout import WEIGHTS, SuiteDir, name_cells
 
 KINDS = {".tar.zst": "zstd", ".tar.xz": "xz", ".tar.gz": "gz", ".tar": ""}
 TOP_FILES = (".yaml", ".json", ".jsonl", ".md", ".html", ".csv")
@@ -42,13 +42,18 @@ def pack(suite_dir: SuiteDir, target: Path, weights: Literal["last", "none"], co
     """Write the archive, whole or not at all; returns the number of files in it.
 
     Its members belong to nobody, so that no user's name is in it. With `weights` "last", each cell's newest checkpoint
-    is there as `replicate prune` would leave it. UserError where the report is missing or is not of what is there now.
+    is there as `replicate prune` would leave it. UserError where a cell runs, or the report is not of what is there.
     """
     kind = kind_of(target)
     suite = load_suite(suite_dir.suite)
     inputs = suite_dir.inputs_sha256(suite_dir.cell(arm, seed) for seed in suite.seeds for arm in suite.arms)
-    if read_object(suite_dir.results).get("made_from") != inputs:
+    told = read_object(suite_dir.results)
+    if told.get("made_from") != inputs:
         raise UserError(f"{suite_dir.results}: is not of what the folder holds now; run `replicate report` first")
+    if running := [f"{arm}/seed-{seed}" for arm, seed, run in suite_dir.cells() if run.is_locked()]:
+        raise UserError(f"{suite_dir.root}: {name_cells(running)} run now, and what they write would be torn; end them")
+    if any(cell["state"] == "running" for cell in told["cells"]):
+        raise UserError(f"{suite_dir.results}: is of a time when cells ran; run `replicate report` first")
     root = target.name.removesuffix(next(k for k in KINDS if target.name.endswith(k)))
     members = sorted(_members(suite_dir))
     checkpoints = (

@@ -23,6 +23,7 @@ from replication.config import SuiteConfig, load_suite
 from replication.errors import UserError
 from replication.runs.files import hold_lock, remove_tree, write_text
 from replication.runs.layout import RunDir, SuiteDir
+from replication.runs.withdrawn import read_withdrawals
 from replication.statistics.seeds import mean_test, shared_steps
 from replication.tensorboard import tags
 from replication.tensorboard.event_file import SUFFIX, EventFile
@@ -35,7 +36,7 @@ MARKER = "WRITTEN_BY_REPLICATE_TENSORBOARD"
 ALIVE_SECONDS = 1800.0
 """How long after its journal's last line an interrupted cell counts as running: its lock may be another machine's."""
 DESCRIPTIONS = {
-    "mean": "Mean over the {what} that are complete or running, at the steps that all of them have. "
+    "mean": "Mean over the {what} that are complete or running and not withdrawn, at the steps that all of them have. "
     "with_band/: the pointwise 95 % t interval of that mean. n_seeds/: how many are behind it.",
     "low": "Lower end of the pointwise 95 % t interval of the mean over {what}.",
     "high": "Upper end of the pointwise 95 % t interval of the mean over {what}.",
@@ -65,7 +66,8 @@ class OverSeeds:
         """Read what is new in the journals, write what follows from it, and return how many points that were."""
         self._follow_suite()
         changed = [journal.read() for journal in self._journals.values()]
-        counted = {key for key, run in self._cells.items() if counts(run)}
+        gone = read_withdrawals(self._dir).of("seed")
+        counted = {(arm, seed) for (arm, seed), run in self._cells.items() if counts(run) and str(seed) not in gone}
         if not any(changed) and counted == self._counted:
             return 0
         self._counted = counted

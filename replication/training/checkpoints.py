@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,9 +25,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
 from torch import Tensor
 
 from replication.config import RunConfig, refuse_differences, scientific
+from replication.console import say
 from replication.data.module import Batch
 from replication.errors import UserError, first_line, is_disk_full
 from replication.model.transformer import weights_sha256
@@ -137,9 +139,13 @@ class Checkpoints(Callback):
         barrier()  # no rank leaves before the last checkpoint stands
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """What is being written is of a step that was whole."""
-        with suppress(Exception):
+        """What is being written is of a step that was whole; where it fails, that is a line beside the exception's."""
+        try:
             self.finish()
+        except Exception as error:
+            left = self.run.newest_marked() or "the beginning"
+            lost = f"the checkpoint that was being written is lost ({first_line(error)}); the run goes on from {left}"
+            say(Console(stderr=True, soft_wrap=True), lost, style="yellow")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
         """Take back the count of the batch that has begun: a resumed run would validate one batch early."""

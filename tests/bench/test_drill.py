@@ -29,6 +29,16 @@ STRATEGIES = ("single", "zero2") if FULL else ("single",)  # test_slurm.py kills
 KILLS = 3 * len(STRATEGIES)  # one of each aim to each strategy; the long form is the command of the product
 
 
+GAIN = """
+import torch
+from replication import gain
+
+@gain
+def noisy(losses, plain, valid, *, context):
+    return 1 + 0.1 * torch.rand(losses.shape, generator=context.generator, dtype=losses.dtype)
+"""
+
+
 def drill(root: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-P", "-m", "replication", "drill", "--out", str(root / "out"), *args],
@@ -49,7 +59,10 @@ def config(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_killed_and_resumed_runs_end_bitwise_equal(config, tmp_path, publish):
+    plugin = tmp_path / "my_gains.py"  # a gain that draws: what it drew before a kill it draws again
+    plugin.write_text(GAIN)
     args = ("--config", str(config), "--strategies", ",".join(STRATEGIES), "--kills", str(KILLS))
+    args += ("--plugins", str(plugin), "--token_gain.function=noisy")
     done = drill(tmp_path, *args)
     assert done.returncode == 0, done.stdout + done.stderr
     result = read_json(tmp_path / "out" / "drill.json")

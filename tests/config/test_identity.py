@@ -38,7 +38,7 @@ def fields_of(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Fi
         inner = [h for h in (hint, *get_args(hint)) if is_dataclass(h)]
         if inner:
             yield from fields_of(inner[0], f"{prefix}{entry.name}.")
-        else:
+        elif "found" not in entry.metadata:  # which is no key: see test_paths.py
             yield f"{prefix}{entry.name}", entry
 
 

@@ -52,6 +52,22 @@ def test_a_glob_and_a_file(tmp_path, monkeypatch):
     assert read(kind="text", path="a/skip.md")[0] == [("skip.md", "no")]
 
 
+def test_one_large_file_is_split_where_the_source_says(tmp_path, monkeypatch):
+    monkeypatch.setattr("replication.data.files.CHUNK", 7)  # less than a separator, and than a document
+    documents, path = ["one\r\nline", "zwei é", "", "last 数"], tmp_path / "all.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + "<|end of|>".join([*documents, ""]).encode())
+    found, report = read(kind="text", path=str(path), split_on="<|end of|>")
+    assert found == [("all.txt:1", "one\r\nline"), ("all.txt:2", "zwei é"), ("all.txt:4", "last 数")]
+    assert report.empty == 1 and read(kind="text", path=str(path))[1].documents == 1
+    path.write_bytes(b"a--\xff--c")
+    found, report = read(kind="text", path=str(path), split_on="--")
+    assert (found, report.undecodable_files) == ([], ["all.txt:1"])
+    path.write_bytes(b"a--b--c")
+    stream = DocumentStream(SourceConfig("x", path=str(path), split_on="--"))
+    next(iter(stream))
+    assert next(iter(DocumentStream(stream.source, stream.place())))[1] == "b", "another stream goes on within the file"
+
+
 def test_empty_and_undecodable_files_are_counted_and_named(tmp_path):
     write_folder(tmp_path, texts(2))
     (tmp_path / "empty.txt").write_bytes(b"")

@@ -113,6 +113,34 @@ def test_a_number_that_does_not_follow_is_named(
     assert any(line.startswith("gain[1].largest_mean: ") and "9.0 from its files" in line for line in lines), lines
 
 
+def test_names_that_need_quoting_change_nothing(
+    reported: SuiteDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path / 'it\'s "é" $x `y` [1]* 数\udcff'
+    shutil.copytree(reported.root, odd / "out 1")
+    (odd / "out 1/prompts").mkdir(exist_ok=True)
+    (odd / 'out 1/prompts/what\'s "é".json').write_text("[]")
+    monkeypatch.chdir(odd)
+    assert main(["archive", "out 1", "-o", "my 'é' study.tar.zst"]) == 0
+    assert main(["archive", "--check", "my 'é' study.tar.zst"]) == 0
+
+
+def test_no_archive_is_made_while_cells_run(
+    reported: SuiteDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite_dir, file = SuiteDir(tmp_path / "out"), tmp_path / "x.tar"
+    shutil.copytree(reported.root, suite_dir.root)
+    run = suite_dir.cell("both", 3)
+    with run.lock():
+        assert main(["archive", str(suite_dir.root), "-o", str(file)]) == 2
+        assert "both/seed-3 run now" in capsys.readouterr().err
+        report_numbers(suite_dir, load_suite(suite_dir.suite))
+    assert main(["archive", str(suite_dir.root), "-o", str(file)]) == 2
+    assert "is of a time when cells ran; run `replicate report`" in capsys.readouterr().err and not file.exists()
+    report_numbers(suite_dir, load_suite(suite_dir.suite))
+    assert main(["archive", str(suite_dir.root), "-o", str(file)]) == 0 and check(file) == []
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -30,6 +30,7 @@ from replication.config import to_yaml
 from replication.runs.files import remove_tree, write_text
 from replication.runs.journal import Journal, Line
 from replication.runs.layout import RunDir, SuiteDir
+from replication.runs.withdrawn import withdraw
 from replication.tensorboard import writer as tensorboard
 from replication.tensorboard.writer import ALIVE_SECONDS, claim
 
@@ -164,6 +165,20 @@ def test_a_seed_that_failed_or_was_left_does_not_hold_the_mean(tmp_path: Path) -
     assert not points(suite_dir, "over-seeds/both/low", "val/loss_nats"), "one seed has no band"
     assert max(points(suite_dir, f"{PAIR}/seed-1", "difference/val/loss_nats")) == 20
     assert max(points(suite_dir, f"{PAIR}/mean", "difference/val/loss_nats")) == 60
+
+
+def test_a_withdrawn_seed_leaves_the_mean_and_keeps_its_own_curves(tmp_path: Path) -> None:
+    suite, suite_dir = suite_of(tmp_path, steps=10)
+    with claim(suite, suite_dir) as over_seeds:
+        over_seeds.refresh()
+        assert set(points(suite_dir, "over-seeds/both/mean", "n_seeds/val").values()) == {3.0}
+        withdraw(suite_dir, "seed", "2", "its node had bad memory")
+        over_seeds.refresh()
+    assert set(points(suite_dir, "over-seeds/both/mean", "n_seeds/val").values()) == {2.0}
+    others = [journal(suite_dir.cell("both", seed), "val/loss_nats") for seed in (1, 3)]
+    mean = {step: (others[0][step] + others[1][step]) / 2 for step in others[0]}
+    assert points(suite_dir, "over-seeds/both/mean", "val/loss_nats") == pytest.approx(mean)
+    assert points(suite_dir, f"{PAIR}/seed-2", "difference/val/loss_nats")
 
 
 def test_a_seed_that_joins_the_suite_later_joins_the_mean_and_no_number_is_no_point(tmp_path: Path) -> None:

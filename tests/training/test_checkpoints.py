@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -136,6 +137,29 @@ def test_a_crash_while_a_checkpoint_is_written_waits_for_it(tmp_path, slow_write
     with pytest.raises(RuntimeError, match="crash"):
         fit(small_config("both", "--checkpoints.every_steps=3"), tmp_path)
     assert newest_checkpoint(RunDir(tmp_path)) == (tmp_path / "checkpoints" / "step-000003", [])
+
+
+def test_a_checkpoint_that_fails_while_the_run_is_interrupted_is_told(tmp_path, monkeypatch, capsys):
+    ctrl_c = threading.Event()
+
+    def interrupted(self, trainer, *args):
+        if trainer.global_step == 5:
+            ctrl_c.set()
+            raise KeyboardInterrupt
+
+    def unwritable(self, folder):
+        if folder.name == "partial-step-000004" and ctrl_c.wait(60):
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return write(self, folder)
+
+    write = HostCopy.write
+    monkeypatch.setattr(HostCopy, "write", unwritable)
+    monkeypatch.setattr(GracefulStop, "on_train_batch_start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(small_config("both", "--checkpoints.every_steps=2"), tmp_path)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "is lost" in line]
+    assert "the checkpoint that was being written is lost" in line and "Permission denied" in line
+    assert line.endswith(f"the run goes on from {tmp_path}/checkpoints/step-000002")
 
 
 def test_what_fails_in_the_writing_ends_the_run_at_a_later_step(tmp_path, monkeypatch):
