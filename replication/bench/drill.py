@@ -135,19 +135,14 @@ class DrillResults:
 
 
 def drill(
-    config: RunConfig,
-    strategies: Sequence[str],
-    out: Path,
-    n_kills: int,
-    seed: int,
-    console: Console,
-    plugins: Sequence[Path] = (),
+    config: RunConfig, strategies: Sequence[str], out: Path, n_kills: int, seed: int, console: Console
 ) -> list[StrategyResult]:
     """Drill every strategy; results go to out/drill.json as they come, and a second call goes on from there.
 
     Kills are shared evenly among the strategies, and `seed` chooses their moments. Where the config names no data.dir,
-    the corpus is prepared in out/data. single runs one process, the other strategies cluster.devices of them. Raises
-    UserError where no such drill is possible, a run failed on its own, or out holds a drill of another config.
+    the corpus is prepared in out/data; plugins are those in out/plugins. single runs one process, the other strategies
+    cluster.devices of them. Raises UserError where no such drill is possible, a run failed on its own, or out holds a
+    drill of another config.
     """
     for strategy in strategies:
         if strategy not in STRATEGIES:
@@ -173,7 +168,7 @@ def drill(
             devices = 1 if strategy == "single" else max(2, config.cluster.devices)
             cluster = replace(config.cluster, strategy=strategy, devices=devices)  # type: ignore[arg-type]
             own = replace(config, cluster=cluster, generation=replace(config.generation, prompts=None)).check()
-            one = _Drill(own, out / strategy, random.Random(f"{seed}/{strategy}"), plugins)
+            one = _Drill(own, out / strategy, random.Random(f"{seed}/{strategy}"))
             task = bars.add_task(strategy, total=share)
             result = next((result for result in there.strategies if result.strategy == strategy), None)
             if result is None:
@@ -197,8 +192,8 @@ def drill(
 class _Drill:
     """Starts, kills and compares the runs of one strategy."""
 
-    def __init__(self, config: RunConfig, folder: Path, rng: random.Random, plugins: Sequence[Path] = ()) -> None:
-        self.config, self.folder, self.rng, self.plugins = config, folder, rng, plugins
+    def __init__(self, config: RunConfig, folder: Path, rng: random.Random) -> None:
+        self.config, self.folder, self.rng = config, folder, rng
         self.phase_seconds = {phase: 0.003 for phases in AIMS.values() for phase in phases}
         self.aims = [aim for aim in AIMS if aim != "mid-accumulation" or config.accumulation > 1]
 
@@ -299,7 +294,7 @@ class _Drill:
         root = self.folder / name
         config, board_path = root / "drill.yaml", root / "phase_board"
         write_text(config, to_yaml(self.config))
-        keep_plugins(self.plugins, SuiteDir(root).plugins)
+        keep_plugins(sorted((self.folder.parent / "plugins").glob("*.py")), SuiteDir(root).plugins)
         board = Board(board_path, self.config.world_size, create=True)
         command = [sys.executable, "-P", "-m", "replication", "train", "--config", str(config), "--out", str(root)]
         with open(root / "log.txt", "ab") as log:

@@ -35,7 +35,6 @@ from replication.data.module import Batch, TokenDataModule
 from replication.errors import UserError
 from replication.model.transformer import Transformer
 from replication.objectives.callbacks import LayerGain, TokenGain
-from replication.objectives.plugins import NO_FUNCTIONS, Functions
 from replication.runs.layout import RunDir
 from replication.training.module import LanguageModel
 from replication.training.train import build_trainer
@@ -51,7 +50,7 @@ REST, DATA, OPTIMIZER = "rest", "data wait", "clipping and optimizer"
 """Parts of a step, besides those of the model."""
 
 
-def configure(config: RunConfig, block_steps: int, arm: str = "both", functions: Functions = NO_FUNCTIONS) -> RunConfig:
+def configure(config: RunConfig, block_steps: int, arm: str = "both") -> RunConfig:
     """`endless`, for one process whose weights a plain loop can train too; raises UserError for another."""
     if config.world_size > 1:
         raise UserError(
@@ -63,10 +62,10 @@ def configure(config: RunConfig, block_steps: int, arm: str = "both", functions:
             f"cluster.strategy: {config.cluster.strategy} keeps weights and optimizer where a plain loop cannot train "
             "them; choose single (`replicate bench scaling` times it at one process, too)"
         )
-    return endless(config, block_steps, arm, functions)
+    return endless(config, block_steps, arm)
 
 
-def endless(config: RunConfig, block_steps: int, arm: str, functions: Functions = NO_FUNCTIONS) -> RunConfig:
+def endless(config: RunConfig, block_steps: int, arm: str) -> RunConfig:
     """The config as a training without end of an arm, on random tokens, without validation or checkpoint.
 
     Raises UserError for blocks of so many steps that only some of them have a log line.
@@ -77,8 +76,8 @@ def endless(config: RunConfig, block_steps: int, arm: str, functions: Functions 
             f"--block-steps: {block_steps} is no multiple of logging.log_every_steps ({every}), so blocks would differ "
             f"in their log lines; choose a multiple, or add --logging.log_every_steps={block_steps}"
         )
-    if config.plugins and functions == NO_FUNCTIONS:
-        raise UserError("plugins: only `replicate bench step` times functions of plugins, those that the config names")
+    if config.plugins:
+        raise UserError("plugins: bench times the built-in gains and scales; leave the plugins out")
     return dataclasses.replace(
         config,
         arm=arm,
@@ -139,13 +138,7 @@ class _MarkedData(TokenDataModule):
             yield batch
 
 
-def silent_trainer(
-    config: RunConfig,
-    folder: str,
-    block_steps: int,
-    before_block: Callable[[], None],
-    functions: Functions = NO_FUNCTIONS,
-) -> Trainer:
+def silent_trainer(config: RunConfig, folder: str, block_steps: int, before_block: Callable[[], None]) -> Trainer:
     """The product's trainer, journal, TensorBoard and all, in a folder that nobody keeps.
 
     Its first callback calls `before_block` before the first micro-batch of every block.
@@ -156,7 +149,7 @@ def silent_trainer(
             before_block()
 
     start = {"config hash": "", "data hash": "synthetic"}
-    trainer = build_trainer(config, RunDir(Path(folder)), start, None, Console(file=io.StringIO()), functions)
+    trainer = build_trainer(config, RunDir(Path(folder)), start, None, Console(file=io.StringIO()))
     _callbacks(trainer).insert(0, LambdaCallback(on_train_batch_start=on_train_batch_start))
     return trainer
 
@@ -168,11 +161,11 @@ def _callbacks(trainer: Trainer) -> list[Callback]:
 class Product(Turns):
     """A training of the product by a config of `configure`; between blocks its arm can be switched."""
 
-    def __init__(self, config: RunConfig, block_steps: int, functions: Functions = NO_FUNCTIONS) -> None:
+    def __init__(self, config: RunConfig, block_steps: int) -> None:
         self.config, self.block_steps = config, block_steps
         self.module = LanguageModel(config, END_OF_TEXT)
         self._folder = tempfile.TemporaryDirectory()
-        self.trainer = silent_trainer(config, self._folder.name, block_steps, self._pause, functions)
+        self.trainer = silent_trainer(config, self._folder.name, block_steps, self._pause)
         self.device = self.trainer.strategy.root_device
         self.clock = Clock(self.device)
         self._data = _MarkedData(config, self.clock)

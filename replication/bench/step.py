@@ -24,7 +24,6 @@ from replication.bench.product import ARMS, Breakdown, Product, take_breakdown
 from replication.config import RunConfig
 from replication.console import progress, table
 from replication.model.size import flops_per_token
-from replication.objectives.plugins import NO_FUNCTIONS, Functions
 from replication.training.environment import determinism
 
 REFERENCE, PLAIN = "baseline", "plain loop"
@@ -128,12 +127,7 @@ class StepBench(Result):
 
 
 def bench_step(
-    config: RunConfig,
-    block_steps: int,
-    rounds: int,
-    console: Console,
-    out: Path | None = None,
-    functions: Functions = NO_FUNCTIONS,
+    config: RunConfig, block_steps: int, rounds: int, console: Console, out: Path | None = None
 ) -> StepBench:
     """Time the four arms of a config from `product.configure` beside the plain loop: so many blocks of each count.
 
@@ -141,7 +135,7 @@ def bench_step(
     """
     prepare(config)
     deterministic = determinism(config.training.deterministic)
-    with deterministic, progress(console) as bars, closing(Product(config, block_steps, functions)) as product:
+    with deterministic, progress(console) as bars, closing(Product(config, block_steps)) as product:
         device, on_gpu = product.device, product.device.type == "cuda"
         shared = product.module.model, product.trainer.optimizers[0]
         plain = PlainLoop(config, device, block_steps, shared)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from argparse import SUPPRESS, Namespace
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,13 +30,9 @@ BLOCKS = together(
 OUT = takes("--out", "JSON file of the results, every block included", Path)
 
 
-PLUGINS = takes("--plugins", "file with gains or scales of your own; repeat it", default=[], action="append")
-
-
-def _config(args: Namespace, *keys: str, plugins: Sequence[Path] = ()) -> RunConfig:
+def _config(args: Namespace, *keys: str) -> RunConfig:
     """The run that is measured, with keys that the flags may still change."""
-    files = args.config or ["model/tiny.yaml", "cluster/cpu.yaml"]
-    return load_run([*files, *([plugin_layer(plugins)] if plugins else [])], [*keys, *args.keys])
+    return load_run(args.config or ["model/tiny.yaml", "cluster/cpu.yaml"], [*keys, *args.keys])
 
 
 def _tell(result: Result, out: Path | None) -> None:
@@ -48,20 +43,15 @@ def _tell(result: Result, out: Path | None) -> None:
 
 
 @BLOCKS
-@PLUGINS
 @OUT
 @takes_keys()
 def step(args: Namespace) -> None:
     """The four arms and a plain torch loop: speed, memory, and where the time goes."""
     from replication.bench.product import configure
     from replication.bench.step import bench_step
-    from replication.objectives.plugins import functions_of
 
-    plugins = [find_plugin(name) for name in args.plugins]
-    given = _config(args, plugins=plugins)
-    functions = functions_of(given, plugins)
-    config = configure(given, args.block_steps, functions=functions)
-    _tell(bench_step(config, args.block_steps, args.blocks, Console(), args.out, functions), args.out)
+    config = configure(_config(args), args.block_steps)
+    _tell(bench_step(config, args.block_steps, args.blocks, Console(), args.out), args.out)
 
 
 @BLOCKS
@@ -214,7 +204,7 @@ bench = actions(
 @verb
 @takes("--config", "config file; repeat it, later files win", default=[], action="append")
 @takes("--out", "folder of the drill's runs and of drill.json", Path, required=True)
-@PLUGINS
+@takes("--plugins", "file with gains or scales of your own; repeat it", default=[], action="append")
 @takes("--strategies", "comma-separated values of cluster.strategy (default: the config's)")
 @takes("--kills", "in all, shared among the strategies (default 12)", COUNT, 12)
 @takes("--seed", "of the run, and of the moments of the kills", SEED)
@@ -227,6 +217,7 @@ def drill(args: Namespace) -> int:
         0; 1 where the drill of a strategy does not hold.
     """
     from replication.bench.drill import drill as run_drill
+    from replication.objectives.plugins import keep_plugins
 
     if args.seed_of_kills is not None:
         print("replicate drill: --seed chooses the moments too now; --seed-of-kills goes soon", file=sys.stderr)
@@ -234,7 +225,8 @@ def drill(args: Namespace) -> int:
     plugins = [find_plugin(name) for name in args.plugins]
     layers = [*args.config, *([plugin_layer(plugins)] if plugins else [])]
     config = load_run(layers, args.keys + ([] if args.seed is None else [f"--seed={args.seed}"]))
+    keep_plugins(plugins, args.out / "plugins")
     strategies = args.strategies.split(",") if args.strategies else [config.cluster.strategy]
-    results = run_drill(config, strategies, args.out, args.kills, moments, Console(), plugins)
+    results = run_drill(config, strategies, args.out, args.kills, moments, Console())
     say(Console(), f"every kill:   {args.out / 'drill.json'}")
     return 0 if all(result.holds for result in results) else 1

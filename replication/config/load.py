@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from replication.config.identity import differences, flatten, to_dict
 from replication.config.reading import Keys, Layer, Plain, build, check_layer, hints, read_yaml
-from replication.config.schema import FOUND, RunConfig, SuiteConfig
+from replication.config.schema import RunConfig, SuiteConfig
 from replication.errors import UserError
 
 
@@ -60,8 +60,6 @@ def help_of_keys() -> str:
             if not isinstance(node, ast.AnnAssign) or not isinstance(after, ast.Expr):
                 continue
             name, words = ast.unparse(node.target), " ".join(ast.literal_eval(after.value).split())
-            if FOUND in cls.__dataclass_fields__[name].metadata:  # type: ignore[attr-defined]
-                continue
             hint = hints(cls)[name]
             if dataclasses.is_dataclass(hint):
                 lines.append(f"\n{words}")
@@ -80,8 +78,8 @@ def help_of_keys() -> str:
     return "\n".join(lines)
 
 
-OF_FILES = (("data.tokenizer", "path"), ("generation", "prompts"))
-"""Keys of a flag that name a file, which lies in the current folder then."""
+OF_FILES = ("--data.tokenizer.path", "--generation.prompts")
+"""Flags that name a file, which lies in the current folder."""
 
 
 def load_run(layers: Sequence[str | Path | Layer] = (), flags: Sequence[str] = ()) -> RunConfig:
@@ -107,12 +105,9 @@ def load_run(layers: Sequence[str | Path | Layer] = (), flags: Sequence[str] = (
             value = next(words, "--")
             if value.startswith("--"):
                 raise UserError(f"{name}: has no value; write {name}=VALUE")
-        if name == "--config":
-            read.append(_read_keys(find_config(value)))
-            continue
-        section, _, key = name[2:].rpartition(".")
-        here = {f"{section}.folder": None} if (section, key) in OF_FILES else {}
-        read.append(Layer({name[2:]: Plain(value)} | here, ""))
+        here = {f"{name[2:].rpartition('.')[0]}.folder": None} if name in OF_FILES else {}
+        flag = Layer({name[2:]: Plain(value)} | here, "")
+        read.append(_read_keys(find_config(value)) if name == "--config" else flag)
     return build(RunConfig, read).check()
 
 

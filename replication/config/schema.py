@@ -24,7 +24,8 @@ NEUTRAL_SINCE = "neutral_since"
 """Metadata of a field: the first version that has the key. Its default is what earlier versions did, so a key with this
 value is left out of hashes and comparisons (identity.py)."""
 FOUND = "found"
-"""Metadata of a field that is no key: what was found out where the file was read."""
+"""Metadata of a field that is no key, and neither hashed nor written: `folder`, where a relative path means that of the
+file that says it; none: the current one."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,6 @@ class SourceConfig:
     weight: Positive = 1.0
     """Share of training sequences drawn from this source, relative to the other weights."""
     folder: str | None = field(default=None, compare=False, metadata={FOUND: True})
-    """Folder that the path is relative to; set where a file is read, and neither hashed nor written."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,6 @@ class TokenizerConfig:
     padded_vocab_size: Count | None = None
     """Entries that the vocabulary is raised to with unused ones, such as 100031; none: the tokenizer's own."""
     folder: str | None = field(default=None, compare=False, metadata={FOUND: True})
-    """Folder that the path is relative to; set where a file is read, and neither hashed nor written."""
 
 
 @dataclass(frozen=True)
@@ -321,7 +320,6 @@ class GenerationConfig:
     rows_at_once: Count = 96
     """Completions that are sampled side by side; changes time and memory, no completion (not part of the settings)."""
     folder: str | None = field(default=None, compare=False, metadata={FOUND: True})
-    """Folder of the file that names the prompts; set where a file is read, and neither hashed nor written."""
 
 
 @dataclass(frozen=True)

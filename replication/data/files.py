@@ -157,12 +157,11 @@ def _walk(source: SourceConfig, folder: Path) -> Iterator[Path]:
 
 
 def _text(source: SourceConfig, report: ReadReport, name: str, path: Path) -> Rows:
-    if source.split_on is not None:
-        with open(path, "rb") as file:
-            head = file.read(HEAD_BYTES)
-        if what_bytes_are(head) not in (UTF_16, POINTER):
-            yield from _pieces(source.split_on, name, path)
-            return
+    with open(path, "rb") as file:
+        is_pointer = what_bytes_are(file.read(HEAD_BYTES)) == POINTER
+    if source.split_on is not None and not is_pointer:
+        yield from _pieces(source.split_on, name, path)
+        return
     raw, text = path.read_bytes(), None
     what = what_bytes_are(raw)
     with suppress(UnicodeDecodeError):
@@ -173,21 +172,15 @@ def _text(source: SourceConfig, report: ReadReport, name: str, path: Path) -> Ro
 
 
 def _pieces(separator: str, name: str, path: Path) -> Rows:
-    """The documents of one file, which is never in memory as a whole; from where it is not UTF-8, none."""
-    number, rest = 1, ""
+    """The documents of one file, which is never in memory as a whole."""
+    number, rest, chunk = 1, "", "-"
     with open(path, encoding="utf-8-sig", newline="") as file:
-        while True:
-            try:
-                chunk = file.read(CHUNK)
-            except UnicodeDecodeError:
-                yield f"{name}:{number}", None
-                return
+        while chunk:
+            chunk = file.read(CHUNK)
             *whole, rest = (rest + chunk).split(separator)
-            for text in whole if chunk else [*whole, *filter(None, [rest])]:
+            for text in whole if chunk else [*whole, rest]:
                 yield f"{name}:{number}", text
                 number += 1
-            if not chunk:
-                return
 
 
 def _jsonl(source: SourceConfig, report: ReadReport, name: str, path: Path) -> Rows:

@@ -10,7 +10,6 @@ import platform
 import resource
 import threading
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
@@ -41,11 +40,9 @@ from replication.grid.local import Outcome
 from replication.model.cost import H100
 from replication.model.size import active_matrix_parameters, flops_per_token
 from replication.objectives.callbacks import LayerGain, TokenGain
-from replication.objectives.plugins import functions_of
 from replication.report.report import collect
-from replication.runs.files import file_sha256, read_json
-from replication.runs.journal import read_journal
-from replication.runs.layout import RunDir, SuiteDir
+from replication.runs.files import read_json
+from replication.runs.layout import SuiteDir
 from replication.runs.records import to_json
 
 CPU = torch.device("cpu")
@@ -218,21 +215,6 @@ def test_bench_step_measures_every_arm_and_every_part():
     json.dumps(bench.to_dict(), allow_nan=False)
 
 
-def test_bench_step_times_a_plugin_and_others_refuse_it(tmp_path):
-    plugin = tmp_path / "my_gains.py"
-    lines = ("from replication import gain", "@gain", "def twice(losses, plain, valid):", "    return losses * 0 + 2")
-    plugin.write_text("\n".join(lines))
-    config = small_config("both", f"--plugins={{my_gains.py: {file_sha256(plugin)}}}", "--token_gain.function=twice")
-    functions = functions_of(config, [plugin])
-    product = Product(configure(config, 2, functions=functions), 2, functions)
-    product.block()
-    (line,) = [line for line in read_journal(RunDir(Path(product._folder.name)).metrics) if line.is_training]
-    assert line.number("gain/mean") == 2
-    product.close()
-    with pytest.raises(UserError, match="only `replicate bench step` times functions of plugins"):
-        configure(config, 2)
-
-
 def test_a_breakdown_leaves_the_model_as_it_was():
     config = configure(small_config("both", "--cluster.activation_checkpointing=true"), 2)
     product = Product(config, 2)
@@ -347,7 +329,6 @@ def test_strong_scaling_cuts_the_same_batch():
     ("argv", "words"),
     [
         (["step", "--blocks=0"], ("--blocks", "at least 1")),
-        (["step", "--plugins=none.py"], ("plugins: none.py is no file",)),
         (["step", "--block-steps=3"], ("--block-steps", "multiple", "--logging.log_every_steps=3")),
         (["step", "--cluster.strategy=ddp", "--cluster.devices=2"], ("cluster.devices", "bench scaling")),
         (["step", "--cluster.strategy=zero2"], ("cluster.strategy", "choose single")),

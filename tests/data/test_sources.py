@@ -58,10 +58,10 @@ def test_one_large_file_is_split_where_the_source_says(tmp_path, monkeypatch):
     path.write_bytes(b"\xef\xbb\xbf" + "<|end of|>".join([*documents, ""]).encode())
     found, report = read(kind="text", path=str(path), split_on="<|end of|>")
     assert found == [("all.txt:1", "one\r\nline"), ("all.txt:2", "zwei é"), ("all.txt:4", "last 数")]
-    assert report.empty == 1 and read(kind="text", path=str(path))[1].documents == 1
+    assert report.empty == 2 and read(kind="text", path=str(path))[1].documents == 1
     path.write_bytes(b"a--\xff--c")
-    found, report = read(kind="text", path=str(path), split_on="--")
-    assert (found, report.undecodable_files) == ([], ["all.txt:1"])
+    with pytest.raises(UserError, match=r"all\.txt cannot be read .*utf-8.*; fix or remove it"):
+        read(kind="text", path=str(path), split_on="--")
     path.write_bytes(b"a--b--c")
     stream = DocumentStream(SourceConfig("x", path=str(path), split_on="--"))
     next(iter(stream))

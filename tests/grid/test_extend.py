@@ -26,6 +26,7 @@ from replication.protocol.deviations import check_plan
 from replication.protocol.preregistration import register
 from replication.report.report import collect
 from replication.runs.layout import RunDir, SuiteDir
+from replication.runs.ledger import read_ledger
 from replication.runs.manifest import read_manifest
 
 WHY = "the loss was still falling"
@@ -59,29 +60,31 @@ def test_the_weights_are_those_of_a_run_that_had_the_steps_from_the_start(
     register(trained, load_suite(trained.suite), ["--generation.prompts=null"])
     run = trained.cell("both", 1)
     before = load_run([run.config])
-    assert extend(trained) == 0
+    assert extend(trained, 3) == 0
     said = capsys.readouterr().out.replace("\n", " ")
-    assert "3 begun cells are of 5 steps now" in said
+    assert "3 begun cells are of 3 steps now" in said
     assert f"replicate grid run {trained.suite} --out {trained.root}" in said.replace("  ", " ")
     suite = load_suite(trained.suite)
     rows = {r.name: (r.state, r.step, r.steps) for r in statuses(suite.diverged, places(suite, trained))}
-    assert rows["both/seed-1"] == ("interrupted", 2, 5) and rows["both/seed-2"] == ("pending", 0, 5)
+    assert rows["both/seed-1"] == ("interrupted", 2, 3) and rows["both/seed-2"] == ("pending", 0, 3)
 
     go_on(trained, "both/seed-1")
     whole = SuiteDir(tmp_path / "whole")
     whole.root.mkdir()
     whole.data.symlink_to(trained.data)
-    run_cell(replace(before, training=replace(before.training, steps=5)), whole, Console(file=io.StringIO()), "train")
+    run_cell(replace(before, training=replace(before.training, steps=3)), whole, Console(file=io.StringIO()), "train")
     assert identical(weights(run), weights(whole.cell("both", 1)))
 
     manifest, other = read_manifest(run), read_manifest(whole.cell("both", 1))
     assert manifest is not None and other is not None
     assert manifest.data_chain == other.data_chain and manifest.config_hash == other.config_hash
     (extension,) = manifest.extensions
-    assert (extension.from_steps, extension.to_steps) == (2, 5) and extension.config_hash == scientific_hash(before)
+    assert (extension.from_steps, extension.to_steps) == (2, 3) and extension.config_hash == scientific_hash(before)
     assert [start.step for start in manifest.starts] == [0, 2]
+    (entry, *_) = [entry for entry in read_ledger(trained).of("extension") if entry.cell == "both/seed-1"]
+    assert entry.facts == {"from_steps": 2, "to_steps": 3, "why": WHY}
     (amended,) = [line for line in check_plan(trained, load_suite(trained.suite)).deviations if "amended" in line]
-    assert "(settings.shared.training.steps: 2 -> 5)" in amended and f'"extended to 5 steps: {WHY}"' in amended
+    assert "(settings.shared.training.steps: 2 -> 3)" in amended and f'"extended to 3 steps: {WHY}"' in amended
 
 
 def test_half_of_a_suite_is_compared_among_cells_of_the_same_steps(trained: SuiteDir, tmp_path: Path) -> None:
@@ -174,18 +177,18 @@ def test_what_cannot_go_on_is_refused_by_name(trained: SuiteDir, capsys: pytest.
     assert "completions at the present steps are judged" in refused(trained, capsys)
     trained.judging.rmdir()
     edit(trained, training={"decay_steps": 1})
-    assert "falls over the last 1 of 2 steps, which are none of a run of 5 steps" in refused(trained, capsys)
+    assert "falls over the last 1 of 2 steps, which are none of a run of 5;" in refused(trained, capsys)
     edit(trained, training={"decay_steps": 0}, data={"token_budget": 300})
     assert "data.token_budget: 300 tokens, and 5 steps of 64 read 320; extend to 4" in refused(trained, capsys)
     edit(trained, data={"token_budget": None}, token_gain={"function": "mine"}, plugins={"mine.py": "0" * 64})
-    assert "plugins: a function of baseline is told how many steps" in refused(trained, capsys)
+    assert "plugins: functions of baseline are told how many steps" in refused(trained, capsys)
     edit(trained, token_gain={"function": None}, plugins={})
     (folder,) = trained.cell("both", 1).checkpoint_folders()
     marker = json.loads((folder / "COMPLETE").read_text())
     (folder / "COMPLETE").write_text(json.dumps(marker | {"pruned_at": "then"}))
-    assert "was pruned to its weights" in refused(trained, capsys)
+    assert "has no whole checkpoint to go on from" in refused(trained, capsys)
     shutil.rmtree(folder)
-    assert "lacks the checkpoint of step 2" in refused(trained, capsys)
+    assert "has no whole checkpoint to go on from" in refused(trained, capsys)
 
 
 def test_more_steps_by_hand_are_another_config(trained: SuiteDir) -> None:
