@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from replication.config.identity import differences, flatten, to_dict
 from replication.config.reading import Keys, Layer, Plain, build, check_layer, hints, read_yaml
-from replication.config.schema import RunConfig, SuiteConfig
+from replication.config.schema import FOUND, RunConfig, SuiteConfig
 from replication.errors import UserError
 
 
@@ -60,6 +60,8 @@ def help_of_keys() -> str:
             if not isinstance(node, ast.AnnAssign) or not isinstance(after, ast.Expr):
                 continue
             name, words = ast.unparse(node.target), " ".join(ast.literal_eval(after.value).split())
+            if FOUND in cls.__dataclass_fields__[name].metadata:  # type: ignore[attr-defined]
+                continue
             hint = hints(cls)[name]
             if dataclasses.is_dataclass(hint):
                 lines.append(f"\n{words}")
@@ -239,7 +241,7 @@ def inlined(suite: SuiteConfig) -> SuiteConfig:
 def _set_keys(layer: Layer) -> Keys:
     """The dotted keys that a layer sets; mappings of any keys, which a later layer replaces whole, are one key."""
     found = Keys()
-    for key, value in _arm_values(layer).items():
+    for key, value in ((k, v) for k, v in _arm_values(layer).items() if not k.endswith(".folder")):  # see FOUND
         whole = next((name for name in MAPPINGS if key.startswith(f"{name}.")), None)
         if whole is None:
             found[key] = value

@@ -104,6 +104,7 @@ class SourceConfig:
     weight: Positive = 1.0
     """Share of training sequences drawn from this source, relative to the other weights."""
     folder: str | None = field(default=None, compare=False, metadata={FOUND: True})
+    """Folder in which the relative path is looked up; see FOUND."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class TokenizerConfig:
     padded_vocab_size: Count | None = None
     """Entries that the vocabulary is raised to with unused ones, such as 100031; none: the tokenizer's own."""
     folder: str | None = field(default=None, compare=False, metadata={FOUND: True})
+    """Folder in which the relative path is looked up; see FOUND."""
 
 
 @dataclass(frozen=True)
@@ -320,6 +322,7 @@ class GenerationConfig:
     rows_at_once: Count = 96
     """Completions that are sampled side by side; changes time and memory, no completion (not part of the settings)."""
     folder: str | None = field(default=None, compare=False, metadata={FOUND: True})
+    """Folder in which the relative path is looked up; see FOUND."""
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ from small_corpus import prose_layer, texts, write_folder
 from trained_suite import PROMPTS
 
 from replication.cli.main import main
-from replication.config import RunConfig, load_cell, load_run, load_suite, scientific_hash, to_yaml
+from replication.config import RunConfig, inlined, load_cell, load_run, load_suite, scientific_hash, to_yaml
 from replication.data.files import local_files
 from replication.data.prompts import load_prompts
 from replication.data.store import TokenStore
 from replication.data.tokenizer import load_tokenizer
 from replication.errors import UserError
 from replication.grid.cell import run_cell
-from replication.grid.cells import claim_folder, load_grid, make_ready
+from replication.grid.cells import claim_folder, load_grid, make_ready, refuse_other_suite
 from replication.report.report import collect
 from replication.runs.layout import SuiteDir
 
@@ -72,6 +72,7 @@ def test_a_path_means_beside_its_file_and_the_hash_knows_no_place(
     assert bare.data.sources[0] == source and len(local_files(bare.data.sources[0]) or {}) == 40
     assert here == there and scientific_hash(here) == scientific_hash(there)
     assert to_yaml(here) == to_yaml(there) and "folder" not in to_yaml(here)
+    assert "folder" not in to_yaml(inlined(load_suite(study / "suite.yaml")))
 
 
 @pytest.mark.parametrize("pattern", ["corpus", "corpus/*.txt", "**/*.txt", "one [1].txt"])
@@ -122,6 +123,8 @@ def test_a_folder_is_run_and_reported_from_anywhere_and_after_a_move(
     monkeypatch.chdir(tmp_path)
     suite_dir = run_here(Path("study/suite.yaml"), Path("study/out"))
     assert (suite_dir.prompts / "mine.json").is_file()
+    run_here(Path("study/suite.yaml"), Path("study/out"))  # the same suite still, from here and from itself
+    refuse_other_suite(load_suite("study/out/suite.yaml"), suite_dir)
     moved = Path(shutil.move(study / "out", tmp_path / 'it\'s "é" $x [1]'))
     shutil.rmtree(study)
     monkeypatch.chdir("/")
