@@ -20,6 +20,7 @@ from replication.errors import UserError
 from replication.judging.folder import find_panel
 from replication.judging.panel import invite
 from replication.judging.store import Store
+from replication.protocol.panel_records import panel_contradictions
 from replication.protocol.preregistration import build_plan
 from replication.report.carries import preference_factorial
 from replication.runs.files import write_text
@@ -116,6 +117,7 @@ def test_a_panel_of_four_arms_from_its_making_to_the_report(tmp_path: Path):
             )
             store.vote(name, shown.impression, "left" if rng.random() < 0.5 + left - right else "right")
     assert main(["judge", "lock", str(out), "--yes"]) == 0
+    assert not list(panel_contradictions(suite_dir))
     votes = read_votes(suite_dir.votes)
     assert len(votes) == 12 * 14 and {v.arm_left for v in votes} == {v.arm_right for v in votes} == set(ARMS)
     assert read_note(suite_dir.votes_note, suite_dir.votes).note.arms == sorted(ARMS)

@@ -116,8 +116,8 @@ def test_planted_effects_are_found_with_the_stated_power_and_covered():
 
 
 def test_effects_that_are_not_there_are_found_in_one_panel_of_twenty():
-    """The short form of the 2,000 panels in simulation/README.md: three standard errors of 300 above 5 %."""
+    """The short form of the 2,000 panels in simulation/README.md: three standard errors of 200 above 5 %."""
     null = Study(5, 32, 40, replace(ASSUMED, seed=0.1), 0.5, 0.336)
-    row = factorial_row(FactorialStudy(null, 32), 300, 0)
-    assert max(row["main_effect"], row["absent"], row["interaction"]) < 0.088
-    assert min(row["coverage"]) > 0.912
+    row = factorial_row(FactorialStudy(null, 32), 200, 0)
+    assert max(row["main_effect"], row["absent"], row["interaction"]) < 0.097
+    assert min(row["coverage"]) > 0.903
