@@ -89,7 +89,8 @@ class ValidationMetrics(Metric):
         self.plain += output.losses.plain_N.double().sum()
         self.predictive += output.entropies.predictive
         self.predicted_V += output.entropies.predicted_V
-        self.sequences_Q[places_B] = output.losses.smoothed_N.double().view(valid_BT.shape).sum(1)
+        of_sequence_B = output.losses.smoothed_N.double().view(valid_BT.shape).sum(1)
+        self.sequences_Q[places_B] = of_sequence_B.to(self.sequences_Q)  # under ZeRO DeepSpeed makes the states fp32
 
     def compute(self) -> dict[str, Tensor]:
         return {
