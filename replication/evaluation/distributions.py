@@ -25,7 +25,7 @@ QUARTERS = ("most frequent", "second", "third", "rarest")
 """Of the running tokens of training, by how frequent the entry of the vocabulary is."""
 COUNTED_TOKENS = 1 << 22
 """Training tokens that are counted."""
-TEMPERATURES = tuple(2 ** (k / 8) for k in range(-16, 17))
+TEMPERATURES = tuple(2 ** (k / 8) for k in range(-32, 17))
 LOGITS_AT_ONCE = 1 << 24
 
 
