@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
 from hashlib import sha256
 from itertools import combinations
@@ -28,7 +29,7 @@ from replication.votes.record import read_note, read_votes
 
 SEEDS = (1, 2, 3, 4, 5)
 OF_PLACE = dict(zip(("neither", "token", "layer", "both"), ARMS, strict=True))
-PLANTED = {"token_gain": 0.3, "layer_gain": 0.0, "interaction": 0.2}
+PLANTED = {"token_gain": 0.4, "layer_gain": 0.0, "interaction": 0.2}
 CERTIFIED = dict.fromkeys(ARMS[1:], SEEDS)
 
 
@@ -97,18 +98,21 @@ def test_the_plan_asks_only_where_it_is_told_to(tmp_path: Path):
         build_plan(pair)
 
 
-def test_a_panel_of_four_arms_from_its_making_to_the_report(tmp_path: Path):
+def test_a_panel_of_four_arms_from_its_making_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn = Random(3)  # the same panel in every run of the test
+    monkeypatch.setattr(secrets, "token_hex", lambda n: drawn.randbytes(n).hex())
+    monkeypatch.setattr(secrets, "randbits", drawn.getrandbits)
     out, rng = tmp_path / "out", Random(1)
     texts = {(arm, seed): sha256(f"{arm} {seed}".encode()).hexdigest() for arm in ARMS for seed in SEEDS}
     suite_dir, plain = build_suite(out, seeds=SEEDS, completions=texts)
-    analysis = AnalysisConfig(judges=12, votes_per_judge=14, bootstrap_resamples=100, preference_factorial=True)
+    analysis = AnalysisConfig(judges=20, votes_per_judge=14, bootstrap_resamples=100, preference_factorial=True)
     suite = replace(plain, analysis=analysis)
     write_text(suite_dir.suite, to_yaml(suite))
     without_votes, _, _ = report(suite_dir, suite)
     assert main(["judge", "prepare", str(out), "--pairs", "all", "--repeats", "0"]) == 0
     database = hasty(find_panel(out).database_file)
     store, arm_of = Store(database), {text: arm for (arm, _), text in texts.items()}
-    names = [f"judge-{n:03d}" for n in range(1, 13)]
+    names = [f"judge-{n:03d}" for n in range(1, 21)]
     invite(database, names)
     for name in names:
         while (shown := store.show(name)) is not None:
@@ -119,7 +123,7 @@ def test_a_panel_of_four_arms_from_its_making_to_the_report(tmp_path: Path):
     assert main(["judge", "lock", str(out), "--yes"]) == 0
     assert not list(panel_contradictions(suite_dir))
     votes = read_votes(suite_dir.votes)
-    assert len(votes) == 12 * 14 and {v.arm_left for v in votes} == {v.arm_right for v in votes} == set(ARMS)
+    assert len(votes) == 20 * 14 and {v.arm_left for v in votes} == {v.arm_right for v in votes} == set(ARMS)
     assert read_note(suite_dir.votes_note, suite_dir.votes).note.arms == sorted(ARMS)
     before = {row["id"]: row["verdict"] for row in without_votes["decisions"]}
     assert before["preference_interaction"] == "not decided: no votes on a 2x2 of arms yet"
@@ -134,4 +138,4 @@ def test_a_panel_of_four_arms_from_its_making_to_the_report(tmp_path: Path):
     assert outcomes[:2] == ["other than zero", "not told from zero"] and found["seeds"] == list(SEEDS)
     assert decided["preference_token_gain"]["p_holm"] >= 6 * found["effects"][0]["p"], "one of seven or so questions"
     assert "Which change carries the preference" in text and "Token gain, main effect on the preference: +" in text
-    assert f"{len(votes)} decisive votes by 12 judges" in text
+    assert f"{len(votes)} decisive votes by 20 judges" in text
