@@ -63,6 +63,8 @@ def contradictions(
     removed = list(_removed(suite_dir, ledger))
     withholding += grouped((fault, name) for fault, name, had_result in removed if had_result)
     told = grouped((fault, name) for fault, name, had_result in removed if not had_result)
+    if (panels := ledger.of("panel"))[1:]:
+        told.append(f"{len(panels)} panels were prepared, one after another: the votes are of one of them")
     began = (of.began for of in events.values() if of.began is not None)
     return Contradictions(tuple(withholding), tuple(told), tuple(began))
 

@@ -22,7 +22,7 @@ from replication.runs.events import read_events
 from replication.runs.failures import clear_failure
 from replication.runs.files import file_sha256, read_json, write_json, write_text
 from replication.runs.layout import RunDir, SuiteDir
-from replication.runs.ledger import read_ledger
+from replication.runs.ledger import append, read_ledger
 from replication.runs.manifest import mark_cell_complete
 from replication.runs.records import to_json
 from replication.runs.withdrawn import withdraw
@@ -253,6 +253,15 @@ def test_a_cell_that_was_removed_before_its_result_was_there_is_told_and_withhol
     found = status(suite_dir)
     assert found.withheld == ()
     assert "cells that were removed before they were complete: both/seed-1" in found.deviations
+
+
+def test_a_panel_that_was_made_again_is_told(suite_dir: SuiteDir) -> None:
+    for panel_id in ("first", "second"):
+        assert not any("panels" in line for line in status(suite_dir).deviations)
+        append(suite_dir, "panel", panel_id=panel_id)
+    found = status(suite_dir)
+    assert "2 panels were prepared, one after another: the votes are of one of them" in found.deviations
+    assert found.withheld == ()
 
 
 def test_event_files_of_a_resumed_run_agree_with_its_journal(suite_dir: SuiteDir) -> None:
