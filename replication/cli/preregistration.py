@@ -100,6 +100,8 @@ def check(args: Namespace) -> int:
     status = check_plan(suite_dir, load_suite(suite_dir.suite) if suite_dir.suite.is_file() else None)
     for line in (*status.sentences, *(f"- {deviation}" for deviation in status.deviations)):
         print(line)
+    for withheld in status.withheld:
+        print(f"no verdict on {'anything' if withheld.on == 'all' else f'the {withheld.on}'}: {withheld.why}")
     for line in other_commits(suite_dir):
         print(f"note: {line}")
     return 1 if set(status.deviations) - set(status.unfinished) else 0

@@ -17,7 +17,7 @@ from vote_records import vote, write_votes
 from replication.cli.preregistration import preregistration as verb
 from replication.config import AnalysisConfig, SuiteConfig, to_yaml
 from replication.errors import UserError
-from replication.protocol.deviations import PlanStatus, Withheld
+from replication.protocol.deviations import PlanStatus, Withheld, check_plan
 from replication.protocol.preregistration import Rules, build_plan, plan_hash, plan_stamp, register
 from replication.report.decisions import Decision, Panel, decide
 from replication.runs.files import file_sha256, read_json, write_json, write_text
@@ -138,7 +138,9 @@ def test_plan_check_and_report_name_the_same(tmp_path: Path, capsys: pytest.Capt
         report(suite_dir, suite)[0]["plan"]
     )
     assert verb(["check", str(suite_dir.root)]) == 1
-    assert "votes.csv is not the file" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "votes.csv is not the file" in said
+    assert "no verdict on the preference: the votes are not those that the panel was locked with" in said
 
 
 def test_a_panel_that_was_closed_early_gives_no_verdict(tmp_path: Path) -> None:
@@ -195,9 +197,11 @@ def test_a_plan_that_cannot_be_trusted_withholds_every_verdict(tmp_path: Path, n
         suite_dir.plan.write_text("{}")
     else:
         edit_manifest(suite_dir.cell("both", 2), plan=None, started_at="2999-01-01T00:00:00+0000")
-    results, page, _ = report(suite_dir, suite)
-    assert results["decisions"][1]["why"].startswith("the verdict is withheld: ")
-    assert "not decided: the verdict is withheld: " in results["verdict"]["headline"] and "withheld" in page
+    assert check_plan(suite_dir, suite).withheld[0].on == "all"
+    if name == "edited":
+        results, page, _ = report(suite_dir, suite)
+        assert results["decisions"][1]["why"].startswith("the verdict is withheld: ")
+        assert "not decided: the verdict is withheld: " in results["verdict"]["headline"] and "withheld" in page
 
 
 def test_what_is_withdrawn_after_it_could_be_seen_withholds_the_verdict(tmp_path: Path) -> None:
