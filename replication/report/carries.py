@@ -82,10 +82,11 @@ def preference_factorial(
         pairs.append(Row(baseline=of_place[first], treatment=of_place[second]) | share)
     if sum(len(part) > 0 for part in parts) < 2 and not a.preference_factorial:
         return None
-    score, seed, prompt, judge = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("score", "seed", "prompt", "judge")
+    score, seed, prompt, judge, cluster = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("score", "seed", "prompt", "judge", "cluster")
     )
-    t, n, note = effects_t(score, np.concatenate(contrasts), (seed, prompt, judge), a.alpha), len(np.unique(seed)), ""
+    t, n, note = effects_t(score, np.concatenate(contrasts), (seed, prompt, cluster), a.alpha), len(np.unique(seed)), ""
     if t is None:
         note = "the decisive votes do not join all four arms: `replicate judge prepare --pairs all` makes such a panel"
     elif t.conditional_on:

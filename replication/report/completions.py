@@ -108,7 +108,7 @@ def robustness(used: Sequence[Vote], a: AnalysisConfig, texts: Texts) -> Robustn
         return None
     pair = {a.baseline, a.treatment}
     rows = [vote for vote in first_votes(used) if {vote.arm_left, vote.arm_right} == pair]
-    design = CrossedDesign(b.seed, b.prompt, b.judge)
+    design = CrossedDesign(b.seed, b.prompt, b.cluster)
     is_decided = bool(design.t(b.score).p < a.alpha)
     return Robustness(
         _equal_texts(rows, every, design, a, texts),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import stats as scipy_stats
@@ -14,8 +14,10 @@ from replication.console import plural
 from replication.protocol.paper import VOTES
 from replication.report.comparisons import Number, Row
 from replication.report.load import NAN
+from replication.statistics.alike import Alike, alike_judges, as_one
 from replication.statistics.crossed import CrossedDesign
 from replication.statistics.preference import (
+    VENDOR,
     Ballots,
     agreement,
     ballots,
@@ -31,6 +33,8 @@ from replication.votes.record import Vote
 from replication.votes.tally import judge_votes, published_filters, votes_per_judge
 
 MOST_SEEDS = 1000
+MIN_VENDORS = 4
+"""Of models, for a verdict that holds for models of other vendors too."""
 PREFERRED, BASELINE_PREFERRED, NOT_DECIDED = "preferred", "baseline preferred", "not decided"
 
 
@@ -136,6 +140,8 @@ class Preference(Counts, UsedVotes):
     filters: list[Row]
     agreement: JudgesAgreement
     other_pairs: list[Row]
+    alike: list[Alike] = field(default_factory=list)
+    """Judges who vote alike beyond chance."""
     estimate: Number
     low: Number
     high: Number
@@ -164,8 +170,10 @@ def analyse_votes(
         return None
     alpha = analysis.alpha
     used, left_out = usable_votes(votes, suite, analysis, certified)
-    b = ballots(used, analysis.baseline, analysis.treatment)
-    primary = estimate(b, alpha)
+    pair = analysis.baseline, analysis.treatment
+    alike = alike_judges(ballots(sorted(used, key=lambda vote: vote.shown_at), *pair))
+    b = as_one(ballots(used, *pair), alike)
+    primary = _to_vendors(estimate(b, alpha), b, alpha)
     given = votes_per_judge((vote for vote in votes if vote.suite == suite), analysis.judge_kinds)
     per_seed, sign_flip, bootstrap, naive = _beside(b, analysis) if len(b) else (None,) * 4
     found = Preference(
@@ -187,6 +195,7 @@ def analyse_votes(
         filters=_filters(b, used, analysis, given),
         agreement=_agreement(b, used),
         other_pairs=_other_pairs(used, analysis),
+        alike=alike,
         **{key: getattr(primary, key) for key in ("estimate", "low", "high", "p", "level")},
     )
     return replace(found, why=_lacking(found, analysis, is_planned), more_seeds=_seeds_needed(found, analysis))
@@ -259,7 +268,9 @@ def estimate(b: Ballots, alpha: float, half_ties: bool = False) -> Estimate:
     if np.ptp(part.score) == 0:
         what = {0.0: "for the baseline", 0.5: "a tie", 1.0: "for the treatment"}[first]
         return without_interval(f"every {vote} is {what}: nothing varies, so there is no interval", first)
-    t = CrossedDesign(part.seed, part.prompt, part.judge).t(part.score, alpha=alpha)
+    t = CrossedDesign(part.seed, part.prompt, part.cluster).t(part.score, alpha=alpha)
+    of_one_vendor = len(np.unique(part.judge)) > 1 and part.cluster[0].startswith(VENDOR)
+    one = [name.replace("judge", "vendor") if of_one_vendor else name for name in t.conditional_on]
     return Estimate(
         estimate=float(t.mean),
         low=max(0.0, float(t.low)),
@@ -269,8 +280,23 @@ def estimate(b: Ballots, alpha: float, half_ties: bool = False) -> Estimate:
         df=float(t.df),
         level=1 - alpha,
         components={name: float(value) for name, value in t.components.items()},
-        note=f"conditional on the one {' and the one '.join(t.conditional_on)}" if t.conditional_on else "",
+        note=f"conditional on the one {' and the one '.join(one)}" if one else "",
     )
+
+
+def _to_vendors(found: Estimate, b: Ballots, alpha: float) -> Estimate:
+    """The estimate with its scope in words, where models of fewer than MIN_VENDORS vendors carry it.
+
+    They do not where people alone have a preference on the same side.
+    """
+    vendors = sorted({str(name).removeprefix(VENDOR) for name in b.cluster[~b.is_human]})
+    if found.note or found.p is None or not vendors or len(vendors) >= MIN_VENDORS:
+        return found
+    people = estimate(b.where(b.is_human), alpha)
+    if (people.p or NAN) < alpha and ((people.estimate or NAN) > 0.5) == ((found.estimate or NAN) > 0.5):
+        return found
+    scope = f"as to models conditional on these vendors ({', '.join(vendors)})"
+    return replace(found, note=f"over seeds, prompts and judges, {scope}")
 
 
 def _beside(b: Ballots, analysis: AnalysisConfig) -> tuple[PerSeed, dict[str, Number], Row, dict[str, Number]]:
@@ -285,7 +311,7 @@ def _beside(b: Ballots, analysis: AnalysisConfig) -> tuple[PerSeed, dict[str, Nu
     per_seed = PerSeed("conditional on these prompts and judges", rows, float(t.mean) + 0.5, low, high, float(t.p))
     smallest = smallest_sign_flip_p(int(np.isfinite(means).sum()))
     generator, resamples = np.random.default_rng(analysis.bootstrap_seed), analysis.bootstrap_resamples
-    bounds = bootstrap_share(b.score, (b.seed, b.prompt, b.judge), generator, resamples, analysis.alpha)
+    bounds = bootstrap_share(b.score, (b.seed, b.prompt, b.cluster), generator, resamples, analysis.alpha)
     low, high = (float(bound) if len(means) > 1 else NAN for bound in bounds)
     chosen, decisive = int((b.score == 1).sum()), int(b.decisive.sum())
     return (

@@ -73,8 +73,8 @@ def _preference(f: Preference) -> Iterator[str]:
         even = f", {at} at it" if at else ""
         yield (
             f"{above} of {len(shares)} seeds lie above one half{even}; t over seeds p {p_value(f.per_seed.p)}, "
-            f"{f.per_seed.scope}; exact sign flips p {p_value(f.sign_flip['p'])} (with so many seeds the smallest "
-            f"there is is {p_value(f.sign_flip['smallest'])})."
+            f"{f.per_seed.scope}; exact sign flips p {p_value(f.sign_flip['p'])}, conditional likewise and no test of "
+            f"preference (with so many seeds the smallest there is is {p_value(f.sign_flip['smallest'])})."
         )
         yield (
             f"{count(f.n_ties)} of {count(f.n_votes)} votes are ties; wins and half the ties are "
@@ -85,6 +85,12 @@ def _preference(f: Preference) -> Iterator[str]:
                 f"Counted as the published p counts, each vote as independent, p would be {p_value(f.naive['p'])}: not "
                 "to be believed, because votes on one seed, prompt or by one judge are alike."
             )
+    for pair in f.alike:
+        yield (
+            f"{' and '.join(pair.judges)} vote alike beyond chance ({pair.same} of {pair.shared} votes {pair.where}, p "
+            f"{p_value(pair.p)} for all pairs of judges together): one judge under two names, or copied votes? They "
+            "count as one judge."
+        )
     both = f.agreement.people_and_models
     if both["n_prompts"]:
         same = f"{both['same_majority']} of {both['n_prompts']} prompts"

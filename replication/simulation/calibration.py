@@ -21,6 +21,7 @@ from replication.console import table
 from replication.report.drawing import DPI, FONT_POINTS, MARKERS, WIDTH_INCHES, name_axes, save_png
 from replication.runs.files import write_json, write_text
 from replication.simulation.looks import LOOK_TESTS, MOST_FALSE, LookScenario, look_scenarios
+from replication.simulation.panels import PANELS, Panel
 from replication.simulation.power import ALPHA, ASSUMED, COLOURS, Study, power
 from replication.simulation.simulate import Spread, batches, draw_scores, preference_for, vote_pattern
 from replication.statistics.adjusted import equal_texts_logit
@@ -72,6 +73,12 @@ LENGTH_TESTS = {
     "crossed": "crossed t of the share of decisive votes",
     "equal_texts": "the same at equal length and repetition, by a logistic regression",
 }
+PANEL_TESTS = {
+    "verdict": "the primary decision: a vendor's models, and judges who vote alike, are one cluster",
+    "by_judge": "the same, every judge taken as independent",
+    "sign_flip": "exact sign flip over seeds, conditional on these prompts and judges",
+    "naive": "binomial, votes as independent",
+}
 MEASURES = {
     "rejected": "share of experiments with p < 5 % (equivalence: declared)",
     "coverage": "coverage of the 95 % interval",
@@ -82,6 +89,8 @@ PRIMARY = ("crossed", "crossed_half")
 FALSE_POSITIVES = (0.03, 0.07)
 COVERAGE = (0.93, 0.97)
 EQUAL_TEXTS = 0.065
+PANEL_FALSE_POSITIVES = (0.0, 0.065)
+PANEL_COVERAGE = (0.935, 1.0)
 CLOSE = (-0.03, 0.03)
 """Largest distance of a measured power from the stated one."""
 
@@ -101,13 +110,14 @@ class Truth(TypedDict, total=False):
     longer: float
     seed_longer: float
     predicted: float | None
+    panel: str
 
 
 class Row(TypedDict):
     """One scenario, measured."""
 
     key: str
-    kind: Literal["votes", "losses", "lengths", "looks"]
+    kind: Literal["votes", "losses", "lengths", "looks", "panel"]
     truth: Truth
     experiments: int
     tests: dict[str, dict[str, float | None]]  # the outcomes, as shares of the experiments
@@ -263,7 +273,40 @@ class LengthScenario:
         }
 
 
-Scenario = VoteScenario | LossScenario | LengthScenario | LookScenario
+@dataclass(frozen=True)
+class PanelScenario:
+    """One truth about the votes of a panel that is not as the test assumes."""
+
+    panel: Panel
+    prompts: int
+    share: float
+
+    @property
+    def key(self) -> str:
+        return f"panel {self.panel.name}, {self.prompts} prompts, share {self.share:g}"
+
+    def truth(self, simulations: int, seed: int) -> Truth:
+        return Truth(panel=self.panel.name, seeds=self.panel.seeds, prompts=self.prompts, share=self.share)
+
+    def outcomes(self, n: int, generator: np.random.Generator) -> Outcomes:
+        """Draw n experiments; where the verdict is withheld nothing is rejected, and there is no interval to cover."""
+        who = self.panel.pattern(self.prompts)
+        scores = self.panel.scores(self.share, who, self.prompts, n, generator)
+        p, low, high = self.panel.test(scores, who, generator)
+        given = np.isfinite(p)
+        is_related = self.panel.vendors or self.panel.copies[0]
+        each = decisive_share_t(scores, who.factors).p if is_related else p
+        flips = sign_flip_p(shares_by(scores, who.seed) - 0.5)
+        naive = binomial_p((scores == 1).sum(-1), (scores != 0.5).sum(-1))
+        return {
+            "verdict": {"rejected": p < ALPHA, "coverage": _covers(low, self.share, high)[given], "given": given},
+            "by_judge": {"rejected": each < ALPHA, "coverage": None},
+            "sign_flip": {"rejected": flips < ALPHA, "coverage": None},
+            "naive": {"rejected": naive < ALPHA, "coverage": None},
+        }
+
+
+Scenario = VoteScenario | LossScenario | LengthScenario | LookScenario | PanelScenario
 
 
 def _covers(low: Floats, truth: float, high: Floats) -> Flags:
@@ -271,7 +314,7 @@ def _covers(low: Floats, truth: float, high: Floats) -> Flags:
 
 
 def declared_grid(seeds: int = 5, prompts: int = 32, judges: int = 40) -> list[Scenario]:
-    """Seed spread 0, .05, .1; prompt and judge spread on and off; no effect and planted ones; and the losses' ones."""
+    """Seed spread 0, .05, .1; prompt and judge spread on and off; no effect and planted ones; losses; and panels."""
     votes: list[Scenario] = [
         VoteScenario(seeds, prompts, judges, share, Spread(seed, prompt, judge, ASSUMED.seed_prompt if prompt else 0.0))
         for share, seed, prompt, judge in itertools.product(
@@ -285,6 +328,7 @@ def declared_grid(seeds: int = 5, prompts: int = 32, judges: int = 40) -> list[S
         *(LossScenario(*of) for of in losses),
         *(LengthScenario(n, prompts, judges, longer, spread) for n, longer, spread in lengths),
         *look_scenarios(),
+        *(PanelScenario(panel, prompts, share) for panel in PANELS for share in (0.5, 0.6)),
     ]
 
 
@@ -306,7 +350,7 @@ def measure(scenario: Scenario, experiments: int, seed: int) -> Row:
 
 def _shares(parts: Sequence[Mapping[str, Flags | None]]) -> dict[str, float | None]:
     flags = {what: [of for part in parts if (of := part[what]) is not None] for what in parts[0]}
-    return {what: float(np.concatenate(of).mean()) if of else None for what, of in flags.items()}
+    return {what: float(np.concatenate(of).mean()) if any(map(len, of)) else None for what, of in flags.items()}
 
 
 def findings(rows: Sequence[Row]) -> list[Finding]:
@@ -322,6 +366,8 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
 
     votes = [row for row in rows if row["kind"] == "votes"]
     losses = [row for row in rows if row["kind"] == "losses"]
+    panels = [row for row in rows if row["kind"] == "panel"]
+    no_preference = [row for row in panels if row["truth"]["share"] == 0.5]
     primary = [row for row in votes if row["truth"]["primary"]]
     null = [row for row in votes if row["truth"]["share"] == 0.5]
     looks = [row for row in rows if row["kind"] == "looks"]
@@ -344,6 +390,8 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
          (0.0, EQUAL_TEXTS)),
         ("equivalence at no shift, less the predicted power", less_predicted(no_shift, "equivalence", "rejected"),
          CLOSE),
+        ("false positives of any panel", values(no_preference, ["verdict"], "rejected"), PANEL_FALSE_POSITIVES),
+        ("coverage in any panel with a verdict", values(panels, ["verdict"], "coverage"), PANEL_COVERAGE),
     ]  # fmt: skip
     return [
         Finding(what=what, measured=(min(of), max(of)), bounds=(low, high), holds=low <= min(of) and max(of) <= high)
@@ -362,6 +410,7 @@ def write_calibration(rows: Sequence[Row], found: Sequence[Finding], folder: Pat
         ("losses", LOSS_TESTS),
         ("lengths", LENGTH_TESTS),
         ("looks", LOOK_TESTS),
+        ("panel", PANEL_TESTS),
     ):
         lines += ["", f"## {kind.capitalize()}", "", *(f"- `{key}`: {words}" for key, words in tests.items())]
         own, columns = [row for row in rows if row["kind"] == kind], ["truth", *(f">{name}" for name in tests)]
@@ -391,6 +440,8 @@ def _truth(row: Row) -> str:
     t = row["truth"]
     if row["kind"] == "looks":
         return row["key"]
+    if row["kind"] == "panel":
+        return f"{t['share']:g}: {t['panel']}{'' if row['tests']['verdict']['given'] else ' (verdict withheld)'}"
     if row["kind"] == "losses":
         return f"{t['seeds']} seeds, sd {t['sd_over_margin']:g}, shift {t['shift_over_margin']:g} margins"
     if row["kind"] == "lengths":

@@ -28,7 +28,7 @@ from replication.statistics.crossed import CrossedDesign
 from replication.statistics.format import MISSING, count, markdown_table, percent
 from replication.statistics.looks import look_levels
 from replication.statistics.preference import Ballots, ballots
-from replication.statistics.seeds import POWER
+from replication.statistics.seeds import POWER, power_of_equivalence, seeds_for_equivalence
 from replication.votes.record import counted_votes
 
 VOTE_FILE = "phase3_ab_preference.json"
@@ -37,7 +37,11 @@ SEED_SPREADS = (0.0, 0.05, 0.1)
 GIVEN = ("prompt", "judge", "seed_prompt", "seed_judge", "prompt_judge")
 """The spreads that may be given, besides the seeds'."""
 ASSUMED = Spread(prompt=0.2, judge=0.1, seed_prompt=0.15)
-"""Prompts and judges are what the published votes' marginals give, rounded."""
+"""Of the truths of the calibration. Prompts and judges are what the published votes' marginals give, rounded."""
+SEED_PROMPT_SHARES = (0.25, 0.5, 0.75)
+"""Swept: of the variance between the prompts of one pair of models, what another pair would not share."""
+LOSS_SDS = (0.005, 0.01, 0.02, 0.04)
+"""Standard deviations over seeds of a difference in loss, nats; swept without a pilot."""
 COLOURS = ("#000000", "#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#D55E00")  # Okabe and Ito
 NOTE = (
     f"'more': none of these numbers of seeds reaches {percent(POWER)}. Where power hardly grows with seeds, prompts "
@@ -118,7 +122,7 @@ def fit_ballots(b: Ballots, source: str) -> Fitted:
     decisive = b.where(b.decisive)
     if len(decisive) < 2:
         return Fitted(source)
-    components = CrossedDesign(decisive.seed, decisive.prompt, decisive.judge).t(decisive.score).components
+    components = CrossedDesign(decisive.seed, decisive.prompt, decisive.cluster).t(decisive.score).components
     sd = {name: float(np.sqrt(max(0.0, float(value)))) for name, value in components.items()}
     ties = float(1 - len(decisive) / len(b))
     return Fitted(source, sd.get("prompt"), sd.get("judge"), sd.get("seed"), sd.get("seed x prompt"), ties)
@@ -158,6 +162,8 @@ class Study:
     ties: float
     looks: tuple[int, ...] = ()
     boundaries: str = "haybittle_peto"
+    votes_per_judge: int | None = None
+    """None: one on every prompt."""
 
     @property
     def key(self) -> str:
@@ -165,7 +171,8 @@ class Study:
         spread = "/".join(f"{sd:.6g}" for sd in astuple(self.spread))
         size = f"{self.seeds}x{self.prompts}x{self.judges}"
         looks = f" looks {'/'.join(map(str, self.looks))} {self.boundaries}" if self.looks else ""
-        return f"power {size} spread {spread} share {self.share:.6g} ties {self.ties:.6g}{looks}"
+        votes = "" if self.votes_per_judge is None else f" votes {self.votes_per_judge}"
+        return f"power {size} spread {spread} share {self.share:.6g} ties {self.ties:.6g}{looks}{votes}"
 
 
 def studies(
@@ -177,8 +184,13 @@ def studies(
     share: float,
     looks: tuple[int, ...] = (),
     boundaries: str = "haybittle_peto",
+    seed_prompt_shares: Sequence[float] = SEED_PROMPT_SHARES,
+    votes_per_judge: int | None = None,
 ) -> tuple[list[Study], list[str]]:
     """Every combination, each spread as given, else as fitted, else as calibrated; and the sources of these, in words.
+
+    Votes on one pair of models show prompts vary by what is theirs and by what is theirs with this pair alone. Where
+    nobody knows the latter, the variance is split between both, by each of the shares: neither counts it twice.
 
     Args:
         given: each of GIVEN; None where nobody gave it.
@@ -188,22 +200,36 @@ def studies(
         sizes: numbers of seeds, of prompts, of judges.
         share: of decisive votes, to be found.
         looks: numbers of seeds at which the study may end, the last in place of those in `sizes`.
+        seed_prompt_shares: of the variance between prompts, where the interaction is neither given nor fitted.
+        votes_per_judge: see Study.
     """
-    spread, words = Spread(), []
+    spread, splits, words = Spread(), list[Spread](), []
     for name, value in given.items():
         estimate = getattr(votes, name, None)
         choices = ((value, "given"), (estimate, f"fitted to {votes.source}"), (getattr(ASSUMED, name), "an assumption"))
         sd, source = next((sd, source) for sd, source in choices if sd is not None)
         spread = replace(spread, **{name: sd})
+        if name == "seed_prompt" and source == "an assumption":
+            splits = [
+                replace(spread, prompt=spread.prompt * (1 - of) ** 0.5, seed_prompt=spread.prompt * of**0.5)
+                for of in seed_prompt_shares
+            ]
+            parts = ", ".join(percent(of) for of in seed_prompt_shares)
+            words.append(f"of the prompts' variance {parts} is taken to be seed x prompt (an assumption, swept)")
+            continue
         words.append(f"{name.replace('_', ' x ')} spread {sd:.3f} ({source})")
     pilot = [] if votes.seed is None else [round(votes.seed, 4)]
     words.append("seed spread swept" + (f", the pilot's is {votes.seed:.3f}" if pilot else " (an assumption)"))
     swept = sorted({*SEED_SPREADS, *pilot} if seed_spreads is None else set(seed_spreads))
     shown = next(t for t in (ties, votes.ties, VOTES.tie_share) if t is not None)
     seeds, prompts, judges = sizes
+    other = {name: getattr(spread, name) for name in ("seed_judge", "prompt_judge")}
     seeds = looks[-1:] or seeds
-    every = itertools.product(swept, prompts, judges, seeds)
-    return [Study(n, p, j, replace(spread, seed=s), share, shown, looks, boundaries) for s, p, j, n in every], words
+    every = itertools.product(swept, splits or [spread], prompts, judges, seeds)
+    return [
+        Study(n, p, j, replace(split, seed=s, **other), share, shown, looks, boundaries, votes_per_judge)
+        for s, split, p, j, n in every
+    ], words
 
 
 class PowerRow(TypedDict):
@@ -234,7 +260,7 @@ def simulate(study: Study, simulations: int, seed: int) -> tuple[float, float]:
     Seed and the study's key start its random numbers.
     """
     generator = np.random.default_rng([seed, *study.key.encode()])
-    who = vote_pattern(study.seeds, study.prompts, study.judges)
+    who = vote_pattern(study.seeds, study.prompts, study.judges, study.votes_per_judge)
     mean, looks = preference_for(study.share, study.spread), study.looks or (study.seeds,)
     levels = look_levels(looks, ALPHA, study.boundaries, sides=2) if study.looks else (ALPHA,)
     found, used = 0, 0
@@ -251,7 +277,7 @@ def simulate(study: Study, simulations: int, seed: int) -> tuple[float, float]:
 def power_row(study: Study, simulations: int, seed: int) -> PowerRow:
     reached, expected = simulate(study, simulations, seed)
     error = float(np.sqrt(reached * (1 - reached) / simulations))
-    votes = study.prompts * study.judges
+    votes = min(study.votes_per_judge or study.prompts, study.prompts) * study.judges
     own = asdict(study) | {"key": study.key, "power": reached, "simulation_error": error, "votes": votes}
     return cast(PowerRow, own | {"expected_seeds": expected})
 
@@ -264,6 +290,8 @@ def fewest_seeds(rows: Sequence[PowerRow]) -> list[dict[str, float | None]]:
     return [
         {
             "seed_spread": group[0]["spread"]["seed"],
+            "prompt_spread": group[0]["spread"]["prompt"],
+            "seed_prompt_spread": group[0]["spread"]["seed_prompt"],
             "prompts": group[0]["prompts"],
             "judges": group[0]["judges"],
             "fewest_seeds": _enough(group),
@@ -279,14 +307,34 @@ def _enough(group: Sequence[PowerRow]) -> int | None:
 
 def _groups(rows: Sequence[PowerRow]) -> list[list[PowerRow]]:
     """Rows that differ in their seeds alone, in the order of these."""
-    found: dict[tuple[float, int, int], list[PowerRow]] = {}
+    found: dict[tuple[float, ...], list[PowerRow]] = {}
     for row in sorted(rows, key=lambda row: row["seeds"]):
-        found.setdefault((row["spread"]["seed"], row["prompts"], row["judges"]), []).append(row)
+        found.setdefault((*row["spread"].values(), row["prompts"], row["judges"]), []).append(row)
     return list(found.values())
 
 
+def loss_lines(seeds: Sequence[int], sds: Sequence[float], margin: float) -> tuple[str, list[str], list[list[str]]]:
+    """(title, columns, rows): exact power to show that two losses are equivalent where they are, before any data."""
+    columns = [">sd over seeds, nats", *(f">{n} seeds" for n in seeds), f">seeds for {percent(POWER)}"]
+    rows = [
+        [
+            f"{sd:.2g}",
+            *(percent(float(power_of_equivalence(n, sd, margin, alpha=ALPHA))) for n in seeds),
+            str(seeds_for_equivalence(sd, margin, ALPHA) or MISSING),
+        ]
+        for sd in sds
+    ]
+    return f"Power to show losses equivalent within {margin:g} nats that do not differ", columns, rows
+
+
 def write_power(
-    rows: Sequence[PowerRow], words: Sequence[str], have: int, cell_hours: float, folder: Path, console: Console
+    rows: Sequence[PowerRow],
+    words: Sequence[str],
+    have: int,
+    cell_hours: float,
+    losses: tuple[str, list[str], list[list[str]]],
+    folder: Path,
+    console: Console,
 ) -> list[Path]:
     """Print the table; write power.json, power.md and power.png, the paths that come back.
 
@@ -304,28 +352,39 @@ def write_power(
     if looks:
         title += f", looked at with {', '.join(map(str, looks))} seeds"
     expected = ["expected seeds"] if looks else []
-    names = ("seed spread", "prompts", "judges", *sizes, *expected, "seeds for 80 %", "GPU-h, 2 arms", "4 arms")
+    spreads = ("seed", "prompt", "seed_prompt")
+    heads = (s.replace("_", " x ") for s in spreads)
+    names = (*heads, "prompts", "judges", *sizes, *expected, "seeds for 80 %", "GPU-h, 2 arms", "4 arms")
     columns, lines = [f">{name}" for name in names], []
     for group in _groups(rows):
         enough, needed, hours = _enough(group), "more", [MISSING] * 2
         if enough is not None:
             needed = f"{enough} ({max(0, enough - have)} more)" if have else f"{enough}"
             hours = [count(arms * enough * cell_hours) for arms in (2, 4)]
-        size = [f"{group[0]['spread']['seed']:g}", f"{group[0]['prompts']}", f"{group[0]['judges']}"]
+        own = group[0]
+        size = [*(f"{own['spread'][s]:.2g}" for s in spreads), f"{own['prompts']}", f"{own['judges']}"]
         ends = [f"{group[-1]['expected_seeds']:.1f}"] if looks else []
         lines.append([*size, *(percent(row["power"]) for row in group), *ends, needed, *hours])
     sources = [f"- {source}" for source in words]
-    write_text(paths[1], "\n".join([f"# {title}", "", *sources, "", *markdown_table(columns, lines), "", NOTE, ""]))
+    loss, loss_columns, of_loss = losses
+    text = [f"# {title}", "", *sources, "", *markdown_table(columns, lines), "", NOTE, "", f"# {loss}", ""]
+    write_text(paths[1], "\n".join([*text, *markdown_table(loss_columns, of_loss), ""]))
     draw_power(rows, paths[2])
     console.print(table(title, columns, lines))
     for line in (*words, NOTE):
         console.print(line, soft_wrap=True)
+    console.print(table(loss, loss_columns, of_loss))
     return paths
 
 
 def draw_power(rows: Sequence[PowerRow], path: Path) -> None:
-    """Power over seeds: a panel for each number of prompts, a line for each spread of seeds (dashed: most judges)."""
+    """Power over seeds: a panel for each number of prompts, a line for each spread of seeds (dashed: most judges).
+
+    Of several splits of the prompts' variance the one in the middle is drawn.
+    """
     seeds, prompts, judges = (sorted({row[of] for row in rows}) for of in ("seeds", "prompts", "judges"))
+    splits = sorted({row["spread"]["seed_prompt"] for row in rows})
+    rows = [row for row in rows if row["spread"]["seed_prompt"] == splits[len(splits) // 2]]
     figure = Figure(figsize=(WIDTH_INCHES * 1.1, 2.6 * len(prompts) + 1.0), dpi=DPI, layout="constrained")
     panels = figure.subplots(len(prompts), 1, squeeze=False, sharex=True)[:, 0]
     for panel, n_prompts in zip(panels, prompts, strict=True):

@@ -6,7 +6,9 @@ Every vote belongs to one seed, one prompt and one judge, and votes that share o
 
 with independent random effects. The variance of the mean follows from the variance components, which come from sums of
 squares by Henderson's first method (Henderson 1953, Biometrics 9:226; Searle, Casella & McCulloch 1992, chapter 5),
-so that any pattern of missing votes will do. Degrees of freedom are Satterthwaite's (1946, Biometrics Bulletin 2:110).
+so that any pattern of missing votes will do. Degrees of freedom are Satterthwaite's (1946, Biometrics Bulletin 2:110),
+made fewer where few levels say little of a variance (`_degrees`). Judges who are related are one level: see
+preference.Ballots.
 
 Shapes: V votes, leading axes [...] are experiments with the same pattern of votes.
 """
@@ -26,6 +28,8 @@ Ints = NDArray[np.int64]
 FACTORS = ("seed", "prompt", "judge")
 LARGEST_TABLE = 4_000_000
 """Pairs of levels that are counted in a table; more are sorted."""
+MOST_DEGREES = 2
+"""Times the degrees of freedom of the factor with the fewest levels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +40,7 @@ class CrossedT:
     se: Floats
     """Standard error of the mean over seeds, prompts and judges; NaN where nothing varies."""
     df: Floats
-    """Satterthwaite's."""
+    """Satterthwaite's, corrected."""
     p: Floats
     """Two-sided, against the null given; NaN without a standard error."""
     low: Floats
@@ -129,11 +133,17 @@ class CrossedDesign:
         return np.stack([*between, (flat**2).sum(-1)], axis=-1).reshape(*centred.shape[:-1], -1)
 
     def _degrees(self, variance: Floats, alone: Floats) -> Floats:
+        """Satterthwaite's, with two corrections that keep the level at few or skewed seeds (simulation/README.md).
+
+        By chance a variance estimated from few levels often comes out small, and then counts for too little here: its
+        square is taken 1 + 2 / df times, as much as chance adds to the square of a variance on average. And there are
+        at most twice the degrees of freedom of the factor with the fewest levels.
+        """
         if not self.main:
             return np.full(variance.shape, self.n - 1.0)
         levels = self._levels[: len(self.main)]
-        satterthwaite = variance**2 / (alone**2 / levels).sum(-1)
-        return np.clip(satterthwaite, levels.min(), self.n - 1)
+        satterthwaite = variance**2 / (alone**2 * (1 + 2 / levels) / levels).sum(-1)
+        return np.clip(satterthwaite, levels.min(), min(self.n - 1, MOST_DEGREES * levels.min()))
 
 
 def _levels(labels: ArrayLike) -> Ints:
@@ -182,7 +192,8 @@ def decisive_share_t(scores: ArrayLike, factors: Sequence[ArrayLike], alpha: flo
         alpha: see CrossedDesign.t.
 
     Returns:
-        As CrossedDesign.t, arrays [R], without components; NaN below two decisive votes.
+        As CrossedDesign.t, arrays [R], without components; NaN below two decisive votes, and where one factor has one
+        level, beyond which nothing can be said.
     """
     seed, prompt, judge = (np.asarray(labels) for labels in factors)
     names = ("mean", "se", "df", "p", "low", "high")
@@ -192,5 +203,6 @@ def decisive_share_t(scores: ArrayLike, factors: Sequence[ArrayLike], alpha: flo
         if kept.sum() > 1:
             t = CrossedDesign(seed[kept], prompt[kept], judge[kept]).t(row[kept], alpha=alpha)
             table[:, i] = [float(getattr(t, name)) for name in names]
+            table[3:, i] = np.nan if t.conditional_on else table[3:, i]
     mean, se, df, p, low, high = table
     return CrossedT(mean, se, df, p, low, high, {}, ())

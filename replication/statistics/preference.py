@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
+VENDOR = "vendor "  # begins the clusters of models
 WEIGHTS_AT_ONCE = 4_000_000  # resampled votes in memory
 
 
@@ -35,6 +36,7 @@ class Ballots:
     judge: NDArray[np.str_]
     is_human: Bools
     treatment_left: Bools
+    cluster: NDArray[np.str_]  # judges that are alike are one level: a person, or all models of a vendor
 
     @property
     def decisive(self) -> Bools:
@@ -59,6 +61,10 @@ def ballots(votes: Iterable[Vote], baseline: str, treatment: str) -> Ballots:
         judge=np.array([v.judge_id for v in rows], dtype=np.str_),
         is_human=np.array([v.judge_kind == "human" for v in rows], dtype=np.bool_),
         treatment_left=np.array([v.arm_left == treatment for v in rows], dtype=np.bool_),
+        cluster=np.array(
+            [f"judge {v.judge_id}" if v.judge_kind == "human" else f"{VENDOR}{v.vendor or 'unknown'}" for v in rows],
+            dtype=np.str_,
+        ),
     )
 
 

@@ -4,13 +4,33 @@ import json
 
 import numpy as np
 import pytest
+from reported import report
+from synthetic_runs import build_suite
 
 from replication.cli.main import main
-from replication.simulation.calibration import LengthScenario, LossScenario, VoteScenario, declared_grid, measure
-from replication.simulation.power import Study, fewest_seeds, fit_ballots, power, spread_between_groups
+from replication.simulation.calibration import (
+    LengthScenario,
+    LossScenario,
+    PanelScenario,
+    VoteScenario,
+    declared_grid,
+    measure,
+)
+from replication.simulation.panels import PANELS, Panel
+from replication.simulation.power import (
+    Fitted,
+    Study,
+    fewest_seeds,
+    fit_ballots,
+    power,
+    power_row,
+    spread_between_groups,
+    studies,
+)
 from replication.simulation.simulate import Spread, draw_scores, preference_for, true_share, vote_pattern
 from replication.statistics.crossed import CrossedDesign
 from replication.statistics.preference import Ballots
+from replication.statistics.seeds import power_of_equivalence, sd_upper_bound
 
 PRIMARY = Spread(seed=0.05, prompt=0.2, judge=0.1, seed_prompt=0.15)
 
@@ -55,7 +75,8 @@ def test_a_pilots_votes_give_every_spread():
     who = vote_pattern(40, 40, 40)
     score = draw_scores(0.5, Spread(0.15, 0.2, 0.1), 0.2, who, 1, rng)[0]
     yes = np.ones(len(who), dtype=bool)
-    fitted = fit_ballots(Ballots(score, who.seed, who.prompt, who.judge.astype(str), yes, yes), "pilot")
+    judge = who.judge.astype(str)
+    fitted = fit_ballots(Ballots(score, who.seed, who.prompt, judge, yes, yes, judge), "pilot")
     assert (fitted.seed, fitted.prompt, fitted.judge) == pytest.approx((0.15, 0.2, 0.1), abs=0.05)
     assert fitted.ties == pytest.approx(0.2, abs=0.03)
 
@@ -82,6 +103,37 @@ def test_equivalence_at_the_margin_and_the_loss_tests_at_no_effect():
     for name in ("paired_t", "token_gain", "layer_gain", "interaction"):
         assert 0.03 <= null["tests"][name]["rejected"] <= 0.07
         assert 0.93 <= null["tests"][name]["coverage"] <= 0.97
+
+
+def test_a_panel_is_as_declared():
+    rng = np.random.default_rng(0)
+    skewed = Panel("", seed_spread=0.8, is_skewed=True)
+    effects = skewed.seed_effects(rng.standard_normal(400_000))
+    assert effects.mean() == pytest.approx(0, abs=0.01) and effects.std() == pytest.approx(0.8, rel=0.05)
+    assert np.median(effects) < -0.2  # the tail is on the right
+    who = skewed.pattern(16)
+    for share in (0.5, 0.6):
+        scores = skewed.scores(share, who, 16, 1500, rng)
+        assert scores[scores != 0.5].mean() == pytest.approx(share, abs=0.015)
+    copies = Panel("", copies=(7, 1))
+    who = copies.pattern(16)
+    scores = copies.scores(0.5, who, 16, 1, rng)[0]
+    for of in (scores, who.seed, who.prompt):
+        assert all(np.array_equal(of[who.judge == 0], of[who.judge == k]) for k in range(33, 40))
+    sizes = np.bincount(Panel("", is_unequal=True).pattern(32).judge)
+    assert (sizes.max(), sizes.min()) == (32, 8)
+
+
+def test_related_judges_keep_the_level_only_as_clusters():
+    """400 experiments; 2,000 of each of all panels: simulation/README.md."""
+    six = next(panel for panel in PANELS if panel.name == "40 models of 6 vendors")
+    tests = measure(PanelScenario(six, 32, 0.5), 400, 0)["tests"]
+    assert tests["verdict"]["rejected"] <= 0.065 and tests["verdict"]["coverage"] >= 0.935
+    assert tests["by_judge"]["rejected"] > 0.08
+    one = next(panel for panel in PANELS if panel.vendors == (40,))
+    withheld = measure(PanelScenario(one, 16, 0.5), 100, 0)["tests"]
+    assert withheld["verdict"] == {"rejected": 0.0, "coverage": None, "given": 0.0}
+    assert withheld["by_judge"]["rejected"] > 0.2
 
 
 def test_the_stated_power_is_that_of_a_plain_simulation():
@@ -119,8 +171,9 @@ def test_the_declared_grid_has_what_was_declared():
 
 
 def test_fewest_seeds_are_the_fewest():
+    spread = {"seed": 0.0, "prompt": 0.2, "seed_prompt": 0.1}
     rows = [
-        {"spread": {"seed": 0.0}, "prompts": 32, "judges": 40, "seeds": n, "power": p}
+        {"spread": spread, "prompts": 32, "judges": 40, "seeds": n, "power": p}
         for n, p in ((3, 0.5), (8, 0.9), (5, 0.81))
     ]
     assert fewest_seeds(rows)[0]["fewest_seeds"] == 5
@@ -153,9 +206,46 @@ def test_power_reads_the_published_schema(tmp_path, capsys):
     out = tmp_path / "power"
     assert main(["power", "--votes", str(tmp_path), "--out", str(out), "--have", "3", *sizes]) == 0
     found = json.loads((out / "power.json").read_text())
-    assert len(found["rows"]) == 2 * 3 and (out / "power.png").stat().st_size > 10_000
-    assert "fitted to" in found["assumptions"][0] and "an assumption" in found["assumptions"][2]
+    assert len(found["rows"]) == 2 * 3 * 3 and (out / "power.png").stat().st_size > 10_000
+    assert "fitted to" in found["assumptions"][0] and "25 %, 50 %, 75 %" in found["assumptions"][2]
+    between = {round(row["spread"]["prompt"] ** 2 + row["spread"]["seed_prompt"] ** 2, 6) for row in found["rows"]}
+    assert len(between) == 1  # the variance of one pair is split, not doubled
+    assert {row["votes"] for row in found["rows"]} == {8 * 16}
     assert found["rows"][0]["gpu_hours_2_arms"] == 3 * 2 * 180
+
+
+def test_a_given_interaction_is_not_split_and_votes_per_judge_stay():
+    given = {"prompt": 0.2, "judge": 0.1, "seed_prompt": 0.15, "seed_judge": 0.0, "prompt_judge": 0.0}
+    sizes = ([5], [32, 128], [40])
+    every, words = studies(given, [0.05], None, Fitted(""), sizes, 0.6, votes_per_judge=32)
+    assert [(s.spread.prompt, s.spread.seed_prompt) for s in every] == [(0.2, 0.15)] * 2
+    assert {power_row(s, 4, 0)["votes"] for s in every} == {32 * 40}
+    one = ([0.05], None, Fitted(""), ([5], [32], [40]), 0.6)
+    split, words = studies(given | {"seed_prompt": None}, *one, seed_prompt_shares=(0.36,))
+    assert (split[0].spread.prompt, split[0].spread.seed_prompt) == pytest.approx((0.16, 0.12))
+    assert any("36 % is taken to be seed x prompt" in line for line in words)
+
+
+SMALL = [
+    *("--seeds", "5,8", "--prompts", "8", "--judges", "6", "--simulations", "4", "--jobs", "1"),
+    *("--seed-spread", "0", "--seed-prompt-share", "0.5"),
+]
+
+
+def test_power_has_that_of_the_loss_before_any_data(tmp_path, capsys):
+    assert main(["power", "--out", str(tmp_path), "--loss-sd", "0.01,0.04", "--margin-nats", "0.02", *SMALL]) == 0
+    _, of_loss = (tmp_path / "power.md").read_text().split("# Power to show losses equivalent within 0.02 nats")
+    assert f"| 0.01 | {100 * power_of_equivalence(5, 0.01, 0.02):.0f} %" in of_loss and "| 0.04 |" in of_loss
+    assert main(["power", "--pilot", str(tmp_path / "none"), *SMALL]) == 2
+    assert "results.json: no such file; run `replicate report`" in capsys.readouterr().err
+
+
+def test_the_sd_of_a_pilot_and_its_upper_bound_are_swept(tmp_path):
+    suite_dir, suite = build_suite(tmp_path / "pilot", arms=("baseline", "both"), seeds=(1, 2, 3))
+    results, *_ = report(suite_dir, suite)
+    assert main(["power", "--pilot", str(suite_dir.root), "--out", str(tmp_path / "power"), *SMALL]) == 0
+    sd, text = results["loss"]["sd"], (tmp_path / "power" / "power.md").read_text()
+    assert f"| {sd:.2g} |" in text and f"| {sd_upper_bound(sd, 3):.2g} |" in text
 
 
 def test_marginals_of_another_schema_are_named(tmp_path, capsys):

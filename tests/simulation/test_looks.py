@@ -57,6 +57,7 @@ def test_a_study_with_looks_ends_earlier_and_finds_nearly_as_often() -> None:
 
 def test_the_power_command_takes_looks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--prompts", "8", "--judges", "6", "--simulations", "20", "--jobs", "1", "--seed-spread", "0.05"]
+    sizes += ["--seed-prompt-share", "0.5"]
     assert main(["power", "--looks", "3,6", "--out", str(tmp_path), *sizes]) == 0
     (row,) = json.loads((tmp_path / "power.json").read_text())["rows"]
     assert row["seeds"] == 6 and row["looks"] == [3, 6] and 3 <= row["expected_seeds"] <= 6

@@ -25,13 +25,26 @@ def test_a_worked_example():
     # Mean squares .5, .5, .5, 0, 1/6. Variances: rest 1/6; seed x prompt (0 - 1/6)/2 = -1/12;
     # seed (.5 - 0)/4 = 1/8; prompt 1/8; judge (.5 - 1/6)/4 = 1/12.
     # Variance of the mean: 1/16 + 1/16 + 1/24 - 1/48 + 1/48 = 1/6. Each factor alone: .5/8 = 1/16 on 1 degree;
-    # Satterthwaite (1/36)/(3/256) = 64/27.
+    # Satterthwaite with each square 1 + 2/1 = 3 times: (1/36)/(9/256) = 64/81, but not fewer than a factor has: 1.
     seed, prompt, judge = crossed(2, 2, 2)
     t = CrossedDesign(seed, prompt, judge).t([1, 1, 1, 0, 1, 0, 0, 0])
     expected = {"seed": 1 / 8, "prompt": 1 / 8, "judge": 1 / 12, "seed x prompt": -1 / 12, "rest": 1 / 6}
     assert t.components == pytest.approx(expected)
-    assert (t.mean, t.se**2, t.df) == pytest.approx((0.5, 1 / 6, 64 / 27))
+    assert (t.mean, t.se**2, t.df) == pytest.approx((0.5, 1 / 6, 1))
     assert t.p == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("seed_sd", "capped"), [(3.0, False), (0.02, True)])
+def test_degrees_of_freedom_restated(seed_sd, capped):
+    n_seeds, n_prompts, n_judges = 4, 7, 6
+    rng = np.random.default_rng(8)
+    y = seed_sd * rng.normal(size=(n_seeds, 1, 1)) + 0.5 * rng.normal(size=(1, n_prompts, 1))
+    y = y + 0.4 * rng.normal(size=(1, 1, n_judges)) + 0.3 * rng.normal(size=(n_seeds, n_prompts, n_judges))
+    t = CrossedDesign(*crossed(n_seeds, n_prompts, n_judges)).t(y.ravel())
+    alone = [y.mean(axis).var(ddof=1) / n for axis, n in (((1, 2), n_seeds), ((0, 2), n_prompts), ((0, 1), n_judges))]
+    squares = sum(v**2 * (1 + 2 / df) / df for v, df in zip(alone, (3, 6, 5), strict=True))
+    assert (t.se**4 / squares > 6) == capped
+    assert t.df == pytest.approx(min(6, max(3, t.se**4 / squares)))
 
 
 def test_components_equal_those_of_statsmodels_restricted_likelihood():
@@ -56,7 +69,7 @@ def test_components_equal_those_of_statsmodels_restricted_likelihood():
 def test_seeds_that_alone_vary_give_the_t_test_over_seed_means():
     rng = np.random.default_rng(0)
     effect = rng.normal(0.6, 0.1, 6)
-    seed, prompt, judge = crossed(6, 4, 3)
+    seed, prompt, judge = crossed(6, 8, 7)
     t = CrossedDesign(seed, prompt, judge).t(effect[seed])
     theirs = scipy_stats.ttest_1samp(effect, 0.5)
     interval = theirs.confidence_interval(0.95)
@@ -121,6 +134,13 @@ def test_ties_are_no_evidence_of_the_share():
     alone = CrossedDesign(who.seed[kept], who.prompt[kept], who.judge[kept]).t(scores[kept])
     assert (t.mean[0], t.se[0], t.df[0], t.p[0]) == pytest.approx((alone.mean, alone.se, alone.df, alone.p))
     assert np.isnan(decisive_share_t(np.full((2, len(who)), 0.5), who.factors).p).all()
+
+
+def test_what_has_one_level_decides_nothing():
+    who = vote_pattern(5, 8, 6)
+    scores = (np.random.default_rng(0).random((2, len(who))) < 0.9).astype(float)
+    t = decisive_share_t(scores, (who.seed, who.prompt, np.zeros(len(who))))
+    assert np.isnan([t.p, t.low, t.high]).all() and np.isfinite(t.mean).all()
 
 
 def test_the_level_holds_where_ties_lie_unevenly():

@@ -12,6 +12,7 @@ from replication.config import AnalysisConfig
 from replication.protocol.paper import VOTES
 from replication.report.preference import NOT_DECIDED, analyse_votes
 from replication.runs.records import to_json
+from replication.statistics.alike import alike_judges, as_one
 from replication.statistics.format import clean
 from replication.statistics.preference import (
     agreement,
@@ -196,6 +197,81 @@ def test_other_pairs_are_secondary():
     votes = record() + [vote(700 + p, 1 + p % 6, p, "j0", "left", "token_gain") for p in range(8)]
     (row,) = analyse(votes)["other_pairs"]
     assert (row["baseline"], row["treatment"], row["n_votes"], row["estimate"]) == ("baseline", "token_gain", 8, 1.0)
+
+
+# ---------------------------------------------------------------- related judges
+
+
+def models(n_judges, vendors, seed=0):
+    """Votes of models; vendors in turn."""
+    of = {f"j{k}": vendors[k % len(vendors)] for k in range(n_judges)}
+    votes = record(n_judges=n_judges, random_seed=seed)
+    return [type(v)(**(vars(v) | {"judge_kind": "model", "vendor": of[v.judge_id]})) for v in votes]
+
+
+def test_models_of_a_vendor_are_one_cluster_and_people_their_own():
+    votes = [vote(0), vote(1, judge="b"), *(vote(2 + k, judge=f"m{k}", kind="model", vendor="x") for k in range(3))]
+    b = ballots([*votes, vote(9, judge="m9", kind="model")], "baseline", "both")
+    assert b.cluster.tolist() == ["judge a", "judge b", *["vendor x"] * 3, "vendor unknown"]
+
+
+def test_few_vendors_are_named_in_the_verdict():
+    found = analyse(models(20, ("x", "y", "z")))
+    assert found["p"] < 0.05 and found["why"] == ""
+    assert found["primary"]["note"].endswith("as to models conditional on these vendors (x, y, z)")
+    assert analyse(models(20, ("w", "x", "y", "z")))["primary"]["note"] == ""
+    one = analyse(models(20, ("x",)))
+    assert np.isnan(one["p"]) and one["why"] == "conditional on the one vendor"
+
+
+def test_vendors_are_not_named_where_people_alone_have_the_preference():
+    assert analyse(record(n_judges=40))["primary"]["note"] == ""  # 20 people, 20 models of one vendor
+    divided = [v for v in record(n_judges=40, share=0.95) if v.judge_kind == "model" or v.judge_id in ("j0", "j2")]
+    found = analyse(divided)
+    assert found["n_judges"] == 22 and "conditional on these vendors (x)" in found["primary"]["note"]
+
+
+def copied(votes, of, name):
+    own = [v for v in votes if v.judge_id == of]
+    return [type(v)(**(vars(v) | {"vote_id": f"{name}-{v.vote_id}", "judge_id": name})) for v in own]
+
+
+def long_record(seed=0):
+    """Ten people, each 40 votes on as many prompts, which all like the treatment's text on every third."""
+    rng = np.random.default_rng(seed)
+    votes = []
+    for judge, prompt in np.ndindex(10, 40):
+        left, right = ("both", "baseline") if rng.random() < 0.5 else ("baseline", "both")
+        wins = "left" if (left == "both") == (rng.random() < (0.95 if prompt % 3 == 0 else 0.5)) else "right"
+        choice = "tie" if rng.random() < 0.2 else wins
+        votes.append(vote(len(votes), 1 + (judge + prompt) % 3, prompt, f"j{judge}", choice, left, right))
+    return votes
+
+
+def test_copied_votes_are_found_and_count_as_one_judge():
+    votes = long_record()
+    assert analyse(votes)["alike"] == []
+    found = analyse([*votes, *copied(votes, "j3", "again")])
+    (pair,) = found["alike"]
+    assert pair["judges"] == ["again", "j3"] and pair["same"] == pair["shared"] == 40 and pair["p"] < 1e-6
+    b = ballots([*votes, *copied(votes, "j3", "again")], "baseline", "both")
+    merged = as_one(b, alike_judges(b))
+    assert len(set(merged.cluster)) == 10 and len(set(merged.judge)) == 11
+
+
+def test_the_same_sides_in_the_same_order_are_found_on_other_pairs():
+    votes = long_record()
+    shown = [
+        type(v)(**(vars(v) | {"prompt_id": v.prompt_id + 100, "arm_left": v.arm_right, "arm_right": v.arm_left}))
+        for v in copied(votes, "j3", "again")
+    ]
+    (pair,) = alike_judges(ballots([*votes, *shown], "baseline", "both"))
+    assert pair.judges == ("again", "j3") and pair.where == "in the same order"
+
+
+def test_honest_judges_are_seldom_suspected():
+    """Twelve records, strong agreement on which text is better: no pair of 45 in any."""
+    assert sum(len(alike_judges(ballots(long_record(seed), "baseline", "both"))) for seed in range(12)) == 0
 
 
 # ---------------------------------------------------------------- short of something
