@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import SUPPRESS, Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,9 +31,12 @@ BLOCKS = together(
 OUT = takes("--out", "JSON file of the results, every block included", Path)
 
 
-def _config(args: Namespace, *keys: str) -> RunConfig:
+def _config(args: Namespace, *keys: str, default: Sequence[str] = ("model/tiny.yaml", "cluster/cpu.yaml")) -> RunConfig:
     """The run that is measured, with keys that the flags may still change."""
-    return load_run(args.config or ["model/tiny.yaml", "cluster/cpu.yaml"], [*keys, *args.keys])
+    config = load_run(args.config or default, [*keys, *args.keys])
+    if config.model.class_path is not None:
+        raise UserError("model.class_path: bench times our own model; leave it out")
+    return config
 
 
 def _tell(result: Result, out: Path | None) -> None:
@@ -111,7 +115,7 @@ def graphs(args: Namespace) -> None:
     """Kernels, bytes and casts of a compiled block and head, counted without a GPU; and the step that is predicted."""
     from replication.bench.graphs import PUBLISHED, count_graphs
 
-    _tell(count_graphs(load_run(args.config or list(PUBLISHED), args.keys)), args.out)
+    _tell(count_graphs(_config(args, default=PUBLISHED)), args.out)
 
 
 @takes("--config", "config file (default: the 1.2B model on one GPU, both interventions)", default=[], action="append")
@@ -126,7 +130,7 @@ def rates(args: Namespace) -> None:
     from replication.bench.rates import bench_rates
     from replication.training.strategies import uses_gpu
 
-    config = load_run(args.config or list(PUBLISHED), args.keys)
+    config = _config(args, default=PUBLISHED)
     device = torch.device("cuda" if uses_gpu(config) else "cpu")
     _tell(bench_rates(config, device, args.repeats, args.out, Console()), args.out)
 

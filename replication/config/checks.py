@@ -5,6 +5,7 @@ Each rule yields one line that names its keys and the remedy, and none relies on
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from replication.config.schema import AnalysisConfig, LayerGainConfig, RunConfig, SourceConfig, TokenGainConfig
 
+OF_OTHERS = ("vocab_size", "class_path", "init_args", "blocks", "origin", "weights_sha256")
+"""Keys of `model` that are part of a run's identity where another model than ours is trained."""
 NAME = re.compile(r"\w([^/\\,\x00-\x1f]{0,98}[^/\\,\s\x00-\x1f])?")
 """Of an arm."""
 
@@ -25,6 +28,10 @@ def contradictions(c: RunConfig) -> Iterator[str]:
 
 def _model(c: RunConfig) -> Iterator[str]:
     m = c.model
+    if m.initial_weights is not None and c.training.initial_weights is not None:
+        yield "model.initial_weights: training.initial_weights names a start too; remove one"
+    if m.class_path is not None or m.init_args or m.blocks is not None:
+        yield from _of_others(c)
     if not NAME.fullmatch(c.arm):
         yield (
             f"arm: {c.arm!r} names folders and stands in votes; begin with a letter, digit or underscore, without "
@@ -36,6 +43,27 @@ def _model(c: RunConfig) -> Iterator[str]:
         yield f"model.d_head: {m.d_head} must be even for rotary positions"
     if m.feed_forward == "moe" and m.top_k > m.n_experts:
         yield f"model.top_k: {m.top_k} must lie in 1..model.n_experts ({m.n_experts})"
+
+
+def _of_others(c: RunConfig) -> Iterator[str]:
+    """What a model of a class_path lacks, and what only our own has."""
+    m, o = c.model, c.cluster
+    if m.class_path is None or "." not in m.class_path:
+        yield f"model.class_path: {m.class_path} names no class; write MODULE.CLASS, or remove init_args and blocks"
+    if m.blocks is None:
+        yield "model.blocks: is not set; give the path of the residual blocks, such as model.layers or transformer.h"
+    for f in dataclasses.fields(m):
+        if f.name not in OF_OTHERS and f.name != "initial_weights" and getattr(m, f.name) != f.default:
+            yield f"model.{f.name}: is a key of our own model; remove it, model.init_args has those of {m.class_path}"
+    for key, value, known, why in (
+        ("training.optimizer", c.training.optimizer, ("adamw", "sgd"), "Muon knows the matrices of our own model"),
+        ("cluster.compile", str(o.compile).lower(), ("false",), "only our own blocks are compiled"),
+        ("cluster.head", o.head, ("logits",), "only our own head computes losses from hidden states"),
+        ("cluster.attention", o.attention, ("auto",), "the class chooses, of transformers' by attn_implementation"),
+        ("cluster.strategy", o.strategy, ("single", "ddp", "zero1", "zero2"), "weights are cut within our own blocks"),
+    ):
+        if value not in known:
+            yield f"{key}: {value} does not go with model.class_path: {why}; choose {' or '.join(known)}"
 
 
 def _training(c: RunConfig) -> Iterator[str]:
@@ -52,7 +80,8 @@ def _training(c: RunConfig) -> Iterator[str]:
     ):
         if value != unset and t.optimizer != "muon":
             yield f"training.{key}: {t.optimizer} does not use it; set it to {word}, or training.optimizer=muon"
-    yield from gain_contradictions(c.token_gain, c.layer_gain, c.model.n_blocks)
+    n_blocks = c.model.n_blocks if c.model.class_path is None else 2**31  # asked again when the blocks are there
+    yield from gain_contradictions(c.token_gain, c.layer_gain, n_blocks)
     if t.batch_tokens % c.data.block_size_tokens:
         yield (
             f"training.batch_tokens: {t.batch_tokens} is not a whole number of sequences of "

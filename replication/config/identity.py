@@ -13,12 +13,18 @@ import hashlib
 import json
 from typing import Any
 
+from replication.config.checks import OF_OTHERS
 from replication.config.reading import Keys, dump_yaml, hints
 from replication.config.schema import FOUND, NEUTRAL_SINCE, GenerationConfig, RunConfig
 from replication.errors import UserError
 
-NOT_SCIENTIFIC = ("data.dir", "data.num_proc", "logging.", "checkpoints.", "generation.", "cluster.")
-MACHINE_KEYS = ("cluster.", "logging.", "checkpoints.", "data.dir", "data.num_proc")
+NOT_SCIENTIFIC = (
+    "data.dir",
+    "data.num_proc",
+    "model.initial_weights",
+    *(f"{s}." for s in ("logging", "checkpoints", "generation", "cluster")),
+)
+MACHINE_KEYS = ("cluster.", "logging.", "checkpoints.", "data.dir", "data.num_proc", "model.initial_weights")
 """Of those, what only says where and how a cell runs."""
 SEED_KEYS = ("seed", "weights_seed", "data_seed")
 
@@ -51,7 +57,11 @@ def neutral_values(cls: type = RunConfig, prefix: str = "") -> Keys:
 
 
 def to_yaml(config: Any) -> str:
-    return dump_yaml(to_dict(config))
+    """A config as text; of a run without the keys of our own model where it trains another."""
+    tree = to_dict(config)
+    if isinstance(config, RunConfig) and config.model.class_path is not None:
+        tree["model"] = {k: v for k, v in tree["model"].items() if k in (*OF_OTHERS, "initial_weights")}
+    return dump_yaml(tree)
 
 
 def sampling_settings(generation: GenerationConfig) -> Keys:
@@ -70,10 +80,13 @@ def flatten(tree: Keys, prefix: str = "") -> Keys:
 def scientific(config: RunConfig) -> Keys:
     """Dotted keys that may change a weight or a reported number, with their values.
 
+    Beside a model.class_path the keys of our own model are left out: they describe nothing.
     With `layer_gain.apply: micro_batch`, or gain groups that are whole micro-batches, the update depends on how the
     global batch is cut, so that enters too (objectives/README.md, Several processes).
     """
     keys = {k: v for k, v in flatten(without_neutral(config)).items() if not k.startswith(NOT_SCIENTIFIC)}
+    if config.model.class_path is not None:
+        keys = {k: v for k, v in keys.items() if not k.startswith("model.") or k.split(".")[1] in OF_OTHERS}
     keys |= {"weights_seed": config.effective_weights_seed, "data_seed": config.effective_data_seed}
     if config.layer_gain.apply == "micro_batch" or config.training.gain_group_sequences is None:
         keys["cluster.micro_batch_sequences"] = config.micro_batch_sequences

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from replication.config.identity import differences, flatten, to_dict
+from replication.config.origin import identified, remember
 from replication.config.reading import Keys, Layer, Plain, build, check_layer, hints, read_yaml
 from replication.config.schema import FOUND, RunConfig, SuiteConfig
 from replication.errors import UserError
@@ -110,7 +111,8 @@ def load_run(layers: Sequence[str | Path | Layer] = (), flags: Sequence[str] = (
         here = {f"{name[2:].rpartition('.')[0]}.folder": None} if name in OF_FILES else {}
         flag = Layer({name[2:]: Plain(value)} | here, "")
         read.append(_read_keys(find_config(value)) if name == "--config" else flag)
-    return build(RunConfig, read).check()
+    config = build(RunConfig, read)
+    return replace(config, model=identified(config.model, config.plugins)).check()
 
 
 def _read_keys(path: Path) -> Layer:
@@ -209,14 +211,11 @@ def find_plugin(name: str, folder: Path = Path()) -> Path:
 
 def plugin_layer(paths: Sequence[str | Path]) -> Layer:
     """The key `plugins` of a run: names and hashes of files. Raises UserError where two have one name."""
+    remember(map(Path, paths))
     files = {Path(path).name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
     if len(files) < len(paths):
         raise UserError(f"plugins: two of {', '.join(map(str, paths))} have one name; rename a file")
     return Layer({"plugins": files}, "plugins")
-
-
-MAPPINGS = ("plugins", "token_gain.parameters", "layer_gain.parameters")
-"""Keys of a run whose values are mappings of any names."""
 
 
 def inlined(suite: SuiteConfig) -> SuiteConfig:
@@ -239,15 +238,9 @@ def inlined(suite: SuiteConfig) -> SuiteConfig:
 
 
 def _set_keys(layer: Layer) -> Keys:
-    """The dotted keys that a layer sets; mappings of any keys, which a later layer replaces whole, are one key."""
-    found = Keys()
-    for key, value in ((k, v) for k, v in _arm_values(layer).items() if not k.endswith(".folder")):  # see FOUND
-        whole = next((name for name in MAPPINGS if key.startswith(f"{name}.")), None)
-        if whole is None:
-            found[key] = value
-        else:
-            found.setdefault(whole, {})[key.removeprefix(f"{whole}.")] = value
-    return found
+    """The dotted keys that a layer sets; a mapping of any keys, which a later layer replaces whole, is one value."""
+    keys = check_layer(RunConfig, layer)
+    return {key: to_dict(value) for key, value in keys.items() if not key.endswith(".folder")}  # see FOUND
 
 
 def _nested(keys: Keys) -> Keys:
@@ -280,7 +273,9 @@ def load_cell(
 def set_by_flags(suite: SuiteConfig, arm: str, seed: int, keys: Keys) -> dict[str, str]:
     """{key: --KEY=VALUE} of those of a cell's dotted keys that the suite alone does not give."""
     changed = differences(flatten(to_dict(load_cell(suite, arm, seed))), keys)
-    return {key: f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, (_, v) in changed.items()}
+    return {
+        key: f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, (_, v) in changed.items() if key in keys
+    }
 
 
 def find_cluster(name: str) -> Path:
@@ -317,5 +312,5 @@ def _arm_layer(suite: SuiteConfig, arm: str) -> Layer:
 
 
 def _arm_values(layer: Layer) -> Keys:
-    """The dotted keys that an arm, or another layer, sets, as to_dict has them."""
+    """The dotted keys that an arm, or another layer, sets, those of mappings too."""
     return flatten({key: to_dict(value) for key, value in check_layer(RunConfig, layer).items()})

@@ -69,6 +69,20 @@ class ModelConfig:
     vocab_multiple: Count = 128
     """Rows of embedding and head are allocated up to a multiple of this, for aligned matrix products; what lies beyond
     the vocabulary is zero, never read and never predicted."""
+    class_path: str | None = field(default=None, metadata={NEUTRAL_SINCE: "0.2.0"})
+    """Class of another model in place of this one: of a package, such as transformers.Qwen3ForCausalLM, or of a plugin
+    my_model.py, my_model.Net. It takes tokens [B, T] and gives logits [B, T, vocab_size], alone or as `.logits`."""
+    init_args: Keys = field(default_factory=dict)
+    """Arguments of its constructor, by name; one with a class_path and init_args of its own is an object."""
+    blocks: str | None = field(default=None, metadata={NEUTRAL_SINCE: "0.2.0"})
+    """Path of its residual blocks, such as model.layers or transformer.h."""
+    origin: str | None = field(default=None, metadata={NEUTRAL_SINCE: "0.2.0"})
+    """Version of the package, or hash of the plugin, that the class is of; none: what is there, which is recorded."""
+    initial_weights: str | None = None
+    """Weights to start from: a .safetensors file or a folder of them, with our names or as transformers and `replicate
+    export` write it (not scientific: its hash is); none: the seed's own."""
+    weights_sha256: str | None = field(default=None, metadata={NEUTRAL_SINCE: "0.2.0"})
+    """Hash of these files; none: what they have, which is recorded."""
 
 
 @dataclass(frozen=True)
@@ -407,7 +421,8 @@ class RunConfig:
     layer_gain: LayerGainConfig = field(default_factory=LayerGainConfig)
     """Per-block scale on gradients."""
     plugins: dict[str, str] = field(default_factory=dict)
-    """Files with gains and scales of your own: name and SHA-256, of what --plugins or a suite's `plugins` lists."""
+    """Files with gains, scales or a model of your own: name and SHA-256, of what --plugins or a suite's `plugins`
+    lists."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     """Validation."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -570,7 +585,7 @@ class SuiteConfig:
     diverged: DivergedRule = field(default_factory=DivergedRule)
     """When a cell counts as diverged; frozen with the suite."""
     plugins: tuple[str, ...] = ()
-    """Python files with gains and scales, beside the suite; or the names under which a package registers them."""
+    """Python files with gains, scales or a model, beside the suite; or names under which a package registers them."""
     own_arms: Keys = field(default_factory=dict)
     """The keys of arms that are no files of configs/arms, by name."""
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)

@@ -17,8 +17,8 @@ from replication.config import RunConfig
 from replication.console import Reporter
 from replication.data.order import MixtureOrder
 from replication.data.store import TokenStore, validation_set
+from replication.model.foreign import Model
 from replication.model.loss import IGNORE, log_probabilities
-from replication.model.transformer import Transformer
 from replication.training.module import inputs_and_targets
 
 QUARTERS = ("most frequent", "second", "third", "rarest")
@@ -31,18 +31,19 @@ LOGITS_AT_ONCE = 1 << 24
 
 @torch.inference_mode()
 def compare_distributions(
-    model: Transformer, others: Mapping[str, Transformer | None], config: RunConfig, store: TokenStore, told: Reporter
+    model: Model, others: Mapping[str, Model | None], config: RunConfig, store: TokenStore, told: Reporter
 ) -> tuple[dict[str, float | None], dict[str, float]]:
     """(scores, mean entropy by temperature), in nats a valid token of the fixed validation set.
 
     Scores are the loss without smoothing in each quarter of the tokens, and KL(other || model) by the other's name,
     None where there is no such model.
     """
-    quarter_V = torch.from_numpy(frequency_quarters(config, store)).to(model.embedding.weight.device)
+    quarter_V = torch.from_numpy(frequency_quarters(config, store)).to(next(iter(model.parameters())).device)
     n_Q, loss_Q = torch.zeros(2, len(QUARTERS), dtype=torch.float64, device=quarter_V.device)
     entropy_K = torch.zeros(len(TEMPERATURES), dtype=torch.float64, device=quarter_V.device)
     apart = {name: torch.zeros_like(n_Q[0]) for name, other in others.items() if other is not None}
-    for targets_N, (logits_NV, *of_others) in _batches([model, *filter(None, others.values())], config, store, told):
+    models = [model, *(other for other in others.values() if other is not None)]
+    for targets_N, (logits_NV, *of_others) in _batches(models, config, store, told):
         log_probs_NV = log_probabilities(logits_NV)
         of_N = quarter_V[targets_N]
         n_Q += torch.bincount(of_N, minlength=len(QUARTERS))
@@ -77,11 +78,11 @@ def frequency_quarters(config: RunConfig, store: TokenStore) -> NDArray[np.int64
 
 
 def _batches(
-    models: list[Transformer], config: RunConfig, store: TokenStore, told: Reporter
+    models: list[Model], config: RunConfig, store: TokenStore, told: Reporter
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """(targets [N], each model's logits [N, V]) of valid positions, some sequences at a time."""
     sources, indices = validation_set(config, store)
-    device, size = models[0].embedding.weight.device, store.block_size_tokens
+    device, size = next(iter(models[0].parameters())).device, store.block_size_tokens
     rows = max(1, LOGITS_AT_ONCE // (size * config.model.vocab_size))
     with told.bar("validation sequences", len(indices)) as done:
         for start in range(0, len(indices), rows):

@@ -21,7 +21,7 @@ from replication.evaluation.distributions import compare_distributions
 from replication.evaluation.record import Part, read_parts, write_parts
 from replication.evaluation.scoring import Scorer
 from replication.generation.generate import load_model
-from replication.model.transformer import Transformer
+from replication.model.foreign import Model
 from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.manifest import is_trained, refuse_untrained
 from replication.training.environment import prepare_torch
@@ -80,7 +80,7 @@ def evaluate_cell(
         say(console, f"{name}: {part.name}: {said or 'no score'}")
 
 
-def _in_fp32(run: RunDir) -> Transformer:
+def _in_fp32(run: RunDir) -> Model:
     return load_model(load_run([run.config], ["--generation.precision=32-true"]), run)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from replication.console import Reporter
 from replication.errors import UserError
-from replication.model.transformer import Transformer
+from replication.model.foreign import Model
 
 BATCH_TOKENS = 1 << 14  # of one forward pass
 Pair = tuple[list[int], list[int]]
@@ -23,7 +23,7 @@ Pair = tuple[list[int], list[int]]
 class Scorer:
     """A model in evaluation mode, with the most positions that it was trained on."""
 
-    model: Transformer
+    model: Model
     length: int
     end_of_text: int
     reporter: Reporter
@@ -34,7 +34,7 @@ class Scorer:
 
         What is too long loses its beginning; UserError for a continuation that alone is longer than the model knows.
         """
-        device = self.model.embedding.weight.device
+        device = next(iter(self.model.parameters())).device
         fed = [(context + after)[-self.length - 1 :] for context, after in pairs]
         if (longest := max((len(after) for _, after in pairs), default=0)) > self.length:
             raise UserError(f"a continuation of {longest} tokens is to be scored, and the model knows {self.length}")

@@ -16,6 +16,7 @@ from replication.data.module import ValidationBatches, batch_loader
 from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.model.transformer import weights_sha256
+from replication.objectives.plugins import functions_of
 from replication.runs.files import read_object
 from replication.runs.journal import logged_steps, read_journal
 from replication.runs.layout import RunDir, SuiteDir, step_of
@@ -74,6 +75,7 @@ def verify_checkpoint(suite_dir: SuiteDir, name: str, run: RunDir, folder: Path,
     if store.hash != manifest.data.hash:
         raise UserError(f"{store.dir}: is another corpus than {name} was trained on; restore that")
     prepare_torch(config)
+    functions_of(config, suite_dir.plugins.glob("*"))  # and where a plugin's model is
     weights, step = load_weights(folder), step_of(folder)
     sha256, complete = weights_sha256(weights), read_object(run.complete)
     recorded = {"the checkpoint's COMPLETE": read_object(folder / "COMPLETE").get("weights_sha256")}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -22,8 +23,8 @@ from replication.config import RunConfig, load_run, load_suite
 from replication.data.store import TokenStore
 from replication.data.tokenizer import TextTokenizer
 from replication.errors import UserError
-from replication.export.layout import config_of, layout_of, weights_of
 from replication.generation.generate import load_model
+from replication.model.layout import config_of, layout_of, weights_of
 from replication.model.transformer import Transformer
 from replication.protocol.certificate import Certificate, certify
 from replication.protocol.deviations import PlanStatus, check_plan
@@ -96,7 +97,7 @@ def export_cell(run: RunDir, store: TokenStore, evidence: Evidence, folder: Path
     remove_tree(partial)
     partial.mkdir(parents=True)
     on_cpu, fp32 = replace(config.cluster, accelerator="cpu"), replace(config.generation, precision="32-true")
-    ours = load_model(replace(config, cluster=on_cpu, generation=fp32), run)
+    ours = cast(Transformer, load_model(replace(config, cluster=on_cpu, generation=fp32), run))
     _write_model(config, ours, store, partial)
     _write_tokenizer(store.tokenizer, config.data.block_size_tokens, partial)
     _check_tokenizer(store.tokenizer, partial)

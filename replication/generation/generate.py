@@ -21,9 +21,10 @@ from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.generation.completions import Completion, Samples, Shard
 from replication.generation.sampling import Sampler, complete, row_key
-from replication.model.transformer import Transformer, unset_transformer
+from replication.model.foreign import Model, parameters_in, unset_model
+from replication.objectives.plugins import functions_of
 from replication.processes.preemption import Preempted, stop_requested
-from replication.runs.layout import RunDir, step_of
+from replication.runs.layout import RunDir, SuiteDir, step_of
 from replication.runs.manifest import Manifest, read_manifest
 from replication.training.checkpoints import load_weights, newest_checkpoint
 from replication.training.environment import prepare_torch
@@ -103,7 +104,7 @@ def sample_shard(
             appender.append(done)
 
 
-def load_model(config: RunConfig, run: RunDir) -> Transformer:
+def load_model(config: RunConfig, run: RunDir) -> Model:
     """The weights of the last step, in evaluation mode, in the precision and on the device of sampling.
 
     UserError where their checkpoint is missing or damaged: completions of an earlier one would pass for its own.
@@ -115,6 +116,9 @@ def load_model(config: RunConfig, run: RunDir) -> Transformer:
             f"{run.checkpoints}: no undamaged checkpoint of the last step {config.training.steps} ({found}"
             f"{''.join('; ' + n for n in notes)}); train the cell again, it goes on from what there is"
         )
-    model = unset_transformer(config.model)
-    model.load_state_dict(load_weights(folder))
-    return model.eval().to("cuda" if uses_gpu(config) else "cpu", DTYPES[config.generation.precision])
+    functions_of(config, SuiteDir.of(run).plugins.glob("*"))  # and where a plugin's class is
+    model = unset_model(config.model)
+    net = parameters_in(model)
+    net.load_state_dict(load_weights(folder))
+    net.eval().to("cuda" if uses_gpu(config) else "cpu", DTYPES[config.generation.precision])
+    return model

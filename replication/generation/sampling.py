@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from replication.model.transformer import KVCache, Transformer
+from replication.model.foreign import Model
 
 _MASK32 = 0xFFFFFFFF
 KEPT = 0.75  # share of a batch's rows at which those that have ended leave it: moving the others costs about a step
@@ -75,7 +75,7 @@ def _mix(x: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def complete(
-    model: Transformer,
+    model: Model,
     prompts: Sequence[Sequence[int]],
     keys: Sequence[int],
     sampler: Sampler,
@@ -95,7 +95,7 @@ def complete(
         end_of_text: stops a row; not part of its completion.
         on_step: told after each step how many tokens it sampled, and how many rows have ended so far.
     """
-    device, n_rows = model.embedding.weight.device, len(prompts)
+    device, n_rows = next(iter(model.parameters())).device, len(prompts)
     lengths = [len(p) for p in prompts]
     prefill, total = min(lengths), max(lengths) + max_new_tokens
     tokens_NT = torch.zeros((n_rows, total), dtype=torch.int64)
@@ -106,7 +106,7 @@ def complete(
     lengths_B = torch.tensor(lengths, device=device)
     keys_B = torch.tensor(keys, dtype=torch.int64, device=device)
     ends_N = lengths_B + max_new_tokens
-    cache = KVCache(model.config, n_rows, total, device, model.embedding.weight.dtype)
+    cache = model.new_cache(n_rows, total)
 
     fed_BT = tokens_NT[:, :prefill]
     for end in range(prefill, total):

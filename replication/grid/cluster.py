@@ -37,7 +37,7 @@ def examine_cluster(suite: SuiteConfig, config: RunConfig, site: Site, out: Path
         f"{', offloaded' if c.offload_optimizer else ''}",
         style="dim", soft_wrap=True,
     )  # fmt: skip
-    if c.accelerator == "gpu":
+    if c.accelerator == "gpu" and config.model.class_path is None:  # of others no time is predicted
         console.print(time_table(suite, config))
     needs, (folder, free) = needs_of(suite, config), free_disk_gib(out)
     text = f"{gib(needs.checkpoints_gib)} of checkpoints for {needs.n_cells} cells, {gib(free)} free at {folder}"

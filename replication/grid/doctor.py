@@ -254,7 +254,7 @@ class Needs:
     n_cells: int
     parameters: int
     training_gib: float  # one cell: weights, gradients and two Adam moments
-    activations_gib: float  # that one micro-batch keeps for its backward, at least
+    activations_gib: float | None  # that one micro-batch keeps for its backward, at least
     host_gib: float  # beside both, in memory: for a checkpoint
     tokens: int  # over all cells
     checkpoints_gib: float  # all cells, each with the checkpoints that it keeps and the one being written
@@ -273,7 +273,7 @@ def needs_of(suite: SuiteConfig, config: RunConfig) -> Needs:
 
 def _obstacles(needs: Needs, config: RunConfig, machine: Machine) -> Iterator[str]:
     """Why this machine cannot run a suite, in words; nothing where it can."""
-    memory = needs.training_gib + needs.activations_gib
+    memory = needs.training_gib + (needs.activations_gib or 0.0)
     on_gpu = config.cluster.accelerator == "gpu" or (config.cluster.accelerator == "auto" and machine.gpu_gib > 0)
     if on_gpu and not machine.gpu_gib:
         yield "cluster.accelerator is gpu, and torch sees none"

@@ -88,6 +88,11 @@ def losses_from_logits(
 ) -> HeadOutput:
     """All logits at once: the plain way, and the fastest where they fit and the function is compiled."""
     logits_NV = logits_of(hidden_ND, weight_PD, vocab_size)
+    return losses_of_logits(logits_NV, targets_N, label_smoothing, entropies)
+
+
+def losses_of_logits(logits_NV: Tensor, targets_N: Tensor, label_smoothing: float, entropies: bool) -> HeadOutput:
+    """What losses_from_logits makes of them."""
     if torch.compiler.is_compiling():
         log_probs_NV = log_probabilities(logits_NV)
         losses = losses_of(log_probs_NV, targets_N, label_smoothing)

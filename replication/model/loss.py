@@ -5,6 +5,7 @@ Shapes: N tokens, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -80,6 +81,13 @@ def _most_likely(log_probs_NV: Tensor) -> Tensor:
     parts_NPC = log_probs_NV.unflatten(1, (-1, 64))
     part_N = parts_NPC.amax(-1).argmax(-1)
     return 64 * part_N + parts_NPC[torch.arange(len(part_N), device=part_N.device), part_N].argmax(-1)
+
+
+@torch.no_grad()
+def token_entropies(chunks: Iterable[Tensor]) -> Tensor:
+    """Entropies of the predictive distributions, in nats [N], at least fp32, of a few tokens' logits at a time."""
+    log_probs = (log_probabilities(logits_RV) for logits_RV in chunks)
+    return torch.cat([-torch.linalg.vecdot(log_probs_RV.exp(), log_probs_RV) for log_probs_RV in log_probs])
 
 
 def histogram_entropy(counts_V: Tensor) -> Tensor:

@@ -15,7 +15,14 @@ def padded_vocabulary(model: ModelConfig) -> int:
 
 
 def parameter_count(model: ModelConfig) -> int:
-    """Trainable parameters, padded rows included; a tied head counts once, and every expert counts, chosen or not."""
+    """Trainable parameters, padded rows included; a tied head counts once, and every expert counts, chosen or not.
+
+    A model of a class_path is built without memory, which takes torch; UserError where it cannot be.
+    """
+    if model.class_path is not None:
+        from replication.model.foreign import without_memory
+
+        return sum(p.numel() for p in without_memory(model).parameters())
     embeddings = padded_vocabulary(model) * model.d_model * (1 if model.tied_head else 2)
     router = model.n_experts * model.d_model if model.feed_forward == "moe" else 0
     norms = 2 * model.d_model + (0 if model.qk_norm == "none" else 2 * model.d_head)
@@ -115,9 +122,11 @@ SAVED_COMPILED = (30.0, 6.0)
 SAVED_LOGITS = 6.0  # bytes for each logit, where all are held at once
 
 
-def activation_gib(config: RunConfig) -> float:
-    """What one micro-batch keeps for its backward, at least: of the blocks, and of the head's logits."""
+def activation_gib(config: RunConfig) -> float | None:
+    """What one micro-batch keeps for its backward, at least: of the blocks, and of the head's logits; None: unknown."""
     m, c = config.model, config.cluster
+    if m.class_path is not None:
+        return None
     tokens = config.micro_batch_sequences * config.data.block_size_tokens
     _, passed = swiglus(m)
     width, hidden = SAVED_COMPILED if c.compile else SAVED_EAGER[config.training.precision]
@@ -147,6 +156,8 @@ def checkpoints_kept(config: RunConfig) -> int:
     return config.checkpoints.keep_last + 1 + (config.training.steps // every if every else 0)
 
 
-def gib(amount: float) -> str:
+def gib(amount: float | None) -> str:
     """An amount in GiB in words; small ones in MiB."""
+    if amount is None:
+        return "unknown"
     return f"{amount:,.1f} GiB" if amount >= 0.1 else f"{amount * 1024:,.0f} MiB"

@@ -2,7 +2,7 @@
 
 Pre-norm blocks; RMSNorm; rotary positions; grouped-query attention with QK-norm; SwiGLU or a mixture of experts. Where
 the published description leaves a detail open, the function is the one that transformers' `HunYuanMoEV1` computes
-(QK-norm after the rotation; softmax, then top-k), so that weights load there (export/layout.py).
+(QK-norm after the rotation; softmax, then top-k), so that weights load there (layout.py).
 
 Shapes: B sequences, T positions, D width, H query heads, J key/value heads, C head width, V vocabulary, L blocks,
 G gain groups, E experts, N tokens.
@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from replication.config import ClusterConfig, ModelConfig
 from replication.errors import UserError
 from replication.model.head import CHUNK_LOGITS, Head, HeadOutput
-from replication.model.loss import log_probabilities
+from replication.model.loss import token_entropies
 from replication.model.moe import MixtureOfExperts, Routing, SwiGLU, load_balance, together
 from replication.model.size import padded_vocabulary
 
@@ -231,10 +231,12 @@ def compile_block(block: Block) -> None:
     block.compile(dynamic=False)
 
 
-def _tie(model: nn.Module, state: dict[str, Tensor], prefix: str, *more: object) -> None:
-    """Before weights are loaded: give a tied head its own name, because consolidated weights have it once."""
-    if f"{prefix}embedding.weight" in state:
-        state.setdefault(f"{prefix}head.weight", state[f"{prefix}embedding.weight"])
+def tie(model: nn.Module, state: dict[str, Tensor], prefix: str, *more: object) -> None:
+    """Before weights are loaded: give a tied one all of its names, because consolidated weights have it once."""
+    first: dict[nn.Parameter, str] = {}
+    for name, parameter in model.named_parameters(prefix.removesuffix("."), remove_duplicate=False):
+        if (kept := first.setdefault(parameter, name)) in state:
+            state.setdefault(name, state[kept])
 
 
 class Transformer(nn.Module):
@@ -243,13 +245,14 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.aux_coef = config.aux_coef if config.feed_forward == "moe" else None
         self.embedding = nn.Embedding(padded_vocabulary(config), config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = Head(config)
         if config.tied_head:
             self.head.weight = self.embedding.weight  # type: ignore[assignment]
-            self.register_load_state_dict_pre_hook(_tie)
+            self.register_load_state_dict_pre_hook(tie)
 
     def configure(self, cluster: ClusterConfig) -> None:
         """Fit the computation to a machine: what is kept, fused, and by which kernels (UserError for missing ones)."""
@@ -298,11 +301,14 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def entropies(self, hidden_BTD: Tensor) -> Tensor:
-        """Entropy of each token's predictive distribution, in nats [N], at least fp32: one more product of the head, a
-        few tokens' logits at a time."""
+        """token_entropies of the logits [N]: one more product of the head, a few tokens' at a time."""
         chunks = hidden_BTD.flatten(0, 1).split(max(1, CHUNK_LOGITS // self.config.vocab_size))
-        log_probs = (log_probabilities(self.head(hidden_RD)) for hidden_RD in chunks)
-        return torch.cat([-torch.linalg.vecdot(log_probs_RV.exp(), log_probs_RV) for log_probs_RV in log_probs])
+        return token_entropies(self.head(hidden_RD) for hidden_RD in chunks)
+
+    def new_cache(self, batch: int, max_positions: int) -> KVCache:
+        """For generation: empty, of the weights' device and dtype."""
+        weight = self.embedding.weight
+        return KVCache(self.config, batch, max_positions, weight.device, weight.dtype)
 
     def block_parameters(self) -> list[list[nn.Parameter]]:
         """Every parameter inside block i, for i = 0..L-1: what a layer scale multiplies."""

@@ -6,7 +6,7 @@ Shapes: B sequences, T positions, D width, V vocabulary, G gain groups of a micr
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from replication.config import Layer, LayerGainConfig, TokenGainConfig, build, gain_contradictions
 from replication.errors import UserError
+from replication.model.foreign import BlockDivergences, find_blocks
 from replication.model.loss import IGNORE, token_losses
-from replication.model.transformer import divergence
 from replication.objectives.layer_gain import (
     in_global_order,
     included_blocks,
@@ -90,10 +90,9 @@ class Gains:
             raise UserError("Gains: group_sequences is at least 1, and label_smoothing lies in 0..1 without 1")
         self.group_sequences, self.label_smoothing = group_sequences, label_smoothing
         self._included_L = included_blocks(self.layer, len(self.blocks))
-        self._seen: list[Tensor | None] = [None] * len(self.blocks)  # [G] of each block's latest forward pass
+        self._divergences = BlockDivergences(self.blocks, self._groups)
         self._step: list[Measured] = []
         self._finished: list[Measured] = []
-        self._hooks = [b.register_forward_hook(self._hook(i), with_kwargs=True) for i, b in enumerate(self.blocks)]
 
     def loss(
         self,
@@ -124,7 +123,7 @@ class Gains:
         if not self.blocks[0].training:
             return masked_mean(losses.smoothed_N[None], valid_BT.view(1, -1))[0]
         n_groups = self._groups(len(labels_BT))
-        divergence_LG = self._take(n_groups)
+        divergence_LG = self._divergences.take(n_groups, "Gains.loss")
         loss_GN, plain_GN, valid_GN = (x.reshape(n_groups, -1) for x in (*losses, valid_BT))
         gains = token_gain(self.token, loss_GN, plain_GN, valid_GN)
         objective_G = group_objective(loss_GN, valid_GN, gains.after_GN if self.token.enabled else None)
@@ -176,17 +175,7 @@ class Gains:
 
     def remove(self) -> None:
         """Take the hooks off the blocks."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def _hook(self, i: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
-        def measure(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if block.training:
-                x_BTD = args[0] if args else kwargs["hidden_states"]
-                y_BTD = output if isinstance(output, Tensor) else output[0]
-                self._seen[i] = divergence(x_BTD, y_BTD, self._groups(len(x_BTD)))
-
-        return measure
+        self._divergences.remove()
 
     def _groups(self, sequences: int) -> int:
         """Groups of a micro-batch."""
@@ -197,18 +186,6 @@ class Gains:
             )
         return sequences // (self.group_sequences or sequences)
 
-    def _take(self, n_groups: int) -> Tensor:
-        """Divergences [L, G] of the latest forward pass. A block that is checkpointed is seen again in backward: what
-        that leaves is overwritten by the next forward pass."""
-        seen, self._seen = self._seen, [None] * len(self.blocks)
-        found = [d_G for d_G in seen if d_G is not None and len(d_G) == n_groups]
-        if len(found) < len(self.blocks):
-            raise UserError(
-                f"Gains.loss: {len(self.blocks) - len(found)} of {len(self.blocks)} blocks did not see the "
-                f"{n_groups} groups of these labels; call it once after each forward pass, on the same sequences"
-            )
-        return torch.stack([d_G.to(found[0].device) for d_G in found])
-
 
 def _blocks(blocks: Iterable[nn.Module] | str, model: nn.Module | None) -> list[nn.Module]:
     if not isinstance(blocks, str):
@@ -216,11 +193,7 @@ def _blocks(blocks: Iterable[nn.Module] | str, model: nn.Module | None) -> list[
     elif model is None:
         raise UserError(f"Gains: blocks {blocks!r} is a path in a model; give model= too")
     else:
-        try:
-            found = list(model.get_submodule(blocks).children())
-        except AttributeError:
-            names = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-            raise UserError(f"Gains: the model has no {blocks!r}; its lists are {', '.join(names)}") from None
+        found = find_blocks(blocks, model, "Gains")
     if not found or not all(isinstance(block, nn.Module) for block in found):
         raise UserError("Gains: blocks must be the model's residual blocks, such as model.model.layers")
     return found

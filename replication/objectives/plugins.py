@@ -16,17 +16,16 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_origin, get_type_hints
 
 from replication.config import Keys, RunConfig
+from replication.config.origin import load_file, remember
 from replication.config.reading import Layer, build
-from replication.errors import UserError, first_line
+from replication.errors import UserError
 from replication.runs.files import file_sha256, write_bytes
 
 if TYPE_CHECKING:
@@ -178,20 +177,10 @@ class Functions(NamedTuple):
 NO_FUNCTIONS = Functions()
 
 
-def read_functions(path: Path) -> dict[str, Function]:
-    """The marked functions of a file, by name; UserError where it cannot be run, or marks none.
-
-    The very bytes are compiled, past Python's cache of compiled files, which goes by time and size.
-    """
-    module = ModuleType(f"replication_plugin_{path.stem}")
-    module.__file__, sys.modules[module.__name__] = str(path), module
-    try:
-        exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), vars(module))
-    except Exception as error:
-        why = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{path}: this plugin cannot be loaded ({why}); mend it") from error
-    marked = [f for f in vars(module).values() if inspect.isfunction(f) and MARK in vars(f)]
-    if not marked:
+def read_functions(path: Path, has_class: bool = False) -> dict[str, Function]:
+    """The marked functions of a file, by name; UserError where it cannot be run, or marks none and has no class."""
+    marked = [f for f in vars(load_file(path)).values() if inspect.isfunction(f) and MARK in vars(f)]
+    if not marked and not has_class:
         raise UserError(f"{path}: marks no function; put @gain or @scale of `replication` above one")
     return {function.name: function for function in (Function.read(path.name, f) for f in marked)}
 
@@ -214,7 +203,8 @@ def functions_of(config: RunConfig, paths: Iterable[Path]) -> Functions:
                 f"{path}: the plugin was changed: its SHA-256 is {there}, and {config.arm}/seed-{config.seed} is "
                 f"defined by {sha256}; restore that file, or choose another --out"
             )
-        for function in read_functions(path).values():
+        remember([path])
+        for function in read_functions(path, has_class=f"{name}==" in (config.model.origin or "")).values():
             if function.name in found:
                 raise UserError(
                     f"plugins: {found[function.name].file} and {name} both have {function.name}; rename one"

@@ -404,7 +404,8 @@ def _twins(of_seed: Mapping[int, Sequence[_Evidence]]) -> dict[int, str]:
         for cell in cells:
             marks: dict[str, object] = {"ended with the weights": cell.manifest.final_weights_sha256}
             if cell.config is not None:
-                fixed = cell.config.weights_seed is not None or cell.config.training.initial_weights
+                given = cell.config.training.initial_weights or cell.config.model.initial_weights
+                fixed = cell.config.weights_seed is not None or given
                 marks["began with the weights"] = None if fixed else cell.manifest.initial_weights_sha256
                 marks["has the weights_seed and data_seed"] = (
                     cell.config.effective_weights_seed,

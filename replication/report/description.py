@@ -30,6 +30,7 @@ from replication.runs.withdrawn import read_withdrawals
 from replication.votes.record import read_panel_record
 
 SUMMARY_KEYS = {
+    "model.class_path": "model",
     "model.n_blocks": "blocks",
     "model.d_model": "width",
     "model.feed_forward": "feed-forward",
@@ -140,7 +141,7 @@ def config_summary(suite: SuiteConfig, cells: Sequence[CellData]) -> Row:
 
 def fidelity(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[CellData]) -> Row | None:
     """This suite's settings beside those of the published run that it is nearest to; None without a readable config, or
-    where it has none of that run's treatments and so repeats nothing of it."""
+    where it has none of that run's treatments, or another model, and so repeats nothing of it."""
     section = section_of(suite)
     if not {*load_suite(section.suite).arms[1:]} & {*suite.arms}:
         return None
@@ -150,7 +151,7 @@ def fidelity(suite_dir: SuiteDir, suite: SuiteConfig, cells: Sequence[CellData])
         if cell.config and cell.arm not in configs:
             with suppress(UserError, OSError):
                 configs[cell.arm] = load_run([suite_dir.cell(cell.arm, cell.seed).config])
-    if not configs:
+    if not configs or any(config.model.class_path for config in configs.values()):
         return None
     rows = []
     for line in lines_of(section, suite, configs):

@@ -104,7 +104,8 @@ def check_neighbours(config: RunConfig, run: RunDir, initial_weights: str) -> No
                 f"{neighbour.root}: started from other weights at the same seed {config.effective_weights_seed}; "
                 "arms can be compared only from the same start: choose another --out, or remove that cell"
             )
-        if same_start and not same_seed and config.training.initial_weights is None:
+        given = config.training.initial_weights or config.model.initial_weights
+        if same_start and not same_seed and given is None:
             raise UserError(
                 f"{neighbour.root}: started from the same weights at another seed ({other.weights_seed}, this cell has "
                 f"{config.effective_weights_seed}); seeds would not be independent: remove that cell, or this one"
@@ -173,7 +174,7 @@ def _complaint(config: RunConfig, run: RunDir, needs: StateNeeds, free_gib: floa
             "cluster.offload_optimizer"
         )
     room_gib, c = free_gib - device_gib, config.cluster
-    if (kept_gib := activation_gib(config)) > room_gib:
+    if (kept_gib := activation_gib(config)) is not None and kept_gib > room_gib:
         further = [
             f"cluster.{key}"
             for key, taken in (

@@ -194,8 +194,9 @@ def finish_manifest(config: RunConfig, run: RunDir) -> None:
         final = {k: getattr(marker, k) for k in ("step", "tokens", "data_chain", "wall_seconds")}
         of_lines = [line.number("train/tokens_per_second") for line in read_journal(run.metrics)]
         known = [speed for speed in of_lines if speed is not None]
+        ours = config.model.class_path is None
         speed = Speed(
             measured=round(statistics.median(known), 1) if known else None,
-            predicted=round(predict_step(config).tokens_per_second, 1) if uses_gpu(config) else None,
+            predicted=round(predict_step(config).tokens_per_second, 1) if ours and uses_gpu(config) else None,
         )
         update_manifest(run, **final, final_weights_sha256=marker.weights_sha256, finished_at=timestamp(), speed=speed)

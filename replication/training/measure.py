@@ -88,7 +88,7 @@ class Measure(Callback):
             self.journal = Journal(self.run.metrics, resume_step=trainer.global_step)
         self._nonfinite = torch.zeros((), dtype=torch.bool, device=pl_module.device)
         self._new_tokens = torch.zeros((), dtype=torch.int64, device=pl_module.device)
-        n_blocks = self.config.model.n_blocks
+        n_blocks = len(cast(LanguageModel, pl_module).block_parameters())
         self._included_L = included_blocks(self.config.layer_gain, n_blocks).to(pl_module.device)
         if trainer.logger is not None:
             trainer.logger.experiment.add_custom_scalars(tensorboard_layout(n_blocks))  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from lightning import LightningModule
@@ -18,11 +18,13 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from replication.config import RunConfig
+from replication.config import RunConfig, gain_contradictions
 from replication.data.module import Batch
+from replication.errors import UserError
+from replication.model.foreign import Foreign, Model
 from replication.model.head import HeadOutput
 from replication.model.loss import IGNORE, EntropySums, histogram_entropy
-from replication.model.transformer import initialise, unset_transformer
+from replication.model.transformer import Transformer, initialise, unset_transformer
 from replication.objectives.callbacks import Weigh
 from replication.objectives.layer_gain import in_global_order
 from replication.objectives.plugins import Context
@@ -117,14 +119,18 @@ class LanguageModel(LightningModule):
         leaves the weights to a checkpoint."""
         super().__init__()
         self.config, self.end_of_text = config, end_of_text
-        self.model = unset_transformer(config.model)
+        foreign = config.model.class_path is not None
+        self._foreign = Foreign(config.model, config.effective_weights_seed) if foreign else None
+        self.model: Any = self._foreign.net if self._foreign else unset_transformer(config.model)
         if initial_weights is not None:
             self.model.load_state_dict(initial_weights)
-        elif not unset:
+        elif not unset and isinstance(self.model, Transformer):
             initialise(self.model, config.effective_weights_seed)
+        for problem in gain_contradictions(config.token_gain, config.layer_gain, len(self.block_parameters())):
+            raise UserError(problem)
         if config.training.precision == "64-true":
             self.model.double()  # now, not in the strategy's setup: a checkpoint is loaded before that
-        self.model.configure(config.cluster)
+        self.network.configure(config.cluster)
         self.validation = ValidationMetrics(config.model.vocab_size, config.validation.sequences)
         self.micro_batch_groups = config.micro_batch_sequences // config.gain_group_sequences
         self.weigh_tokens: Weigh | None = None
@@ -136,6 +142,16 @@ class LanguageModel(LightningModule):
         self.skipped_steps = 0  # updates that ZeRO skipped since the start of training
         self.step_skipped = False  # whether it skipped the latest one
         self._divergences: list[Tensor] = []
+
+    @property
+    def network(self) -> Model:
+        """What computes with the model's parameters: our model itself, or what makes another's look like it."""
+        return self._foreign or self.model
+
+    def on_train_start(self) -> None:
+        if self._foreign is not None and self.trainer.global_step == 0:
+            with self.trainer.precision_plugin.forward_context():
+                self._foreign.try_out(self.config.data.block_size_tokens, self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         """One micro-batch; its loss is scaled so that accumulation and rank averages give the step's objective."""
@@ -152,18 +168,18 @@ class LanguageModel(LightningModule):
 
     def objective(self, batch: Batch) -> Observed:
         inputs_BT, targets_BT = inputs_and_targets(batch.tokens_BS, self.end_of_text)
-        out = self.model(inputs_BT, self.micro_batch_groups)
+        out = self.network(inputs_BT, self.micro_batch_groups)
         smoothing = self.config.training.label_smoothing
-        losses, entropies = self.model.losses(out.hidden_BTD, targets_BT, smoothing, self.measure_entropies)
+        losses, entropies = self.network.losses(out.hidden_BTD, targets_BT, smoothing, self.measure_entropies)
         loss_GN, plain_GN = (l.view(self.micro_batch_groups, -1) for l in losses)  # noqa: E741
         valid_GN = targets_BT.view(self.micro_batch_groups, -1) != IGNORE
         if self.asked:
             self.context = replace(self.context, asked=self._asked(inputs_BT, targets_BT, out.hidden_BTD))
         gain_GN = self.weigh_tokens(loss_GN, plain_GN.detach(), valid_GN) if self.weigh_tokens else None
         objective_G = group_objective(loss_GN, valid_GN, gain_GN)
-        if self.config.model.feed_forward == "moe":
+        if self.network.aux_coef is not None:
             # a group without a valid token contributes nothing, its load-balancing loss included
-            objective_G = objective_G + self.config.model.aux_coef * out.aux_G * valid_GN.any(1)
+            objective_G = objective_G + self.network.aux_coef * out.aux_G * valid_GN.any(1)
         return Observed(
             objective_G=objective_G,
             loss_GN=loss_GN.detach(),
@@ -179,7 +195,7 @@ class LanguageModel(LightningModule):
         groups = self.micro_batch_groups
         found = {name: t.unflatten(0, (groups, -1)) for name, t in (("inputs", inputs_BT), ("targets", targets_BT))}
         if "entropy" in self.asked:
-            found["entropy"] = self.model.entropies(hidden_BTD).view(groups, -1)
+            found["entropy"] = self.network.entropies(hidden_BTD).view(groups, -1)
         return {name: found[name] for name in self.asked}
 
     def _context(self, step: int, micro_batch: int) -> Context:
@@ -189,7 +205,7 @@ class LanguageModel(LightningModule):
         return Context(self.config.seed, step, t.steps, fraction, slices * self.micro_batch_groups)
 
     def block_parameters(self) -> list[list[Parameter]]:
-        return self.model.block_parameters()
+        return self.network.block_parameters()
 
     def latest_divergence_LG(self) -> Tensor:
         return self._divergences[-1]
@@ -212,8 +228,8 @@ class LanguageModel(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs_BT, targets_BT = inputs_and_targets(batch.tokens_BS, self.end_of_text)
-        hidden_BTD = self.model(inputs_BT).hidden_BTD
-        output = self.model.losses(hidden_BTD, targets_BT, self.config.training.label_smoothing, entropies=True)
+        hidden_BTD = self.network(inputs_BT).hidden_BTD
+        output = self.network.losses(hidden_BTD, targets_BT, self.config.training.label_smoothing, entropies=True)
         rows_B = torch.arange(len(targets_BT), device=targets_BT.device) + batch_idx * self.config.micro_batch_sequences
         self.validation.update(output, targets_BT != IGNORE, rows_B * self.config.world_size + rank())
 

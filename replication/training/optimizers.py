@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
+from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from replication.config import RunConfig, TrainingConfig, scientific_hash
 from replication.console import say, table
+from replication.model.foreign import without_memory
 from replication.model.moe import MixtureOfExperts
 from replication.model.size import activation_gib, checkpoint_gib, gib, state_needs
 from replication.model.transformer import Transformer
@@ -31,7 +33,7 @@ class ParameterGroup:
     parameters: dict[str, Parameter]  # by name
 
 
-def parameter_groups(config: TrainingConfig, model: Transformer) -> dict[str, ParameterGroup]:
+def parameter_groups(config: TrainingConfig, model: nn.Module) -> dict[str, ParameterGroup]:
     """Every parameter by name, in groups that are never empty; a tied head is the embedding and counts as one.
 
     matrices              decayed: with adamw and sgd the blocks' matrices and an untied head; with muon what is left of
@@ -46,11 +48,13 @@ def parameter_groups(config: TrainingConfig, model: Transformer) -> dict[str, Pa
         "embeddings_and_norms": ParameterGroup(rest, rate, 0.0, {}),
         "muon": ParameterGroup("muon", config.muon_learning_rate or rate, decay, {}),
     }
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    head = model.head.weight if isinstance(model, Transformer) else None
     routers = {id(m.router.weight) for m in model.modules() if isinstance(m, MixtureOfExperts)}
     for name, parameter in model.named_parameters():
-        if parameter.ndim < 2 or parameter is model.embedding.weight:
+        if parameter.ndim < 2 or id(parameter) in embeddings:
             group = "embeddings_and_norms"
-        elif config.optimizer == "muon" and parameter is not model.head.weight and id(parameter) not in routers:
+        elif config.optimizer == "muon" and parameter is not head and id(parameter) not in routers:
             group = "muon"
         else:
             group = "matrices"
@@ -58,7 +62,7 @@ def parameter_groups(config: TrainingConfig, model: Transformer) -> dict[str, Pa
     return {name: group for name, group in groups.items() if group.parameters}
 
 
-def build_optimizer(config: TrainingConfig, model: Transformer) -> Optimizer:
+def build_optimizer(config: TrainingConfig, model: nn.Module) -> Optimizer:
     """AdamW, Muon beside AdamW (decay decoupled in both), or SGD with momentum (decay added to the gradient).
 
     With bf16-mixed Muon's matrix products are in bf16 (by Gram matrices: fp32), else in the gradients' dtype. Before a
@@ -96,8 +100,7 @@ def build_schedule(config: TrainingConfig, optimizer: Optimizer) -> LambdaLR:
 
 def dry_run(config: RunConfig, console: Console) -> None:
     """Print what would be trained, by which rule, and what it takes, of a model that is built without memory."""
-    with torch.device("meta"):
-        model = Transformer(config.model)
+    model = without_memory(config.model)
     rows = []
     for name, group in parameter_groups(config.training, model).items():
         rule = f"{name}\n{group.algorithm}\nrate {group.learning_rate:g}\ndecay {group.weight_decay:g}"
@@ -114,7 +117,7 @@ def dry_run(config: RunConfig, console: Console) -> None:
         "a step": f"{config.batch_sequences} sequences: {config.accumulation} micro-batch(es) of "
         f"{config.micro_batch_sequences} on each of {config.world_size} process(es), {config.cluster.strategy}",
         "state": f"{gib(needs.device_gib)} a process{offloaded}",
-        "backward": f"{gib(activation_gib(config))} at least that a micro-batch keeps for it",
+        "backward": f"a micro-batch keeps for it, at least: {gib(activation_gib(config))}",
         "checkpoint": gib(checkpoint_gib(config)),
     }
     for name, value in facts.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -18,7 +17,9 @@ from replication.console import LINE_SECONDS, progress, say
 from replication.data.module import Batch, TokenDataModule
 from replication.data.store import TokenStore
 from replication.errors import UserError
-from replication.model.transformer import Transformer, weights_sha256
+from replication.model.foreign import without_memory
+from replication.model.transformer import weights_sha256
+from replication.model.weights import set_initial_weights
 from replication.objectives.callbacks import LayerGain, TokenGain
 from replication.objectives.plugins import NO_FUNCTIONS, Functions, functions_of
 from replication.runs.files import write_text
@@ -87,8 +88,10 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
     began = read_manifest(run) if checkpoint else None
     known = began.initial_weights_sha256 if began else None
     # a run that goes on draws nothing, and needs no file to start from: it may be gone by then
-    given = None if checkpoint else initial_weights(config)
-    module = LanguageModel(config, store.end_of_text_id, given, unset=known is not None)
+    given, from_files = None if checkpoint else initial_weights(config), config.model.initial_weights is not None
+    module = LanguageModel(config, store.end_of_text_id, given, unset=known is not None or from_files)
+    if from_files and checkpoint is None:
+        set_initial_weights(module.network, config.model)
     module.asked = functions.gain.asks if functions.gain else ()
     start = shared_by_ranks(config, run, store, checkpoint, known or weights_at_start(config, run, module, checkpoint))
     if first:
@@ -133,8 +136,7 @@ def initial_weights(config: RunConfig) -> dict[str, Tensor] | None:
     if config.training.initial_weights is None:
         return None
     weights = load_weights(Path(config.training.initial_weights).expanduser())
-    with torch.device("meta"):
-        expected = {name: p.shape for name, p in Transformer(config.model).named_parameters()}
+    expected = {name: p.shape for name, p in without_memory(config.model).named_parameters()}
     if {name: w.shape for name, w in weights.items()} != expected:
         raise UserError(
             f"training.initial_weights: {config.training.initial_weights} holds the weights of another model than the "
@@ -145,7 +147,7 @@ def initial_weights(config: RunConfig) -> dict[str, Tensor] | None:
 
 def weights_at_start(config: RunConfig, run: RunDir, module: LanguageModel, checkpoint: Path | None) -> str:
     """Hash of the weights that a module begins with; UserError where only the manifest could have said it."""
-    if checkpoint and config.training.initial_weights:
+    if checkpoint and (config.training.initial_weights or config.model.initial_weights):
         raise UserError(
             f"{run.manifest}: does not say what weights the cell began with; restore it, or remove {run.root} and "
             "train from the beginning"

@@ -9,16 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from trained_suite import PROMPTS, write_trained_suite
+from training_setup import identical
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from replication.cli.main import main
 from replication.config import ModelConfig, load_run
+from replication.config.origin import identified
 from replication.data.store import TokenStore
 from replication.errors import UserError
 from replication.export import folder as folder_module
-from replication.export.layout import layout_of, weights_of
 from replication.generation.completions import read_samples
-from replication.model.transformer import Transformer
+from replication.model.layout import layout_of, weights_of
+from replication.model.transformer import Transformer, unset_transformer
+from replication.model.weights import set_initial_weights
 from replication.runs.files import read_json
 from replication.runs.layout import SuiteDir
 from replication.training.checkpoints import load_weights, newest_checkpoint
@@ -53,6 +56,11 @@ def test_greedy_completions_of_the_exported_folder_are_ours(name: str, tmp_path:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert type(model).__name__ == architecture
     assert model.get_input_embeddings().weight.shape[0] == model.config.vocab_size == 300  # of 384 rows
+    cell = suite_dir.cell("both", 1)
+    start = replace(load_run([cell.config]).model, initial_weights=str(folder))
+    again = unset_transformer(start)
+    set_initial_weights(again, identified(start, {}))  # and the way back
+    assert identical(dict(again.named_parameters()), load_weights(newest_checkpoint(cell)[0]))
     found = []
     for prompt in PROMPTS:
         asked = tokenizer(f"{prompt['question']}\n", return_tensors="pt")

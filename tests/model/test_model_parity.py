@@ -12,7 +12,7 @@ from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM
 from transformers.models.hunyuan_v1_moe import modeling_hunyuan_v1_moe as reference
 
 from replication.config import ModelConfig
-from replication.export.layout import config_of, weights_of
+from replication.model.layout import config_of, weights_of
 from replication.model.transformer import Transformer, initialise
 
 SMALL = ModelConfig(vocab_size=61, n_blocks=2, d_model=32, n_heads=4, n_kv_heads=2, d_head=8, d_ff=24, init_std=0.2)

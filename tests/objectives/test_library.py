@@ -250,7 +250,7 @@ def test_removed_hooks_see_nothing():
     gains = gains_of(model)
     gains.remove()
     model(random_tokens(3))
-    assert gains._seen == [None] * 3
+    assert gains._divergences.seen == [None] * 3
 
 
 def test_names_are_loaded_when_asked_for():

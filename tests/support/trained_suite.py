@@ -36,9 +36,10 @@ def write_trained_suite(
     write_folder(folder / "corpus", texts(40))
     prompts = folder / "prompts.json"
     prompts.write_text(json.dumps(PROMPTS))
+    ours = {"n_blocks": 2, "d_model": 32, "d_head": 8, "d_ff": 16, "init_std": 0.1}
     layer = {
         "data": prose_layer(folder / "corpus"),
-        "model": {"vocab_size": 300, "n_blocks": 2, "d_model": 32, "d_head": 8, "d_ff": 16, "init_std": 0.1} | model,
+        "model": {"vocab_size": 300, **({} if "class_path" in model else ours), **model},
         "cluster": {"accelerator": "cpu", "threads": 1},
     }
     (folder / "layer.yaml").write_text(yaml.safe_dump(layer))

@@ -38,7 +38,12 @@ LAYOUTS = {
 
 
 def layout_of(config: ModelConfig) -> Layout:
-    """The layout of a model; UserError where no class of transformers computes its function."""
+    """The layout of a model; UserError where no class of transformers computes its function, or it is one already."""
+    if config.class_path is not None:
+        raise UserError(
+            f"model.class_path: only our own model is exported; {config.class_path} loads the cell's "
+            "checkpoints/step-*/weights.pt by name, and may have a save_pretrained of its own"
+        )
     shared = config.feed_forward == "moe" and config.shared_expert
     kind = "moe with a shared expert" if shared else config.feed_forward
     layout = LAYOUTS.get((kind, config.qk_norm))
@@ -116,3 +121,17 @@ def weights_of(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Te
             out[f"{theirs}mlp.experts.gate_up_proj"] = torch.stack(gate_up)
             out[f"{theirs}mlp.experts.down_proj"] = torch.stack(down)
     return out
+
+
+def own_weights_of(config: ModelConfig, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of weights_of: weights by the class's names, a tied head once, under ours; padding is 0.
+
+    weights_of moves numbers and changes none, so its transpose moves them back. `ours` gives names and shapes.
+    """
+
+    def moved(own: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value for name, value in weights_of(config, own).items() if name in theirs}
+
+    zeros = {name: torch.zeros(value.shape, dtype=torch.float32) for name, value in ours.items()}
+    back: dict[str, Tensor] = torch.func.vjp(moved, zeros)[1](dict(theirs))[0]
+    return back
