@@ -82,7 +82,8 @@ def test_other_keys_of_an_arm_are_another_suite(tmp_path, capsys):
 
 
 def test_plan_diff_and_registration_show_such_arms(tmp_path, capsys):
-    path = str(suite_of(tmp_path, "[baseline, {name: wide, token_gain: {enabled: true, c_max: 9}}]"))
+    arms = "[baseline, {name: wide, token_gain: {enabled: true, c_max: 9}}]\nanalysis: {late_validations: 4}"
+    path = str(suite_of(tmp_path, arms))
     assert main(["grid", "plan", path]) == 0
     assert "wide/seed-2" in capsys.readouterr().out
     assert main(["grid", "diff", path, "baseline", "wide"]) == 0
