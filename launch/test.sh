@@ -18,6 +18,6 @@ cd "$checkout"
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
 if (($# == 0)); then
-  set -- -n 2 --dist loadfile
+  set -- -n 3 --dist loadfile
 fi
 exec "$venv/bin/python" -m pytest "$@"

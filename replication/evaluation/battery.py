@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from typing import Protocol
 
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -45,9 +44,11 @@ def battery(completions: Sequence[Completion]) -> dict[str, float | None]:
         grams = [gram for words in texts for gram in _grams(words, n)]
         scores[f"distinct-{n}"] = len(set(grams)) / len(grams) if grams else None
     repeated = [share for words in texts if (share := repetition(words)) is not None]
-    of_prompt = groupby(sorted(zip((c.prompt_id for c in completions), texts, strict=True)), key=lambda pair: pair[0])
-    groups = [[words for _, words in group] for _, group in of_prompt]
-    bleus = [bleu(g[i], g[:i] + g[i + 1 :]) for g in groups if len(g) > 1 for i in range(len(g)) if g[i]]
+    of_prompt = defaultdict[str, list[list[str]]](list)
+    for c, words in zip(completions, texts, strict=True):
+        of_prompt[f"{c.prompt_id}"].append(words)
+    groups = [group for group in of_prompt.values() if len(group) > 1]
+    bleus = [bleu(g[i], g[:i] + g[i + 1 :]) for g in groups for i in range(len(g)) if g[i]]
     compression = len(joined) / len(zlib.compress(joined, 9)) if joined.strip() else None
     scores |= {f"repeated {REPEATED}-grams": _mean(repeated), "compression": compression, "self-BLEU": _mean(bleus)}
     return scores

@@ -282,4 +282,4 @@ def test_a_copied_cell_is_not_generated_into_the_one_it_was_copied_from(suite_di
     shutil.copytree(suite_dir.root / CELL, suite_dir.root / "runs" / "both (copy)" / "seed-2")
     trained, _ = trained_cells(suite_dir, "both (copy)", None)
     assert [run.root.parent.name for run in trained] == ["both (copy)"]
-    assert cells_to_sample(trained, [], True, suite_dir, Console(file=io.StringIO())) == ([], 0)
+    assert cells_to_sample(trained, lambda _: [], True, suite_dir, Console(file=io.StringIO())) == ([], 0)
