@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Set up the virtual environment with the test tools, then lint, type-check and test. Without arguments three files of tests
-# run side by side, since many wait for something; arguments go to pytest, which runs in the checkout: launch/test.sh tests/config -k unknown
+# Set up the virtual environment with the test tools, then lint, type-check and test. Without arguments three files of
+# tests run side by side, since many of them wait; arguments go to pytest, which runs in the checkout:
+# launch/test.sh tests/config -k unknown
 set -euo pipefail
 
 # shellcheck source=launch/install.sh
