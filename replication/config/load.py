@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from replication.config.identity import differences, flatten, to_dict
 from replication.config.origin import identified, remember
-from replication.config.reading import Keys, Layer, Plain, build, check_layer, hints, read_yaml
+from replication.config.reading import NULLS, Keys, Layer, Plain, build, check_layer, hints, read_yaml
 from replication.config.schema import FOUND, RunConfig, SuiteConfig
 from replication.errors import UserError
 
@@ -134,7 +134,8 @@ def _find_files(tree: Any, folder: Path) -> Any:
         return tree
     tree = dict(tree)
     if isinstance(data := tree.get("data"), dict):
-        places = (Path(root, str(data.get("dir"))) for root in (folder, ""))
+        named = data.get("dir")
+        places = (Path(root, named) for root in (folder, "") if isinstance(named, str) and named not in NULLS)
         found = next((Keys(dir=str(place.absolute())) for place in places if place.is_dir()), Keys())
         found |= {"tokenizer": beside(data["tokenizer"])} if "tokenizer" in data else {}
         if isinstance(data.get("sources"), list):

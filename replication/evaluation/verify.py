@@ -100,14 +100,15 @@ def verify_checkpoint(suite_dir: SuiteDir, name: str, run: RunDir, folder: Path,
         step,
         logged_steps(read_journal(run.metrics))[step].validation_loss,
         float(module.validation.compute()["val/loss_nats"]),
-        _tolerance(config, manifest) if tolerance is None else tolerance,
+        _tolerance(config, manifest, step) if tolerance is None else tolerance,
         f"not those of {' and '.join(others)}" if others else "",
     )
 
 
-def _tolerance(config: RunConfig, manifest: Manifest) -> float:
-    """0 where the last start ran on this kind of machine with this torch, in one process."""
-    last, here = lasting_starts(manifest)[-1], arithmetic(config)
+def _tolerance(config: RunConfig, manifest: Manifest, step: int) -> float:
+    """0 where the start that validated at a step ran on this kind of machine with this torch, in one process."""
+    starts, here = lasting_starts(manifest), arithmetic(config)
+    last = next((start for start in reversed(starts) if (start.step or 0) < step), starts[0])
     same = last.machine is not None and dict(last.machine) == dict(here) and config.world_size == 1
     if same and last.packages.get("torch") == package_versions()["torch"]:
         return 0.0

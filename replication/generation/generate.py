@@ -117,7 +117,7 @@ def load_model(config: RunConfig, run: RunDir) -> Model:
             f"{''.join('; ' + n for n in notes)}); train the cell again, it goes on from what there is"
         )
     functions_of(config, SuiteDir.of(run).plugins.glob("*"))  # and where a plugin's class is
-    model = unset_model(config.model)
+    model = unset_model(config.model, config.effective_weights_seed)
     net = parameters_in(model)
     net.load_state_dict(load_weights(folder))
     net.eval().to("cuda" if uses_gpu(config) else "cpu", DTYPES[config.generation.precision])

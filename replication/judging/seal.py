@@ -70,8 +70,9 @@ def write_key(folder: Path, key: Key) -> str:
             f"{path}: there already; a panel's key is written once. If its panel lies in another database, "
             "name that; if it was never made, move the key away"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    os.chmod(folder, 0o700)
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        os.chmod(folder, 0o700)
     text = json.dumps(asdict(key), indent=1)
     write_text(path, text)
     os.chmod(path, 0o600)
@@ -103,7 +104,7 @@ def read_key(folder: Path, expected_sha256: str) -> Key:
     path = folder / "key.json"
     try:
         facts, data = path.stat(), path.read_bytes()
-        with suppress(PermissionError):  # of a file that is another user's
+        with suppress(OSError):  # of a file that is another user's, or on a medium that is only read
             os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # our own reading leaves no trace of another's
     except FileNotFoundError:
         raise UserError(

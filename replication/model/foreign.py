@@ -83,8 +83,17 @@ def build(config: ModelConfig) -> nn.Module:
         raise UserError(f"model.origin: the run is defined by {config.origin}, and {there} is installed; install the "
                         "former, or choose another --out")  # fmt: skip
     model = _made({"class_path": config.class_path, "init_args": config.init_args}, str(there))
-    model.register_load_state_dict_pre_hook(tie)
+    model.register_load_state_dict_pre_hook(_complete)
     return cast(nn.Module, model.float().train())
+
+
+def _complete(model: nn.Module, state: dict[str, Tensor], prefix: str, *more: object) -> None:
+    """Before weights are loaded: a tied one gets all of its names, and a buffer that the file lacks stays the
+    constructor's, since no step of training changes one (`try_out`)."""
+    tie(model, state, prefix)
+    buffers = dict(model.named_buffers())
+    for name in model.state_dict().keys() & buffers.keys():
+        state.setdefault(prefix + name, buffers[name])
 
 
 def _made(value: Any, origin: str) -> Any:
@@ -133,10 +142,10 @@ class Foreign:
 
     aux_coef = 1.0  # its load-balancing loss has its weight
 
-    def __init__(self, config: ModelConfig, seed: int | None = None) -> None:
-        """The constructor draws the weights from torch's generator at this seed; none: they follow."""
+    def __init__(self, config: ModelConfig, seed: int) -> None:
+        """The constructor draws weights and buffers from torch's generator at this seed."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed or 0)
+            torch.manual_seed(seed)
             self.net = build(config)
         self.name, self.vocab_size = str(config.class_path), config.vocab_size
         self.blocks = find_blocks(str(config.blocks), self.net, "model.blocks")
@@ -201,10 +210,19 @@ class Foreign:
     def try_out(self, length: int, device: torch.device) -> None:
         """Run it in training mode; UserError for a model whose objective would not be the one that is stated: logits of
         another shape, random numbers, statistics of batches, or sight of later positions."""
-        tokens_1T = torch.zeros((1, min(length, 32)), dtype=torch.int64, device=device)
+        tokens_1T = torch.zeros((1, length), dtype=torch.int64, device=device)
         generator = torch.cuda.get_rng_state if device.type == "cuda" else torch.get_rng_state
         random, buffers = generator(), {name: buffer.clone() for name, buffer in self.net.named_buffers()}
-        logits_BTV = self(tokens_1T, 1).hidden_BTD
+        try:
+            logits_BTV = self(tokens_1T, 1).hidden_BTD
+        except UserError:
+            raise
+        except Exception as error:  # of somebody else's code
+            raise UserError(
+                f"model.class_path: {self.name} does not run on {length} tokens ({type(error).__name__}: "
+                f"{first_line(error)}): it takes token ids [B, T] and returns logits, as .logits or alone; its blocks "
+                "take x first, or as hidden_states, and return y, alone or first of a tuple"
+            ) from error
         drawn, shape = not torch.equal(random, generator()), [1, tokens_1T.shape[1], self.vocab_size]
         changed = [n for n, b in self.net.named_buffers() if n in buffers and not torch.equal(b, buffers[n])]
         tokens_1T[0, -1] = 1
@@ -223,9 +241,9 @@ class Foreign:
 Model = Transformer | Foreign
 
 
-def unset_model(config: ModelConfig) -> Model:
-    """The model of a config, for weights that follow."""
-    return unset_transformer(config) if config.class_path is None else Foreign(config)
+def unset_model(config: ModelConfig, seed: int) -> Model:
+    """The model of a config, for weights that follow; `seed` is that of what a constructor draws and no file keeps."""
+    return unset_transformer(config) if config.class_path is None else Foreign(config, seed)
 
 
 def parameters_in(model: Model) -> nn.Module:

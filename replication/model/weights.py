@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from replication.config import ModelConfig
 from replication.config.origin import sha256_of_weights, weight_files
@@ -54,6 +54,16 @@ def set_initial_weights(model: Model, config: ModelConfig) -> None:
         said = "; ".join(f"{len(names)} {what}, such as {min(names)}" for what, names in unlike.items() if names)
         raise UserError(f"model.initial_weights: {named} does not fit the keys of model: tensors are {said}; "
                         "name weights of this model")  # fmt: skip
+    first, tied = (
+        dict[nn.Parameter, str](),
+        [("lm_head.weight", "model.embed_tokens.weight")] if by_layout and config.tied_head else [],
+    )
+    for name, parameter in () if by_layout else net.named_parameters(remove_duplicate=False):
+        tied.append((name, first.setdefault(parameter, name)))
+    for name, kept in tied:
+        if name in found and not torch.equal(found[name], found[kept]):
+            raise UserError(f"model.initial_weights: {named} has another {name} than {kept}, which are one weight "
+                            "here; train a model whose head is not tied")  # fmt: skip
     if by_layout:
         found = own_weights_of(config, {name: found[name].float() for name in expected}, ours)
     for name, parameter in ours.items():

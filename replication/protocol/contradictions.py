@@ -6,6 +6,7 @@ the others. What lacks the record, as older folders do, contradicts nothing. Rea
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Contradictions:
 
     withholding: tuple[str, ...]  # no verdict is given beside these
     told: tuple[str, ...]  # beside these it is
-    began: tuple[float, ...] = ()  # clocks of the cells' first logged lines, where event files have them
+    began: tuple[float, ...] = ()  # clocks of the cells' first logged lines, or of their starts
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -65,8 +66,18 @@ def contradictions(
     told = grouped((fault, name) for fault, name, had_result in removed if not had_result)
     if (panels := ledger.of("panel"))[1:]:
         told.append(f"{len(panels)} panels were prepared, one after another: the votes are of one of them")
-    began = (of.began for of in events.values() if of.began is not None)
+    began = (_began(cell, events[name]) for name, cell in cells.items())
     return Contradictions(tuple(withholding), tuple(told), tuple(began))
+
+
+def _began(cell: LoggedCell, events: Events) -> float:
+    """Clock of a cell's first logged line; without event files of its first start, and 0 where that is not known."""
+    if events.began is not None:
+        return events.began
+    try:
+        return datetime.fromisoformat(str(cell.manifest.started_at)).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def _of_records(cell: LoggedCell, events: Events) -> Iterator[str]:
@@ -79,8 +90,8 @@ def _of_records(cell: LoggedCell, events: Events) -> Iterator[str]:
         logged = {(tag, line.step): line.number(tag) for line in lines for tag in line.values if "loss" in tag}
     unlike: dict[str, list[int]] = {}
     for (tag, step), there in events.losses.items():
-        here = logged.get((tag, step), there)  # a start that died may have logged a step that no later one did
-        if np.isfinite(there) if here is None else np.float32(here) != np.float32(there):
+        here = logged.get((tag, step), there[-1])  # a start that died may have logged a step that no later one did
+        if np.isfinite(there).all() if here is None else all(np.float32(here) != np.float32(x) for x in there):
             unlike.setdefault(tag, []).append(step)
     for tag, steps in unlike.items():
         more = f" and {len(steps) - 1} more" if steps[1:] else ""
@@ -159,13 +170,16 @@ def _removed(suite_dir: SuiteDir, ledger: Ledger) -> Iterator[tuple[str, str, bo
         manifest = find_manifest(run)
         if manifest is None and run.manifest.exists():
             continue  # damaged, and named as that
-        known, is_lost, n_lost, had_result = {s.at for s in manifest.starts} if manifest else set(), False, 0, False
-        for entry in ledger.entries:
-            if entry.cell == name and entry.event == "start":
-                is_lost = entry.facts.get("started_at") not in known
-                n_lost += is_lost
-            elif entry.cell == name and entry.event == "complete":
-                had_result |= is_lost
+        known = [start.at for start in manifest.starts] if manifest else []
+        left, n_lost, had_result, ended = Counter(known), 0, False, False
+        for entry in reversed(ledger.entries):  # of two starts within a second the later one is there
+            if entry.cell == name and entry.event == "complete":
+                ended = True
+            elif entry.cell == name and entry.event == "start":
+                at = entry.facts.get("started_at")
+                left[at] -= 1
+                is_lost = left[at] < 0
+                n_lost, had_result, ended = n_lost + is_lost, had_result or (is_lost and ended), False
         if n_lost:
             when = "after they were complete" if had_result else "before they were complete"
             yield f"cells that were removed {when}{' and trained again' if known else ''}", name, had_result

@@ -145,7 +145,8 @@ def check_plan(suite_dir: SuiteDir, suite: SuiteConfig | None = None) -> PlanSta
     if suite is not None:
         deviations += _changes_of_suite(plan, suite)
     planned = {name: cell for name, cell in cells.items() if name not in unplanned}
-    faults, withheld = _grouped([*_under_another_plan(record, planned), *_of_another_config(plan, cells)])
+    judged_by = (rules and rules.plan) or plan  # an amendment after the data makes no cell the registered one
+    faults, withheld = _grouped([*_under_another_plan(record, planned), *_of_another_config(judged_by, cells)])
     deviations += faults
     deviations += _not_alike(cells)
     if unreadable:
@@ -154,7 +155,7 @@ def check_plan(suite_dir: SuiteDir, suite: SuiteConfig | None = None) -> PlanSta
         withheld = (Withheld(rules.fault), *withheld)
     elif rules and suite:
         notes += _rules_kept(rules, record, suite)
-    panel, of_panel, unfinished = _panel(suite_dir, (rules and rules.plan) or plan)
+    panel, of_panel, unfinished = _panel(suite_dir, judged_by)
     lacking = _lacking_seeds(suite_dir, plan)
     state: State = "after the data" if early else "before the data"
     return PlanStatus(

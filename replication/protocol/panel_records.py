@@ -43,12 +43,12 @@ def panel_contradictions(suite_dir: SuiteDir) -> Iterator[str]:
         with closing(_opened(file)) as database:
             panel_id, key_sha256, locked_at = database.execute(PANEL).fetchone()
             key, standing = database.execute(KEY).fetchall(), database.execute(STANDING).fetchall()
-        sealed = read_json(path)
+        sealed = None if locked_at is None else read_json(path)  # before the lock, reading it would leave a trace
     except (UserError, sqlite3.Error, TypeError) as error:
         yield f"the panel cannot be compared with its records ({error})"
         return
     keys = {"panel.json": record.key_sha256, "votes.json": note and note.note.key_sha256}
-    keys["the sealed key"] = file_sha256(path) if path.is_file() else None
+    keys["the sealed key"] = None if sealed is None else file_sha256(path)
     for name, sha256 in keys.items():
         if sha256 not in (None, key_sha256):
             yield f"{name} is not of the key that the panel's database has named since it was made"

@@ -151,7 +151,8 @@ def _members(suite_dir: SuiteDir) -> Iterator[tuple[Path, Path]]:
         for inside, _, names in os.walk(root / folder, followlinks=True):
             yield from ((Path(inside, name).relative_to(root), Path(inside, name)) for name in names)
     for _, _, run in suite_dir.cells():
-        yield from ((p.relative_to(root), p) for p in run.root.iterdir() if p.is_file() and p.name[0] != ".")
+        files = (*run.root.iterdir(), *run.root.glob("sampled/*/*"))
+        yield from ((p.relative_to(root), p) for p in files if p.is_file() and p.name[0] != ".")
 
 
 def _add(tar: tarfile.TarFile, name: str, file: Any, n_bytes: int, mtime: int) -> None:

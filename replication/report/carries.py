@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -13,8 +13,9 @@ from replication.report.comparisons import Number, Row
 from replication.report.load import NAN
 from replication.report.preference import estimate, usable_votes
 from replication.report.questions import EFFECTS, TWO_BY_TWO
+from replication.statistics.alike import alike_judges, as_one
 from replication.statistics.factorial import contrast, effects_t
-from replication.statistics.preference import ballots
+from replication.statistics.preference import Ballots, ballots
 from replication.votes.record import Vote
 
 IDS = ("preference_token_gain", "preference_layer_gain", "preference_interaction")
@@ -82,20 +83,19 @@ def preference_factorial(
         pairs.append(Row(baseline=of_place[first], treatment=of_place[second]) | share)
     if sum(len(part) > 0 for part in parts) < 2 and not a.preference_factorial:
         return None
-    score, seed, prompt, judge, cluster = (
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("score", "seed", "prompt", "judge", "cluster")
-    )
-    t, n, note = effects_t(score, np.concatenate(contrasts), (seed, prompt, cluster), a.alpha), len(np.unique(seed)), ""
+    b = Ballots(*(np.concatenate([getattr(part, name) for part in parts]) for name in Ballots.__dataclass_fields__))
+    met = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    b = as_one(b, alike_judges(replace(b, prompt=b.prompt * len(parts) + met)))  # shared are pairs of the same two arms
+    t, note = effects_t(b.score, np.concatenate(contrasts), (b.seed, b.prompt, b.cluster), a.alpha), ""
     if t is None:
         note = "the decisive votes do not join all four arms: `replicate judge prepare --pairs all` makes such a panel"
     elif t.conditional_on:
         note = f"conditional on the one {' and the one '.join(t.conditional_on)}"
-    effects = []
+    effects, n = [], len(np.unique(b.seed))
     for i, (name, (_, title, words)) in enumerate(zip(IDS, EFFECTS, strict=True)):
         mean, low, high, p = (NAN,) * 4 if t is None else (float(of[i]) for of in (t.mean, t.low, t.high, t.p))
         p = NAN if t is None or t.conditional_on else p
         effects.append(PreferenceEffect(name, title, words, n, mean, low, high, p))
     seeds = sorted({vote.seed for vote in used if {vote.arm_left, vote.arm_right} <= {*of_place.values()}})
-    sizes = len(np.unique(prompt)), len(np.unique(judge)), len(score)
+    sizes = len(np.unique(b.prompt)), len(np.unique(b.judge)), len(b)
     return PreferenceFactorial(a.preference_factorial, n, seeds, *sizes, 1 - a.alpha, effects, pairs, note)

@@ -22,6 +22,7 @@ from replication.report.description import sampling
 from replication.report.load import NAN, CellData, samples_of
 from replication.runs.layout import SuiteDir
 from replication.statistics.adjusted import equal_texts_logit
+from replication.statistics.alike import Alike, as_one
 from replication.statistics.crossed import CrossedDesign
 from replication.statistics.format import p_value, percent
 from replication.statistics.preference import Ballots, ballots
@@ -99,10 +100,10 @@ def judged_texts(suite_dir: SuiteDir, cells: Sequence[CellData]) -> Texts:
     return {(cell.arm, cell.seed, s.prompt_id, s.sample): s.text for cell, samples in read for s in samples}
 
 
-def robustness(used: Sequence[Vote], a: AnalysisConfig, texts: Texts) -> Robustness | None:
-    """Of the votes that the primary estimate uses; None without two decisive ones."""
+def robustness(used: Sequence[Vote], a: AnalysisConfig, texts: Texts, alike: list[Alike]) -> Robustness | None:
+    """Of the votes of the primary estimate, with judges who vote alike as one; None without two decisive ones."""
     assert a.baseline and a.treatment
-    every = ballots(used, a.baseline, a.treatment)
+    every = as_one(ballots(used, a.baseline, a.treatment), alike)
     b = every.where(every.decisive)
     if len(b) < 2 or np.ptp(b.score) == 0:
         return None

@@ -15,7 +15,7 @@ from replication.protocol.paper import VOTES
 from replication.report.comparisons import Number, Row
 from replication.report.load import NAN
 from replication.statistics.alike import Alike, alike_judges, as_one
-from replication.statistics.crossed import CrossedDesign
+from replication.statistics.crossed import CrossedDesign, degrees
 from replication.statistics.preference import (
     VENDOR,
     Ballots,
@@ -198,7 +198,10 @@ def analyse_votes(
         alike=alike,
         **{key: getattr(primary, key) for key in ("estimate", "low", "high", "p", "level")},
     )
-    return replace(found, why=_lacking(found, analysis, is_planned), more_seeds=_seeds_needed(found, analysis))
+    n_clusters = len(np.unique(b.cluster))
+    return replace(
+        found, why=_lacking(found, analysis, is_planned), more_seeds=_seeds_needed(found, n_clusters, analysis)
+    )
 
 
 def usable_votes(
@@ -322,8 +325,9 @@ def _beside(b: Ballots, analysis: AnalysisConfig) -> tuple[PerSeed, dict[str, Nu
     )
 
 
-def _seeds_needed(f: Preference, analysis: AnalysisConfig) -> SeedsNeeded | None:
-    """How many seeds give 80 % power for a preference of the published size, with as many prompts and judges.
+def _seeds_needed(f: Preference, n_clusters: int, analysis: AnalysisConfig) -> SeedsNeeded | None:
+    """How many seeds give 80 % power for a preference of the published size, with as many prompts and judges, of which
+    those that are related count as one.
 
     The variance components are those of the votes, below 0 counted as 0; the t is taken as noncentral. None without
     components, and where the interval does not hold the published size: seeds are not what is lacking there.
@@ -333,21 +337,24 @@ def _seeds_needed(f: Preference, analysis: AnalysisConfig) -> SeedsNeeded | None
     if "seed" not in components or low is None or high is None or not low <= VOTES.share <= high:
         return None
     for n in range(analysis.min_seeds, MOST_SEEDS):
-        if _power(components, n, f, VOTES.share - 0.5, analysis.alpha) >= POWER:
+        if _power(components, n, f, n_clusters, VOTES.share - 0.5, analysis.alpha) >= POWER:
             return SeedsNeeded(n, "", VOTES.share, POWER)
-    prompts, judges = components.get("prompt", 0.0) / f.n_prompts, components.get("judge", 0.0) / f.n_judges
+    prompts, judges = components.get("prompt", 0.0) / f.n_prompts, components.get("judge", 0.0) / n_clusters
     return SeedsNeeded(None, "prompts" if prompts >= judges else "judges", VOTES.share, POWER)
 
 
-def _power(components: Mapping[str, float], seeds: int, f: Preference, effect: float, alpha: float) -> float:
+def _power(
+    components: Mapping[str, float], seeds: int, f: Preference, n_clusters: int, effect: float, alpha: float
+) -> float:
     shared = components.get("seed x prompt", 0.0) / (seeds * f.n_prompts) + components["rest"] / f.n_decisive
     parts = {
         name: (components.get(name, 0.0) / size + shared, size - 1)
-        for name, size in (("seed", seeds), ("prompt", f.n_prompts), ("judge", f.n_judges))
+        for name, size in (("seed", seeds), ("prompt", f.n_prompts), ("judge", n_clusters))
         if size > 1
     }
     variance = shared + sum(part - shared for part, _ in parts.values())
-    df = max(1.0, variance**2 / sum(part**2 / size for part, size in parts.values()))
+    levels = np.array([size for _, size in parts.values()], dtype=np.float64)
+    df = degrees(np.array(variance), np.array([part for part, _ in parts.values()]), levels, f.n_decisive)
     critical = scipy_stats.t.ppf(1 - alpha / 2, df)
     return float(scipy_stats.nct.sf(critical, df, effect / np.sqrt(variance)))
 

@@ -218,7 +218,9 @@ def compute_results(
         published=comparisons.beside_published(rows, suite.arms),
         evaluations=scored,
         completions=completion_rows(suite, cells, certificate),
-        robustness=robustness(usable_votes(votes, suite.name, a, seeds)[0], a, judged_texts(suite_dir, cells))
+        robustness=robustness(
+            usable_votes(votes, suite.name, a, seeds)[0], a, judged_texts(suite_dir, cells), preference.alike
+        )
         if preference
         else None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,18 +18,19 @@ AROUND = 12, 4  # bytes before a record (its length and a checksum of it) and be
 class Events:
     """The losses that event files hold; empty where there are none."""
 
-    losses: dict[tuple[str, int], float] = field(default_factory=dict)  # (tag, step) -> fp32, of the last start
+    losses: dict[tuple[str, int], tuple[float, ...]] = field(default_factory=dict)
+    """(tag, step) -> fp32, of each start that logged it; nodes' clocks do not say which was the last."""
     began: float | None = None  # clock of the first of them, in seconds since 1970
 
 
 def read_events(run: RunDir) -> Events:
-    """Of all files of a cell, the oldest first; what follows damage, or a torn end, is not there."""
-    paths = sorted(run.tensorboard.glob("events.out.tfevents.*"))  # by their time, which comes next in their names
+    """Of all files of a cell; what follows damage, or a torn end, is not there."""
+    paths = sorted(run.tensorboard.glob("events.out.tfevents.*"))
     if not paths:
         return Events()
     from tensorboard.compat.proto.event_pb2 import Event  # here, as it is not for what answers at once
 
-    found, began = dict[tuple[str, int], float](), None
+    found, clocks = defaultdict[tuple[str, int], tuple[float, ...]](tuple), []
     for path in paths:
         for record in _records(path):
             if b"loss" not in record:  # of 80 scalars of a line: reading them all would take a report's time
@@ -38,9 +40,10 @@ def read_events(run: RunDir) -> Events:
             except Exception:  # protobuf's own, which is in another place in each of its versions
                 break
             scalars = {value.tag: value.simple_value for value in event.summary.value if value.HasField("simple_value")}
-            found |= {(tag, event.step): value for tag, value in scalars.items()}
-            began = event.wall_time if began is None and scalars else began
-    return Events(found, began)
+            for tag, value in scalars.items():
+                found[tag, event.step] += (value,)
+            clocks += [event.wall_time] if scalars else []
+    return Events(dict(found), min(clocks, default=None))
 
 
 def _records(path: Path) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ Every vote belongs to one seed, one prompt and one judge, and votes that share o
 with independent random effects. The variance of the mean follows from the variance components, which come from sums of
 squares by Henderson's first method (Henderson 1953, Biometrics 9:226; Searle, Casella & McCulloch 1992, chapter 5),
 so that any pattern of missing votes will do. Degrees of freedom are Satterthwaite's (1946, Biometrics Bulletin 2:110),
-made fewer where few levels say little of a variance (`_degrees`). Judges who are related are one level: see
+made fewer where few levels say little of a variance (`degrees`). Judges who are related are one level: see
 preference.Ballots.
 
 Shapes: V votes, leading axes [...] are experiments with the same pattern of votes.
@@ -112,7 +112,8 @@ class CrossedDesign:
         variance = np.maximum(squares @ self._weights, alone.max(-1))
         variance = np.where(squares[..., -1] > 1e-12 * self.n, variance, np.nan)  # every vote is the same
         with np.errstate(divide="ignore", invalid="ignore"):
-            df = self._degrees(variance, alone)
+            levels = self._levels[: len(self.main)]
+            df = degrees(variance, alone, levels, self.n) if self.main else np.full(variance.shape, self.n - 1.0)
             se = np.sqrt(variance)
             p = 2 * scipy_stats.t.sf(np.abs(mean - null) / se, df)
         half = scipy_stats.t.ppf(1 - alpha / 2, df) * se
@@ -132,18 +133,22 @@ class CrossedDesign:
         ]
         return np.stack([*between, (flat**2).sum(-1)], axis=-1).reshape(*centred.shape[:-1], -1)
 
-    def _degrees(self, variance: Floats, alone: Floats) -> Floats:
-        """Satterthwaite's, with two corrections that keep the level at few or skewed seeds (simulation/README.md).
 
-        By chance a variance estimated from few levels often comes out small, and then counts for too little here: its
-        square is taken 1 + 2 / df times, as much as chance adds to the square of a variance on average. And there are
-        at most twice the degrees of freedom of the factor with the fewest levels.
-        """
-        if not self.main:
-            return np.full(variance.shape, self.n - 1.0)
-        levels = self._levels[: len(self.main)]
-        satterthwaite = variance**2 / (alone**2 * (1 + 2 / levels) / levels).sum(-1)
-        return np.clip(satterthwaite, levels.min(), min(self.n - 1, MOST_DEGREES * levels.min()))
+def degrees(variance: Floats, alone: Floats, levels: Floats, n: int) -> Floats:
+    """Satterthwaite's, with two corrections that keep the level at few or skewed seeds (simulation/README.md).
+
+    By chance a variance estimated from few levels often comes out small, and then counts for too little here: its
+    square is taken 1 + 2 / df times, as much as chance adds to the square of a variance on average. And there are
+    at most twice the degrees of freedom of the factor with the fewest levels.
+
+    Args:
+        variance: [...] of the mean.
+        alone: [..., F], what it would be by the clusters of each factor alone.
+        levels: [F] of each factor, less one.
+        n: votes.
+    """
+    satterthwaite = variance**2 / (alone**2 * (1 + 2 / levels) / levels).sum(-1)
+    return np.clip(satterthwaite, levels.min(), min(n - 1, MOST_DEGREES * levels.min()))
 
 
 def _levels(labels: ArrayLike) -> Ints:

@@ -136,8 +136,9 @@ def initial_weights(config: RunConfig) -> dict[str, Tensor] | None:
     if config.training.initial_weights is None:
         return None
     weights = load_weights(Path(config.training.initial_weights).expanduser())
-    expected = {name: p.shape for name, p in without_memory(config.model).named_parameters()}
-    if {name: w.shape for name, w in weights.items()} != expected:
+    model, shapes = without_memory(config.model), {name: w.shape for name, w in weights.items()}
+    expected = {name: p.shape for name, p in model.named_parameters()}
+    if not expected.items() <= shapes.items() or shapes.keys() - model.state_dict().keys():
         raise UserError(
             f"training.initial_weights: {config.training.initial_weights} holds the weights of another model than the "
             "keys of model describe; name a checkpoint of the same model"

@@ -401,7 +401,7 @@ def test_noise_is_measured_in_the_suites_folder_and_stands_beside_the_margin(tmp
     assert [row["cut"] for row in rows] == ["as it is", "micro-batch 2", "again"]
     assert rows[2]["differences"] == {"final_val_loss": 0.0, "late_val_loss": 0.0}
     assert abs(rows[1]["differences"]["final_val_loss"]) < 1e-4  # two steps in fp32
-    (line,) = collect(suite_dir, suite)[1].verdict["noise"]
+    line = collect(suite_dir, suite)[1].verdict["noise"][0]
     assert line.endswith("(micro-batch 2, again; baseline/seed-1).") and "beside the margin of 0.02 nats" in line
     edit_manifest(suite_dir.cell("baseline", 1), config_hash="another")
     assert "under another config" in collect(suite_dir, suite)[1].verdict["noise"][0]

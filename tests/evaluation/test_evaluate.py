@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,11 +22,13 @@ from replication.data.store import TokenStore, validation_set
 from replication.evaluation.distributions import QUARTERS, frequency_quarters
 from replication.evaluation.record import matched_temperature, read_parts
 from replication.evaluation.scoring import Scorer
+from replication.evaluation.verify import _tolerance
 from replication.generation.completions import read_samples
 from replication.generation.generate import load_model
 from replication.judging.completions import from_suite
 from replication.runs.files import read_json, write_json
 from replication.runs.layout import SuiteDir
+from replication.runs.manifest import read_manifest
 from replication.votes.record import read_panel_record
 
 CELLS = ("baseline/seed-1", "both/seed-1", "baseline/seed-2")  # both/seed-2 is not trained
@@ -356,3 +359,12 @@ def test_another_machine_is_compared_within_the_tolerance_of_its_precision(folde
             write_json(run.manifest, manifest)
     assert main(["verify", str(suite_dir.root), "--cells", "1"]) == 0
     assert "holds, within 0.0001" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_compared_as_the_start_that_validated_it_allows(folder: Path) -> None:
+    run = SuiteDir(folder / "out").cell("baseline", 1)
+    config, manifest = load_run([run.config]), read_manifest(run)
+    (here,) = manifest.starts
+    elsewhere = replace(here, step=0, machine={**here.machine, "device": "another CPU"})
+    moved = replace(manifest, starts=(elsewhere, replace(here, step=2)))
+    assert [_tolerance(config, moved, step) for step in (1, 2, 3)] == [1e-4, 1e-4, 0.0]

@@ -22,7 +22,7 @@ from run_files import read_journal
 from shadows import shadowed
 from small_corpus import prose_layer, texts, write_folder
 
-from replication.config import load_run, load_suite
+from replication.config import AnalysisConfig, load_run, load_suite
 from replication.protocol.certificate import certify
 from replication.protocol.deviations import check_plan
 from replication.protocol.preregistration import register
@@ -351,7 +351,8 @@ def test_a_stopped_grid_stops_its_cells_and_the_same_command_goes_on(tmp_path, s
     stopped_at = read_journal(cell.metrics)[-1]["step"]
     assert stopped_at == 8
     assert "no analysis plan is registered" in output
-    two_arms = replace(load_suite(suite), arms=("baseline", "both"))  # a plan compares
+    late_mean = AnalysisConfig(late_validations=2)
+    two_arms = replace(load_suite(suite), arms=("baseline", "both"), analysis=late_mean)  # a plan compares
     late = register(SuiteDir(out), two_arms)
     assert late.record.began_before == ("baseline/seed-1",)
     again = replicate("grid", "run", suite, "--out", out, "--seeds", "1")

@@ -39,6 +39,7 @@ from replication.judging.panel import add_judges, preview
 from replication.judging.seal import read_by_others
 from replication.judging.store import Store, hash_token
 from replication.protocol.deviations import check_plan
+from replication.protocol.panel_records import panel_contradictions
 from replication.protocol.preregistration import register
 from replication.runs.files import file_sha256, read_json, write_text
 from replication.runs.layout import SuiteDir
@@ -854,11 +855,19 @@ def test_a_custodian_holds_the_key_and_whoever_reads_it_before_the_lock_leaves_a
     out: Path, tmp_path: Path, said, capsys: pytest.CaptureFixture[str]
 ) -> None:
     custodian = tmp_path / "custodian"
+    custodian.mkdir(mode=0o750)
     assert f"{custodian}/key.json" in said("prepare", out, "--key-to", custodian)
     key = custodian / "key.json"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600 and not (out / "sealed").exists()
+    assert stat.S_IMODE(custodian.stat().st_mode) == 0o750, "the custodian's own folder"
     said("invite", out, "--judges", 5, "--key", custodian, "--csv")  # a further set needs the key
     assert "--key" in one_line(said("invite", out, "--judges", 1, code=2))
+    long_ago = key.stat().st_mtime - 60  # so that any reading moves the time of access, also where a mount is sparing
+    os.utime(key, (long_ago, key.stat().st_mtime))
+    found = SuiteDir(out, custodian)
+    assert [*panel_contradictions(found)] == [] and key.stat().st_atime == long_ago, (
+        "a check before the lock reads none"
+    )
     assert read_by_others(custodian) is None, "our own reading is none"
     key.read_bytes()
     facts = key.stat()

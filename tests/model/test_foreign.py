@@ -31,7 +31,7 @@ from replication.errors import UserError
 from replication.generation.generate import load_model
 from replication.generation.sampling import Sampler, complete
 from replication.grid.doctor import needs_of
-from replication.model.foreign import Foreign, build
+from replication.model.foreign import Foreign, build, parameters_in
 from replication.model.size import activation_gib, parameter_count
 from replication.protocol.certificate import certify
 from replication.runs.files import read_json, remove_tree
@@ -56,14 +56,18 @@ class Block(nn.Module):
         return x + self.linear(x.cumsum(1) if self.low else x).tanh()
 
 class Net(nn.Module):
-    def __init__(self, vocab_size: int, width: int = 8, blocks: int = 2, dropout=0.0, norm=False, ahead=False):
+    def __init__(
+        self, vocab_size: int, width: int = 8, blocks: int = 2, dropout=0.0, norm=False, ahead=False, kept=True, most=99
+    ):
         super().__init__()
+        self.register_buffer("shift", torch.randn(width), persistent=kept)
+        self.places = nn.Embedding(most, width)
         self.embed, self.head = nn.Embedding(vocab_size, width), nn.Linear(width, vocab_size)
         self.stack = nn.ModuleList(Block(width, i == 0) for i in range(blocks))
         self.drop, self.norm, self.ahead = nn.Dropout(dropout), nn.BatchNorm1d(16) if norm else nn.Identity(), ahead
 
     def forward(self, tokens):
-        x = self.drop(self.norm(self.embed(tokens)))
+        x = self.drop(self.norm(self.embed(tokens) + self.places.weight[torch.arange(tokens.shape[1])] + self.shift))
         x = x + x.mean(1, keepdim=True) if self.ahead else x
         for block in self.stack:
             x = block(x)
@@ -185,7 +189,7 @@ def test_a_class_of_a_plugin_is_that_file_s(tmp_path):
     run = SuiteDir(tmp_path).cell("both", 1)
     config = plugin_config(tmp_path, "both", "--training.precision=64-true")
     fit(config, run.root)
-    assert [len(weights(run)), config.model.origin] == [7, f"my_model.py=={config.plugins['my_model.py']}"]
+    assert [len(weights(run)), config.model.origin] == [9, f"my_model.py=={config.plugins['my_model.py']}"]
     assert isinstance(load_model(config, run), Foreign)
     (tmp_path / "plugins/my_model.py").write_text(NET + "\n")
     with pytest.raises(UserError, match=r"my_model.py: the plugin was changed"):
@@ -323,12 +327,30 @@ def test_what_cannot_be_is_refused_by_name(flags, message):
         ({"ahead": True}, r"lets positions see later ones: give it a causal mask"),
         ({"vocab_size": 80}, r"gives logits \[1, 16, 80\], not \[1, 16, 64\]: give its vocabulary"),
         ({"widht": 3}, r"my_model.Net cannot be made of its init_args \(TypeError: .*widht"),
+        ({"most": 15}, r"my_model.Net does not run on 16 tokens \(IndexError: .*: it takes token ids"),
         ({"blocks": 0}, r"model.blocks: stack of my_model.Net holds no blocks"),
     ],
 )
 def test_models_that_would_be_trained_otherwise_than_stated_are_refused(change, message, tmp_path):
     with pytest.raises(UserError, match=message):
         fit(plugin_config(tmp_path, "both", **change), SuiteDir(tmp_path).cell("both", 1).root)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_buffers_that_a_constructor_draws_are_those_of_the_training(kept, tmp_path):
+    config, run = plugin_config(tmp_path, "both", kept=kept), SuiteDir(tmp_path).cell("both", 1)
+    fit(config, run.root)
+    drawn = Foreign(config.model, config.effective_weights_seed).net.shift
+    sampled = parameters_in(load_model(config, run))
+    assert torch.equal(sampled.shift, drawn) and not torch.equal(drawn, Foreign(config.model, 2).net.shift)
+    file = run.checkpoint_folders()[-1] / "weights.pt"
+    found = torch.load(file)
+    assert ("shift" in found) == kept
+    found.pop("shift", None)  # consolidated shards have parameters alone
+    sampled.load_state_dict(found)
+    assert torch.equal(sampled.shift, drawn)
+    again = replace(config, seed=2, training=replace(config.training, initial_weights=str(file)))
+    fit(again, SuiteDir(tmp_path).cell("both", 2).root)
 
 
 def test_a_misspelt_key_of_a_configuration_is_refused():
@@ -427,3 +449,13 @@ def test_tensors_that_do_not_fit_are_one_line(way, trained, tmp_path):
     for what in ("missing", *(("unexpected",) if way != "by transformers" else ()), "misshapen"):
         assert re.search(rf"\d+ {what}, such as \S+", str(refused.value)), what
     assert "\n" not in str(refused.value)
+
+
+def test_a_head_of_its_own_is_not_dropped_by_a_tied_model(tmp_path):
+    model = transformers("Qwen3", SIZE, tie_word_embeddings=True)
+    state = {name: t.contiguous().clone() for name, t in Foreign(model, 1).net.state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    fit(start_from(tmp_path, model, "--training.steps=2"), tmp_path / "cell")
+    save_file(state | {"lm_head.weight": state["lm_head.weight"] + 1}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"another lm_head.weight than model.embed_tokens.weight, which are one weight"):
+        fit(start_from(tmp_path / "other.safetensors", model), tmp_path / "other")

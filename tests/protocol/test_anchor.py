@@ -146,7 +146,7 @@ def test_check_and_report_say_it(
     build_suite(suite_dir.root, Synthetic(arms=("baseline", "both"), seeds=(1,), steps=60))
     for arm in ("baseline", "both"):
         run = suite_dir.cell(arm, 1)
-        edit_manifest(run, plan=plan_stamp(run))
+        edit_manifest(run, plan=plan_stamp(run), started_at="2126-01-01T00:00:00+0000")
     write_requests(suite_dir)
     authorities[0].answer(stem(suite_dir).with_suffix(".tsq"))
     shutil.copy(authorities[0].ca, suite_dir.anchor / "ca.pem")

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from run_files import read_journal
 from synthetic_runs import edit_manifest
+from torch.utils.tensorboard import SummaryWriter
 from training_setup import fit, small_config
 
 from replication.cli.preregistration import preregistration as verb
 from replication.config import SuiteConfig, load_cell, load_suite, to_dict, to_yaml
+from replication.protocol.contradictions import contradictions
 from replication.protocol.deviations import PlanStatus, check_plan
 from replication.protocol.preregistration import plan_stamp, register
 from replication.runs.events import read_events
@@ -23,8 +25,9 @@ from replication.runs.failures import clear_failure
 from replication.runs.files import file_sha256, read_json, write_json, write_text
 from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.ledger import append, read_ledger
-from replication.runs.manifest import mark_cell_complete
+from replication.runs.manifest import Manifest, mark_cell_complete, read_manifest
 from replication.runs.records import to_json
+from replication.runs.starts import LoggedCell
 from replication.runs.withdrawn import withdraw
 
 ARMS = ("baseline", "both")
@@ -276,8 +279,31 @@ def test_event_files_of_a_resumed_run_agree_with_its_journal(suite_dir: SuiteDir
     lines = {line["step"]: line for line in read_journal(run.metrics) if "val/loss_nats" in line}
     assert {step for tag, step in events.losses if tag == "val/loss_nats"} == lines.keys() == {3, 6}
     for step, line in lines.items():
-        assert events.losses["val/loss_nats", step] == np.float32(line["val/loss_nats"])
+        assert np.float32(line["val/loss_nats"]) in events.losses["val/loss_nats", step]
     assert events.began is not None and withholding(suite_dir) == []
+
+
+def test_without_event_files_a_cell_began_when_it_started(suite_dir: SuiteDir) -> None:
+    cells = {"both": LoggedCell(both(suite_dir), read_manifest(both(suite_dir)) or Manifest())}
+    (logged,) = contradictions(suite_dir, cells, None).began
+    shutil.rmtree(both(suite_dir).tensorboard)
+    (started,) = contradictions(suite_dir, cells, None).began
+    assert 0 < logged - started < 60
+
+
+def test_losses_that_a_start_logged_on_a_node_whose_clock_is_behind_are_no_contradiction(suite_dir: SuiteDir) -> None:
+    """The journal has those of the last start, whichever file comes last by its name."""
+    run = both(suite_dir)
+    (path,) = run.tensorboard.glob("events.*")
+    for number, name in ((1, "0000000001"), (2, "9999999999")):
+        own = SummaryWriter(str(run.root / f"w{number}"))
+        own.add_scalar("val/loss_nats", 9.0, 3)
+        own.close()
+        (written,) = (run.root / f"w{number}").glob("events.*")
+        written.rename(run.tensorboard / f"events.out.tfevents.{name}.node.{number}.0")
+        assert withholding(suite_dir) == []
+    path.unlink()
+    assert "another val/loss_nats than TensorBoard's event files" in withholding(suite_dir)[0]
 
 
 def test_torn_and_damaged_event_files_are_read_up_to_the_damage(suite_dir: SuiteDir) -> None:

@@ -75,6 +75,15 @@ def test_planted_effects_are_recovered_and_pairs_that_do_not_join_the_arms_say_s
     assert preference_factorial(on_one_pair, "s", AnalysisConfig().resolved(ARMS), CERTIFIED, None) is None
 
 
+def test_judges_who_vote_alike_count_as_one():
+    votes = planted_votes(list(combinations(ARMS, 2)), n_judges=12)
+    votes = [replace(v, judge_id="j0") if v.judge_id in ("j1", "j2", "j3") else v for v in votes]
+    own = [vote for vote in votes if vote.judge_id == "j0"]
+    copied = [replace(v, vote_id=f"{v.vote_id}-{k}", judge_id=f"copy{k}") for k in range(5) for v in own]
+    alone, with_copies = (analysed(of).effects[0] for of in (votes, [*votes, *copied]))
+    assert with_copies.high - with_copies.low > alone.high - alone.low, "they say no more, and weigh more"
+
+
 def test_seeds_and_arms_that_are_not_certified_are_left_out():
     votes = planted_votes(list(combinations(ARMS, 2)))
     analysis = AnalysisConfig().resolved(ARMS)

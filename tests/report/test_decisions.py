@@ -181,6 +181,16 @@ def test_a_rule_that_changed_after_the_data_is_not_followed(tmp_path: Path) -> N
     assert results["decisions"][1]["why"] == why and why in results["verdict"]["headline"]
 
 
+def test_cells_of_a_config_that_came_with_a_late_amendment_give_no_verdict(tmp_path: Path) -> None:
+    suite_dir, suite = registered(tmp_path)
+    longer = replace(suite, run={**suite.run, "training": {**suite.run["training"], "learning_rate": 0.0001}})
+    record = register(suite_dir, longer, amend="it did not learn").record
+    for arm, seed, run in suite_dir.cells():
+        edit_manifest(run, config_hash=record.plan.cells[f"{arm}/seed-{seed}"])
+    (withheld,) = check_plan(suite_dir, longer).withheld
+    assert withheld.on == "all" and withheld.why.startswith("cells trained under another config")
+
+
 @pytest.mark.parametrize("name", ["edited", "forged", "gone", "damaged", "trained elsewhere"])
 def test_a_plan_that_cannot_be_trusted_withholds_every_verdict(tmp_path: Path, name: str) -> None:
     suite_dir, suite = registered(tmp_path)
