@@ -22,7 +22,7 @@ from replication.config import (
 from replication.console import plural
 from replication.errors import UserError
 from replication.protocol.anchor import anchor_sentence
-from replication.protocol.contradictions import contradictions
+from replication.protocol.contradictions import contradictions, grouped
 from replication.protocol.panel_records import panel_contradictions
 from replication.protocol.preregistration import (
     EarlierPlan,
@@ -240,13 +240,9 @@ class _Fault(NamedTuple):
 
 def _grouped(faults: Iterable[_Fault]) -> tuple[tuple[str, ...], tuple[Withheld, ...]]:
     """A line for each fault, with the names of all cells that have it; and those that withhold a verdict."""
-    cells: dict[str, list[str]] = {}
-    withheld = dict[str, Withheld]()
-    for fault in faults:
-        cells.setdefault(fault.words, []).append(fault.cell)
-        if fault.withholds:
-            withheld[fault.words] = Withheld(fault.words, fault.withholds)
-    return tuple(f"{words}: {name_cells(names)}" for words, names in cells.items()), tuple(withheld.values())
+    every = list(faults)
+    withheld = {fault.words: Withheld(fault.words, fault.withholds) for fault in every if fault.withholds}
+    return tuple(grouped((fault.words, fault.cell) for fault in every)), tuple(withheld.values())
 
 
 def _amendments(suite_dir: SuiteDir, record: Preregistration) -> tuple[list[str], list[str]]:
