@@ -786,8 +786,12 @@ def turn_a_vote(out: Path) -> None:
 
 
 def lose_a_vote(out: Path) -> None:
+    """One that is no repeat, which would count for nothing, and that none repeats, which could not be read then."""
     lines = (out / "votes.csv").read_text().splitlines(keepends=True)
-    write_votes(out, lines[:1] + lines[2:])  # the first: the last may be a repeat, which counts for nothing
+    votes = read_votes(out / "votes.csv")
+    repeated = {vote.repeat_of for vote in votes}
+    i = next(i for i, vote in enumerate(votes) if not vote.repeat_of and vote.vote_id not in repeated)
+    write_votes(out, lines[: 1 + i] + lines[2 + i :])
 
 
 def turn_it_in_the_database(out: Path) -> None:
