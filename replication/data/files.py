@@ -172,13 +172,18 @@ def _text(source: SourceConfig, report: ReadReport, name: str, path: Path) -> Ro
 
 
 def _pieces(separator: str, name: str, path: Path) -> Rows:
-    """The documents of one file, which is never in memory as a whole."""
-    number, rest, chunk = 1, "", "-"
+    """The documents of one file, of which no more is in memory than one document and a chunk."""
+    number, chunk = 1, "-"
+    held = [""]  # the document that goes on; the end of its last part may begin a separator
     with open(path, encoding="utf-8-sig", newline="") as file:
         while chunk:
             chunk = file.read(CHUNK)
-            *whole, rest = (rest + chunk).split(separator)
-            for text in whole if chunk else [*whole, rest]:
+            *whole, rest = (held.pop() + chunk).split(separator)
+            if whole:
+                whole[0], held = "".join((*held, whole[0])), []
+            cut = max(0, len(rest) - len(separator) + 1)
+            held += [rest[:cut], rest[cut:]]
+            for text in whole if chunk else [*whole, "".join(held)]:
                 yield f"{name}:{number}", text
                 number += 1
 

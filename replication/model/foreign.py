@@ -145,7 +145,7 @@ class Foreign:
     def __init__(self, config: ModelConfig, seed: int) -> None:
         """The constructor draws weights and buffers from torch's generator at this seed."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' too
             self.net = build(config)
         self.name, self.vocab_size = str(config.class_path), config.vocab_size
         self.blocks = find_blocks(str(config.blocks), self.net, "model.blocks")
@@ -201,6 +201,12 @@ class Foreign:
         return [list(block.parameters()) for block in self.blocks]
 
     def new_cache(self, batch: int, max_positions: int) -> TokenHistory:
+        limit = getattr(getattr(self.net, "config", None), "max_position_embeddings", None)
+        if limit is not None and max_positions > limit + 1:  # the last token is not fed
+            raise UserError(
+                f"generation.max_new_tokens: a prompt and its completion have {max_positions} tokens, and {self.name} "
+                f"has {limit} positions; lower it, shorten the prompts, or give it more in model.init_args"
+            )
         return TokenHistory()
 
     def parameters(self) -> Iterable[nn.Parameter]:

@@ -4,6 +4,7 @@ import ast
 import bz2
 import gzip
 import inspect
+import itertools
 import json
 import lzma
 import os
@@ -19,6 +20,7 @@ import pytest
 from small_corpus import texts, write_folder, write_jsonl
 
 from replication.config import SourceConfig
+from replication.data.files import _pieces
 from replication.data.folder import MAX_NAMED
 from replication.data.sources import DocumentStream, _docstrings, _python_parts, _stdlib_files, no_text
 from replication.errors import UserError
@@ -59,6 +61,12 @@ def test_one_large_file_is_split_where_the_source_says(tmp_path, monkeypatch):
     found, report = read(kind="text", path=str(path), split_on="<|end of|>")
     assert found == [("all.txt:1", "one\r\nline"), ("all.txt:2", "zwei é"), ("all.txt:4", "last 数")]
     assert report.empty == 2 and read(kind="text", path=str(path))[1].documents == 1
+    for chunk, separator, text in itertools.product(
+        range(1, 9), ("-", "--", "-+-"), ("-" * 7, "a-+-+-b--", "c" * 20, "")
+    ):
+        monkeypatch.setattr("replication.data.files.CHUNK", chunk)
+        path.write_text(text)
+        assert [text for _, text in _pieces(separator, "", path)] == text.split(separator)
     path.write_bytes(b"a--\xff--c")
     with pytest.raises(UserError, match=r"all\.txt cannot be read .*utf-8.*; fix or remove it"):
         read(kind="text", path=str(path), split_on="--")

@@ -172,6 +172,10 @@ def test_completions_are_those_of_the_class(suite):
         asked = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None, "pad_token_id": 0}
         theirs = model.net.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), **asked)
         assert theirs[0, len(prompt) :].tolist() == ids
+    n = model.net.config.n_positions = max(map(len, prompts)) + 7  # the last token of 8 is not fed
+    assert complete(model, prompts, [1, 2, 3], Sampler(1.0, 1), 8, end_of_text=-1) == found
+    with pytest.raises(UserError, match=rf"have {n + 2} tokens, and transformers\.\S+ has {n} positions"):
+        complete(model, prompts, [1, 2, 3], Sampler(1.0, 1), 9, end_of_text=-1)
 
 
 @pytest.mark.parametrize("name", MODELS)
