@@ -8,6 +8,7 @@ table without names of columns has names of rows, and a row with its first cell 
 from __future__ import annotations
 
 import base64
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,16 +31,17 @@ SAMPLES = "completions-side-by-side"
 
 def markdown(template: str, results: object) -> str:
     """A template of templates/ with results as `r`: every value is text in it, whatever it holds."""
-    return _environment(autoescape=True, finalize=_text).get_template(template).render(r=results)
+    return _environment(is_markdown=True).get_template(template).render(r=results)
 
 
 def paragraphs(template: str, results: object) -> list[str]:
     """Those of a template of plain text, each on one line."""
-    text = _environment().get_template(template).render(r=results)
+    text = _environment(is_markdown=False).get_template(template).render(r=results)
     return [" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n")]
 
 
-def _environment(**options: Any) -> Environment:
+@functools.cache
+def _environment(is_markdown: bool) -> Environment:
     loader = PackageLoader("replication.report")
     environment = Environment(
         loader=loader,
@@ -47,7 +49,8 @@ def _environment(**options: Any) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        **options,
+        autoescape=is_markdown,
+        finalize=_text if is_markdown else None,
     )
     formats = ("number", "signed", "count", "percent", "points", "duration", "plain")
     environment.filters |= {name: getattr(shown, name) for name in formats}

@@ -265,12 +265,10 @@ def _sign_flip_p(values_n: Floats) -> float:
 
 def holm(p_Q: ArrayLike) -> Floats:
     """Holm's adjusted p [Q] of several questions: below alpha where Holm's procedure rejects; without a p none, NaN."""
-    from statsmodels.stats.multitest import multipletests  # brings pandas, which takes a second or two to import
-
     p = np.asarray(p_Q, dtype=np.float64)
-    adjusted, there = np.full(p.shape, np.nan), np.isfinite(p)
-    if there.any():
-        adjusted[there] = multipletests(p[there], method="holm")[1]
+    order = np.argsort(p)[: np.isfinite(p).sum()]  # NaN comes last
+    adjusted = np.full(p.shape, np.nan)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1)
     return adjusted
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 from statsmodels.stats.anova import AnovaRM
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
 from replication.statistics.seeds import (
@@ -185,3 +186,12 @@ def test_holm_by_hand() -> None:
     """0.01 x 3, 0.02 x 2, 0.5 x 1; a missing p is no question."""
     np.testing.assert_allclose(holm([0.02, NAN, 0.01, 0.5]), [0.04, NAN, 0.03, 0.5])
     assert np.isnan(holm([NAN])).all() and holm([]).shape == (0,)
+
+
+def test_holm_is_statsmodels() -> None:
+    """To the bit, equal p and ones above 1 / n among them."""
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 5, 9):
+        for _ in range(20):
+            p = rng.choice([0.0, 1.0, *rng.random(6) ** 3], n)
+            assert (holm(p) == multipletests(p, method="holm")[1]).all()
