@@ -18,7 +18,7 @@ from replication.config import load_run
 from replication.errors import UserError
 from replication.model.transformer import Transformer, unset_transformer, weights_sha256
 from replication.runs.layout import RunDir
-from replication.training.checkpoints import load_weights, newest_checkpoint
+from replication.training.checkpoint_files import load_weights, newest_checkpoint
 
 
 @functools.cache

@@ -332,7 +332,7 @@ def spread(run: RunDir, reference: RunDir) -> float:
     """Largest ||a - b||_F / ||b||_F over the final weight tensors of two runs; 0 only where they are bitwise equal."""
     import torch
 
-    from replication.training.checkpoints import load_weights, newest_checkpoint
+    from replication.training.checkpoint_files import load_weights, newest_checkpoint
 
     folders = [newest_checkpoint(r)[0] for r in (run, reference)]
     a, b = (load_weights(folder) for folder in folders if folder is not None)

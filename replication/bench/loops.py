@@ -23,11 +23,11 @@ from replication.bench.blocks import Elapsed
 from replication.config import RunConfig
 from replication.data.module import Batch, CountFrom, TrainingBatches, batch_loader
 from replication.data.store import Int64, TokenStore
+from replication.model.loss import inputs_and_targets
 from replication.model.transformer import Transformer, initialise
 from replication.objectives.token_gain import group_objective
 from replication.runs.manifest import package_versions
 from replication.training.environment import cpu_name, prepare_torch, set_malloc
-from replication.training.module import inputs_and_targets
 from replication.training.optimizers import build_optimizer, build_schedule
 
 M_ARENA_MAX = -8

@@ -41,10 +41,10 @@ from replication.config import RunConfig
 from replication.console import progress, table
 from replication.data.module import Batch, CountFrom, TrainingBatches, batch_loader
 from replication.errors import UserError
+from replication.model.loss import inputs_and_targets
 from replication.model.size import padded_vocabulary
 from replication.model.transformer import rotary
 from replication.training.environment import determinism
-from replication.training.module import inputs_and_targets
 
 PLAIN, PRODUCT, BOTH, NAIVE = "plain loop", "product", "both, product", "both, naive"
 HUGGING_FACE, LITGPT = "HF Trainer", "LitGPT"

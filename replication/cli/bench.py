@@ -128,7 +128,7 @@ def rates(args: Namespace) -> None:
 
     from replication.bench.graphs import PUBLISHED
     from replication.bench.rates import bench_rates
-    from replication.training.strategies import uses_gpu
+    from replication.training.environment import uses_gpu
 
     config = _config(args, default=PUBLISHED)
     device = torch.device("cuda" if uses_gpu(config) else "cpu")

@@ -18,8 +18,7 @@ from replication.console import Reporter
 from replication.data.order import MixtureOrder
 from replication.data.store import TokenStore, validation_set
 from replication.model.foreign import Model
-from replication.model.loss import IGNORE, log_probabilities
-from replication.training.module import inputs_and_targets
+from replication.model.loss import IGNORE, inputs_and_targets, log_probabilities
 
 QUARTERS = ("most frequent", "second", "third", "rarest")
 """Of the running tokens of training, by how frequent the entry of the vocabulary is."""

@@ -22,7 +22,7 @@ from replication.runs.journal import logged_steps, read_journal
 from replication.runs.layout import RunDir, SuiteDir, step_of
 from replication.runs.manifest import Manifest, package_versions, read_manifest
 from replication.runs.starts import lasting_starts
-from replication.training.checkpoints import complete_folders, load_weights
+from replication.training.checkpoint_files import complete_folders, load_weights
 from replication.training.environment import arithmetic, determinism, prepare_torch
 from replication.training.module import LanguageModel
 

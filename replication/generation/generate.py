@@ -26,9 +26,8 @@ from replication.objectives.plugins import functions_of
 from replication.processes.preemption import Preempted, stop_requested
 from replication.runs.layout import RunDir, SuiteDir, step_of
 from replication.runs.manifest import Manifest, read_manifest
-from replication.training.checkpoints import load_weights, newest_checkpoint
-from replication.training.environment import prepare_torch
-from replication.training.strategies import uses_gpu
+from replication.training.checkpoint_files import load_weights, newest_checkpoint
+from replication.training.environment import prepare_torch, uses_gpu
 
 DTYPES = {"64-true": torch.float64, "32-true": torch.float32}
 

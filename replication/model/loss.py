@@ -94,3 +94,11 @@ def histogram_entropy(counts_V: Tensor) -> Tensor:
     """Entropy in nats of a histogram of counts; 0 for an empty one."""
     share_V = counts_V / counts_V.sum().clamp(min=1)
     return torch.special.entr(share_V).sum()
+
+
+def inputs_and_targets(tokens_BS: Tensor, end_of_text: int) -> tuple[Tensor, Tensor]:
+    """Split stored blocks into inputs [B, T] (padding fed as end-of-text) and targets [B, T] (padding IGNOREd)."""
+    tokens_BS = tokens_BS.long()
+    padding_BS = tokens_BS < 0
+    inputs_BS, targets_BS = tokens_BS.masked_fill(padding_BS, end_of_text), tokens_BS.masked_fill(padding_BS, IGNORE)
+    return inputs_BS[:, :-1].contiguous(), targets_BS[:, 1:].contiguous()

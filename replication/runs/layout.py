@@ -15,6 +15,7 @@ from pathlib import Path
 from replication.errors import UserError
 from replication.runs.files import HELD, file_sha256, hold_lock, remove_temporaries, remove_tree
 
+STATE = "trainer.ckpt"
 WEIGHTS = "weights.pt"
 """Of a checkpoint folder: the consolidated weights by name."""
 KEPT = ("step", "tokens", "data_chain", "final_weights_sha256")

@@ -27,10 +27,11 @@ from replication.errors import Diverged, UserError
 from replication.model.size import GIB, StateNeeds, activation_gib, checkpoint_gib, checkpoints_kept, gib, state_needs
 from replication.runs.layout import RunDir, cells_in
 from replication.runs.manifest import code_identity, find_manifest, update_manifest
-from replication.training.checkpoints import complete_folders
+from replication.training.checkpoint_files import complete_folders
+from replication.training.environment import uses_gpu
 from replication.training.module import LanguageModel
 from replication.training.ranks import device, gather, gather_objects, is_first, rank, world_size
-from replication.training.strategies import ZeroStrategy, is_zero, uses_gpu
+from replication.training.strategies import ZeroStrategy, is_zero
 
 SCRATCH_MIB = 64  # below this, temporary files of torch and of compilers fail in ways that say nothing
 SAMPLED_BLOCKS = 8

@@ -44,10 +44,14 @@ from replication.runs.manifest import (
     write_manifest,
 )
 from replication.runs.starts import changes, code_facts, code_of, machine_of, or_its_commit
-from replication.training.checkpoints import Sharding, checkpoint_folder, read_marker
-from replication.training.strategies import uses_gpu
+from replication.training.checkpoint_files import Sharding, checkpoint_folder, read_marker
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+def uses_gpu(config: RunConfig) -> bool:
+    """Whether this machine trains the config on GPUs."""
+    return config.cluster.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def prepare_torch(config: RunConfig) -> None:

@@ -17,9 +17,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from replication.runs.files import FileFacts
-from replication.runs.layout import WEIGHTS
+from replication.runs.layout import STATE, WEIGHTS
 
-STATE = "trainer.ckpt"
 PREFIX = "model."
 """Of the model's parameters, in the LightningModule's state."""
 

@@ -23,7 +23,7 @@ from replication.data.module import Batch
 from replication.errors import UserError
 from replication.model.foreign import Foreign, Model
 from replication.model.head import HeadOutput
-from replication.model.loss import IGNORE, EntropySums, histogram_entropy
+from replication.model.loss import IGNORE, EntropySums, histogram_entropy, inputs_and_targets
 from replication.model.transformer import Transformer, initialise, unset_transformer
 from replication.objectives.callbacks import Weigh
 from replication.objectives.layer_gain import in_global_order
@@ -55,14 +55,6 @@ class StepOutput(TypedDict):
 
     loss: Tensor
     observed: Observed
-
-
-def inputs_and_targets(tokens_BS: Tensor, end_of_text: int) -> tuple[Tensor, Tensor]:
-    """Split stored blocks into inputs [B, T] (padding fed as end-of-text) and targets [B, T] (padding IGNOREd)."""
-    tokens_BS = tokens_BS.long()
-    padding_BS = tokens_BS < 0
-    inputs_BS, targets_BS = tokens_BS.masked_fill(padding_BS, end_of_text), tokens_BS.masked_fill(padding_BS, IGNORE)
-    return inputs_BS[:, :-1].contiguous(), targets_BS[:, 1:].contiguous()
 
 
 class ValidationMetrics(Metric):

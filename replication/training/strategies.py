@@ -28,6 +28,7 @@ from replication.model.size import parameter_count
 from replication.model.transformer import Attention
 from replication.objectives.callbacks import MultiplyGradients
 from replication.objectives.layer_gain import multiply, multiply_whole
+from replication.training.environment import uses_gpu
 from replication.training.muon import Muon, Partitions, Piece, Placement, Shards
 from replication.training.ranks import is_first
 
@@ -59,11 +60,6 @@ def build_strategy(config: RunConfig, load_universal: bool = False) -> Strategy 
             broadcast_buffers=False,
         )
     return ZeroStrategy(config, backend, load_universal)
-
-
-def uses_gpu(config: RunConfig) -> bool:
-    """Whether this machine trains the config on GPUs."""
-    return config.cluster.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def is_zero(config: RunConfig) -> bool:

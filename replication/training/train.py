@@ -24,11 +24,10 @@ from replication.objectives.callbacks import LayerGain, TokenGain
 from replication.objectives.plugins import NO_FUNCTIONS, Functions, functions_of
 from replication.runs.files import write_text
 from replication.runs.journal import due_validations, journal_gaps, logged_steps, read_journal
-from replication.runs.layout import WEIGHTS, RunDir, SuiteDir, step_of
+from replication.runs.layout import STATE, WEIGHTS, RunDir, SuiteDir, step_of
 from replication.runs.manifest import read_manifest
 from replication.runs.starts import logged_cells, refuse_other_config, refuse_other_data
-from replication.training.checkpoints import (
-    Checkpoints,
+from replication.training.checkpoint_files import (
     checkpoint_folder,
     load_weights,
     newest_checkpoint,
@@ -37,9 +36,10 @@ from replication.training.checkpoints import (
     reshard,
     universal_form,
 )
+from replication.training.checkpoints import Checkpoints
 from replication.training.checks import Checks, check_neighbours, data_sample
 from replication.training.environment import determinism, finish_manifest, prepare_torch, start_manifest
-from replication.training.host_copy import STATE, HostCopy
+from replication.training.host_copy import HostCopy
 from replication.training.measure import Measure
 from replication.training.module import LanguageModel
 from replication.training.phases import enter

@@ -24,7 +24,7 @@ from replication.model.transformer import Transformer, unset_transformer
 from replication.model.weights import set_initial_weights
 from replication.runs.files import read_json
 from replication.runs.layout import SuiteDir
-from replication.training.checkpoints import load_weights, newest_checkpoint
+from replication.training.checkpoint_files import load_weights, newest_checkpoint
 
 DENSE = {"feed_forward": "dense"}
 MODELS = {

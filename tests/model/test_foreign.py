@@ -32,11 +32,11 @@ from replication.generation.generate import load_model
 from replication.generation.sampling import Sampler, complete
 from replication.grid.doctor import needs_of
 from replication.model.foreign import Foreign, build, parameters_in
+from replication.model.loss import inputs_and_targets
 from replication.model.size import activation_gib, parameter_count
 from replication.protocol.certificate import certify
 from replication.runs.files import read_json, remove_tree
 from replication.runs.layout import RunDir, SuiteDir
-from replication.training.module import inputs_and_targets
 from replication.training.optimizers import build_optimizer, build_schedule, dry_run
 
 SIZE = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "initializer_range": 0.2}

@@ -39,7 +39,7 @@ from replication.runs.manifest import mark_cell_complete
 from replication.runs.starts import logged_cells
 from replication.tensorboard.live import LiveJournal
 from replication.tensorboard.writer import claim
-from replication.training.checkpoints import newest_checkpoint
+from replication.training.checkpoint_files import newest_checkpoint
 from replication.votes.record import COLUMNS, read_note, read_votes
 
 ARMS = ("baseline", "both")

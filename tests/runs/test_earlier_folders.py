@@ -22,7 +22,7 @@ from replication.config import load_run, scientific_hash
 from replication.errors import UserError
 from replication.runs.files import read_json, write_json
 from replication.runs.layout import RunDir
-from replication.training.checkpoints import newest_checkpoint
+from replication.training.checkpoint_files import newest_checkpoint
 
 FINAL_WEIGHTS = "c2f548c345494ff4ac5033b1df6075e2a79131cfa8879044c163f61a19d79229"
 """Of both/seed-2, by torch 2.13.0 on AVX512: its first four steps by the fixture's code, the others since q, k, v and

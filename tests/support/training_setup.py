@@ -12,7 +12,7 @@ from rich.console import Console
 
 from replication.config import DataConfig, ModelConfig, RunConfig, SourceConfig, load_run
 from replication.runs.layout import RunDir
-from replication.training.checkpoints import load_weights, newest_checkpoint
+from replication.training.checkpoint_files import load_weights, newest_checkpoint
 from replication.training.train import train
 
 ARMS = ("baseline", "token_gain", "layer_gain", "both")

@@ -29,7 +29,8 @@ from replication.runs.files import damage, file_sha256, mark_complete, read_json
 from replication.runs.journal import Journal, journal_gaps, logged_steps, read_journal
 from replication.runs.layout import RunDir
 from replication.training import checkpoints
-from replication.training.checkpoints import load_weights, newest_checkpoint, restore_generators
+from replication.training.checkpoint_files import load_weights, newest_checkpoint
+from replication.training.checkpoints import restore_generators
 from replication.training.host_copy import HostCopy
 from replication.training.measure import Measure
 from replication.training.stopping import GracefulStop

@@ -34,7 +34,7 @@ from replication.generation.generate import load_model
 from replication.model.cost import predict_step
 from replication.runs.files import damage, read_json
 from replication.runs.layout import RunDir
-from replication.training.checkpoints import newest_checkpoint
+from replication.training.checkpoint_files import newest_checkpoint
 from replication.training.host_copy import HostCopy
 from replication.training.measure import chain_data
 
