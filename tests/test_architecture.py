@@ -79,7 +79,7 @@ TORCH_FREE = [
 HEAVY = ["torch", "lightning", "deepspeed", "transformers"]
 
 # What needs a model and trains none: Lightning takes three times as long to load as torch.
-LIGHTNING_FREE = ["generation", "export", "model", "evaluation.evaluate", "evaluation.harness"]
+LIGHTNING_FREE = ["generation", "export", "model", "evaluation.evaluate"]
 
 # Absolute paths of a developer's machine.
 MACHINE_PATH = re.compile(r"(?<![\w.)}])/(work|tmp/dev|root)/")
