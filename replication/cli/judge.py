@@ -112,10 +112,12 @@ def _warn(console: Console, text: str) -> None:
     dest="file",
     metavar="FILE",
 )
+@takes("--study", "what judges are told and asked (default: configs/studies/default.yaml)", metavar="FILE")
 @takes("--key-to", "seal the key in this folder, such as a custodian's (default: DIR/sealed)", Path, metavar="FOLDER")
 @DATABASE
 def prepare(args: Namespace) -> None:
     """Make a panel from the completions of two arms or more: items, sealed key, a set of pairs for each judge."""
+    from replication.config.study import load_study
     from replication.judging.completions import deviations, from_file, from_suite
     from replication.judging.database import Database
     from replication.judging.folder import PanelFolder
@@ -139,6 +141,7 @@ def prepare(args: Namespace) -> None:
     if args.votes is None and args.file is not None and n_pairs < votes:
         _warn(console, f"the file has {n_pairs} pairs of completions: a set is all of them, not {votes}")
         votes = n_pairs
+    own = [args.study] if args.study else []
     options = PanelOptions(
         judges=n_judges,
         votes_per_judge=votes,
@@ -146,6 +149,7 @@ def prepare(args: Namespace) -> None:
         attention=args.attention,
         survey=not args.no_survey,
         open_link=not args.invite_only and n_judges > 0,
+        study=load_study(*own) if args.file is None else load_study("imported", *own),
     )
     folder.sealed = args.key_to or folder.sealed
     database = Database(args.database or folder.database_file)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from replication.config import AnalysisConfig, load_suite
+from replication.config import AnalysisConfig, load_suite, to_yaml
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.panel import PanelOptions, Tokens
@@ -94,17 +94,19 @@ class PanelFolder:
         return None
 
     def write_facts(self, database: Database, options: PanelOptions, is_named: bool, setting: str = "") -> None:
-        """Write panel.json; is_named: the database is another than the SQLite file here; setting: see Chosen."""
+        """Write panel.json and study.yaml; is_named: the database is not the SQLite file here; setting: see Chosen."""
         about = Store(database).panel()
         record = PanelRecord(
             panel_id=about.panel_id,
             suite=about.suite,
             key_sha256=about.key_sha256,
-            **asdict(options),
+            **{key: value for key, value in vars(options).items() if key != "study"},
             database=database.address if is_named else None,
             setting=setting or None,
+            study_sha256=options.study.sha256,
             schema_version=SCHEMA_VERSION,
         )
+        write_text(self.judging / "study.yaml", to_yaml(options.study))
         write_record(self._panel_record, record)
 
     def note_serving(self, address: str, links: str) -> None:

@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice, repeat
 from pathlib import Path
 from random import Random
@@ -19,18 +19,30 @@ from typing import Annotated, Any
 
 from sqlalchemy import Connection, Row, func, insert, null, select, text, update
 
+from replication.config.identity import to_dict
 from replication.config.reading import Range, check_values
 from replication.config.schema import Count, Natural
+from replication.config.study import Study, load_study
 from replication.errors import UserError
 from replication.judging.completions import Completions, draw_items, matched
 from replication.judging.database import Database
 from replication.judging.design import Cell, Design, Place, session
-from replication.judging.schema import COUNTS, IS_FIRST, TEST, assignments, items, judges, metadata, panel, unsealed
+from replication.judging.schema import (
+    COUNTS,
+    IS_FIRST,
+    TEST,
+    assignments,
+    items,
+    judges,
+    metadata,
+    panel,
+    study,
+    unsealed,
+)
 from replication.judging.seal import Key, read_key, remove_key, write_key
-from replication.judging.store import Store, hash_token, is_locked
+from replication.judging.store import Store, hash_token, is_locked, panel_study
 
 ATTENTION_QUESTION = "Nothing is to be compared here: please choose “{choice}”. It shows us that the page is read."
-LABELS = {"left": "Left is better", "right": "Right is better"}
 LOCKED = "the panel is locked; no judge can join it any more"
 JUDGE_ID = re.compile(r"[\w.@-]([\w.@ -]{0,198}[\w.@-])?")
 
@@ -45,6 +57,7 @@ class PanelOptions:
     attention: Natural = 0  # attention items of a set
     survey: bool = True  # whether the page asks about the judge
     open_link: bool = True  # whether one link gives each who opens it a set that is free
+    study: Study = field(default_factory=load_study)
 
     @property
     def n_repeats(self) -> int:
@@ -131,8 +144,10 @@ def create_panel(
             join_sha256 = hash_token(tokens.join) if tokens.join else None
             hashes = {"key_sha256": key_sha256, "admin_sha256": hash_token(tokens.admin), "join_sha256": join_sha256}
             planned = {"planned_judges": options.judges, "votes_per_judge": options.votes_per_judge}
-            facts = {"panel_id": key.panel_id, "suite": suite, "created_at": time.time(), "survey": options.survey}
+            has_survey = options.survey and bool(options.study.survey)
+            facts = {"panel_id": key.panel_id, "suite": suite, "created_at": time.time(), "survey": has_survey}
             c.execute(insert(panel).values({**facts, **planned, **hashes}))
+            _keep_study(c, options.study)
             names = [f"judge-{n:03d}" for n in range(1, options.judges + 1)]
             _add(c, key, names, options.votes_per_judge, "human", "", {})
             if keep is not None:
@@ -141,6 +156,10 @@ def create_panel(
             remove_key(sealed)
             raise
     return tokens
+
+
+def _keep_study(c: Connection, told: Study) -> None:
+    c.execute(insert(study).values(sha256=told.sha256, study=to_dict(told)))
 
 
 def add_judges(
@@ -247,7 +266,7 @@ def _assign(
             assert place.expected is not None
             item, first_is_left = hashlib.sha256(f"attention/{place.expected}".encode()).hexdigest()[:16], True
             if c.execute(select(items.c.item_id).where(items.c.item_id == item)).one_or_none() is None:
-                question = ATTENTION_QUESTION.format(choice=LABELS[place.expected])
+                question = ATTENTION_QUESTION.format(choice=getattr(panel_study(c).labels, place.expected))
                 texts = {"question": question, "first": "(no text)", "second": "(no text)"}
                 c.execute(insert(items).values(item_id=item, category="attention", **texts))
         else:
@@ -304,6 +323,7 @@ def preview(database: Database, file: Path) -> tuple[Store, str]:
             if not rows:
                 raise UserError("--preview: nobody has pairs yet; `replicate judge invite` gives the first set")
             here.execute(insert(table), rows)
+        _keep_study(here, panel_study(there))
         is_open = {"locked_at": None, "lock_note": None, "baseline": None, "treatment": None}
         here.execute(update(panel).values(**is_open, join_sha256=hash_token(join)))
         fresh = {"kind": "human", "vendor": "", "token_sha256": None, "started_at": None, "survey": null()}

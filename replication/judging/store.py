@@ -11,13 +11,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, bindparam, func, insert, select, true, update
+from sqlalchemy import Connection, Select, and_, bindparam, func, insert, inspect, select, true, update
 from sqlalchemy.exc import IntegrityError
 
+from replication.config.study import Study, load_study
 from replication.judging.database import Database
-from replication.judging.schema import COUNTS, TEST, assignments, items, judges, panel, votes
+from replication.judging.schema import COUNTS, TEST, assignments, items, judges, panel, study, votes
+from replication.runs.records import from_json
 from replication.votes.record import CHOICES
 
 
@@ -92,6 +95,12 @@ class Store:
     def panel(self) -> PanelFacts:
         with self.database.read() as c:
             return panel_facts(c)
+
+    @cached_property
+    def study(self) -> Study:
+        """What the judges are told and asked; it never changes."""
+        with self.database.read() as c:
+            return panel_study(c)
 
     def judge_by_token(self, token: str) -> str | None:
         """The judge whose link holds this token."""
@@ -189,6 +198,12 @@ class Store:
 def panel_facts(c: Connection) -> PanelFacts:
     columns = [panel.c[field.name] for field in fields(PanelFacts)]
     return PanelFacts(*c.execute(select(*columns)).one())
+
+
+def panel_study(c: Connection) -> Study:
+    """Of a panel from before there were studies the default one."""
+    kept = c.execute(select(study.c.study)).scalar_one_or_none() if inspect(c).has_table(study.name) else None
+    return load_study() if kept is None else from_json(Study, kept)
 
 
 def standing_votes() -> Select[Any]:

@@ -178,6 +178,7 @@ class PanelRecord:
     open_link: bool | None = None
     database: str | None = None  # URL or file of the panel, if not the SQLite file of its folder
     setting: str | None = None  # the named way of sampling of its completions; None: as the cells' configs ask for
+    study_sha256: str | None = None  # of judging/study.yaml; None: the default study of a panel that has none
     schema_version: int | None = None
 
 

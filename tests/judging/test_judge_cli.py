@@ -31,6 +31,7 @@ from synthetic_runs import build_suite, edit_manifest
 from replication.cli.judge import print_state
 from replication.cli.main import main
 from replication.config import AnalysisConfig, load_suite, to_yaml
+from replication.config.study import load_study
 from replication.errors import UserError
 from replication.judging.completions import Chosen
 from replication.judging.database import Database
@@ -44,7 +45,7 @@ from replication.protocol.preregistration import register
 from replication.runs.files import file_sha256, read_json, write_text
 from replication.runs.layout import SuiteDir
 from replication.runs.ledger import read_ledger
-from replication.votes.record import read_note, read_votes
+from replication.votes.record import read_note, read_panel_record, read_votes
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(CHECKOUT), "COLUMNS": "200"}
 
@@ -348,6 +349,10 @@ def test_a_file_of_the_published_tool_needs_no_suite(tmp_path: Path, said) -> No
     file = _export(tmp_path)
     few, none = tmp_path / "few", tmp_path / "none"
     text = said("prepare", few, "--import", file, "--judges", 2, "--attention", 1)
+    told = load_study("imported")
+    assert store_of(few).study == told and "small" not in str(told) and "early" not in str(told)
+    assert read_panel_record(few / "judging").study_sha256 == told.sha256
+    assert load_study(few / "judging" / "study.yaml") == told
     assert "the file has 20 pairs" in text and "2 sets of 20 pairs, 2 repeats and 1 attention item, 1 seed" in text
     text = one_line(said("prepare", none, "--import", file, "--votes", 32, code=2))
     assert "--votes: 32 is more than the 20 pairs" in text and "give at most 20" in text

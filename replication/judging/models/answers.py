@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.console import Console
 from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from replication.config.study import Study
 from replication.console import table
 from replication.errors import UserError
 from replication.judging.database import Database
@@ -21,7 +23,7 @@ from replication.judging.models.prompt import CUT_OFF, Parsed, agree, combine
 from replication.judging.models.settings import ModelSettings
 from replication.judging.panel import add_judges, check_judge_id
 from replication.judging.schema import IS_FIRST, answers, assignments, items, judges, model_judges, votes
-from replication.judging.store import is_locked
+from replication.judging.store import Store, is_locked
 
 LOCKED = "the panel is locked; it takes no more votes"
 
@@ -102,6 +104,10 @@ class ModelJudge:
 
     database: Database
     judge_id: str
+
+    @cached_property
+    def study(self) -> Study:
+        return Store(self.database).study
 
     @property
     def _mine(self) -> ColumnElement[bool]:

@@ -93,7 +93,7 @@ class _Run:
         asked = {
             "by": "endpoint",
             "model": s.model,
-            "prompt": prompt_version(),
+            "prompt": prompt_version(self._judge.study),
             "temperature": s.temperature,
             "max_answer_tokens": s.max_answer_tokens,
         }
@@ -125,7 +125,7 @@ class _Run:
         for comparison in todo:
             if self._stopped:
                 return
-            prompt = comparison_prompt(comparison.question, comparison.a, comparison.b)
+            prompt = comparison_prompt(self._judge.study, comparison.question, comparison.a, comparison.b)
             try:
                 reply = await self._endpoint.ask(prompt)
             except BudgetSpent:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from replication.config.study import Study
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.models import prompt
@@ -65,14 +66,14 @@ def write_sheet(database: Database, judge_id: str, path: Path, items_per_part: i
     before = judge.asked()
     model = model or before.get("model", judge_id)
     size = items_per_part or before.get("items_per_part", 8)
-    judge.settle({"by": SHEET, "model": model, "prompt": prompt.prompt_version(), "items_per_part": size})
+    judge.settle({"by": SHEET, "model": model, "prompt": prompt.prompt_version(judge.study), "items_per_part": size})
     parts, known = _parts(judge.comparisons(), size), judge.answered()
     is_open = [any(comparison.key not in known for comparison in part.values()) for part in parts]
     if not any(is_open):
         raise UserError(f"--judge-id: every comparison of '{judge_id}' has its answer; nothing is left for a sheet")
     check_target(database, judge_id, path)
     head = HEAD.format(mark=_mark(database, judge_id), example=min(parts[is_open.index(True)]), refused=REFUSED)
-    texts = [text + "\n" for text, is_one in zip(_texts(parts), is_open, strict=True) if is_one]
+    texts = [text + "\n" for text, is_one in zip(_texts(judge.study, parts), is_open, strict=True) if is_one]
     write_text(path, "\n\n".join([head, *texts]))
     return len(texts)
 
@@ -109,7 +110,7 @@ def read_sheet(database: Database, judge_id: str, path: Path) -> Summary:
     parts, known = _parts(judge.comparisons(), asked["items_per_part"]), judge.answered()
     said, now = _read(path, parts, known), time.time()
     new = []
-    for part, text in zip(parts, _texts(parts), strict=True):
+    for part, text in zip(parts, _texts(judge.study, parts), strict=True):
         if said.keys() >= part.keys():
             for number, comparison in part.items():
                 words, parsed = said[number]
@@ -131,7 +132,7 @@ def _parts(every: Sequence[Comparison], size: int) -> list[_Part]:
     return parts
 
 
-def _texts(parts: Sequence[_Part]) -> list[str]:
+def _texts(study: Study, parts: Sequence[_Part]) -> list[str]:
     """What is pasted of each part: its heading, the question and its comparisons."""
     texts = []
     for n, part in enumerate(parts, 1):
@@ -142,9 +143,9 @@ def _texts(parts: Sequence[_Part]) -> list[str]:
         text = PART.format(
             part=n,
             parts=len(parts),
-            rubric=prompt.RUBRIC,
+            rubric=prompt.rubric(study),
             fence=prompt.FENCE.format(code=code),
-            answers=prompt.ANSWERS,
+            answers=prompt.answers(study),
             comparisons="\n\n".join(quoted),
             count=f"one line, for {min(part)}" if len(part) == 1 else f"a line for each of {min(part)} to {max(part)}",
         )

@@ -17,7 +17,6 @@ from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, RedirectResponse
 
 from replication.console import utc
-from replication.judging import rubric
 
 STATIC_TYPES: Final = {"judge.css": "text/css; charset=utf-8", "judge.js": "text/javascript; charset=utf-8"}
 STATIC: Final = {
@@ -51,7 +50,7 @@ _TEMPLATES = Environment(
 _TEMPLATES.filters["readable"] = _readable
 _TEMPLATES.filters["utc"] = utc
 _TEMPLATES.filters["percent"] = lambda share: "" if share is None else f"{100 * share:.1f} %"
-_TEMPLATES.globals.update(css=_static("judge.css"), js=_static("judge.js"), rubric=rubric)
+_TEMPLATES.globals.update(css=_static("judge.css"), js=_static("judge.js"))
 
 
 def page(name: str, status: int = 200, /, **values: Any) -> HTMLResponse:

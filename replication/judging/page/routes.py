@@ -11,12 +11,12 @@ import base64
 import hashlib
 import re
 import secrets
+from collections.abc import Collection, Mapping
 from hmac import compare_digest
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Form, HTTPException, Request
-from pydantic import BaseModel, Field
 from starlette.responses import PlainTextResponse, Response
 
 from replication.judging.page.rendering import BANNER, STATIC, STATIC_TYPES, judge_path, page, problem, see_other
@@ -95,12 +95,13 @@ def look(request: Request, token: str, visit: Visited, store: Stored) -> Respons
     if visit.is_locked:
         return page("closed", n_voted=visit.n_voted)
     if not visit.has_started:
-        return page("start", path=path, link=link, n_assigned=visit.n_assigned)
+        return page("start", path=path, link=link, n_assigned=visit.n_assigned, study=store.study)
     if visit.asks_survey and visit.survey is None:
-        return page("survey", path=path)
+        return page("survey", path=path, study=store.study)
     shown = store.show(visit.judge_id)
     if shown is not None:
-        return page("item", path=path, shown=shown, n_assigned=visit.n_assigned, last_vote=visit.last_vote)
+        facts = {"n_assigned": visit.n_assigned, "last_vote": visit.last_vote}
+        return page("item", path=path, shown=shown, study=store.study, **facts)
     after = store.visit(token)  # another window may have voted, or the panel may have been locked, since `visit`
     if after is None or after.is_locked:
         return page("closed", n_voted=visit.n_voted)
@@ -113,21 +114,27 @@ def start(token: str, visit: OpenVisit, store: Stored) -> Response:
     return see_other(judge_path(token))
 
 
-class Survey(BaseModel):
-    """Questions about the judge and the answers they may have; the words are in the template."""
+async def _sent(request: Request) -> dict[str, str]:
+    return {name: value for name, value in (await request.form()).items() if isinstance(value, str)}
 
-    chat_models: Literal["never", "sometimes", "weekly", "daily"] | None = None
-    background: Literal["none", "technical", "ml"] | None = None
-    native_english: Literal["yes", "no"] | None = None
-    took_part_before: Literal["yes", "no"] | None = None
-    skip: Annotated[str | None, Field(max_length=32)] = None
+
+Sent = Annotated[dict[str, str], Depends(_sent)]
+"""The fields of the form, whatever a study has in it."""
+
+
+def _answers(sent: Mapping[str, str], asked: Mapping[str, Collection[str]]) -> dict[str, str]:
+    """Question -> answer, of those that are answered; 422 where one is none of those that it may have."""
+    given = {name: sent[name] for name in asked if name in sent}
+    if any(answer not in asked[name] for name, answer in given.items()):
+        raise HTTPException(422)
+    return given
 
 
 @routes.post("/j/{token}/survey")
-def survey(token: str, visit: OpenVisit, store: Stored, given: Annotated[Survey, Form()]) -> Response:
+def survey(token: str, visit: OpenVisit, store: Stored, sent: Sent) -> Response:
+    answers = _answers(sent, {question.name: question.answers for question in store.study.survey})
     if visit.asks_survey and visit.survey is None:
-        answers = given.model_dump(exclude={"skip"}, exclude_none=True)
-        store.answer_survey(visit.judge_id, {} if given.skip else answers)
+        store.answer_survey(visit.judge_id, {} if sent.get("skip") else answers)
     return see_other(judge_path(token))
 
 
@@ -229,7 +236,7 @@ LOCKED: Final = Depends(_locked)
 
 @routes.get("/admin", dependencies=[SIGNED_IN])
 def overview(store: Stored) -> Response:
-    return page("admin", o=gather(store.database))
+    return page("admin", o=gather(store.database), study=store.study)
 
 
 @routes.post("/admin/sign-in")
