@@ -152,6 +152,12 @@ class Study:
     completion: CompletionPage = CompletionPage()
 
     @property
+    def further(self) -> dict[str, tuple[str, ...]]:
+        """What is asked of a pair beside the vote -> the answers that it takes."""
+        asked = {criterion.name: tuple(vars(self.labels)) for criterion in self.criteria[1:]}
+        return asked | ({"strength": self.strength} if self.strength else {})
+
+    @property
     def sha256(self) -> str:
         return hashlib.sha256(json.dumps(to_dict(self), sort_keys=True).encode()).hexdigest()
 

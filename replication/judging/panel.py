@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Row, func, insert, null, select, text, update
 from replication.config.identity import to_dict
 from replication.config.reading import Range, check_values
 from replication.config.schema import Count, Natural
-from replication.config.study import Study, load_study
+from replication.config.study import GoldPair, Study, load_study
 from replication.errors import UserError
 from replication.judging.completions import Completions, draw_items, matched
 from replication.judging.database import Database
@@ -110,9 +110,11 @@ def create_panel(
     `keep` is given the tokens before the panel is there for good: a panel whose tokens are lost is of no use.
     """
     check_values(options)
-    if options.attention > (room := options.votes_per_judge + options.n_repeats):
+    n_known = options.attention + len(options.study.gold)
+    if n_known > (room := options.votes_per_judge + options.n_repeats):
+        what = "and the study's gold pairs are more than" if options.study.gold else "is more than"
         raise UserError(
-            f"--attention: {options.attention} is more than the {room} other places of a set; give at most {room}"
+            f"--attention: {options.attention} {what} the {room} other places of a set; give at most {room}"
         )
     found = matched(completions, arms)
     if database.exists():
@@ -238,6 +240,7 @@ def _add(
     hands: Iterable[list[Cell]] = islice(design.deal([*given, *[votes] * len(names)]), len(given), None)
     if vendor == TEST and kind == "human":
         hands = repeat(next(design.deal([votes])), len(names))
+    told = panel_study(c)
     known = {}  # (seed, prompt, arm and sample of both) -> item
     for item, prompt in c.execute(select(items.c.item_id, items.c.prompt_id).where(items.c.prompt_id.is_not(None))):
         behind = key.items[item]
@@ -250,7 +253,24 @@ def _add(
         rng = Random(f"{key.secret}/session/{name}")
         n_attention = key.n_attention if kind == "human" else 0
         n_repeats = repeats(key.repeat_share, votes) if kind == "human" else 0  # a model sees both orders anyway
-        _assign(c, key, name, session(cells, n_repeats, n_attention, rng), known)
+        places = session(cells, n_repeats, n_attention + len(told.gold), rng)
+        special = [i for i, place in enumerate(places) if place.cell is None]
+        gold = dict(zip(rng.sample(special, min(len(told.gold), len(special))), told.gold, strict=False))
+        _assign(c, key, name, places, known, {i: _known_answer(c, told, places[i], gold.get(i)) for i in special})
+
+
+def _known_answer(c: Connection, told: Study, place: Place, pair: GoldPair | None) -> tuple[str, bool]:
+    """(item, whether its first text is left) of a gold pair, or else an attention item, which is made if need be."""
+    name, first_is_left = f"attention/{place.expected}", True
+    question = ATTENTION_QUESTION.format(choice=getattr(told.labels, str(place.expected)))
+    texts = {"category": "attention", "question": question, "first": "(no text)", "second": "(no text)"}
+    if pair is not None:
+        name, first_is_left = f"gold/{pair.question}/{pair.better}/{pair.worse}", place.expected == "left"
+        texts = {"category": "gold", "question": pair.question, "first": pair.better, "second": pair.worse}
+    item = hashlib.sha256(name.encode()).hexdigest()[:16]
+    if c.execute(select(items.c.item_id).where(items.c.item_id == item)).one_or_none() is None:
+        c.execute(insert(items).values(item_id=item, **texts))
+    return item, first_is_left
 
 
 def _assign(
@@ -259,16 +279,12 @@ def _assign(
     name: str,
     places: Sequence[Place],
     known: Mapping[tuple[int, int, frozenset[tuple[str, int]]], str],
+    special: Mapping[int, tuple[str, bool]],
 ) -> None:
     rows, arms = [], list(key.by_arm)
     for position, place in enumerate(places):
         if place.cell is None:
-            assert place.expected is not None
-            item, first_is_left = hashlib.sha256(f"attention/{place.expected}".encode()).hexdigest()[:16], True
-            if c.execute(select(items.c.item_id).where(items.c.item_id == item)).one_or_none() is None:
-                question = ATTENTION_QUESTION.format(choice=getattr(panel_study(c).labels, place.expected))
-                texts = {"question": question, "first": "(no text)", "second": "(no text)"}
-                c.execute(insert(items).values(item_id=item, category="attention", **texts))
+            item, first_is_left = special[position]
         else:
             cell = place.cell
             first, second = (arms[i] for i in cell.arms)

@@ -60,6 +60,7 @@ class JudgeProgress:
     both_bad: Part
     left: Part  # of the decisive first votes
     attention: Part  # answered as expected, of those answered
+    gold: Part  # likewise
     repeats_alike: Part  # answered alike with the sides swapped, of those whose first vote is there
     median_seconds: float | None
     last_vote_at: float | None
@@ -239,7 +240,8 @@ def of_judge(person: Any, rows: Sequence[Any], n_assigned: int, n_first: int, n_
     """The progress of a judge; n_first: assignments without repeats and attention items."""
     first = [row.choice for row in rows if is_first(row)]
     seconds = [row.seconds for row in rows if row.seconds is not None]
-    attention = [row.choice == row.expected for row in rows if row.expected is not None]
+    known = [(row.category, row.choice == row.expected) for row in rows if row.expected is not None]
+    attention, gold = ([is_so for of, is_so in known if of == category] for category in ("attention", "gold"))
     earlier = {row.assignment_id: chosen_text(row) for row in rows}
     alike = [earlier[row.repeats] == chosen_text(row) for row in rows if row.repeats in earlier]
     return JudgeProgress(
@@ -257,6 +259,7 @@ def of_judge(person: Any, rows: Sequence[Any], n_assigned: int, n_first: int, n_
         both_bad=Part(first.count("both_bad"), len(first)),
         left=left_share(rows),
         attention=Part(sum(attention), len(attention)),
+        gold=Part(sum(gold), len(gold)),
         repeats_alike=Part(sum(alike), len(alike)),
         median_seconds=median(seconds) if seconds else None,
         last_vote_at=max((row.cast_at for row in rows), default=None),

@@ -26,13 +26,13 @@ from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.folder import PanelFolder
 from replication.judging.progress import judge_progress
-from replication.judging.schema import answers, assignments, items, judges, panel, unsealed
-from replication.judging.store import PanelFacts, panel_facts, standing_votes, test_votes
+from replication.judging.schema import answers, assignments, details, items, judges, panel, unsealed
+from replication.judging.store import PanelFacts, panel_facts, panel_study, standing_votes, test_votes
 from replication.runs.files import file_sha256, write_text
 from replication.runs.records import read_record, write_record
 from replication.statistics.preference import binomial_p
 from replication.votes import tally
-from replication.votes.record import SCHEMA_VERSION, Vote, VotesNote, parse_votes, read_votes, votes_text
+from replication.votes.record import FURTHER, SCHEMA_VERSION, Vote, VotesNote, parse_votes, read_votes, votes_text
 
 MARGINALS_VERSION = 3
 WINNERS = {"treatment": "gain", "baseline": "baseline", "even": "tied", "ties": "tied"}  # by Tally.leans
@@ -87,10 +87,13 @@ def unsealed_within(c: Connection) -> Unsealed:
     surveys = c.execute(select(judges.c.judge_id, judges.c.survey)).all()
     prompts = c.execute(select(items.c.prompt_id, items.c.category).where(items.c.prompt_id.is_not(None)))
     baseline, treatment = c.execute(select(panel.c.baseline, panel.c.treatment)).one()
+    told = panel_study(c)
+    kept = c.execute(select(details)).all() if told.further or told.ask_reason else []
+    said = {row.showing: row.said for row in kept}
     return Unsealed(
         panel=about,
         arms=(baseline, treatment),
-        votes=tuple(_vote(row, behind[row.item_id], about) for row in recorded),
+        votes=tuple(_vote(row, behind[row.item_id], about, said.get(row.showing, {})) for row in recorded),
         cast_at=tuple(row.cast_at for row in recorded),
         category=dict(sorted((row.prompt_id, row.category) for row in prompts)),
         surveys={row.judge_id: row.survey for row in surveys if row.survey},
@@ -99,7 +102,7 @@ def unsealed_within(c: Connection) -> Unsealed:
     )
 
 
-def _vote(row: Row[Any], behind: Row[Any], about: PanelFacts) -> Vote:
+def _vote(row: Row[Any], behind: Row[Any], about: PanelFacts, said: Mapping[str, str]) -> Vote:
     shown = [(behind.arm_first, behind.sample_first), (behind.arm_second, behind.sample_second)]
     left, right = shown if row.first_is_left else reversed(shown)
     return Vote(
@@ -118,6 +121,9 @@ def _vote(row: Row[Any], behind: Row[Any], about: PanelFacts) -> Vote:
         shown_at="" if row.shown_at is None else iso(row.shown_at),
         seconds=math.nan if row.seconds is None else round(row.seconds, 3),
         repeat_of="" if row.repeats is None else vote_id(about.panel_id, row.repeats),
+        criteria=" ".join(f"{name}:{choice}" for name, choice in said.items() if name not in FURTHER),
+        strength=said.get("strength", ""),
+        reason=said.get("reason", ""),
     )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from enum import Enum
 from functools import cached_property
@@ -19,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 
 from replication.config.study import Study, load_study
 from replication.judging.database import Database
-from replication.judging.schema import COUNTS, TEST, assignments, items, judges, panel, study, votes
+from replication.judging.schema import COUNTS, TEST, assignments, checks, details, items, judges, panel, study, votes
 from replication.runs.records import from_json
 from replication.votes.record import CHOICES
 
@@ -69,6 +70,7 @@ class Impression:
     question: str
     left: str
     right: str
+    is_pair: bool  # whether two texts are compared: no attention item
 
 
 class Cast(Enum):
@@ -132,6 +134,19 @@ class Store:
             unread = and_(judges.c.judge_id == judge_id, judges.c.started_at.is_(None))
             c.execute(update(judges).where(unread).values(started_at=time.time()))
 
+    def tries(self, judge_id: str) -> list[bool]:
+        """Whether the judge passed, of each try at the study's check."""
+        query = select(checks.c.passed).where(checks.c.judge_id == judge_id).order_by(checks.c.attempt)
+        with self.database.read() as c:
+            return list(c.execute(query).scalars())
+
+    def check(self, judge_id: str, attempt: int, given: Sequence[str | None]) -> None:
+        """Keep a try at the study's check, the answers in order of its questions; what comes twice is kept once."""
+        passed = list(given) == [question.right for question in self.study.check]
+        row = {"judge_id": judge_id, "attempt": attempt, "answers": list(given), "passed": passed, "at": time.time()}
+        with suppress(IntegrityError), self.database.write() as c:
+            c.execute(insert(checks).values(row))
+
     def answer_survey(self, judge_id: str, answers: Mapping[str, Any]) -> None:
         """Keep a judge's answers about themselves; {} where they skip."""
         with self.database.write() as c:
@@ -149,11 +164,13 @@ class Store:
             impression = row.showing or secrets.token_urlsafe(16)
             c.execute(_NOTE_SHOWN, {"this": row.assignment_id, "showing": impression, "shown_at": time.time()})
         left, right = (row.first, row.second) if row.first_is_left else (row.second, row.first)
-        return Impression(row.assignment_id, impression, row.position, row.question, left, right)
+        is_pair = row.category != "attention"
+        return Impression(row.assignment_id, impression, row.position, row.question, left, right, is_pair)
 
-    def vote(self, judge_id: str, impression: str, choice: str) -> Cast:
+    def vote(self, judge_id: str, impression: str, choice: str, said: Mapping[str, str] | None = None) -> Cast:
         """Store a judge's choice on what they were shown; at most once an impression, whoever asks how often.
 
+        `said`: what else the study asks of a pair, as the table of details has it.
         When STORED is returned the vote is on the disk.
         """
         assert choice in CHOICES
@@ -173,6 +190,8 @@ class Store:
                     return Cast.UNKNOWN
                 cast = {"assignment_id": row.assignment_id, "showing": impression, "choice": choice, "cast_at": now}
                 c.execute(_CAST, {**cast, "shown_at": row.shown_at, "seconds": max(0.0, now - row.shown_at)})
+                if said:
+                    c.execute(insert(details).values(showing=impression, said=dict(said)))
         except IntegrityError:  # what the locks above do not catch, the unique index does
             return Cast.CONFLICT
         return Cast.STORED
@@ -211,7 +230,7 @@ def standing_votes() -> Select[Any]:
     placed = ("assignment_id", "judge_id", "position", "item_id", "first_is_left", "repeats", "expected")
     return (
         select(
-            *(votes.c[name] for name in ("vote_id", "choice", "shown_at", "cast_at", "seconds")),
+            *(votes.c[name] for name in ("vote_id", "showing", "choice", "shown_at", "cast_at", "seconds")),
             *(assignments.c[name] for name in placed),
             *(judges.c.kind, judges.c.vendor, items.c.prompt_id, items.c.category),
         )
@@ -240,7 +259,7 @@ _BY_JUDGE = assignments.c.judge_id == bindparam("judge")
 _STANDS = votes.c.undone_at.is_(None)
 _LOCKED_AT = select(panel.c.locked_at).with_for_update(read=True)
 _CURRENT = (
-    select(assignments, items.c.question, items.c.first, items.c.second)
+    select(assignments, *(items.c[name] for name in ("category", "question", "first", "second")))
     .join(items)
     .where(
         _BY_JUDGE,

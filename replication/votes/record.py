@@ -11,7 +11,7 @@ import io
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +46,27 @@ class Vote:
     shown_at: str  # ISO 8601 time at which the pair was shown; may be empty
     seconds: float  # from shown to chosen; NaN where unknown
     repeat_of: str  # vote_id of the vote that this one repeats, sides swapped; empty: a first vote
+    criteria: str = ""  # choices by other criteria than the vote's, such as "coherence:left diversity:tie"
+    strength: str = ""  # how clearly one is better, in the study's word
+    reason: str = ""  # in the judge's words
+
+    @property
+    def said(self) -> dict[str, str]:
+        """Criterion -> choice."""
+        return dict(part.split(":") for part in self.criteria.split())
 
 
-COLUMNS = tuple(field.name for field in fields(Vote))
+COLUMNS = tuple(field.name for field in fields(Vote) if field.default is MISSING)
+FURTHER = tuple(field.name for field in fields(Vote) if field.default is not MISSING)
+"""Columns that a file has where a study asks for them."""
+CRITERIA = re.compile(rf"(\w+:({'|'.join(CHOICES)})( |$))*")
 
 
 def votes_text(votes: Iterable[Vote]) -> str:
     """The record as CSV; an unknown number of seconds is an empty cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    text, votes = io.StringIO(), list(votes)
+    further = [name for name in FURTHER if any(getattr(vote, name) for vote in votes)]
+    writer = csv.DictWriter(text, (*COLUMNS, *further), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for vote in votes:
         writer.writerow(asdict(vote) | {"seconds": "" if math.isnan(vote.seconds) else vote.seconds})
@@ -107,7 +119,9 @@ def _vote(row: dict[str | None, Any], place: str) -> Vote:
     if None in row or None in row.values():
         which = "more" if None in row else "fewer"
         raise UserError(f"{place}: has {which} cells than the first line names columns; export the votes again")
-    values = {name: row[name].strip() for name in COLUMNS}
+    values = {name: row[name].strip() for name in (*COLUMNS, *FURTHER) if name in row}
+    if not CRITERIA.fullmatch(values.get("criteria", "")):
+        raise UserError(f"{place}: criteria is '{values['criteria']:.60}', which must be such as 'coherence:left'")
     for name, allowed in (("choice", CHOICES), ("judge_kind", JUDGE_KINDS)):
         if values[name] not in allowed:
             raise UserError(f"{place}: {name} is '{values[name]}', which must be one of {', '.join(allowed)}")

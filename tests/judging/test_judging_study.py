@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pytest
 from fastapi.testclient import TestClient
-from judging_setup import MadePanel, make_panel
+from judging_setup import MadePanel, make_panel, vote_all
 
 from replication.config.study import Study, load_study
+from replication.errors import UserError
 from replication.judging.models.prompt import comparison_prompt, prompt_version
 from replication.judging.page.server import create_app
-from replication.judging.panel import ATTENTION_QUESTION, preview
-from replication.judging.schema import items
+from replication.judging.panel import ATTENTION_QUESTION, add_judges, preview
+from replication.judging.progress import Part, judge_progress
+from replication.judging.record import unsealed_votes
+from replication.judging.schema import details, items
 from replication.judging.store import Store
+from replication.votes.record import parse_votes, votes_text
 
 
 def a_study(folder: Path, text: str) -> Study:
@@ -52,3 +58,79 @@ def test_a_panel_keeps_its_study_and_page_models_and_preview_go_by_it(tmp_path: 
     questions = {row.question for row in panel.rows(items) if row.prompt_id is None}
     assert questions == {ATTENTION_QUESTION.format(choice=choice) for choice in ("L wins", "Right is better")}
     assert "Both are <recipes>." in comparison_prompt(own, "Why?", "one", "two")
+
+
+CHECK = r"""
+consent: {text: "One.\n\nTwo <b>.", contact: me@example.org, withdrawal: Write to me.}
+check:
+  - {question: When is it a tie?, answers: [always, when both are as good], right: when both are as good}
+  - {question: Who is right?, answers: [nobody, I am], right: nobody}
+"""
+
+
+def test_consent_comes_first_and_who_fails_the_check_twice_sees_no_pair(tmp_path: Path) -> None:
+    panel = make_panel(tmp_path / "panel.sqlite", tmp_path / "sealed", study=a_study(tmp_path, CHECK), survey=False)
+    failed, passed = (f"/j/{panel.link(name)}" for name in ("judge-001", "judge-002"))
+    web = browser(panel)
+    start = web.get(failed).text
+    assert "<p>One.</p>" in start and "<p>Two &lt;b&gt;.</p>" in start and "Contact: me@example.org" in start
+    assert web.post(f"{failed}/start").status_code == 422 and "Consent" in web.get(failed).text
+    right, wrong = {"q0": "when both are as good", "q1": "nobody"}, {"q0": "always", "q1": "nobody"}
+    for path in (failed, passed):
+        assert "Who is right?" in web.post(f"{path}/start", data={"consent": "yes"}).text
+        again = web.post(f"{path}/check", data=wrong | {"attempt": 0}).text
+        assert "this is the last try" in again
+        assert "this is the last try" in web.post(f"{path}/check", data=wrong | {"attempt": 0}).text, "sent twice"
+    assert "no pairs are shown" in web.post(f"{failed}/check", data={"attempt": 1}).text
+    assert "no pairs are shown" in web.post(f"{failed}/check", data=right | {"attempt": 2}).text
+    assert "Pair 1 of" in web.post(f"{passed}/check", data=right | {"attempt": 1}).text
+    assert panel.store.tries("judge-001") == [False, False] and panel.store.tries("judge-002") == [False, True]
+
+
+MORE = """
+criteria: [{name: overall}, {name: coherence, question: Which holds together?}]
+strength: [slightly, clearly]
+ask_reason: true
+gold: [{question: Name a fruit., better: Left out in the sun., worse: the the the}]
+"""
+
+
+def test_what_is_asked_beside_the_vote_is_kept_with_it_and_in_the_record(tmp_path: Path) -> None:
+    own = a_study(tmp_path, MORE)
+    panel = make_panel(tmp_path / "panel.sqlite", tmp_path / "sealed", study=own, survey=False, attention=1)
+    path, web = f"/j/{panel.link()}", browser(panel)
+    page, expected = web.post(f"{path}/start").text, []
+    more = {"coherence": "right", "strength": "clearly", "reason": " it  rhymes\n", "other": "x"}
+    while "/vote" in page:
+        shown = re.findall(r'name="impression" value="([^"]+)"', page)[-1]
+        is_attention = "please choose" in page
+        assert ("Which holds together?" in page) is not is_attention
+        said = {} if is_attention else more
+        vote = said | {"impression": shown, "choice": "left"}
+        assert web.post(f"{path}/vote", data=vote | {"coherence": "up"}).status_code == 422
+        page = web.post(f"{path}/vote", data=vote).text
+        kept = {"coherence": "right", "strength": "clearly", "reason": "it  rhymes"}
+        expected += [] if is_attention else [(shown, kept)]
+    assert sorted((row.showing, row.said) for row in panel.rows(details)) == sorted(expected)
+    assert len(expected) == 6 + 1 + 1, "first votes, a repeat, the gold pair"
+    panel.lock()
+    votes = unsealed_votes(panel.database).votes
+    assert {(v.said["coherence"], v.strength, v.reason) for v in votes} == {("right", "clearly", "it  rhymes")}
+    text = votes_text(votes)
+    assert text.splitlines()[0].endswith("repeat_of,criteria,strength,reason")
+    assert parse_votes(text, "votes") == list(votes)
+    with pytest.raises(UserError, match="line 2: criteria is 'coherence:up'"):
+        parse_votes(text.replace("coherence:right", "coherence:up"), "votes")
+
+
+def test_gold_pairs_are_in_every_set_models_too_and_counted_apart(tmp_path: Path) -> None:
+    panel = make_panel(tmp_path / "panel.sqlite", tmp_path / "sealed", study=a_study(tmp_path, MORE), attention=2)
+    add_judges(panel.database, panel.sealed, ["m"], "model", "maker")
+    for name in panel.names:
+        vote_all(panel.store, name, lambda shown: "left" if "Left" in shown.question + shown.left else "right")
+    found = {judge.judge_id: (judge.gold, judge.attention) for judge in judge_progress(panel.database)}
+    assert found == {
+        "judge-001": (Part(1, 1), Part(2, 2)), "judge-002": (Part(1, 1), Part(2, 2)), "m": (Part(1, 1), Part(0, 0))
+    }  # fmt: skip
+    with pytest.raises(UserError, match="--attention: 7 and the study's gold pairs are more than the 7 other places"):
+        make_panel(tmp_path / "2.sqlite", tmp_path / "2", study=a_study(tmp_path, MORE), attention=7)

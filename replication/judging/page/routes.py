@@ -27,6 +27,7 @@ from replication.votes.record import CHOICES
 NONCE: Final = re.compile(r"[A-Za-z0-9_-]{16,64}")
 COOKIE_SECONDS: Final = 60 * 24 * 3600  # longer than a panel is open
 ADMIN_COOKIE: Final = "judging_admin"
+LONGEST_REASON: Final = 1000  # characters
 
 ImpressionField = Annotated[str, Form(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 ChoiceField = Annotated[str, Form(pattern=f"^({'|'.join(CHOICES)})$")]
@@ -89,29 +90,27 @@ OpenVisit = Annotated[Visit, Depends(_open_visit)]
 
 @routes.get("/j/{token}")
 def look(request: Request, token: str, visit: Visited, store: Stored) -> Response:
-    path, link = judge_path(token), str(request.base_url).rstrip("/") + judge_path(token)
+    study, path, link = store.study, judge_path(token), str(request.base_url).rstrip("/") + judge_path(token)
     if visit.is_test:
         BANNER.set(BANNER.get() or "test")
     if visit.is_locked:
         return page("closed", n_voted=visit.n_voted)
     if not visit.has_started:
-        return page("start", path=path, link=link, n_assigned=visit.n_assigned, study=store.study)
+        return page("start", path=path, link=link, n_assigned=visit.n_assigned, study=study)
+    tries = store.tries(visit.judge_id) if study.check else []
+    if study.check and True not in tries:
+        is_over = len(tries) >= study.check_tries
+        return page("screened_out" if is_over else "check", path=path, study=study, attempt=len(tries))
     if visit.asks_survey and visit.survey is None:
-        return page("survey", path=path, study=store.study)
+        return page("survey", path=path, study=study)
     shown = store.show(visit.judge_id)
     if shown is not None:
         facts = {"n_assigned": visit.n_assigned, "last_vote": visit.last_vote}
-        return page("item", path=path, shown=shown, study=store.study, **facts)
+        return page("item", path=path, shown=shown, study=study, **facts)
     after = store.visit(token)  # another window may have voted, or the panel may have been locked, since `visit`
     if after is None or after.is_locked:
         return page("closed", n_voted=visit.n_voted)
     return page("finished", path=path, link=link, n_voted=after.n_voted, last_vote=after.last_vote)
-
-
-@routes.post("/j/{token}/start")
-def start(token: str, visit: OpenVisit, store: Stored) -> Response:
-    store.start(visit.judge_id)
-    return see_other(judge_path(token))
 
 
 async def _sent(request: Request) -> dict[str, str]:
@@ -130,6 +129,22 @@ def _answers(sent: Mapping[str, str], asked: Mapping[str, Collection[str]]) -> d
     return given
 
 
+@routes.post("/j/{token}/start")
+def start(token: str, visit: OpenVisit, store: Stored, sent: Sent) -> Response:
+    if store.study.consent and "consent" not in sent:
+        raise HTTPException(422)
+    store.start(visit.judge_id)
+    return see_other(judge_path(token))
+
+
+@routes.post("/j/{token}/check")
+def check(token: str, visit: OpenVisit, store: Stored, sent: Sent, attempt: Annotated[int, Form()]) -> Response:
+    tries, study = store.tries(visit.judge_id), store.study
+    if visit.has_started and True not in tries and attempt == len(tries) < study.check_tries:
+        store.check(visit.judge_id, attempt, [sent.get(f"q{i}") for i in range(len(study.check))])
+    return see_other(judge_path(token))
+
+
 @routes.post("/j/{token}/survey")
 def survey(token: str, visit: OpenVisit, store: Stored, sent: Sent) -> Response:
     answers = _answers(sent, {question.name: question.answers for question in store.study.survey})
@@ -139,8 +154,13 @@ def survey(token: str, visit: OpenVisit, store: Stored, sent: Sent) -> Response:
 
 
 @routes.post("/j/{token}/vote")
-def vote(token: str, visit: Visited, store: Stored, impression: ImpressionField, choice: ChoiceField) -> Response:
-    cast = store.vote(visit.judge_id, impression, choice)
+def vote(
+    token: str, visit: Visited, store: Stored, impression: ImpressionField, choice: ChoiceField, sent: Sent
+) -> Response:
+    said = _answers(sent, store.study.further)
+    if store.study.ask_reason and (reason := sent.get("reason", "").strip()):
+        said["reason"] = reason[:LONGEST_REASON]
+    cast = store.vote(visit.judge_id, impression, choice, said)
     if cast is Cast.STORED:
         return see_other(judge_path(token))
     if cast is Cast.LOCKED:
