@@ -112,7 +112,7 @@ def _warn(console: Console, text: str) -> None:
     dest="file",
     metavar="FILE",
 )
-@takes("--study", "what judges are told and asked (default: configs/studies/default.yaml)", metavar="FILE")
+@takes("--study", "what judges are told and asked (default: the plan's, or studies/default.yaml)", metavar="FILE")
 @takes("--key-to", "seal the key in this folder, such as a custodian's (default: DIR/sealed)", Path, metavar="FOLDER")
 @DATABASE
 def prepare(args: Namespace) -> None:
@@ -141,7 +141,8 @@ def prepare(args: Namespace) -> None:
     if args.votes is None and args.file is not None and n_pairs < votes:
         _warn(console, f"the file has {n_pairs} pairs of completions: a set is all of them, not {votes}")
         votes = n_pairs
-    own = [args.study] if args.study else []
+    layers = [name for name in ("imported" if args.file is not None else None, args.study) if name]
+    planned = chosen.plan.study if chosen.plan and not args.study else None
     options = PanelOptions(
         judges=n_judges,
         votes_per_judge=votes,
@@ -149,7 +150,7 @@ def prepare(args: Namespace) -> None:
         attention=args.attention,
         survey=not args.no_survey,
         open_link=not args.invite_only and n_judges > 0,
-        study=load_study(*own) if args.file is None else load_study("imported", *own),
+        study=planned or load_study(*layers),
     )
     folder.sealed = args.key_to or folder.sealed
     database = Database(args.database or folder.database_file)
@@ -158,7 +159,7 @@ def prepare(args: Namespace) -> None:
     folder.write_facts(database, options, is_named=bool(args.database), setting=chosen.setting)
     about = Store(database).panel()
     append(folder.suite, "panel", panel_id=about.panel_id, key_sha256=about.key_sha256)
-    for line in deviations(chosen, options.judges, options.votes_per_judge):
+    for line in deviations(chosen, options.judges, options.votes_per_judge, options.study):
         _warn(console, line)
     more = [plural(n, one) for n, one in ((options.n_repeats, "repeat"), (options.attention, "attention item")) if n]
     parts = [plural(votes, "pair"), *more]

@@ -43,6 +43,9 @@ def _temperature(text: str) -> float | None:
     metavar="N",
 )
 @takes("--temperature", "none: the endpoint's own (default 0)", _temperature, ModelSettings.temperature, metavar="T")
+@takes(
+    "--price", "of a million tokens in, and out: tells the cost", number("[0, inf)"), (), nargs=2, metavar=("IN", "OUT")
+)
 @KEY
 @DATABASE
 def model(args: Namespace) -> int:

@@ -11,6 +11,7 @@ from rich.console import Console
 from replication.cli.arguments import actions, folder, takes, takes_keys
 from replication.cli.grid import OF_SUITE, named_suite
 from replication.config import find_cluster, load_suite
+from replication.config.study import load_study
 from replication.console import say
 from replication.errors import UserError
 from replication.grid.cells import load_cells, refuse_other_suite
@@ -27,6 +28,7 @@ from replication.runs.layout import SuiteDir, name_cells
     "for scripts: do nothing in a folder that was begun without a plan, and name no next command",
     bool,
 )
+@takes("--study", "what judges will be told and asked (default: configs/studies/default.yaml)", metavar="FILE")
 @takes_keys("Any key of a run may follow as a flag: give what `replicate grid run` or `submit` will be given.")
 def register(args: Namespace) -> None:
     """write the analysis plan of a suite, before its first cell runs."""
@@ -37,7 +39,8 @@ def register(args: Namespace) -> None:
         return
     cluster, console = find_cluster(args.cluster) if args.cluster else None, Console()
     load_cells(suite, suite_dir, args.keys, cluster)  # also what no config says: whether arms fit their plugins
-    registered = plans.register(suite_dir, suite, args.keys, cluster, args.amend)
+    study = load_study(args.study) if args.study else None
+    registered = plans.register(suite_dir, suite, args.keys, cluster, args.amend, study)
     record = registered.record
     done = "registered" if registered.is_new else "registered already"
     say(console, f"{done} at {record.frozen_at}, sha256 {record.sha256}")

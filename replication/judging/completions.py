@@ -13,6 +13,7 @@ from itertools import combinations, product
 from pathlib import Path
 
 from replication.config import AnalysisConfig, SuiteConfig, load_suite
+from replication.config.study import Study, load_study
 from replication.errors import UserError
 from replication.generation.completions import Completion, recorded_sampling, suite_completions
 from replication.generation.export import read_export
@@ -123,7 +124,7 @@ def _check_alike(suite_dir: SuiteDir, cells: Sequence[RunDir]) -> None:
             )
 
 
-def deviations(chosen: Chosen, judges: int, votes: int) -> list[str]:
+def deviations(chosen: Chosen, judges: int, votes: int, study: Study) -> list[str]:
     """A line for each thing that the registered plan has otherwise."""
     if chosen.plan is None:
         return []
@@ -134,6 +135,8 @@ def deviations(chosen: Chosen, judges: int, votes: int) -> list[str]:
         lines.append(f"the plan's pair is {planned.baseline},{planned.treatment}: votes on another are exploratory")
     if planned.preference_factorial and len(chosen.arms) < 4:
         lines.append("the plan asks which change carries the preference, which takes a panel of all arms: --pairs all")
+    if study.sha256 != (chosen.plan.study or load_study()).sha256:
+        lines.append("the plan has another study, what judges are told and asked: a deviation")
     if votes != planned.votes_per_judge:
         lines.append(f"the plan has {planned.votes_per_judge} votes a judge, the panel {votes}: a deviation")
     if judges < planned.judges:

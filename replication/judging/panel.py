@@ -19,7 +19,6 @@ from typing import Annotated, Any
 
 from sqlalchemy import Connection, Row, func, insert, null, select, text, update
 
-from replication.config.identity import to_dict
 from replication.config.reading import Range, check_values
 from replication.config.schema import Count, Natural
 from replication.config.study import GoldPair, Study, load_study
@@ -27,20 +26,9 @@ from replication.errors import UserError
 from replication.judging.completions import Completions, draw_items, matched
 from replication.judging.database import Database
 from replication.judging.design import Cell, Design, Place, session
-from replication.judging.schema import (
-    COUNTS,
-    IS_FIRST,
-    TEST,
-    assignments,
-    items,
-    judges,
-    metadata,
-    panel,
-    study,
-    unsealed,
-)
+from replication.judging.schema import COUNTS, IS_FIRST, TEST, assignments, items, judges, metadata, panel, unsealed
 from replication.judging.seal import Key, read_key, remove_key, write_key
-from replication.judging.store import Store, hash_token, is_locked, panel_study
+from replication.judging.store import Store, hash_token, is_locked, keep_study, panel_study
 
 ATTENTION_QUESTION = "Nothing is to be compared here: please choose “{choice}”. It shows us that the page is read."
 LOCKED = "the panel is locked; no judge can join it any more"
@@ -149,7 +137,7 @@ def create_panel(
             has_survey = options.survey and bool(options.study.survey)
             facts = {"panel_id": key.panel_id, "suite": suite, "created_at": time.time(), "survey": has_survey}
             c.execute(insert(panel).values({**facts, **planned, **hashes}))
-            _keep_study(c, options.study)
+            keep_study(c, options.study)
             names = [f"judge-{n:03d}" for n in range(1, options.judges + 1)]
             _add(c, key, names, options.votes_per_judge, "human", "", {})
             if keep is not None:
@@ -158,10 +146,6 @@ def create_panel(
             remove_key(sealed)
             raise
     return tokens
-
-
-def _keep_study(c: Connection, told: Study) -> None:
-    c.execute(insert(study).values(sha256=told.sha256, study=to_dict(told)))
 
 
 def add_judges(
@@ -339,7 +323,7 @@ def preview(database: Database, file: Path) -> tuple[Store, str]:
             if not rows:
                 raise UserError("--preview: nobody has pairs yet; `replicate judge invite` gives the first set")
             here.execute(insert(table), rows)
-        _keep_study(here, panel_study(there))
+        keep_study(here, panel_study(there))
         is_open = {"locked_at": None, "lock_note": None, "baseline": None, "treatment": None}
         here.execute(update(panel).values(**is_open, join_sha256=hash_token(join)))
         fresh = {"kind": "human", "vendor": "", "token_sha256": None, "started_at": None, "survey": null()}

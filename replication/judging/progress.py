@@ -240,8 +240,8 @@ def of_judge(person: Any, rows: Sequence[Any], n_assigned: int, n_first: int, n_
     """The progress of a judge; n_first: assignments without repeats and attention items."""
     first = [row.choice for row in rows if is_first(row)]
     seconds = [row.seconds for row in rows if row.seconds is not None]
-    known = [(row.category, row.choice == row.expected) for row in rows if row.expected is not None]
-    attention, gold = ([is_so for of, is_so in known if of == category] for category in ("attention", "gold"))
+    known = [(row.category == "gold", row.choice == row.expected) for row in rows if row.expected is not None]
+    attention, gold = ([is_so for is_gold, is_so in known if is_gold is of] for of in (False, True))
     earlier = {row.assignment_id: chosen_text(row) for row in rows}
     alike = [earlier[row.repeats] == chosen_text(row) for row in rows if row.repeats in earlier]
     return JudgeProgress(

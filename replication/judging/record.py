@@ -21,13 +21,14 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 
 from replication.config import AnalysisConfig
+from replication.config.study import Exclusions
 from replication.console import utc
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.folder import PanelFolder
-from replication.judging.progress import judge_progress
-from replication.judging.schema import answers, assignments, details, items, judges, panel, unsealed
-from replication.judging.store import PanelFacts, panel_facts, panel_study, standing_votes, test_votes
+from replication.judging.progress import JudgeProgress, judge_progress
+from replication.judging.schema import answers, assignments, items, judges, panel, remarks, unsealed
+from replication.judging.store import PanelFacts, Store, panel_facts, panel_study, standing_votes, test_votes
 from replication.runs.files import file_sha256, write_text
 from replication.runs.records import read_record, write_record
 from replication.statistics.preference import binomial_p
@@ -87,13 +88,12 @@ def unsealed_within(c: Connection) -> Unsealed:
     surveys = c.execute(select(judges.c.judge_id, judges.c.survey)).all()
     prompts = c.execute(select(items.c.prompt_id, items.c.category).where(items.c.prompt_id.is_not(None)))
     baseline, treatment = c.execute(select(panel.c.baseline, panel.c.treatment)).one()
-    told = panel_study(c)
-    kept = c.execute(select(details)).all() if told.further or told.ask_reason else []
-    said = {row.showing: row.said for row in kept}
+    told, asked = panel_study(c), select(remarks.c.about, remarks.c.said)
+    beside = {row.about: row.said for row in c.execute(asked)} if told.further or told.ask_reason else {}
     return Unsealed(
         panel=about,
         arms=(baseline, treatment),
-        votes=tuple(_vote(row, behind[row.item_id], about, said.get(row.showing, {})) for row in recorded),
+        votes=tuple(_vote(row, behind[row.item_id], about, beside.get(row.showing, {})) for row in recorded),
         cast_at=tuple(row.cast_at for row in recorded),
         category=dict(sorted((row.prompt_id, row.category) for row in prompts)),
         surveys={row.judge_id: row.survey for row in surveys if row.survey},
@@ -102,7 +102,7 @@ def unsealed_within(c: Connection) -> Unsealed:
     )
 
 
-def _vote(row: Row[Any], behind: Row[Any], about: PanelFacts, said: Mapping[str, str]) -> Vote:
+def _vote(row: Row[Any], behind: Row[Any], about: PanelFacts, beside: Mapping[str, str]) -> Vote:
     shown = [(behind.arm_first, behind.sample_first), (behind.arm_second, behind.sample_second)]
     left, right = shown if row.first_is_left else reversed(shown)
     return Vote(
@@ -121,9 +121,9 @@ def _vote(row: Row[Any], behind: Row[Any], about: PanelFacts, said: Mapping[str,
         shown_at="" if row.shown_at is None else iso(row.shown_at),
         seconds=math.nan if row.seconds is None else round(row.seconds, 3),
         repeat_of="" if row.repeats is None else vote_id(about.panel_id, row.repeats),
-        criteria=" ".join(f"{name}:{choice}" for name, choice in said.items() if name not in FURTHER),
-        strength=said.get("strength", ""),
-        reason=said.get("reason", ""),
+        criteria=" ".join(f"{name}:{choice}" for name, choice in beside.items() if name not in FURTHER),
+        strength=beside.get("strength", ""),
+        reason=beside.get("reason", ""),
     )
 
 
@@ -293,6 +293,19 @@ def check_votes_file(folder: PanelFolder, panel_id: str) -> None:
         raise UserError(f"{folder.suite.votes}: holds votes of something else than this panel; move it away first")
 
 
+def broken_rules(rules: Exclusions, judge: JudgeProgress) -> str:
+    """The study's rules by which a judge enters no statistic, in words; "" for one who broke none."""
+    is_fast = judge.kind == "human" and (judge.median_seconds or math.inf) < (rules.fast_seconds or 0)
+    over = {
+        "failed_attention": judge.attention.whole - judge.attention.part,
+        "failed_gold": judge.gold.whole - judge.gold.part,
+        "tie_share": judge.ties.value or 0.0,
+    }
+    limits = vars(rules)
+    broken = [key for key in rules.rules if (is_fast if key == "fast_seconds" else over[key] > limits[key])]
+    return ", ".join(rules.rules[key] for key in broken)
+
+
 def write_votes_record(
     folder: PanelFolder, database: Database, rules: AnalysisConfig, key_read_at: float | None = None
 ) -> VotesNote:
@@ -306,8 +319,15 @@ def write_votes_record(
     check_votes_file(folder, about.panel_id)
     before = read_record(folder.suite.votes_note, VotesNote) or VotesNote()
     write_text(folder.suite.votes, votes_text(found.votes))
-    attention = [judge.attention for judge in judge_progress(database) if judge.kind == "human"]
+    told, progress = Store(database).study, judge_progress(database)
+    attention = [judge.attention for judge in progress if judge.kind == "human"]
+    by_side = select(assignments.c.judge_id, answers.c.choice).join(assignments)
+    first: dict[str, list[int]] = {}
     with database.read() as c:
+        for judge, choice in c.execute(by_side.where(answers.c.choice.in_(("left", "right")))):
+            sides = first.setdefault(judge, [0, 0])
+            sides[0] += choice == "left"
+            sides[1] += 1
         query = select(answers.c.status, func.count().label("n")).group_by(answers.c.status)
         replies = {row.status: row.n for row in c.execute(query)}
     note = VotesNote(
@@ -329,6 +349,12 @@ def write_votes_record(
         n_garbage=replies.get("garbage", 0),
         n_attention_asked=sum(part.whole for part in attention),
         n_attention_passed=sum(part.part for part in attention),
+        n_gold_asked=sum(judge.gold.whole for judge in progress),
+        n_gold_passed=sum(judge.gold.part for judge in progress),
+        study_sha256=told.sha256,
+        excluded={judge.judge_id: why for judge in progress if (why := broken_rules(told.exclude, judge))},
+        surveys={name: dict(said) for name, said in found.surveys.items()},
+        first_chosen=first,
         schema_version=SCHEMA_VERSION,
     )
     write_record(folder.suite.votes_note, note)

@@ -153,22 +153,13 @@ Index(
     postgresql_where=votes.c.undone_at.is_(None),
 )
 
-# Tries at the study's comprehension check. This table and the next are in no panel from before there were studies.
-checks = Table(
-    "judging_checks",
+# What people said besides votes, where a study asks; in no panel from before there were studies. About the pair of a
+# showing: criterion -> choice, `strength`, `reason`. About check-0, check-1: the answers of a try, in order.
+remarks = Table(
+    "judging_remarks",
     metadata,
     Column("judge_id", ForeignKey("judging_judges.judge_id"), primary_key=True),
-    Column("attempt", Integer, primary_key=True),  # from 0
-    Column("answers", JSON, nullable=False),
-    Column("passed", Boolean, nullable=False),
-    Column("at", Float, nullable=False),
-)
-
-# What was said beside a vote, where a study asks for more: criterion -> choice, `strength`, `reason`.
-details = Table(
-    "judging_details",
-    metadata,
-    Column("showing", ForeignKey("judging_votes.showing"), primary_key=True),
+    Column("about", String(32), primary_key=True),
     Column("said", JSON, nullable=False),
 )
 

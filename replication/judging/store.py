@@ -18,9 +18,11 @@ from typing import Any
 from sqlalchemy import Connection, Select, and_, bindparam, func, insert, inspect, select, true, update
 from sqlalchemy.exc import IntegrityError
 
+from replication.config.identity import to_dict
 from replication.config.study import Study, load_study
+from replication.judging import schema
 from replication.judging.database import Database
-from replication.judging.schema import COUNTS, TEST, assignments, checks, details, items, judges, panel, study, votes
+from replication.judging.schema import COUNTS, TEST, assignments, items, judges, panel, votes
 from replication.runs.records import from_json
 from replication.votes.record import CHOICES
 
@@ -136,16 +138,16 @@ class Store:
 
     def tries(self, judge_id: str) -> list[bool]:
         """Whether the judge passed, of each try at the study's check."""
-        query = select(checks.c.passed).where(checks.c.judge_id == judge_id).order_by(checks.c.attempt)
+        check, t = schema.remarks.c.about.startswith("check-"), schema.remarks
+        query = select(t.c.said).where(t.c.judge_id == judge_id, check).order_by(t.c.about)
+        right = [answers[0] for answers in (self.study.check or {}).values()]
         with self.database.read() as c:
-            return list(c.execute(query).scalars())
+            return [given == right for given in c.execute(query).scalars()]
 
     def check(self, judge_id: str, attempt: int, given: Sequence[str | None]) -> None:
         """Keep a try at the study's check, the answers in order of its questions; what comes twice is kept once."""
-        passed = list(given) == [question.right for question in self.study.check]
-        row = {"judge_id": judge_id, "attempt": attempt, "answers": list(given), "passed": passed, "at": time.time()}
         with suppress(IntegrityError), self.database.write() as c:
-            c.execute(insert(checks).values(row))
+            c.execute(insert(schema.remarks).values(judge_id=judge_id, about=f"check-{attempt}", said=list(given)))
 
     def answer_survey(self, judge_id: str, answers: Mapping[str, Any]) -> None:
         """Keep a judge's answers about themselves; {} where they skip."""
@@ -170,7 +172,7 @@ class Store:
     def vote(self, judge_id: str, impression: str, choice: str, said: Mapping[str, str] | None = None) -> Cast:
         """Store a judge's choice on what they were shown; at most once an impression, whoever asks how often.
 
-        `said`: what else the study asks of a pair, as the table of details has it.
+        `said`: what else the study asks of a pair, as the table judging_remarks has it.
         When STORED is returned the vote is on the disk.
         """
         assert choice in CHOICES
@@ -191,7 +193,7 @@ class Store:
                 cast = {"assignment_id": row.assignment_id, "showing": impression, "choice": choice, "cast_at": now}
                 c.execute(_CAST, {**cast, "shown_at": row.shown_at, "seconds": max(0.0, now - row.shown_at)})
                 if said:
-                    c.execute(insert(details).values(showing=impression, said=dict(said)))
+                    c.execute(insert(schema.remarks).values(judge_id=judge_id, about=impression, said=dict(said)))
         except IntegrityError:  # what the locks above do not catch, the unique index does
             return Cast.CONFLICT
         return Cast.STORED
@@ -221,8 +223,13 @@ def panel_facts(c: Connection) -> PanelFacts:
 
 def panel_study(c: Connection) -> Study:
     """Of a panel from before there were studies the default one."""
-    kept = c.execute(select(study.c.study)).scalar_one_or_none() if inspect(c).has_table(study.name) else None
+    query = select(schema.study.c.study)
+    kept = c.execute(query).scalar_one_or_none() if inspect(c).has_table(schema.study.name) else None
     return load_study() if kept is None else from_json(Study, kept)
+
+
+def keep_study(c: Connection, told: Study) -> None:
+    c.execute(insert(schema.study).values(sha256=told.sha256, study=to_dict(told)))
 
 
 def standing_votes() -> Select[Any]:

@@ -19,6 +19,7 @@ from replication.config import (
     scientific,
     to_dict,
 )
+from replication.config.study import load_study
 from replication.console import plural
 from replication.errors import UserError
 from replication.protocol.anchor import anchor_sentence
@@ -204,6 +205,10 @@ def _panel(suite_dir: SuiteDir, plan: Plan) -> tuple[list[str], list[Withheld], 
     if note and note.note.locked_early_because:
         reason = note.note.locked_early_because
         faults.append(f'the panel was locked before all planned votes were in; reason given: "{reason}"')
+    if note and note.note.study_sha256 not in (None, (plan.study or load_study()).sha256):
+        faults.append("the panel's study, what judges were told and asked, is not the plan's")
+        if note.note.excluded:
+            withheld.append(Withheld("judges were excluded by rules that the plan does not have", "preference"))
     given, rules = votes_per_judge(votes, plan.analysis.judge_kinds), plan.analysis
     if len(given) > rules.judges:
         faults.append(f"{len(given)} judges voted, {rules.judges} are planned")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from replication.config import (
     without_neutral,
     without_seeds,
 )
+from replication.config.schema import NEUTRAL_SINCE
+from replication.config.study import Study
 from replication.console import timestamp
 from replication.data.prompts import find_prompts
 from replication.errors import UserError
@@ -76,6 +78,7 @@ class Plan:
     cells: dict[str, str]  # arm/seed-n -> hash of its config
     code: PlannedCode
     format: int = FORMAT
+    study: Study | None = field(default=None, metadata={NEUTRAL_SINCE: "0.2.0"})  # of the panel; none: the default one
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,9 @@ def registered_rules(suite_dir: SuiteDir, suite: SuiteConfig) -> Rules:
     return Rules(plan.analysis, plan.seeds, plan, in_time.sha256, file)
 
 
-def build_plan(suite: SuiteConfig, flags: Sequence[str] = (), cluster: Path | None = None) -> Plan:
+def build_plan(
+    suite: SuiteConfig, flags: Sequence[str] = (), cluster: Path | None = None, study: Study | None = None
+) -> Plan:
     """The plan of a suite.
 
     Args:
@@ -197,11 +202,12 @@ def build_plan(suite: SuiteConfig, flags: Sequence[str] = (), cluster: Path | No
         diverged=suite.diverged,
         questions=asked,
         secondary=tuple(question.id for question in asked if question.role == "secondary"),
-        exclusions=exclusions(analysis, suite.diverged),
+        exclusions=exclusions(analysis, suite.diverged, study),
         settings=_settings(of_arm),
         generation={"prompts": generation.prompts, **sampling_settings(generation), **prompts},
         cells={f"{arm}/seed-{seed}": scientific_hash(replace(of_arm[arm], seed=seed)) for arm, seed in cells},
         code=PlannedCode(__version__, git_state().commit),
+        study=study,
     )
 
 
@@ -244,6 +250,7 @@ def register(
     flags: Sequence[str] = (),
     cluster: Path | None = None,
     amend: str | None = None,
+    study: Study | None = None,
 ) -> Registered:
     """Write DIR/plan.json and DIR/plan.md, in a folder that is made where it is not there; see build_plan.
 
@@ -251,10 +258,12 @@ def register(
 
     Args:
         amend: why the plan that is there is replaced; it is kept as plan-1.json (the next one as plan-2.json).
+        study: of the panel; none: that of the plan that is there, or the default one.
 
     Raises UserError: another plan is there and `amend` is none; or see build_plan.
     """
-    plan, earlier = build_plan(suite, flags, cluster), read_plan(suite_dir)
+    earlier = read_plan(suite_dir)
+    plan = build_plan(suite, flags, cluster, study or (earlier.plan.study if earlier else None))
     amend, history = (amend or "").strip() or None, tuple[EarlierPlan, ...]()
     if earlier is not None:
         changed = plan_differences(earlier.plan, plan)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from replication.config import AnalysisConfig, DivergedRule
+from replication.config.study import Study
 from replication.errors import UserError
 
 LOSSES = {
@@ -154,9 +155,11 @@ STRICT = (
 )
 
 
-def exclusions(a: AnalysisConfig, diverged: DivergedRule) -> tuple[str, ...]:
+def exclusions(a: AnalysisConfig, diverged: DivergedRule, study: Study | None = None) -> tuple[str, ...]:
     """Rules, a sentence or two each: who is left out of which figure, who stays in, and when collecting ends."""
     above = diverged.above_nats
+    rules = "; ".join(study.exclude.rules.values()) if study else ""
+    by_rule = f" but those who by the study's rules break one when the panel is locked, whatever the arms ({rules})"
     limit = "what guessing uniformly costs" if above is None else f"{above:g} nats"
     return (
         "A pair (an arm and the first arm at one seed) that the pair certificate refuses enters no comparison. It is "
@@ -167,8 +170,9 @@ def exclusions(a: AnalysisConfig, diverged: DivergedRule) -> tuple[str, ...]:
         "its files allow, and is listed.",
         f"A question is answered with at least {a.min_seeds} certified seeds. With fewer there is an estimate and no "
         "verdict.",
-        f"Votes of these kinds of judges count: {', '.join(a.judge_kinds)}. The primary analysis leaves out no judge, "
-        "and no vote but repeats (for self-consistency alone) and those on pairs that the certificate refuses.",
+        f"Votes of these kinds of judges count: {', '.join(a.judge_kinds)}. The primary analysis leaves out no judge"
+        f"{by_rule if rules else ''}, and no vote but repeats (for self-consistency alone) and those on pairs that "
+        "the certificate refuses.",
         f"Sensitivity, beside the primary analysis: without people whose median time to a vote is below "
         f"{a.fast_seconds:g} seconds; without judges of more than {a.tie_share:.0%} ties; without judges of fewer than "
         f"{a.votes_per_judge} votes; without those who run the experiment; without all of these; models alone; people "

@@ -14,6 +14,7 @@ from replication.console import plural
 from replication.protocol.paper import VOTES
 from replication.report.comparisons import Number, Row
 from replication.report.load import NAN
+from replication.runs.layout import SuiteDir
 from replication.statistics.alike import Alike, alike_judges, as_one
 from replication.statistics.crossed import CrossedDesign, degrees
 from replication.statistics.preference import (
@@ -29,7 +30,7 @@ from replication.statistics.preference import (
     shares_by,
 )
 from replication.statistics.seeds import POWER, holm, mean_test, sign_flip_p, smallest_sign_flip_p
-from replication.votes.record import Vote
+from replication.votes.record import Vote, read_note
 from replication.votes.tally import judge_votes, published_filters, votes_per_judge
 
 MOST_SEEDS = 1000
@@ -142,6 +143,10 @@ class Preference(Counts, UsedVotes):
     other_pairs: list[Row]
     alike: list[Alike] = field(default_factory=list)
     """Judges who vote alike beyond chance."""
+    criteria: list[Row] = field(default_factory=list)
+    """Votes by other criteria than the primary one."""
+    survey: list[Row] = field(default_factory=list)
+    """People by what they said of themselves, which they were asked before they saw a pair."""
     estimate: Number
     low: Number
     high: Number
@@ -156,6 +161,7 @@ def analyse_votes(
     certified: Mapping[str, Iterable[int]],
     categories: Mapping[int, str],
     is_planned: bool = False,
+    surveys: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Preference | None:
     """The analysis of a record; None without any vote, or in a suite of one arm.
 
@@ -165,6 +171,7 @@ def analyse_votes(
         certified: arm -> seeds at which its pair with the baseline passes the certificate.
         categories: prompt id -> category.
         is_planned: whether a plan is registered, which the words then name.
+        surveys: judge -> question -> answer.
     """
     if not votes or analysis.baseline is None or analysis.treatment is None:
         return None
@@ -196,6 +203,8 @@ def analyse_votes(
         agreement=_agreement(b, used),
         other_pairs=_other_pairs(used, analysis),
         alike=alike,
+        criteria=_criteria(used, pair, alike, alpha),
+        survey=_strata(b.where(b.is_human), surveys or {}, alpha),
         **{key: getattr(primary, key) for key in ("estimate", "low", "high", "p", "level")},
     )
     n_clusters = len(np.unique(b.cluster))
@@ -377,6 +386,31 @@ def _groups(b: Ballots, groups: Sequence[str], alpha: float) -> list[Row]:
     of_vote, names = np.array(groups, dtype=np.str_), sorted(set(groups))
     rows = [_numbers(b.where(of_vote == name), alpha) for name in names]
     return _corrected([{"name": name} for name in names], rows)
+
+
+def _criteria(used: Sequence[Vote], pair: tuple[str, str], alike: Sequence[Alike], alpha: float) -> list[Row]:
+    """One row each; of the votes that say something of it."""
+    names, rows = list(dict.fromkeys(name for vote in used for name in vote.said)), []
+    for name in names:
+        b = ballots((replace(vote, choice=vote.said[name]) for vote in used if name in vote.said), *pair)
+        rows.append(_numbers(as_one(b, [same for same in alike if {*same.judges} <= {*b.judge}]), alpha))
+    return _corrected([{"name": name} for name in names], rows)
+
+
+def _strata(people: Ballots, surveys: Mapping[str, Mapping[str, str]], alpha: float) -> list[Row]:
+    """One row for each answer of each question."""
+    answers = sorted({(question, answer) for said in surveys.values() for question, answer in said.items()})
+    rows = []
+    for question, answer in answers:
+        gave = [name for name, said in surveys.items() if said.get(question) == answer]
+        rows.append(_numbers(people.where(np.isin(people.judge, gave)), alpha))
+    return _corrected([{"name": f"{question}: {answer}"} for question, answer in answers], rows)
+
+
+def surveys(suite_dir: SuiteDir) -> dict[str, dict[str, str]]:
+    """Judge -> question -> answer, as the lock of the panel wrote them."""
+    note = read_note(suite_dir.votes_note, suite_dir.votes)
+    return (note.note.surveys if note else None) or {}
 
 
 def _other_pairs(used: Sequence[Vote], analysis: AnalysisConfig) -> list[Row]:

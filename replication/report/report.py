@@ -21,7 +21,7 @@ from replication.report.effects import preference_figure
 from replication.report.figures import draw_figures
 from replication.report.load import MOST_READERS, CellData, load_cells
 from replication.report.page import html, markdown, paragraphs
-from replication.report.preference import NOT_DECIDED, Preference, analyse_votes
+from replication.report.preference import NOT_DECIDED, Preference, analyse_votes, surveys
 from replication.report.results import FORMAT, Results, compute_results, read_results, write_results
 from replication.report.tables import write_tables
 from replication.report.words import preference_lines, sentences
@@ -136,7 +136,8 @@ def write_votes_report(suite_dir: SuiteDir) -> Path:
     analysis = replace(AnalysisConfig(), baseline=arms[0], treatment=arms[1], votes_per_judge=full_set)
     details = (counts.question_majorities or {}).get("details")
     categories = {row["question_id"]: row["category"] for row in details} if isinstance(details, list) else {}
-    found = analyse_votes(votes, name, analysis, {arms[1]: {vote.seed for vote in votes}}, categories)
+    seeds, said = {arms[1]: {vote.seed for vote in votes}}, surveys(suite_dir)
+    found = analyse_votes(votes, name, analysis, seeds, categories, surveys=said)
     assert found is not None
     undecided = replace(found, decision=NOT_DECIDED, why=NO_VERDICT, more_seeds=None)
     preference = from_json(Preference, clean(to_json(undecided)))

@@ -25,7 +25,7 @@ from replication.report.completions import Robustness, completion_rows, judged_t
 from replication.report.decisions import Decision, Panel, asked, decide, looks_taken, not_rejected
 from replication.report.description import Noise
 from replication.report.load import NAN, CellData
-from replication.report.preference import NOT_DECIDED, Preference, analyse_votes, usable_votes
+from replication.report.preference import NOT_DECIDED, Preference, analyse_votes, surveys, usable_votes
 from replication.report.questions import FactorialAnswer, LossAnswer
 from replication.report.sweeps import Sweeps, compare_sweeps
 from replication.runs.files import read_object, write_json
@@ -157,7 +157,7 @@ def compute_results(
     seeds = {arm: np.array(suite.seeds)[holds].tolist() for arm, holds in good.items() if arm != baseline}
     categories = {s.prompt_id: str(s.category) for c in cells for s in c.samples if isinstance(s.prompt_id, int)}
     seeds = {arm: sorted({*of}.intersection(rules.seeds)) for arm, of in seeds.items()}
-    preference = analyse_votes(votes, suite.name, a, seeds, categories, suite_dir.plan.is_file())
+    preference = analyse_votes(votes, suite.name, a, seeds, categories, suite_dir.plan.is_file(), surveys(suite_dir))
     carried = preference_factorial(votes, suite.name, a, seeds, of_place)
     registered = {
         arm: [value if seed in rules.seeds else NAN for seed, value in zip(suite.seeds, of, strict=True)]

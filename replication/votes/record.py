@@ -90,9 +90,11 @@ def read_votes(path: Path) -> list[Vote]:
 
 
 def counted_votes(path: Path) -> list[Vote]:
-    """Those of read_votes that a statistic may count: not those of judges who were withdrawn from the folder."""
-    gone = read_withdrawals(SuiteDir(path.parent)).of("judge")
-    return [vote for vote in read_votes(path) if vote.judge_id not in gone]
+    """Those of read_votes that a statistic may count: not those of judges who were withdrawn, or excluded by a rule."""
+    votes, suite_dir = read_votes(path), SuiteDir(path.parent)
+    note = read_note(suite_dir.votes_note, path)
+    gone = read_withdrawals(suite_dir).of("judge").keys() | (note.note.excluded or {} if note else {}).keys()
+    return [vote for vote in votes if vote.judge_id not in gone]
 
 
 def parse_votes(text: str, path: str) -> list[Vote]:
@@ -222,6 +224,12 @@ class VotesNote:
     n_garbage: int | None = None  # answers of models that cannot be read
     n_attention_asked: int | None = None
     n_attention_passed: int | None = None
+    n_gold_asked: int | None = None
+    n_gold_passed: int | None = None
+    study_sha256: str | None = None
+    excluded: dict[str, str] | None = None  # judges who enter no statistic -> the study's rule that they broke
+    surveys: dict[str, dict[str, str]] | None = None  # judge -> what they said of themselves: question -> answer
+    first_chosen: dict[str, list[int]] | None = None  # model judge -> [answers for what came first, decisive ones]
     arms: list[str] | None = None  # that votes were cast on
     schema_version: int | None = None
 
@@ -237,6 +245,8 @@ class VotesNote:
         were = plural(refusals + garbage, "answer of a model was", "answers of models were")
         why = f"refusals: {refusals}; not readable: {garbage}"
         passed = f"{self.n_attention_passed or 0} of {self.n_attention_asked}"
+        rules = "; ".join(f"{judge} ({why})" for judge, why in (self.excluded or {}).items())
+        first = "; ".join(f"{judge} {n} of {whole}" for judge, (n, whole) in (self.first_chosen or {}).items())
         told = (
             (locked, locked),
             (self.key_sha256, f"The sealed key that says which arm stood where has the SHA-256 {self.key_sha256}."),
@@ -250,6 +260,9 @@ class VotesNote:
             (lone, f"Repeated votes left out because the first vote on their pair was never cast: {lone}."),
             (self.n_test_votes, f"Votes of test judges, left out of every count: {self.n_test_votes}."),
             (self.n_attention_asked, f"Attention items: people chose what was asked of them in {passed}."),
+            (self.n_gold_asked, f"Gold pairs: the better text won {self.n_gold_passed or 0} of {self.n_gold_asked}."),
+            (rules, f"Judges in no statistic, by the study's rules, though their votes are in the record: {rules}."),
+            (first, f"Decisive answers of models, in both orders, for the text that came first: {first}."),
         )
         return [sentence for is_told, sentence in told if is_told]
 
@@ -269,7 +282,7 @@ class CheckedNote:
 
     def to_dict(self) -> dict[str, Any]:
         """The form that results.json has of it."""
-        not_reported = ("panel_id", "suite", "arms", "n_votes", "n_repeats", "n_judges", "schema_version")
+        not_reported = ("panel_id", "suite", "arms", "n_votes", "n_repeats", "n_judges", "surveys", "schema_version")
         facts = {key: value for key, value in asdict(self.note).items() if key not in not_reported}
         return {**facts, "changed": self.changed, "lines": self.lines}
 

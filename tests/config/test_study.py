@@ -15,10 +15,10 @@ def test_every_shipped_study_loads_and_says_only_what_it_changes() -> None:
     default = load_study()
     studies = {path.stem: load_study(path.stem) for path in (config_root() / "studies").glob("*.yaml")}
     assert studies["default"] == default and studies["default"].sha256 == default.sha256
-    assert [c.name for c in default.criteria] == ["overall"] and default.format == "text" and not default.exclude.rules
+    assert [*default.criteria] == ["overall"] and default.format == "text" and not default.exclude.rules
     paid = studies["paid"]
     assert paid.task == default.task and paid.sha256 != default.sha256
-    assert [c.name for c in paid.criteria] == ["overall", "coherence", "diversity"]
+    assert [*paid.criteria] == ["overall", "coherence", "diversity"]
     assert paid.consent and "study@example.org" in paid.consent.contact
     assert paid.exclude.rules == {
         "failed_attention": "more than 1 failed attention items",
@@ -33,10 +33,11 @@ def test_every_shipped_study_loads_and_says_only_what_it_changes() -> None:
         ("rubrik: x", "mine.yaml line 1: rubrik: no such key; the keys are texts, task"),
         ("task: x\ncriterion: []", "mine.yaml line 2: criterion: no such key; did you mean criteria?"),
         ("labels: {left: L, rigth: R}", "labels.rigth: no such key; did you mean labels.right?"),
-        ("criteria: []", "mine.yaml line 1: criteria: needs at least one entry"),
-        ("criteria: [{name: overall}, {name: overall}]", "criteria[1].name: 'overall' must be a word of its own"),
-        ("criteria: [{name: overall}, {name: reason}]", "criteria[1].name: 'reason' must be a word of its own"),
-        ("check: [{question: Q, answers: [a, b], right: c}]", "check[0].right: 'c' must be one of the answers"),
+        ("criteria: {}", "mine.yaml line 1: criteria: needs at least one entry"),
+        ("criteria: {overall: W?, overall: X?}", "mine.yaml line 1: key 'overall' comes twice"),
+        ("criteria: {overall: W?, reason: Y?}", "criteria.reason: must be a word of letters, digits and _"),
+        ("survey: {a b: {question: Q, answers: {}}}", "survey.a b: must be a word of letters, digits and _"),
+        ("survey: {a: {question: Q}}", "survey.a.answers: is missing"),
         ("exclude: {tie_share: 2}", "exclude.tie_share: 2.0 must lie in [0, 1]"),
         ("format: html", "format: must be one of text, markdown, not 'html'"),
     ],

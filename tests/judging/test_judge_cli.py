@@ -45,7 +45,8 @@ from replication.protocol.preregistration import register
 from replication.runs.files import file_sha256, read_json, write_text
 from replication.runs.layout import SuiteDir
 from replication.runs.ledger import read_ledger
-from replication.votes.record import read_note, read_panel_record, read_votes
+from replication.runs.records import write_record
+from replication.votes.record import counted_votes, read_note, read_panel_record, read_votes
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(CHECKOUT), "COLUMNS": "200"}
 
@@ -328,6 +329,44 @@ def test_a_deviation_from_the_plan_is_one_line_each(out: Path, said) -> None:
     assert "3 of 4 planned judges, people and models together, have given all 6 votes" in said("status", out)
 
 
+STUDY = """
+criteria: {overall: Which?, coherence: Which holds together?}
+exclude: {failed_attention: 0, tie_share: 0.9}
+"""
+
+
+def test_rules_for_exclusion_are_in_the_plan_and_hold_when_the_panel_is_locked(out: Path, said) -> None:
+    suite_dir, file = SuiteDir(out), out / "study.yaml"
+    suite = load_suite(suite_dir.suite)
+    file.write_text(STUDY)
+    register(suite_dir, suite, study=load_study(file))
+    assert not register(suite_dir, suite).is_new, "the study of the plan is kept"
+    rules = "(more than 0 failed attention items; more than 90% ties)"
+    assert f"break one when the panel is locked, whatever the arms {rules}" in suite_dir.plan_md.read_text()
+    assert "another study" not in said("prepare", out, "--attention", 1)
+    assert store_of(out).study == load_study(file)
+
+    def attentive(shown) -> str:
+        return ("left" if "Left" in shown.question else "right") if not shown.is_pair else "left"
+
+    for n, choose in enumerate([lambda shown: "tie", attentive, at_random(3), at_random(4)], 1):
+        vote_all(store_of(out), f"judge-{n:03d}", choose)
+    said("lock", out, "--yes")
+    note = read_note(suite_dir.votes_note, suite_dir.votes)
+    assert note is not None and note.note.excluded is not None
+    assert note.note.excluded["judge-001"] == "more than 0 failed attention items, more than 90% ties"
+    assert "judge-002" not in note.note.excluded and f"judge-001 ({note.note.excluded['judge-001']})" in str(note.lines)
+    kept = {vote.judge_id for vote in counted_votes(suite_dir.votes)}
+    every = {vote.judge_id for vote in read_votes(suite_dir.votes)}
+    assert len(every) == 4 and kept == every - note.note.excluded.keys()
+    status = check_plan(suite_dir, suite)
+    assert "study" not in str(status.deviations) and "excluded" not in str(status.withheld)
+    write_record(suite_dir.votes_note, replace(note.note, study_sha256="0" * 64))
+    status = check_plan(suite_dir, suite)
+    assert "the panel's study, what judges were told and asked, is not the plan's" in status.deviations
+    assert "judges were excluded by rules that the plan does not have" in {w.why for w in status.withheld}
+
+
 def _export(folder: Path) -> Path:
     """A file of the published tool: two models, five prompts, two completions of each."""
     made = completions(5, seeds=(0,), samples=(2, 2))[0]
@@ -358,11 +397,16 @@ def test_a_file_of_the_published_tool_needs_no_suite(tmp_path: Path, said) -> No
     assert "--votes: 32 is more than the 20 pairs" in text and "give at most 20" in text
     text = said("prepare", none, "--import", file, "--judges", 0)
     assert "0 sets of 20 pairs" in text and "/join/" not in text and not (none / "judging" / "join-token").exists()
-    out = tmp_path / "new"
-    said("prepare", out, "--import", file, "--judges", 2, "--votes", 5, "--repeats", 0, "--invite-only", "--no-survey")
+    out, study = tmp_path / "new", tmp_path / "study.yaml"
+    study.write_text("criteria: {overall: Which?, wit: Which is wittier?}")
+    options = ("--judges", 2, "--votes", 5, "--repeats", 0, "--invite-only", "--study", study)
+    said("prepare", out, "--import", file, *options)
+    assert store_of(out).study.task == told.task
     assert not (out / "judging" / "join-token").exists() and store_of(out).panel().join_sha256 is None
     assert "--pair: does not act" in one_line(said("prepare", out, "--import", file, "--pair", "a,b", code=2))
-    vote_everything(out, judges=2)
+    for n, background in ((1, "ml"), (2, "none")):
+        store_of(out).answer_survey(f"judge-{n:03d}", {"background": background})
+        vote_all(store_of(out), f"judge-{n:03d}", at_random(n), said={"wit": "tie" if n == 1 else "left"})
     assert f"replicate report {out}" in said("lock", out, "--yes")
     votes = read_votes(out / "votes.csv")
     assert len(votes) == 10 and {v.suite for v in votes} == {"imported"}
@@ -379,6 +423,11 @@ def test_a_file_of_the_published_tool_needs_no_suite(tmp_path: Path, said) -> No
     assert results["lines"][0].startswith("Preference: not decided: an estimate, no verdict, as the runs are not here")
     full = next(row for row in found["filters"] if row["name"] == "without judges of fewer than 5 votes")
     assert full["n_votes"] == 10
+    [wit] = found["criteria"]
+    assert (wit["name"], wit["n_votes"], wit["n_ties"]) == ("wit", 10, 5) and wit["n_decisive"] == 5
+    strata = [(row["name"], row["n_votes"]) for row in found["survey"]]
+    assert strata == [("background: ml", 5), ("background: none", 5)]
+    assert "### Other criteria (secondary)" in text and "### People by their answers to the survey" in text
     assert "an estimate, no verdict" in text and "conditional on the one seed" in text and "None" not in text
     assert (out / "figures" / "preference.png").stat().st_size > 10_000
     assert {row["name"] for row in found["categories"]} == {"factual"} and "SHA-256" in text

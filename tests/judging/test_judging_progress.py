@@ -43,6 +43,7 @@ def test_numbers_of_a_judge() -> None:
         row("a", "j", "right", False, assignment_id=6, repeats=2, cast_at=60.0),  # the other text
         row("a", "x", "left", assignment_id=7, expected="left", cast_at=70.0),
         row("a", "y", "tie", assignment_id=8, expected="right", cast_at=65.0),
+        row("a", "z", "left", assignment_id=9, expected="left", category="gold", cast_at=66.0),
         row("b", "i", "tie"),
     ]
     people = [SimpleNamespace(judge_id=name, kind="human", vendor="", survey=None, token_sha256="x", started_at=1.0)
@@ -52,9 +53,9 @@ def test_numbers_of_a_judge() -> None:
         for person, n in zip(people, (12, 1, 3), strict=True)
     )
     assert one == progress.JudgeProgress(
-        "a", "human", "", {}, True, True, votes=Part(8, 12), first=Part(4, 12), n_no_choice=0, n_repeats=2,
+        "a", "human", "", {}, True, True, votes=Part(9, 12), first=Part(4, 12), n_no_choice=0, n_repeats=2,
         ties=Part(0, 4), both_bad=Part(1, 4), left=Part(2, 3), attention=Part(1, 2), repeats_alike=Part(1, 2),
-        median_seconds=4.5, last_vote_at=70.0,
+        gold=Part(1, 1), median_seconds=4.5, last_vote_at=70.0,
     )  # fmt: skip
     assert (other.ties, other.left.value, other.median_seconds) == (Part(1, 1), None, None)
     assert (nobody.votes, nobody.last_vote_at) == (Part(0, 3), None)

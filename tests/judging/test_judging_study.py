@@ -11,12 +11,13 @@ from judging_setup import MadePanel, make_panel, vote_all
 
 from replication.config.study import Study, load_study
 from replication.errors import UserError
-from replication.judging.models.prompt import comparison_prompt, prompt_version
+from replication.judging.models.prompt import comparison_prompt, parse_reply, prompt_version
+from replication.judging.models.sheets import read_sheet, write_sheet
 from replication.judging.page.server import create_app
 from replication.judging.panel import ATTENTION_QUESTION, add_judges, preview
 from replication.judging.progress import Part, judge_progress
 from replication.judging.record import unsealed_votes
-from replication.judging.schema import details, items
+from replication.judging.schema import items, remarks
 from replication.judging.store import Store
 from replication.votes.record import parse_votes, votes_text
 
@@ -38,7 +39,7 @@ def test_a_panel_keeps_its_study_and_page_models_and_preview_go_by_it(tmp_path: 
     own = a_study(
         tmp_path,
         "task: Both are <recipes>.\nbetter: better recipe\nlabels: {left: L wins, tie: Even}\n"
-        "survey: [{name: cooks, question: Do you cook?, answers: {'yes': Daily, 'no': Never}}]",
+        "survey: {cooks: {question: Do you cook?, answers: {'yes': Daily, 'no': Never}}}",
     )
     panel = make_panel(tmp_path / "panel.sqlite", tmp_path / "sealed", study=own, attention=6)
     (tmp_path / "study.yaml").unlink()
@@ -63,8 +64,8 @@ def test_a_panel_keeps_its_study_and_page_models_and_preview_go_by_it(tmp_path: 
 CHECK = r"""
 consent: {text: "One.\n\nTwo <b>.", contact: me@example.org, withdrawal: Write to me.}
 check:
-  - {question: When is it a tie?, answers: [always, when both are as good], right: when both are as good}
-  - {question: Who is right?, answers: [nobody, I am], right: nobody}
+  When is it a tie?: [when both are as good, always]
+  Who is right?: [nobody, I am]
 """
 
 
@@ -88,7 +89,7 @@ def test_consent_comes_first_and_who_fails_the_check_twice_sees_no_pair(tmp_path
 
 
 MORE = """
-criteria: [{name: overall}, {name: coherence, question: Which holds together?}]
+criteria: {overall: Which?, coherence: Which holds together?}
 strength: [slightly, clearly]
 ask_reason: true
 gold: [{question: Name a fruit., better: Left out in the sun., worse: the the the}]
@@ -111,7 +112,7 @@ def test_what_is_asked_beside_the_vote_is_kept_with_it_and_in_the_record(tmp_pat
         page = web.post(f"{path}/vote", data=vote).text
         kept = {"coherence": "right", "strength": "clearly", "reason": "it  rhymes"}
         expected += [] if is_attention else [(shown, kept)]
-    assert sorted((row.showing, row.said) for row in panel.rows(details)) == sorted(expected)
+    assert sorted((row.about, row.said) for row in panel.rows(remarks)) == sorted(expected)
     assert len(expected) == 6 + 1 + 1, "first votes, a repeat, the gold pair"
     panel.lock()
     votes = unsealed_votes(panel.database).votes
@@ -134,3 +135,25 @@ def test_gold_pairs_are_in_every_set_models_too_and_counted_apart(tmp_path: Path
     }  # fmt: skip
     with pytest.raises(UserError, match="--attention: 7 and the study's gold pairs are more than the 7 other places"):
         make_panel(tmp_path / "2.sqlite", tmp_path / "2", study=a_study(tmp_path, MORE), attention=7)
+
+
+def test_several_criteria_are_read_strictly_and_each_is_a_vote_of_both_orders(tmp_path: Path) -> None:
+    own = a_study(tmp_path, MORE)
+    assert "1. Which?\n2. Which holds together?" in comparison_prompt(own, "Why?", "one", "two")
+    for reply, read in {"A tie": ("left", ("tie",)), "**b**, NEITHER.": ("right", ("both_bad",))}.items():
+        found = parse_reply(reply, n=2)
+        assert (found.status, found.choice, found.further) == ("choice", *read)
+    assert {parse_reply(reply, n=2).status for reply in ("A", "A A A", "A or B", "Answer: A")} == {"garbage"}
+    panel = make_panel(tmp_path / "panel.sqlite", tmp_path / "sealed", study=own, survey=False)
+    add_judges(panel.database, panel.sealed, ["m"], "model", "maker")
+    sheet, filled = tmp_path / "sheet.md", tmp_path / "filled.txt"
+    assert write_sheet(panel.database, "m", sheet) == 2
+    assert "`NUMBER: WORD WORD`, a word for each of these questions" in sheet.read_text()
+    filled.write_text("\n".join([f"{n}: A A" for n in range(1, 8)] + [f"{n}: B TIE" for n in range(8, 15)]))
+    counts = read_sheet(panel.database, "m", filled).counts
+    assert (counts.n_pairs, counts.n_votes, counts.n_a, counts.n_b, len(counts.gold)) == (7, 7, 7, 7, 1)
+    assert read_sheet(panel.database, "m", filled).n_stored == 0
+    assert [row.said for row in panel.rows(remarks)] == [{"coherence": "tie"}] * 7
+    panel.lock()
+    votes = unsealed_votes(panel.database).votes
+    assert {(vote.choice, vote.criteria) for vote in votes} == {("left", "coherence:tie")}

@@ -97,12 +97,14 @@ def make_panel(
     return MadePanel(database, sealed, tokens.admin, tokens.join)
 
 
-def vote_all(store: Store, judge_id: str, choose: Callable[[Any], str], most: int = 10_000) -> list[tuple[Any, str]]:
+def vote_all(
+    store: Store, judge_id: str, choose: Callable[[Any], str], most: int = 10_000, said: dict[str, str] | None = None
+) -> list[tuple[Any, str]]:
     """Vote until nothing is shown, or the panel is locked; (impression, choice) of each vote that was acknowledged."""
     cast = []
     while len(cast) < most and (shown := store.show(judge_id)) is not None:
         choice = choose(shown)
-        outcome = store.vote(judge_id, shown.impression, choice)
+        outcome = store.vote(judge_id, shown.impression, choice, said)
         if outcome is Cast.LOCKED:
             break
         assert outcome is Cast.STORED, outcome

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -19,10 +20,10 @@ from replication.config.study import Study
 from replication.console import table
 from replication.errors import UserError
 from replication.judging.database import Database
-from replication.judging.models.prompt import CUT_OFF, Parsed, agree, combine
+from replication.judging.models.prompt import CUT_OFF, Parsed, agree, combine, parse_reply
 from replication.judging.models.settings import ModelSettings
 from replication.judging.panel import add_judges, check_judge_id
-from replication.judging.schema import IS_FIRST, answers, assignments, items, judges, model_judges, votes
+from replication.judging.schema import IS_FIRST, answers, assignments, items, judges, model_judges, remarks, votes
 from replication.judging.store import Store, is_locked
 
 LOCKED = "the panel is locked; it takes no more votes"
@@ -89,6 +90,8 @@ class AnswerCounts:
     n_a: int  # answers for the completion that came first; n_b: second
     n_b: int
     n_truncated: int  # answers that were cut off
+    gold: list[bool]  # of each vote on a gold pair, whether the better text won
+    seconds: float | None  # of an answer, in the median
     input_tokens: int  # as far as the endpoint tells; output_tokens too
     output_tokens: int
 
@@ -201,19 +204,39 @@ class ModelJudge:
                     known = known or model
                     c.execute(insert(answers).values(answer.row()))
                 for assignment_id in {answer.comparison.assignment_id for answer in stored}:
-                    _vote(c, assignment_id)
+                    self._vote(c, assignment_id)
                 return len(stored)
         except IntegrityError:  # another process asks for the same judge, and was faster
             return 0
 
+    def _vote(self, c: Connection, assignment_id: int) -> None:
+        """Cast the vote of a pair, once, when both orders were answered by a choice."""
+        query = select(answers).where(answers.c.assignment_id == assignment_id).order_by(answers.c.swapped)
+        said = c.execute(query).all()
+        if len(said) < 2 or not all(row.choice for row in said):
+            return
+        known = [row.seconds for row in said if row.seconds is not None]
+        seen = {"showing": secrets.token_urlsafe(16), "shown_at": min(row.asked_at for row in said) if known else None}
+        c.execute(update(assignments).where(assignments.c.assignment_id == assignment_id).values(seen))
+        cast = {"assignment_id": assignment_id, "cast_at": max(row.asked_at + (row.seconds or 0) for row in said)}
+        choice = combine(said[0].choice, said[1].choice)
+        c.execute(insert(votes).values(**cast, **seen, choice=choice, seconds=sum(known) if known else None))
+        further = [*self.study.criteria][1:]
+        both = zip(*(parse_reply(row.reply, n=len(further) + 1).further for row in said), strict=True)
+        if beside := {name: combine(*of) for name, of in zip(further, both, strict=False)}:
+            c.execute(insert(remarks).values(judge_id=self.judge_id, about=seen["showing"], said=beside))
+
     def counts(self) -> AnswerCounts:
-        names = ("assignment_id", "status", "choice", "finish_reason", "input_tokens", "output_tokens")
+        names = ("assignment_id", "status", "choice", "finish_reason", "input_tokens", "output_tokens", "seconds")
         query = select(*(answers.c[name] for name in names)).join(assignments).where(self._mine)
         n_of = select(func.count()).where(self._mine)
         with self.database.read() as c:
             n_pairs = c.execute(n_of.select_from(assignments)).scalar_one()
             n_votes = c.execute(n_of.select_from(assignments.join(votes))).scalar_one()
             said = c.execute(query.order_by(answers.c.assignment_id, answers.c.swapped)).all()
+            right = select(votes.c.choice == assignments.c.expected).join_from(votes, assignments)
+            gold = c.execute(right.where(self._mine, assignments.c.expected.is_not(None))).scalars().all()
+        seconds = [row.seconds for row in said if row.seconds is not None]
         by_pair = [[row.choice for row in rows] for _, rows in groupby(said, key=lambda row: row.assignment_id)]
         both = [choices for choices in by_pair if len(choices) == 2 and all(choices)]  # as assigned, and swapped
         n_agreeing = sum(agree(*choices) for choices in both)
@@ -228,23 +251,11 @@ class ModelJudge:
             n_a=sum(row.choice == "left" for row in said),
             n_b=sum(row.choice == "right" for row in said),
             n_truncated=sum(row.finish_reason in CUT_OFF for row in said),
+            gold=list(gold),
+            seconds=median(seconds) if seconds else None,
             input_tokens=sum(row.input_tokens or 0 for row in said),
             output_tokens=sum(row.output_tokens or 0 for row in said),
         )
-
-
-def _vote(c: Connection, assignment_id: int) -> None:
-    """Cast the vote of a pair, once, when both orders were answered by a choice."""
-    query = select(answers).where(answers.c.assignment_id == assignment_id).order_by(answers.c.swapped)
-    said = c.execute(query).all()
-    if len(said) < 2 or not all(row.choice for row in said):
-        return
-    known = [row.seconds for row in said if row.seconds is not None]
-    seen = {"showing": secrets.token_urlsafe(16), "shown_at": min(row.asked_at for row in said) if known else None}
-    c.execute(update(assignments).where(assignments.c.assignment_id == assignment_id).values(seen))
-    cast = {"assignment_id": assignment_id, "cast_at": max(row.asked_at + (row.seconds or 0) for row in said)}
-    choice = combine(said[0].choice, said[1].choice)
-    c.execute(insert(votes).values(**cast, **seen, choice=choice, seconds=sum(known) if known else None))
 
 
 def join_panel(
@@ -308,6 +319,7 @@ def print_summary(summary: Summary, console: Console, settings: ModelSettings | 
         ("same choice in both orders", share(t.n_agreeing, t.n_agreeing + t.n_disagreeing)),
         ("ties by disagreement", t.n_disagreeing),
         ("first completion chosen (position bias)", share(t.n_a, t.n_a + t.n_b)),
+        *([("gold pairs passed", f"{sum(t.gold)} of {len(t.gold)}")] if t.gold else []),
         ("refusals", t.n_refusals),
         ("garbage", f"{t.n_garbage}, {t.n_truncated} of them cut off" if t.n_truncated else t.n_garbage),
         ("comparisons without an answer", t.n_missing),

@@ -10,7 +10,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from replication.config.study import Study
 
@@ -61,14 +61,22 @@ Say which of the two is the {study.better}. {study.counts}
 def answers(study: Study) -> str:
     """The four words, and when to say which."""
     return f"""\
-A        A is better: {study.meanings.better}
-B        B is better: {study.meanings.better}
+A        A is better: {study.meanings.left}
+B        B is better: {study.meanings.right}
 TIE      {study.meanings.tie}
 NEITHER  Both bad: {study.meanings.both_bad}"""
 
 
+def questions(study: Study) -> str:
+    """The criteria of a study that has several, numbered."""
+    return "\n".join(f"{i}. {question}" for i, question in enumerate(study.criteria.values(), 1))
+
+
 def _ask(study: Study) -> str:
-    return "Answer with exactly one of these words and nothing else:\n\n" + answers(study)
+    if (n := len(study.criteria)) == 1:
+        return "Answer with exactly one of these words and nothing else:\n\n" + answers(study)
+    head = f"Answer {n} questions in their order, with exactly {n} words on one line and nothing else:"
+    return f"{head}\n\n{questions(study)}\n\nEach word is one of these:\n\n{answers(study)}"
 
 
 def comparison_prompt(study: Study, question: str, a: str, b: str) -> str:
@@ -107,23 +115,28 @@ class Parsed:
     """One reply, read."""
 
     status: str  # choice, refusal or garbage
-    choice: str | None = None  # of WORDS; None unless status is choice
+    choice: str | None = None  # of WORDS, by the first criterion; None unless status is choice
+    further: tuple[str, ...] = field(default=(), compare=False)  # by the others, in their order
 
 
-def parse_reply(reply: str, finish_reason: str | None = None, refused: bool = False) -> Parsed:
+def parse_reply(reply: str, finish_reason: str | None = None, refused: bool = False, n: int = 1) -> Parsed:
     """Read one reply, given what the endpoint says of it.
 
     A choice is one of the four words alone, in any case, within quotes, punctuation or Markdown; or `Answer: WORD` as
-    the last line. A `<think>` part before it is dropped. What was cut off is garbage, whatever it says.
+    the last line; of n criteria, n of these words alone. A `<think>` part before it is dropped. What was cut off is
+    garbage, whatever it says.
     """
     if refused or finish_reason == "content_filter":
         return Parsed("refusal")
     if finish_reason in CUT_OFF:
         return Parsed("garbage")
     text = reply.rpartition("</think>")[2].strip()  # some chat templates open the thought themselves
+    words = [WORDS.get(word.strip(_DECORATION).upper(), "") for word in text.split()]
+    if n > 1 and len(words) == n and all(words):
+        return Parsed("choice", words[0], tuple(words[1:]))
     last = _ANSWER_LINE.fullmatch((text.splitlines() or [""])[-1].strip(_DECORATION))
     choice = WORDS.get(text.strip(_DECORATION).upper()) or (WORDS.get(last[1].upper()) if last else None)
-    if choice:
+    if choice and n == 1:
         return Parsed("choice", choice)
     return Parsed("refusal" if _REFUSAL.search(text.translate(_APOSTROPHES)) else "garbage")
 

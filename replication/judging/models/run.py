@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
-from replication.console import progress
+from replication.console import duration, progress
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.models.answers import Comparison, ModelAnswer, ModelJudge, Reply, Summary, print_summary
@@ -22,6 +23,7 @@ REFUSED_IN_A_ROW = 5  # pairs that the endpoint will not answer; then a person s
 SPENT = "the budget of this run is spent"
 GARBAGE_AT_FIRST = 8  # when a judge's first answers are all garbage, a person should look before more is paid for
 SECONDS_BETWEEN_LINES = 2.0  # of failures that are tried again; an endpoint that is busy says so to every request
+BYTES_OF_A_TOKEN = 4  # of English, by most tokenizers
 ABOUT_THE_TEXT = re.compile(
     r"context|token|too (long|large)|flag|filter|content|moderat|inappropriate|polic|safety", re.I
 )
@@ -61,9 +63,10 @@ class _Run:
         try:
             missing = self._missing() if join is None else []  # what is wrong here is said before anybody is asked
             await endpoint.reach()
+            seconds = self._judge.counts().seconds if join is None else None
             if join is not None:
                 try:
-                    await endpoint.ask(FIRST_CONTACT)
+                    seconds = (await endpoint.ask(FIRST_CONTACT)).seconds
                 except Refused as error:
                     raise error.as_final from None
                 except GivenUp as error:
@@ -73,6 +76,8 @@ class _Run:
                 self._has_answered = True
                 join()
                 missing = self._missing()
+            if missing:
+                self._console.print(self._to_come(missing, seconds))
             await self._ask(missing)
         finally:
             await endpoint.close()
@@ -101,6 +106,19 @@ class _Run:
         known = self._judge.answered()
         self._is_fresh = not known
         return [c for c in self._judge.comparisons() if c.key not in known]
+
+    def _to_come(self, todo: list[Comparison], seconds: float | None) -> str:
+        """An estimate of what the requests take that are left, by the seconds of an answer so far."""
+        s, n = self._settings, len(todo)
+        n_bytes = sum(len(comparison_prompt(self._judge.study, c.question, c.a, c.b).encode()) for c in todo)
+        n_in, n_out = n_bytes // BYTES_OF_A_TOKEN, n * s.max_answer_tokens
+        told = f"to come: {n:,} requests, about {n_in:,} tokens in, at most {n_out:,} out"
+        if seconds is not None:
+            pace = max(seconds / s.parallel, 60 / (s.requests_per_minute or math.inf))
+            told += f"; {duration(n * pace)}, at {seconds:.1f} s an answer"
+        if s.price:
+            told += f"; at most {(n_in * s.price[0] + n_out * s.price[1]) / 1e6:.2f} by --price"
+        return told
 
     async def _ask(self, todo: list[Comparison]) -> None:
         """As many workers as requests may be in flight take comparisons until none is left, or none may be sent."""
@@ -142,7 +160,7 @@ class _Run:
                 self._keep(comparison, prompt, reply)
 
     def _keep(self, comparison: Comparison, prompt: str, reply: Reply) -> None:
-        parsed = parse_reply(reply.text, reply.finish_reason, reply.refused)
+        parsed = parse_reply(reply.text, reply.finish_reason, reply.refused, len(self._judge.study.criteria))
         answer = ModelAnswer(comparison, parsed, prompt, reply, self._settings.endpoint)
         self._n_stored += self._judge.keep([answer])
         self._n_sensible += parsed.status != "garbage"

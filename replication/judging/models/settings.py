@@ -17,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
 from replication.config.reading import Range, check_values
-from replication.config.schema import Count, Natural, Positive
+from replication.config.schema import Count, Natural, NotNegative, Positive
 from replication.errors import UserError
 
 DEFAULT_KEY = "OPENAI_API_KEY"
@@ -42,6 +42,7 @@ class ModelSettings:
     retries: Natural = 8  # further tries of one request after the first
     max_answer_tokens: Count = 16  # length of an answer; a model that thinks before it answers needs thousands
     temperature: Annotated[float, Range("[0, 2]")] | None = 0.0  # None: the endpoint's own (some take no other)
+    price: tuple[NotNegative, ...] = ()  # of a million tokens in, and out; none: no cost is told
     first_pause_seconds: Positive = 0.5  # before the first further try; doubles from there
 
     def check(self) -> None:

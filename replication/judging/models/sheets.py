@@ -41,7 +41,7 @@ PART = """\
 
 {fence}
 
-Answer every comparison with one line, `NUMBER: WORD`, and write nothing else. The word is one of four:
+Answer every comparison with one line, {form}
 
 {answers}
 
@@ -108,7 +108,7 @@ def read_sheet(database: Database, judge_id: str, path: Path) -> Summary:
         raise UserError(f"--read: no sheet was written for '{judge_id}'; write one with --out")
     judge.settle(asked)
     parts, known = _parts(judge.comparisons(), asked["items_per_part"]), judge.answered()
-    said, now = _read(path, parts, known), time.time()
+    said, now = _read(path, parts, known, len(judge.study.criteria)), time.time()
     new = []
     for part, text in zip(parts, _texts(judge.study, parts), strict=True):
         if said.keys() >= part.keys():
@@ -134,6 +134,12 @@ def _parts(every: Sequence[Comparison], size: int) -> list[_Part]:
 
 def _texts(study: Study, parts: Sequence[_Part]) -> list[str]:
     """What is pasted of each part: its heading, the question and its comparisons."""
+    form, n_words = "`NUMBER: WORD`, and write nothing else. The word is one of four:", len(study.criteria)
+    if n_words > 1:
+        form = (
+            f"`NUMBER: {' '.join(['WORD'] * n_words)}`, a word for each of these questions in their order, and write "
+            f"nothing else:\n\n{prompt.questions(study)}\n\nA word is one of four:"
+        )
     texts = []
     for n, part in enumerate(parts, 1):
         code = prompt.settled_code([text for c in part.values() for text in (c.question, c.a, c.b)])
@@ -143,6 +149,7 @@ def _texts(study: Study, parts: Sequence[_Part]) -> list[str]:
         text = PART.format(
             part=n,
             parts=len(parts),
+            form=form,
             rubric=prompt.rubric(study),
             fence=prompt.FENCE.format(code=code),
             answers=prompt.answers(study),
@@ -154,7 +161,7 @@ def _texts(study: Study, parts: Sequence[_Part]) -> list[str]:
 
 
 def _read(
-    path: Path, parts: Sequence[_Part], known: Mapping[tuple[int, bool], Parsed]
+    path: Path, parts: Sequence[_Part], known: Mapping[tuple[int, bool], Parsed], n_words: int
 ) -> dict[int, tuple[str, Parsed]]:
     """Number -> (reply, what it says), or every fault of the file in one error."""
     try:
@@ -173,7 +180,7 @@ def _read(
         found = _ANSWER.fullmatch(line.strip(" \t-*_`>"))
         reply = found.group(2).strip() if found else ""
         is_refused = reply.strip(" *_`.") == REFUSED
-        parsed = Parsed("refusal") if is_refused else parse_reply(reply)
+        parsed = Parsed("refusal") if is_refused else parse_reply(reply, n=n_words)
         if found is None or (parsed.status != "choice" and not is_refused):
             faults.append(f"line {at} is no answer such as '1: A' ({line.strip()[:40]!r})")
             continue

@@ -141,13 +141,13 @@ def start(token: str, visit: OpenVisit, store: Stored, sent: Sent) -> Response:
 def check(token: str, visit: OpenVisit, store: Stored, sent: Sent, attempt: Annotated[int, Form()]) -> Response:
     tries, study = store.tries(visit.judge_id), store.study
     if visit.has_started and True not in tries and attempt == len(tries) < study.check_tries:
-        store.check(visit.judge_id, attempt, [sent.get(f"q{i}") for i in range(len(study.check))])
+        store.check(visit.judge_id, attempt, [sent.get(f"q{i}") for i in range(len(study.check or ()))])
     return see_other(judge_path(token))
 
 
 @routes.post("/j/{token}/survey")
 def survey(token: str, visit: OpenVisit, store: Stored, sent: Sent) -> Response:
-    answers = _answers(sent, {question.name: question.answers for question in store.study.survey})
+    answers = _answers(sent, {name: asked.answers for name, asked in store.study.survey.items()})
     if visit.asks_survey and visit.survey is None:
         store.answer_survey(visit.judge_id, {} if sent.get("skip") else answers)
     return see_other(judge_path(token))
