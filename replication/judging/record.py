@@ -26,6 +26,7 @@ from replication.console import utc
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.folder import PanelFolder
+from replication.judging.models.answers import ModelJudge
 from replication.judging.progress import JudgeProgress, judge_progress
 from replication.judging.schema import answers, assignments, items, judges, panel, remarks, unsealed
 from replication.judging.store import PanelFacts, Store, panel_facts, panel_study, standing_votes, test_votes
@@ -321,13 +322,8 @@ def write_votes_record(
     write_text(folder.suite.votes, votes_text(found.votes))
     told, progress = Store(database).study, judge_progress(database)
     attention = [judge.attention for judge in progress if judge.kind == "human"]
-    by_side = select(assignments.c.judge_id, answers.c.choice).join(assignments)
-    first: dict[str, list[int]] = {}
+    said = {name: ModelJudge(database, name).counts() for name in (j.judge_id for j in progress if j.kind == "model")}
     with database.read() as c:
-        for judge, choice in c.execute(by_side.where(answers.c.choice.in_(("left", "right")))):
-            sides = first.setdefault(judge, [0, 0])
-            sides[0] += choice == "left"
-            sides[1] += 1
         query = select(answers.c.status, func.count().label("n")).group_by(answers.c.status)
         replies = {row.status: row.n for row in c.execute(query)}
     note = VotesNote(
@@ -354,7 +350,7 @@ def write_votes_record(
         study_sha256=told.sha256,
         excluded={judge.judge_id: why for judge in progress if (why := broken_rules(told.exclude, judge))},
         surveys={name: dict(said) for name, said in found.surveys.items()},
-        first_chosen=first,
+        first_chosen={name: [t.n_a, t.n_a + t.n_b] for name, t in said.items()},
         schema_version=SCHEMA_VERSION,
     )
     write_record(folder.suite.votes_note, note)

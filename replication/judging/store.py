@@ -102,7 +102,6 @@ class Store:
 
     @cached_property
     def study(self) -> Study:
-        """What the judges are told and asked; it never changes."""
         with self.database.read() as c:
             return panel_study(c)
 
@@ -138,9 +137,10 @@ class Store:
 
     def tries(self, judge_id: str) -> list[bool]:
         """Whether the judge passed, of each try at the study's check."""
-        check, t = schema.remarks.c.about.startswith("check-"), schema.remarks
-        query = select(t.c.said).where(t.c.judge_id == judge_id, check).order_by(t.c.about)
-        right = [answers[0] for answers in (self.study.check or {}).values()]
+        if not (right := [answers[0] for answers in (self.study.check or {}).values()]):
+            return []
+        t = schema.remarks.c
+        query = select(t.said).where(t.judge_id == judge_id, t.about.startswith("check-")).order_by(t.about)
         with self.database.read() as c:
             return [given == right for given in c.execute(query).scalars()]
 

@@ -390,21 +390,19 @@ def _groups(b: Ballots, groups: Sequence[str], alpha: float) -> list[Row]:
 
 def _criteria(used: Sequence[Vote], pair: tuple[str, str], alike: Sequence[Alike], alpha: float) -> list[Row]:
     """One row each; of the votes that say something of it."""
-    names, rows = list(dict.fromkeys(name for vote in used for name in vote.said)), []
-    for name in names:
-        b = ballots((replace(vote, choice=vote.said[name]) for vote in used if name in vote.said), *pair)
-        rows.append(_numbers(as_one(b, [same for same in alike if {*same.judges} <= {*b.judge}]), alpha))
+    names = list(dict.fromkeys(name for vote in used for name in vote.said))
+    said = ([replace(vote, choice=vote.said[name]) for vote in used if name in vote.said] for name in names)
+    each = [ballots(votes, *pair) for votes in said]
+    rows = [_numbers(as_one(b, [two for two in alike if {*two.judges} <= {*b.judge}]), alpha) for b in each]
     return _corrected([{"name": name} for name in names], rows)
 
 
 def _strata(people: Ballots, surveys: Mapping[str, Mapping[str, str]], alpha: float) -> list[Row]:
     """One row for each answer of each question."""
-    answers = sorted({(question, answer) for said in surveys.values() for question, answer in said.items()})
-    rows = []
-    for question, answer in answers:
-        gave = [name for name, said in surveys.items() if said.get(question) == answer]
-        rows.append(_numbers(people.where(np.isin(people.judge, gave)), alpha))
-    return _corrected([{"name": f"{question}: {answer}"} for question, answer in answers], rows)
+    answers = sorted({given for said in surveys.values() for given in said.items()})
+    gave = ([name for name, said in surveys.items() if given in said.items()] for given in answers)
+    rows = [_numbers(people.where(np.isin(people.judge, names)), alpha) for names in gave]
+    return _corrected([{"name": ": ".join(given)} for given in answers], rows)
 
 
 def surveys(suite_dir: SuiteDir) -> dict[str, dict[str, str]]:

@@ -21,6 +21,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from replication.judging.page.rendering import BANNER, STATIC, STATIC_TYPES, judge_path, page, problem, see_other
 from replication.judging.progress import gather
+from replication.judging.schema import NOT_STORABLE
 from replication.judging.store import Cast, PanelFacts, Store, Visit, claim_once, hash_token
 from replication.votes.record import CHOICES
 
@@ -97,7 +98,7 @@ def look(request: Request, token: str, visit: Visited, store: Stored) -> Respons
         return page("closed", n_voted=visit.n_voted)
     if not visit.has_started:
         return page("start", path=path, link=link, n_assigned=visit.n_assigned, study=study)
-    tries = store.tries(visit.judge_id) if study.check else []
+    tries = store.tries(visit.judge_id)
     if study.check and True not in tries:
         is_over = len(tries) >= study.check_tries
         return page("screened_out" if is_over else "check", path=path, study=study, attempt=len(tries))
@@ -140,8 +141,8 @@ def start(token: str, visit: OpenVisit, store: Stored, sent: Sent) -> Response:
 @routes.post("/j/{token}/check")
 def check(token: str, visit: OpenVisit, store: Stored, sent: Sent, attempt: Annotated[int, Form()]) -> Response:
     tries, study = store.tries(visit.judge_id), store.study
-    if visit.has_started and True not in tries and attempt == len(tries) < study.check_tries:
-        store.check(visit.judge_id, attempt, [sent.get(f"q{i}") for i in range(len(study.check or ()))])
+    if study.check and visit.has_started and True not in tries and attempt == len(tries) < study.check_tries:
+        store.check(visit.judge_id, attempt, [sent.get(f"q{i}") for i in range(len(study.check))])
     return see_other(judge_path(token))
 
 
@@ -159,7 +160,7 @@ def vote(
 ) -> Response:
     said = _answers(sent, store.study.further)
     if store.study.ask_reason and (reason := sent.get("reason", "").strip()):
-        said["reason"] = reason[:LONGEST_REASON]
+        said["reason"] = NOT_STORABLE.sub("\ufffd", reason[:LONGEST_REASON])
     cast = store.vote(visit.judge_id, impression, choice, said)
     if cast is Cast.STORED:
         return see_other(judge_path(token))
