@@ -49,14 +49,6 @@ class Consent:
     withdrawal: str
 
 
-RULES = {
-    "failed_attention": "more than {} failed attention items",
-    "failed_gold": "more than {} failed gold pairs",
-    "tie_share": "more than {:.0%} ties",
-    "fast_seconds": "a median time to a vote below {:g} seconds",
-}
-
-
 @dataclass(frozen=True)
 class Exclusions:
     """Who enters no statistic: rules that are applied when the panel is locked, and look at no arm."""
@@ -69,8 +61,13 @@ class Exclusions:
     @property
     def rules(self) -> dict[str, str]:
         """Key -> the rule in words, of those that are set."""
-        limits = vars(self)
-        return {key: words.format(limits[key]) for key, words in RULES.items() if limits[key] is not None}
+        words = {
+            "failed_attention": f"more than {self.failed_attention} failed attention items",
+            "failed_gold": f"more than {self.failed_gold} failed gold pairs",
+            "tie_share": f"more than {self.tie_share or 0:.0%} ties",
+            "fast_seconds": f"a median time to a vote below {self.fast_seconds or 0:g} seconds",
+        }
+        return {key: rule for key, rule in words.items() if getattr(self, key) is not None}
 
 
 @dataclass(frozen=True)

@@ -98,11 +98,10 @@ def create_panel(
     `keep` is given the tokens before the panel is there for good: a panel whose tokens are lost is of no use.
     """
     check_values(options)
-    n_known = options.attention + len(options.study.gold)
-    if n_known > (room := options.votes_per_judge + options.n_repeats):
-        what = "and the study's gold pairs are more than" if options.study.gold else "is more than"
+    room = options.votes_per_judge + options.n_repeats - len(options.study.gold)
+    if options.attention > room:
         raise UserError(
-            f"--attention: {options.attention} {what} the {room} other places of a set; give at most {room}"
+            f"--attention: {options.attention} is more than the {room} other places of a set; give at most {room}"
         )
     found = matched(completions, arms)
     if database.exists():

@@ -246,7 +246,7 @@ class VotesNote:
         why = f"refusals: {refusals}; not readable: {garbage}"
         passed = f"{self.n_attention_passed or 0} of {self.n_attention_asked}"
         rules = "; ".join(f"{judge} ({why})" for judge, why in (self.excluded or {}).items())
-        first = "; ".join(f"{judge} {n} of {whole}" for judge, (n, whole) in (self.first_chosen or {}).items())
+        first = "; ".join(f"{judge} {n} of {whole}" for judge, (n, whole) in (self.first_chosen or {}).items() if whole)
         told = (
             (locked, locked),
             (self.key_sha256, f"The sealed key that says which arm stood where has the SHA-256 {self.key_sha256}."),

@@ -133,7 +133,7 @@ def test_gold_pairs_are_in_every_set_models_too_and_counted_apart(tmp_path: Path
     assert found == {
         "judge-001": (Part(1, 1), Part(2, 2)), "judge-002": (Part(1, 1), Part(2, 2)), "m": (Part(1, 1), Part(0, 0))
     }  # fmt: skip
-    with pytest.raises(UserError, match="--attention: 7 and the study's gold pairs are more than the 7 other places"):
+    with pytest.raises(UserError, match="--attention: 7 is more than the 6 other places"):
         make_panel(tmp_path / "2.sqlite", tmp_path / "2", study=a_study(tmp_path, MORE), attention=7)
 
 

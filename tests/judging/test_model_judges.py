@@ -51,6 +51,7 @@ from replication.judging.progress import Fill, Part, fill, judge_progress
 from replication.judging.schema import answers, assignments, judges, panel, votes
 from replication.runs.files import read_json
 from replication.runs.layout import SuiteDir
+from replication.votes.record import read_note
 
 JUDGE = "tiny-judge"
 KEY = "sk-verysecret-0123456789"
@@ -878,7 +879,10 @@ def test_a_panel_of_models_is_full_when_they_have_nothing_more_to_say(
         with serving(Scripted(answer)) as url:
             judge("model", out, "--model", name, "--base-url", url, "--vendor", "Lab", "--parallel", 1, *flags)
 
-    ask("brief", lambda body, n: "TIE", "--votes", 4)
+    ask("brief", lambda body, n: "A", "--votes", 4, "--price", 2, 10)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "to come: 8 requests, about " in told and "tokens in, at most 128 out; 0:00" in told
+    assert re.search(r"s an answer; at most 0\.01 by --price", told)
     ask("shy", lambda body, n: odd.get(n, "TIE"), "--max-requests", 9)
     planned = AnalysisConfig(judges=2, votes_per_judge=6)
     assert fill(database, planned) == Fill(2, 6, n_voted=2, n_full=1, n_short=1, n_people=0)
@@ -893,7 +897,9 @@ def test_a_panel_of_models_is_full_when_they_have_nothing_more_to_say(
     assert "2 judges gave fewer than the 6 planned votes" in " ".join(capsys.readouterr().out.split())
     note = read_json(out / "votes.json")
     assert (note["locked_early_because"], note["n_refusals"], note["n_garbage"]) == (None, 1, 1)
-    assert note["n_judges_short"] == 2
+    assert note["n_judges_short"] == 2 and note["first_chosen"] == {"brief": [8, 8], "shy": [0, 0]}
+    shown = read_note(out / "votes.json", out / "votes.csv")
+    assert "for the text that came first: brief 8 of 8." in str(shown and shown.lines)
 
 
 def test_the_verb_writes_and_reads_a_sheet(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
