@@ -302,8 +302,8 @@ def print_state(folder: PanelFolder, database: Database, console: Console) -> No
     if o.n_unclaimed:
         _fact(console, "not taken", f"{o.n_unclaimed} sets")
     _fact(console, "votes", f"{o.votes.part} of {o.votes.whole}, repeats and attention items included")
-    if o.left.value is not None and o.left.chance is not None:
-        low, high = o.left.chance
+    if o.left.value is not None and (chance := o.left.chance()) is not None:
+        low, high = chance
         share = f"{100 * o.left.value:.1f} % of {o.left.whole} decisive first votes"
         _fact(console, "left", f"{share}; by chance {100 * low:.1f} to {100 * high:.1f} %")
     if o.n_test_judges:

@@ -26,6 +26,10 @@ class Answers:
     tie: str
     both_bad: str
 
+    def stacked(self, choice: str) -> str:
+        """The label where the texts stand one below the other."""
+        return str(getattr(self, choice)).replace("Left", "First").replace("Right", "Second")
+
 
 @dataclass(frozen=True)
 class SurveyQuestion:
@@ -96,6 +100,7 @@ class Study:
     criteria: dict[str, str]  # name -> question; the first is the vote itself, which the primary analysis reads
     survey: dict[str, SurveyQuestion]  # about the judge, asked once and never required
     format: Literal["text", "markdown"] = "text"  # of completions
+    language: str = ""  # of prompts and completions, as HTML has it, such as en, ar or zh-Hans; empty: not known
     strength: tuple[str, ...] = ()  # steps of how clearly one is better; none: not asked
     ask_reason: bool = False
     consent: Consent | None = None

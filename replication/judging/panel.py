@@ -245,7 +245,9 @@ def _add(
 def _known_answer(c: Connection, told: Study, place: Place, pair: GoldPair | None) -> tuple[str, bool]:
     """(item, whether its first text is left) of a gold pair, or else an attention item, which is made if need be."""
     name, first_is_left = f"attention/{place.expected}", True
-    question = ATTENTION_QUESTION.format(choice=getattr(told.labels, str(place.expected)))
+    label = str(place.expected)
+    said = "” or “".join(dict.fromkeys((getattr(told.labels, label), told.labels.stacked(label))))
+    question = ATTENTION_QUESTION.format(choice=said)
     texts = {"category": "attention", "question": question, "first": "(no text)", "second": "(no text)"}
     if pair is not None:
         name, first_is_left = f"gold/{pair.question}/{pair.better}/{pair.worse}", place.expected == "left"

@@ -6,6 +6,8 @@ first vote is one on an item that the judge had not seen before and that is no a
 
 from __future__ import annotations
 
+import re
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ from replication.judging.schema import COUNTS, IS_FIRST, answers, assignments, i
 from replication.judging.store import PanelFacts, panel_facts, standing_votes, test_votes
 from replication.votes.tally import Tally, count, winner
 
+WORDS_A_MINUTE = 240  # silent reading, of Chinese as many characters: Brysbaert 2019, doi:10.1016/j.jml.2019.104047
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]{1,15}")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -34,12 +39,11 @@ class Part:
         """The share; None of nothing."""
         return self.part / self.whole if self.whole else None
 
-    @property
-    def chance(self) -> tuple[float, float] | None:
-        """The range in which a share that is .5 in truth lies 95 times in 100."""
+    def chance(self, confidence: float = 0.95) -> tuple[float, float] | None:
+        """The range in which a share that is .5 in truth lies so often; None of nothing."""
         from replication.statistics.preference import chance_range  # scipy: only once there are votes
 
-        return chance_range(self.whole) if self.whole else None
+        return chance_range(self.whole, confidence) if self.whole else None
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,18 @@ class JudgeProgress:
             return "finished"
         return "voting" if self.votes.part else "started" if self.has_started else "not started"
 
+    def flags(self, usual_seconds: float) -> list[str]:
+        """What in this judge's votes asks for a look; fewer than eight say nothing of how a judge votes."""
+        low, high = self.left.chance(0.99) or (0.0, 1.0)
+        enough = self.first.part >= 8
+        signs = {
+            "failed check": self.attention.part + self.gold.part < self.attention.whole + self.gold.whole,
+            "fast": enough and self.kind == "human" and 3 * (self.median_seconds or 0) < usual_seconds,
+            "one-sided": enough and self.left.value is not None and not low <= self.left.value <= high,
+            "all ties": enough and self.left.value is None,
+        }
+        return [sign for sign, shows in signs.items() if shows]
+
 
 @dataclass(frozen=True)
 class PromptNumbers:
@@ -106,6 +122,8 @@ class Overview:
     left: Part
     judges: list[JudgeProgress]  # those who have a link, and models
     n_unclaimed: int
+    usual_seconds: float  # median over people of their median seconds; 0: no vote
+    pace: tuple[float, float] | None  # see `pace`
     coverage: list[PromptNumbers]  # every prompt that has an item, whether or not any is in a set
     agreement: dict[str, Part]
     answers: dict[str, dict[str, int]]  # model judge -> status -> requests
@@ -164,6 +182,8 @@ def gather(database: Database) -> Overview:
         baseline, treatment = c.execute(select(panel.c.baseline, panel.c.treatment)).one()
     # a set that nobody has is a person's without a link
     taken = sorted((j for j in everybody if j.kind == "model" or j.has_link), key=lambda judge: judge.kind)
+    people = [judge for judge in everybody if judge.kind == "human"]
+    n_to_come = sum(judge.votes.whole - judge.votes.part for judge in people)
     n_surveyed, survey = survey_counts(judge.survey for judge in taken)
     return Overview(
         panel=about,
@@ -171,6 +191,8 @@ def gather(database: Database) -> Overview:
         left=left_share(rows),
         judges=taken,
         n_unclaimed=len(everybody) - len(taken),
+        usual_seconds=median([judge.median_seconds for judge in people if judge.median_seconds] or [0.0]),
+        pace=pace([row.cast_at for row in rows if row.kind == "human"], n_to_come, time.time()),
         coverage=coverage(rows, in_no_set | assigned),
         agreement=agreement(rows),
         answers=replies,
@@ -180,6 +202,22 @@ def gather(database: Database) -> Overview:
         n_test_judges=n_test_judges,
         n_test_votes=n_test_votes,
     )
+
+
+def pace(cast_at: Sequence[float], n_to_come: int, now: float) -> tuple[float, float] | None:
+    """Votes an hour over the last day, or since the first vote, and when the rest is in at that pace; None: no vote."""
+    since = max(now - 24 * 3600, min(cast_at, default=now))
+    n_votes = sum(since <= at < now for at in cast_at)
+    return (3600 * n_votes / (now - since), now + n_to_come * (now - since) / n_votes) if n_votes else None
+
+
+def minutes(database: Database, judge_id: str) -> int:
+    """How long a judge's set takes: its words at the speed of silent reading, and twelve choices a minute."""
+    query = select(items.c.question, items.c.first, items.c.second).join_from(assignments, items)
+    with database.read() as c:
+        pairs = c.execute(query.where(assignments.c.judge_id == judge_id)).all()
+    n_words = sum(len(WORD.findall(text)) for pair in pairs for text in pair)
+    return max(1, round(n_words / WORDS_A_MINUTE + len(pairs) / 12))
 
 
 def judge_progress(database: Database) -> list[JudgeProgress]:

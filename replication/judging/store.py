@@ -60,6 +60,7 @@ class Visit:
     n_assigned: int
     n_voted: int
     last_vote: str | None  # the impression of the judge's last vote that stands: what `undo` must name
+    last_choice: str | None  # of that vote
 
 
 @dataclass(frozen=True)
@@ -290,6 +291,7 @@ def _visit() -> Select[Any]:
     n_voted = select(func.count()).select_from(voted).where(_STANDS)
     last = select(votes.c.showing).select_from(voted).where(_STANDS).order_by(assignments.c.position.desc()).limit(1)
     parts = {"n_assigned": n_assigned, "n_voted": n_voted, "last_vote": last}
+    parts["last_choice"] = last.with_only_columns(votes.c.choice)
     return (
         select(
             judges.c.judge_id,

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from required import do_without
 from small_panel import SUITE, SmallPanel, served, small_panel
 from sqlalchemy import select
 
+from replication.config.study import load_study
 from replication.judging.schema import judges, votes
 
 CHROMIUM = "/usr/bin/chromium"
@@ -25,6 +27,7 @@ QUIET = [
 ]
 PRESS_1 = "(how) => document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '1', bubbles: true, ...how}))"
 PHONE = {"width": 360, "height": 740}
+TOUCH = {"viewport": PHONE, "has_touch": True, "is_mobile": True}
 # The page is deaf for its first 300 ms: its clock stands still until a test turns it on.
 CLOCK = "let now = 0; performance.now = () => now; window.turnOn = (ms) => { now += ms; };"
 
@@ -55,6 +58,21 @@ def browser() -> Iterator[object]:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield started
         started.close()
+
+
+@pytest.fixture(scope="module")
+def clean() -> Callable[[object], None]:
+    """Fails where axe finds anything wrong with a page."""
+    try:
+        from axe_playwright_python.sync_playwright import Axe
+    except ImportError:
+        do_without("axe", "axe-playwright-python is not installed (pip install '.[test]')")
+
+    def check(page) -> None:
+        found = Axe().run(page).response["violations"]
+        assert [(v["id"], node["html"][:200]) for v in found for node in v["nodes"]] == [], page.url
+
+    return check
 
 
 @pytest.fixture
@@ -115,7 +133,7 @@ def press(page, key: str) -> None:
 def click(page, name: str) -> None:
     wait(page)
     with page.expect_navigation():
-        page.get_by_role("button", name=name).click()
+        page.get_by_role("button", name=name, exact=True).click()
 
 
 def stored(panel: SmallPanel) -> list[str]:
@@ -173,14 +191,69 @@ def test_a_session_by_keyboard(panel: SmallPanel, open_page) -> None:
     assert len(stored(panel)) == 5
 
 
+def test_a_whole_session_takes_no_mouse_and_every_page_is_clean(tmp_path: Path, browser, clean) -> None:
+    panel = small_panel(tmp_path, survey=True, votes=2)
+    with served(panel.store) as address:
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page.add_init_script(CLOCK)
+
+        def enter(name: str | re.Pattern[str], role: str = "button") -> None:
+            """The page is checked, and what is named found and pressed by keyboard alone."""
+            clean(page)
+            wait(page)
+            goal = page.get_by_role(role, name=name, exact=True)
+            for _ in range(30):
+                page.keyboard.press("Tab")
+                if goal.evaluate("e => e === document.activeElement"):
+                    break
+            page.keyboard.press("Space" if role == "radio" else "Enter")
+
+        page.goto(address)
+        clean(page)
+        page.goto(f"{address}/join/{panel.join}")
+        for name in ("Take part", "Start"):
+            with page.expect_navigation():
+                enter(name)
+        enter("Every week", "radio")
+        with page.expect_navigation():
+            enter("Send and go on")
+        with page.expect_navigation():
+            enter("Right is better")
+        page.set_viewport_size(PHONE)
+        with page.expect_navigation():
+            enter(re.compile("Undo “ ?Second is better”"))  # the blank is Playwright's
+        page.keyboard.press("Tab")
+        page.keyboard.press("Tab")  # past the switch
+        page.keyboard.press("Enter")
+        assert page.get_by_text("You have four answers").is_visible()
+        for name in ("First is better", "Both bad"):
+            with page.expect_navigation():
+                enter(name)
+        assert heading(page) == "That was the last pair. Thank you!" and stored(panel) == ["left", "both_bad"]
+        clean(page)
+        page.goto(f"{page.url}/vote")
+        clean(page)
+        page.goto(f"{address}/admin")
+        page.keyboard.type(panel.admin)
+        enter("Sign in")
+        page.get_by_role("heading", name=SUITE).wait_for()
+        for lock in (panel.lock, str):
+            clean(page)
+            lock()
+            page.reload()
+        page.goto(f"{address}/j/{panel.links[0]}")
+        clean(page)
+        page.close()
+
+
 def test_a_press_that_repeats_or_comes_too_early_or_with_a_modifier_does_nothing(panel: SmallPanel, open_page) -> None:
     page = open_page(f"/j/{panel.links[0]}")
     click(page, "Start")
     page.keyboard.press("1")
-    page.get_by_role("button", name="Tie").click()
+    page.get_by_role("button", name="Tie", exact=True).click()
     page.evaluate("turnOn(299)")
     page.keyboard.press("1")
-    page.get_by_role("button", name="Tie").click()
+    page.get_by_role("button", name="Tie", exact=True).click()
     page.wait_for_timeout(100)
     assert stored(panel) == []
     page.evaluate("turnOn(1)")
@@ -241,13 +314,55 @@ def test_keys_vote_only_where_nothing_else_is_meant(panel: SmallPanel, open_page
     assert stored(panel) == ["tie", "left"]
 
 
+def test_no_key_votes_where_a_caret_reads(panel: SmallPanel, open_page) -> None:
+    page = open_page(f"/j/{panel.links[0]}")
+    click(page, "Start")
+    wait(page)
+    page.evaluate("getSelection().collapse(document.querySelector('.words').firstChild, 3)")  # as a screen reader does
+    for key in ("1", "ArrowRight", "4"):
+        page.keyboard.press(key)
+    page.wait_for_timeout(100)
+    assert stored(panel) == []
+    page.locator(".words").first.click()  # a mouse leaves none
+    press(page, "ArrowRight")
+    assert stored(panel) == ["right"]
+
+
+def test_a_vote_outlives_a_lost_connection(panel: SmallPanel, open_page) -> None:
+    page = open_page(f"/j/{panel.links[0]}", **TOUCH)
+    click(page, "Start")
+    wait(page)
+    page.context.set_offline(True)
+    page.get_by_role("button", name="First is better").click()
+    note = page.get_by_text("No connection. Your vote “First is better” is kept here")
+    note.wait_for()
+    page.get_by_role("button", name="Tie", exact=True).click()  # no vote while one may be on its way
+    picture(page, "item_offline")
+    assert note.is_visible() and fits(page) and stored(panel) == []
+    other = page.context.new_page()
+    page.close()  # kept by the browser, not by the page
+    page.context.set_offline(False)
+    other.goto(page.url)
+    other.get_by_role("heading", name="Pair 2 of 6").wait_for()
+    assert stored(panel) == ["left"]
+    other.get_by_text("your vote “First is better” on the pair before was sent").wait_for()
+    picture(other, "item_sent_late")
+    other.context.set_offline(True)
+    wait(other)
+    other.get_by_role("button", name="Both bad").click()
+    other.get_by_text("No connection").wait_for()
+    other.context.set_offline(False)  # on the same page it is sent by itself
+    other.get_by_role("heading", name="Pair 3 of 6").wait_for()
+    assert stored(panel) == ["left", "both_bad"]
+
+
 def test_no_button_is_named_after_its_key(panel: SmallPanel, open_page) -> None:
     page = open_page(f"/j/{panel.links[0]}")
     click(page, "Start")
     click(page, "Tie")
-    names = ["Undo last vote", "Left is better", "Tie", "Right is better", "Both bad"]
+    names = ["Undo “Tie”", "Left is better", "Tie", "Right is better", "Both bad"]
     assert [page.get_by_role("button", name=name, exact=True).count() for name in names] == [1] * 5
-    phone = open_page(f"/j/{panel.links[0]}", viewport=PHONE, has_touch=True, is_mobile=True)
+    phone = open_page(f"/j/{panel.links[0]}", **TOUCH)
     wait(phone)
     phone.keyboard.press("1")  # no keys are shown there, so none act
     phone.wait_for_timeout(100)
@@ -280,11 +395,11 @@ def test_it_goes_on_after_the_browser_was_closed(panel: SmallPanel, open_page) -
 def test_undo_brings_the_last_pair_again(panel: SmallPanel, open_page) -> None:
     page = open_page(f"/j/{panel.links[0]}")
     click(page, "Start")
-    assert page.get_by_role("button", name="Undo last vote").count() == 0
+    assert page.get_by_role("button", name="Undo").count() == 0
     words = page.locator(".pair").inner_text()
     click(page, "Left is better")
     assert page.locator(".pair").inner_text() != words
-    click(page, "Undo last vote")
+    click(page, "Undo “Left is better”")
     assert (heading(page), page.locator(".pair").inner_text()) == ("Pair 1 of 6", words)
     assert stored(panel) == []
     click(page, "Right is better")
@@ -303,7 +418,7 @@ def test_a_press_of_back_never_votes_twice(panel: SmallPanel, open_page) -> None
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_on_a_phone(panel: SmallPanel, open_page, scheme: str) -> None:
-    page = open_page(f"/j/{panel.links[0]}", viewport=PHONE, has_touch=True, is_mobile=True, color_scheme=scheme)
+    page = open_page(f"/j/{panel.links[0]}", **TOUCH, color_scheme=scheme)
     picture(page, f"rubric_phone_{scheme}_whole")
     assert fits(page)
     wait(page)
@@ -313,6 +428,8 @@ def test_on_a_phone(panel: SmallPanel, open_page, scheme: str) -> None:
     assert fits(page)
     left, right = (page.locator(f"section[aria-labelledby={side}]").bounding_box() for side in ("left", "right"))
     assert left["y"] + left["height"] <= right["y"] and left["x"] == right["x"]
+    assert [page.locator(f"h2#{side}").inner_text() for side in ("left", "right")] == ["First", "Second"]
+    assert page.get_by_role("button", name="Second is better", exact=True).is_visible()
     for button in page.locator(".bar button").all():
         box = button.bounding_box()
         assert box["height"] >= 44 and box["width"] >= 44
@@ -323,8 +440,8 @@ def test_on_a_phone(panel: SmallPanel, open_page, scheme: str) -> None:
     assert stored(panel) == ["both_bad"]
 
 
-@pytest.mark.parametrize("options", [{}, {"viewport": PHONE, "has_touch": True, "is_mobile": True}])
-def test_beside_long_texts_the_rubric_unfolds_in_view_and_the_right_text_is_pointed_to(
+@pytest.mark.parametrize("options", [{}, TOUCH])
+def test_beside_long_texts_the_rubric_unfolds_in_view_and_labels_stay_in_sight(
     tmp_path: Path, browser, options
 ) -> None:
     panel = small_panel(tmp_path, text=lambda *_: "A sentence of a long text. " * 200)
@@ -335,7 +452,7 @@ def test_beside_long_texts_the_rubric_unfolds_in_view_and_the_right_text_is_poin
         click(page, "Start")
         name = "phone" if options else "wide"
         picture(page, f"item_long_{name}")
-        jump = page.get_by_role("link", name="Right text")
+        jump = page.get_by_role("link", name="Second")
         assert jump.is_visible() == bool(options)
         page.locator("summary").click()
         rubric, bar = page.locator("details p").first.bounding_box(), page.locator(".bar").bounding_box()
@@ -346,7 +463,15 @@ def test_beside_long_texts_the_rubric_unfolds_in_view_and_the_right_text_is_poin
             jump.tap()
             heading_ = page.locator("h2#right").bounding_box()
             assert 0 <= heading_["y"] < PHONE["height"] / 2
+            page.evaluate("scrollBy(0, 1500)")  # in the midst of the text: label and prompt are in sight all the same
             picture(page, "item_jumped_phone")
+            boxes = [page.locator(f).bounding_box() for f in (".prompt", "section[aria-labelledby=right] .label")]
+            assert boxes[0]["y"] == 0 and abs(boxes[1]["y"] - boxes[0]["height"]) <= 1
+            page.set_viewport_size({"width": PHONE["height"], "height": PHONE["width"]})  # on its side
+            left, right = (page.locator(f"h2#{side}").bounding_box() for side in ("left", "right"))
+            assert left["y"] == right["y"] and fits(page) and page.locator("h2#left").inner_text() == "Left"
+            assert page.locator(".bar").bounding_box()["height"] < 64
+            picture(page, "item_landscape")
         context.close()
 
 
@@ -372,9 +497,9 @@ def test_without_javascript(tmp_path: Path, browser) -> None:
         page.get_by_role("button", name="Send and go on").click()
         assert not page.locator("kbd").first.is_visible()  # keys need the script
         picture(page, "item_no_script")
-        page.get_by_role("button", name="Both bad").click()
-        page.get_by_role("button", name="Undo last vote").click()
-        page.get_by_role("button", name="Tie").click()
+        page.get_by_role("button", name="Both bad", exact=True).click()
+        page.get_by_role("button", name="Undo “Both bad”").click()
+        page.get_by_role("button", name="Tie", exact=True).click()
         page.get_by_role("button", name="Left is better").click()
         assert heading(page) == "That was the last pair. Thank you!"
         context.close()
@@ -417,6 +542,93 @@ def test_completions_are_text_whatever_they_hold(tmp_path: Path, browser) -> Non
     assert len(seen) == len(NASTY)
     assert all(url.startswith(address) for url in asked)
     assert {url.removeprefix(address).split("?")[0].split("/")[1] for url in asked} == {"j", "static"}
+
+
+def test_arabic_and_chinese_read_in_their_own_direction(tmp_path: Path, browser, clean) -> None:
+    said = {"baseline": "1. القمر يدور حول الأرض. تُسمّى هذه الحركة مدارًا.", "both": "月亮绕着地球转。人们把它叫做轨道。"}
+    study = replace(load_study(), language="ar")
+    panel = small_panel(tmp_path, text=lambda _, __, arm, ___: said[arm], study=study)
+    with served(panel.store) as address:
+        page = browser.new_page(viewport=PHONE)
+        page.goto(f"{address}/j/{panel.links[0]}")
+        click(page, "Start")
+        clean(page)
+        for words in page.locator(".text .words").all():
+            is_arabic = words.inner_text() == said["baseline"]
+            assert words.get_attribute("lang") == "ar" and words.inner_text() in said.values()
+            assert words.evaluate("e => getComputedStyle(e).direction") == ("rtl" if is_arabic else "ltr")
+        picture(page, "item_arabic_chinese")
+        page.close()
+
+
+def test_pages_of_a_paid_study_are_clean(tmp_path: Path, browser, clean) -> None:
+    study = load_study("paid")
+    panel = small_panel(tmp_path, votes=2, study=study)
+    assert study.check is not None
+    with served(panel.store) as address:
+        page = browser.new_page(**TOUCH)
+        for i, link in enumerate(panel.links):
+            page.goto(f"{address}/j/{link}")
+            clean(page)
+            picture(page, "start_paid_whole")
+            page.get_by_role("checkbox").check()
+            click(page, "Start")
+            for _ in range(2 - i):  # the first judge fails both tries
+                clean(page)
+                for answers in study.check.values():
+                    page.get_by_label(answers[1 - i], exact=True).check()
+                click(page, "Go on")
+            clean(page)
+            picture(page, f"paid_{i}_whole")
+        while heading(page) != "That was the last pair. Thank you!":
+            for group in page.locator("fieldset:has([required])").all():
+                group.get_by_label("Second is better").check()
+            click(page, "First is better")
+        assert fits(page) and set(stored(panel)) == {"left"}
+        page.close()
+
+
+MARKDOWN = """# A heading
+
+- **bold** and *slanted* in a list
+- `code <b>` and ~~gone~~
+
+| left | right |
+|------|------:|
+| 1 | 2 |
+
+```html
+<script>document.title = "ran"</script>
+```
+<img src=x onerror="document.title='ran'"> [a link](javascript:alert(1)) ![a picture](https://example.org/x.png)
+next line, \u202eturned"""
+
+
+def test_markdown_is_shown_alike_on_both_sides_and_does_nothing(tmp_path: Path, browser, clean) -> None:
+    try:
+        import nh3  # noqa: F401
+    except ImportError:
+        do_without("nh3", "nh3 is not installed (pip install '.[test]')")
+    panel = small_panel(tmp_path, text=lambda *_: MARKDOWN, study=replace(load_study(), format="markdown"))
+    asked: list[str] = []
+    with served(panel.store) as address:
+        page = browser.new_page(viewport=PHONE)
+        page.on("request", lambda r: asked.append(r.url))
+        page.goto(f"{address}/j/{panel.links[0]}")
+        click(page, "Start")
+        clean(page)
+        assert fits(page) and page.title() == "Pair 1 of 6 · Judging"
+        picture(page, "item_markdown")
+        left, right = (page.locator(f"#{side}-text .words") for side in ("left", "right"))
+        assert left.inner_html() == right.inner_html()
+        seen = {"h3": "A heading", "strong": "bold", "em": "slanted", "li code": "code <b>", "s": "gone"}
+        for tag, words in (seen | {"td >> nth=1": "2", "pre": '<script>document.title = "ran"</script>'}).items():
+            assert left.locator(tag).inner_text().strip() == words
+        last = left.locator("p").inner_text()
+        assert "[a link](javascript:alert(1)) ![a picture](https://example.org/x.png)\nnext line, U+202Eturned" in last
+        assert "<img src=x" in last and left.locator("a, img, script").count() == 0
+        page.close()
+    assert all(url.startswith(address) for url in asked)
 
 
 def test_of_two_windows_the_slower_is_told_and_goes_on_by_itself(panel: SmallPanel, open_page) -> None:

@@ -245,8 +245,8 @@ def test_pages_and_headers_name_nothing_but_the_impression(tmp_path: Path) -> No
 
 HEADERS = {
     "cache-control": "no-store",
-    "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; form-action 'self'; "
-    "frame-ancestors 'none'; base-uri 'none'",
+    "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
     "referrer-policy": "same-origin",
     "x-content-type-options": "nosniff",
     "x-robots-tag": "noindex, nofollow",
@@ -381,6 +381,14 @@ def test_the_administrator_reads_words_and_every_prompt(tmp_path: Path) -> None:
     assert "planned: 4 judges, people and models together" in text
     assert "How often do you use chat models" in text and "Now and then: 1" in text and "chat_models" not in text
     assert text.count("<td>structured output</td>") == 8 and text.count("in no set") == 4
+
+
+@pytest.mark.parametrize(("text", "n_minutes"), [("word " * 500, 26), ("千字文" * 100, 16), ("", 1)])
+def test_the_start_says_how_long_the_set_takes(tmp_path: Path, text: str, n_minutes: int) -> None:
+    panel = small_panel(tmp_path, text=lambda *_: text)  # six pairs; a prompt has four words
+    with served(panel.store) as address:
+        page = httpx.get(f"{address}/j/{panel.links[0]}").text
+    assert f"You have 6 pairs to judge: about {n_minutes} minute{'s' * (n_minutes > 1)}." in page
 
 
 @pytest.mark.parametrize(("n_left", "is_outside"), [(6, False), (12, True), (0, True)])

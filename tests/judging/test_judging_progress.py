@@ -62,8 +62,48 @@ def test_numbers_of_a_judge() -> None:
     assert [judge.state for judge in (one, other, nobody)] == ["voting", "finished", "started"]
     assert [judge.is_done for judge in (one, other, nobody)] == [False, True, False]
     assert progress.left_share(rows) == Part(2, 3)
-    assert Part(50, 100).chance == (pytest.approx(0.4), pytest.approx(0.6))
-    assert Part(0, 0).chance is None
+    assert Part(50, 100).chance() == (pytest.approx(0.4), pytest.approx(0.6))
+    assert Part(0, 0).chance() is None
+
+
+def judge(**more: Any) -> progress.JudgeProgress:
+    usual = {"judge_id": "a", "kind": "human", "vendor": "", "survey": {}, "has_link": True, "has_started": True}
+    counts = {"votes": Part(20, 20), "first": Part(20, 20), "n_no_choice": 0, "n_repeats": 0, "ties": Part(4, 20)}
+    shares = {
+        "both_bad": Part(0, 20),
+        "left": Part(8, 16),
+        "attention": Part(1, 1),
+        "gold": Part(1, 1),
+        "repeats_alike": Part(0, 0),
+    }
+    return progress.JudgeProgress(**(usual | counts | shares | {"median_seconds": 21.0, "last_vote_at": 0.0} | more))
+
+
+@pytest.mark.parametrize(
+    ("more", "flags"),
+    [
+        ({}, []),
+        ({"median_seconds": 9.9}, ["fast"]),
+        ({"median_seconds": 10.0}, []),  # a third of the usual 30 s
+        ({"median_seconds": 9.9, "kind": "model"}, []),
+        ({"left": Part(14, 16)}, ["one-sided"]),  # 3 to 13 of 16 in 99 of 100 by chance
+        ({"left": Part(2, 16)}, ["one-sided"]),
+        ({"left": Part(13, 16)}, []),
+        ({"left": Part(0, 0)}, ["all ties"]),
+        ({"left": Part(0, 0), "first": Part(7, 20)}, []),
+        ({"attention": Part(1, 2), "first": Part(7, 20)}, ["failed check"]),
+        ({"gold": Part(0, 1)}, ["failed check"]),
+    ],
+)
+def test_what_is_to_be_looked_at_of_a_judge(more: dict[str, Any], flags: list[str]) -> None:
+    assert judge(**more).flags(30.0) == flags
+
+
+def test_pace_and_expected_end() -> None:
+    day, hour = 24 * 3600.0, 3600.0
+    assert progress.pace([], 5, day) is None and progress.pace([0.0], 5, 2 * day) is None
+    assert progress.pace([0.0, 1.0, hour], 6, 2 * hour) == (1.5, 6 * hour)
+    assert progress.pace([0.0, 2 * day, 2.5 * day], 0, 2.5 * day + 1) == pytest.approx((2 / 24, 2.5 * day + 1))
 
 
 def test_coverage_counts_first_votes_by_prompt_and_kind() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import select
 
+from replication.config.study import Study, load_study
 from replication.generation.completions import Completion
 from replication.judging.database import Database
 from replication.judging.page.server import create_app, http_server, listen
@@ -57,6 +58,7 @@ def small_panel(
     attention: int = 0,
     survey: bool = False,
     text: Callable[[int, int, str, int], str] = completion,
+    study: Study | None = None,
 ) -> SmallPanel:
     """Two seeds, two samples; four sets of which two are given to invited judges.
 
@@ -77,7 +79,7 @@ def small_panel(
         for seed in (1, 2)
     }
     database = Database(folder / "judging.sqlite")
-    options = PanelOptions(4, votes, repeat_share, attention, survey)
+    options = PanelOptions(4, votes, repeat_share, attention, survey, study=study or load_study())
     tokens = create_panel(database, folder / "sealed", SUITE, completions, ARMS, options)
     links = invite(database, ["judge-001", "judge-002"])
     assert tokens.join is not None

@@ -13,6 +13,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, RedirectResponse
 
@@ -30,9 +31,20 @@ BANNER: ContextVar[str] = ContextVar("banner", default="")
 """What stands above all else on every page of this request: preview, test, or nothing."""
 
 
-def _readable(text: str) -> Markup:
-    """Escaped; a character that acts without being seen stands there as its number."""
-    return Markup(ACTING.sub(lambda m: f'<span class="mark">U+{ord(m.group()):04X}</span>', str(escape(text))))
+# No link, and nothing that a page would fetch: their marks stay as they were written.
+_MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
+_MARKDOWN.disable(["link", "image", "autolink", "reference"])
+
+
+def _readable(text: str, form: str = "text") -> Markup:
+    """Escaped, or made of Markdown; a character that acts without being seen stands there as its number."""
+    safe = str(escape(text))
+    if form == "markdown":
+        import nh3  # where a study asks for it
+
+        html = re.sub("(?<=[</])h[1-6]>", "h3>", _MARKDOWN.render(text))  # below the heading that says which text it is
+        safe = nh3.clean(html, attributes={})
+    return Markup(ACTING.sub(lambda m: f'<span class="mark">U+{ord(m.group()):04X}</span>', safe))
 
 
 def _static(name: str) -> str:

@@ -20,7 +20,7 @@ from fastapi import APIRouter, Depends, Form, HTTPException, Request
 from starlette.responses import PlainTextResponse, Response
 
 from replication.judging.page.rendering import BANNER, STATIC, STATIC_TYPES, judge_path, page, problem, see_other
-from replication.judging.progress import gather
+from replication.judging.progress import gather, minutes
 from replication.judging.schema import NOT_STORABLE
 from replication.judging.store import Cast, PanelFacts, Store, Visit, claim_once, hash_token
 from replication.votes.record import CHOICES
@@ -97,21 +97,20 @@ def look(request: Request, token: str, visit: Visited, store: Stored) -> Respons
     if visit.is_locked:
         return page("closed", n_voted=visit.n_voted)
     if not visit.has_started:
-        return page("start", path=path, link=link, n_assigned=visit.n_assigned, study=study)
+        n_minutes = minutes(store.database, visit.judge_id)
+        return page("start", path=path, link=link, visit=visit, minutes=n_minutes, study=study)
     tries = store.tries(visit.judge_id)
     if study.check and True not in tries:
         is_over = len(tries) >= study.check_tries
         return page("screened_out" if is_over else "check", path=path, study=study, attempt=len(tries))
     if visit.asks_survey and visit.survey is None:
         return page("survey", path=path, study=study)
-    shown = store.show(visit.judge_id)
-    if shown is not None:
-        facts = {"n_assigned": visit.n_assigned, "last_vote": visit.last_vote}
-        return page("item", path=path, shown=shown, study=study, **facts)
+    if (shown := store.show(visit.judge_id)) is not None:
+        return page("item", path=path, shown=shown, visit=visit, study=study)
     after = store.visit(token)  # another window may have voted, or the panel may have been locked, since `visit`
     if after is None or after.is_locked:
         return page("closed", n_voted=visit.n_voted)
-    return page("finished", path=path, link=link, n_voted=after.n_voted, last_vote=after.last_vote)
+    return page("finished", path=path, link=link, visit=after, study=study)
 
 
 async def _sent(request: Request) -> dict[str, str]:
