@@ -161,7 +161,8 @@ def prepare(args: Namespace) -> None:
     append(folder.suite, "panel", panel_id=about.panel_id, key_sha256=about.key_sha256)
     for line in deviations(chosen, options.judges, options.votes_per_judge, options.study):
         _warn(console, line)
-    more = [plural(n, one) for n, one in ((options.n_repeats, "repeat"), (options.attention, "attention item")) if n]
+    known = (options.attention, "attention item"), (len(options.study.gold), "gold pair")
+    more = [plural(n, one) for n, one in ((options.n_repeats, "repeat"), *known) if n]
     parts = [plural(votes, "pair"), *more]
     listed = ", ".join(parts[:-1]) + " and " + parts[-1] if more else parts[0]
     seeds = plural(len(chosen.completions), "seed")
@@ -389,6 +390,8 @@ def lock(args: Namespace) -> None:
         _fact(console, "left out", f"{note.n_repeats_without_first_vote} repeats of pairs without a first vote")
     if note.n_test_votes:
         _fact(console, "left out", f"{note.n_test_votes} votes of test judges")
+    for name, why in (note.excluded or {}).items():
+        _fact(console, "excluded", f"{name}, by the study's rule: {why}")
     _fact(console, "counts", folder.marginals)
     if folder.suite.suite.is_file() or note.suite == IMPORTED:
         _fact(console, "next", shlex.join(["replicate", "report", str(folder.root)]))

@@ -351,9 +351,10 @@ def test_rules_for_exclusion_are_in_the_plan_and_hold_when_the_panel_is_locked(o
 
     for n, choose in enumerate([lambda shown: "tie", attentive, at_random(3), at_random(4)], 1):
         vote_all(store_of(out), f"judge-{n:03d}", choose)
-    said("lock", out, "--yes")
+    told = said("lock", out, "--yes")
     note = read_note(suite_dir.votes_note, suite_dir.votes)
     assert note is not None and note.note.excluded is not None
+    assert "judge-001, by the study's rule: more than 0 failed attention items, more than 90% ties" in told
     assert note.note.excluded["judge-001"] == "more than 0 failed attention items, more than 90% ties"
     assert "judge-002" not in note.note.excluded and f"judge-001 ({note.note.excluded['judge-001']})" in str(note.lines)
     kept = {vote.judge_id for vote in counted_votes(suite_dir.votes)}
