@@ -52,7 +52,7 @@ def judge(argv: Sequence[str]) -> int:
     try:
         from replication.cli.judge_models import model, sheet
 
-        acts = (prepare, invite, serve, status, model, sheet, lock, withdraw, export)
+        acts = (prepare, invite, serve, status, model, sheet, reclaim, lock, withdraw, export)
         return actions("judge", "People and models compare completions of two arms, blind.", *acts)(argv)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in PACKAGES.split():
@@ -347,7 +347,7 @@ def lock(args: Namespace) -> None:
     from replication.judging.completions import IMPORTED
     from replication.judging.panel import lock_panel
     from replication.judging.progress import fill
-    from replication.judging.record import check_record, check_votes_file, write_votes_record
+    from replication.judging.record import check_record, check_votes_file, iso, write_votes_record
     from replication.judging.seal import read_by_others
     from replication.judging.store import Store
     from replication.runs.ledger import append
@@ -375,7 +375,7 @@ def lock(args: Namespace) -> None:
         _warn(console, f"the panel is locked already, since {utc(panel.locked_at)} UTC: the reason is not taken")
     key_read_at = read_by_others(folder.sealed) if panel.locked_at is None else None
     lock_panel(database, folder.sealed, early, check_record)
-    note = write_votes_record(folder, database, rules, key_read_at)
+    note = write_votes_record(folder, database, rules, iso(key_read_at) if key_read_at else None)
     facts = {"panel_id": note.panel_id, "key_sha256": note.key_sha256, "votes_sha256": note.votes_sha256}
     append(folder.suite, "lock", **facts, early=note.locked_early_because, key_read_at=note.key_read_at)
     counts = f"{note.n_votes} first votes of {note.n_judges} judges, {note.n_repeats} repeats"
@@ -411,6 +411,27 @@ def _confirm(filled: Fill, has_reason: bool, yes: bool, console: Console) -> Non
 
 
 @DIR
+@takes("--export", "a CSV of submissions: those returned or timed out there", Path, metavar="FILE", either=True)
+@takes("--judge-id", "these, named by `replicate judge status`", nargs="+", metavar="NAME", either=True)
+@DATABASE
+def reclaim(args: Namespace) -> None:
+    """Give the places of those who left to whoever comes next; the votes of a returned one are withdrawn."""
+    from replication.judging import recruits
+    from replication.runs.withdrawn import read_withdrawals
+    from replication.runs.withdrawn import withdraw as withdraw_from
+
+    folder, database = open_panel(args)
+    gone = recruits.gave_up(database, args.export) if args.export else dict.fromkeys(args.judge_id, "left")
+    for name, why in gone.items():
+        successor = recruits.reclaim(database, name)
+        if successor:
+            _fact(_console(), why, f"{name}; {successor} has the same pairs, and is free")
+        if why == recruits.RETURNED and name not in read_withdrawals(folder.suite).of("judge"):
+            withdraw_from(folder.suite, "judge", name, "returned the place, and with it the consent")
+    say(_console(), f"{len(gone)} who left; the open link and `{_command('invite', args.dir)}` give free places")
+
+
+@DIR
 @takes("judge", "its name in votes.csv, or in `replicate judge status`", metavar="JUDGE")
 @takes("--why", "the reason, which the report quotes", required=True)
 @DATABASE
@@ -434,19 +455,28 @@ def withdraw(args: Namespace) -> None:
 
 @DIR
 @takes("--out", "folder for the files (default: DIR/judging, votes.csv in DIR)", Path)
+@takes("--dataset", "the votes with prompt and texts too: Parquet, JSONL and a card, for datasets.load_dataset", Path)
+@takes("--license", "of the dataset, for its card (default: unknown)", default="unknown", metavar="NAME")
 @DATABASE
 def export(args: Namespace) -> None:
     """After the lock: votes, counts, judges and models' answers as files."""
+    from replication.judging.dataset import write_dataset
     from replication.judging.folder import PanelFolder
     from replication.judging.record import write_export, write_votes_record
     from replication.judging.store import Store
+    from replication.runs.records import read_record
+    from replication.votes.record import VotesNote
 
     console = _console()
     folder, database = open_panel(args, only_reads=True)
     rules = folder.rules(Store(database).panel())
     target = folder if args.out is None else PanelFolder(args.out, args.out)
-    n_test_votes = write_votes_record(target, database, rules).n_test_votes
+    known = read_record(folder.suite.votes_note, VotesNote) or VotesNote()
+    n_test_votes = write_votes_record(target, database, rules, known.key_read_at).n_test_votes
     if n_test_votes:
         _fact(console, "left out", f"{n_test_votes} votes of test judges")
-    for path in (target.suite.votes, target.marginals, *write_export(target, database)):
+    written = [target.suite.votes, target.marginals, *write_export(target, database)]
+    if args.dataset:
+        written += write_dataset(folder, database, args.dataset, args.license)
+    for path in written:
         say(console, f"wrote {path}")

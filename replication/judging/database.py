@@ -36,8 +36,8 @@ class Database:
             is_postgres = parsed.get_backend_name() == "postgresql"
             self.engine = create_engine(
                 parsed,
-                pool_size=20,
-                max_overflow=20,
+                pool_size=40,  # as many as the page has threads: none is opened and closed in a rush
+                max_overflow=0,
                 pool_pre_ping=is_postgres,
                 connect_args={"connect_timeout": CONNECT_SECONDS} if is_postgres else {},
                 hide_parameters=True,  # an error never shows what was to be stored: a completion, the hash of a link

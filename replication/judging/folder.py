@@ -13,6 +13,7 @@ from replication.config import AnalysisConfig, load_suite, to_yaml
 from replication.errors import UserError
 from replication.judging.database import Database
 from replication.judging.panel import PanelOptions, Tokens
+from replication.judging.schema import metadata
 from replication.judging.store import PanelFacts, Store
 from replication.protocol.preregistration import read_plan
 from replication.runs.files import write_text
@@ -57,6 +58,8 @@ class PanelFolder:
         if not database.exists():
             hint = "" if url or named else ", or name its --database"
             raise UserError(f"{database.name}: no panel there; `replicate judge prepare {self.root}` makes one{hint}")
+        if not only_reads:
+            metadata.create_all(database.engine)  # tables that a panel of an earlier version lacks
         if not url and facts.panel_id and (there := Store(database).panel().panel_id) != facts.panel_id:
             raise UserError(
                 f"{self._panel_record}: is of the panel {facts.panel_id}, and {database.name} holds {there}; bring "

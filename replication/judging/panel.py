@@ -26,7 +26,18 @@ from replication.errors import UserError
 from replication.judging.completions import Completions, draw_items, matched
 from replication.judging.database import Database
 from replication.judging.design import Cell, Design, Place, session
-from replication.judging.schema import COUNTS, IS_FIRST, TEST, assignments, items, judges, metadata, panel, unsealed
+from replication.judging.schema import (
+    COUNTS,
+    IS_FIRST,
+    LEFT,
+    TEST,
+    assignments,
+    items,
+    judges,
+    metadata,
+    panel,
+    unsealed,
+)
 from replication.judging.seal import Key, read_key, remove_key, write_key
 from replication.judging.store import Store, hash_token, is_locked, keep_study, panel_study
 
@@ -178,7 +189,7 @@ def invite(database: Database, names: Sequence[str]) -> dict[str, str]:
         if is_locked(c):
             raise UserError(LOCKED)
         for name, token in tokens.items():
-            this = (judges.c.judge_id == name) & (judges.c.kind == "human")
+            this = (judges.c.judge_id == name) & (judges.c.kind == "human") & (judges.c.vendor != LEFT)
             if not c.execute(update(judges).where(this).values(token_sha256=hash_token(token))).rowcount:
                 raise UserError(f"--judge-id: '{name}' is no person of this panel; `replicate judge status` names them")
     return tokens
@@ -216,9 +227,10 @@ def _add(
     sizes = len(key.prompts), len(key.seeds), len(key.samples_baseline), len(key.samples_treatment)
     design = Design(*sizes, key.secret, len(key.by_arm))
     check_votes(votes, design.n_distinct)
-    # first votes dealt to each judge so far, in the order of dealing; test judges take none from others
-    dealt = select(func.count()).select_from(assignments.join(judges)).where(IS_FIRST, COUNTS)
-    dealt = dealt.group_by(assignments.c.judge_id).order_by(func.min(assignments.c.assignment_id))
+    # first votes dealt to each judge so far, in the order of dealing; test judges take none from others, and a set
+    # that was given up counts once, as that of its next judge
+    dealt = select(func.count()).select_from(assignments.join(judges)).where(IS_FIRST, COUNTS, judges.c.vendor != LEFT)
+    dealt = dealt.group_by(judges.c.judge_id).order_by(judges.c.created_at, func.min(assignments.c.assignment_id))
     given = c.execute(dealt).scalars().all()
     hands: Iterable[list[Cell]] = islice(design.deal([*given, *[votes] * len(names)]), len(given), None)
     if vendor == TEST and kind == "human":

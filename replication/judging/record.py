@@ -7,6 +7,7 @@ What makes a text of a panel raises UserError where the panel is not locked.
 from __future__ import annotations
 
 import csv
+import hmac
 import io
 import json
 import math
@@ -18,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, Row, func, inspect, select
 
 from replication.config import AnalysisConfig
 from replication.config.study import Exclusions
@@ -28,7 +29,7 @@ from replication.judging.database import Database
 from replication.judging.folder import PanelFolder
 from replication.judging.models.answers import ModelJudge
 from replication.judging.progress import JudgeProgress, judge_progress
-from replication.judging.schema import answers, assignments, items, judges, panel, remarks, unsealed
+from replication.judging.schema import answers, assignments, items, judges, panel, recruits, remarks, unsealed
 from replication.judging.store import PanelFacts, Store, panel_facts, panel_study, standing_votes, test_votes
 from replication.runs.files import file_sha256, write_text
 from replication.runs.records import read_record, write_record
@@ -117,7 +118,7 @@ def _vote(row: Row[Any], behind: Row[Any], about: PanelFacts, beside: Mapping[st
         sample_right=right[1],
         judge_id=row.judge_id,
         judge_kind=row.kind,
-        vendor=row.vendor,
+        vendor=row.vendor if row.kind == "model" else "",
         choice=row.choice,
         shown_at="" if row.shown_at is None else iso(row.shown_at),
         seconds=math.nan if row.seconds is None else round(row.seconds, 3),
@@ -258,19 +259,25 @@ def marginals_json(database: Database, rules: AnalysisConfig | None = None) -> s
 
 
 def judges_csv(database: Database) -> str:
-    """A row a judge who voted: kind, vendor, counts, attention items passed of those asked, answers of the survey."""
+    """A row a judge who voted: kind, vendor, counts, attention items passed of those asked, answers of the survey; and
+    of whom a recruiting site sent, a hash of its name for them that only this panel's database can make again.
+    """
+    came = {}
     with database.read() as c:
-        locked_panel(c)
+        secret = locked_panel(c).admin_sha256.encode()
+        if inspect(c).has_table(recruits.name):  # a panel of an earlier version has none
+            came = {row.judge_id: row.participant for row in c.execute(select(recruits))}
+    hashed = {judge: hmac.digest(secret, name.encode(), "sha256").hex() for judge, name in came.items()}
     rows = [row for row in judge_progress(database) if row.votes.part]
     questions = sorted({question for row in rows for question in row.survey})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     counts = ["votes", "repeats", "attention_passed", "attention_asked"]
-    writer.writerow(["judge_id", "kind", "vendor", *counts, *questions])
+    writer.writerow(["judge_id", "kind", "vendor", "participant", *counts, *questions])
     for row in rows:
         numbers = [row.first.part, row.n_repeats, row.attention.part, row.attention.whole]
         said = [row.survey.get(question, "") for question in questions]
-        writer.writerow([row.judge_id, row.kind, row.vendor, *numbers, *said])
+        writer.writerow([row.judge_id, row.kind, row.vendor, hashed.get(row.judge_id, ""), *numbers, *said])
     return text.getvalue()
 
 
@@ -308,11 +315,11 @@ def broken_rules(rules: Exclusions, judge: JudgeProgress) -> str:
 
 
 def write_votes_record(
-    folder: PanelFolder, database: Database, rules: AnalysisConfig, key_read_at: float | None = None
+    folder: PanelFolder, database: Database, rules: AnalysisConfig, key_read_at: str | None = None
 ) -> VotesNote:
     """Write votes.csv, votes.json (which is returned) and marginals.json; the same again for the same panel.
 
-    `key_read_at` is what seal.read_by_others said before the lock; later calls keep what was said.
+    `key_read_at` is what seal.read_by_others said before the lock; later calls for the folder keep what was said.
     """
     found = unsealed_votes(database)
     about, n_first, per_judge = found.panel, len(found.first), tally.votes_per_judge(found.votes)
@@ -333,7 +340,7 @@ def write_votes_record(
         locked_at=iso(about.locked_at),
         locked_early_because=about.lock_note or None,
         key_sha256=about.key_sha256,
-        key_read_at=iso(key_read_at) if key_read_at else before.key_read_at,
+        key_read_at=key_read_at or before.key_read_at,
         votes_sha256=file_sha256(folder.suite.votes),
         n_votes=n_first,
         n_repeats=len(found.votes) - n_first,

@@ -33,6 +33,8 @@ from replication.votes.record import CHOICES, JUDGE_KINDS
 
 TEST = "test"
 """In place of a person's vendor: their votes are trials, and enter no record and no count."""
+LEFT = "left"
+"""In the same place: they gave up their set, and somebody else has its pairs."""
 metadata = MetaData()
 NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -95,7 +97,7 @@ judges = Table(
     metadata,
     Column("judge_id", String(200), primary_key=True),
     Column("kind", String(8), nullable=False),
-    Column("vendor", Words, nullable=False),  # of a model judge; of a person empty, or TEST
+    Column("vendor", Words, nullable=False),  # of a model judge; of a person empty, TEST or LEFT
     Column("token_sha256", String(64), unique=True),  # of the invitation link; null: a model judge, or not claimed yet
     Column("created_at", Float, nullable=False),
     Column("started_at", Float),  # read the rubric
@@ -119,6 +121,16 @@ assignments = Table(
     Column("showing", String(32), unique=True),  # random; what a vote must name; null: never shown, or undone since
     Column("shown_at", Float),  # the latest time
     UniqueConstraint("judge_id", "position"),
+)
+
+# What a recruiting site calls those whom it sent, apart from the votes.
+recruits = Table(
+    "judging_recruits",
+    metadata,
+    Column("judge_id", ForeignKey("judging_judges.judge_id"), primary_key=True),
+    Column("participant", String(64), nullable=False, unique=True),
+    Column("study", String(64), nullable=False),
+    Column("session", String(64), nullable=False),
 )
 
 IS_FIRST = assignments.c.repeats.is_(None) & assignments.c.expected.is_(None)

@@ -22,7 +22,7 @@ from replication.config.identity import to_dict
 from replication.config.study import Study, load_study
 from replication.judging import schema
 from replication.judging.database import Database
-from replication.judging.schema import COUNTS, TEST, assignments, items, judges, panel, votes
+from replication.judging.schema import COUNTS, LEFT, TEST, assignments, items, judges, panel, recruits, votes
 from replication.runs.records import from_json
 from replication.votes.record import CHOICES
 
@@ -55,12 +55,22 @@ class Visit:
     has_started: bool
     survey: Mapping[str, Any] | None  # None: not asked yet; empty: skipped
     is_test: bool  # whether their votes enter no record
+    has_left: bool  # whether the set was reclaimed
     asks_survey: bool
     is_locked: bool
     n_assigned: int
     n_voted: int
     last_vote: str | None  # the impression of the judge's last vote that stands: what `undo` must name
     last_choice: str | None  # of that vote
+
+
+@dataclass(frozen=True)
+class Recruit:
+    """Somebody whom a recruiting site sent, in the site's names."""
+
+    participant: str
+    study: str
+    session: str
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,7 @@ class Store:
             row = c.execute(_VISIT, {"hashed": hash_token(token)}).one_or_none()
         return None if row is None else Visit(**row._mapping)
 
-    def claim(self, token: str) -> str | None:
+    def claim(self, token: str, recruit: Recruit | None = None) -> str | None:
         """Give the first set that nobody has to a new judge, known by this token from now on; None: all are taken."""
         with self.database.write() as c:
             free = and_(judges.c.kind == "human", judges.c.token_sha256.is_(None))
@@ -128,6 +138,8 @@ class Store:
                 return None
             hashed = {"token_sha256": hash_token(token)}
             c.execute(update(judges).where(judges.c.judge_id == row.judge_id).values(hashed))
+            if recruit:
+                c.execute(insert(recruits).values(judge_id=row.judge_id, **vars(recruit)))
             return str(row.judge_id)
 
     def start(self, judge_id: str) -> None:
@@ -161,7 +173,7 @@ class Store:
             if is_locked(c):
                 return None
             # held, so that two windows of one judge are given the same impression
-            row = c.execute(_CURRENT, {"judge": judge_id}).one_or_none()
+            row = c.execute(CURRENT, {"judge": judge_id}).one_or_none()
             if row is None:
                 return None
             impression = row.showing or secrets.token_urlsafe(16)
@@ -265,14 +277,15 @@ def is_locked(c: Connection) -> bool:
 # What every request asks, built once: building a query takes longer than running it.
 _BY_JUDGE = assignments.c.judge_id == bindparam("judge")
 _STANDS = votes.c.undone_at.is_(None)
+# Asked for each assignment by itself. As a join PostgreSQL would plan it from statistics, which a table that is being
+# filled does not have: it then read every vote of the panel for each pair of the judge's, a quarter of a second.
+_CHOICE = select(votes.c.choice).where(votes.c.assignment_id == assignments.c.assignment_id, _STANDS)
+_HAS_VOTE = _CHOICE.correlate(assignments).scalar_subquery().is_not(None)
 _LOCKED_AT = select(panel.c.locked_at).with_for_update(read=True)
-_CURRENT = (
+CURRENT = (
     select(assignments, *(items.c[name] for name in ("category", "question", "first", "second")))
     .join(items)
-    .where(
-        _BY_JUDGE,
-        ~select(votes.c.vote_id).where(votes.c.assignment_id == assignments.c.assignment_id, _STANDS).exists(),
-    )
+    .where(_BY_JUDGE, ~_HAS_VOTE)
     .order_by(assignments.c.position)
     .limit(1)
     .with_for_update(of=assignments)
@@ -281,23 +294,25 @@ _NOTE_SHOWN = update(assignments).where(assignments.c.assignment_id == bindparam
 _VOTE_ON = select(votes).join(assignments).where(_BY_JUDGE, votes.c.showing == bindparam("named"))
 _SHOWN = select(assignments).where(_BY_JUDGE, assignments.c.showing == bindparam("named")).with_for_update()
 _CAST = insert(votes)
-_LAST_VOTE = select(votes).join(assignments).where(_BY_JUDGE, _STANDS).order_by(assignments.c.position.desc()).limit(1)
+_LAST = select(assignments.c.assignment_id).where(_HAS_VOTE).order_by(assignments.c.position.desc()).limit(1)
+_LAST_VOTE = select(votes).where(_STANDS, votes.c.assignment_id == _LAST.where(_BY_JUDGE).scalar_subquery())
 
 
 def _visit() -> Select[Any]:
     mine = assignments.c.judge_id == judges.c.judge_id
-    voted = assignments.join(votes, and_(votes.c.assignment_id == assignments.c.assignment_id, mine))
     n_assigned = select(func.count()).select_from(assignments).where(mine)
-    n_voted = select(func.count()).select_from(voted).where(_STANDS)
-    last = select(votes.c.showing).select_from(voted).where(_STANDS).order_by(assignments.c.position.desc()).limit(1)
+    n_voted = n_assigned.where(_HAS_VOTE)
+    last = _LAST.with_only_columns(assignments.c.showing).where(mine)  # a vote names the showing that it is on
     parts = {"n_assigned": n_assigned, "n_voted": n_voted, "last_vote": last}
-    parts["last_choice"] = last.with_only_columns(votes.c.choice)
+    choice = _CHOICE.correlate(assignments).scalar_subquery()
+    parts["last_choice"] = last.with_only_columns(choice, maintain_column_froms=True)
     return (
         select(
             judges.c.judge_id,
             judges.c.started_at.is_not(None).label("has_started"),
             judges.c.survey,
             (judges.c.vendor == TEST).label("is_test"),
+            (judges.c.vendor == LEFT).label("has_left"),
             panel.c.survey.label("asks_survey"),
             panel.c.locked_at.is_not(None).label("is_locked"),
             *(part.correlate(judges).scalar_subquery().label(name) for name, part in parts.items()),
@@ -310,9 +325,9 @@ def _visit() -> Select[Any]:
 _VISIT = _visit()
 
 
-def claim_once(store: Store, token: str) -> str | None:
+def claim_once(store: Store, token: str, recruit: Recruit | None = None) -> str | None:
     """`Store.claim`; a token that has its set already gets the same one, also where both ask at the same moment."""
     try:
-        return store.judge_by_token(token) or store.claim(token)
+        return store.judge_by_token(token) or store.claim(token, recruit)
     except IntegrityError:  # on PostgreSQL each had taken another set, and the later one has given its own back
         return store.judge_by_token(token)

@@ -14,18 +14,22 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
+from browsing import PageReader
 from judging_setup import at_random, completions, hasty, vote_all
 from paths import CHECKOUT
 from reported import report
 from rich.console import Console
+from small_panel import served
 from synthetic_runs import build_suite, edit_manifest
 
 from replication.cli.judge import print_state
@@ -33,12 +37,13 @@ from replication.cli.main import main
 from replication.config import AnalysisConfig, load_suite, to_yaml
 from replication.config.study import load_study
 from replication.errors import UserError
+from replication.generation.completions import suite_completions
 from replication.judging.completions import Chosen
 from replication.judging.database import Database
 from replication.judging.folder import find_panel
 from replication.judging.panel import add_judges, preview
 from replication.judging.seal import read_by_others
-from replication.judging.store import Store, hash_token
+from replication.judging.store import Recruit, Store, hash_token
 from replication.protocol.deviations import check_plan
 from replication.protocol.panel_records import panel_contradictions
 from replication.protocol.preregistration import register
@@ -46,6 +51,7 @@ from replication.runs.files import file_sha256, read_json, write_text
 from replication.runs.layout import SuiteDir
 from replication.runs.ledger import read_ledger
 from replication.runs.records import write_record
+from replication.runs.withdrawn import read_withdrawals
 from replication.votes.record import counted_votes, read_note, read_panel_record, read_votes
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(CHECKOUT), "COLUMNS": "200"}
@@ -144,6 +150,57 @@ def test_the_whole_way(out: Path, said, capsys: pytest.CaptureFixture[str]) -> N
                  "--simulations", "2", "--seeds", "5", "--prompts", "7", "--judges", "4",
                  "--processes", "1"]) == 0  # fmt: skip
     assert "fitted to" in capsys.readouterr().out
+
+
+def test_the_votes_are_a_dataset_with_their_texts(out: Path, said, tmp_path: Path) -> None:
+    import datasets
+
+    said("prepare", out, "--study", "paid")
+    vote_everything(out)
+    data = out / "dataset"
+    assert "not locked" in one_line(said("export", out, "--dataset", data, code=2)) and not data.exists()
+    os.utime(out / "sealed" / "key.json", (2e9, 1e9))  # read by somebody
+    said("lock", out, "--yes")
+    said("withdraw", out, "judge-002", "--why", "asked for it")
+    read_at = read_json(out / "votes.json")["key_read_at"]
+    assert str(data / "votes.parquet") in said(
+        "export", out, "--out", out / "files", "--dataset", data, "--license", "mit"
+    )
+    assert read_json(out / "files" / "votes.json")["key_read_at"] == read_at is not None
+    rows = datasets.load_dataset(str(data), cache_dir=str(tmp_path / "cache"))["train"].to_list()
+    assert rows == [json.loads(line) for line in (data / "votes.jsonl").read_text().splitlines()]
+    votes = {vote.vote_id: vote for vote in read_votes(out / "votes.csv") if vote.judge_id != "judge-002"}
+    assert {row["vote_id"] for row in rows} == votes.keys() and len(rows) == 3 * 8
+    texts = {
+        (seed, arm, one.prompt_id, one.sample): one.text
+        for seed, of_arm in suite_completions(SuiteDir(out), ("baseline", "both")).items()
+        for arm, some in of_arm.items()
+        for one in some
+    }
+    chosen = {"left": "model_a", "right": "model_b"}
+    for row in rows:
+        vote = votes[row["vote_id"]]
+        assert row["winner"] == chosen.get(vote.choice, vote.choice) and row["seconds"] == vote.seconds
+        assert row["response_a"] == texts[vote.seed, row["model_a"], vote.prompt_id, vote.sample_left]
+        assert row["response_b"] == texts[vote.seed, row["model_b"], vote.prompt_id, vote.sample_right]
+    card = (data / "README.md").read_text()
+    for told in ("license: mit", read_json(out / "votes.json")["key_sha256"], "published without", "1 judge withdrawn"):
+        assert told in card
+    assert file_sha256(data / "votes.parquet") in card
+
+
+def test_arena_rank_reads_the_dataset_as_the_page_has_it(out: Path, said, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("arena_rank", reason="it pins numpy and jax: an environment of its own has it")
+    said("prepare", out)
+    vote_everything(out)
+    said("lock", out, "--yes")
+    said("export", out, "--dataset", out / "DIR")
+    monkeypatch.chdir(out)
+    page = (CHECKOUT / "replication" / "judging" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?arena_rank.*?)```", page, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["pairs"].competitors == ["baseline", "both"]
 
 
 def test_the_counts_can_be_audited(out: Path, said, capsys: pytest.CaptureFixture[str]) -> None:
@@ -909,6 +966,116 @@ def test_votes_key_and_database_that_contradict_one_another_withhold_the_verdict
     cheat, words = CHEATS[name]
     cheat(suite_dir.root)
     assert named() == {*words}
+
+
+def test_a_returned_place_is_given_to_the_next_and_its_votes_are_withdrawn(out: Path, said) -> None:
+    said("prepare", out)
+    store = store_of(out)
+    for n in range(3):
+        store.claim(f"token {n}", Recruit(f"{n:024x}", "study", "session"))
+        vote_all(store, f"judge-00{n + 1}", at_random(n), most=2)
+    export = out / "submissions.csv"
+    states = ("RETURNED", "TIMED-OUT", "ACTIVE")
+    export.write_text("Participant id,Status\n" + "".join(f"{n:024x},{state}\n" for n, state in enumerate(states)))
+    told = said("reclaim", out, "--export", export)
+    assert "judge-001.2 has the same pairs" in told and "judge-002.2 has" in told and "judge-003" not in told
+    assert "has the same" not in said("reclaim", out, "--export", export), "once"
+    assert read_withdrawals(SuiteDir(out)).of("judge").keys() == {"judge-001"}
+    assert "judge-003.2" in said("reclaim", out, "--judge-id", "judge-003")
+    assert "cannot be read" in one_line(said("reclaim", out, "--export", out / "nothing.csv", code=2))
+    one_line(said("reclaim", out, code=2))
+    assert "not taken:    4 sets" in said("status", out)
+
+
+STUDY = """
+consent: {text: You agree that votes are published., contact: us@example.org, withdrawal: Write to us.}
+check: {What counts?: [All of it, The length]}
+completion: {pay: 5 pounds, code: D0NE, url: "URL?cc=D0NE", screened_out_code: S0RRY}
+"""
+
+
+@contextmanager
+def recruiting_site() -> Iterator[tuple[str, list[str]]]:
+    """The address at which a site takes back those whom it sent, and what it was asked there."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/submissions/complete", asked
+        server.shutdown()
+
+
+def test_a_study_at_a_recruiting_site_from_the_first_participant_to_the_dataset(out: Path, said) -> None:
+    """One fails the check, one returns the place, one goes all the way; a withdrawal; nobody else's vote is touched."""
+    with recruiting_site() as (url, asked):
+        (out / "study.yaml").write_text(STUDY.replace("URL", url))
+        flags = ("--judges", 1, "--votes", 30, "--attention", 1)
+        assert "1 set of 30 pairs, 3 repeats and 1 attention item" in said(
+            "prepare", out, "--study", out / "study.yaml", *flags
+        )
+        join = (out / "judging" / "join-token").read_text().strip()
+
+        def come(name: str, tries: list[str], most: int = 99) -> str:
+            """Go from the site's link as far as the page leads, or to so many votes; the last page."""
+            with httpx.Client(base_url=address, follow_redirects=True, timeout=60) as browser:
+                link = f"/join/{join}?PROLIFIC_PID={name * 24}&STUDY_ID=st&SESSION_ID={name}"
+                page = browser.get(link)
+                page = (
+                    page if "/j/" in str(page.url) else browser.post(link, data=PageReader(page.text).forms[0].hidden)
+                )
+                while True:
+                    reader = PageReader(page.text)
+                    if form := reader.form("/start"):
+                        assert "5 pounds" in page.text
+                        assert browser.post(form.action).status_code == 422, "without consent nothing is shown"
+                        page = browser.post(form.action, data={"consent": "yes"})
+                    elif form := reader.form("/check"):
+                        page = browser.post(form.action, data={**form.hidden, "q0": tries.pop(0)})
+                    elif form := reader.form("/survey"):
+                        page = browser.post(form.action, data={"skip": "yes"})
+                    elif (form := reader.form("/vote")) and most:
+                        page, most = browser.post(form.action, data={**form.hidden, "choice": "left"}), most - 1
+                    else:
+                        return page.text
+
+        def listed(**states: str) -> str:
+            lines = [f"{name * 24},{state}" for name, state in states.items()]
+            (out / "export.csv").write_text("\n".join(["Participant id,Status", *lines, ""]))
+            return said("reclaim", out, "--export", out / "export.csv")
+
+        with served(store_of(out)) as address:
+            assert "S0RRY" in come("a", ["The length", "The length"])
+            assert "All places are taken" in come("b", [])
+            assert "judge-001.2 has the same pairs" in listed(a="SCREENED-OUT")
+            assert "Pair 6 of 34" in come("b", ["The length", "All of it"], most=5)
+            assert "judge-001.2.2 has the same pairs" in listed(a="SCREENED-OUT", b="RETURNED")
+            assert "This place was given up" in come("b", [])
+            last = come("c", ["All of it"])
+            assert "All of your 34 votes are stored" in last and "D0NE" in last
+            assert come("c", []) == last, "who comes again is led back"
+            (back,) = re.findall(r'class="button" href="([^"]+)"', last)
+            httpx.get(back)
+            assert asked == ["/submissions/complete?cc=D0NE"]
+    with store_of(out).database.read() as c:
+        (n,) = c.exec_driver_sql("SELECT count(*) FROM judging_votes WHERE undone_at IS NULL").one()
+    assert n == 5 + 34, "no vote is lost, none is there twice"
+    said("lock", out, "--yes", "--early", "one place")
+    assert read_withdrawals(SuiteDir(out)).of("judge").keys() == {"judge-001.2"}
+    said("export", out, "--dataset", out / "dataset")
+    rows = [json.loads(line) for line in (out / "dataset" / "votes.jsonl").read_text().splitlines()]
+    assert len(rows) == 33 and {row["judge_id"] for row in rows} == {"judge-001.2.2"}
+    card = (out / "dataset" / "README.md").read_text()
+    assert "1 judge withdrawn" in card and "You agree that votes are published." in card
+    assert "cccc" not in (out / "judging" / "judges.csv").read_text()
 
 
 def test_a_custodian_holds_the_key_and_whoever_reads_it_before_the_lock_leaves_a_trace(

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from judging_setup import MadePanel, at_once, at_random, completions, last_vote, make_panel, vote_all
-from sqlalchemy import event, func, select, update
+from sqlalchemy import String, event, func, literal, select, update
+from sqlalchemy import cast as cast_to
 from sqlalchemy.exc import IntegrityError
 
 from replication.errors import UserError
@@ -19,7 +20,7 @@ from replication.judging.database import Database
 from replication.judging.panel import add_judges, invite, invite_people, lock_panel
 from replication.judging.record import check_record, unsealed_votes, vote_id, votes_csv
 from replication.judging.schema import assignments, items, judges, unsealed, votes
-from replication.judging.store import Cast, Store, claim_once, hash_token
+from replication.judging.store import _LAST_VOTE, _VISIT, CURRENT, Cast, Store, claim_once, hash_token
 from replication.votes.record import read_votes
 
 
@@ -515,3 +516,21 @@ def test_store_is_one_object_for_many_threads(tmp_path: Path) -> None:
     panel = make_panel(tmp_path / "judging.sqlite", tmp_path / "sealed")
     store, link = Store(panel.database), panel.link()
     assert {visit.judge_id for visit in at_once(8, lambda i: store.visit(link))} == {J}
+
+
+def test_a_visit_reads_no_vote_of_others(postgres, tmp_path: Path) -> None:
+    """Of a table that was just filled PostgreSQL has no statistics, and may plan a join that reads all of it."""
+    made = make_panel(postgres.new_database(), tmp_path / "sealed", completions(n_prompts=16), judges=60)
+    link = made.link()
+    with made.database.write() as c:
+        columns = ["assignment_id", "showing", "choice", "cast_at"]
+        number = assignments.c.assignment_id
+        cast = select(number, cast_to(number, String), literal("tie"), literal(1.0)).where(assignments.c.judge_id != J)
+        c.execute(votes.insert().from_select(columns, cast))
+    with made.database.read() as c:
+        for query in (_VISIT, CURRENT, _LAST_VOTE):
+            c.execute(query, {"hashed": hash_token(link)} if query is _VISIT else {"judge": J}).all()
+        read = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'judging_votes'"
+        n_read = c.exec_driver_sql(f"{read} AND schemaname = current_schema()").scalar_one()
+    assert n_read == 0, "the judge has none"
+    made.database.close()

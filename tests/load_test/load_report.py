@@ -25,6 +25,12 @@ class LoadTest:
     kills: int
     seed: int
     p99_ms: float
+    drop_out: float = 0.0
+    """Share of the judges who leave for good."""
+
+    @property
+    def n_leave(self) -> int:
+        return round(self.drop_out * self.judges)
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class Outcome:
     finished: int
     votes: Comparison
     faults: list[str]
+    left: int = 0
+    """Judges who left for good; each place was reclaimed, and finished by somebody else."""
 
     @property
     def p99_ms(self) -> float:
@@ -88,9 +96,9 @@ def print_outcome(o: Outcome, console: Console) -> None:
     console.print(table)
     everything = whole["all requests"]
     console.print(
-        f"{o.finished} of {o.asked.judges} judges to the end in {o.seconds:.0f} s on {o.database}: "
-        f"{o.votes_per_second:.1f} votes/s, {o.requests:,} requests, {o.server_cpu_ms_per_request:.1f} ms of the "
-        f"server's CPU each ({100 * o.server_cpu_share:.0f} % of a core)"
+        f"{o.finished} of {o.asked.judges} judges to the end, {o.left} more left for good, in {o.seconds:.0f} s on "
+        f"{o.database}: {o.votes_per_second:.1f} votes/s, {o.requests:,} requests, "
+        f"{o.server_cpu_ms_per_request:.1f} ms of the server's CPU each ({100 * o.server_cpu_share:.0f} % of a core)"
     )
     down = ", ".join(f"{kill.up_at - kill.at:.1f}" for kill in o.kills) or "none"
     console.print(

@@ -2,7 +2,9 @@
 
 The panel is thrown away: synthetic texts, a database of its own. The server is the product's own, in a process of its
 own; so are the judges. SIGKILL comes at moments drawn at random, the server is started again at once, and the judges
-press again where no answer came. In the end every vote that a judge was told is stored must be in the database, once.
+press again where no answer came. Some leave for good, and their places are reclaimed by what the recruiting site says
+of them while the others vote; there are as many sets as judges, so that whoever comes instead has to get one of those.
+In the end every vote that a judge was told is stored must be in the database, once, and every set must be whole.
 """
 
 from __future__ import annotations
@@ -27,18 +29,21 @@ from load_report import Kill, LoadTest, Outcome, as_json, print_outcome
 from rich.console import Console
 from server_child import ServerChild
 from synthetic import ARMS, PROMPTS, SAMPLES, completions
-from virtual_users import Crowd, Notes, Request, Said
+from virtual_users import LEFT, Crowd, Notes, Request, Said
 
-from replication.cli.arguments import COUNT, NATURAL, POSITIVE
+from replication.cli.arguments import COUNT, NATURAL, POSITIVE, number
 from replication.data.prompts import load_prompts
 from replication.judging.database import Database
 from replication.judging.panel import PanelOptions, create_panel, invite
+from replication.judging.progress import judge_progress
+from replication.judging.recruits import gave_up, reclaim
+from replication.judging.schema import LEFT as LEFT_THE_SET
 from replication.runs.files import read_json, write_json
 from replication.runs.layout import SuiteDir
 
 SETTLING_SECONDS = 3.0
 """After a killed server answers again: what the crowd needs to come to rest, and is not counted as quiet."""
-JOIN_SHARE = 0.2
+JOIN_SHARE = 0.5
 """Of the judges, by the open link; the others by their own."""
 
 
@@ -50,13 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--votes-per-judge", type=COUNT, default=30, help="first votes of each (default 30)")
     length.add_argument("--minutes", type=POSITIVE, help="about how long, instead of a number of votes")
     parser.add_argument("--kills", type=NATURAL, default=5, help="times the server is killed and restarted (default 5)")
+    parser.add_argument("--drop-out", type=number(f"[0, {JOIN_SHARE}]"), default=0.3, metavar="SHARE",
+                        help="of the judges who leave for good before the end (default 0.3)")  # fmt: skip
     parser.add_argument("--database", metavar="URL", help="an empty database, such as postgresql://user@host/name "
                         "(default: SQLite in DIR)")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep the panel, the judges' notes and "
                         "load_test.json there (default: a folder that is removed)")  # fmt: skip
     parser.add_argument("--seed", type=NATURAL, default=0, help="of texts, choices and kills (default 0)")
-    parser.add_argument("--p99-ms", type=POSITIVE, default=250.0, help="milliseconds that 99 of 100 requests must stay "
-                        "under, outside of the seconds around a kill (default 250)")  # fmt: skip
+    parser.add_argument("--p99-ms", type=POSITIVE, help="milliseconds that 99 of 100 requests must stay under, outside "
+                        "of the seconds around a kill (default 250 on SQLite, 400 elsewhere)")  # fmt: skip
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -64,7 +71,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     votes = (
         args.votes_per_judge if args.minutes is None else math.ceil(60 * args.minutes / max(args.think_seconds, 0.1))
     )
-    asked = LoadTest(args.judges, args.think_seconds, votes, args.kills, args.seed, args.p99_ms)
+    p99_ms = args.p99_ms or (400.0 if args.database else 250.0)
+    asked = LoadTest(args.judges, args.think_seconds, votes, args.kills, args.seed, p99_ms, args.drop_out)
     with _folder(args.out) as folder:
         outcome = run_load_test(asked, folder, args.database, console)
         if args.out:
@@ -98,10 +106,11 @@ def run_load_test(asked: LoadTest, folder: Path, url: str | None, console: Conso
             (folder / "virtual_users.json").unlink(missing_ok=True)
             server.start()
             began = time.monotonic()
-            kills = _let_in(asked, folder, server, status.update)
+            site = RecruitingSite(folder / "submissions.csv", database)
+            kills = _let_in(asked, folder, server, site, status.update)
             seconds = time.monotonic() - began
             server.stop()
-        return _outcome(asked, database, _read_notes(folder), kills, seconds, server.cpu_seconds)
+        return _outcome(asked, database, _read_notes(folder), site, kills, seconds, server.cpu_seconds)
     finally:
         server.stop()
         database.close()
@@ -121,22 +130,49 @@ def _make_panel(asked: LoadTest, suite: SuiteDir, database: Database, base: str)
     n_pairs = len(load_prompts(PROMPTS)) * SAMPLES * SAMPLES
     n_seeds = max(3, math.ceil(asked.votes_per_judge / n_pairs))
     n_join = round(JOIN_SHARE * asked.judges)
-    # a place whose answer was lost in a kill is taken; the judge asks for another one
-    options = PanelOptions(asked.judges + n_join, asked.votes_per_judge, attention=1)
+    options = PanelOptions(asked.judges, asked.votes_per_judge, attention=1)
     tokens = create_panel(database, suite.sealed, "load test", completions(n_seeds, asked.seed), ARMS, options)
     names = [f"judge-{n:03d}" for n in range(1, asked.judges - n_join + 1)]
     links = list(invite(database, names).values())
-    return Crowd(base, links, tokens.join, n_join, asked.think_seconds, seed=asked.seed)
+    return Crowd(
+        base,
+        links,
+        tokens.join,
+        n_join,
+        asked.think_seconds,
+        asked.n_leave,
+        max(0, asked.votes_per_judge - 2),
+        seed=asked.seed,
+    )
 
 
-def _let_in(asked: LoadTest, folder: Path, server: ServerChild, say: Callable[[str], None]) -> list[Kill]:
+class RecruitingSite:
+    """What a site knows of those it sent: its list of submissions, and a researcher who reclaims places by it."""
+
+    def __init__(self, export: Path, database: Database) -> None:
+        self.export, self.database = export, database
+        self.left: list[str] = []
+        self.n_reclaimed = 0
+
+    def note(self, participant: str) -> None:
+        """Somebody left, by returning the place or by letting its time run out."""
+        self.left.append(participant)
+        rows = [f"{name},{('RETURNED', 'TIMED-OUT')[n % 2]}" for n, name in enumerate(self.left)]
+        self.export.write_text("\n".join(["Participant id,Status", *rows, ""]))
+        for judge in gave_up(self.database, self.export):
+            self.n_reclaimed += reclaim(self.database, judge) is not None
+
+
+def _let_in(
+    asked: LoadTest, folder: Path, server: ServerChild, site: RecruitingSite, say: Callable[[str], None]
+) -> list[Kill]:
     """Start the crowd, kill the server at the drawn moments, wait for the last judge."""
     command = [sys.executable, str(Path(__file__).parent), "virtual-users", str(folder)]
     kills: list[Kill] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as crowd:
         try:
             began = time.monotonic()
-            lines = threading.Thread(target=_pass_on, args=(crowd, kills, say), daemon=True)
+            lines = threading.Thread(target=_pass_on, args=(crowd, kills, site, say), daemon=True)
             lines.start()
             for moment in _moments(asked):
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -156,9 +192,12 @@ def _let_in(asked: LoadTest, folder: Path, server: ServerChild, say: Callable[[s
     return kills
 
 
-def _pass_on(crowd: subprocess.Popen[str], kills: list[Kill], say: Callable[[str], None]) -> None:
+def _pass_on(crowd: subprocess.Popen[str], kills: list[Kill], site: RecruitingSite, say: Callable[[str], None]) -> None:
     assert crowd.stdout is not None
     for line in crowd.stdout:
+        if line.startswith(LEFT):
+            site.note(line.split()[1])
+            continue
         say(f"{line.strip()} votes acknowledged, {len(kills)} kills")
 
 
@@ -177,9 +216,20 @@ def _read_notes(folder: Path) -> Notes:
 
 
 def _outcome(
-    asked: LoadTest, database: Database, notes: Notes, kills: list[Kill], seconds: float, cpu_seconds: float
+    asked: LoadTest,
+    database: Database,
+    notes: Notes,
+    site: RecruitingSite,
+    kills: list[Kill],
+    seconds: float,
+    cpu_seconds: float,
 ) -> Outcome:
     faults = list(notes.faults)
+    if not len(site.left) == site.n_reclaimed == asked.n_leave:
+        faults.append(f"{asked.n_leave} were to leave, {len(site.left)} left, {site.n_reclaimed} places were reclaimed")
+    # a set that nobody finished must be one that was given up
+    short = [row for row in judge_progress(database) if row.votes.part < row.votes.whole and row.vendor != LEFT_THE_SET]
+    faults += [f"{row.judge_id}: the set was not finished, and nobody left it" for row in short]
     if len(kills) < asked.kills:
         faults.append(f"only {len(kills)} of {asked.kills} kills came before the last judge had finished")
     votes = compare(notes.said, database)
@@ -198,6 +248,7 @@ def _outcome(
         server_cpu_share=cpu_seconds / seconds,
         lag_ms_p99=float(1000 * np.percentile(notes.lags, 99)),
         finished=notes.finished,
+        left=len(site.left),
         votes=votes,
         faults=faults,
     )

@@ -28,6 +28,8 @@ PATIENCE_SECONDS = 90.0
 """How long a person goes on pressing before the load test calls the server lost."""
 ARRIVAL = 5
 """Mean times of thought over which the judges' first visits are spread, evenly."""
+LEFT = "left"
+"""In a line to whoever started this process, before the name of a participant."""
 ASKED = "stored already"
 """In the page that answers a vote which came twice."""
 
@@ -40,7 +42,9 @@ class Crowd:
         base: the server's address.
         links: tokens of those who were invited by name.
         join: token of the open link.
-        n_join: how many come through it.
+        n_join: how many come through it, as a recruiting site sends them.
+        n_leave: how many of these leave before the end, for good, each after this many pairs or fewer; the site sends
+            another participant for each. Half of them press once more, when somebody else may have their pairs.
         think_seconds: mean time between a page and the choice; drawn uniformly from half to one and a half times that.
         undo, reload, leave, double: how often, at each pair, a judge takes the last vote back, loads the page again,
             closes the browser and comes back by the link, or presses the button twice.
@@ -52,6 +56,8 @@ class Crowd:
     join: str | None
     n_join: int
     think_seconds: float
+    n_leave: int = 0
+    most_pairs: int = 0
     undo: float = 0.05
     reload: float = 0.05
     leave: float = 0.02
@@ -113,19 +119,26 @@ class Lost(Exception):
 class VirtualUser:
     """One judge."""
 
-    def __init__(self, number: int, token: str | None, crowd: Crowd, notes: Notes) -> None:
+    def __init__(self, number: int, token: str | None, crowd: Crowd, notes: Notes, leaves: bool = False) -> None:
         self.name, self.token, self.crowd, self.notes = f"virtual user {number}", token, crowd, notes
         self.rng = Random(f"{crowd.seed}/visitor/{number}")
+        self.participant = f"{number:024x}"
+        self.pairs_before_leaving = self.rng.randint(0, crowd.most_pairs) if leaves else None
         self.client = self._open()
 
     async def session(self) -> None:
-        """From the link to the last page."""
+        """From the link to the last page, or to where this judge leaves."""
+        n_pairs = 0
         try:
             await asyncio.sleep(self.rng.uniform(0, ARRIVAL * self.crowd.think_seconds))
             page = await self._arrive()
             await asyncio.gather(*(self._get("static", file) for file in page.files))
             while True:
                 if form := page.form("/vote"):
+                    if n_pairs == self.pairs_before_leaving:
+                        await self._leave(form)
+                        return
+                    n_pairs += 1
                     page = await self._compare(form, page)
                 elif form := page.form("/start") or page.form("/survey"):
                     meant = await self._think(0.3)
@@ -141,15 +154,21 @@ class VirtualUser:
     async def _arrive(self) -> PageReader:
         if self.token is not None:
             return await self._get("page", f"/j/{self.token}")
-        page = await self._get("join", f"/join/{self.crowd.join}")
-        form = page.form("/join") or (page.forms[0] if page.forms else FormOnPage(f"/join/{self.crowd.join}"))
-        meant = await self._think(0.3)
-        answer = await self._press("join", "POST", form.action or f"/join/{self.crowd.join}", form.hidden, meant)
+        link = f"/join/{self.crowd.join}?PROLIFIC_PID={self.participant}&STUDY_ID=study&SESSION_ID={self.participant}"
+        page, came = await self._get("join", link), time.monotonic()
+        answer = await self._press("join", "POST", link, page.forms[0].hidden, await self._think(0.3))
+        while answer.status_code == 409 and time.monotonic() - came < PATIENCE_SECONDS:  # until a place is given up
+            answer = await self._press("join", "POST", link, page.forms[0].hidden, await self._think(0.3))
         place = answer.headers.get("location", "")
         if answer.status_code != 303 or "/j/" not in place:
             raise Lost(f"the open link gave no place (status {answer.status_code})")
         self.token = place.rsplit("/", 1)[1]
         return await self._get("page", place)
+
+    async def _leave(self, form: FormOnPage) -> None:
+        print(LEFT, self.participant, flush=True)
+        if self.rng.random() < 0.5:
+            await self._vote(form, form.hidden["impression"], await self._think(self.rng.random()))
 
     # ------------------------------------------------------------ one pair
 
@@ -264,9 +283,16 @@ def _told(answer: HttpAnswer) -> str:
 async def visit(crowd: Crowd) -> Notes:
     """All sessions at once."""
     notes = Notes()
-    tokens = [*crowd.links, *[None] * crowd.n_join]
+    tokens = [*[None] * crowd.n_join, *crowd.links]
     reporter = asyncio.create_task(_report(notes))
-    await asyncio.gather(*(VirtualUser(n, token, crowd, notes).session() for n, token in enumerate(tokens)))
+
+    async def place(n: int, token: str | None) -> None:
+        leaves = n < crowd.n_leave
+        await VirtualUser(n, token, crowd, notes, leaves).session()
+        if leaves:  # the site sends somebody else
+            await VirtualUser(n + len(tokens), None, crowd, notes).session()
+
+    await asyncio.gather(*(place(n, token) for n, token in enumerate(tokens)))
     reporter.cancel()
     return notes
 

@@ -22,9 +22,11 @@ from starlette.responses import PlainTextResponse, Response
 from replication.judging.page.rendering import BANNER, STATIC, STATIC_TYPES, judge_path, page, problem, see_other
 from replication.judging.progress import gather, minutes
 from replication.judging.schema import NOT_STORABLE
-from replication.judging.store import Cast, PanelFacts, Store, Visit, claim_once, hash_token
+from replication.judging.store import Cast, PanelFacts, Recruit, Store, Visit, claim_once, hash_token
 from replication.votes.record import CHOICES
 
+SITE: Final = ("PROLIFIC_PID", "STUDY_ID", "SESSION_ID")
+SITE_NAME: Final = re.compile(r"[A-Za-z0-9_-]{0,64}")
 NONCE: Final = re.compile(r"[A-Za-z0-9_-]{16,64}")
 COOKIE_SECONDS: Final = 60 * 24 * 3600  # longer than a panel is open
 ADMIN_COOKIE: Final = "judging_admin"
@@ -72,6 +74,8 @@ async def static(name: str) -> Response:
 def _visit(token: str, store: Stored) -> Visit:
     if (visit := store.visit(token)) is None:
         raise HTTPException(404)
+    if visit.has_left:
+        raise Answered(problem(410, "reclaimed"))
     return visit
 
 
@@ -99,8 +103,7 @@ def look(request: Request, token: str, visit: Visited, store: Stored) -> Respons
     if not visit.has_started:
         n_minutes = minutes(store.database, visit.judge_id)
         return page("start", path=path, link=link, visit=visit, minutes=n_minutes, study=study)
-    tries = store.tries(visit.judge_id)
-    if study.check and True not in tries:
+    if study.check and True not in (tries := store.tries(visit.judge_id)):
         is_over = len(tries) >= study.check_tries
         return page("screened_out" if is_over else "check", path=path, study=study, attempt=len(tries))
     if visit.asks_survey and visit.survey is None:
@@ -191,9 +194,23 @@ def _cookie(join: str) -> str:
     return f"judging_{hash_token(join)[:12]}"
 
 
+def _recruit(request: Request) -> Recruit | None:
+    """Whom a recruiting site sent, by its parameters; 422 where they are none of its names."""
+    names = [request.query_params.get(key, "") for key in SITE]
+    if not all(map(SITE_NAME.fullmatch, names)):
+        raise HTTPException(422)
+    return Recruit(*names) if names[0] else None
+
+
+def _link(join: str, secret: str) -> str:
+    """The same link for the same secret, however often it is asked for; as hard to guess as the secret."""
+    return base64.urlsafe_b64encode(hashlib.sha256(f"{join}/{secret}".encode()).digest()[:24]).decode()
+
+
 def _own(request: Request, token: str, store: Stored) -> str | None:
-    """The link that this browser was given before; None where it was given none, or the link works no more."""
-    own = request.cookies.get(_cookie(token), "")
+    """The link that this participant or browser was given before; None where there is none, or it works no more."""
+    recruit = _recruit(request)
+    own = _link(token, f"participant/{recruit.participant}") if recruit else request.cookies.get(_cookie(token), "")
     return own if own and store.judge_by_token(own) is not None else None
 
 
@@ -214,12 +231,12 @@ def join(
     if own is None and panel.is_locked:
         return page("closed", 409, n_voted=None)
     if own is None:
-        if not NONCE.fullmatch(nonce):
+        recruit = _recruit(request)
+        if not recruit and not NONCE.fullmatch(nonce):
             return problem(422, back=f"/join/{quote(token, safe='')}")
-        # the same form gives the same link, however often it is sent; it is as secret as the form's nonce, which
-        # stands on one page that nobody else was sent, and is never kept
-        own = base64.urlsafe_b64encode(hashlib.sha256(f"{token}/{nonce}".encode()).digest()[:24]).decode()
-        if claim_once(store, own) is None:
+        # a nonce stands on one page that nobody else was sent, and is never kept; a participant's name is the site's
+        own = _link(token, f"participant/{recruit.participant}" if recruit else nonce)
+        if claim_once(store, own, recruit) is None:
             return problem(409, "no_place")
     answer = see_other(judge_path(own))
     # lax, not strict: whoever follows the link in a letter again is to come back to their own page
