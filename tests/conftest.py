@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from chromium import browser, clean  # noqa: F401  (fixtures)
 from postgres_server import postgres  # noqa: F401  (a fixture: one server for all files of tests)
 
 MEASURED = "measured"

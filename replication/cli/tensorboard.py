@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from rich.console import Console
 
@@ -37,14 +36,13 @@ def tensorboard(args: Namespace) -> None:
     """Write means, bands and paired differences over seeds beside the cells' curves, start TensorBoard, and keep both
     up to date while cells run. Ctrl-C ends it."""
     from replication.config import load_suite
-    from replication.tensorboard.tags import run_filter
+    from replication.tensorboard.tags import first_page
     from replication.tensorboard.writer import claim
 
     suite_dir, console = SuiteDir(args.out), Console()
     if not suite_dir.suite.is_file():
         raise UserError(f"{suite_dir.suite}: no such file; give the output folder of `replicate grid run`")
     suite = load_suite(suite_dir.suite)
-    page = f"#custom_scalars&regexInput={quote(run_filter(len(suite.arms), len(suite.seeds)))}"
     with _writable(suite_dir, suite, args.once, console) as suite_dir, claim(suite, suite_dir) as over_seeds:
         n_points = over_seeds.refresh()
         console.print(f"wrote {n_points:,} points over seeds into {suite_dir.tensorboard}", soft_wrap=True)
@@ -54,7 +52,10 @@ def tensorboard(args: Namespace) -> None:
             time.sleep(args.every)
             over_seeds.refresh()
         with _server(suite_dir.tensorboard, args.host, args.port) as (server, address):
-            console.print(f"curves:       {address}/{page}      (Ctrl-C ends it)", soft_wrap=True)
+            console.print(
+                f"over seeds:   {address}/#custom_scalars&regexInput=over-seeds&_smoothingWeight=0", soft_wrap=True
+            )
+            console.print(f"curves:       {address}/{first_page(suite.arms[0])}      (Ctrl-C ends it)", soft_wrap=True)
             while server.poll() is None:
                 over_seeds.refresh()
                 still_running([server], args.every)

@@ -1,4 +1,4 @@
-"""Which scalars are averaged over seeds, and the custom-scalars page that opens on the experiment's questions.
+"""Which scalars are averaged over seeds, and the two pages that open on the experiment's questions.
 
 Everything else (each block, each expert, gains' extremes) stays with the cells' own runs: 128 cells hold some twelve
 thousand curves, and the questions need these.
@@ -6,9 +6,11 @@ thousand curves, and the questions need these.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from functools import cache
+from urllib.parse import quote, urlencode
 
 from tensorboard.plugins.custom_scalar import layout_pb2
 
@@ -20,7 +22,6 @@ TRAINING_LOSS = "train/loss_nats"
 OTHERS = ("val/loss_unsmoothed_nats", "train/loss_unsmoothed_nats", "train/objective")
 GAINS = ("gain/mean", "gain/share_at_min", "gain/share_at_max")
 BLOCK = re.compile(r"(divergence|scale)/block_(\d+)")
-SHOWN_RUNS = 40  # TensorBoard ticks none of a longer list
 COUNTED = {LOSS: "n_seeds/val", TRAINING_LOSS: "n_seeds/train"}
 """How many seeds are behind the mean; counted where these have values."""
 
@@ -48,38 +49,48 @@ def averaged_tags(blocks: list[int]) -> list[str]:
     return [*question_tags(blocks), *OTHERS, *GAINS, *(f"scale/block_{i:02d}" for i in blocks)]
 
 
-def run_filter(n_arms: int, n_seeds: int) -> str:
-    """A regular expression for TensorBoard's list of runs: those over seeds, and of many the means alone."""
-    n_runs = 3 * n_arms + (n_arms - 1) * (n_seeds + 3)
-    return "over-seeds|difference" if n_runs <= SHOWN_RUNS else "mean$"
+def versus(tag: str, first_arm: str) -> str:
+    """Where an arm's paired difference to the first arm is: a name that sorts behind the cells' tags."""
+    return f"versus_{first_arm}/{tag}"
 
 
-def band_tag(tag: str, which: str, difference: bool = False) -> str:
-    """Where a mean's own run holds `which` of mean, low and high: a margin chart wants the three in one run."""
-    return f"with_band/{'difference/' if difference else ''}{tag}/{which}"  # a name that sorts behind the cells' tags
+def band_tag(tag: str, which: str) -> str:
+    """Where a mean's own run holds the low and high end of its band: a margin chart wants both in one run with it."""
+    return f"with_band/{tag}/{which}"
+
+
+def first_page(first_arm: str) -> str:
+    """Query and fragment of TensorBoard's Time Series: cells and paired differences, one colour an arm.
+
+    TensorBoard sorts tags by name; what is pinned stands above them, in this order.
+    """
+    pinned = [LOSS, versus(LOSS, first_arm), TRAINING_LOSS, NORM, VALIDATION_ENTROPIES[0]]
+    cards = json.dumps([{"plugin": "scalars", "tag": tag} for tag in pinned], separators=(",", ":"))
+    query = {"pinnedCards": cards, "runColorGroup": "regex:^(?:over-seeds/)?(.+?)(?:/|-minus-|$)"}
+    query |= {"runFilter": "/seed-|-minus-", "smoothing": "0"}
+    return f"?{urlencode(query, quote_via=quote)}#timeseries"
 
 
 def layout(blocks: list[int], has_bands: bool, first_arm: str) -> layout_pb2.Layout:
-    """The page. Without bands (one seed so far) its charts are of lines, because a margin chart would stay empty."""
+    """The custom-scalars page: without bands (one seed so far) of lines, because a margin chart would stay empty."""
     arms = "mean and 95 % t interval over seeds" if has_bands else "one seed"
 
-    def chart(title: str, tag: str, difference: bool = False) -> layout_pb2.Chart:
-        mean, low, high = (band_tag(tag, which, difference) for which in ("mean", "low", "high"))
+    def chart(title: str, tag: str) -> layout_pb2.Chart:
         if not has_bands:
-            return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"^{mean}$"]))
-        series = layout_pb2.MarginChartContent.Series(value=mean, lower=low, upper=high)
+            lines = layout_pb2.MultilineChartContent(tag=[f"^{re.escape(tag)}$"])
+            return layout_pb2.Chart(title=title, multiline=lines)
+        low, high = (band_tag(tag, which) for which in ("low", "high"))
+        series = layout_pb2.MarginChartContent.Series(value=tag, lower=low, upper=high)
         return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=[series]))
 
     def both(name: str, tag: str) -> list[layout_pb2.Chart]:
-        return [chart(f"{name}: {arms}", tag), chart(f"{name}: paired difference to {first_arm}", tag, difference=True)]
+        pair = f"{name}: paired difference to {first_arm}"
+        return [chart(f"{name}: {arms}", tag), chart(pair, versus(tag, first_arm))]
 
-    each = layout_pb2.MultilineChartContent(tag=[f"^difference/{LOSS}$"])
+    each = layout_pb2.MultilineChartContent(tag=[f"^{re.escape(versus(LOSS, first_arm))}/seed-"])
     of_each = layout_pb2.Chart(title="validation loss, nats: paired difference of each seed", multiline=each)
     categories = {
-        "Over seeds: is the loss a tie?": [
-            *both("validation loss, nats", LOSS),
-            *both("training loss, nats", TRAINING_LOSS),
-        ],
+        "Over seeds: is the loss a tie?": [*both("validation loss, nats", LOSS), *both("training loss", TRAINING_LOSS)],
         f"Over seeds: the loss of each seed, minus that of {first_arm}": [of_each],
         "Over seeds: entropies": [
             *both("entropy of the predicted tokens, nats", ENTROPIES[0]),

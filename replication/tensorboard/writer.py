@@ -1,10 +1,10 @@
 """TensorBoard over seeds: runs beside the cells' own, that hold means, bands and paired differences; from the journals.
 
-DIR/tensorboard/over-seeds/<arm>/mean low high                          under the cells' tags, so that curves overlay
-DIR/tensorboard/difference/<arm>-minus-<first arm>/seed-<n> mean low high   under difference/<tag>
-DIR/tensorboard/events.*                                                 the custom-scalars page
+DIR/tensorboard/over-seeds/<arm>                       means, under the cells' tags, so that curves overlay
+DIR/tensorboard/over-seeds/<arm>-minus-<first arm>     under versus_<first arm>/<tag>; the loss of each seed too
+DIR/tensorboard/events.*                               the custom-scalars page
 
-A mean run also holds the band of each question's scalar (with_band/<tag>/mean low high), and n_seeds.
+Each run also holds the bands of the questions' scalars (with_band/<tag>/low and high), and n_seeds.
 
 A mean is over one set of seeds at all of its steps, because a mean over changing sets jumps where a seed ends. So it
 stands at the steps that all counted seeds share, and grows as the slowest of them does.
@@ -13,7 +13,7 @@ stands at the steps that all counted seeds share, and grows as the slowest of th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -26,21 +26,20 @@ from replication.runs.layout import RunDir, SuiteDir
 from replication.runs.withdrawn import read_withdrawals
 from replication.statistics.seeds import mean_test, shared_steps
 from replication.tensorboard import tags
-from replication.tensorboard.event_file import SUFFIX, EventFile
+from replication.tensorboard.event_file import NONE, SUFFIX, EventFile
 from replication.tensorboard.live import Curve, LiveJournal
 
 Curves = Mapping[str, Curve]
 
-FOLDERS = ("over-seeds", "difference")
+FOLDER, EARLIER = "over-seeds", "difference"
+"""Where the runs are, and where earlier versions had those of differences."""
 MARKER = "WRITTEN_BY_REPLICATE_TENSORBOARD"
 ALIVE_SECONDS = 1800.0
 """How long after its journal's last line an interrupted cell counts as running: its lock may be another machine's."""
-DESCRIPTIONS = {
-    "mean": "Mean over the {what} that are complete or running and not withdrawn, at the steps that all of them have. "
-    "with_band/: the pointwise 95 % t interval of that mean. n_seeds/: how many are behind it.",
-    "low": "Lower end of the pointwise 95 % t interval of the mean over {what}.",
-    "high": "Upper end of the pointwise 95 % t interval of the mean over {what}.",
-}
+DESCRIPTION = (
+    "Mean over the {} that are complete or running and not withdrawn, at the steps that all of them have. "
+    "with_band/: the pointwise 95 % t interval of that mean. n_seeds/: how many are behind it."
+)
 
 
 class OverSeeds:
@@ -91,10 +90,10 @@ class OverSeeds:
         n_points, banded = 0, []
         for arm in self.suite.arms:
             cells = [curves[arm, seed] for seed in self.suite.seeds if (arm, seed) in self._counted]
-            runs = mean_runs(cells, blocks)
-            n_points += self._bring(f"over-seeds/{arm}", runs, "seeds")
-            if runs["mean"]:
-                banded.append(tags.band_tag(tags.TRAINING_LOSS, "low") in runs["mean"])
+            means = over_seeds({tag: tag for tag in tags.averaged_tags(blocks)}, cells, blocks)
+            n_points += self._file(arm, "seeds").bring_to(means)
+            if means:
+                banded.append(tags.band_tag(tags.TRAINING_LOSS, "low") in means)
         page = (blocks, bool(banded) and all(banded))  # bands come with the second seed
         if self._pages_written[-1:] != [page]:
             self._page.write_layout(tags.layout(*page, self.suite.arms[0]), len(self._pages_written))
@@ -104,57 +103,46 @@ class OverSeeds:
     def _write_differences(self, curves: Mapping[tuple[str, int], Curves], blocks: list[int]) -> int:
         n_points = 0
         first, *others = self.suite.arms
+        names = {tag: tags.versus(tag, first) for tag in tags.question_tags(blocks)}
         for arm in others:
-            pairs = {seed: differences(curves[arm, seed], curves[first, seed], blocks) for seed in self.suite.seeds}
+            pairs = {seed: differences(curves[arm, seed], curves[first, seed], names) for seed in self.suite.seeds}
             both = [pair for seed, pair in pairs.items() if {(arm, seed), (first, seed)} <= self._counted]
-            name = f"difference/{arm}-minus-{first}"
-            n_points += self._bring(name, mean_runs(both, blocks, "difference/"), "paired differences of seeds")
-            for seed, pair in pairs.items():
-                file = self._file(f"{name}/seed-{seed}", f"{arm} minus {first} at seed {seed}, step by step")
-                n_points += file.bring_to({f"difference/{tag}": curve for tag, curve in pair.items()})
+            each = {f"{names[tags.LOSS]}/seed-{seed}": pair.get(tags.LOSS, NONE) for seed, pair in pairs.items()}
+            file = self._file(f"{arm}-minus-{first}", "paired differences of seeds")
+            n_points += file.bring_to(over_seeds(names, both, blocks) | each)
         return n_points
 
-    def _bring(self, name: str, runs: dict[str, dict[str, Curve]], what: str) -> int:
-        return sum(
-            self._file(f"{name}/{which}", DESCRIPTIONS[which].format(what=what)).bring_to(curves)
-            for which, curves in runs.items()
-        )
-
-    def _file(self, name: str, description: str) -> EventFile:
-        return self._files.setdefault(name, EventFile(self.root / name, description))
+    def _file(self, name: str, what: str) -> EventFile:
+        return self._files.setdefault(name, EventFile(self.root / FOLDER / name, DESCRIPTION.format(what)))
 
 
-def mean_runs(cells: Sequence[Curves], blocks: list[int], prefix: str = "") -> dict[str, dict[str, Curve]]:
-    """The runs mean, low and high of one arm, or of its differences, with their tags' prefix: run -> tag -> curve.
+def over_seeds(names: Mapping[str, str], cells: Sequence[Curves], blocks: list[int]) -> dict[str, Curve]:
+    """The run of one arm, or of its differences: means and bands of the tags in names, under those names.
 
-    Cells are the curves of each counted seed; a seed counts for a tag from its first value of it on. There is no low
-    and high below two seeds, and no curve where the seeds share no step.
+    Cells are the curves of each counted seed; a seed counts for a tag from its first value of it on. There is no band
+    below two seeds, and no curve where the seeds share no step.
     """
-    runs: dict[str, dict[str, Curve]] = {"mean": {}, "low": {}, "high": {}}
-    banded = tags.question_tags(blocks)  # which the mean's own run repeats as a band
-    for tag in tags.averaged_tags(blocks):
+    run: dict[str, Curve] = {}
+    banded = tags.question_tags(blocks)
+    for tag, name in names.items():
         there = [curves[tag] for curves in cells if tag in curves]
-        if not there:
-            continue
-        steps, values_NT = shared_steps(there)
+        steps, values_NT = shared_steps(there) if there else NONE
         if not len(steps):
             continue
         over_N = mean_test(values_NT.T)
-        for which, values in (("mean", over_N.mean), ("low", over_N.low), ("high", over_N.high)):
-            if np.isnan(values).any():
-                continue
-            runs[which][prefix + tag] = steps, values
-            if tag in banded:
-                runs["mean"][tags.band_tag(tag, which, bool(prefix))] = steps, values
+        run[name] = steps, over_N.mean
+        for which, values in (("low", over_N.low), ("high", over_N.high)):
+            if tag in banded and not np.isnan(values).any():
+                run[tags.band_tag(name, which)] = steps, values
         if tag in tags.COUNTED:
-            runs["mean"][tags.COUNTED[tag]] = steps, np.full(len(steps), float(len(there)))
-    return runs
+            run[tags.COUNTED[tag]] = steps, np.full(len(steps), float(len(there)))
+    return run
 
 
-def differences(arm: Curves, baseline: Curves, blocks: list[int]) -> dict[str, Curve]:
-    """One seed's arm minus its baseline, at the steps that both have."""
+def differences(arm: Curves, baseline: Curves, wanted: Iterable[str]) -> dict[str, Curve]:
+    """One seed's arm minus its baseline in the wanted tags, at the steps that both have."""
     found = {}
-    for tag in tags.averaged_tags(blocks):
+    for tag in wanted:
         if tag in arm and tag in baseline:
             steps, (ours, theirs) = shared_steps([arm[tag], baseline[tag]])
             if len(steps):
@@ -171,7 +159,7 @@ def claim(suite: SuiteConfig, suite_dir: SuiteDir) -> Iterator[OverSeeds]:
     root = suite_dir.tensorboard
     refuse_taken_names(suite)
     with hold_lock(root, "another `replicate tensorboard` writes here; look at its page, or end it"):
-        for folder in (root / name for name in FOLDERS):
+        for folder in (root / FOLDER, root / EARLIER):
             if folder.exists() and not (folder / MARKER).is_file():
                 raise UserError(f"{folder}: not written by `replicate tensorboard`; move it away")
             # renamed whole: a folder without the marker, left by an interruption, would look like somebody else's
@@ -185,8 +173,10 @@ def claim(suite: SuiteConfig, suite_dir: SuiteDir) -> Iterator[OverSeeds]:
                 raise
             if folder.exists():
                 folder.rename(old)
-            new.rename(folder)
+            if folder.name == FOLDER:
+                new.rename(folder)
             remove_tree(old)
+            remove_tree(new)
         for path in root.glob(f"events.*.{SUFFIX}"):
             path.unlink()
         yield OverSeeds(suite, suite_dir)
@@ -194,7 +184,7 @@ def claim(suite: SuiteConfig, suite_dir: SuiteDir) -> Iterator[OverSeeds]:
 
 def refuse_taken_names(suite: SuiteConfig) -> None:
     """Raise UserError where an arm has the name of our own runs."""
-    for name in FOLDERS:
+    for name in (FOLDER, EARLIER):
         if name in suite.arms:
             raise UserError(f"suite {suite.name}: key arms: '{name}' is the name of runs over seeds; rename the arm")
 

@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.optim import Optimizer
@@ -36,6 +37,8 @@ from replication.training.ranks import gather, is_first, world_size
 
 SEQUENCE_DIGITS = 5
 """Of the loss of a validation sequence in the journal: a thousandth of what sequences differ by."""
+DIVERGENCE_SHOWN = 0.03, 30.0
+"""The ends of every heat map's colours, so that arms compare; tiny and published models stay within but for a while."""
 
 
 def chain_data(previous: str, fed: list[Tensor]) -> str:
@@ -288,7 +291,8 @@ def divergence_figure(run: RunDir) -> tuple[Figure, int] | None:
     values = np.array([[math.nan if (v := line.number(t)) is None else v for line in lines] for t in tags])
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.pcolormesh(steps, range(len(tags)), values, shading="nearest")
+    image = axes.pcolormesh(steps, range(len(tags)), values, cmap="cividis", norm=LogNorm(*DIVERGENCE_SHOWN))
+    axes.invert_yaxis()
     axes.set(xlabel="step", ylabel="block", title="divergence ||y - x|| / ||x||", yticks=range(len(tags)))
-    figure.colorbar(image)
+    figure.colorbar(image, extend="both")
     return figure, steps[-1]

@@ -5,26 +5,19 @@ REPLICATION_SCREENSHOTS=DIR keeps a picture of every page.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from required import do_without
+from chromium import picture
 from small_panel import SUITE, SmallPanel, served, small_panel
 from sqlalchemy import select
 
 from replication.config.study import load_study
 from replication.judging.schema import judges, votes
 
-CHROMIUM = "/usr/bin/chromium"
-QUIET = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 PRESS_1 = "(how) => document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '1', bubbles: true, ...how}))"
 PHONE = {"width": 360, "height": 740}
 TOUCH = {"viewport": PHONE, "has_touch": True, "is_mobile": True}
@@ -41,38 +34,6 @@ NASTY = (
     "word " * 20000,
     "\n \n",
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    reason = ""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        reason = "playwright is not installed (pip install '.[test]')"
-    if not reason and shutil.which(CHROMIUM) is None:
-        reason = f"no {CHROMIUM} (Debian: apt-get install chromium)"
-    if reason:
-        do_without("chromium", reason)
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield started
-        started.close()
-
-
-@pytest.fixture(scope="module")
-def clean() -> Callable[[object], None]:
-    """Fails where axe finds anything wrong with a page."""
-    try:
-        from axe_playwright_python.sync_playwright import Axe
-    except ImportError:
-        do_without("axe", "axe-playwright-python is not installed (pip install '.[test]')")
-
-    def check(page) -> None:
-        found = Axe().run(page).response["violations"]
-        assert [(v["id"], node["html"][:200]) for v in found for node in v["nodes"]] == [], page.url
-
-    return check
 
 
 @pytest.fixture
@@ -107,12 +68,6 @@ def open_page(browser, address):
     for context in contexts:
         context.close()
     assert wrong == []
-
-
-def picture(page, name: str) -> None:
-    folder = os.environ.get("REPLICATION_SCREENSHOTS")
-    if folder:
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page="whole" in name)
 
 
 def heading(page) -> str:
