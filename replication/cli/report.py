@@ -7,7 +7,7 @@ import os
 import re
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,16 +25,12 @@ if TYPE_CHECKING:
     from replication.audit.audit import Row
 
 
-def _kinds(*known: str) -> Callable[[str], tuple[str, ...]]:
-    """Type of an argument that lists some of the known forms of a file."""
-
-    def parse(text: str) -> tuple[str, ...]:
-        found = tuple(dict.fromkeys(text.split(",")))
-        if odd := [kind for kind in found if kind not in known]:
-            raise argparse.ArgumentTypeError(f"'{odd[0]}' is no form of them; name {', '.join(known)}")
-        return found
-
-    return parse
+def _forms(text: str) -> tuple[str, ...]:
+    """Type of an argument that lists forms of a table."""
+    found = tuple(dict.fromkeys(text.split(",")))
+    if odd := [form for form in found if form not in ("tex", "csv")]:
+        raise argparse.ArgumentTypeError(f"'{odd[0]}' is no form of them; name tex, csv")
+    return found
 
 
 def _inches(text: str) -> float:
@@ -48,28 +44,25 @@ def _inches(text: str) -> float:
 
 @verb
 @takes("out", "output folder of a suite; or one with votes.csv alone", folder)
-@takes("--figures", "also in vector form, for a paper: pdf, svg or both", _kinds("pdf", "svg"), ())
-@takes("--width", "of those figures, such as 3.3in, 84mm or 240pt (default 6.2in)", _inches)
-@takes("--tables", "also as files in OUT/tables, for a paper: tex, csv or both", _kinds("tex", "csv"), ())
+@takes("--width", "of the figures, for a paper, such as 3.3in, 84mm or 240pt (default 6.2in)", _inches)
+@takes("--tables", "also as files in OUT/tables, for a paper: tex, csv or both", _forms, ())
 @takes("--key", "folder of the panel's sealed key, to be compared (default: OUT/sealed)", folder, metavar="FOLDER")
 def report(args: Namespace) -> None:
     """Write report.html, report.md, results.json and figures from the run folders."""
-    if args.width is not None and not args.figures:
-        raise UserError("--width: is that of the figures for a paper; say which with --figures pdf, svg or pdf,svg")
     suite_dir = SuiteDir(args.out, args.key)
     if not suite_dir.suite.is_file() and not suite_dir.votes.is_file():
         raise UserError(f"{suite_dir.suite}: no such file; give the output folder of `replicate grid run`")
-    from replication.report.drawing import WIDTH_INCHES, Vector
+    from replication.report.drawing import WIDTH_INCHES
     from replication.report.report import write_report, write_votes_report
 
-    console, vector = Console(), Vector(args.figures, args.width or WIDTH_INCHES) if args.figures else None
+    console = Console()
     if suite_dir.suite.is_file():
-        say(console, f"wrote {write_report(suite_dir, load_suite(suite_dir.suite), vector, args.tables)}")
-        for what, path in ((args.figures, suite_dir.figures), (args.tables, suite_dir.tables)):
-            if what:
-                say(console, f"for a paper: {path}{os.sep}*.{{{','.join(what)}}}")
-    elif vector or args.tables:
-        raise UserError(f"{suite_dir.suite}: no such file; --figures and --tables are of a suite's report")
+        width = args.width or WIDTH_INCHES
+        say(console, f"wrote {write_report(suite_dir, load_suite(suite_dir.suite), width, args.tables)}")
+        if args.tables:
+            say(console, f"for a paper: {suite_dir.tables}{os.sep}*.{{{','.join(args.tables)}}}")
+    elif args.width or args.tables:
+        raise UserError(f"{suite_dir.suite}: no such file; --width and --tables are of a suite's report")
     else:
         say(console, f"no suite.yaml: a report of the votes alone; wrote {write_votes_report(suite_dir)}")
 

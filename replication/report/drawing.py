@@ -105,11 +105,12 @@ def draw_arms(axes: Axes, cells: Sequence[CellData], styles: dict[str, ArmStyle]
             there = np.flatnonzero(np.isfinite(values))
             if len(there):
                 drawn = True
-                axes.plot(steps, values, color=style.colour, linewidth=0.8, alpha=0.65)
+                axes.plot(steps, values, color=style.colour, linewidth=0.8, alpha=0.65, label=cell.name)
                 if not cell.complete:
-                    axes.plot(steps[there[-1]], values[there[-1]], "x", color=style.colour, markersize=8, mew=2)
+                    end, ended = there[-1:], f"{cell.name} ended"
+                    axes.plot(steps[end], values[end], "x", color=style.colour, markersize=8, mew=2, label=ended)
         steps, mean = mean_over_seeds([(steps, values) for cell, steps, values in own if cell.complete and cell.pooled])
-        axes.plot(steps, mean, color=style.colour, linewidth=2.4, linestyle=style.dashes)
+        axes.plot(steps, mean, color=style.colour, linewidth=2.4, linestyle=style.dashes, label=style.name)
     if not drawn:
         empty(axes)
 
@@ -129,27 +130,18 @@ def save_png(figure: Figure, path: Path) -> None:
     write_bytes(path, picture.getvalue())
 
 
-@dataclass(frozen=True)
-class Vector:
-    """How figures are saved for a paper, beside the pictures of the page."""
-
-    kinds: tuple[str, ...]
-    """Of pdf and svg."""
-    width_inches: float = WIDTH_INCHES
-
-
 SMALLEST_POINTS = 7.0
 """Of text in a figure that a paper prints."""
 
 
-def save_vector(figure: Figure, path: Path, vector: Vector) -> None:
-    """Save a figure at a width, in its proportions, as path.pdf and path.svg; call last: it changes the figure.
+def save_vector(figure: Figure, path: Path, width_inches: float = WIDTH_INCHES) -> None:
+    """Save a figure at a width, in its proportions, as path.svg and path.pdf; call last: it changes the figure.
 
     Lines and marks shrink with the figure, letters to no less than SMALLEST_POINTS. Fonts are embedded as TrueType, as
     publishers ask, and the files are the same bytes for the same numbers.
     """
     width, height = figure.get_size_inches()
-    scale = vector.width_inches / width
+    scale = width_inches / width
     shrink = min(1.0, scale)
 
     def points(size: float | str) -> float:
@@ -164,9 +156,9 @@ def save_vector(figure: Figure, path: Path, vector: Vector) -> None:
     for line in figure.findobj(Line2D):
         line.set_linewidth(line.get_linewidth() * shrink)
         line.set_markersize(line.get_markersize() * shrink)
-    figure.set_size_inches(vector.width_inches, height * scale)
+    figure.set_size_inches(width_inches, height * scale)
     with rc_context({"pdf.fonttype": 42, "svg.hashsalt": path.stem}):
-        for kind in vector.kinds:
+        for kind in ("svg", "pdf"):
             drawn = BytesIO()
             undated = {"CreationDate": None} if kind == "pdf" else {"Date": None}
             figure.savefig(drawn, format=kind, metadata=undated)

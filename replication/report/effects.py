@@ -32,7 +32,7 @@ def paired_figure(results: Results, styles: dict[str, ArmStyle]) -> Drawing:
         name_axes(axes, f"{quantity.name}, {quantity.unit}" if quantity.unit else quantity.name)
     name_axes(rows[-1], rows[-1].get_title("left"), "", f"difference to {styles[baseline].label}")
     return figure, Drawn(
-        "paired_differences.png",
+        "paired_differences.svg",
         "Paired differences",
         f"Each arm minus {baseline} at the same seed: a mark for each seed, a bar at the mean, and the 95 % t interval "
         "of the mean from two seeds on (an arrow: it goes on outside the picture). Grey: the margin of equivalence. "
@@ -100,7 +100,7 @@ def factorial_figure(factorial: FactorialAnswer) -> Drawing:
     _draw_differences(bottom, marks, 1.6)
     name_axes(bottom, "Effects on the loss", "", "nats a token")
     return figure, Drawn(
-        "factorial.png",
+        "factorial.svg",
         "The 2x2",
         "Above: each seed's loss in the four arms less the seed's own mean, thin; thick, the mean over seeds. Parallel "
         "lines mean no interaction. Below: main effects and interaction, a mark for each seed, a bar at the mean, and "
@@ -132,7 +132,7 @@ def preference_figure(f: Preference, styles: dict[str, ArmStyle]) -> Drawing:
             axes.plot(estimate, y, style.marker, color=style.colour, markersize=size, mec="white", mew=0.8)
     name_axes(axes, f"Decisive votes for {style.label}", "", "share")
     return figure, Drawn(
-        "preference.png",
+        "preference.svg",
         "Preference",
         f"Share of decisive votes for {f.treatment} against {f.baseline}: a mark for each seed, and below them "
         "all votes, kinds of judges and categories of prompts, with their intervals over seeds, prompts and judges. "

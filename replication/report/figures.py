@@ -17,12 +17,13 @@ from matplotlib.ticker import NullLocator
 
 from replication.protocol.paper import DIVERGENCE_STEPS, DIVERGENCES, PHASE_3
 from replication.report.comparisons import block_of
+from replication.report.curves import write_curves
 from replication.report.drawing import (
     FONT_POINTS,
+    WIDTH_INCHES,
     ArmStyle,
     Curve,
     Drawing,
-    Vector,
     arm_styles,
     draw_arms,
     empty,
@@ -31,7 +32,6 @@ from replication.report.drawing import (
     new_figure,
     of_train,
     of_validation,
-    save_png,
     save_vector,
 )
 from replication.report.effects import factorial_figure, paired_figure, preference_figure
@@ -47,16 +47,16 @@ COLUMNS = 400
 
 
 def draw_figures(
-    cells: Sequence[CellData], results: Results, folder: Path, vector: Vector | None = None
+    cells: Sequence[CellData], results: Results, folder: Path, width_inches: float = WIDTH_INCHES
 ) -> list[Drawn]:
     """Draw every figure into folder, which is made where it does not exist; returns their words, in the report's order.
 
-    Figures without anything to show say so in the picture. `vector`: how each is also saved for a paper.
+    Figures without anything to show say so in the picture. Their curves are saved beside them, for the page's script.
     """
     styles = arm_styles(results.suite.arms)
     drawings = [
         _validation_loss(cells, styles, results),
-        _train_loss(cells, styles),
+        _each_step(cells, styles, "train/loss_nats"),
         paired_figure(results, styles),
         *([preference_figure(results.preference, styles)] if results.preference else []),
         *([factorial_figure(results.factorial)] if results.factorial else []),
@@ -64,13 +64,12 @@ def draw_figures(
         _block_lines(cells, styles),
         _heat_maps(cells, styles, "divergence"),
         _heat_maps(cells, styles, "scale"),
-        _gradient_norm(cells, styles),
+        _each_step(cells, styles, "train/grad_norm"),
         _entropies(cells, styles),
     ]
+    write_curves(drawings, cells, styles, folder)
     for figure, drawn in drawings:
-        save_png(figure, folder / drawn.file)
-        if vector:
-            save_vector(figure, folder / drawn.file, vector)
+        save_vector(figure, folder / drawn.file, width_inches)
     return [drawn for _, drawn in drawings]
 
 
@@ -88,14 +87,14 @@ def _validation_loss(cells: Sequence[CellData], styles: Styles, results: Results
             steps, in_first, in_other = np.intersect1d(first.steps, other.steps, return_indices=True)
             difference = other.column("val/loss_nats")[in_other] - first.column("val/loss_nats")[in_first]
             curves.append((steps.astype(np.float64), difference))
-            bottom.plot(*curves[-1], color=style.colour, linewidth=0.8, alpha=0.65)
-        bottom.plot(*mean_over_seeds(curves), color=style.colour, linewidth=2.4, linestyle=style.dashes)
+            bottom.plot(*curves[-1], color=style.colour, linewidth=0.8, alpha=0.65, label=f"{arm}/seed-{seed}")
+        bottom.plot(*mean_over_seeds(curves), color=style.colour, linewidth=2.4, linestyle=style.dashes, label=arm)
     if not results.pairs_used:
         empty(bottom)
     name_axes(bottom, f"Difference to {styles[baseline].label}, same seed", "nats a token", "optimizer step")
     legend(figure, styles)
     return figure, Drawn(
-        "validation_loss.png",
+        "validation_loss.svg",
         "Validation loss",
         "Cross-entropy with the training's label smoothing on the fixed validation set. Below: each arm minus "
         f"{baseline} at the same seed and step, certified pairs only. A cross marks a cell that did not finish.",
@@ -112,32 +111,31 @@ def _curves(cells: Sequence[CellData], styles: Styles, inches: float, *rows: tup
     return figure
 
 
-def _windowed(cells: Sequence[CellData], tag: str) -> tuple[Curve, str]:
-    """Per-step values in means over windows, the same window for every cell; and the window in words."""
-    longest = max((len(cell.per_step.get(tag, ())) for cell in cells), default=0)
-    size = max(1, -(-longest // MAX_POINTS))
+_EACH_STEP = {
+    "train/loss_nats": (
+        *("train_loss.svg", "Training loss", "nats a token"),
+        "Unweighted cross-entropy with label smoothing, {}: never the weighted objective, so that arms compare.",
+    ),
+    "train/grad_norm": (
+        *("gradient_norm.svg", "Gradient norm", "global 2-norm"),
+        "Global norm after the layer scale and before clipping, {}.",
+    ),
+}
+
+
+def _each_step(cells: Sequence[CellData], styles: Styles, tag: str) -> Drawing:
+    """Values of every step in means over windows, the same window for every cell."""
+    file, title, y, caption = _EACH_STEP[tag]
+    size = max(1, -(-max((len(cell.per_step.get(tag, ())) for cell in cells), default=0) // MAX_POINTS))
+    words = "every step" if size == 1 else f"means over {size} steps"
 
     def curve(cell: CellData) -> tuple[Floats, Floats]:
         return window_means(cell.per_step.get(tag, np.empty(0)), size)
 
-    return curve, "every step" if size == 1 else f"means over {size} steps"
-
-
-def _train_loss(cells: Sequence[CellData], styles: Styles) -> Drawing:
-    curve, words = _windowed(cells, "train/loss_nats")
-    caption = (
-        f"Unweighted cross-entropy with label smoothing, {words}: never the weighted objective, so that arms compare."
-    )
-    figure = _curves(cells, styles, 3.4, (curve, f"Training loss ({words})", "nats a token"))
-    return figure, Drawn("train_loss.png", "Training loss", caption)
-
-
-def _gradient_norm(cells: Sequence[CellData], styles: Styles) -> Drawing:
-    curve, words = _windowed(cells, "train/grad_norm")
-    figure = _curves(cells, styles, 3.4, (curve, f"Gradient norm ({words})", "global 2-norm"))
-    figure.axes[0].set_ylim(bottom=0)
-    caption = f"Global norm after the layer scale and before clipping, {words}."
-    return figure, Drawn("gradient_norm.png", "Gradient norm", caption)
+    figure = _curves(cells, styles, 3.4, (curve, f"{title} ({words})", y))
+    figure.axes[0].set_label(tag)
+    figure.axes[0].set_ylim(bottom=0 if tag == "train/grad_norm" else None)
+    return figure, Drawn(file, title, caption.format(words))
 
 
 def _entropies(cells: Sequence[CellData], styles: Styles) -> Drawing:
@@ -148,7 +146,7 @@ def _entropies(cells: Sequence[CellData], styles: Styles) -> Drawing:
     upper = (histogram, "Entropy of the histogram of predicted tokens", "nats")
     lower = (predictive, "Mean entropy of the predictive distribution", "nats")
     return _curves(cells, styles, 2.9, upper, lower), Drawn(
-        "token_entropies.png",
+        "token_entropies.svg",
         "Token entropies",
         "On the validation set. The published 'token entropy' is not defined; its size fits the upper quantity.",
     )
@@ -164,7 +162,7 @@ def _gain(cells: Sequence[CellData], styles: Styles) -> Drawing:
     figure = _curves(cells, styles, 2.1, *((of_train(f"gain/{key}"), title, y) for key, title, y in rows))
     figure.axes[0].axhspan(1 - BUDGET_TOLERANCE, 1 + BUDGET_TOLERANCE, color="#cccccc", zorder=0)
     return figure, Drawn(
-        "token_gain.png",
+        "token_gain.svg",
         "Token gain",
         "Measured in every arm; in arms without the token gain it is what the gain would have been.",
     )
@@ -182,14 +180,16 @@ def _block_lines(cells: Sequence[CellData], styles: Styles) -> Drawing:
         name_axes(axes, f"Block {block}; published: block {published.block} of {PHASE_3.blocks}", "divergence")
         if last:
             at = [last * step / PHASE_3.steps for step in DIVERGENCE_STEPS]
-            axes.plot(at, published.values, "D", color="#CC79A7", markersize=9, mec="#000000", mew=1, zorder=5)
+            axes.plot(
+                at, published.values, "D", color="#CC79A7", markersize=9, mec="#000000", zorder=5, label="published"
+            )
         axes.margins(y=0.12)
         axes.set_ylim(bottom=0)
     rows[-1].set_xlabel("optimizer step", fontsize=FONT_POINTS)
     diamond = Line2D([], [], color="#CC79A7", marker="D", mec="#000000", linestyle="", markersize=8, label="published")
     legend(figure, styles, [diamond])
     return figure, Drawn(
-        "divergence_blocks.png",
+        "divergence_blocks.svg",
         "Divergence of three blocks",
         "First, fourth and last block, every seed a line. Diamonds: the published run with both changes (one seed, 1.2 "
         "billion parameters) at the same share of its training.",
@@ -236,7 +236,7 @@ def _heat_maps(cells: Sequence[CellData], styles: Styles, what: str) -> Drawing:
             continue
         row = _side_by_side(of_arm, n_blocks, last)
         ends = np.arange(row.shape[1]), np.arange(n_blocks)
-        image = axes.pcolormesh(*ends, row, shading="nearest", **_colours(values, what))
+        image = axes.pcolormesh(*ends, row, shading="nearest", rasterized=True, **_colours(values, what))
         axes.set_yticks(range(0, n_blocks, max(1, -(-n_blocks // 6))))
         axes.invert_yaxis()
         middles = [(i + 0.5) * row.shape[1] / max(1, len(of_arm)) for i in range(0, len(seeds), stride)]
@@ -249,7 +249,7 @@ def _heat_maps(cells: Sequence[CellData], styles: Styles, what: str) -> Drawing:
         bar.ax.yaxis.set_minor_locator(NullLocator())
         bar.set_ticks(ticks.tolist(), labels=[f"{tick:.3g}" for tick in ticks])
         bar.set_label(unit, fontsize=FONT_POINTS)
-    return figure, Drawn(f"layer_{what}.png", title, caption)
+    return figure, Drawn(f"layer_{what}.svg", title, caption)
 
 
 def _block_table(cell: CellData, what: str) -> tuple[Floats, Floats]:

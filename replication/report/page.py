@@ -1,8 +1,9 @@
 """Text of the report: Jinja templates of Markdown that escape every value, and the Markdown as one HTML page.
 
-The page holds its pictures and runs no script. markdown-it-py reads the Markdown, whose form says what is laid out
-otherwise: a second-level heading opens a section with an anchor, a picture and the paragraph after it are a figure, a
-table without names of columns has names of rows, and a row with its first cell alone is the title of a group.
+The page holds its pictures, and one script that draws their curves anew, to be hovered. markdown-it-py reads the
+Markdown, whose form says what is laid out otherwise: a second-level heading opens a section with an anchor, a picture
+and the paragraph after it are a figure, a table without names of columns has names of rows, and a row with its first
+cell alone is the title of a group.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ LONG = 24
 """Characters from which the words of a cell may be broken."""
 OUR_HTML = re.compile(r"<br>|</details>|<details( open)?><summary>[\w ]+</summary>")
 """HTML of the templates themselves; anything else that looks like HTML is text."""
+CURVES = "curves.json"
+"""In the folder of figures: what the page's script draws."""
 SAMPLES = "completions-side-by-side"
 
 
@@ -70,7 +73,9 @@ def _text(value: Any) -> Markup:
 def html(text: str, title: str, colours: Mapping[str, str], folder: Path) -> str:
     """The page of a Markdown text, whose pictures lie in `folder`; the dot before an arm's name has its colour."""
     page = Environment(loader=PackageLoader("replication.report"), autoescape=True).get_template("page.html.j2")
-    return page.render(title=title, body=Markup(_Body(colours, folder).html(text)))
+    data = folder / "figures" / CURVES
+    curves = Markup(data.read_text(encoding="utf-8").replace("<", "\\u003c")) if data.is_file() else ""
+    return page.render(title=title, body=Markup(_Body(colours, folder).html(text)), curves=curves)
 
 
 class _Body:
@@ -150,8 +155,9 @@ class _Body:
         return str(self._reader.renderer.render(node.to_tokens()[1:-1], self._reader.options, {}))
 
     def _image(self, token: Any) -> str:
-        data = base64.b64encode((self._folder / token.attrs["src"]).read_bytes()).decode("ascii")
-        return f'<img src="data:image/png;base64,{data}" alt="{escape(token.content)}">'
+        path = self._folder / token.attrs["src"]
+        kind, data = path.suffix[1:].replace("svg", "svg+xml"), base64.b64encode(path.read_bytes()).decode("ascii")
+        return f'<img data-figure="{path.stem}" src="data:image/{kind};base64,{data}" alt="{escape(token.content)}">'
 
 
 def _words(node: SyntaxTreeNode) -> str:

@@ -1,4 +1,4 @@
-"""DIR -> certificate.json, results.json, figures/*.png, report.md and report.html.
+"""DIR -> certificate.json, results.json, figures/, report.md and report.html.
 
 The order is: read the run folders, compute every number once, write results.json, then write the texts from that file
 alone. A folder with votes and no suite, of a panel on completions that were brought along, has a report of the votes
@@ -16,7 +16,7 @@ from replication.errors import UserError
 from replication.protocol.certificate import Certificate, certify
 from replication.protocol.preregistration import registered_rules
 from replication.report.decisions import record_looks
-from replication.report.drawing import Vector, arm_styles, save_png
+from replication.report.drawing import WIDTH_INCHES, arm_styles, save_vector
 from replication.report.effects import preference_figure
 from replication.report.figures import draw_figures
 from replication.report.load import MOST_READERS, CellData, load_cells
@@ -34,12 +34,12 @@ from replication.votes.record import counted_votes, read_note, read_panel_record
 
 
 def write_report(
-    suite_dir: SuiteDir, suite: SuiteConfig, vector: Vector | None = None, tables: Collection[str] = ()
+    suite_dir: SuiteDir, suite: SuiteConfig, width_inches: float = WIDTH_INCHES, tables: Collection[str] = ()
 ) -> Path:
     """Write the report of a suite in whatever state its cells are; returns the path of report.html.
 
     Args:
-        vector: how figures/ also gets every figure for a paper; none: as pictures alone.
+        width_inches: of the figures.
         tables: of "tex" and "csv", the forms in which DIR/tables gets the report's tables.
 
     Raises UserError where there is no such folder.
@@ -49,7 +49,7 @@ def write_report(
     remove_temporaries(suite_dir.root)
     made_from = suite_dir.inputs_sha256(suite_dir.cell(arm, seed) for seed in suite.seeds for arm in suite.arms)
     cells, results = collect(suite_dir, suite)
-    figures = draw_figures(cells, results, suite_dir.figures, vector)
+    figures = draw_figures(cells, results, suite_dir.figures, width_inches)
     if tables:
         write_tables(results, suite_dir.tables, tables)
     write_results(suite_dir.results, replace(results, figures=figures, made_from=made_from))
@@ -118,7 +118,7 @@ class _Marginals:
 
 
 def write_votes_report(suite_dir: SuiteDir) -> Path:
-    """Write results.json, figures/preference.png and report.md; returns the path of report.md.
+    """Write results.json, figures/preference and report.md; returns the path of report.md.
 
     Raises UserError where votes.csv holds what no vote can, no votes, or those on several pairs of arms or of several
     suites.
@@ -143,7 +143,7 @@ def write_votes_report(suite_dir: SuiteDir) -> Path:
     preference = from_json(Preference, clean(to_json(undecided)))
     note = read_note(suite_dir.votes_note, suite_dir.votes)
     figure, drawn = preference_figure(preference, arm_styles(arms))
-    save_png(figure, suite_dir.figures / drawn.file)
+    save_vector(figure, suite_dir.figures / drawn.file)
     results = {
         "format": FORMAT,
         "suite": {"name": name, "arms": arms},

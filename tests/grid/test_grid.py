@@ -122,7 +122,7 @@ def test_the_contract_of_the_output(finished):
             assert len((cell / "samples.jsonl").read_text().splitlines()) == 32
     for name in ("report.html", "report.md", "results.json", "certificate.json"):
         assert (out / name).stat().st_size > 0
-    assert list((out / "figures").glob("*.png"))
+    assert list((out / "figures").glob("*.svg"))
 
 
 def test_the_certificate_holds_for_both_seeds_and_fails_on_each_tampering(finished, tmp_path):

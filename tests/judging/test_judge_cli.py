@@ -487,7 +487,7 @@ def test_a_file_of_the_published_tool_needs_no_suite(tmp_path: Path, said) -> No
     assert strata == [("background: ml", 5), ("background: none", 5)]
     assert "### Other criteria (secondary)" in text and "### People by their answers to the survey" in text
     assert "an estimate, no verdict" in text and "conditional on the one seed" in text and "None" not in text
-    assert (out / "figures" / "preference.png").stat().st_size > 10_000
+    assert (out / "figures" / "preference.svg").stat().st_size > 10_000
     assert {row["name"] for row in found["categories"]} == {"factual"} and "SHA-256" in text
     (out / "votes.csv").write_text((out / "votes.csv").read_text().replace("run-two", "run-six", 1))
     assert main(["report", str(out)]) == 2, "several pairs of arms"

@@ -26,17 +26,17 @@ from replication.runs.layout import SuiteDir
 from replication.statistics import format as shown
 
 FIGURES = {
-    "validation_loss.png",
-    "train_loss.png",
-    "paired_differences.png",
-    "token_gain.png",
-    "layer_divergence.png",
-    "layer_scale.png",
-    "gradient_norm.png",
-    "token_entropies.png",
-    "divergence_blocks.png",
+    "validation_loss.svg",
+    "train_loss.svg",
+    "paired_differences.svg",
+    "token_gain.svg",
+    "layer_divergence.svg",
+    "layer_scale.svg",
+    "gradient_norm.svg",
+    "token_entropies.svg",
+    "divergence_blocks.svg",
 }
-OF_THE_2X2 = {"factorial.png"}
+OF_THE_2X2 = {"factorial.svg"}
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +52,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[SuiteDir, SuiteConf
 
 def test_every_output_is_there_and_small(whole: tuple[SuiteDir, SuiteConfig]) -> None:
     suite_dir, _ = whole
-    assert {path.name for path in suite_dir.figures.iterdir()} == FIGURES | OF_THE_2X2
-    for path in suite_dir.figures.iterdir():
-        assert path.read_bytes().startswith(b"\x89PNG")
-        assert 5_000 < path.stat().st_size < 300_000, path
+    pictures = {kind: set(suite_dir.figures.glob(f"*.{kind}")) for kind in ("svg", "pdf")}
+    assert {path.name for path in pictures["svg"]} == FIGURES | OF_THE_2X2
+    assert {path.with_suffix(".svg") for path in pictures["pdf"]} == pictures["svg"]
+    assert all(5_000 < path.stat().st_size < 300_000 for path in pictures["svg"] | pictures["pdf"])
     assert read_json(suite_dir.certificate)["holds"] is True
 
 
-def test_page_is_self_contained_and_without_script(whole: tuple[SuiteDir, SuiteConfig]) -> None:
+def test_page_is_self_contained(whole: tuple[SuiteDir, SuiteConfig]) -> None:
     page = parsed(whole[0].report_html)
-    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert not {"link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert not [attrs for tag, attrs in page.tags if tag == "script" and "src" in attrs]
     sources = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
     assert len(sources) == len(FIGURES | OF_THE_2X2)
-    assert all(src and src.startswith("data:image/png;base64,") for src in sources)
+    assert all(src and src.startswith("data:image/svg+xml;base64,") for src in sources)
     assert not [attrs for _, attrs in page.tags if "href" in attrs or any(name.startswith("on") for name in attrs)]
     assert any(attrs.get("name") == "viewport" for _, attrs in page.tags)
 
@@ -182,7 +183,7 @@ def test_nothing_can_be_said_of_nothing(tmp_path: Path) -> None:
     assert "Nothing can be said" in markdown
     assert results["pairs_used"] == []
     assert all(pair["mean"] is None for quantity in results["quantities"] for pair in quantity["pairs"])
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == FIGURES
+    assert {path.name for path in (tmp_path / "figures").glob("*.svg")} == FIGURES
 
 
 def test_failed_missing_and_unfinished_cells_are_listed(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_preference_is_the_first_sentence(folder):
     for page in (text, unescape(markdown)):
         assert "decisive votes of people, " in page and "that chance gives in 95 of 100 records" in page
     assert ".The" not in text
-    assert "preference.png" in {figure["file"] for figure in results["figures"]}
+    assert "preference.svg" in {figure["file"] for figure in results["figures"]}
     assert "crossed random effects" in " ".join(results["methods"]) or "crossed random effects" in str(
         results["methods"]
     )

@@ -29,7 +29,7 @@ from replication import Study
 from replication.cli.main import main
 from replication.config import SuiteConfig
 from replication.errors import UserError
-from replication.report.drawing import Vector, arm_styles, save_vector
+from replication.report.drawing import arm_styles, save_vector
 from replication.report.effects import paired_figure
 from replication.report.results import read_results
 from replication.report.study import leaves
@@ -131,9 +131,9 @@ def test_a_paper_gets_figures_and_tables(tmp_path: Path, capsys: pytest.CaptureF
     suite_dir, _ = build_suite(tmp_path / "out", arms=("baseline", "both"), steps=20, effects=PLANTED)
     suite_dir.votes.write_text(votes_text([VOTE]))
     root = suite_dir.root
-    assert main(["report", str(root), "--figures", "pdf", "--width", "3.3in", "--tables", "tex,csv"]) == 0
+    assert main(["report", str(root), "--width", "3.3in", "--tables", "tex,csv"]) == 0
     assert "for a paper" in capsys.readouterr().out
-    pictures, drawn = ({path.stem for path in (root / "figures").glob(f"*.{kind}")} for kind in ("png", "pdf"))
+    pictures, drawn = ({path.stem for path in (root / "figures").glob(f"*.{kind}")} for kind in ("svg", "pdf"))
     assert pictures == drawn
     pdf = (root / "figures/validation_loss.pdf").read_bytes()
     box = re.search(rb"/MediaBox \[ 0 0 ([\d.]+) ([\d.]+) \]", pdf)
@@ -156,23 +156,22 @@ def test_a_paper_gets_figures_and_tables(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_figure_is_readable_at_the_width_of_a_column(built: tuple[SuiteDir, SuiteConfig], tmp_path: Path) -> None:
     results = read_results(built[0].results)
     figure, drawn = paired_figure(results, arm_styles(results.suite.arms))
-    save_vector(figure, tmp_path / drawn.file, Vector(("svg", "pdf"), 3.3))
+    save_vector(figure, tmp_path / drawn.file, 3.3)
     assert f'width="{3.3 * 72:.1f}' in (tmp_path / "paired_differences.svg").read_text()
     shown = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
     assert len(shown) > 10 and min(text.get_fontsize() for text in shown) >= 7
     assert max(text.get_fontsize() for text in shown) < 9
     again, _ = paired_figure(results, arm_styles(results.suite.arms))
     first = (tmp_path / "paired_differences.pdf").read_bytes()
-    save_vector(again, tmp_path / drawn.file, Vector(("pdf",), 3.3))
+    save_vector(again, tmp_path / drawn.file, 3.3)
     assert (tmp_path / "paired_differences.pdf").read_bytes() == first, "the same numbers, the same bytes"
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--figures", "png"), "--figures: 'png' is no form of them; name pdf, svg"),
-        (("--figures", "pdf", "--width", "wide"), "--width: 'wide' must be a width of 2 to 20 inches"),
-        (("--width", "84mm"), "--width: is that of the figures"),
+        (("--tables", "pdf"), "--tables: 'pdf' is no form of them; name tex, csv"),
+        (("--width", "wide"), "--width: 'wide' must be a width of 2 to 20 inches"),
     ],
 )
 def test_mistakes_are_one_line(
