@@ -20,8 +20,8 @@ from replication.report.page import CURVES
 from replication.runs.files import write_text
 from replication.runs.records import to_json
 
-MOST_VALUES = 400_000
-"""Of cells, in all panels: about 3 MB of the page."""
+MOST_VALUES = 300_000
+"""Of cells, in all panels: about 2 MB of the page."""
 FEWEST_STEPS, MOST_STEPS = 100, 800
 """Of a panel; two fall on a pixel of its width."""
 Line = tuple[Floats, Floats]  # steps [T], values [T]
