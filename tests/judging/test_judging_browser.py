@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from chromium import picture
+from required import do_without
 from small_panel import SUITE, SmallPanel, served, small_panel
 from sqlalchemy import select
 
