@@ -57,6 +57,7 @@ def _of_others(c: RunConfig) -> Iterator[str]:
             yield f"model.{f.name}: is a key of our own model; remove it, model.init_args has those of {m.class_path}"
     for key, value, known, why in (
         ("training.optimizer", c.training.optimizer, ("adamw", "sgd"), "Muon knows the matrices of our own model"),
+        ("layer_gain.parts", c.layer_gain.parts, ("block",), "only our own blocks show their parts"),
         ("cluster.compile", str(o.compile).lower(), ("false",), "only our own blocks are compiled"),
         ("cluster.head", o.head, ("logits",), "only our own head computes losses from hidden states"),
         ("cluster.attention", o.attention, ("auto",), "the class chooses, of transformers' by attn_implementation"),
@@ -105,6 +106,8 @@ def gain_contradictions(token: TokenGainConfig, layer: LayerGainConfig, n_blocks
         yield "layer_gain.exclude_blocks: names every block; leave at least one"
     if layer.control != "none" and n_blocks - len(set(layer.exclude_blocks)) < 2:
         yield f"layer_gain.control: {layer.control} needs two included blocks; include more, or leave it out"
+    if layer.parts != "block" and (layer.control != "none" or layer.function is not None):
+        yield "layer_gain.parts: control and function give scales of blocks; remove them, or choose block"
 
 
 def _functions(c: RunConfig) -> Iterator[str]:

@@ -274,6 +274,8 @@ class LayerGainConfig:
     apply: Literal["step", "micro_batch", "update"] = "step"
     """On the accumulated gradient at the step boundary, on each micro-batch's gradient in backward, or on what the
     optimizer made of it: the update of the block's weights, decay included."""
+    parts: Literal["block", "attention_and_feed_forward"] = field(default="block", metadata={NEUTRAL_SINCE: "0.2.0"})
+    """What has a divergence and a scale of its own: a block, or its attention and its feed-forward, norms included."""
     control: Literal["none", "permuted"] = field(default="none", metadata={NEUTRAL_SINCE: "0.2.0"})
     """What acts in place of the scales: the same scales, each on another included block, which the seed chooses."""
     function: str | None = field(default=None, metadata={NEUTRAL_SINCE: "0.2.0"})

@@ -32,7 +32,7 @@ class Output(NamedTuple):
     """Everything that one forward pass gives besides logits; G = 0 groups where none were asked for."""
 
     hidden_BTD: Tensor  # after the final norm
-    divergence_LG: Tensor  # ||y - x|| / (||x|| + 1e-8) of each block and group; no gradient
+    divergence_LG: Tensor  # of each block and group; no gradient; [3L, G] by parts: blocks, attentions, feed-forwards
     aux_G: Tensor  # load-balancing loss, mean over blocks; 0 for a dense model
     tokens_per_expert_LE: Tensor  # over all groups; [L, 0] for a dense model
 
@@ -179,30 +179,36 @@ class Block(nn.Module):
         self.feed_forward: nn.Module = (
             MixtureOfExperts(config) if config.feed_forward == "moe" else SwiGLU(config.d_model, config.d_ff)
         )
-        self.checkpointed = False
+        self.checkpointed = self.by_parts = False
 
     def forward(
         self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], n_groups: int = 0, cache: BlockCache | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return y [B, T, D], divergence [G], aux [G] and tokens per expert [E] (empty where n_groups is 0)."""
+        """Return y [B, T, D], divergence [G], or by parts [3, G]: of block, attention, feed-forward; aux [G] and tokens
+        per expert [E] (empty where n_groups is 0)."""
         if self.checkpointed and torch.is_grad_enabled():
             assert cache is None, "a cached forward has no backward"
-            y_BTD, routing = checkpoint(self._run, x_BTD, angles, use_reentrant=False, preserve_rng_state=False)
+            made = checkpoint(self._run, x_BTD, angles, use_reentrant=False, preserve_rng_state=False)
         else:
-            y_BTD, routing = self._run(x_BTD, angles, cache)
+            made = self._run(x_BTD, angles, cache)
+        y_BTD, routing, middle_BTD = made
         aux_G = tokens_per_expert_E = x_BTD.new_zeros(0)
         if routing is not None and n_groups:
             aux_G, tokens_per_expert_GE = load_balance(routing, n_groups)
             tokens_per_expert_E = tokens_per_expert_GE.sum(0)
-        return y_BTD, divergence(x_BTD, y_BTD, n_groups), aux_G, tokens_per_expert_E
+        found = divergence(x_BTD, y_BTD, n_groups)
+        if middle_BTD is not None:
+            of_parts = divergence(x_BTD, middle_BTD, n_groups), divergence(middle_BTD, y_BTD, n_groups)
+            found = torch.stack([found, *of_parts])
+        return y_BTD, found, aux_G, tokens_per_expert_E
 
     def _run(
         self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], cache: BlockCache | None = None
-    ) -> tuple[Tensor, Routing | None]:
+    ) -> tuple[Tensor, Routing | None, Tensor | None]:
         middle = x_BTD + self.attention(self.attention_norm(x_BTD), angles, cache)
         fed = self.feed_forward(self.feed_forward_norm(middle))
         fed, routing = fed if isinstance(self.feed_forward, MixtureOfExperts) else (fed, None)
-        return middle + fed, routing
+        return middle + fed, routing, middle if self.by_parts else None
 
 
 @torch.no_grad()
@@ -285,6 +291,8 @@ class Transformer(nn.Module):
             x_BTD, *found = block(x_BTD, angles, n_groups, of_block)
             measured.append(found)
         divergence_LG, aux_LG, tokens_per_expert_LE = (torch.stack(column) for column in zip(*measured, strict=True))
+        if divergence_LG.dim() == 3:
+            divergence_LG = divergence_LG.transpose(0, 1).flatten(0, 1)
         aux_G = aux_LG.mean(0) if aux_LG.shape[1] else x_BTD.new_zeros(n_groups)
         return Output(self.norm(x_BTD), divergence_LG, aux_G, tokens_per_expert_LE)
 
@@ -313,6 +321,14 @@ class Transformer(nn.Module):
     def block_parameters(self) -> list[list[nn.Parameter]]:
         """Every parameter inside block i, for i = 0..L-1: what a layer scale multiplies."""
         return [list(block.parameters()) for block in self.blocks]
+
+    def part_parameters(self) -> list[list[nn.Parameter]]:
+        """The same of each block's attention, then of each one's feed-forward, with the norm before it: 2L lists."""
+        return [
+            [p for name, p in block.named_parameters() if name.startswith(part)]
+            for part in ("attention", "feed_forward")
+            for block in self.blocks
+        ]
 
 
 def unset_transformer(config: ModelConfig) -> Transformer:

@@ -39,6 +39,9 @@ class AcceptsGains(Protocol):
     def block_parameters(self) -> list[list[Parameter]]:
         """The parameters of each block."""
 
+    def part_parameters(self) -> list[list[Parameter]]:
+        """Those of each block's attention, then of each one's feed-forward; asked for where LayerGain acts by parts."""
+
     def latest_divergence_LG(self) -> Tensor:
         """Divergences of the groups of this rank's latest forward pass."""
 
@@ -104,8 +107,11 @@ class LayerGain(Callback):
         self._before: list[list[Tensor]] = []  # weights of each block, while an update is made
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._blocks = cast(AcceptsGains, pl_module).block_parameters()
+        module = cast(AcceptsGains, pl_module)
+        self._blocks = module.block_parameters()
         self.included_L = included_blocks(self.config, len(self._blocks)).to(pl_module.device)
+        if self.config.parts != "block":
+            self._blocks, self.included_L = module.part_parameters(), self.included_L.repeat(2)
         if self.config.apply == "micro_batch":
             self._hooks = [p.register_hook(self._hook(i)) for i, block in enumerate(self._blocks) for p in block]
 
@@ -139,7 +145,7 @@ class LayerGain(Callback):
             hook.remove()
 
     def _scales(self, divergence_LG: Tensor, context: Context) -> Tensor:
-        divergence_L = step_divergence(self.config, divergence_LG)
+        divergence_L = step_divergence(self.config, divergence_LG)[-len(self._blocks) :]  # parts come behind blocks
         scale_L = layer_scales(self.config, divergence_L, self.included_L, self.function, context)
         if self.config.control == "permuted":
             return permuted_scales(scale_L, self.config.exclude_blocks, context.seed)

@@ -80,8 +80,9 @@ class Gains:
         self.token, self.layer = _config(TokenGainConfig, "token", token), _config(LayerGainConfig, "layer", layer)
         for problem in gain_contradictions(self.token, self.layer, len(self.blocks)):
             raise UserError(f"Gains: {problem}")
-        if self.layer.apply != "step":
-            raise UserError(f"Gains: layer.apply: {self.layer.apply} acts only under `replicate`; use step")
+        for key, known in (("apply", "step"), ("parts", "block")):
+            if (value := getattr(self.layer, key)) != known:
+                raise UserError(f"Gains: layer.{key}: {value} acts only under `replicate`; use {known}")
         if self.token.function is not None or self.layer.function is not None:
             raise UserError("Gains: function: a plugin acts only under `replicate`; drop it, or choose a variant")
         if self.token.control != "none" or self.layer.control != "none":

@@ -163,12 +163,18 @@ class Measure(Callback):
 
     def _write_line(self, trainer: Trainer, module: LanguageModel) -> None:
         self._sums = sum_of_all_ranks(self._sums)
-        divergence_L = step_divergence(self.config.layer_gain, module.step_divergence_LS())
+        measured = step_divergence(self.config.layer_gain, module.step_divergence_LS())
+        divergence_L, of_parts = measured.tensor_split([len(self._included_L)])
         of_step = self.functions.scale, replace(module.context, group=0)
         scale_L = layer_scales(self.config.layer_gain, divergence_L, self._included_L, *of_step)
         scalars = self._scalars() | {"train/grad_norm": module.grad_norm}
         for name, values in (("divergence", divergence_L), ("scale", scale_L)):
             scalars |= {f"{name}/block_{i:02d}": value for i, value in enumerate(values)}
+        if len(of_parts):
+            scale_L = layer_scales(self.config.layer_gain, of_parts, self._included_L.repeat(2))
+            for name, values in (("part_divergence", of_parts), ("part_scale", scale_L)):
+                for part, own in zip(("attention", "feed_forward"), values.chunk(2), strict=True):
+                    scalars |= {f"{name}/{part}_{i:02d}": value for i, value in enumerate(own)}
         host = torch.stack([value.double() for value in scalars.values()]).tolist()  # the one read of this line
         self._read()
         step, now = trainer.global_step, self.elapsed()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, cast
 
 import torch
 from lightning import LightningModule
@@ -123,6 +123,9 @@ class LanguageModel(LightningModule):
         if config.training.precision == "64-true":
             self.model.double()  # now, not in the strategy's setup: a checkpoint is loaded before that
         self.network.configure(config.cluster)
+        if config.layer_gain.parts != "block":
+            for block in self.model.blocks:
+                block.by_parts = True
         self.validation = ValidationMetrics(config.model.vocab_size, config.validation.sequences)
         self.micro_batch_groups = config.micro_batch_sequences // config.gain_group_sequences
         self.weigh_tokens: Weigh | None = None
@@ -198,6 +201,9 @@ class LanguageModel(LightningModule):
 
     def block_parameters(self) -> list[list[Parameter]]:
         return self.network.block_parameters()
+
+    def part_parameters(self) -> list[list[Parameter]]:
+        return cast(list[list[Parameter]], self.model.part_parameters())
 
     def latest_divergence_LG(self) -> Tensor:
         return self._divergences[-1]

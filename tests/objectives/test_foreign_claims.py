@@ -11,16 +11,18 @@ import pytest
 import torch
 from memory_store import MemoryStore
 from paths import CHECKOUT
+from run_files import read_journal
 from slow_reference import SlowRun
 from training_setup import MODEL, fit, furthest, identical, small_config, weights
 
 from replication.cli.main import main
-from replication.config import RunConfig, load_suite
+from replication.config import ModelConfig, RunConfig, load_suite
 from replication.data.module import TrainingBatches
 from replication.errors import UserError
 from replication.grid.cells import load_cells
 from replication.model import transformer
 from replication.model.transformer import Transformer, initialise
+from replication.objectives.library import Gains
 from replication.objectives.plugins import keep_plugins
 from replication.runs.files import read_json
 from replication.runs.layout import RunDir, SuiteDir
@@ -146,10 +148,21 @@ def test_entropies_are_those_of_the_logits_however_they_are_cut(monkeypatch):
         torch.testing.assert_close(entropies, torch.special.entr(probs).sum(-1))
 
 
-@pytest.mark.parametrize(("optimizer", "micro"), [("sgd", 2), ("adamw", 8)])
-def test_a_scaled_update_trains_as_its_slow_restatement(tmp_path, optimizer, micro):
+PARTS = "--layer_gain.parts=attention_and_feed_forward"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "micro", "how"),
+    [
+        ("sgd", 2, ["--layer_gain.apply=update"]),
+        ("adamw", 8, ["--layer_gain.apply=update"]),
+        ("adamw", 4, ["--layer_gain.apply=update", PARTS]),
+        ("sgd", 8, [PARTS, "--layer_gain.exclude_blocks=[0]", "--cluster.activation_checkpointing=true"]),
+    ],
+)
+def test_scaled_updates_and_parts_train_as_their_slow_restatement(tmp_path, optimizer, micro, how):
     more = (f"--training.optimizer={optimizer}", f"--cluster.micro_batch_sequences={micro}")
-    assert slow_and_fast(small_config("both", *SLOW, "--layer_gain.apply=update", *more), tmp_path) < 1e-10
+    assert slow_and_fast(small_config("both", *SLOW, *how, *more), tmp_path) < 1e-10
 
 
 def test_a_scale_of_one_moves_no_bit_and_another_does(tmp_path):
@@ -157,10 +170,30 @@ def test_a_scale_of_one_moves_no_bit_and_another_does(tmp_path):
         "plain": small_config("baseline"),
         "one": small_config("layer_gain", "--layer_gain.apply=update", "--layer_gain.t=0"),
         "update": small_config("layer_gain", "--layer_gain.apply=update"),
+        "parts of one": small_config("layer_gain", PARTS, "--layer_gain.t=0"),
+        "parts": small_config("layer_gain", "--layer_gain.apply=update", PARTS),
     }
     ends = {name: weights(fit(config, tmp_path / name)) for name, config in runs.items()}
     assert identical(ends["plain"], ends["one"])
-    assert furthest(ends["update"], ends["plain"]) > 0.01
+    assert identical(ends["plain"], ends["parts of one"])
+    assert furthest(ends["update"], ends["plain"]) > 0.01 < furthest(ends["update"], ends["parts"])
+    lines = {}
+    for name in ("update", "parts"):
+        logged = read_journal(RunDir(tmp_path / name).metrics)
+        lines[name] = next(line for line in reversed(logged) if "scale/block_00" in line)
+    assert not any(tag.startswith("part_") for tag in lines["update"])
+    measured = {tag: value for tag, value in lines["parts"].items() if tag.startswith("part_scale/")}
+    assert len(measured) == 2 * runs["parts"].model.n_blocks and len({*measured.values()}) == len(measured)
+    assert {"divergence/block_00", "scale/block_00", "part_divergence/feed_forward_00"} <= lines["parts"].keys()
+
+
+def test_what_parts_do_not_go_with_is_refused():
+    with pytest.raises(UserError, match=r"layer_gain\.parts: control and function give scales of blocks"):
+        small_config("permuted_scale", PARTS)
+    with pytest.raises(UserError, match=r"layer_gain\.parts: .* does not go with model\.class_path"):
+        small_config("layer_gain_parts", model=ModelConfig(class_path="a.B", blocks="c"))
+    with pytest.raises(UserError, match=r"Gains: layer\.parts"):
+        Gains([torch.nn.Linear(2, 2)] * 2, layer={"parts": "attention_and_feed_forward"})
 
 
 def test_a_scaled_update_resumes_bitwise(tmp_path):

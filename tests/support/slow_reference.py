@@ -60,13 +60,14 @@ def slow_gain(config: TokenGainConfig, losses: list[float], plain: list[float]) 
 
 
 def slow_scales(config: LayerGainConfig, divergence: list[float]) -> list[float]:
-    """One scale a block."""
-    included = [d for i, d in enumerate(divergence) if i not in config.exclude_blocks]
+    """One scale a block, or of each block's attention and then of each one's feed-forward."""
+    n_blocks = len(divergence) // (1 if config.parts == "block" else 2)
+    included = [d for i, d in enumerate(divergence) if i % n_blocks not in config.exclude_blocks]
     mean = sum(included) / len(included)
     scales = []
     for i, d in enumerate(divergence):
         scale = min(max(1 + config.t * (d / mean - 1), config.m_min), config.m_max) if mean >= 1e-12 else 1.0
-        scales.append(1.0 if i in config.exclude_blocks else scale)
+        scales.append(1.0 if i % n_blocks in config.exclude_blocks else scale)
     return scales
 
 
@@ -123,10 +124,14 @@ class SlowRun:
             scales = [scales[(i - 1 - self.config.seed % (n - 1)) % n] for i in range(n)]
         if self.config.token_gain.control == "rate":
             self.rate_factor = sum(after for _, after in means) / len(means)
-        layer, start = self.config.layer_gain, [[p.detach().clone() for p in b.parameters()] for b in self.model.blocks]
+        layer, blocks = self.config.layer_gain, [[*block.parameters()] for block in self.model.blocks]
+        if layer.parts != "block":
+            blocks = [[*b.attention_norm.parameters(), *b.attention.parameters()] for b in self.model.blocks]
+            blocks += [[*b.feed_forward_norm.parameters(), *b.feed_forward.parameters()] for b in self.model.blocks]
+        start = [[p.detach().clone() for p in block] for block in blocks]
         if layer.enabled and layer.apply != "update":
-            for block, scale in zip(self.model.blocks, scales, strict=True):
-                for p in block.parameters():
+            for block, scale in zip(blocks, scales, strict=True):
+                for p in block:
                     p.grad = p.grad * scale
         norm = math.sqrt(sum(float(p.grad.square().sum()) for p in self.model.parameters()))
         if t.clip_norm and norm > t.clip_norm:
@@ -138,8 +143,8 @@ class SlowRun:
         {"sgd": self._sgd, "adamw": self._adamw, "muon": self._muon}[t.optimizer]()
         if layer.enabled and layer.apply == "update":
             with torch.no_grad():
-                for block, before, scale in zip(self.model.blocks, start, scales, strict=True):
-                    for p, old in zip(block.parameters(), before, strict=True):
+                for block, before, scale in zip(blocks, start, scales, strict=True):
+                    for p, old in zip(block, before, strict=True):
                         p.copy_(old + scale * (p - old))
 
     def _group(self, group: torch.Tensor, number: int) -> dict:
@@ -150,9 +155,15 @@ class SlowRun:
             b.register_forward_hook(lambda _m, a, out: seen.append((a[0].detach(), out[0].detach())))
             for b in self.model.blocks
         ]
+        attended: list[torch.Tensor] = []
+        hooks += [b.attention.register_forward_hook(lambda _m, a, out: attended.append(out.detach()))
+                  for b in self.model.blocks]  # fmt: skip
         out = self.model(tokens[:, :-1], n_groups=1)
         for hook in hooks:
             hook.remove()
+        if c.layer_gain.parts != "block":
+            middles = [x + of for (x, _), of in zip(seen, attended, strict=True)]
+            seen = [*zip([x for x, _ in seen], middles, strict=True), *zip(middles, [y for _, y in seen], strict=True)]
         divergence = [float((y - x).norm() / (x.norm() + 1e-8)) for x, y in seen]
         log_probs = F.log_softmax(self.model.logits(out.hidden_BTD), dim=-1)
         vocab, smooth = c.model.vocab_size, c.training.label_smoothing

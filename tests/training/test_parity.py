@@ -97,6 +97,7 @@ HOOKS = named("hooks", cell("single", "both", 2, "sgd", FP32), IN_BACKWARD)
 HOOKS_ON_RANKS = [named("hooks", cell(s, "both", 1, "sgd", FP32), IN_BACKWARD) for s in ("zero2", "zero3")]
 UPDATE = [named("update", cell(s, "layer_gain", a, "adamw", FP64), "--layer_gain.apply=update")
           for s, a in (("single", 1), ("ddp", 4))]  # fmt: skip
+PARTS = [named("parts", c, "--layer_gain.parts=attention_and_feed_forward") for c in UPDATE]
 ONE_PLAIN_STEP = ("--training.precision=bf16-mixed", "--training.momentum=0", "--training.weight_decay=0",
                   "--training.clip_norm=0", "--training.warmup_steps=0", "--training.steps=1",
                   "--logging.log_every_steps=1", "--training.learning_rate=1.0")  # fmt: skip
@@ -112,7 +113,7 @@ def weights_after(root: Path, name: str, step: int) -> dict[str, torch.Tensor]:
 def one_process(tmp_path_factory) -> Path:
     """Every cell of one process; those at accumulation 1 are what all others are compared with."""
     root = tmp_path_factory.mktemp("parity")
-    for c in [*cells_of("single"), CLIPPED, HOOKS, UPDATE[0], MUON_CLIPPED["single"]]:
+    for c in [*cells_of("single"), CLIPPED, HOOKS, UPDATE[0], PARTS[0], MUON_CLIPPED["single"]]:
         run_cell(c, root)
     return root
 
@@ -122,7 +123,7 @@ def trained(one_process) -> Path:
     """Beside them, every cell of two ranks, in one start of the ranks."""
     cells = [c for strategy in PRECISIONS if strategy != "single" for c in cells_of(strategy)]
     muon = [c for strategy, c in MUON_CLIPPED.items() if strategy != "single"]
-    run_cells_on_ranks([*cells, *muon, *CONTROLS, *OFFLOAD, *HOOKS_ON_RANKS, UPDATE[1], *BF16], one_process)
+    run_cells_on_ranks([*cells, *muon, *CONTROLS, *OFFLOAD, *HOOKS_ON_RANKS, UPDATE[1], PARTS[1], *BF16], one_process)
     return one_process
 
 
@@ -228,8 +229,9 @@ def test_scaling_in_backward_works_under_zero(trained, hooks):
     ) < LIMITS[FP32, "sgd", 20]  # fmt: skip
 
 
-def test_a_scaled_update_is_the_same_on_two_ranks(trained):
-    ends = [weights_after(trained, c["name"], STEPS) for c in UPDATE]
+@pytest.mark.parametrize("pair", [UPDATE, PARTS], ids=["blocks", "parts"])
+def test_a_scaled_update_is_the_same_on_two_ranks(trained, pair):
+    ends = [weights_after(trained, c["name"], STEPS) for c in pair]
     assert furthest(*ends) < LIMITS[FP64, "adamw", 20]
 
 
