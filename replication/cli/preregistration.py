@@ -46,7 +46,7 @@ def register(args: Namespace) -> None:
     say(console, f"{done} at {record.frozen_at}, sha256 {record.sha256}")
     if record.began_before:
         began = name_cells(record.began_before)
-        say(console, ("after the data:", "yellow"), f" these cells had logged steps by then: {began}")
+        say(console, ("after the data:", "yellow"), f" these cells had logged steps by then, or been removed: {began}")
     say(console, f"plan:         {suite_dir.plan_md}")
     if not args.unless_begun:
         given = [("--out", args.out), ("--seeds", args.seeds), ("--cluster", args.cluster)]

@@ -6,7 +6,6 @@ the others. What lacks the record, as older folders do, contradicts nothing. Rea
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,12 +19,13 @@ from replication.protocol.preregistration import Preregistration
 from replication.runs.events import Events, read_events
 from replication.runs.files import file_sha256
 from replication.runs.journal import read_journal
-from replication.runs.layout import RunDir, SuiteDir, name_cells
+from replication.runs.layout import SuiteDir, name_cells
 from replication.runs.ledger import Ledger, read_ledger
-from replication.runs.manifest import PlanStamp, find_manifest
-from replication.runs.starts import LoggedCell, lasting_starts
+from replication.runs.manifest import PlanStamp
+from replication.runs.starts import LoggedCell, lasting_starts, removed_cells
 from replication.runs.withdrawn import read_withdrawals
 
+BESIDE = "; where copies of the folder were merged, the other's belongs beside it as ledger-2.jsonl"
 CLOCK_SECONDS = 300.0  # by which clocks of two machines may differ
 
 
@@ -61,7 +61,7 @@ def contradictions(
     events = {name: read_events(cell.run) for name, cell in cells.items()}
     withholding = grouped((fault, name) for name, cell in cells.items() for fault in _of_records(cell, events[name]))
     withholding += [*_of_ledger(suite_dir, ledger, cells, record), *grouped(_of_cells(ledger, cells))]
-    removed = list(_removed(suite_dir, ledger))
+    removed = list(removed_cells(suite_dir, ledger))
     withholding += grouped((fault, name) for fault, name, had_result in removed if had_result)
     told = grouped((fault, name) for fault, name, had_result in removed if not had_result)
     if (panels := ledger.of("panel"))[1:]:
@@ -123,7 +123,7 @@ def _of_ledger(
         return
     yield from (f"the chain of ledger.jsonl is broken: {fault}" for fault in ledger.faults)
     if lacking := [name for name, hashes in witnesses.items() if not hashes <= {*ledger.hashes, ""}]:
-        yield f"ledger.jsonl is not the one that these cells began under: {name_cells(lacking)}"
+        yield f"ledger.jsonl is not the one that these cells began under: {name_cells(lacking)}{BESIDE}"
     plans = {e.facts.get("sha256"): e.facts.get("frozen_at") for e in ledger.of("registration", "amendment")}
     if record is not None and plans:
         if record.sha256 not in plans:
@@ -153,7 +153,7 @@ def _of_cells(ledger: Ledger, cells: Mapping[str, LoggedCell]) -> Iterator[tuple
         starts = {entry.facts.get("started_at"): i for i, entry in own if entry.event == "start"}
         lasting = [start for start in lasting_starts(cell.manifest) if start.ledger is not None]
         if ledger.entries and any(start.at not in starts for start in lasting):
-            yield "ledger.jsonl lacks a start of", name
+            yield f"ledger.jsonl lacks a start of a cell{BESIDE}", name
         if any(starts.get(s.at, 0) < registered.get(s.plan.sha256, 0) for s in lasting if s.plan and s.at in starts):
             yield "cells that started before the plan that they carry was registered, by ledger.jsonl", name
         ends = [entry.facts.get("journal_sha256") for _, entry in own if entry.event == "complete"]
@@ -161,25 +161,3 @@ def _of_cells(ledger: Ledger, cells: Mapping[str, LoggedCell]) -> Iterator[tuple
             yield "metrics.jsonl is not the file that was complete, by ledger.jsonl", name
         if any(entry.event == "retry" and entry.facts.get("diverged") for _, entry in own):
             yield "cells that diverged, and were tried again until they did not", name
-
-
-def _removed(suite_dir: SuiteDir, ledger: Ledger) -> Iterator[tuple[str, str, bool]]:
-    """(fault, name, whether its result was there) of each cell whose folder was removed since one of its starts."""
-    for name in dict.fromkeys(entry.cell for entry in ledger.entries if entry.cell):
-        run = RunDir(suite_dir.runs / name)
-        manifest = find_manifest(run)
-        if manifest is None and run.manifest.exists():
-            continue  # damaged, and named as that
-        known = [start.at for start in manifest.starts] if manifest else []
-        left, n_lost, had_result, ended = Counter(known), 0, False, False
-        for entry in reversed(ledger.entries):  # of two starts within a second the later one is there
-            if entry.cell == name and entry.event == "complete":
-                ended = True
-            elif entry.cell == name and entry.event == "start":
-                at = entry.facts.get("started_at")
-                left[at] -= 1
-                is_lost = left[at] < 0
-                n_lost, had_result, ended = n_lost + is_lost, had_result or (is_lost and ended), False
-        if n_lost:
-            when = "after they were complete" if had_result else "before they were complete"
-            yield f"cells that were removed {when}{' and trained again' if known else ''}", name, had_result

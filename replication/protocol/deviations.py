@@ -127,12 +127,13 @@ def check_plan(suite_dir: SuiteDir, suite: SuiteConfig | None = None) -> PlanSta
         return PlanStatus("none", None, None, (*gone, *found.lines, *of_votes), withheld=(*withheld, *untrue))
     plan = record.plan
     rules = registered_rules(suite_dir, suite) if suite else None
-    early = sorted({*record.began_before, *(name for name, cell in cells.items() if _is_early(cell, record))})
+    unstamped = [name for name, cell in cells.items() if _is_early(cell, record)]
     earlier_plans = {entry.sha256 for entry in record.history}
     amended = {
         name for name, cell in cells.items() if cell.manifest.plan and cell.manifest.plan.sha256 in earlier_plans
     }
-    unplanned = [name for name in early if name not in amended]
+    first = record.history[0] if record.history else record
+    unplanned = sorted({*first.began_before, *unstamped} - amended)
     deviations, now = list[str](), plan_hash(read_object(suite_dir.plan)["plan"])  # an older file lacks later keys
     if now != record.sha256:
         was = record.sha256[:16]
@@ -149,7 +150,11 @@ def check_plan(suite_dir: SuiteDir, suite: SuiteConfig | None = None) -> PlanSta
     judged_by = (rules and rules.plan) or plan  # an amendment after the data makes no cell the registered one
     faults, withheld = _grouped([*_under_another_plan(record, planned), *_of_another_config(judged_by, cells)])
     deviations += faults
-    deviations += _not_alike(cells)
+    code = unlike({name: code_of(cell.manifest) for name, cell in cells.items()})
+    hashes = {name: cell.manifest.data.hash for name, cell in cells.items() if cell.manifest.data.hash}
+    data = unlike({name: [{"the data's hash": str(hash)[:16]}] for name, hash in hashes.items()})
+    found_unlike = (("ran other code", code), ("on other data", data))
+    deviations += [f"cells {what}: {line}" for what, line in found_unlike if line]
     if unreadable:
         deviations.append(f"cells whose manifest.json cannot be read: {name_cells(unreadable)}")
     if rules and rules.fault:
@@ -157,8 +162,10 @@ def check_plan(suite_dir: SuiteDir, suite: SuiteConfig | None = None) -> PlanSta
     elif rules and suite:
         notes += _rules_kept(rules, record, suite)
     panel, of_panel, unfinished = _panel(suite_dir, judged_by)
-    lacking = _lacking_seeds(suite_dir, plan)
-    state: State = "after the data" if early else "before the data"
+    missing = [s for s in plan.seeds if not all(suite_dir.cell(arm, s).complete.is_file() for arm in plan.arms)]
+    done = f"{len(plan.seeds) - len(missing)} of {len(plan.seeds)} planned seeds are complete in every planned arm"
+    lacking = [f"{done}; not: {', '.join(spans(missing))}"] if missing else []
+    state: State = "after the data" if record.began_before or unstamped else "before the data"
     return PlanStatus(
         state,
         record.sha256,
@@ -345,19 +352,3 @@ def _other_keys(plan: Plan, name: str, run: RunDir) -> str:
     planned = dict.fromkeys(SEED_KEYS, int(seed)) | plan.settings.shared | plan.settings.arms.get(arm, {})
     changed = differences(planned, to_dict(scientific(config)))
     return f" ({listed(changed)})" if changed else ""
-
-
-def _not_alike(cells: Mapping[str, LoggedCell]) -> list[str]:
-    """Code, package versions and data in which cells differ, of one seed or of several, or two starts of one cell."""
-    code = unlike({name: code_of(cell.manifest) for name, cell in cells.items()})
-    hashes = {n: c.manifest.data.hash for n, c in cells.items() if c.manifest.data.hash}
-    data = unlike({name: [{"the data's hash": str(hash)[:16]}] for name, hash in hashes.items()})
-    return [f"cells {what}: {line}" for what, line in (("ran other code", code), ("on other data", data)) if line]
-
-
-def _lacking_seeds(suite_dir: SuiteDir, plan: Plan) -> list[str]:
-    """A line where not all seeds are complete in every planned arm."""
-    lacking = [s for s in plan.seeds if not all(suite_dir.cell(arm, s).complete.is_file() for arm in plan.arms)]
-    n = len(plan.seeds)
-    done = f"{n - len(lacking)} of {n} planned seeds are complete in every planned arm"
-    return [f"{done}; not: {', '.join(spans(lacking))}"] if lacking else []

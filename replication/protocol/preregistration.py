@@ -39,10 +39,10 @@ from replication.protocol.questions import Question, exclusions, questions
 from replication.runs.files import file_sha256, read_json, read_object, write_bytes, write_json, write_text
 from replication.runs.journal import due_validations
 from replication.runs.layout import RunDir, SuiteDir
-from replication.runs.ledger import append
+from replication.runs.ledger import append, read_ledger
 from replication.runs.manifest import Git, PlanStamp, git_state
 from replication.runs.records import WrongForm, from_json
-from replication.runs.starts import has_logged, logged_cells
+from replication.runs.starts import has_logged, logged_cells, removed_cells
 
 FORMAT = 1
 
@@ -100,7 +100,7 @@ class Preregistration:
     sha256: str  # of the plan as it was registered
     frozen_at: str
     git: Git
-    began_before: tuple[str, ...]  # cells that had logged a step by then
+    began_before: tuple[str, ...]  # cells that had logged a step by then, or were removed since they started
     amends: str | None  # why it replaced the last one of the history
     history: tuple[EarlierPlan, ...]  # oldest first
 
@@ -283,8 +283,9 @@ def register(
         history = (*earlier.history, entry)
     refuse_early_window(plan)
     sha256, now, git = plan_hash(without_neutral(plan)), timestamp(), git_state()
-    began = tuple(logged_cells(suite_dir.runs))  # last: a cell that logs meanwhile began before the plan was there
-    record = Preregistration(plan, sha256, now, git, began, amend if history else None, history)
+    began = list(logged_cells(suite_dir.runs))  # last: a cell that logs meanwhile began before the plan was there
+    began += [name for _, name, _ in removed_cells(suite_dir, read_ledger(suite_dir)) if name not in began]
+    record = Preregistration(plan, sha256, now, git, tuple(began), amend if history else None, history)
     append(suite_dir, "amendment" if history else "registration", sha256=sha256, frozen_at=now, amends=record.amends)
     write_json(suite_dir.plan, without_neutral(record))  # first: a folder with a page and no plan is somebody else's
     write_text(suite_dir.plan_md, markdown(record))

@@ -163,17 +163,17 @@ class SuiteDir:
         raise UserError(f"data.dir: {path} does not exist; {how}")
 
     def inputs_sha256(self, cells: Iterable[RunDir]) -> str:
-        """Of what a report is made from: suite, plan, votes, noise, withdrawals; and each cell: end, manifest, scores.
-
-        Copies and clocks of other nodes change the times of files, and not this.
-        """
-        paths = [self.suite, self.plan, self.votes, self.votes_note, self.noise]
-        cells = list(cells)
-        paths += [self.withdrawn] if self.withdrawn.is_file() else []
-        paths += [path for cell in cells for path in (cell.complete, cell.manifest)]
-        paths += [cell.evaluation for cell in cells if cell.evaluation.is_file()]
-        parts = [file_sha256(path) if path.is_file() else "-" for path in paths]
-        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+        """Of what a report is made from, whatever the times of files: suite, plans, anchors, ledger (but for looks,
+        which it writes itself), votes, noise, withdrawals; and of each cell: end, manifest, completions, scores."""
+        paths = [self.suite, self.plan, self.votes, self.votes_note, self.noise, self.withdrawn]
+        paths += sorted([*self.root.glob("plan-*.json"), *self.anchor.glob("*.tsr"), *self.anchor.glob("*.pem")])
+        for cell in cells:
+            paths += [cell.complete, cell.manifest, cell.evaluation, cell.samples]
+            paths += sorted(cell.root.glob("sampled/*/*.json*"))
+        parts = [f"{path.relative_to(self.root)} {file_sha256(path)}" for path in paths if path.is_file()]
+        ledgers = b"".join(path.read_bytes() for path in sorted(self.root.glob("ledger*.jsonl")))
+        kept = b"".join(line for line in ledgers.splitlines() if not line.startswith(b'{"event":"look"'))
+        return hashlib.sha256(kept + "\n".join(parts).encode()).hexdigest()
 
     def cells(self) -> list[tuple[str, int, RunDir]]:
         """(arm, seed, cell) of every folder runs/<arm>/seed-<n>; a person's copy under another name is none of them."""

@@ -85,27 +85,33 @@ def append_of_cell(run: RunDir, event: Event, **facts: Any) -> None:
 
 
 def read_ledger(suite_dir: SuiteDir) -> Ledger:
-    """All lines, in order, and each place where the chain is broken; empty where there is no file."""
-    try:
-        content = suite_dir.ledger.read_bytes()
-    except FileNotFoundError:
-        return Ledger()
-    except OSError as error:
-        raise UserError(f"{suite_dir.ledger}: cannot be read ({error.strerror}); make it readable") from None
-    lines = content.split(b"\n")[:-1]  # what follows the last line break is being written, or was torn
-    entries, faults, before = list[Entry](), list[str](), ""
-    for n, line in enumerate(lines, 1):
+    """All lines, in order, and each place where a chain is broken; empty where there is no file.
+
+    Before them come those of ledger-*.jsonl, of copies of the folder that were merged into it: a chain that parts from
+    this one where the folder was copied.
+    """
+    entries, hashes, faults = list[Entry](), list[str](), list[str]()
+    for path in (*sorted(suite_dir.root.glob("ledger-*.jsonl")), suite_dir.ledger):
         try:
-            entry = from_json(Entry, json.loads(line))
-        except (ValueError, RecursionError) as error:
-            what = error if isinstance(error, WrongForm) else "no JSON"
-            faults.append(f"line {n} cannot be read ({what})")
-        else:
-            entries.append(entry)
-            if entry.before != before:
-                faults.append(f"line {n} ({entry.event}, {entry.at}) does not follow from the line before it")
-        before = _sha256(line)
-    return Ledger(tuple(entries), tuple(map(_sha256, lines)), tuple(faults))
+            content = path.read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
+        known, before, of = {*hashes}, "", "" if path == suite_dir.ledger else f" of {path.name}"
+        for n, line in enumerate(content.split(b"\n")[:-1], 1):  # what follows is being written, or was torn
+            try:
+                entry = from_json(Entry, json.loads(line))
+            except (ValueError, RecursionError) as error:
+                what = error if isinstance(error, WrongForm) else "no JSON"
+                faults.append(f"line {n}{of} cannot be read ({what})")
+            else:
+                if entry.before != before:
+                    faults.append(f"line {n}{of} ({entry.event}, {entry.at}) does not follow from the line before it")
+                if _sha256(line) not in known:
+                    entries.append(entry)
+            hashes.append(before := _sha256(line))
+    return Ledger(tuple(entries), tuple(hashes), tuple(faults))
 
 
 def _sha256(line: bytes) -> str:

@@ -6,7 +6,8 @@ told: in fp32 another cut is another rounding, which grows over the steps. Other
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from replication.config import (
 )
 from replication.errors import UserError
 from replication.runs.journal import read_tail
-from replication.runs.layout import RunDir, cells_in, name_cells
+from replication.runs.layout import RunDir, SuiteDir, cells_in, name_cells
+from replication.runs.ledger import Ledger
 from replication.runs.manifest import Code, Manifest, Start, find_manifest, git_state
 
 Facts = Mapping[str, object]  # of one start: name -> value
@@ -81,6 +83,28 @@ def logged_cells(runs: Path) -> dict[str, LoggedCell]:
     """Every cell under OUT/runs that has logged a step, by arm/seed-n, planned or not."""
     found = ((f"{arm}/seed-{seed}", run) for arm, seed, run in cells_in(runs))
     return {name: LoggedCell(run, find_manifest(run) or Manifest()) for name, run in found if has_logged(run)}
+
+
+def removed_cells(suite_dir: SuiteDir, ledger: Ledger) -> Iterator[tuple[str, str, bool]]:
+    """(fault, name, whether its result was there) of each cell whose folder was removed since one of its starts."""
+    for name in dict.fromkeys(entry.cell for entry in ledger.entries if entry.cell):
+        run = RunDir(suite_dir.runs / name)
+        manifest = find_manifest(run)
+        if manifest is None and run.manifest.exists():
+            continue  # damaged, and named as that
+        known = [start.at for start in manifest.starts] if manifest else []
+        left, n_lost, had_result, ended = Counter(known), 0, False, False
+        for entry in reversed(ledger.entries):  # of two starts within a second the later one is there
+            if entry.cell == name and entry.event == "complete":
+                ended = True
+            elif entry.cell == name and entry.event == "start":
+                at = entry.facts.get("started_at")
+                left[at] -= 1
+                is_lost = left[at] < 0
+                n_lost, had_result, ended = n_lost + is_lost, had_result or (is_lost and ended), False
+        if n_lost:
+            when = "after they were complete" if had_result else "before they were complete"
+            yield f"cells that were removed {when}{' and trained again' if known else ''}", name, had_result
 
 
 def refuse_other_data(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from replication.cli.preregistration import preregistration as verb
 from replication.config import SuiteConfig, load_cell, load_suite, to_dict, to_yaml
 from replication.protocol.contradictions import contradictions
 from replication.protocol.deviations import PlanStatus, check_plan
-from replication.protocol.preregistration import plan_stamp, register
+from replication.protocol.preregistration import plan_stamp, register, registered_rules
 from replication.runs.events import read_events
 from replication.runs.failures import clear_failure
 from replication.runs.files import file_sha256, read_json, write_json, write_text
@@ -206,7 +208,8 @@ CHEATS: dict[str, tuple[Callable[[SuiteDir], None], list[str]]] = {
     "another order": (
         move_the_registration,
         [
-            "ledger.jsonl is not the one that these cells began under: baseline/seed-1, both/seed-1",
+            "ledger.jsonl is not the one that these cells began under: baseline/seed-1, both/seed-1; where copies of "
+            "the folder were merged, the other's belongs beside it as ledger-2.jsonl",
             "cells that started before the plan that they carry was registered, by ledger.jsonl: baseline/seed-1, "
             "both/seed-1",
         ],
@@ -256,6 +259,40 @@ def test_a_cell_that_was_removed_before_its_result_was_there_is_told_and_withhol
     found = status(suite_dir)
     assert found.withheld == ()
     assert "cells that were removed before they were complete: both/seed-1" in found.deviations
+
+
+def test_copies_of_a_folder_that_two_clusters_filled_are_merged_with_both_ledgers(suite_dir: SuiteDir) -> None:
+    """As if the folder had been copied once its plan was registered, and each cell trained in another copy."""
+    lines = suite_dir.ledger.read_text().splitlines(keepends=True)
+    entries = [json.loads(line) for line in lines]
+    ours = [line for line, entry in zip(lines, entries, strict=True) if entry["cell"] != "both/seed-1"]
+    (last,) = [i for i, line in enumerate(ours) if '"withdrawal"' in line]
+    ours[last] = ours[last].replace(entries[-1]["before"], hashlib.sha256(ours[last - 1].rstrip().encode()).hexdigest())
+    suite_dir.ledger.write_text("".join(ours))
+    assert "the other's belongs beside it as ledger-2.jsonl" in withholding(suite_dir)[0]
+    (suite_dir.root / "ledger-2.jsonl").write_text("".join(lines[:-1]))
+    assert (
+        withholding(suite_dir) == []
+        and read_ledger(suite_dir).head == hashlib.sha256(ours[-1].rstrip().encode()).hexdigest()
+    )
+    assert len(read_ledger(suite_dir).entries) == len(lines)
+    (suite_dir.root / "ledger-2.jsonl").write_text("".join(lines[:2] + lines[3:-1]))
+    assert any("of ledger-2.jsonl" in line and "does not follow" in line for line in withholding(suite_dir))
+
+
+def test_an_amendment_after_the_removal_of_all_cells_is_one_after_the_data(suite_dir: SuiteDir) -> None:
+    shutil.rmtree(suite_dir.runs)
+    longer = replace(SUITE, run={**RUN, "training": {**RUN["training"], "learning_rate": 1e-4}})
+    record = register(suite_dir, longer, amend="it did not learn").record
+    assert record.began_before == ("baseline/seed-1", "both/seed-1")
+    assert "or been removed since they started**: baseline/seed-1, both/seed-1" in suite_dir.plan_md.read_text()
+    assert registered_rules(suite_dir, longer).file == "plan-1.json"
+    found = status(suite_dir)
+    assert found.state == "after the data" and found.deviations[0].startswith("the plan was amended at")
+    assert not any("before the plan was registered" in line for line in found.deviations)
+    assert [entry.why.partition(":")[0] for entry in found.withheld] == [
+        "cells that were removed after they were complete"
+    ]
 
 
 def test_a_panel_that_was_made_again_is_told(suite_dir: SuiteDir) -> None:

@@ -42,6 +42,7 @@ from replication.protocol.preregistration import (
 from replication.runs.files import read_json, write_json, write_text
 from replication.runs.journal import Journal, Line
 from replication.runs.layout import RunDir, SuiteDir, name_cells
+from replication.runs.ledger import append
 from replication.runs.manifest import read_manifest
 from replication.runs.records import to_json
 from replication.runs.starts import logged_cells
@@ -555,11 +556,16 @@ def test_a_report_is_current_until_what_it_is_made_from_changes(suite_dir: Suite
     claim_folder(suite, suite_dir, [])
     os.utime(cells[-1].complete, (2**32, 2**32))  # of a node whose clock is ahead
     assert report_is_current(suite_dir)
-    for path in (suite_dir.plan, suite_dir.votes, suite_dir.noise, cells[-1].complete):
-        whole = path.read_bytes()
-        path.write_bytes(whole + b" ")
+    append(suite_dir, "look", question="preference")
+    assert report_is_current(suite_dir), "which the report itself writes"
+    suite_dir.anchor.mkdir()
+    answer, now = suite_dir.anchor / "plan-1.tsr", (suite_dir.plan, suite_dir.votes, suite_dir.noise, suite_dir.ledger)
+    for path in (*now, answer, cells[-1].complete, cells[-1].samples):
+        whole = path.read_bytes() if path.exists() else None
+        path.write_bytes((whole or b"") + b"{}\n")
         assert not report_is_current(suite_dir), path
-        path.write_bytes(whole)
+        path.unlink() if whole is None else path.write_bytes(whole)
+    assert report_is_current(suite_dir)
     claim_folder(replace(suite, analysis=AnalysisConfig(alpha=0.1)), suite_dir, [])
     assert not report_is_current(suite_dir)
 
