@@ -91,12 +91,9 @@ def _others(config: RunConfig, suite_dir: SuiteDir) -> Others:
     own = sorted(seed for arm, seed in trained if arm == config.arm)
     after = own[(own.index(config.seed) + 1) % len(own)]
     baseline, other = (first, config.seed), (config.arm, after)
-    return {
-        f"KL from {first} at the same seed": suite_dir.cell(*baseline)
-        if baseline in trained and config.arm != first
-        else None,
-        "KL from the same arm at another seed": suite_dir.cell(*other) if len(own) > 1 else None,
-    }
+    beside = suite_dir.cell(*baseline) if baseline in trained and config.arm != first else None
+    again = suite_dir.cell(*other) if len(own) > 1 else None
+    return {f"KL from {first} at the same seed": beside, "KL from the same arm at another seed": again}
 
 
 def _score(what: Task | str, scorer: Scorer, tokenizer: TextTokenizer) -> dict[str, float | None]:

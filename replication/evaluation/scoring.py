@@ -57,8 +57,7 @@ class Scorer:
                     sums.append((chosen_N - logits_NV.logsumexp(-1)).double().sum())
                     greedy.append((logits_NV.argmax(-1) == after_N).all())
                 values = zip(torch.stack(sums).tolist(), torch.stack(greedy).tolist(), strict=True)
-                found_here = dict(zip(batch, values, strict=True))
-                for i, value in found_here.items():
+                for i, value in zip(batch, values, strict=True):
                     found[i] = value
                 start += len(batch)
                 done(start)

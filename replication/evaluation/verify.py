@@ -56,9 +56,8 @@ def verify_cells(
     """
     found = []
     for arm, of_seed, run in suite_dir.cells():
-        validated = {
-            k for k, line in logged_steps(read_journal(run.metrics)).items() if line.validation_loss is not None
-        }
+        lines = logged_steps(read_journal(run.metrics))
+        validated = {step for step, line in lines.items() if line.validation_loss is not None}
         found += [(f"{arm}/seed-{of_seed}", run, path) for path in complete_folders(run) if step_of(path) in validated]
     if len(found) < n:
         raise UserError(f"--cells: {n}, and {suite_dir.root} has {len(found)} validated checkpoints; ask for fewer")

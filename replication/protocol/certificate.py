@@ -105,10 +105,7 @@ class Certificate:
 
     def pair(self, arm: str, seed: int) -> PairCertificate:
         """The pair of an arm with the first arm at a seed (KeyError: no such pair)."""
-        for pair in self.pairs:
-            if (pair.arm, pair.seed) == (arm, seed):
-                return pair
-        raise KeyError((arm, seed))
+        return {(pair.arm, pair.seed): pair for pair in self.pairs}[arm, seed]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and lists, as written to certificate.json."""
@@ -251,19 +248,14 @@ def _gather(run: RunDir, arm: str, seed: int, given: Mapping[tuple[str, int], Lo
         journal += [f"metrics.jsonl goes on to step {max(logged)}"] if max(logged, default=0) > last else []
     journal = [f"{arm}: {fault}" for fault in (*journal, *unlike_complete(run, manifest))]
     lines = {step: line for step, line in logged.items() if line.is_training}
-    plugins = tuple(f"{arm}: {fault}" for fault in _changed_plugins(run, loaded))
-    return _Evidence(
-        arm, state, "", manifest or Manifest(), loaded, keys, tuple(faults), lines, tuple(journal), plugins
-    )
-
-
-def _changed_plugins(run: RunDir, config: RunConfig | None) -> Iterator[str]:
-    """Plugins whose copies are not those that the cell was trained with."""
-    for name, sha256 in (config.plugins if config else {}).items():
+    plugins = []
+    for name, sha256 in (loaded.plugins if loaded else {}).items():
         copy = SuiteDir.of(run).plugins / name
         there = file_sha256(copy) if copy.is_file() else "missing"
         if there != sha256:
-            yield f"plugins/{name} is {there}, config.yaml has {sha256}"
+            plugins.append(f"{arm}: plugins/{name} is {there}, config.yaml has {sha256}")
+    found = (tuple(faults), lines, tuple(journal), tuple(plugins))
+    return _Evidence(arm, state, "", manifest or Manifest(), loaded, keys, *found)
 
 
 def unlike_complete(run: RunDir, manifest: Manifest | None) -> list[str]:

@@ -132,8 +132,8 @@ def check_plan(suite_dir: SuiteDir, suite: SuiteConfig | None = None) -> PlanSta
     amended = {
         name for name, cell in cells.items() if cell.manifest.plan and cell.manifest.plan.sha256 in earlier_plans
     }
-    first = record.history[0] if record.history else record
-    unplanned = sorted({*first.began_before, *unstamped} - amended)
+    before_plans = record.history[0].began_before if record.history else record.began_before
+    unplanned = sorted({*before_plans, *unstamped} - amended)
     deviations, now = list[str](), plan_hash(read_object(suite_dir.plan)["plan"])  # an older file lacks later keys
     if now != record.sha256:
         was = record.sha256[:16]

@@ -16,6 +16,17 @@ LOSSES = {
     "late_val_loss": "validation loss (mean of the last {k} validations)",
     "final_val_loss": "validation loss at the last step",
 }
+CROSSED = (
+    "with crossed random effects of seed, prompt and cluster of judges, and the interaction of seed and prompt; "
+    "two-sided at {:g}. A person is a cluster, and so are all models of one vendor; judges whose votes are the same "
+    "beyond chance (at 1 %, all pairs of judges together, and in 80 % of what both judged; "
+    "replication/statistics/alike.py) are one. The variance v of the mean is by Henderson's first method, and never "
+    "below v_f, what the clusters of one factor f alone make of it: SS_f sum(n_k^2) / (N^2 - sum(n_k^2)) / N, of the "
+    "sum of squares SS_f between its d_f + 1 levels of n_k of N votes. Degrees of freedom are Satterthwaite's with a "
+    "correction for few levels, v^2 / sum_f(v_f^2 (1 + 2 / d_f) / d_f), and at least the smallest d_f, at most twice "
+    "that and N - 1. With models of fewer than four vendors the result is, as to models, conditional on these vendors."
+)
+"""What both tests of votes have in common, redone from these words by tests/statistics/test_crossed.py."""
 ALL_FOUR = {(False, False), (True, False), (False, True), (True, True)}
 
 
@@ -51,8 +62,8 @@ def questions(
         (
             "t test over the seeds' shares, conditional on these prompts and judges",
             sign_flip,
-            f"bootstrap of three levels (seeds, prompts, judges), {a.bootstrap_resamples:,} resamples, seed "
-            f"{a.bootstrap_seed}",
+            f"bootstrap of three levels (seeds, prompts, clusters of judges), {a.bootstrap_resamples:,} resamples, "
+            f"seed {a.bootstrap_seed}",
         ),
     )
     equivalence = Question(
@@ -104,9 +115,9 @@ def _factorial(a: AnalysisConfig, loss: str) -> list[Question]:
             "secondary",
             f"Is {what} on the preference other than zero, in the share of decisive votes?",
             "Decisive votes between any two of the four arms at one seed, as a linear function of how the two differ "
-            "in token gain, layer gain and their product; t test of a coefficient with crossed random effects of seed, "
-            "prompt and judge, and the interaction of seed and prompt, with Satterthwaite's degrees of freedom; "
-            f"two-sided at {a.alpha:g}.",
+            "in token gain, layer gain and their product (arms as +-1/2 in each gain), by least squares; t test of a "
+            f"coefficient b, as the mean of b + N w e over N votes with weights w and residuals e, "
+            f"{CROSSED.format(a.alpha)}",
             (),
         )
         for name, what, _ in words
@@ -195,7 +206,7 @@ def _ending(a: AnalysisConfig) -> str:
     return (
         f"The results are looked at with {', '.join(map(str, a.looks))} seeds. A question is decided for good at the "
         f"first look at which its p is below the level there: {two} for a two-sided test, {one} for each of two "
-        f"one-sided ones (boundaries of {BOUNDARIES[a.look_boundaries]}). Of a secondary question p is divided by the "
-        f"level's share of {a.alpha:g} before Holm's correction. Collecting ends with the last look, and {panel} An "
-        "earlier look takes as large a part of these votes as of the seeds."
+        f"one-sided ones (boundaries of {BOUNDARIES[a.look_boundaries]}). Of secondary questions each step of Holm's "
+        f"correction has the levels that keep its part of {a.alpha:g} over all looks. Collecting ends with the last "
+        f"look, and {panel} An earlier look takes as large a part of these votes as of the seeds."
     )

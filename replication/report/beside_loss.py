@@ -10,12 +10,13 @@ import numpy as np
 from replication.config import AnalysisConfig, SuiteConfig
 from replication.protocol.certificate import Certificate
 from replication.report.comparisons import ComparedArm, Number, Row, Values, certified, diverged_limit, paired
+from replication.report.decisions import Decision, outcome
 from replication.report.load import NAN, CellData
 from replication.report.questions import LossAnswer
 from replication.statistics.crossed import CrossedDesign
 from replication.statistics.format import count, number, percent, signed
 from replication.statistics.scaling import FITTED_PARAMETERS, FITTED_TOKENS, worth_in_tokens
-from replication.statistics.seeds import equivalence
+from replication.statistics.seeds import NOT_DECIDED, equivalence
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def beside_loss(
     tokens: int | None,
     parameters: int | None,
     diverged: Sequence[Row],
+    decision: Decision,
 ) -> BesideLoss:
     """Of the losses `values` that the answer is about; `diverged` are rows of `comparisons.diverged_rows`."""
     share = worth_in_tokens(loss.margin_nats, tokens) if tokens else NAN
@@ -71,7 +73,7 @@ def beside_loss(
     of_cell = {(cell.arm, cell.seed): cell for cell in cells}
     last = suite.analysis.late_validations if loss.loss == "late_val_loss" else 1
     noise = _validation_noise(loss, of_cell, certificate, suite.seeds, last)
-    worst = _worst_case(loss, values, of_cell, certificate, suite, diverged)
+    worst = _worst_case(loss, values, of_cell, certificate, suite, diverged, decision)
     return BesideLoss(noise, tokens, share, is_extrapolated, worst)
 
 
@@ -96,9 +98,8 @@ def _validation_noise(
     if n_seeds < 2:
         return ValidationNoise(n_sequences, se, NAN, NAN)
     of_seed, of_sequence = (index.ravel() for index in np.indices(differences_SQ.shape))
-    t = CrossedDesign(of_seed, of_sequence, np.zeros_like(of_seed)).t(
-        differences_SQ.ravel(), null=0.0, alpha=2 * loss.alpha
-    )
+    design = CrossedDesign(of_seed, of_sequence, np.zeros_like(of_seed))
+    t = design.t(differences_SQ.ravel(), null=0.0, alpha=2 * loss.alpha)
     return ValidationNoise(n_sequences, se, float(t.low), float(t.high))
 
 
@@ -109,6 +110,7 @@ def _worst_case(
     certificate: Certificate,
     suite: SuiteConfig,
     diverged: Sequence[Row],
+    decision: Decision,
 ) -> WorstCase | None:
     lost = {(row["arm"], row["seed"]) for row in diverged if row["state"] != "complete"}
     used, differences = [], paired(values, certificate, loss.arm, loss.baseline, suite.seeds)
@@ -122,7 +124,7 @@ def _worst_case(
     if not used:
         return None
     t = equivalence(differences, loss.margin_nats, loss.alpha)
-    verdict = str(t.verdict) if t.n >= loss.min_seeds else "not decided"
+    verdict = outcome(decision, float(t.p)) if t.n >= loss.min_seeds else NOT_DECIDED
     return WorstCase(used, limit, int(t.n), float(t.mean), float(t.low), float(t.high), verdict)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from replication.config import AnalysisConfig
 from replication.report.comparisons import Number, Row
 from replication.report.load import NAN
-from replication.report.preference import estimate, usable_votes
+from replication.report.preference import estimate, usable_votes, vendor_scope
 from replication.report.questions import EFFECTS, TWO_BY_TWO
 from replication.statistics.alike import alike_judges, as_one
 from replication.statistics.factorial import contrast, effects_t
@@ -86,7 +86,7 @@ def preference_factorial(
     b = Ballots(*(np.concatenate([getattr(part, name) for part in parts]) for name in Ballots.__dataclass_fields__))
     met = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     b = as_one(b, alike_judges(replace(b, prompt=b.prompt * len(parts) + met)))  # shared are pairs of the same two arms
-    t, note = effects_t(b.score, np.concatenate(contrasts), (b.seed, b.prompt, b.cluster), a.alpha), ""
+    t, note = effects_t(b.score, np.concatenate(contrasts), (b.seed, b.prompt, b.cluster), a.alpha), vendor_scope(b)
     if t is None:
         note = "the decisive votes do not join all four arms: `replicate judge prepare --pairs all` makes such a panel"
     elif t.conditional_on:

@@ -63,10 +63,10 @@ def quantities(late_validations: int) -> tuple[Quantity, ...]:
         return lambda cell: cell.validation.last(tag) if cell.step in cell.validation.steps[-1:] else NAN
 
     def late(tag: str) -> Callable[[CellData], float]:
-        return lambda cell: late_mean(cell.validation.column(tag), late_validations).value
+        return lambda cell: late_mean(cell.validation.column(tag), late_validations)
 
     def grad_norm(cell: CellData) -> float:
-        return last_share_mean(cell.per_step.get("train/grad_norm", np.empty(0)), LATE_STEP_SHARE).value
+        return last_share_mean(cell.per_step.get("train/grad_norm", np.empty(0)), LATE_STEP_SHARE)
 
     unsmoothed, plain = "val/loss_unsmoothed_nats", "Validation loss without label smoothing"
     histogram, predictive = "val/entropy_predicted_tokens_nats", "val/entropy_predictive_nats"
@@ -261,20 +261,12 @@ def beside_published(compared: Mapping[str, QuantityRow], arms: Sequence[str]) -
     for metric in METRICS:
         q = compared[metric.quantity]
         pair = q.arm("both") if applies else None
-        row = {
-            "published_name": metric.name,
-            "here_name": q.name,
-            "unit": q.unit,
-            "published_baseline": metric.baseline,
-            "published_both": metric.both,
-            "published_difference": round(metric.both - metric.baseline, 6),
-            "digits": metric.digits,
-            "here_baseline": q.means["baseline"] if applies else None,
-            "here_both": q.means["both"] if applies else None,
-            "here_difference": pair.mean if pair else None,
-            "published_direction": metric.direction,
-            "here_direction": pair.side if pair else "no such pair in this suite",
-        }
+        row = {f"published_{key}": getattr(metric, key) for key in ("name", "baseline", "both", "direction")}
+        row |= {f"here_{arm}": q.means[arm] if applies else None for arm in ("baseline", "both")}
+        row |= {"here_name": q.name, "unit": q.unit, "digits": metric.digits}
+        row["published_difference"] = round(metric.both - metric.baseline, 6)
+        row["here_difference"] = pair.mean if pair else None
+        row["here_direction"] = pair.side if pair else "no such pair in this suite"
         rows.append(row)
     return {"applies": applies, "rows": rows}
 
@@ -300,16 +292,12 @@ def divergences(cells: Sequence[CellData], arms: Sequence[str]) -> Row:
         for d in DIVERGENCES:
             rows = [row for row in (_seed_divergence(cell, d.place) for cell in own) if row]
             if rows:
-                found = {
-                    "arm": arm,
-                    "place": d.place,
-                    "block": rows[0]["block"],
-                    "steps": rows[0]["steps"],
+                means = {
                     "mean": np.array([row["values"] for row in rows], dtype=np.float64).mean(0).tolist(),
                     "growth": float(np.array([row["growth"] for row in rows], dtype=np.float64).mean()),
-                    "seeds": rows,
                 }
-                here.append(found)
+                of_block = {key: rows[0][key] for key in ("block", "steps")}
+                here.append({"arm": arm, "place": d.place} | of_block | means | {"seeds": rows})
     return {"blocks": PHASE_3.blocks, "training_steps": PHASE_3.steps, "published": published, "here": here}
 
 

@@ -100,8 +100,11 @@ def judged_texts(suite_dir: SuiteDir, cells: Sequence[CellData]) -> Texts:
     return {(cell.arm, cell.seed, s.prompt_id, s.sample): s.text for cell, samples in read for s in samples}
 
 
-def robustness(used: Sequence[Vote], a: AnalysisConfig, texts: Texts, alike: list[Alike]) -> Robustness | None:
-    """Of the votes of the primary estimate, with judges who vote alike as one; None without two decisive ones."""
+def robustness(
+    used: Sequence[Vote], a: AnalysisConfig, texts: Texts, alike: list[Alike], p_below: float
+) -> Robustness | None:
+    """Of the votes of the primary estimate, with judges who vote alike as one; None without two decisive ones. The
+    preference is decided where p is below `p_below`; NaN: whatever p is, it is not."""
     assert a.baseline and a.treatment
     every = as_one(ballots(used, a.baseline, a.treatment), alike)
     b = every.where(every.decisive)
@@ -110,11 +113,11 @@ def robustness(used: Sequence[Vote], a: AnalysisConfig, texts: Texts, alike: lis
     pair = {a.baseline, a.treatment}
     rows = [vote for vote in first_votes(used) if {vote.arm_left, vote.arm_right} == pair]
     design = CrossedDesign(b.seed, b.prompt, b.cluster)
-    is_decided = bool(design.t(b.score).p < a.alpha)
+    is_decided = bool(design.t(b.score).p < p_below)
     return Robustness(
         _equal_texts(rows, every, design, a, texts),
         [_left_out(b, name) for name in ("seed", "prompt", "judge")],
-        None if design.conditional_on else _flips(b, design, a.alpha, is_decided),
+        None if design.conditional_on or math.isnan(p_below) else _flips(b, design, p_below, is_decided),
         is_decided,
         _ease(rows),
     )
@@ -157,7 +160,7 @@ def _left_out(b: Ballots, factor: str) -> LeftOut:
     return LeftOut(factor, float(shares[low]), str(names[low]), float(shares[high]), str(names[high]))
 
 
-def _flips(b: Ballots, design: CrossedDesign, alpha: float, is_decided: bool) -> int | None:
+def _flips(b: Ballots, design: CrossedDesign, p_below: float, is_decided: bool) -> int | None:
     """The fewest votes; those that change sides are spread evenly over seeds, prompts and judges in turn."""
     winner = float(b.score.mean() >= 0.5)
     order = np.lexsort((b.judge, b.prompt, b.seed))
@@ -167,7 +170,7 @@ def _flips(b: Ballots, design: CrossedDesign, alpha: float, is_decided: bool) ->
         scores: NDArray[np.float64] = b.score.copy()
         taken = givers[np.linspace(0, len(givers) - 1, k).round().astype(np.int64)]
         scores[taken] = 1 - scores[taken]
-        return bool(design.t(scores).p < alpha) != is_decided
+        return bool(design.t(scores).p < p_below) != is_decided
 
     most = math.ceil(len(givers) - len(b) / 2) if is_decided else len(givers)  # to an even share, or to none against
     numbers = range(1, most + 1)

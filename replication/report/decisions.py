@@ -26,7 +26,7 @@ from replication.report.sweeps import BestRates, Sweeps
 from replication.runs.layout import SuiteDir
 from replication.runs.ledger import Entry, append, read_ledger
 from replication.statistics.format import p_value
-from replication.statistics.looks import look_levels
+from replication.statistics.looks import alpha_for, look_levels
 from replication.statistics.seeds import DIFFERENT, EQUIVALENT, NOT_DECIDED, MeanTest, holm, mean_test
 
 Tested = MeanTest | LossAnswer | Effect | BestRates | PreferenceEffect
@@ -53,7 +53,9 @@ class Decision:
     seeds: list[int]
     """Registered seeds whose data are in, be they usable or not."""
     look_level: float | None = None
-    """What p is held against at a registered look."""
+    """Of the registered look, before Holm's correction."""
+    p_below: Number = NAN
+    """What p must be below, after looks and Holm's correction; none where there is no verdict whatever p is."""
     outcome: str = NOT_DECIDED
     why: str = ""
     """Nothing was decided, not even that the test did not reject."""
@@ -144,24 +146,30 @@ def decide(
 ) -> list[Decision]:
     """The questions decided; `taken` are the looks that the folder's ledger has."""
     a, decided = rules.analysis, list[Decision]()
-    held = [
-        replace(row, why=row.why or _withheld(row, rules, plan, panel), look_level=_look_level(row, rules))
-        for row in rows
-    ]
-
-    def counted(row: Decision, p: Number) -> float:
-        """p on the scale of alpha; 1 where nothing can be decided."""
-        return 1.0 if row.why or p is None else min(1.0, p * a.alpha / (row.look_level or a.alpha))
-
-    family = {row.id: counted(row, row.p) for row in held if row.role == "secondary"}
+    withheld = {row.id: _withheld(row, rules, plan, panel) for row in rows}
+    held = [replace(row, why=row.why or withheld[row.id], look_level=_look_level(row, rules, a.alpha)) for row in rows]
+    family = {row.id: _whole_p(row, rules) for row in held if row.role == "secondary"}
+    corrected = dict(zip(family, holm([*family.values()]), strict=True))
     for row in held:
-        ps = [counted(row, p) for p in (row.p, 1 - (row.p or 0.0))]  # the second: of the loss, that it is in the margin
+        step = a.alpha  # Holm's, where p is below all that he does not reject of the others
         if row.role == "secondary":
-            ps = [dict(zip(family, holm([*(family | {row.id: p}).values()]), strict=True))[row.id] for p in ps]
-            row = replace(row, p_holm=NAN if row.why else ps[0])
-        row = _with_looks(replace(row, outcome=_outcome(row, ps[0], ps[1], a.alpha)), rules, taken)
+            others = sorted(p for name, p in family.items() if name != row.id)
+            steps = [a.alpha / (len(family) - i) for i in range(len(family))]
+            step = next(alpha for p, alpha in zip([*others, 1.0], steps, strict=True) if p >= alpha)
+            row = replace(row, p_holm=NAN if row.why else float(corrected[row.id]))
+        row = replace(row, p_below=NAN if withheld[row.id] else _look_level(row, rules, step) or step)
+        row = replace(row, outcome=NOT_DECIDED if row.why else outcome(row, row.p))
+        row = _with_looks(row, rules, taken)
         decided.append(replace(row, verdict=_verdict(row, a.alpha)))
     return decided
+
+
+def _whole_p(row: Decision, rules: Rules) -> float:
+    """p on the scale of alpha of all looks; 1 where nothing can be decided."""
+    if row.why or row.p is None or row.look_level is None:
+        return 1.0 if row.why or row.p is None else row.p
+    a, n = rules.analysis, len(row.seeds)
+    return alpha_for(row.p, a.looks, a.looks.index(n), a.look_boundaries, _sides(row))
 
 
 def _withheld(row: Decision, rules: Rules, plan: PlanStatus, panel: Panel) -> str:
@@ -178,25 +186,29 @@ def _withheld(row: Decision, rules: Rules, plan: PlanStatus, panel: Panel) -> st
     return panel.short_of(rules.analysis, n / all_seeds) if on == "preference" else ""
 
 
-def _look_level(row: Decision, rules: Rules) -> float | None:
-    """The level of the registered look that the question is at; None where none is registered, or between two."""
+def _look_level(row: Decision, rules: Rules, alpha: float) -> float | None:
+    """The level of the registered look that the question is at, where all looks together have alpha; None where none
+    is registered, or between two."""
     a, n = rules.analysis, len(row.seeds)
     looks = a.looks if rules.plan else ()
     if n not in looks:
         return None
-    sides = 1 if row.id == "loss_equivalence" else 2
-    return look_levels(looks, a.alpha, a.look_boundaries, sides)[looks.index(n)]
+    return look_levels(looks, alpha, a.look_boundaries, _sides(row))[looks.index(n)]
 
 
-def _outcome(row: Decision, p: float, p_beyond: float, alpha: float) -> str:
+def _sides(row: Decision) -> int:
+    return 1 if row.id == "loss_equivalence" else 2
+
+
+def outcome(row: Decision, p: Number) -> str:
+    """What the question comes to by a p: its own, or that of another set of cells."""
+    p, below = 1.0 if p is None else p, row.p_below or NAN
     if row.id == "loss_equivalence":
-        rejected = EQUIVALENT if p < alpha else DIFFERENT if p_beyond < alpha else NOT_DECIDED
-    elif row.id == "preference":
+        return EQUIVALENT if p < below else DIFFERENT if 1 - p < below else NOT_DECIDED
+    if row.id == "preference":
         better = PREFERRED if (row.mean or 0.0) > 0.5 else BASELINE_PREFERRED
-        rejected = better if p < alpha else NOT_DECIDED
-    else:
-        rejected = OTHER if p < alpha else NOT_TOLD
-    return NOT_DECIDED if row.why else rejected
+        return better if p < below else NOT_DECIDED
+    return OTHER if p < below else NOT_TOLD
 
 
 def _verdict(row: Decision, alpha: float) -> str:
@@ -238,7 +250,8 @@ def _with_looks(row: Decision, rules: Rules, taken: Sequence[Entry]) -> Decision
     if skipped := [str(look) for look in looks if look < n and look not in seen]:
         lines.append(f"Registered looks that were not taken: with {', '.join(skipped)} seeds.")
     if row.look_level is not None:
-        held = f"p {p_value(row.p)} is held against {row.look_level:.4g}; the interval is not widened for looks"
+        level = row.look_level if row.why else row.p_below
+        held = f"p {p_value(row.p)} is held against {level:.4g}; the interval is not widened for looks"
         lines.append(
             f"This is look {looks.index(n) + 1} of {len(looks)}, with {n} of {len(rules.seeds)} seeds: {held}."
         )
@@ -251,10 +264,11 @@ def looks_taken(suite_dir: SuiteDir) -> list[Entry]:
     return [entry for entry in read_ledger(suite_dir).of("look") if needed <= entry.facts.keys()]
 
 
-def record_looks(suite_dir: SuiteDir, decisions: Sequence[Decision]) -> None:
-    """Add a line to the ledger for each question that was looked at with seeds at which it was not before."""
+def record_looks(suite_dir: SuiteDir, decisions: Sequence[Decision], **of: str) -> None:
+    """Add a line to the ledger for each question that was looked at with seeds at which it was not before; `of` are
+    hashes that say what was looked at."""
     known: list[Mapping[str, Any]] = [entry.facts for entry in looks_taken(suite_dir)]
     for d in decisions:
         if d.p is not None and not any(f["question"] == d.id and f["seeds"] == d.seeds for f in known):
             seen = {"question": d.id, "seeds": d.seeds, "p": d.p, "level": d.look_level, "outcome": d.outcome}
-            append(suite_dir, "look", None, **seen)
+            append(suite_dir, "look", None, **seen, **of)

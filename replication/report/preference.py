@@ -301,14 +301,20 @@ def _to_vendors(found: Estimate, b: Ballots, alpha: float) -> Estimate:
 
     They do not where people alone have a preference on the same side.
     """
-    vendors = sorted({str(name).removeprefix(VENDOR) for name in b.cluster[~b.is_human]})
-    if found.note or found.p is None or not vendors or len(vendors) >= MIN_VENDORS:
+    scope = vendor_scope(b)
+    if found.note or found.p is None or not scope:
         return found
     people = estimate(b.where(b.is_human), alpha)
     if (people.p or NAN) < alpha and ((people.estimate or NAN) > 0.5) == ((found.estimate or NAN) > 0.5):
         return found
-    scope = f"as to models conditional on these vendors ({', '.join(vendors)})"
-    return replace(found, note=f"over seeds, prompts and judges, {scope}")
+    return replace(found, note=scope)
+
+
+def vendor_scope(b: Ballots) -> str:
+    """Of what models of fewer than MIN_VENDORS vendors carry; "" where there are none, or more."""
+    vendors = sorted({str(name).removeprefix(VENDOR) for name in b.cluster[~b.is_human]})
+    these = f"over seeds, prompts and judges, as to models conditional on these vendors ({', '.join(vendors)})"
+    return these if 0 < len(vendors) < MIN_VENDORS else ""
 
 
 def _beside(b: Ballots, analysis: AnalysisConfig) -> tuple[PerSeed, dict[str, Number], Row, dict[str, Number]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 from replication.config import AnalysisConfig, SuiteConfig
@@ -65,7 +66,9 @@ def collect(suite_dir: SuiteDir, suite: SuiteConfig) -> tuple[list[CellData], Re
     """
     cells, certificate, results = compute(suite_dir, suite)
     if results.plan.sha256:
-        record_looks(suite_dir, results.decisions)
+        configs = " ".join(f"{c['arm']}/seed-{c['seed']} {c['config_hash']}" for c in results.cells)
+        of = {"plan_sha256": results.plan.sha256, "configs_sha256": sha256(configs.encode()).hexdigest()}
+        record_looks(suite_dir, results.decisions, **of)
     withdrawn = to_json(read_withdrawals(suite_dir).entries)
     write_json(suite_dir.certificate, certificate.to_dict() | ({"withdrawn": withdrawn} if withdrawn else {}))
     return cells, results

@@ -167,7 +167,7 @@ def compute_results(
     factorial = questions.factorial_answer(registered, certificate, suite.seeds, of_place, a)
     diverged = list(comparisons.diverged_rows(suite_dir, suite, cells))
     sweeps = compare_sweeps(registered, certificate, replace(suite, analysis=a), cells, diverged, 1 - a.alpha)
-    plan, decisions = check_plan(suite_dir, suite), list[Decision]()
+    plan, decisions, p_below = check_plan(suite_dir, suite), list[Decision](), NAN
     if loss is not None:
         withdrawn, panel = read_withdrawals(suite_dir).of("seed"), Panel(votes_per_judge(votes, a.judge_kinds))
         undecided = asked(
@@ -180,6 +180,7 @@ def compute_results(
             voted = found["preference"]
             why = voted.why or ("" if voted.outcome != NOT_DECIDED else not_rejected(voted, a.alpha))
             preference = replace(preference, decision=voted.outcome, why=why)
+            p_below = NAN if voted.why else voted.p_below or NAN  # with a reason whatever p is, votes change nothing
     scored, unlike = comparisons.evaluations(suite, cells, certificate)
     summary = _suite(suite, cells, held, of_place is not None)
     sizes = (summary.tokens, summary.parameters)
@@ -210,7 +211,9 @@ def compute_results(
         samples=description.side_by_side(suite, cells),
         reproduce=description.reproduce(suite_dir, suite, cells),
         loss=loss,
-        beside_loss=beside_loss(loss, registered, cells, certificate, suite, *sizes, diverged) if loss else None,
+        beside_loss=beside_loss(loss, registered, cells, certificate, suite, *sizes, diverged, found[loss.id])
+        if loss
+        else None,
         factorial=factorial,
         preference_factorial=carried,
         sweeps=sweeps,
@@ -219,7 +222,7 @@ def compute_results(
         evaluations=scored,
         completions=completion_rows(suite, cells, certificate),
         robustness=robustness(
-            usable_votes(votes, suite.name, a, seeds)[0], a, judged_texts(suite_dir, cells), preference.alike
+            usable_votes(votes, suite.name, a, seeds)[0], a, judged_texts(suite_dir, cells), preference.alike, p_below
         )
         if preference
         else None,

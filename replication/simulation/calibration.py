@@ -6,7 +6,7 @@ A scenario is one truth; each of its experiments is drawn, and then tested by th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, TypedDict, cast
@@ -225,8 +225,8 @@ class LossScenario:
             "equivalence": {"rejected": declared, "coverage": None},
         }
         for i, (name, true) in enumerate((("token_gain", shift), ("layer_gain", 0.0), ("interaction", 0.0))):
-            coverage = _covers(effects.low[:, i], true, effects.high[:, i])
-            tests[name] = {"rejected": effects.p[:, i] < ALPHA, "coverage": coverage}
+            covered = _covers(effects.low[:, i], true, effects.high[:, i])
+            tests[name] = {"rejected": effects.p[:, i] < ALPHA, "coverage": covered}
         return tests
 
 
@@ -266,10 +266,9 @@ class LengthScenario:
             equal = design.t(parts, null=0.0)
             rejected[:, i] = design.t(score[kept]).p < ALPHA, equal.p < ALPHA
             coverage[i] = equal.low <= 0 <= equal.high
-        raw, adjusted = rejected
         return {
-            "crossed": {"rejected": raw, "coverage": None},
-            "equal_texts": {"rejected": adjusted, "coverage": coverage},
+            "crossed": {"rejected": rejected[0], "coverage": None},
+            "equal_texts": {"rejected": rejected[1], "coverage": coverage},
         }
 
 
@@ -298,12 +297,11 @@ class PanelScenario:
         each = decisive_share_t(scores, who.factors).p if is_related else p
         flips = sign_flip_p(shares_by(scores, who.seed) - 0.5)
         naive = binomial_p((scores == 1).sum(-1), (scores != 0.5).sum(-1))
-        return {
-            "verdict": {"rejected": p < ALPHA, "coverage": _covers(low, self.share, high)[given], "given": given},
-            "by_judge": {"rejected": each < ALPHA, "coverage": None},
-            "sign_flip": {"rejected": flips < ALPHA, "coverage": None},
-            "naive": {"rejected": naive < ALPHA, "coverage": None},
-        }
+        coverage = _covers(low, self.share, high)[given]
+        tests: Outcomes = {"verdict": {"rejected": p < ALPHA, "coverage": coverage, "given": given}}
+        for name, of in (("by_judge", each), ("sign_flip", flips), ("naive", naive)):
+            tests[name] = {"rejected": of < ALPHA, "coverage": None}
+        return tests
 
 
 Scenario = VoteScenario | LossScenario | LengthScenario | LookScenario | PanelScenario
@@ -339,18 +337,17 @@ def measure(scenario: Scenario, experiments: int, seed: int) -> Row:
     """
     generator = np.random.default_rng([seed, *scenario.key.encode()])
     parts = [scenario.outcomes(n, generator) for n in batches(experiments)]
+    tests: dict[str, dict[str, float | None]] = {}
+    for name, whats in parts[0].items():
+        flags = {what: [of for part in parts if (of := part[name][what]) is not None] for what in whats}
+        tests[name] = {w: float(np.concatenate(of).mean()) if any(map(len, of)) else None for w, of in flags.items()}
     return Row(
         key=scenario.key,
         kind=scenario.key.split()[0],  # type: ignore[typeddict-item]
         truth={} if isinstance(scenario, LookScenario) else scenario.truth(POWER_SIMULATIONS * experiments, seed + 1),
         experiments=experiments,
-        tests={name: _shares([part[name] for part in parts]) for name in parts[0]},
+        tests=tests,
     )
-
-
-def _shares(parts: Sequence[Mapping[str, Flags | None]]) -> dict[str, float | None]:
-    flags = {what: [of for part in parts if (of := part[what]) is not None] for what in parts[0]}
-    return {what: float(np.concatenate(of).mean()) if any(map(len, of)) else None for what, of in flags.items()}
 
 
 def findings(rows: Sequence[Row]) -> list[Finding]:
@@ -405,13 +402,8 @@ def write_calibration(rows: Sequence[Row], found: Sequence[Finding], folder: Pat
     write_json(paths[0], {"findings": found, "rows": rows})
     lines = [f"# Calibration: {rows[0]['experiments']:,} experiments of each truth", ""]
     lines += [f"- {'holds' if finding['holds'] else '**fails**'}: {_words(finding)}" for finding in found]
-    for kind, tests in (
-        ("votes", VOTE_TESTS),
-        ("losses", LOSS_TESTS),
-        ("lengths", LENGTH_TESTS),
-        ("looks", LOOK_TESTS),
-        ("panel", PANEL_TESTS),
-    ):
+    kinds = ("votes", "losses", "lengths", "looks", "panel")
+    for kind, tests in zip(kinds, (VOTE_TESTS, LOSS_TESTS, LENGTH_TESTS, LOOK_TESTS, PANEL_TESTS), strict=True):
         lines += ["", f"## {kind.capitalize()}", "", *(f"- `{key}`: {words}" for key, words in tests.items())]
         own, columns = [row for row in rows if row["kind"] == kind], ["truth", *(f">{name}" for name in tests)]
         for what, words in MEASURES.items():

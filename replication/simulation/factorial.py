@@ -56,15 +56,6 @@ class FactorialRow(TypedDict):
     """Share of the intervals that hold the truth, of both main effects and the interaction."""
 
 
-def panel_pattern(of: FactorialStudy, secret: str) -> tuple[VotePattern, Ints]:
-    """Who votes on what, and [V] the pair of arms of each vote, as a real panel deals them."""
-    design = Design(of.study.prompts, of.study.seeds, 1, 1, secret, len(ARMS))
-    hands = enumerate(design.deal([of.votes_per_judge] * of.study.judges))
-    rows = [(cell.seed, cell.prompt, judge, PAIRS.index(cell.arms)) for judge, hand in hands for cell in hand]
-    seed, prompt, judge, pair = np.array(rows).T
-    return VotePattern(seed, prompt, judge), pair
-
-
 def draw_votes(
     effects: Floats, spread: Spread, ties: float, who: VotePattern, pair_V: Ints, n: int, generator: np.random.Generator
 ) -> Floats:
@@ -78,20 +69,13 @@ def draw_votes(
     chance = np.broadcast_to(0.5 + CONTRASTS[pair_V] @ effects, (n, len(who))).copy()
     for field, sd in zip(fields(Spread), astuple(spread), strict=True):
         if sd:
-            index = np.unique(np.stack([levels[name] for name in field.name.split("_")]), axis=1, return_inverse=True)[
-                1
-            ]
+            labels = np.stack([levels[name] for name in field.name.split("_")])
+            index = np.unique(labels, axis=1, return_inverse=True)[1]
             drawn = sd / np.sqrt(2) * generator.standard_normal((n, int(index.max()) + 1, len(ARMS)))
             chance += drawn[:, index, second] - drawn[:, index, first]
     scores = (generator.random(chance.shape) < chance).astype(np.float64)
     scores[generator.random(chance.shape) < ties] = 0.5
     return scores
-
-
-def true_effects(effects: Floats, spread: Spread) -> Floats:
-    """[3] what is estimated where chances are cut off at 0 and 1: least squares of the true shares of all pairs."""
-    shares = np.array([true_share(0.5 + mean, spread) for mean in CONTRASTS @ effects])
-    return np.linalg.lstsq(CONTRASTS, shares - 0.5, rcond=None)[0]
 
 
 def factorial_row(of: FactorialStudy, simulations: int, seed: int) -> FactorialRow:
@@ -100,11 +84,17 @@ def factorial_row(of: FactorialStudy, simulations: int, seed: int) -> FactorialR
     effect = study.share - 0.5
     wanted = np.array([effect, 0.0, effect])
     effects = wanted.copy()
-    for _ in range(20):  # what is cut off makes the true effects smaller than those before the cut
-        effects += wanted - true_effects(effects, study.spread)
+    for _ in range(20):  # chances cut off at 0 and 1 make the true effects, least squares of shares, smaller
+        shares = np.array([true_share(0.5 + mean, study.spread) for mean in CONTRASTS @ effects])
+        effects += wanted - np.linalg.lstsq(CONTRASTS, shares - 0.5, rcond=None)[0]
     found, held = np.zeros(3), np.zeros(3)
     for n in batches(simulations):
-        who, pair_V = panel_pattern(of, f"{seed}/{generator.integers(2**32)}")
+        secret = f"{seed}/{generator.integers(2**32)}"  # of a real panel, as which it deals
+        design = Design(study.prompts, study.seeds, 1, 1, secret, len(ARMS))
+        hands = enumerate(design.deal([of.votes_per_judge] * study.judges))
+        rows = [(cell.seed, cell.prompt, judge, PAIRS.index(cell.arms)) for judge, hand in hands for cell in hand]
+        *factors, pair_V = np.array(rows).T
+        who = VotePattern(*factors)
         for scores in draw_votes(effects, study.spread, study.ties, who, pair_V, n, generator):
             kept = scores != 0.5
             t = effects_t(scores[kept], CONTRASTS[pair_V[kept]], [index[kept] for index in who.factors], ALPHA)
@@ -134,11 +124,9 @@ def write_factorial(rows: Sequence[FactorialRow], words: Sequence[str], folder: 
     names = ("seed spread", "seeds", "prompts", "judges", "votes each", "main effect", "interaction", "no effect")
     columns, lines = [f">{name}" for name in names], []
     for row in rows:
-        sizes = [
-            f"{row['spread']['seed']:g}",
-            *(str(row[k]) for k in ("seeds", "prompts", "judges", "votes_per_judge")),
-        ]
-        lines.append([*sizes, *(percent(row[k], 1) for k in ("main_effect", "interaction", "absent"))])
+        sizes = (str(row[k]) for k in ("seeds", "prompts", "judges", "votes_per_judge"))
+        found = (percent(row[k], 1) for k in ("main_effect", "interaction", "absent"))
+        lines.append([f"{row['spread']['seed']:g}", *sizes, *found])
     paths = [folder / "factorial.json", folder / "factorial.md"]
     write_json(paths[0], {"assumptions": words, "rows": rows})
     text = [f"# {title}", "", *(f"- {source}" for source in words), "", *markdown_table(columns, lines), ""]

@@ -71,11 +71,8 @@ class LookScenario:
             losses = 1 + self.seed_spread * generator.standard_normal((n, self.looks[-1]))
             p = np.stack([equivalence(losses[:, :k], 1.0, ALPHA).p for k in self.looks], axis=-1)
         sides = 2 if self.of == "votes" else 1
-        levels = {
-            "naive": (ALPHA,) * len(self.looks),
-            **{name: look_levels(self.looks, ALPHA, name, sides) for name in ("haybittle_peto", "obrien_fleming")},
-        }
-        last = len(self.looks)
+        last, planned = len(self.looks), ("haybittle_peto", "obrien_fleming")
+        levels = {"naive": (ALPHA,) * last} | {name: look_levels(self.looks, ALPHA, name, sides) for name in planned}
         return {name: {"rejected": first_below(p, levels[name]) < last, "coverage": None} for name in LOOK_TESTS}
 
 

@@ -46,9 +46,8 @@ class Panel:
 
     def pattern(self, prompts: int) -> VotePattern:
         """A set begins where the last one's judge would go on; seeds in rotation; a copied set is the same set."""
-        most = (
-            np.geomspace(prompts, min(FEWEST_VOTES, prompts), JUDGES).round() if self.is_unequal else [prompts] * JUDGES
-        )
+        fewest = min(FEWEST_VOTES, prompts) if self.is_unequal else prompts
+        most = np.geomspace(prompts, fewest, JUDGES).round()
         own = np.arange(JUDGES)
         copying, copied = self.copies
         own[JUDGES - copying :] = np.arange(copying) % copied
@@ -127,15 +126,13 @@ class Panel:
         return p, low, high
 
 
+VENDORS = ((40,), (14, 13, 13), (7, 7, 7, 7, 6, 6))
 PANELS = (
     *(Panel(f"40 people, seed spread {spread:g}", seed_spread=spread) for spread in (0.2, 0.4, 0.8)),
     *(Panel(f"40 people, {n} seeds", seeds=n) for n in (3, 6, 8, 12)),
     Panel("40 people, 3 seeds of spread 0.8", seeds=3, seed_spread=0.8),
     *(Panel(f"40 people, {n} skewed seeds of spread 0.8", n, 0.8, is_skewed=True) for n in (3, 5, 8)),
-    *(
-        Panel(f"40 models of {plural(len(of), 'vendor')}", vendors=of)
-        for of in ((40,), (14, 13, 13), (7, 7, 7, 7, 6, 6))
-    ),
+    *(Panel(f"40 models of {plural(len(of), 'vendor')}", vendors=of) for of in VENDORS),
     Panel("40 models of 6 unequal vendors", vendors=(15, 10, 7, 4, 2, 2)),
     Panel("27 people, 13 models of one vendor", vendors=(13,)),
     Panel("20 people, 20 models of 4 unequal vendors", vendors=(11, 5, 2, 2)),

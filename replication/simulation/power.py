@@ -14,9 +14,11 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from numpy.typing import ArrayLike
 from rich.console import Console
 
+from replication.config import load_suite
 from replication.console import table
 from replication.errors import UserError
 from replication.protocol.paper import VOTES
+from replication.protocol.preregistration import registered_rules
 from replication.report.drawing import DPI, FONT_POINTS, MARKERS, WIDTH_INCHES, name_axes, save_png
 from replication.runs.files import write_json, write_text
 from replication.runs.layout import SuiteDir
@@ -86,7 +88,8 @@ class Marginals:
 def fit(path: Path) -> Fitted:
     """Spreads of a folder of the published files, an output folder with votes.csv, or such a file.
 
-    Raises UserError where there is no such file, or it has another schema or votes on more than one pair of arms.
+    Of votes on several pairs of arms those on the folder's registered one count. Raises UserError where there is no
+    such file, or it has another schema, or several pairs without a suite that names one.
     """
     document = path if path.is_file() and path.suffix == ".json" else path / VOTE_FILE
     marginals = read_record(document, Marginals) if document.is_file() else None
@@ -95,12 +98,16 @@ def fit(path: Path) -> Fitted:
     file = path if path.is_file() else path / "votes.csv"
     if not file.is_file():
         raise UserError(f"--votes: {path} holds neither votes.csv nor {VOTE_FILE}; name such a folder or a votes.csv")
-    gone = read_withdrawals(SuiteDir(file.parent)).of("seed")
+    suite_dir = SuiteDir(file.parent)
+    gone = read_withdrawals(suite_dir).of("seed")
     votes = [vote for vote in counted_votes(file) if str(vote.seed) not in gone]
     pairs = sorted({tuple(sorted((vote.arm_left, vote.arm_right))) for vote in votes})
+    if len(pairs) > 1 and suite_dir.suite.is_file():
+        rules = registered_rules(suite_dir, load_suite(suite_dir.suite)).analysis
+        pairs = [pair for pair in pairs if {*pair} == {rules.baseline, rules.treatment}]
     if len(pairs) != 1:
-        found = "no votes" if not pairs else f"votes on {len(pairs)} pairs of arms"
-        raise UserError(f"{file}: holds {found}; power needs those of one pair")
+        found = f"votes on {len(pairs)} pairs of arms" if pairs else "no votes on the pair of the primary question"
+        raise UserError(f"{file}: holds {found}; put it beside the suite.yaml of its arms, or keep those of one pair")
     return fit_ballots(ballots(votes, *pairs[0]), str(file))
 
 
@@ -287,18 +294,13 @@ def fewest_seeds(rows: Sequence[PowerRow]) -> list[dict[str, float | None]]:
 
     None where none does: prompts or judges are what limits, or more seeds than were simulated are needed.
     """
-    return [
-        {
-            "seed_spread": group[0]["spread"]["seed"],
-            "prompt_spread": group[0]["spread"]["prompt"],
-            "seed_prompt_spread": group[0]["spread"]["seed_prompt"],
-            "prompts": group[0]["prompts"],
-            "judges": group[0]["judges"],
-            "fewest_seeds": _enough(group),
-            "highest_power": max(row["power"] for row in group),
-        }
-        for group in _groups(rows)
-    ]
+    found = []
+    for group in _groups(rows):
+        own: dict[str, float | None] = {f"{s}_spread": group[0]["spread"][s] for s in ("seed", "prompt", "seed_prompt")}
+        own |= {"prompts": group[0]["prompts"], "judges": group[0]["judges"]}
+        own |= {"fewest_seeds": _enough(group), "highest_power": max(row["power"] for row in group)}
+        found.append(own)
+    return found
 
 
 def _enough(group: Sequence[PowerRow]) -> int | None:
@@ -316,14 +318,10 @@ def _groups(rows: Sequence[PowerRow]) -> list[list[PowerRow]]:
 def loss_lines(seeds: Sequence[int], sds: Sequence[float], margin: float) -> tuple[str, list[str], list[list[str]]]:
     """(title, columns, rows): exact power to show that two losses are equivalent where they are, before any data."""
     columns = [">sd over seeds, nats", *(f">{n} seeds" for n in seeds), f">seeds for {percent(POWER)}"]
-    rows = [
-        [
-            f"{sd:.2g}",
-            *(percent(float(power_of_equivalence(n, sd, margin, alpha=ALPHA))) for n in seeds),
-            str(seeds_for_equivalence(sd, margin, ALPHA) or MISSING),
-        ]
-        for sd in sds
-    ]
+    rows = []
+    for sd in sds:
+        powers = (percent(float(power_of_equivalence(n, sd, margin, alpha=ALPHA))) for n in seeds)
+        rows.append([f"{sd:.2g}", *powers, str(seeds_for_equivalence(sd, margin, ALPHA) or MISSING)])
     return f"Power to show losses equivalent within {margin:g} nats that do not differ", columns, rows
 
 
@@ -342,9 +340,8 @@ def write_power(
     a GPU. Two arms answer the question, four are for the 2x2.
     """
     paths = [folder / f"power.{end}" for end in ("json", "md", "png")]
-    priced = [
-        {**row, **{f"gpu_hours_{arms}_arms": arms * row["seeds"] * cell_hours for arms in (2, 4)}} for row in rows
-    ]
+    prices = ({f"gpu_hours_{n}_arms": n * row["seeds"] * cell_hours for n in (2, 4)} for row in rows)
+    priced = [{**row, **price} for row, price in zip(rows, prices, strict=True)]
     write_json(paths[0], {"assumptions": words, "fewest_seeds": fewest_seeds(rows), "rows": priced})
     title = f"Power to find {percent(rows[0]['share'], 1)} of decisive votes, {percent(rows[0]['ties'], 1)} ties"
     sizes = [f"{n} seeds" for n in sorted({row["seeds"] for row in rows})]

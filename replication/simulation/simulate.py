@@ -14,6 +14,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import astuple, dataclass
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -24,6 +25,7 @@ from scipy import special
 from scipy import stats as scipy_stats
 
 from replication.console import progress
+from replication.processes.launcher import tethered
 from replication.runs.files import naming, parse_objects
 
 Floats = NDArray[np.float64]
@@ -141,6 +143,12 @@ R = TypeVar("R", bound=Mapping[str, Any])
 """A row: a TypedDict of plain JSON with `key`."""
 
 
+def _leave_to_parent() -> None:
+    """Make a worker deaf to Ctrl-C, which its parent answers, and end at the parent's word."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def compute_rows(
     scenarios: Sequence[S],
     function: Callable[[S, int, int], R],
@@ -169,15 +177,13 @@ def compute_rows(
             naming(path),
             open(path, "a", encoding="utf-8") as file,
             progress(console, "bar", "count", "elapsed", transient=True) as shown,
-            ProcessPoolExecutor(
-                min(jobs or os.cpu_count() or 1, len(missing)),
-                initializer=signal.signal,
-                initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is the parent's to answer
-            ) as pool,
+            ProcessPoolExecutor(min(jobs or os.cpu_count() or 1, len(missing)), initializer=_leave_to_parent) as pool,
+            tethered(),
         ):
+            others = active_children()
             task = shown.add_task(label, total=len(scenarios), completed=len(scenarios) - len(missing))
-            futures = {pool.submit(function, scenario, experiments, seed): scenario.key for scenario in missing}
             try:
+                futures = {pool.submit(function, scenario, experiments, seed): scenario.key for scenario in missing}
                 for future in as_completed(futures):
                     row = done[futures[future]] = future.result()
                     file.write(json.dumps({"arguments": same, **row}) + "\n")
@@ -185,5 +191,7 @@ def compute_rows(
                     shown.advance(task)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                for worker in set(active_children()) - set(others):
+                    worker.terminate()  # in the middle of an experiment, of which nothing is kept
                 raise
     return [done[scenario.key] for scenario in scenarios]

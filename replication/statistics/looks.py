@@ -42,6 +42,22 @@ def look_levels(looks: tuple[int, ...], alpha: float, boundaries: str, sides: in
     return *(sides * level for level in early), alpha / 50 * float(np.floor(50 * last / own + 1e-9))
 
 
+def alpha_for(p: float, looks: tuple[int, ...], at: int, boundaries: str, sides: int) -> float:
+    """The smallest alpha of all looks together at which p would reject at look `at`: what Holm's correction is of.
+
+    His steps divide alpha, and a part of it has boundaries of its own, which by O'Brien and Fleming are not parts of
+    alpha's (sequential p-values: Liu & Anderson 2008, JASA 103:1621; with Holm: Maurer & Bretz 2013, SBR 5:311).
+    """
+
+    def below(log_alpha: float) -> float:
+        return look_levels(looks, float(np.exp(log_alpha)), boundaries, sides)[at] - p
+
+    most = np.log(0.9)
+    if p <= 0 or below(most) < 0:
+        return float(p > 0)
+    return float(np.exp(optimize.brentq(below, min(np.log(p), most) - 1, most, xtol=1e-9)))
+
+
 def _levels(information: Sequence[float], given: Sequence[float], spent: Sequence[float]) -> list[float]:
     """One-sided levels: the first ones as given, at each later look what spends alpha up to its entry of `spent`."""
     unit, weights = np.polynomial.legendre.leggauss(NODES)

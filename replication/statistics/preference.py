@@ -81,11 +81,7 @@ def shares_by(scores: ArrayLike, groups: ArrayLike) -> Floats:
 
 
 def bootstrap_share(
-    scores: ArrayLike,
-    factors: Sequence[ArrayLike],
-    generator: np.random.Generator,
-    resamples: int,
-    alpha: float = 0.05,
+    scores: ArrayLike, factors: Sequence[ArrayLike], generator: np.random.Generator, resamples: int, alpha: float = 0.05
 ) -> tuple[Floats, Floats]:
     """Percentile bootstrap of the share of decisive votes: seeds, prompts and judges are each drawn again.
 

@@ -313,14 +313,6 @@ def at_best_rates(first_RN: ArrayLike, second_RN: ArrayLike, confidence: float =
 
 
 @dataclass(frozen=True)
-class LateMean:
-    """Mean of the last k validations: those asked for, or all there are."""
-
-    value: float
-    k: int
-
-
-@dataclass(frozen=True)
 class Budget:
     """Number of steps at which the mean gain after the clamp departs from 1."""
 
@@ -329,14 +321,14 @@ class Budget:
     share: float  # n_failing / n_measured; NaN where nothing was measured
 
 
-def late_mean(values_V: ArrayLike, k: int = LATE_CHECKPOINTS) -> LateMean:
+def late_mean(values_V: ArrayLike, k: int = LATE_CHECKPOINTS) -> float:
     """Mean of the last k >= 1 validations, or of all where there are fewer; a missing one makes it NaN."""
     assert k >= 1
     last = np.asarray(values_V, dtype=np.float64)[-k:]
-    return LateMean(float(last.mean()) if len(last) else float("nan"), len(last))
+    return float(last.mean()) if len(last) else float("nan")
 
 
-def last_share_mean(values_S: ArrayLike, share: float = 0.1) -> LateMean:
+def last_share_mean(values_S: ArrayLike, share: float = 0.1) -> float:
     """Mean over the last share in (0, 1] of steps, at least one, for what is kept at every step; see late_mean."""
     values = np.asarray(values_S)
     return late_mean(values, max(1, round(share * len(values))))

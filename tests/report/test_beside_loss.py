@@ -17,6 +17,7 @@ from replication.config import AnalysisConfig, DivergedRule
 from replication.report.load import load_cell_files
 from replication.runs.files import read_json, write_json, write_text
 from replication.statistics.scaling import worth_in_tokens
+from replication.statistics.seeds import equivalence
 
 ARMS, SEEDS, Q = ("baseline", "both"), (1, 2, 3, 4, 5, 6), 40
 
@@ -92,3 +93,19 @@ def test_diverged_cells_that_did_not_finish_are_a_worst_case_beside_the_complete
     assert worst["mean"] == pytest.approx((5 * loss["mean"] + 9.0 - own) / 6)
     assert loss["verdict"] == "equivalent" and worst["verdict"] == "not decided"
     assert "Worst case, with what diverged and did not finish (both/seed-3) counted at 9.00 nats" in text
+
+
+def test_the_worst_case_is_decided_as_the_question_is(tmp_path: Path) -> None:
+    """At a margin at which its test rejects before Holm's correction, and not after it."""
+    suite_dir, suite = build_suite(tmp_path / "out", seeds=SEEDS, steps=20, failed={("both", 3): 10})
+    run = suite_dir.cell("both", 3)
+    write_json(run.failed, read_json(run.failed) | {"diverged": True})
+    loss = report(suite_dir, suite)[0]
+    limit = loss["quantities"][1]["values"]["baseline"][2] + 0.004
+    differences = [0.004 if d is None else d for d in loss["loss"]["differences"]]
+    margin = next(float(m) for m in np.arange(0.001, 1.0, 0.0001) if equivalence(differences, m).p < 0.045)
+    suite = replace(suite, diverged=DivergedRule(above_nats=limit))
+    for primary, verdict in (("loss", "equivalent"), ("preference", "not decided")):
+        analysis = replace(suite.analysis, margin_nats=margin, primary=primary)
+        worst = report(suite_dir, replace(suite, analysis=analysis))[0]["beside_loss"]["worst"]
+        assert worst["verdict"] == verdict, primary

@@ -75,6 +75,15 @@ def test_planted_effects_are_recovered_and_pairs_that_do_not_join_the_arms_say_s
     assert preference_factorial(on_one_pair, "s", AnalysisConfig().resolved(ARMS), CERTIFIED, None) is None
 
 
+def test_models_of_few_vendors_carry_an_effect_on_condition_of_them():
+    votes = planted_votes(list(combinations(ARMS, 2)), n_judges=12)
+    for vendors, words in ((3, "as to models conditional on these vendors (v0, v1, v2)"), (4, "")):
+        models = [replace(v, judge_kind="model", vendor=f"v{int(v.judge_id[1:]) % vendors}") for v in votes]
+        found = analysed(models)
+        assert found.note.endswith(words) and bool(found.note) == bool(words) and 0 <= found.effects[0].p <= 1
+    assert analysed(votes).note == "", "people are not related"
+
+
 def test_judges_who_vote_alike_count_as_one():
     votes = planted_votes(list(combinations(ARMS, 2)), n_judges=12)
     votes = [replace(v, judge_id="j0") if v.judge_id in ("j1", "j2", "j3") else v for v in votes]

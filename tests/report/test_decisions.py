@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from reported import report
+from scipy.stats import norm
 from synthetic_runs import Synthetic, build_suite, edit_manifest
 from vote_records import vote, write_votes
 
@@ -153,6 +154,7 @@ def test_a_panel_that_was_closed_early_gives_no_verdict(tmp_path: Path) -> None:
     results, page, _ = report(suite_dir, suite)
     why = "the panel was closed with 56 of 64 registered votes, by 8 of 8 judges"
     assert results["preference"]["p"] < 0.05 and results["preference"]["decision"] == "not decided"
+    assert results["robustness"]["flips"] is None, "no vote that changes sides would make a verdict"
     assert f"Preference: not decided: {why}" in results["verdict"]["headline"] and why in page
     assert why not in results["decisions"][1]["verdict"], "the losses have nothing to do with it"
     fewer = replace(suite, analysis=replace(analysis, votes_per_judge=7))
@@ -289,6 +291,26 @@ def test_each_look_has_its_level_and_the_first_that_decides_decides(tmp_path: Pa
     assert short.why == "the panel was closed with 4 of 5 registered votes, by 1 of 1 judges"
 
 
+def test_at_a_look_each_step_of_holm_has_its_own_boundary(tmp_path: Path) -> None:
+    """Half of the seeds, three secondary questions: 2 - 2 Phi(z(a / 4) / sqrt(1/2)) of a = .05 / 3, .05 / 2 and .05."""
+    rules, panel = looked(tmp_path, 10, looks=(5, 10), look_boundaries="obrien_fleming"), Panel({"j": 12})
+    first, second, third = (2 * 2 * norm.sf(norm.isf(a / 4) / np.sqrt(0.5)) for a in (0.05 / 3, 0.05 / 2, 0.05))
+    assert (first, second, third) == pytest.approx((0.000381, 0.000824, 0.003051), abs=1e-6)
+
+    def at(*ps: float) -> list[Decision]:
+        rows = [question(name, 5, p, "secondary") for name, p in zip("abc", ps, strict=True)]
+        return decide([question("preference", 5), *rows], rules, FOLLOWED, panel, [])[1:]
+
+    none = at(0.0007, 0.0008, 0.5)
+    assert [d.verdict for d in none[:2]] == ["not told from zero"] * 2 and none[0].p_below == pytest.approx(first)
+    assert third / 3 > 0.0007 and none[0].p_holm > 0.05, "a third of the boundary is not the boundary of a third"
+    both = at(0.0003, 0.0008, 0.5)
+    assert [d.outcome for d in both] == ["other than zero"] * 2 + ["not told from zero"]
+    assert [d.p_below for d in both] == pytest.approx([first, second, third])
+    assert max(d.p_holm for d in both[:2]) < 0.05 < both[2].p_holm
+    assert "p 0.0003 is held against 0.0003814" in both[0].looks[0]
+
+
 def test_looks_are_recorded_once(tmp_path: Path) -> None:
     unfinished = {(arm, seed): 10 for arm in PAIR for seed in (4, 5)}
     analysis = replace(PLANNED, looks=(3, 5), primary="loss")
@@ -300,6 +322,9 @@ def test_looks_are_recorded_once(tmp_path: Path) -> None:
     assert first["decisions"] == again["decisions"]
     (entry,) = read_ledger(suite_dir).of("look")
     assert {"question": "loss_equivalence", "seeds": [1, 2, 3], "level": 0.001}.items() <= entry.facts.items()
+    assert (
+        entry.facts["plan_sha256"] == read_json(suite_dir.plan)["sha256"] and len(entry.facts["configs_sha256"]) == 64
+    )
     assert "This is look 1 of 2, with 3 of 5 seeds" in first["decisions"][0]["looks"][0]
     for run in (suite_dir.cell(arm, 4) for arm in PAIR):
         build_suite(tmp_path / "more", arms=PAIR, seeds=(4,), steps=20, samples=False, data_manifest=False)

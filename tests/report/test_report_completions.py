@@ -13,6 +13,8 @@ from scipy import special
 from synthetic_runs import build_suite, edit_manifest
 from vote_records import vote, write_votes
 
+from replication.config import AnalysisConfig
+from replication.report.completions import robustness
 from replication.runs.files import write_text
 from replication.statistics.adjusted import equal_texts_logit
 
@@ -88,6 +90,10 @@ def test_votes_that_the_flips_take_away_end_the_decision(tmp_path: Path) -> None
     votes = [replace(v, vote_id=f"v{i}") for i, v in enumerate(votes)]
     write_votes(suite_dir.votes, votes)
     results, *_ = report(suite_dir, suite)
+    p, analysis = results["preference"]["p"], AnalysisConfig().resolved(ARMS)
+    near, beyond, never = (robustness(votes, analysis, {}, [], below) for below in (1.2 * p, 0.8 * p, np.nan))
+    assert near and beyond and never and near.is_decided and not beyond.is_decided, "by what p has to be below"
+    assert near.flips and beyond.flips and near.flips < results["robustness"]["flips"] and never.flips is None
     k, order = results["robustness"]["flips"], sorted(range(len(votes)), key=lambda i: (
         votes[i].seed, votes[i].prompt_id, votes[i].judge_id))  # fmt: skip
     wins = [i for i in order if votes[i].choice == "left"]

@@ -1,13 +1,21 @@
 """`replicate calibrate` and `replicate power`: short forms of the simulations, against independent ones."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from reported import report
 from synthetic_runs import build_suite
+from vote_records import record, write_votes
 
 from replication.cli.main import main
+from replication.errors import UserError
 from replication.simulation.calibration import (
     LengthScenario,
     LossScenario,
@@ -21,6 +29,7 @@ from replication.simulation.power import (
     Fitted,
     Study,
     fewest_seeds,
+    fit,
     fit_ballots,
     power,
     power_row,
@@ -196,6 +205,25 @@ def test_calibrate_writes_its_files_and_goes_on(tmp_path, capsys):
     assert json.loads((tmp_path / "calibration.json").read_text()) == found
 
 
+def test_workers_end_with_their_parent(tmp_path):
+    words = ["calibrate", "--experiments", "1000000", "--jobs", "2", "--out", str(tmp_path)]
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        parent = subprocess.Popen([sys.executable, "-m", "replication", *words], stderr=subprocess.DEVNULL)
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        wait_for(lambda: len(children.read_text().split()) == 2)  # noqa: B023  (called within the round)
+        workers = [Path("/proc", child) for child in children.read_text().split()]
+        parent.send_signal(sent)
+        parent.wait(60)
+        wait_for(lambda: not any(worker.exists() for worker in workers))  # noqa: B023
+
+
+def wait_for(what):
+    give_up = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
 def test_power_reads_the_published_schema(tmp_path, capsys):
     prompts = [{"a": 10 + i % 7, "b": 20 - i % 5, "tie": 9} for i in range(20)]
     judges = [{"a": 7, "b": 8 + i % 4, "ties": 5, "n": 20 + i % 4} for i in range(30)]
@@ -246,6 +274,16 @@ def test_the_sd_of_a_pilot_and_its_upper_bound_are_swept(tmp_path):
     assert main(["power", "--pilot", str(suite_dir.root), "--out", str(tmp_path / "power"), *SMALL]) == 0
     sd, text = results["loss"]["sd"], (tmp_path / "power" / "power.md").read_text()
     assert f"| {sd:.2g} |" in text and f"| {sd_upper_bound(sd, 3):.2g} |" in text
+
+    votes = record(seeds=(1, 2, 3))
+    more = [replace(v, vote_id=f"more-{i}", arm_left="token_gain") for i, v in enumerate(votes) if v.arm_left == "both"]
+    write_votes(suite_dir.votes, votes)
+    alone = fit(suite_dir.root)
+    write_votes(suite_dir.votes, [*votes, *more])
+    assert fit(suite_dir.root) == alone, "the pair of the primary question"
+    suite_dir.suite.unlink()
+    with pytest.raises(UserError, match="holds votes on 2 pairs of arms; put it beside"):
+        fit(suite_dir.root)
 
 
 def test_marginals_of_another_schema_are_named(tmp_path, capsys):

@@ -14,7 +14,7 @@ from replication.simulation.calibration import measure
 from replication.simulation.looks import LookScenario, first_below, look_scenarios
 from replication.simulation.power import Study, simulate
 from replication.simulation.simulate import Spread
-from replication.statistics.looks import look_levels
+from replication.statistics.looks import alpha_for, look_levels
 
 
 def test_levels_are_the_published_ones() -> None:
@@ -24,6 +24,23 @@ def test_levels_are_the_published_ones() -> None:
     assert z == pytest.approx([4.877, 3.357, 2.680, 2.290, 2.031], abs=5e-4)
     assert look_levels((5, 8, 12), 0.05, "haybittle_peto", 2) == pytest.approx((0.001, 0.001, 0.049))
     assert look_levels((8,), 0.05, "haybittle_peto", 1) == pytest.approx((0.05,))
+
+
+@pytest.mark.parametrize("boundaries", ["haybittle_peto", "obrien_fleming"])
+def test_a_part_of_alpha_has_boundaries_of_its_own(boundaries: str) -> None:
+    """A third of alpha over three looks: by its own boundaries kept, by a third of alpha's not where alpha is spent."""
+    looks = (5, 8, 12)
+    for p in (0.0004, 0.02):
+        alpha = alpha_for(p, looks, 1, boundaries, 2)
+        assert look_levels(looks, alpha, boundaries, 2)[1] == pytest.approx(p, rel=1e-6) if alpha < 1 else p > 0.9 / 50
+    information = np.array(looks) / 12
+    walk = scipy_stats.multivariate_normal(
+        cov=np.sqrt(np.minimum.outer(information, information) / np.maximum.outer(information, information))
+    )
+    levels = np.array([look_levels(looks, 0.05 / 3, boundaries, 2), look_levels(looks, 0.05, boundaries, 2)])
+    z = scipy_stats.norm.isf(levels / [[2], [6]])
+    own, parts = (3 * (1 - walk.cdf(bound, lower_limit=-bound)) for bound in z)
+    assert 0.049 < own < 0.0502 and (parts > 0.051) == (boundaries == "obrien_fleming")
 
 
 @pytest.mark.parametrize("boundaries", ["haybittle_peto", "obrien_fleming"])

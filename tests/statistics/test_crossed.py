@@ -8,8 +8,11 @@ import pytest
 import statsmodels.formula.api as smf
 from scipy import stats as scipy_stats
 
+from replication.protocol.questions import CROSSED
+from replication.report.preference import MIN_VENDORS
 from replication.simulation.simulate import Spread, draw_scores, vote_pattern
-from replication.statistics.crossed import CrossedDesign, decisive_share_t
+from replication.statistics.alike import ALIKE_LEVEL, ALIKE_SHARE
+from replication.statistics.crossed import MOST_DEGREES, CrossedDesign, decisive_share_t
 
 
 def crossed(n_seeds, n_prompts, n_judges):
@@ -45,6 +48,31 @@ def test_degrees_of_freedom_restated(seed_sd, capped):
     squares = sum(v**2 * (1 + 2 / df) / df for v, df in zip(alone, (3, 6, 5), strict=True))
     assert (t.se**4 / squares > 6) == capped
     assert t.df == pytest.approx(min(6, max(3, t.se**4 / squares)))
+
+
+def test_the_words_of_a_plan_are_enough_to_redo_the_test():
+    rng = np.random.default_rng(5)
+    kept = rng.random(4 * 9 * 6) < 0.4
+    labels = crossed(4, 9, 6)[:, kept]
+    y, n = rng.normal(0.6, 0.5, kept.sum()) + 0.4 * rng.normal(size=9)[labels[1]], kept.sum()
+    t = CrossedDesign(*labels).t(y)
+    counts = [np.bincount(of) for of in (*labels, labels[0] * 9 + labels[1])]
+    alone = [(c @ (np.bincount(of, y) / c - y.mean()) ** 2) * (c @ c) / (n**2 - c @ c) / n
+             for of, c in zip(labels, counts, strict=False)]  # fmt: skip
+    shares = [c @ c / n**2 for c in counts] + [1 / n]
+    v = max(
+        *alone,
+        np.dot(shares, [float(t.components[name]) for name in ("seed", "prompt", "judge", "seed x prompt", "rest")]),
+    )
+    levels = [3, 8, 5]
+    df = np.clip(v**2 / sum(own**2 * (1 + 2 / d) / d for own, d in zip(alone, levels, strict=True)), 3, 6)
+    p = 2 * scipy_stats.t.sf(abs(y.mean() - 0.5) / np.sqrt(v), df)
+    assert (t.se**2, t.df, t.p) == pytest.approx((v, df, p)) and 3 < df < 6
+    for formula in ("SS_f sum(n_k^2) / (N^2 - sum(n_k^2)) / N", "v^2 / sum_f(v_f^2 (1 + 2 / d_f) / d_f)"):
+        assert formula in CROSSED
+    assert (ALIKE_LEVEL, ALIKE_SHARE, MOST_DEGREES, MIN_VENDORS) == (0.01, 0.8, 2, 4), "as the words say"
+    for words in ("at 1 %", "in 80 %", "at most twice", "fewer than four vendors"):
+        assert words in CROSSED
 
 
 def test_components_equal_those_of_statsmodels_restricted_likelihood():
