@@ -23,21 +23,11 @@ from replication.config.reading import Range, check_values
 from replication.config.schema import Count, Natural
 from replication.config.study import GoldPair, Study, load_study
 from replication.errors import UserError
+from replication.judging import schema
 from replication.judging.completions import Completions, draw_items, matched
 from replication.judging.database import Database
 from replication.judging.design import Cell, Design, Place, session
-from replication.judging.schema import (
-    COUNTS,
-    IS_FIRST,
-    LEFT,
-    TEST,
-    assignments,
-    items,
-    judges,
-    metadata,
-    panel,
-    unsealed,
-)
+from replication.judging.schema import COUNTS, IS_FIRST, TEST, assignments, items, judges, metadata, panel, unsealed
 from replication.judging.seal import Key, read_key, remove_key, write_key
 from replication.judging.store import Store, hash_token, is_locked, keep_study, panel_study
 
@@ -189,7 +179,7 @@ def invite(database: Database, names: Sequence[str]) -> dict[str, str]:
         if is_locked(c):
             raise UserError(LOCKED)
         for name, token in tokens.items():
-            this = (judges.c.judge_id == name) & (judges.c.kind == "human") & (judges.c.vendor != LEFT)
+            this = (judges.c.judge_id == name) & (judges.c.kind == "human") & (judges.c.vendor != schema.LEFT)
             if not c.execute(update(judges).where(this).values(token_sha256=hash_token(token))).rowcount:
                 raise UserError(f"--judge-id: '{name}' is no person of this panel; `replicate judge status` names them")
     return tokens
@@ -229,7 +219,8 @@ def _add(
     check_votes(votes, design.n_distinct)
     # first votes dealt to each judge so far, in the order of dealing; test judges take none from others, and a set
     # that was given up counts once, as that of its next judge
-    dealt = select(func.count()).select_from(assignments.join(judges)).where(IS_FIRST, COUNTS, judges.c.vendor != LEFT)
+    counted = IS_FIRST & COUNTS & (judges.c.vendor != schema.LEFT)
+    dealt = select(func.count()).select_from(assignments.join(judges)).where(counted)
     dealt = dealt.group_by(judges.c.judge_id).order_by(judges.c.created_at, func.min(assignments.c.assignment_id))
     given = c.execute(dealt).scalars().all()
     hands: Iterable[list[Cell]] = islice(design.deal([*given, *[votes] * len(names)]), len(given), None)
