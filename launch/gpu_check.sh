@@ -61,7 +61,11 @@ elif has_nvidia_driver; then
 else
   install_environment test
 fi
-export PYTHONPATH=$checkout${PYTHONPATH:+:$PYTHONPATH}
+if [[ -f $checkout/pyproject.toml ]]; then
+  export PYTHONPATH=$checkout${PYTHONPATH:+:$PYTHONPATH}
+else # the tests are in a checkout alone
+  parts=("${parts[@]:1}")
+fi
 replicate=("$venv/bin/replicate")
 [[ -x ${replicate[0]} ]] || replicate=("$venv/bin/python" -m replication)
 mkdir -p "$out"

@@ -1,8 +1,23 @@
 #!/usr/bin/env bash
 # Set up the virtual environment with the test tools, then lint, type-check and test. Without arguments three files of
 # tests run side by side, since many of them wait; arguments go to pytest, which runs in the checkout:
-# launch/test.sh tests/config -k unknown
+#
+#   launch/test.sh tests/config -k unknown
+#   launch/test.sh --python 3.13 tests/config      with another Python, in .venv-3.13: uv's, else python3.13 of the PATH
 set -euo pipefail
+
+if [[ ${1:-} == --python ]]; then
+  version=${2:-}
+  shift 2 || shift
+  if ! REPLICATION_PYTHON=$(uv python find "$version" 2>/dev/null); then
+    REPLICATION_PYTHON=python$version
+  fi
+  if ! "$REPLICATION_PYTHON" -P --version >/dev/null 2>&1; then
+    echo "test: neither uv nor the PATH has Python '$version'; \`uv python install $version\` brings it" >&2
+    exit 2
+  fi
+  export REPLICATION_PYTHON REPLICATION_VENV=.venv-$version
+fi
 
 # shellcheck source=launch/install.sh
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"

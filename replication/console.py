@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal
 
 import rich.progress
@@ -37,6 +40,12 @@ def duration(seconds: float | None) -> str:
         return "-"
     minutes, second = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
+
+
+def own_command() -> str:
+    """`replicate`, or its path where it is not on PATH."""
+    own = Path(sys.executable).with_name("replicate")
+    return "replicate" if shutil.which("replicate") or not own.exists() else str(own)
 
 
 def say(console: Console, *parts: str | tuple[str, str], style: str = "") -> None:

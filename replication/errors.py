@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
+from collections.abc import Iterable
 from importlib.util import find_spec
+from pathlib import Path
+
+CHECKOUT = where if (where := Path(__file__).parents[1]).joinpath("pyproject.toml").is_file() else None
+"""The checkout that this package lies in; None where it was installed from a wheel."""
+SHIPPED = CHECKOUT or Path(__file__).parent
+"""The folder of configs/ and launch/."""
 
 NO_ROOM = "make room there, then run the same command again"
 REMEDIES = {
@@ -82,4 +90,17 @@ def require(extra: str, *packages: str) -> None:
     """Raise UserError where a package of an extra is not installed."""
     for package in packages:
         if find_spec(package) is None:
-            raise UserError(f"the package {package} is missing; pip install 'replication[{extra}]'")
+            raise UserError(f"the package {package} is missing; {install(extra)}")
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """`; did you mean NAME?`, or nothing where no name is near."""
+    near = difflib.get_close_matches(word, list(names), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def install(extra: str = "") -> str:
+    """The command that installs this package, with an extra, where it runs."""
+    if CHECKOUT:
+        return f"launch/install.sh {extra}".strip()
+    return f"pip install 'replication[{extra}]'" if extra else "pip install --force-reinstall replication"

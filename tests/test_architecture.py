@@ -57,7 +57,7 @@ EXCEPTIONS = {
     "objectives.callbacks": ["lightning"],  # the two Lightning callbacks that switch the objectives on
     "objectives.lightning_callback": ["lightning"],  # the same in anyone's module
     "grid.cell": ["replication.training", "replication.generation"],  # one cell, from nothing to COMPLETE
-    "grid.doctor": ["torch", "replication.model.size"],  # asks torch for its GPUs
+    "grid.doctor": ["replication.model.size"],
     "grid.cluster": ["replication.model.size", "replication.model.cost"],
 }
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from replication.audit.recompute import Value
 from replication.config.reading import Layer, build, read_yaml
 from replication.errors import UserError
 
@@ -23,6 +22,7 @@ PRINTED = re.compile(
 )
 BOUNDS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 ROUNDING_ROOM = 1e-9  # of half a unit: 46.25 may be printed as 46.2 or 46.3, whichever way ties go
+Value = float | int | bool | str
 Arguments = dict[str, Any]  # of a function of `recompute`, by name
 
 

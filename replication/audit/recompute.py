@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from replication.audit.claims import Value
 from replication.audit.published import Judge, Published, Question, side_of
 from replication.audit.recompute_training import TrainingFigures
 from replication.errors import UserError
 from replication.statistics.preference import binomial_p
 from replication.votes.tally import Tally, total
 
-Value = float | int | bool | str
 Rules = Mapping[str, Any]
 EXTREME = {"min": min, "max": max}
 

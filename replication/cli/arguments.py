@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from typing import Annotated, Any, NoReturn
 from rich.console import Console
 
 from replication.config.reading import Range, number_of
-from replication.errors import UserError
+from replication.errors import UserError, did_you_mean
 
 Function = Callable[[Namespace], int | None]
 Verb = Callable[[Sequence[str]], int]
@@ -77,7 +78,10 @@ class Parser(argparse.ArgumentParser):
         self._old_spellings: dict[str, tuple[str, int]] = {}
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message.removeprefix('argument ')}; see `{self.prog} --help`")
+        known = [*self._option_string_actions, *(str(c) for action in self._actions for c in action.choices or ())]
+        wrong = re.search(r"(?:invalid choice: '|unrecognized arguments: )([\w-]+)", message)
+        meant = did_you_mean(wrong[1], known) if wrong else ""
+        raise UserError(f"{self.prog}: {message.removeprefix('argument ')}{meant}; see `{self.prog} --help`")
 
     def declare(self, act: Callable[..., Any]) -> Parser:
         """Take what a function says that it takes, which is `args.act` then."""
@@ -149,9 +153,12 @@ def actions(name: str, text: str, *acts: Function, no_keys: str = "", **earlier:
         for act in acts:
             line, before = _first_paragraph(act).rstrip("."), [earlier[act.__name__]] if act.__name__ in earlier else []
             choices.add_parser(act.__name__, help=line[0].lower() + line[1:], aliases=before).declare(act)
-        args, args.keys = parser.parse_known_args(argv) if no_keys else (parser.parse_args(argv), [])
+        args, rest = parser.parse_known_args(argv)
+        args.keys = rest
         if args.keys and "keys" not in vars(args.act):
-            raise UserError(f"{parser.prog} {args.action}: {args.keys[0]} does not act here; {no_keys}")
+            if no_keys and "." in args.keys[0]:
+                raise UserError(f"{parser.prog} {args.action}: {args.keys[0]} does not act here; {no_keys}")
+            choices.choices[args.action].error(f"unrecognized arguments: {' '.join(args.keys)}")
         return args.act(args) or 0
 
     return run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import sys
 from argparse import SUPPRESS, Namespace
 from dataclasses import replace
@@ -24,7 +23,7 @@ from replication.config import (
     scientific,
 )
 from replication.config.reading import Layer, Plain, check_layer
-from replication.console import say, table
+from replication.console import own_command, say, table
 from replication.errors import UserError
 from replication.grid import slurm
 from replication.grid.cells import Grid, claim_folder, load_grid, make_ready, places, tell_before
@@ -129,10 +128,8 @@ def run(args: Namespace) -> None:
         say(console, f"wrote {write_report(grid.dir, load_suite(grid.dir.suite))}")
     elif not outcome.elsewhere:
         say(console, "every cell was complete and the report is up to date: nothing to do")
-    own = Path(sys.executable).with_name("replicate")  # named by its path where it is not on PATH
-    command = "replicate" if shutil.which("replicate") or not own.exists() else str(own)
     say(console, f"report:       {grid.dir.report_html}")
-    say(console, f"curves:       {shlex.join([command, 'tensorboard', str(grid.dir.root)])}")
+    say(console, f"curves:       {shlex.join([own_command(), 'tensorboard', str(grid.dir.root)])}")
     for what, ended, remedy in (
         ("failed", outcome.failed, "see the table; run again to retry"),
         ("were told to stop", outcome.stopped, "see the table; run again to retry"),

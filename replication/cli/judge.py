@@ -19,7 +19,7 @@ from rich.table import Column, Table
 
 from replication.cli.arguments import COUNT, NATURAL, actions, folder, number, takes, whole
 from replication.console import plural, say, table, utc
-from replication.errors import UserError
+from replication.errors import UserError, install
 
 if TYPE_CHECKING:
     from replication.judging.database import Database
@@ -57,10 +57,7 @@ def judge(argv: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in PACKAGES.split():
             raise
-        raise UserError(
-            f"replicate judge: the package {error.name} is missing; launch/install.sh judge, or pip install "
-            "'replication[judge]'"
-        ) from None
+        raise UserError(f"replicate judge: the package {error.name} is missing; {install('judge')}") from None
     except Exception as error:
         if type(error).__module__ != "sqlalchemy.exc" or not hasattr(error, "orig"):
             raise

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,69 +17,46 @@ from typing import NoReturn
 from rich.console import Console
 
 from replication import __version__
+from replication.cli.arguments import Namespace, verb
 from replication.console import say
-from replication.errors import UserError, is_lost_peer, told
+from replication.errors import UserError, did_you_mean, is_lost_peer, told
 from replication.processes.launcher import forget_place_of_the_shell
 from replication.processes.preemption import PREEMPTED, Preempted, StoppedEarly
 
 TABLE = {
+    "quickstart": ("quickstart", "The whole path here: four arms at two seeds of a tiny model, report, judging page."),
     "prepare": ("train", "Read the sources, train or load the tokenizer, write token blocks; or show a global batch."),
     "train": ("train", "Train one cell (one arm at one seed), generate its completions, mark it complete."),
-    "preregistration": (
-        "preregistration",
-        "Register a suite's analysis plan before its first cell, show it, or check whether it was followed.",
-    ),
+    "preregistration": ("preregistration", "Register a suite's analysis plan before the data; show it; check it."),
     "plan": ("preregistration", "Another name of `preregistration`; `plan freeze` is `preregistration register`."),
     "grid": ("grid", "Plan, run, submit or show a suite: arms x seeds."),
-    "generate": (
-        "generate",
-        "Sample completions of a suite's trained cells, or export two arms' for blind judging elsewhere.",
-    ),
+    "generate": ("generate", "Sample completions of trained cells, or export two arms' for blind judging elsewhere."),
     "export": ("export", "Write trained cells as model folders of transformers, checked against our own logits."),
-    "eval": (
-        "evaluate",
-        "Score trained cells on tasks of lm-evaluation-harness, on text files, and by their completions.",
-    ),
-    "verify": (
-        "evaluate",
-        "Validate checkpoints drawn at random again, and compare with the journal and the hashes of the weights.",
-    ),
-    "judge": (
-        "judge",
-        "Let people and models compare completions of two arms, blind; lock; write the votes for the report.",
-    ),
+    "eval": ("evaluate", "Score trained cells on tasks of lm-evaluation-harness, on texts, and by their completions."),
+    "verify": ("evaluate", "Validate checkpoints drawn at random again; compare with journal and hashes of weights."),
+    "judge": ("judge", "Let people and models compare completions of two arms, blind; lock; write the votes."),
     "report": ("report", "Write report.html, report.md, results.json and figures from the run folders."),
     "archive": ("archive", "Put an output folder into one file; or prove that a file's report follows from its runs."),
     "prune": ("archive", "Remove from finished cells what only further training needs: optimizer states."),
-    "power": (
-        "evidence",
-        "Say how many seeds, prompts, judges and GPU-hours it takes to find a preference of a given size.",
-    ),
-    "calibrate": (
-        "evidence",
-        "Simulate experiments of known truth and show how often every test of the report is wrong.",
-    ),
-    "tensorboard": (
-        "tensorboard",
-        "Curves in TensorBoard, with means, bands and paired differences over seeds; live while cells run.",
-    ),
+    "power": ("evidence", "Say how many seeds, prompts, judges and GPU-hours a preference of a given size takes."),
+    "calibrate": ("evidence", "Simulate experiments of known truth; show how often each test of the report is wrong."),
+    "tensorboard": ("tensorboard", "Curves with means, bands, paired differences over seeds; live while cells run."),
     "drill": ("bench", "Kill a run at random points, resume it, and compare its end with an undisturbed run."),
-    "bench": (
-        "bench",
-        "Measure speed and memory as ratios inside one run: arms, other trainers, ranks, heads; and rounding's noise.",
-    ),
+    "bench": ("bench", "Measure speed and memory as ratios inside one run: arms, trainers, ranks, heads; and noise."),
     "audit": ("report", "Recompute a paper's printed figures from its published data files, and say which differ."),
     "check-gain": ("gains", "Check the gains and scales of a plugin as our own are checked: pure, whatever the cut."),
-    "doctor": (
-        "grid",
-        "Say what this machine has and what each config would need; or whether a cluster could run a suite.",
-    ),
+    "doctor": ("grid", "Say what this machine has and each config would need; or whether a cluster could run a suite."),
+    "completion": ("main", "Print the completion of verbs, actions, flags and keys for bash."),
 }
 """Verb -> (module of cli/ that holds it, what it does)."""
-HELP = (
-    "usage: replicate VERB [options]      (replicate VERB --help says more; --debug shows tracebacks)\n\n"
-    + "\n".join(f"  {verb:<15} {text}" for verb, (_, text) in TABLE.items())
-)
+USAGE = "usage: replicate VERB [options]      (replicate help VERB says more; --debug shows tracebacks)\n"
+COMPLETION = r"""_replicate() {
+  local word=${COMP_WORDS[COMP_CWORD]} asked=("${COMP_WORDS[@]:1:COMP_CWORD-1}") known
+  [[ $word != --*.* ]] || asked=(train "${word%.*}")
+  known=$(replicate help "${asked[@]}" 2>/dev/null | grep -oE '^ {2,4}[a-z][a-z-]+|--[a-z][a-z._-]*')
+  mapfile -t COMPREPLY < <(compgen -W "$known" -- "$word")
+}
+complete -o default -o nospace -F _replicate replicate"""
 INTERRUPTED = 130
 
 
@@ -86,6 +65,19 @@ def _run(verb: str, argv: list[str]) -> int:
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {verb: partial(_run, verb) for verb in TABLE}
+
+
+@verb
+def completion(args: Namespace) -> None:
+    """Print the completion for bash; its place is ~/.local/share/bash-completion/completions/replicate."""
+    print(COMPLETION)
+
+
+def _print_verbs() -> None:
+    width, indent = max(shutil.get_terminal_size().columns - 2, 50), f"\n{'':18}"
+    print(USAGE)
+    for name, (_, text) in TABLE.items():
+        print(f"  {name:<15} {indent.join(textwrap.wrap(text, width - 18))}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,14 +102,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
         if not args or args[0] in ("-h", "--help"):
-            print(HELP)
+            _print_verbs()
             return 0
         if args[0] == "--version":
             print(f"replicate {__version__}")
             return 0
         if args[0] not in VERBS:
-            raise UserError(f"replicate: no verb '{args[0]}'; the verbs are {', '.join(VERBS)}")
+            meant = did_you_mean(args[0], VERBS) or f"; the verbs are {', '.join(VERBS)}"
+            raise UserError(f"replicate: no verb '{args[0]}'{meant}")
         return VERBS[args[0]](args[1:])
     except UserError as error:
         if debug:

@@ -45,7 +45,12 @@ def train(argv: Sequence[str]) -> int:
 
     parser = Parser(prog="replicate train", description=train.__doc__, add_help=False).declare(train)
     if not argv or {"-h", "--help"} & {*argv}:
-        print(f"{parser.format_help()}\nkeys of a run, with their defaults; flags win over files:\n{help_of_keys()}")
+        words = [word.removeprefix("--") for word in argv if word not in ("-h", "--help")]
+        if len(words) == 1:
+            print(help_of_keys(words[0].partition("=")[0]))
+            return 0
+        print(f"{parser.format_help()}\nkeys of a run, and sections of them; flags win over files:\n{help_of_keys()}")
+        print("\n`replicate train --help SECTION`, or KEY, shows keys with their defaults")
         return 0
     args, keys = parser.parse_known_args(argv)
     plugins = [find_plugin(name) for name in args.plugins]

@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import shutil
 import textwrap
 import typing
 from collections.abc import Sequence
@@ -27,14 +28,12 @@ from replication.config.identity import differences, flatten, to_dict
 from replication.config.origin import identified, remember
 from replication.config.reading import NULLS, Keys, Layer, Plain, build, check_layer, hints, read_yaml
 from replication.config.schema import FOUND, RunConfig, SuiteConfig
-from replication.errors import UserError
+from replication.errors import SHIPPED, UserError, did_you_mean
 
 
 def config_root() -> Path:
     """The shipped configs: beside the package in a checkout, inside it in an installed wheel."""
-    package = Path(__file__).parents[1]
-    inside = package / "configs"  # first: beside an installed package may lie another one of this name
-    return inside if inside.is_dir() else package.parent / "configs"
+    return SHIPPED / "configs"
 
 
 def find_config(name: str | Path, folder: str = "") -> Path:
@@ -52,9 +51,11 @@ def find_config(name: str | Path, folder: str = "") -> Path:
     raise UserError(f"{text}: no such config file{hint}")
 
 
-def help_of_keys() -> str:
-    """Every key of a run: its type, its default and its line of documentation."""
-    lines: list[str] = []
+def help_of_keys(of: str = "") -> str:
+    """The keys of a run at or below one, such as training; none given: the sections. Raises UserError for no key."""
+    keys: dict[str, str] = {}
+    sections: dict[str, str] = {}
+    width = max(shutil.get_terminal_size().columns - 2, 50)
 
     def add(cls: type, prefix: str) -> None:
         for node, after in itertools.pairwise(ast.parse(inspect.getsource(cls)).body[0].body):  # type: ignore[attr-defined]
@@ -65,20 +66,28 @@ def help_of_keys() -> str:
                 continue
             hint = hints(cls)[name]
             if dataclasses.is_dataclass(hint):
-                lines.append(f"\n{words}")
+                sections[f"{prefix}{name}"] = words
                 add(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
                 continue
             entry = cls.__dataclass_fields__[name]  # type: ignore[attr-defined]
             default = {} if entry.default is dataclasses.MISSING else entry.default  # a mapping's is empty
             spelt = json.dumps(default) if isinstance(default, bool | None) else default
             spelt = str(list(spelt) if isinstance(spelt, tuple) else spelt).replace("\n", "\\n")
-            lines.append(f"  --{prefix}{name}={spelt}")
             choices = [str(c) for c in typing.get_args(hint)] if typing.get_origin(hint) is Literal else []
             said = f"{words} One of {', '.join(choices)}." if choices else words
-            lines.extend(textwrap.wrap(said, 110, initial_indent="      ", subsequent_indent="      "))
+            wrapped = textwrap.wrap(said, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            keys[f"{prefix}{name}"] = "\n".join([f"  --{prefix}{name}={spelt}", *wrapped])
 
     add(RunConfig, "")
-    return "\n".join(lines)
+    if of:
+        chosen = [text for key, text in keys.items() if f"{key}.".startswith(f"{of}.")]
+        if not chosen:
+            raise UserError(f"--help: no key {of}{did_you_mean(of, [*sections, *keys])}")
+        return "\n".join([*([sections[of]] if of in sections else []), *chosen])
+    told = [text for key, text in keys.items() if "." not in key]
+    for section, words in sections.items():
+        told += textwrap.wrap(words, width, initial_indent=f"  --{section}.*\n      ", subsequent_indent=" " * 6)
+    return "\n".join(told)
 
 
 OF_FILES = ("--data.tokenizer.path", "--generation.prompts")

@@ -1,12 +1,13 @@
 """`replicate doctor`: what this machine has, and what each suite and config file would need of it.
 
-Torch is imported only inside `_torch`, so that this module loads at once.
+Torch and deepspeed are imported by a process of their own, beside everything else that is looked at.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from packaging.specifiers import SpecifierSet
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
@@ -32,7 +34,7 @@ from replication.console import say, table
 from replication.data.files import place
 from replication.data.prompts import load_prompts
 from replication.data.tokenizer import tokenizer_file
-from replication.errors import UserError, first_line
+from replication.errors import SHIPPED, UserError, install
 from replication.model.size import (
     GIB,
     activation_gib,
@@ -43,12 +45,28 @@ from replication.model.size import (
     state_needs,
 )
 
-HUB_SECONDS = 2.0
+HUB_SECONDS = 1.5
 CPU_FLOP_PER_MONTH = 1e11 * 30 * 86400  # generous for a desktop processor; a suite past it needs a GPU
-INSTALL = "run launch/install.sh"
+INSTALL = f"run {install()}"
+IMPORTS = """
+import json, os, torch
+gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+print(json.dumps([torch.__version__, torch.version.cuda, [(g.name, g.total_memory) for g in gpus]]), flush=True)
+if not gpus:
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+import deepspeed
+"""
+KNOWN_FAULTS = (  # package, releases, what is wrong with them, who says so; tests/README.md names our tests
+    ("lightning", ">=2.6.2,<2.6.4", "published with malware: change every password and token of this machine",
+     "GHSA-w37p-236h-pfx3"),
+    ("deepspeed", ">=0.17.6,<0.18.3", "gradients of ZeRO 2 are silently wrong", "DeepSpeed#7718"),
+    ("deepspeed", ">=0.18.3,<=0.19.3", "ZeRO 2 in bf16: silently wrong gradients of a module that runs twice in a step",
+     "DeepSpeed#8224"),
+    ("liger-kernel", "<0.8.2", "wrong gradients of the fused loss where tokens are weighted", "Liger-Kernel#1298"),
+)  # fmt: skip
 
-Verdict = Literal["ok", "warning", "missing"]
-COLOUR = {"ok": "green", "warning": "yellow", "missing": "red"}
+Verdict = Literal["ok", "warning", "missing", "broken"]
+COLOUR = {"ok": "green", "warning": "yellow", "missing": "red", "broken": "red"}
 
 
 @dataclass(frozen=True)
@@ -105,8 +123,19 @@ def findings_table(findings: Sequence[Finding], title: str) -> Table:
 def examine_machine() -> Machine:
     """Look at everything once."""
     machine = Machine()
-    for look in (_computer, _torch, _packages, _surroundings):
-        machine.findings += look(machine)
+    command = [sys.executable, "-P", "-c", IMPORTS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8") as imports:
+        rows, surroundings = list(_computer(machine)), list(_surroundings(machine))
+        try:
+            out, err = imports.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            imports.kill()
+            out, err = "", "importing torch and deepspeed takes over two minutes; look at the disk's load"
+    fault, imported = (err.strip().splitlines() or ["it does not import"])[-1], imports.returncode == 0
+    machine.findings += [*rows, *_torch(machine, out, fault), *_packages()]
+    where = "runs on the GPU" if machine.gpu_gib else "runs on the CPU (gloo)"
+    zero = verdict("ZeRO", where if imported else fault, imported, INSTALL, "missing")
+    machine.findings += [zero, *surroundings]
     return machine
 
 
@@ -131,54 +160,42 @@ def _computer(machine: Machine) -> Iterator[Finding]:
     yield verdict("memory", text, machine.memory_gib >= 2, remedy)
 
 
-def _torch(machine: Machine) -> Iterator[Finding]:
-    try:
-        import torch
-    except Exception as error:  # a broken build raises OSError and worse, and this verb is there to say so
-        yield Finding("torch", first_line(error), "missing", INSTALL)
+def _torch(machine: Machine, out: str, fault: str) -> Iterator[Finding]:
+    """From what IMPORTS said."""
+    if not out.startswith("["):
+        yield Finding("torch", fault, "missing", INSTALL)
         return
-    build = f"CUDA {torch.version.cuda} build" if torch.version.cuda else "CPU build"
-    yield Finding("torch", f"{torch.__version__}, {build}")
+    version, cuda, gpus = json.loads(out.partition("\n")[0])
+    yield Finding("torch", f"{version}, {f'CUDA {cuda} build' if cuda else 'CPU build'}")
     driver = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    if torch.cuda.is_available():
-        gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        machine.gpu_gib = max(g.total_memory / GIB for g in gpus)
-        names = ", ".join(f"{g.name} ({g.total_memory / GIB:.0f} GiB)" for g in gpus)
+    if gpus:
+        machine.gpu_gib = max(memory / GIB for _, memory in gpus)
+        names = ", ".join(f"{name} ({memory / GIB:.0f} GiB)" for name, memory in gpus)
         yield Finding("GPUs", f"{len(gpus)}: {names}; driver {driver or 'unknown'}")
     elif driver is not None:
-        remedy = "install torch's CUDA build for this driver" if not torch.version.cuda else "update the driver"
+        remedy = "install torch's CUDA build for this driver" if not cuda else "update the driver"
         yield Finding("GPUs", f"driver {driver}, but torch sees no GPU", "warning", remedy)
     else:
         yield Finding("GPUs", "none", "warning", "tiny models train on the CPU; the 1.2B run needs a GPU")
 
 
-def _packages(machine: Machine) -> Iterator[Finding]:
-    """What is installed; for ZeRO, whether deepspeed imports, on the GPU or on the CPU."""
+def _packages() -> Iterator[Finding]:
+    """What is installed, and is known to be at fault."""
     needed, judging = ("lightning", "datasets", "deepspeed"), ("fastapi", "uvicorn", "sqlalchemy")
     there = {}
-    for name in (*needed, "transformers", *judging):
+    for name in (*needed, "liger-kernel", "transformers", *judging):
         with suppress(importlib.metadata.PackageNotFoundError):
             there[name] = importlib.metadata.version(name)
     for name in needed:
         yield verdict(name, there.get(name, "not installed"), name in there, INSTALL, "missing")
-    name, remedy = "transformers", "only the tests need it: launch/install.sh test"
-    yield verdict(name, there.get(name, "not installed"), name in there, remedy)
+    remedy = f"tests and `replicate export` need it: {install('export')}"
+    yield verdict("transformers", there.get("transformers", "not installed"), "transformers" in there, remedy)
     lacking = [name for name in judging if name not in there]
     text = f"lacks {', '.join(lacking)}" if lacking else "the page, SQLite and PostgreSQL"
-    yield verdict("judging", text, not lacking, "`replicate judge`: launch/install.sh judge")
-
-    environment = ({} if machine.gpu_gib else {"DS_ACCELERATOR": "cpu"}) | os.environ
-    command = [sys.executable, "-P", "-c", "import deepspeed"]
-    try:  # in a process of its own: the import prints, and takes seconds
-        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=120)
-    except subprocess.TimeoutExpired:
-        yield Finding("ZeRO", "importing deepspeed takes over two minutes", "warning", "look at the disk's load")
-        return
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["deepspeed does not import"])[-1]
-        yield Finding("ZeRO", reason, "missing", INSTALL)
-    else:
-        yield Finding("ZeRO", "runs on the GPU" if machine.gpu_gib else "runs on the CPU (gloo)")
+    yield verdict("judging", text, not lacking, f"`replicate judge`: {install('judge')}")
+    for name, releases, fault, source in KNOWN_FAULTS:
+        if name in there and SpecifierSet(releases, prereleases=True).contains(there[name]):
+            yield Finding(name, f"{there[name]}: {fault} ({source})", "broken", INSTALL)
 
 
 def _surroundings(machine: Machine) -> Iterator[Finding]:
@@ -197,6 +214,7 @@ def _surroundings(machine: Machine) -> Iterator[Finding]:
     else:
         yield Finding("disk", f"{text}, not writable", "warning", "choose another folder with --out")
     yield _hub(machine)
+    yield Finding("files", f"configs, examples and launch scripts in {SHIPPED}")
     version = _run("git", "--version")
     text = "not found" if version is None else version.removeprefix("git version ")
     yield verdict("git", text, version is not None, "install git: runs then record their commit")

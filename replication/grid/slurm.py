@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from replication.errors import UserError
+from replication.errors import CHECKOUT, SHIPPED, UserError
 
+EXAMPLE = "launch/site.env.example" if CHECKOUT else SHIPPED / "launch" / "site.env.example"
 SECONDS = 60  # a scheduler under load answers slowly
 LOST_ANSWER = re.compile(r"timed out|unable to contact|socket|communication|zero bytes", re.IGNORECASE)
 HIDDEN = "HIDDEN"  # in place of a state: another user's job, on a cluster that does not show it
@@ -40,16 +41,16 @@ class Site:
 
 
 def load_site(path: Path | None) -> Site:
-    """Read a site file as bash does; none: the checkout's launch/site.env, else a site that asks for nothing.
+    """Read a site file as bash does; none: launch/site.env (of the checkout), else one that asks for nothing.
 
     Raises UserError where the file is missing or fails, or sets an unknown SITE_ variable, or one to what it cannot be.
     """
-    default = Path(__file__).parents[2] / "launch" / "site.env"
+    default = (CHECKOUT or Path()) / "launch" / "site.env"
     if path is None and not default.is_file():
         return Site()
     path = path or default
     if not path.is_file():
-        raise UserError(f"--site: {path} does not exist; copy launch/site.env.example there and fill it in")
+        raise UserError(f"--site: {path} does not exist; copy {EXAMPLE} there and fill it in")
     # every SITE_ variable that it sets, null-terminated; what the file itself prints goes elsewhere
     read = 'source "$1" >&2; for name in ${!SITE_@}; do printf "%s=%s\\0" "$name" "${!name}"; done'
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SITE_")}
@@ -57,7 +58,7 @@ def load_site(path: Path | None) -> Site:
     done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=60)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"{path}: bash cannot read it ({reason}); fix it, launch/site.env.example shows the form")
+        raise UserError(f"{path}: bash cannot read it ({reason}); fix it, {EXAMPLE} shows the form")
     values = dict(item.partition("=")[::2] for item in done.stdout.split("\0") if item)
     known = {f"SITE_{name.upper()}": name for name in Site.__dataclass_fields__ if name != "path"}
     for variable in values:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from replication.config import ClusterConfig, RunConfig
 from replication.console import say, timestamp
-from replication.errors import UserError
+from replication.errors import SHIPPED, UserError
 from replication.grid import slurm
 from replication.grid.cells import Cell, Grid, claim_folder, make_ready, tell_before
 from replication.grid.slurm import Site
@@ -208,14 +208,12 @@ def find_unfollowed(waiting: Sequence[Submission], cells: Sequence[Cell]) -> dic
 
 def script(job: Job, site: Site, folder: Path, at_once: int) -> str:
     """The whole text of a job's script; see `options`."""
-    checkout, cluster = Path(__file__).parents[2], job.config.cluster
-    body = checkout / "launch" / ("report.sbatch" if job.stage == "report" else "array.sbatch")
-    if not body.is_file():
-        raise UserError(f"{checkout / 'launch'}: no launch scripts there; submit from a checkout of the repository")
+    cluster = job.config.cluster
+    body = SHIPPED / "launch" / ("report.sbatch" if job.stage == "report" else "array.sbatch")
     lines = body.read_text(encoding="utf-8").rstrip("\n").split("\n")
     marked = [i for i, line in enumerate(lines) if line.startswith("#SBATCH")]  # an example's, which ours replace
     settings = {
-        "REPLICATION_CHECKOUT": str(checkout),
+        "REPLICATION_CHECKOUT": str(SHIPPED),
         "REPLICATION_SITE": str(site.path or "/dev/null"),
         "REPLICATION_PYTHON": sys.executable,
         "REPLICATION_STOP_SIGNAL": cluster.stop_signal,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from replication.config import RunConfig, scientific_hash
-from replication.errors import UserError
+from replication.errors import CHECKOUT, UserError
 from replication.runs.files import file_sha256, read_object, sync, write_json
 from replication.runs.layout import KEPT, RunDir
 from replication.runs.ledger import append_of_cell
@@ -200,9 +200,10 @@ def git_state() -> Git:
 
 def _git(*words: str, code: int = 0) -> bytes | None:
     """What a command of git prints in this checkout; None where it ends with another code, or there is no git."""
-    here = Path(__file__).parents[2]
+    if CHECKOUT is None:  # the repository around an environment is not ours
+        return None
     try:
-        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, timeout=10)
+        done = subprocess.run(["git", "-C", str(CHECKOUT), *words], capture_output=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout if done.returncode == code else None

@@ -24,6 +24,7 @@ from replication.config import (
     load_cell,
     load_suite,
 )
+from replication.grid import doctor as doctor_module
 from replication.grid.cluster import time_table
 from replication.grid.doctor import Machine, _obstacles, data_needs, doctor, needs_of
 from replication.model.cost import predict_step
@@ -76,6 +77,38 @@ def test_the_verb() -> None:
     assert done.returncode == 0, done.stderr
     assert "ablation_2x2" in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "source"),
+    [
+        ("lightning", "2.6.2", "GHSA-w37p-236h-pfx3"),
+        ("lightning", "2.6.3", "GHSA-w37p-236h-pfx3"),
+        ("deepspeed", "0.17.6", "DeepSpeed#7718"),
+        ("deepspeed", "0.18.2+cu130", "DeepSpeed#7718"),
+        ("deepspeed", "0.19.3", "DeepSpeed#8224"),
+        ("liger-kernel", "0.8.1", "Liger-Kernel#1298"),
+        ("lightning", "2.6.6", ""),
+        ("deepspeed", "0.19.8", ""),
+        ("liger-kernel", "0.8.2", ""),
+    ],
+)
+def test_a_release_with_a_known_fault_is_named(
+    package: str, version: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "importlib.metadata.version", {"lightning": "2.6.6", "deepspeed": "0.19.8", package: version}.get
+    )
+    broken = [f for f in doctor_module._packages() if f.verdict == "broken"]
+    assert [(f.item, f.found.partition(":")[0]) for f in broken] == [(package, version)] * bool(source)
+    assert all(source in f.found and f.remedy == "run launch/install.sh" for f in broken)
+
+
+def test_torch_that_does_not_import_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_module, "IMPORTS", "raise OSError('libtorch_cpu.so: cannot open shared object file')")
+    findings = {f.item: f for f in doctor_module.examine_machine().findings}
+    for item in ("torch", "ZeRO"):
+        assert findings[item].verdict == "missing" and "libtorch_cpu.so: cannot open" in findings[item].found
 
 
 def test_what_is_asked_of_a_cluster_needs_the_cluster(capsys: pytest.CaptureFixture[str]) -> None:

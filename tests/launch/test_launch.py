@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import os
 import pty
-import shlex
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from paths import CHECKOUT
 from required import do_without
 
 from replication.config import load_run, load_suite
 
 LIBRARY = "launch/job.sh"  # sourced, never called
-SCRIPTS = [".ci/run", *sorted(str(p.relative_to(CHECKOUT)) for p in (CHECKOUT / "launch").glob("*.s*")
+SCRIPTS = [".ci/run", *sorted(str(p.relative_to(CHECKOUT)) for p in (CHECKOUT / "launch").rglob("*.s*")
                               if p.suffix in (".sh", ".sbatch") and p.name != "job.sh")]  # fmt: skip
 TOOLS = ("bash", "env", "dirname", "cat", "ls", "cp", "mkdir", "touch", "chmod", "tee")
-TOOLS += ("sha256sum", "uname", "timeout", "getconf")
+TOOLS += ("sha256sum", "uname", "timeout", "grep", "sed")
 
 # Answers as Python, pip and uv would, and writes down what it was asked.
 FAKE_PYTHON = r"""#!/usr/bin/env bash
 printf '%s\n' "python $*" >>"$FAKE/log"
 here=$(dirname "$0")
+bring_tools() {
+  for tool in replicate ruff mypy; do
+    printf '%s\n' '#!/usr/bin/env bash' "echo \"$tool \$*\" | tee -a \"\$FAKE/log\"" >"$here/$tool"
+    chmod +x "$here/$tool"
+  done
+}
 case "$*" in
   --version) echo "Python 3.11.99" ;;
   *version_info*) [[ ! -e $FAKE/old ]] ;;
@@ -38,14 +46,17 @@ case "$*" in
   "-m pip --version") ;;
   "-m pip install --quiet uv") [[ ! -e $FAKE/no-uv ]] ;;
   "-m pip uninstall"*) ;;
+  "-m pip install --quiet --no-deps torch=="*) touch "$FAKE/torch" ;;
   "-m pip install"*)
     echo "pip is downloading" >&2
     [[ ! -e $FAKE/pip-fails ]] || exit 1
-    for tool in replicate ruff mypy; do
-      printf '%s\n' '#!/usr/bin/env bash' "echo \"$tool \$*\" | tee -a \"\$FAKE/log\"" >"$here/$tool"
-      chmod +x "$here/$tool"
-    done ;;
+    bring_tools ;;
+  "-m uv --version") exit 1 ;;
   "-m uv"*--dry-run*) [[ -e $FAKE/uv-plan ]] && cat "$FAKE/uv-plan" ;;
+  "-m uv"*--editable*)
+    echo "uv is downloading" >&2
+    [[ ! -e $FAKE/lock-fails ]] || exit 1
+    bring_tools ;;
   "-m uv"*) [[ -e $FAKE/uv-breaks-torch ]] || touch "$FAKE/torch" ;;
   "-m pytest"*) printf '%s\n' "env $OMP_NUM_THREADS $DS_ACCELERATOR $PWD" >>"$FAKE/log"; echo "pytest's last line" ;;
   "-m replication "*) ;;
@@ -84,6 +95,7 @@ class Sandbox:
 
     def program(self, name: str, text: str = "#!/usr/bin/env bash\n") -> Path:
         path = self.root / "bin" / name
+        path.unlink(missing_ok=True)  # a link to the real tool
         path.write_text(text)
         path.chmod(0o755)
         return path
@@ -222,7 +234,7 @@ def test_a_folder_of_other_files_is_left_alone(sandbox: Sandbox, tmp_path: Path)
 def test_the_download_is_announced_before_it_starts(sandbox: Sandbox) -> None:
     done = sandbox.run("launch/install.sh", "test", "judge")
     assert done.returncode == 0, done.stderr
-    assert 0 <= done.stderr.index("downloading about 480 MB") < done.stderr.index("pip is downloading")
+    assert 0 <= done.stderr.index("downloading about 480 MB") < done.stderr.index("uv is downloading")
     assert sandbox.asked("--editable")[0].endswith(f"--editable {sandbox.checkout}[test,judge]")
 
 
@@ -252,6 +264,7 @@ def test_a_changed_pyproject_installs_again(sandbox: Sandbox) -> None:
 
 
 def test_an_installation_that_failed_is_taken_up_again(sandbox: Sandbox) -> None:
+    sandbox.state("lock-fails")
     sandbox.state("pip-fails")
     assert sandbox.run("launch/install.sh").returncode != 0
     (sandbox.root / "pip-fails").unlink()
@@ -259,16 +272,89 @@ def test_an_installation_that_failed_is_taken_up_again(sandbox: Sandbox) -> None
     assert sandbox.asked("--editable")
 
 
+# ---------------------------------------------------------------- install.sh: the locked versions
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_locked_versions_are_installed(sandbox: Sandbox, gpu: bool) -> None:
+    if gpu:
+        sandbox.program("nvidia-smi")
+    done = sandbox.run("launch/install.sh", "judge")
+    assert done.returncode == 0, done.stderr
+    (command,) = sandbox.asked("--editable")
+    lock = sandbox.checkout / "launch" / "requirements" / ("cuda.txt" if gpu else "cpu.txt")
+    assert f"--constraint {lock} --editable {sandbox.checkout}[judge]" in command and command.startswith("python -m uv")
+    with open(lock, "a") as file:
+        file.write("# renewed\n")
+    sandbox.run("launch/install.sh", "judge")
+    assert sandbox.asked("--editable")
+
+
+def test_without_the_locked_versions_pip_takes_the_ranges_and_one_line_says_so(sandbox: Sandbox) -> None:
+    sandbox.state("lock-fails")
+    done = sandbox.run("launch/install.sh")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("could not install the locked versions; going on with the newest in the ranges") == 1
+    assert "--constraint" in sandbox.asked("--editable")[0] and "-m pip install" in sandbox.asked("--editable")[1]
+
+
+def test_newest_versions_are_asked_for(sandbox: Sandbox) -> None:
+    sandbox.run("launch/install.sh")
+    sandbox.extra_env["REPLICATION_NEWEST"] = "1"
+    done = sandbox.run("launch/install.sh")
+    assert done.returncode == 0 and "locked" not in done.stderr
+    (command,) = sandbox.asked("--editable")
+    assert "-m pip install" in command and "--constraint" not in command
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_a_lock_has_hashes_and_names_no_index(kind: str) -> None:
+    text = (CHECKOUT / "launch" / "requirements" / f"{kind}.txt").read_text()
+    assert "://" not in text and "--index" not in text and "--find-links" not in text
+    lines = text.replace("\\\n", " ").splitlines()[1:]
+    locked = {re.split(r"[=<> ]", line)[0]: line for line in lines}
+    assert all(re.match(r"[\w-]+==\S+ ; [^#]+ --hash=sha256:[0-9a-f]{64}", line) for line in lines)
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    extras = [x for name in ("judge", "test", "export") for x in project["optional-dependencies"][name]]
+    for wanted in map(Requirement, [*project["dependencies"], *extras]):
+        name = wanted.name.lower()
+        if name == "replication" or (name == "torch" and kind == "cpu"):
+            continue
+        version = re.search(r"==(\S+)", locked[name])
+        assert version is not None and wanted.specifier.contains(version[1]), name
+    assert ("torch" in locked) == (kind == "cuda")
+
+
+def test_the_malicious_releases_are_in_no_range() -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    (lightning,) = (r for r in map(Requirement, project["dependencies"]) if r.name == "lightning")
+    assert [v for v in ("2.6.1", "2.6.2", "2.6.3", "2.6.4") if v in lightning.specifier] == ["2.6.1", "2.6.4"]
+
+
+def test_in_a_wheel_nothing_is_installed(sandbox: Sandbox) -> None:
+    """The scripts then lie in .../lib/python3.x/site-packages/replication/launch of the environment."""
+    package = sandbox.root / "env" / "lib" / "python3.11" / "site-packages" / "replication"
+    shutil.copytree(CHECKOUT / "launch", package / "launch")
+    (sandbox.root / "env" / "bin").mkdir()
+    (sandbox.root / "env" / "bin" / "replicate").write_text('#!/usr/bin/env bash\necho "replicate $*"\n')
+    (sandbox.root / "env" / "bin" / "replicate").chmod(0o755)
+    done = sandbox.run(str(package / "launch" / "local.sh"), "--out", "x")
+    assert (done.stdout, done.stderr, sandbox.log) == ("replicate train --out x\n", "", [])
+
+
 # ---------------------------------------------------------------- install.sh: the CPU build of torch
 
 
-def test_the_cpu_build_comes_through_uv_in_pyprojects_range(sandbox: Sandbox) -> None:
+@pytest.mark.parametrize("newest", [False, True])
+def test_the_cpu_build_comes_through_uv_as_locked_or_in_pyprojects_range(sandbox: Sandbox, newest: bool) -> None:
     sandbox.state("uv-plan", " + torch==2.13.0+cpu\n")
+    sandbox.extra_env |= {"REPLICATION_NEWEST": "1"} if newest else {}
     done = sandbox.run("launch/install.sh")
-    planned, installed = sandbox.asked("-m uv pip install")
-    assert "--torch-backend=cpu" in planned and "--torch-backend=cpu" in installed
-    assert installed.split()[-1] in (CHECKOUT / "pyproject.toml").read_text()
-    assert installed.split()[-1].startswith("torch>=")
+    planned, installed = sandbox.asked("--torch-backend=cpu")
+    assert installed.split()[-1] == planned.split()[-1]
+    source = CHECKOUT / ("pyproject.toml" if newest else "launch/requirements/cuda.txt")
+    assert installed.split()[-1] in source.read_text()
+    assert installed.split()[-1].startswith("torch>=" if newest else "torch==")
     assert "plain pip" not in done.stderr
 
 
@@ -282,7 +368,7 @@ def test_where_uv_has_no_cpu_build_pip_goes_on(sandbox: Sandbox, mood: str) -> N
     assert done.returncode == 0
     assert done.stderr.count("going on with plain pip") == 1
     assert sandbox.asked("--editable")
-    real_installs = [line for line in sandbox.asked("-m uv pip install") if "--dry-run" not in line]
+    real_installs = [line for line in sandbox.asked("--torch-backend=cpu") if "--dry-run" not in line]
     assert len(real_installs) == (mood == "uv-breaks-torch")
     assert bool(sandbox.asked("pip uninstall")) == (mood == "uv-breaks-torch")
 
@@ -291,7 +377,7 @@ def test_with_an_nvidia_driver_uv_is_not_asked(sandbox: Sandbox) -> None:
     sandbox.program("nvidia-smi")
     done = sandbox.run("launch/install.sh")
     assert "about 3 GB" in done.stderr
-    assert not sandbox.asked("-m uv") and not sandbox.asked("--quiet uv")
+    assert not sandbox.asked("--torch-backend") and not sandbox.asked("--no-deps")
 
 
 # ---------------------------------------------------------------- quickstart.sh, test.sh and .ci/run
@@ -301,64 +387,17 @@ def test_with_an_nvidia_driver_uv_is_not_asked(sandbox: Sandbox) -> None:
 def test_quickstart_help_installs_nothing(sandbox: Sandbox, flag: str) -> None:
     done = sandbox.run("launch/quickstart.sh", flag)
     assert done.returncode == 0
-    assert done.stdout.startswith("Usage: launch/quickstart.sh [--out DIR] [--no-serve]")
+    assert "launch/quickstart.sh [--out DIR] [--no-serve]" in done.stdout
     assert sandbox.log == []
 
 
-@pytest.mark.parametrize("args", [["--oot", "x"], ["--out"], ["--out="], ["--out", ""], ["extra"]])
-def test_quickstart_refuses_other_arguments_in_one_line(sandbox: Sandbox, args: list[str]) -> None:
-    done = sandbox.run("launch/quickstart.sh", *args)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert "--help" in done.stderr
-    assert sandbox.log == []
-
-
-@pytest.mark.parametrize(
-    ("args", "out"), [([], "./out/quickstart"), (["--out", "my results"], "my results"), (["--out=a b"], "a b")]
-)
-def test_quickstart_runs_the_suite_and_says_how_to_judge(sandbox: Sandbox, args: list[str], out: str) -> None:
-    done = sandbox.run("launch/quickstart.sh", *args)
-    assert done.returncode == 0, done.stderr
-    jobs = min(2, os.cpu_count() or 1)
-    registered, run, prepared, how = done.stdout.splitlines()[-4:]
-    assert registered == f"replicate preregistration register ablation_2x2 --out {out}"
-    assert run == f"replicate grid run ablation_2x2 --out {out} --jobs {jobs}"
-    assert prepared == f"replicate judge prepare {out}"
-    assert f"replicate judge serve {shlex.quote(out)}".replace("'", "") in how.replace("\\", "")
-    assert not sandbox.asked("judge serve")
-
-
-def test_quickstart_makes_a_panel_once_and_opens_its_page_on_a_terminal(sandbox: Sandbox) -> None:
-    database = sandbox.root / "judged" / "judging" / "judging.sqlite"
-    database.parent.mkdir(parents=True)
-    database.touch()
-    words = ["launch/quickstart.sh", "--out", str(sandbox.root / "judged")]
-    done = sandbox.run(*words, terminal=True)
-    assert done.returncode == 0
-    assert not sandbox.asked("judge prepare") and sandbox.log[-1].startswith("replicate judge serve ")
-    assert sandbox.run(*words, "--no-serve", terminal=True).returncode == 0
-    assert not sandbox.asked("judge serve")
-
-
-def test_quickstart_ends_where_the_grid_fails(sandbox: Sandbox) -> None:
-    sandbox.run("launch/quickstart.sh")
-    (sandbox.venv / "bin" / "replicate").write_text("#!/usr/bin/env bash\n[[ $1 != grid ]] || exit 3\n")
-    done = sandbox.run("launch/quickstart.sh")
-    assert done.returncode == 3 and "judging" not in done.stdout
-
-
-def test_quickstart_registers_no_plan_in_a_folder_that_has_begun(sandbox: Sandbox) -> None:
-    begun = sandbox.root / "begun"
-    begun.mkdir()
-    (begun / "suite.yaml").touch()
-    done = sandbox.run("launch/quickstart.sh", "--out", str(begun))
-    assert done.returncode == 0, done.stderr
-    assert not sandbox.asked("replicate preregistration") and sandbox.asked("replicate grid run")
+def test_quickstart_sets_up_and_is_the_verb(sandbox: Sandbox) -> None:
+    done = sandbox.run("launch/quickstart.sh", "--out", "my results", "--no-serve")
+    assert done.stdout.splitlines()[-1] == "replicate quickstart --out my results --no-serve"
+    assert sandbox.asked("--editable")[0].endswith("[judge]")
 
 
 def test_local_sh_is_replicate_train_and_on_several_machines_torchrun(sandbox: Sandbox) -> None:
-    sandbox.program("sed")
     done = sandbox.run("launch/local.sh", "--config", "arms/both.yaml", "--out", "a b")
     assert done.stdout.splitlines()[-1] == "replicate train --config arms/both.yaml --out a b"
     sandbox.extra_env |= {"NNODES": "4", "NODE_RANK": "1", "MASTER_ADDR": "first"}
@@ -442,6 +481,20 @@ def test_gpu_check_without_a_gpu_or_with_another_part_is_one_line(sandbox: Sandb
         done = sandbox.run("launch/gpu_check.sh", *args)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
         assert words in done.stderr and sandbox.log == []
+
+
+def test_test_sh_takes_another_python(sandbox: Sandbox) -> None:
+    done = sandbox.run("launch/test.sh", "--python", "3.14", "tests/config")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "neither uv nor the PATH has Python '3.14'; `uv python install 3.14` brings it" in done.stderr
+    sandbox.program("python3.14", FAKE_PYTHON)
+    done = sandbox.run("launch/test.sh", "--python", "3.14", "tests/config")
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "pytest's last line"
+    assert (sandbox.root / "elsewhere" / ".venv-3.14").is_dir() and not sandbox.venv.exists()
+    assert sandbox.asked("-m pytest tests/config")
+    sandbox.program("uv", f'#!/usr/bin/env bash\necho "uv $*" >>"$FAKE/log"; echo "{sandbox.root}/bin/python3.14"\n')
+    assert sandbox.run("launch/test.sh", "--python", "3.14").returncode == 0
+    assert sandbox.log[0] == "uv python find 3.14"
 
 
 def test_test_sh_lints_types_and_ends_with_pytest(sandbox: Sandbox) -> None:

@@ -219,7 +219,7 @@ def test_changes_that_no_commit_holds_are_kept(tmp_path: Path, monkeypatch: pyte
     git = ["git", "-C", str(checkout), "-c", "user.name=n", "-c", "user.email=e@example.org"]
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "first"]):
         subprocess.run([*git, *words], check=True)
-    monkeypatch.setattr(manifest, "__file__", str(checkout / "replication/runs/manifest.py"))
+    monkeypatch.setattr(manifest, "CHECKOUT", checkout)
     assert manifest.code_patch() == b"" and manifest.git_state().dirty is False
 
     (checkout / "replication/a.py").write_text("x = 2\n")
