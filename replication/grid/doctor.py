@@ -30,6 +30,7 @@ from rich.text import Text
 from replication.audit.claims import load_claims
 from replication.config import RunConfig, SuiteConfig, load_cell, load_suite
 from replication.config.reading import check_layer, read_yaml
+from replication.config.study import load_study
 from replication.console import say, table
 from replication.data.files import place
 from replication.data.prompts import load_prompts
@@ -393,7 +394,7 @@ def _suite_rows(path: Path, root: Path, machine: Machine) -> Iterator[tuple[str,
 def _print_files(console: Console, config_root: Path) -> list[str]:
     """Print whether each config, prompt and claims file loads by itself; return the names of those that do not."""
     shown = table("Config files", (Column("file", no_wrap=True), Column("state", overflow="fold")))
-    folders = ("model", "arms", "data", "training", "cluster", "claims")
+    folders = ("model", "arms", "data", "training", "cluster", "claims", "studies")
     files = [p for folder in folders for p in sorted((config_root / folder).glob("*.yaml"))]
     files += sorted((config_root / "prompts").glob("*.json*"))
     broken = []
@@ -404,6 +405,8 @@ def _print_files(console: Console, config_root: Path) -> list[str]:
                 holds = f": {len(load_prompts(path))} prompts"
             elif path.parent.name == "claims":
                 holds = f": {len(load_claims(path).claims)} claims"
+            elif path.parent.name == "studies":
+                load_study(path)
             else:
                 check_layer(RunConfig, read_yaml(path))  # whether values fit together shows in a suite
             state = Text.assemble(("loads", "green"), holds)

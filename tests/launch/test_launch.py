@@ -38,7 +38,7 @@ bring_tools() {
   done
 }
 case "$*" in
-  --version) echo "Python 3.11.99" ;;
+  --version | "-P --version") echo "Python 3.11.99" ;;
   *version_info*) [[ ! -e $FAKE/old ]] ;;
   *"import ensurepip"*) [[ ! -e $FAKE/no-venv ]] ;;
   *"import torch"*) [[ -e $FAKE/torch ]] ;;
