@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 
 from replication.config import RunConfig, refuse_differences, scientific
@@ -116,15 +117,26 @@ def _fault_of_marker(folder: Path) -> str | None:
     return None if step == step_of(folder) else f"is the checkpoint of step {step} by its marker"
 
 
+def load_plain(file: Path) -> dict[str, Any]:
+    """Tensors, arrays and plain values of a file, on the CPU; UserError where it asks for anything else to run."""
+    reconstruct = cast(Callable[..., Any], np.ndarray(0).__reduce__()[0])
+    numpy_state = [np.ndarray, np.dtype, type(np.dtype(np.uint32)), reconstruct]  # of its random generator
+    try:
+        with torch.serialization.safe_globals(numpy_state):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch has no one type for an archive that it cannot read
+        raise UserError(f"{file}: cannot be read as weights ({first_line(error)}); take another checkpoint") from None
+
+
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """The consolidated weights of a checkpoint folder, or of a weights.pt, on the CPU; UserError where it is none."""
     file = path / WEIGHTS if path.is_dir() else path
     try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
+        weights = load_plain(file)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; name the {WEIGHTS} of a checkpoint folder") from None
-    except Exception as error:  # torch has no one type for an archive that it cannot read
-        raise UserError(f"{file}: cannot be read as weights ({first_line(error)}); take another checkpoint") from None
     if not isinstance(weights, dict) or not all(isinstance(v, torch.Tensor) for v in weights.values()):
         raise UserError(f"{file}: holds no weights by name; name the {WEIGHTS} of a checkpoint folder")
     return weights

@@ -40,6 +40,7 @@ from replication.training.checkpoint_files import (
     Sharding,
     checkpoint_folder,
     complete_folders,
+    load_plain,
     newest_checkpoint,
     remove_abandoned,
 )
@@ -245,7 +246,7 @@ def restore_generators(folder: Path) -> None:
     path = folder / f"rank-{rank():05d}.pt"
     if not path.is_file():
         return
-    state = torch.load(path, weights_only=False)  # our own file; Python's state is a tuple of tuples
+    state = load_plain(path)
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from replication.runs.files import FileFacts
 from replication.runs.layout import STATE, WEIGHTS
+from replication.training.checkpoint_files import load_plain
 
 PREFIX = "model."
 """Of the model's parameters, in the LightningModule's state."""
@@ -66,8 +67,7 @@ class HostCopy(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The full state with its weights; older files have them themselves."""
-        state = super().load_checkpoint(path, *args, **kwargs)
-        weights = torch.load(Path(path).with_name(WEIGHTS), map_location="cpu", weights_only=True)
+        state, weights = load_plain(Path(path)), load_plain(Path(path).with_name(WEIGHTS))
         state["state_dict"] = {f"{PREFIX}{name}": weight for name, weight in weights.items()} | state["state_dict"]
         return state
 

@@ -111,7 +111,7 @@ def train(config: RunConfig, run: RunDir, store: TokenStore, console: Console) -
                 module,
                 datamodule=TokenDataModule(config, store),
                 ckpt_path=str(universal_form(checkpoint, config) or checkpoint / STATE) if checkpoint else None,
-                weights_only=False,  # the checkpoint is our own; it holds Lightning's loop objects
+                weights_only=True,  # DeepSpeed's shards of a ZeRO strategy are unpickled by it all the same
             )
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None

@@ -415,6 +415,25 @@ def test_another_micro_batch_goes_on_from_the_same_step(tmp_path):
     assert sum(steps) == 6, "no step is lost or repeated where the micro-batches are counted anew"
 
 
+def test_a_checkpoint_is_never_run(tmp_path):
+    """A pickle that calls, in a folder whose checksums are right, is refused before it has."""
+    whole = fit(small_config("both"), tmp_path / "whole")
+
+    class Call:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "was run"),)
+
+    for file in ("trainer.ckpt", "weights.pt", "rank-00000.pt"):
+        cut_back(whole, tmp_path / file, step=4)
+        folder = tmp_path / file / "checkpoints" / "step-000004"
+        torch.save(torch.load(folder / file, weights_only=False) | {"more": Call()}, folder / file)
+        marker = read_json(folder / "COMPLETE")
+        mark_complete(folder, {key: marker[key] for key in marker.keys() - {"files", "marker_sha256"}})
+        with pytest.raises(UserError, match=f"{file}: cannot be read as weights"):
+            fit(small_config("both"), tmp_path / file)
+    assert not (tmp_path / "was run").exists()
+
+
 def test_initial_weights_of_another_model_are_refused(tmp_path):
     one = fit(small_config("baseline", "--training.steps=2"), tmp_path / "one")
     file = newest_checkpoint(one)[0] / "weights.pt"
