@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from replication.errors import UserError
 from replication.grid import slurm
 from replication.grid.doctor import Finding, findings_table, free_disk_gib, needs_of, verdict
 from replication.grid.slurm import Site
-from replication.model.cost import predict_step
+from replication.model.cost import GPUS, predict_step
 from replication.model.size import activation_gib, gib, parameter_count, state_needs
 
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3")
@@ -72,19 +73,19 @@ def memory_table(config: RunConfig) -> Table:
 
 
 def time_table(suite: SuiteConfig, config: RunConfig) -> Table:
-    """A step, a cell and the suite on H100s as model/cost.py predicts them, a row a strategy of as many processes."""
+    """A step, a cell and the suite as model/cost.py predicts them, a row a strategy; or a row a kind of GPU."""
     n_cells, n = len(suite.arms) * len(suite.seeds), config.world_size
     shown = table(
-        f"predicted for {n} H100 (assumed rates, nothing measured)",
-        ("strategy", ">ms a step", ">tokens/s", ">GPU-hours a cell", f">of all {n_cells} cells"),
+        f"predicted for {n} GPU(s) (assumed rates, nothing measured)",
+        ("strategy", "GPU", ">ms a step", ">tokens/s", ">GPU-hours a cell", f">of all {n_cells} cells"),
     )
-    for strategy in STRATEGIES:
-        if (strategy == "single") == (n == 1):
-            there = replace(config.cluster, strategy=strategy)  # type: ignore[arg-type]
-            step = predict_step(replace(config, cluster=there))
-            hours = step.gpu_hours(config.training.steps)
-            row = (strategy, f"{1e3 * step.seconds:,.0f}", f"{step.tokens_per_second:,.0f}", f"{hours:,.1f}")
-            shown.add_row(*row, f"{n_cells * hours:,.0f}", style="bold" if strategy == config.cluster.strategy else "")
+    for strategy, gpu in product(STRATEGIES[1:], ["H100"]) if n > 1 else product(STRATEGIES[:1], GPUS):
+        there = replace(config.cluster, strategy=strategy)  # type: ignore[arg-type]
+        step = predict_step(replace(config, cluster=there), GPUS[gpu])
+        hours = step.gpu_hours(config.training.steps)
+        row = (strategy, gpu, f"{1e3 * step.seconds:,.0f}", f"{step.tokens_per_second:,.0f}", f"{hours:,.1f}")
+        chosen = strategy == config.cluster.strategy and gpu == "H100"
+        shown.add_row(*row, f"{n_cells * hours:,.0f}", style="bold" if chosen else "")
     return shown
 
 

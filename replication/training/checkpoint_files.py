@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,10 +119,10 @@ def _fault_of_marker(folder: Path) -> str | None:
 
 def load_plain(file: Path) -> dict[str, Any]:
     """Tensors, arrays and plain values of a file, on the CPU; UserError where it asks for anything else to run."""
-    reconstruct = cast(Callable[..., Any], np.ndarray(0).__reduce__()[0])
-    numpy_state = [np.ndarray, np.dtype, type(np.dtype(np.uint32)), reconstruct]  # of its random generator
+    # the state of NumPy's generator is rebuilt by these
+    numpy: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.uint32)), np.ndarray(0).__reduce__()[0]]
     try:
-        with torch.serialization.safe_globals(numpy_state):
+        with torch.serialization.safe_globals(numpy):
             return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise

@@ -28,7 +28,7 @@ from replication.grid import doctor as doctor_module
 from replication.grid.cluster import time_table
 from replication.grid.doctor import Machine, _obstacles, data_needs, doctor, needs_of
 from replication.model.cost import predict_step
-from replication.model.size import parameter_count
+from replication.model.size import activation_gib, parameter_count, state_needs
 
 PUBLISHED_MODEL = ModelConfig(
     vocab_size=100_031, n_blocks=20, d_model=1024, n_heads=16, n_kv_heads=8, d_head=64, d_ff=3072
@@ -261,3 +261,14 @@ def test_the_time_of_a_suite_is_predicted_for_each_strategy():
     assert milliseconds == round(1e3 * predict_step(config).seconds)
     assert tokens_per_second == pytest.approx(131_072_000 / milliseconds, rel=0.01)
     assert of_all == pytest.approx(of_cell * len(suite.arms) * len(suite.seeds), rel=0.02)
+
+
+def test_one_gpu_of_24_gb_has_time_and_memory_for_one_gpu_day():
+    suite = load_suite("one_gpu_day")
+    config = load_cell(suite, "both", 1)
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(time_table(suite, config))
+    rows = [line.split("│")[1:-1] for line in console.export_text().splitlines()[4:-1]]
+    hours = {gpu.strip(): float(of_all) for _, gpu, *_, of_all in rows}
+    assert hours["H100"] < hours["RTX 4090"] < hours["RTX 3090"] < 22, "two hours for validations and starts"
+    assert state_needs(config).device_gib + activation_gib(config) < 8
