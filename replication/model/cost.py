@@ -46,9 +46,7 @@ H100 = Rates()
 GPUS = {
     "H100": H100,
     "RTX 4090": Rates(products=120e12, grouped=90e12, attention=60e12, memory=0.8e12),
-    "RTX 3090": Rates(
-        products=55e12, single=25e12, grouped=40e12, attention=30e12, memory=0.75e12, launch_seconds=4e-6
-    ),
+    "RTX 3090": Rates(products=55e12, single=25e12, grouped=40e12, attention=30e12, memory=0.75e12),
 }
 """Of the two consumer cards: like shares of NVIDIA's white papers' dense bf16 with fp32 sums (165 and 71e12 FLOP/s),
 fp32 (82 and 36e12) and bytes (1.01 and 0.94e12)."""
