@@ -14,7 +14,7 @@ from replication.report.decisions import Decision, outcome
 from replication.report.load import NAN, CellData
 from replication.report.questions import LossAnswer
 from replication.statistics.crossed import CrossedDesign
-from replication.statistics.format import count, number, percent, signed
+from replication.statistics.format import between, count, number, percent, rounded
 from replication.statistics.scaling import FITTED_PARAMETERS, FITTED_TOKENS, worth_in_tokens
 from replication.statistics.seeds import NOT_DECIDED, equivalence
 
@@ -132,9 +132,10 @@ def lines(beside: BesideLoss, loss: LossAnswer, unsmoothed: ComparedArm, a: Anal
     """A sentence or two for each."""
     level = percent(loss.interval_level)
     if unsmoothed.mean is not None and loss.mean and unsmoothed.mean != loss.mean:
+        found = rounded(unsmoothed.mean, unsmoothed.low, unsmoothed.high)
         times = f"{number(unsmoothed.mean / loss.mean, 2)} times as large"
         yield (
-            f"Without label smoothing the difference is {signed(unsmoothed.mean, 4)} nats, {times}: smoothing mixes "
+            f"Without label smoothing the difference is {found} nats, {times}: smoothing mixes "
             "into every token's loss a part that is no likelihood of the text."
         )
     noise, share, worst = beside.noise, beside.margin_in_tokens, beside.worst
@@ -143,9 +144,7 @@ def lines(beside: BesideLoss, loss: LossAnswer, unsmoothed: ComparedArm, a: Anal
     if noise is None:
         yield f"{where}; how far another set would move the difference was not recorded."
     else:
-        both = (
-            f", and over seeds and sequences the {level} interval is {signed(noise.low, 4)} to {signed(noise.high, 4)}"
-        )
+        both = f", and over seeds and sequences the {level} interval is {between(noise.low, noise.high)}"
         yield (
             f"{where} of validation. The standard error of the difference over sequences, paired, is "
             f"{number(noise.se, 4)} nats{both if noise.low is not None else ''}."
@@ -163,6 +162,7 @@ def lines(beside: BesideLoss, loss: LossAnswer, unsmoothed: ComparedArm, a: Anal
         yield (
             f"Worst case, with what diverged and did not finish ({', '.join(worst.cells)}) counted at "
             f"{number(worst.nats, 2)} nats, the limit of the rule: {worst.verdict} (mean difference "
-            f"{signed(worst.mean, 4)} nats, {level} interval {signed(worst.low, 4)} to {signed(worst.high, 4)}, "
+            f"{rounded(worst.mean, worst.low, worst.high)} nats, {level} interval "
+            f"{between(worst.low, worst.high)}, "
             f"{worst.n} seeds). The verdict is of complete cells."
         )

@@ -68,7 +68,7 @@ def quantities(late_validations: int) -> tuple[Quantity, ...]:
     def grad_norm(cell: CellData) -> float:
         return last_share_mean(cell.per_step.get("train/grad_norm", np.empty(0)), LATE_STEP_SHARE)
 
-    unsmoothed, plain = "val/loss_unsmoothed_nats", "Validation loss without label smoothing"
+    unsmoothed, plain = "val/loss_unsmoothed_nats", "Validation loss, no smoothing"
     histogram, predictive = "val/entropy_predicted_tokens_nats", "val/entropy_predictive_nats"
     return (
         Quantity("final_val_loss", "Validation loss at the last step", "nats", final("val/loss_nats")),

@@ -17,17 +17,18 @@ from scipy import special
 from replication.config import AnalysisConfig, SuiteConfig
 from replication.evaluation.battery import WORD, battery, repetition
 from replication.protocol.certificate import Certificate
-from replication.report.comparisons import Number, Quantity, QuantityRow, compare
-from replication.report.description import sampling
-from replication.report.load import NAN, CellData, samples_of
+from replication.report.comparisons import Number, Quantity, QuantityRow, Row, compare
+from replication.report.description import on_one_prompt, sampling
+from replication.report.load import NAN, CellData, Sample, samples_of
+from replication.report.preference import outcomes
 from replication.runs.layout import SuiteDir
 from replication.statistics.adjusted import equal_texts_logit
 from replication.statistics.alike import Alike, as_one
 from replication.statistics.crossed import CrossedDesign
-from replication.statistics.format import p_value, percent
+from replication.statistics.format import arm_name, p_value, percent, share, shares
 from replication.statistics.preference import Ballots, ballots
 from replication.votes.record import Vote, read_panel_record
-from replication.votes.tally import first_votes
+from replication.votes.tally import votes_between
 
 
 def completion_rows(suite: SuiteConfig, cells: Sequence[CellData], certificate: Certificate) -> list[QuantityRow]:
@@ -89,15 +90,17 @@ class Robustness:
     ease: list[Ease]
 
 
-Texts = Mapping[tuple[str, int, object, object], str]
+Texts = Mapping[tuple[str, int, object, object], Sample]
 """(arm, seed, prompt id, sample) -> completion."""
+CLEAREST = 4
+"""Judged pairs whose texts a report shows."""
 
 
 def judged_texts(suite_dir: SuiteDir, cells: Sequence[CellData]) -> Texts:
     """The completions of the way of sampling that the folder's panel was made of."""
     setting = read_panel_record(suite_dir.judging).setting or ""
     read = ((c, samples_of(suite_dir.cell(c.arm, c.seed, setting)) if setting else c.samples) for c in cells)
-    return {(cell.arm, cell.seed, s.prompt_id, s.sample): s.text for cell, samples in read for s in samples}
+    return {(cell.arm, cell.seed, s.prompt_id, s.sample): s for cell, samples in read for s in samples}
 
 
 def robustness(
@@ -110,8 +113,7 @@ def robustness(
     b = every.where(every.decisive)
     if len(b) < 2 or np.ptp(b.score) == 0:
         return None
-    pair = {a.baseline, a.treatment}
-    rows = [vote for vote in first_votes(used) if {vote.arm_left, vote.arm_right} == pair]
+    rows = votes_between(used, a.baseline, a.treatment)
     design = CrossedDesign(b.seed, b.prompt, b.cluster)
     is_decided = bool(design.t(b.score).p < p_below)
     return Robustness(
@@ -134,7 +136,7 @@ def _equal_texts(
             treated, plain = of[a.treatment or ""], of[a.baseline or ""]
             if treated is None or plain is None:
                 return None
-            differences.append(np.subtract(_length_and_repetition(treated), _length_and_repetition(plain)))
+            differences.append(np.subtract(_length_and_repetition(treated.text), _length_and_repetition(plain.text)))
     covariates_DC = np.array(differences)
     varying_DC = covariates_DC[:, np.ptp(covariates_DC, axis=0) > 0]  # texts none of which repeats itself need no more
     parts_D = equal_texts_logit(b.score[b.decisive], varying_DC)
@@ -148,6 +150,24 @@ def _equal_texts(
 def _length_and_repetition(text: str) -> tuple[float, float]:
     words = WORD.findall(text)
     return math.log1p(len(words)), repetition(words) or 0.0
+
+
+def clearest_pairs(used: Sequence[Vote], a: AnalysisConfig, texts: Texts) -> list[Row]:
+    """The judged pairs of completions with most votes more for one than for the other, two at least; equally clear ones
+    in the order of prompts and seeds."""
+    assert a.baseline and a.treatment
+    pair = a.baseline, a.treatment
+
+    def shown(vote: Vote) -> tuple[int, int, int, int]:
+        sample = {vote.arm_left: vote.sample_left, vote.arm_right: vote.sample_right}
+        return vote.prompt_id, vote.seed, sample[pair[0]], sample[pair[1]]
+
+    rows = []
+    for (prompt, seed, *samples), votes in outcomes(used, pair, shown).items():
+        of = {arm: texts.get((arm, seed, prompt, sample)) for arm, sample in zip(pair, samples, strict=True)}
+        if (margin := abs(votes.wins - votes.losses)) > 1 and (first := of[a.treatment]) and of[a.baseline]:
+            rows.append((margin, on_one_prompt(str(first.category), seed, of) | {"votes": votes}))
+    return [row for _, row in sorted(rows, key=lambda row: -row[0])[:CLEAREST]]
 
 
 def _left_out(b: Ballots, factor: str) -> LeftOut:
@@ -203,11 +223,11 @@ def lines(r: Robustness, a: AnalysisConfig) -> Iterator[str]:
         yield "Not adjusted for length and repetition: they tell every vote, or do not vary."
     else:
         tested = "" if equal.p is None else f", p {p_value(equal.p)}"
-        bounds = f"{percent(1 - a.alpha)} interval {percent(equal.low, 1)} to {percent(equal.high, 1)}{tested}"
+        bounds = f"{percent(1 - a.alpha)} interval {shares(equal.low, equal.high)}{tested}"
         yield (
-            f"At equal length and repetition of both texts the share for {a.treatment} is {percent(equal.estimate, 1)} "
-            f"({bounds}): a logistic regression on the differences of log words and of repeated 4-grams, with the "
-            "clusters of the primary test."
+            f"At equal length and repetition of both texts the share for {arm_name(a.treatment)} is "
+            f"{share(equal.estimate, equal.low, equal.high)} ({bounds}): a logistic regression on the differences of "
+            "log words and of repeated 4-grams, with the clusters of the primary test."
         )
     ranges = (
         f"{percent(o.low, 1)} (without {o.factor} {o.without_low}) to {percent(o.high, 1)} (without {o.without_high})"

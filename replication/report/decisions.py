@@ -25,7 +25,7 @@ from replication.report.questions import EFFECTS, Effect, FactorialAnswer, LossA
 from replication.report.sweeps import BestRates, Sweeps
 from replication.runs.layout import SuiteDir
 from replication.runs.ledger import Entry, append, read_ledger
-from replication.statistics.format import p_value
+from replication.statistics.format import arm_name, p_value
 from replication.statistics.looks import alpha_for, look_levels
 from replication.statistics.seeds import DIFFERENT, EQUIVALENT, NOT_DECIDED, MeanTest, holm, mean_test
 
@@ -108,7 +108,8 @@ def asked(
         )
 
     pair, f = (loss.arm, loss.baseline), preference
-    words = f"Loss of {loss.arm} equivalent to that of {loss.baseline} within {a.margin_nats:g} nats"
+    treated, plain = (arm_name(arm) for arm in pair)
+    words = f"Loss of {treated} equivalent to that of {plain} within {a.margin_nats:g} nats"
     rows = [row(loss.id, words, loss, pair, loss.interval_level)]
     voted = Decision(id="preference", name="Preference", n=None, seeds=[], level=certain, why="no votes yet")
     if f is not None:
@@ -133,7 +134,7 @@ def asked(
     swept = {arm for of_sweep in (a.sweeps or {}).values() for arm in of_sweep}
     for arm in (arm for arm in certificate.arms if arm not in four.union(pair, swept)):
         t = mean_test(paired(values, certificate, arm, loss.baseline, seeds), certain)
-        words = f"Loss of {arm} less that of {loss.baseline}"
+        words = f"Loss of {arm_name(arm)} less that of {plain}"
         rows.append(row(f"loss_difference_{arm}", words, t, (arm, loss.baseline), certain))
     for best in sweeps.answers if sweeps else ():
         words = f"Loss of {best.name} less that of {best.baseline}, each at its best rate"

@@ -27,30 +27,9 @@ from replication.runs.manifest import Manifest
 from replication.runs.records import WrongForm, from_json, to_json
 from replication.runs.starts import unlike
 from replication.runs.withdrawn import read_withdrawals
+from replication.statistics.format import arm_name
 from replication.votes.record import read_panel_record
 
-SUMMARY_KEYS = {
-    "model.class_path": "model",
-    "model.n_blocks": "blocks",
-    "model.d_model": "width",
-    "model.feed_forward": "feed-forward",
-    "model.n_experts": "routed experts",
-    "model.top_k": "experts a token visits",
-    "model.vocab_size": "vocabulary",
-    "data.block_size_tokens": "tokens in a sequence",
-    "training.steps": "optimizer steps",
-    "training.batch_tokens": "tokens a step",
-    "training.gain_group_sequences": "sequences in a gain group",
-    "training.optimizer": "optimizer",
-    "training.learning_rate": "peak learning rate",
-    "training.warmup_steps": "warm-up steps",
-    "training.decay_steps": "decay steps",
-    "training.clip_norm": "largest gradient norm",
-    "training.label_smoothing": "label smoothing",
-    "training.precision": "precision",
-    "validation.sequences": "validation sequences",
-    "validation.every_steps": "steps between validations",
-}
 VERDICTS = ("as published", "our choice", "deviates")
 LONGEST_COMPLETION = 1500
 T = TypeVar("T")
@@ -91,7 +70,8 @@ def warnings(
         if manifest.final_weights_sha256 is not None:
             same = first.setdefault((cell.seed, manifest.final_weights_sha256), cell.arm)
             if same != cell.arm:
-                yield f"{cell.arm} and {same} ended with the same weights at seed {cell.seed}: no change acted."
+                pair = f"{arm_name(cell.arm)} and {arm_name(same)}"
+                yield f"{pair} ended with the same weights at seed {cell.seed}: no change acted."
     for words, values in (
         ("hashes of the code", {m.code_hash for _, m in recorded}),
         ("commits of the code", {m.git.commit for _, m in recorded}),
@@ -131,7 +111,6 @@ def config_summary(suite: SuiteConfig, cells: Sequence[CellData]) -> Row:
     by_arm = {cell.arm: cell.config for cell in reversed(cells) if cell.config}
     own = (*declared, "arm", "seed")
     return {
-        "summary": [Row(name=word, value=first[key]) for key, word in SUMMARY_KEYS.items() if key in first],
         # all that arms share, but for the keys of completions: `generate` may have used others since
         "all": {key: value for key, value in first.items() if key not in own and not key.startswith("generation.")},
         "declared_keys": declared,
@@ -318,11 +297,16 @@ def side_by_side(suite: SuiteConfig, cells: Sequence[CellData]) -> list[Row]:
             chosen[category] = by_arm
     found = []
     for category, by_arm in sorted(chosen.items()):
-        shown = []
-        for arm in suite.arms:
-            text = by_arm[arm].completion if arm in by_arm else None
-            cut = len(text or "") > LONGEST_COMPLETION
-            shown.append({"arm": arm, "text": text and text[:LONGEST_COMPLETION], "cut": cut})
-        question = str(next(iter(by_arm.values())).question)[:LONGEST_COMPLETION]
-        found.append(Row(category=category, seed=seed, question=question, completions=shown))
+        found.append(on_one_prompt(category, seed, {arm: by_arm.get(arm) for arm in suite.arms}))
     return found
+
+
+def on_one_prompt(category: str, seed: int, samples: Mapping[str, Sample | None]) -> Row:
+    """The completions of arms at one seed, as long as a page shows them."""
+    texts = {arm: sample and sample.text for arm, sample in samples.items()}
+    shown = [
+        Row(arm=arm, text=text and text[:LONGEST_COMPLETION], cut=len(text or "") > LONGEST_COMPLETION)
+        for arm, text in texts.items()
+    ]
+    question = next(str(sample.question)[:LONGEST_COMPLETION] for sample in samples.values() if sample)
+    return Row(category=category, seed=seed, question=question, completions=shown)

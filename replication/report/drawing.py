@@ -24,6 +24,7 @@ from matplotlib.text import Text
 from replication.report.load import CellData, Floats
 from replication.report.results import Drawn
 from replication.runs.files import write_bytes
+from replication.statistics.format import arm_name
 from replication.statistics.seeds import mean_over_seeds
 
 Curve = Callable[[CellData], tuple[Floats, Floats]]
@@ -48,7 +49,7 @@ class ArmStyle:
 
     @property
     def label(self) -> str:
-        return self.name.replace("$", r"\$")  # a dollar sign would start mathematics
+        return arm_name(self.name).replace("$", r"\$")  # a dollar sign would start mathematics
 
 
 def arm_styles(arms: Sequence[str]) -> dict[str, ArmStyle]:
@@ -72,8 +73,8 @@ def new_figure(n_rows: int, row_inches: float, shared_steps: bool = True) -> tup
     return figure, column
 
 
-def name_axes(axes: Axes, title: str, y: str = "", x: str = "") -> None:
-    axes.set_title(title, fontsize=FONT_POINTS, loc="left", fontweight="bold")
+def name_axes(axes: Axes, title: str, y: str = "", x: str = "", points: float = FONT_POINTS) -> None:
+    axes.set_title(title, fontsize=points, loc="left", fontweight="bold")
     axes.set_ylabel(y, fontsize=FONT_POINTS)
     axes.set_xlabel(x, fontsize=FONT_POINTS)
 
@@ -93,7 +94,7 @@ def legend(figure: Figure, styles: dict[str, ArmStyle], more: Sequence[Line2D] =
 
 
 def empty(axes: Axes) -> None:
-    axes.text(0.5, 0.5, "nothing logged yet", transform=axes.transAxes, ha="center", color="#555555", fontsize=12)
+    axes.text(0.5, 0.5, "nothing yet", transform=axes.transAxes, ha="center", color="#555555", fontsize=12)
 
 
 def draw_arms(axes: Axes, cells: Sequence[CellData], styles: dict[str, ArmStyle], curve: Curve) -> None:

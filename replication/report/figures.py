@@ -34,7 +34,7 @@ from replication.report.drawing import (
     of_validation,
     save_vector,
 )
-from replication.report.effects import factorial_figure, paired_figure, preference_figure
+from replication.report.effects import answer_figure, factorial_figure, paired_figure, vote_figures
 from replication.report.load import CellData, Floats
 from replication.report.results import Drawn, Results
 from replication.statistics.seeds import BUDGET_TOLERANCE, mean_over_seeds, window_means
@@ -55,10 +55,11 @@ def draw_figures(
     """
     styles = arm_styles(results.suite.arms)
     drawings = [
+        *([answer_figure(results, styles)] if results.loss else []),
         _validation_loss(cells, styles, results),
         _each_step(cells, styles, "train/loss_nats"),
         paired_figure(results, styles),
-        *([preference_figure(results.preference, styles)] if results.preference else []),
+        *(vote_figures(results.preference, styles) if results.preference else []),
         *([factorial_figure(results.factorial)] if results.factorial else []),
         _gain(cells, styles),
         _block_lines(cells, styles),

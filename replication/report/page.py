@@ -1,9 +1,10 @@
 """Text of the report: Jinja templates of Markdown that escape every value, and the Markdown as one HTML page.
 
 The page holds its pictures, and one script that draws their curves anew, to be hovered. markdown-it-py reads the
-Markdown, whose form says what is laid out otherwise: a second-level heading opens a section with an anchor, a picture
-and the paragraph after it are a figure, a table without names of columns has names of rows, and a row with its first
-cell alone is the title of a group.
+Markdown, whose form says what is laid out otherwise: a second-level heading opens a section with an anchor, after the
+first of which the contents stand; a picture and the paragraph after it are a figure, an arm's name and the text after
+it a completion, and those in a row stand side by side; a table without names of columns has names of rows, and a row
+with its first cell alone is a group's title.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import base64
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +28,11 @@ from replication.statistics import format as shown
 STATES = {"holds", "fails", "incomplete", "complete", "failed", "interrupted", "pending", "running"}
 LONG = 24
 """Characters from which the words of a cell may be broken."""
-OUR_HTML = re.compile(r"<br>|</details>|<details( open)?><summary>[\w ]+</summary>")
+OUR_HTML = re.compile(r"<br>|</details>|<details( open)?><summary>[\w ,:]+</summary>")
 """HTML of the templates themselves; anything else that looks like HTML is text."""
 CURVES = "curves.json"
 """In the folder of figures: what the page's script draws."""
-SAMPLES = "completions-side-by-side"
+CONTENTS = "<!-- contents -->"
 
 
 def markdown(template: str, results: object) -> str:
@@ -56,7 +59,8 @@ def _environment(is_markdown: bool) -> Environment:
         finalize=_text if is_markdown else None,
     )
     formats = ("number", "signed", "count", "percent", "points", "duration", "plain")
-    environment.filters |= {name: getattr(shown, name) for name in formats}
+    environment.filters |= {name: getattr(shown, name) for name in formats} | {"arm": shown.arm_name}
+    environment.globals |= {name: getattr(shown, name) for name in ("places", "rounded", "between", "share", "shares")}
     environment.filters |= {"p": shown.p_value, "fence": lambda text: Markup(shown.markdown_fence(text))}
     return environment
 
@@ -82,34 +86,44 @@ class _Body:
     """HTML of the nodes of one Markdown text."""
 
     def __init__(self, colours: Mapping[str, str], folder: Path) -> None:
-        self._colours, self._folder, self._section = colours, folder, ""
+        self._colours, self._folder = colours, folder
+        self._sections: dict[str, str] = {}
         self._reader = MarkdownIt("commonmark").enable("table")
         self._reader.add_render_rule("html_inline", lambda _, tokens, i, *rest: _ours(tokens[i].content))
         self._reader.add_render_rule("image", lambda _, tokens, i, *rest: self._image(tokens[i]))
 
     def html(self, text: str) -> str:
         nodes = SyntaxTreeNode(self._reader.parse(text)).children
-        pieces = []
+        pieces: list[tuple[str, str]] = []
         while nodes:
             pair = self._pair(*nodes[:2]) if len(nodes) > 1 else None
-            pieces.append(pair or self._block(nodes[0]))
+            pieces.append(pair or ("", self._block(nodes[0])))
             nodes = nodes[2 if pair else 1 :]
-        return "\n".join([*pieces, "</section>"])
+        lines = []
+        for row, group in groupby(pieces, key=itemgetter(0)):
+            inner = "\n".join(piece for _, piece in group)
+            lines.append(f'<div class="{row}">{inner}</div>' if row else inner)
+        contents = "".join(f'<a href="#{name}">{title}</a>' for name, title in self._sections.items())
+        page = "\n".join([*lines, "</section>"])
+        return page.replace(CONTENTS, f'<nav aria-label="Contents">{contents}</nav>')
 
-    def _pair(self, node: SyntaxTreeNode, after: SyntaxTreeNode) -> str | None:
-        """A figure with its caption, or an arm's name with its completion; None for what stands alone."""
+    def _pair(self, node: SyntaxTreeNode, after: SyntaxTreeNode) -> tuple[str, str] | None:
+        """A figure with its caption, or an arm's name with its completion, and its row; None for what stands alone."""
         if node.type == "paragraph" and [child.type for child in node.children[0].children] == ["image"]:
-            return f"<figure>{self._inline(node)}<figcaption>{self._inline(after)}</figcaption></figure>"
-        if self._section == SAMPLES and after.type == "fence":
-            return f'<div class="sample">{self._named(node)}{self._block(after)}</div>'
+            caption = f"<figcaption>{self._inline(after)}</figcaption>"
+            return "figures", f"<figure>{self._inline(node)}{caption}</figure>"
+        if after.type == "fence" and _words(node).removesuffix(", cut for this page") in self._colours:
+            return "samples", f'<div class="sample">{self._named(node)}{self._block(after)}</div>'
         return None
 
     def _block(self, node: SyntaxTreeNode) -> str:
         match node.type:
             case "heading" if node.tag == "h2":
-                end = "</section>\n" if self._section else ""
-                self._section = re.sub(r"\W+", "-", _words(node).split(":")[0].lower()).strip("-")
-                return f'{end}<section id="{self._section}">\n<h2>{self._inline(node)}</h2>'
+                end = ("" if not self._sections else "</section>\n" + CONTENTS * (len(self._sections) == 1)) + "\n"
+                title = _words(node).split(":")[0]
+                name = re.sub(r"\W+", "-", title.lower()).strip("-")
+                self._sections[name] = str(escape(title))
+                return f'{end}<section id="{name}">\n<h2>{self._inline(node)}</h2>'
             case "heading" | "paragraph":
                 return f"<{node.tag}>{self._inline(node)}</{node.tag}>"
             case "bullet_list":
@@ -122,7 +136,7 @@ class _Body:
             case "fence":
                 return f"<pre>{escape(node.content.removesuffix(chr(10)))}</pre>"
             case "table":
-                return f'<div class="box"><table>\n{self._table(node)}\n</table></div>'
+                return f'<div class="box" tabindex="0"><table>\n{self._table(node)}\n</table></div>'
             case _:
                 return _ours(node.content)
 

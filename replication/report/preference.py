@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter, itemgetter
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats as scipy_stats
@@ -31,11 +33,13 @@ from replication.statistics.preference import (
 )
 from replication.statistics.seeds import POWER, holm, mean_test, sign_flip_p, smallest_sign_flip_p
 from replication.votes.record import Vote, read_note
-from replication.votes.tally import judge_votes, published_filters, votes_per_judge
+from replication.votes.tally import chosen_arm, judge_votes, published_filters, votes_between, votes_per_judge
 
 MOST_SEEDS = 1000
 MIN_VENDORS = 4
 """Of models, for a verdict that holds for models of other vendors too."""
+WAYS = ("win", "tie", "both_bad", "loss")
+K = TypeVar("K")
 PREFERRED, BASELINE_PREFERRED, NOT_DECIDED = "preferred", "baseline preferred", "not decided"
 
 
@@ -108,18 +112,25 @@ class JudgesAgreement:
 
 
 @dataclass(frozen=True)
-class UsedVotes:
+class Outcome:
+    """First votes on the pair of arms at one seed, on one prompt, or by one judge."""
+
+    name: str
+    wins: int
+    ties: int
+    both_bad: int
+    losses: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference(Counts):
+    """The primary question and all that stands beside it; the last five fields are those of `primary`."""
+
     baseline: str
     treatment: str
     left_out: list[str]
     """A sentence for each reason why votes are not used."""
     n_repeats: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preference(Counts, UsedVotes):
-    """The primary question and all that stands beside it; the last five fields are those of `primary`."""
-
     seeds: list[int]
     n: int
     """Seeds with decisive votes: one of nothing but ties is no evidence of a share."""
@@ -147,6 +158,8 @@ class Preference(Counts, UsedVotes):
     """Votes by other criteria than the primary one."""
     survey: list[Row] = field(default_factory=list)
     """People by what they said of themselves, which they were asked before they saw a pair."""
+    outcomes: dict[str, list[Outcome]] = field(default_factory=dict)
+    """Of each `seed`, `prompt_id` and `judge_id`."""
     estimate: Number
     low: Number
     high: Number
@@ -205,12 +218,23 @@ def analyse_votes(
         alike=alike,
         criteria=_criteria(used, pair, alike, alpha),
         survey=_strata(b.where(b.is_human), surveys or {}, alpha),
+        outcomes={of: [*outcomes(used, pair, attrgetter(of)).values()] for of in ("seed", "prompt_id", "judge_id")},
         **{key: getattr(primary, key) for key in ("estimate", "low", "high", "p", "level")},
     )
     n_clusters = len(np.unique(b.cluster))
     return replace(
         found, why=_lacking(found, analysis, is_planned), more_seeds=_seeds_needed(found, n_clusters, analysis)
     )
+
+
+def outcomes(votes: Iterable[Vote], pair: tuple[str, str], key: Callable[[Vote], K]) -> dict[K, Outcome]:
+    """How first votes between (baseline, treatment) went, by group, in the order of the keys."""
+    counts: dict[K, Counter[str]] = {}
+    for vote in votes_between(votes, *pair):
+        chosen = chosen_arm(vote)
+        went = vote.choice if chosen is None else "win" if chosen == pair[1] else "loss"
+        counts.setdefault(key(vote), Counter())[went] += 1
+    return {k: Outcome(str(k), *(n[went] for went in WAYS)) for k, n in sorted(counts.items(), key=itemgetter(0))}
 
 
 def usable_votes(

@@ -18,7 +18,7 @@ from replication.protocol.certificate import Certificate, certify
 from replication.protocol.preregistration import registered_rules
 from replication.report.decisions import record_looks
 from replication.report.drawing import WIDTH_INCHES, arm_styles, save_vector
-from replication.report.effects import preference_figure
+from replication.report.effects import vote_figures
 from replication.report.figures import draw_figures
 from replication.report.load import MOST_READERS, CellData, load_cells
 from replication.report.page import html, markdown, paragraphs
@@ -30,7 +30,7 @@ from replication.runs.files import read_object, remove_temporaries, write_json, 
 from replication.runs.layout import SuiteDir
 from replication.runs.records import from_json, to_json
 from replication.runs.withdrawn import read_withdrawals
-from replication.statistics.format import clean
+from replication.statistics.format import arm_name, clean
 from replication.votes.record import counted_votes, read_note, read_panel_record
 
 
@@ -100,7 +100,8 @@ def render(suite_dir: SuiteDir) -> Path:
     results = read_results(suite_dir.results)
     text = markdown("report.md.j2", results)
     write_text(suite_dir.report_md, text)
-    colours = {name: style.colour for name, style in arm_styles(results.suite.arms).items()}
+    styles = arm_styles(results.suite.arms).items()
+    colours = {name: style.colour for arm, style in styles for name in (arm, arm_name(arm))}
     write_text(suite_dir.report_html, html(text, f"{results.suite.name}: replication report", colours, suite_dir.root))
     return suite_dir.report_html
 
@@ -121,7 +122,7 @@ class _Marginals:
 
 
 def write_votes_report(suite_dir: SuiteDir) -> Path:
-    """Write results.json, figures/preference and report.md; returns the path of report.md.
+    """Write results.json, figures/ and report.md; returns the path of report.md.
 
     Raises UserError where votes.csv holds what no vote can, no votes, or those on several pairs of arms or of several
     suites.
@@ -145,8 +146,9 @@ def write_votes_report(suite_dir: SuiteDir) -> Path:
     undecided = replace(found, decision=NOT_DECIDED, why=NO_VERDICT, more_seeds=None)
     preference = from_json(Preference, clean(to_json(undecided)))
     note = read_note(suite_dir.votes_note, suite_dir.votes)
-    figure, drawn = preference_figure(preference, arm_styles(arms))
-    save_vector(figure, suite_dir.figures / drawn.file)
+    figures = vote_figures(preference, arm_styles(arms))
+    for figure, drawn in figures:
+        save_vector(figure, suite_dir.figures / drawn.file)
     results = {
         "format": FORMAT,
         "suite": {"name": name, "arms": arms},
@@ -154,7 +156,7 @@ def write_votes_report(suite_dir: SuiteDir) -> Path:
         "votes_note": note.to_dict() if note else None,
         "warnings": [note.warning] if note and note.warning else [],
         "lines": preference_lines(preference),
-        "figures": [drawn],
+        "figures": [drawn for _, drawn in figures],
     }
     write_json(suite_dir.results, clean(to_json(results)))
     write_text(suite_dir.report_md, markdown("votes.md.j2", results))

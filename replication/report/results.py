@@ -21,7 +21,7 @@ from replication.report import comparisons, description, questions
 from replication.report.beside_loss import BesideLoss, beside_loss
 from replication.report.carries import PreferenceFactorial, preference_factorial
 from replication.report.comparisons import Number, QuantityRow, Row
-from replication.report.completions import Robustness, completion_rows, judged_texts, robustness
+from replication.report.completions import Robustness, clearest_pairs, completion_rows, judged_texts, robustness
 from replication.report.decisions import Decision, Panel, asked, decide, looks_taken, not_rejected
 from replication.report.description import Noise
 from replication.report.load import NAN, CellData
@@ -119,6 +119,8 @@ class Results:
     beside_loss: BesideLoss | None = None
     sweeps: Sweeps | None = None
     preference_factorial: PreferenceFactorial | None = None
+    clearest: list[Row] = field(default_factory=list)
+    """Judged pairs with their texts and votes; the file has no key for them where there are none."""
     made_from: str | None = None
     """Hash of the files that were read."""
 
@@ -181,6 +183,8 @@ def compute_results(
             why = voted.why or ("" if voted.outcome != NOT_DECIDED else not_rejected(voted, a.alpha))
             preference = replace(preference, decision=voted.outcome, why=why)
             p_below = NAN if voted.why else voted.p_below or NAN  # with a reason whatever p is, votes change nothing
+    counted = usable_votes(votes, suite.name, a, seeds)[0] if preference else []
+    texts = judged_texts(suite_dir, cells) if preference else {}
     scored, unlike = comparisons.evaluations(suite, cells, certificate)
     summary = _suite(suite, cells, held, of_place is not None)
     sizes = (summary.tokens, summary.parameters)
@@ -221,11 +225,8 @@ def compute_results(
         published=comparisons.beside_published(rows, suite.arms),
         evaluations=scored,
         completions=completion_rows(suite, cells, certificate),
-        robustness=robustness(
-            usable_votes(votes, suite.name, a, seeds)[0], a, judged_texts(suite_dir, cells), preference.alike, p_below
-        )
-        if preference
-        else None,
+        robustness=robustness(counted, a, texts, preference.alike, p_below) if preference else None,
+        clearest=clearest_pairs(counted, a, texts) if preference else [],
     )
     return parse(to_tree(results))
 
@@ -255,9 +256,8 @@ def to_tree(results: Results) -> dict[str, Any]:
     derived = {"plan": results.plan.to_dict(), "certificate": results.certificate.to_dict()}
     derived["secondary"] = to_json(results.secondary)
     tree: dict[str, Any] = clean(to_json(results) | derived)
-    return {
-        key: value for key, value in tree.items() if value or key not in ("made_from", "evaluations", "completions")
-    }
+    optional = ("made_from", "evaluations", "completions", "clearest")
+    return {key: value for key, value in tree.items() if value or key not in optional}
 
 
 def parse(tree: dict[str, Any]) -> Results:

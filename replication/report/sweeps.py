@@ -15,7 +15,7 @@ from replication.config import SuiteConfig
 from replication.protocol.certificate import Certificate
 from replication.report.comparisons import Number, Row, Values, certified, diverged_limit
 from replication.report.load import NAN, CellData, Floats
-from replication.statistics.format import p_value, percent, signed
+from replication.statistics.format import between, p_value, percent, rounded
 from replication.statistics.seeds import at_best_rates, chosen_on_others, mean_test
 
 
@@ -121,10 +121,10 @@ def lines(sweeps: Sweeps | None) -> Iterator[str]:
         if not answer.n:
             yield f"{answer.name} at its best learning rate: fewer than two seeds have a loss of every swept arm."
             continue
-        bounds = f"{signed(answer.low, 4)} to {signed(answer.high, 4)}"
         yield (
             f"{answer.name} beside {answer.baseline}, each at the learning rate that the other seeds choose: "
-            f"{signed(answer.mean, 4)} nats, {percent(answer.level)} interval {bounds}, p {p_value(answer.p)} before "
+            f"{rounded(answer.mean, answer.low, answer.high)} nats, {percent(answer.level)} interval "
+            f"{between(answer.low, answer.high)}, p {p_value(answer.p)} before "
             f"correction, {answer.n} seeds."
         )
     for sweep in sweeps.sweeps if sweeps else ():

@@ -13,7 +13,7 @@ from replication.report.comparisons import Row
 from replication.report.results import Results
 from replication.report.study import difference_rows
 from replication.runs.files import write_text
-from replication.statistics.format import count, duration, number, p_value, percent, plain, signed
+from replication.statistics.format import arm_name, count, duration, number, p_value, percent, plain, signed
 
 Column = tuple[str, str, Callable[[object], str]]
 """(key of the rows and head in CSV, head in LaTeX, how LaTeX writes a value)."""
@@ -46,17 +46,18 @@ def write_tables(results: Results, folder: Path, kinds: Collection[str]) -> None
 
 def _tables(r: Results) -> Iterator[PaperTable]:
     counted: list[Column] = [("n", "seeds", plain), ("mean", "mean", signed), ("sd", "sd", number)]
-    arm_seed: list[Column] = [("arm", "arm", plain), ("seed", "seed", plain)]
+    arm_seed: list[Column] = [("arm", "arm", arm_name), ("seed", "seed", plain)]
     quantity: list[Column] = [("quantity", "quantity", plain), ("unit", "unit", plain)]
+    base = arm_name(r.suite.baseline)
     yield PaperTable(
         "differences",
-        f"Paired differences to {r.suite.baseline} over seeds, with 95 % t intervals and exact sign-flip p values.",
-        [*quantity, ("arm", "arm", plain), *counted, *INTERVAL, ("p_sign_flip", "p", p_value)],
+        f"Paired differences to {base} over seeds, with 95 % t intervals and exact sign-flip p values.",
+        [*quantity, ("arm", "arm", arm_name), *counted, *INTERVAL, ("p_sign_flip", "p", p_value)],
         difference_rows(r),
     )
     yield PaperTable(
         "seeds",
-        f"The same differences to {r.suite.baseline}, seed by seed.",
+        f"The same differences to {base}, seed by seed.",
         [*quantity, *arm_seed, ("difference", "difference", signed)],
         [
             Row(quantity=q.key, unit=q.unit, arm=pair.arm, seed=seed, difference=difference)
@@ -92,7 +93,7 @@ def _tables(r: Results) -> Iterator[PaperTable]:
         tallies: list[Column] = [("n_votes", "votes", count), ("n_decisive", "decisive", count)]
         yield PaperTable(
             "votes",
-            f"Decisive votes for {r.preference.treatment} against {r.preference.baseline}, by which judges are kept.",
+            f"Decisive votes for {arm_name(r.preference.treatment)} against {base}, by which judges are kept.",
             [
                 *(("name", "judges", plain), *tallies, ("estimate", "share", number)),
                 *(("low", "low", number), ("high", "high", number), ("p", "p", p_value)),

@@ -31,9 +31,41 @@ def signed(value: Any, digits: int = 4) -> str:
     return text[1:] if float(text) == 0 else text.replace("-", "\u2212")
 
 
+def places(low: Any, high: Any, otherwise: int = 4) -> int:
+    """Digits after the point that show two significant ones of half an interval's width; `otherwise` without a width.
+
+    An estimate is rounded to the same place as its uncertainty.
+    """
+    half = (high - low) / 2 if _is_number(low) and _is_number(high) else 0.0
+    return min(max(1 - math.floor(math.log10(half)), 0), 6) if half > 1e-9 else otherwise
+
+
+def rounded(value: Any, low: Any, high: Any) -> str:
+    return signed(value, places(low, high))
+
+
+def between(low: Any, high: Any) -> str:
+    """'−0.002 to +0.010'."""
+    return f"{rounded(low, low, high)} to {rounded(high, low, high)}"
+
+
+def share(value: Any, low: Any = None, high: Any = None) -> str:
+    """A share as percent, rounded by the width of its interval."""
+    return percent(value, max(places(low, high, 3) - 2, 0))
+
+
+def shares(low: Any, high: Any) -> str:
+    return f"{share(low, low, high)} to {share(high, low, high)}"
+
+
 def points(value: Any) -> str:
     """A part of a share, in points of 100, with its sign."""
     return signed(100 * value, 1) if _is_number(value) else plain(value)
+
+
+def arm_name(arm: object) -> str:
+    """An arm in prose; "both" alone would not say of what."""
+    return "token + layer gain" if arm == "both" else str(arm).replace("_", " ")
 
 
 def count(value: Any) -> str:

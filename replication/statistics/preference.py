@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 
 from replication.votes.record import Vote
-from replication.votes.tally import chosen_arm, first_votes
+from replication.votes.tally import chosen_arm, votes_between
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -52,7 +52,7 @@ class Ballots:
 
 def ballots(votes: Iterable[Vote], baseline: str, treatment: str) -> Ballots:
     """First votes between two arms, sides undone; repeats and other pairs are left out."""
-    rows = [v for v in first_votes(votes) if {v.arm_left, v.arm_right} == {baseline, treatment}]
+    rows = votes_between(votes, baseline, treatment)
     chosen = [chosen_arm(v) for v in rows]
     return Ballots(
         score=np.array([0.5 if arm is None else float(arm == treatment) for arm in chosen], dtype=np.float64),

@@ -100,6 +100,11 @@ def first_votes(votes: Iterable[Vote]) -> list[Vote]:
     return [vote for vote in votes if not vote.repeat_of]
 
 
+def votes_between(votes: Iterable[Vote], *pair: str) -> list[Vote]:
+    """First votes on two arms."""
+    return [vote for vote in first_votes(votes) if {vote.arm_left, vote.arm_right} == {*pair}]
+
+
 def votes_per_judge(votes: Iterable[Vote], kinds: Sequence[str] = ("human", "model")) -> Counter[str]:
     """First votes of each judge of these kinds, on whatever pair."""
     return Counter(vote.judge_id for vote in first_votes(votes) if vote.judge_kind in kinds)
@@ -137,9 +142,8 @@ class Filter:
 def judge_votes(votes: Iterable[Vote], baseline: str, treatment: str) -> list[JudgeVotes]:
     """Each judge of first votes on this pair, in order of name; paced by seconds_to_choose."""
     of_judge: dict[str, list[Vote]] = {}
-    for vote in first_votes(votes):
-        if {vote.arm_left, vote.arm_right} == {baseline, treatment}:
-            of_judge.setdefault(vote.judge_id, []).append(vote)
+    for vote in votes_between(votes, baseline, treatment):
+        of_judge.setdefault(vote.judge_id, []).append(vote)
     return [
         JudgeVotes(
             name=name,

@@ -58,7 +58,7 @@ def test_the_noise_of_the_validation_set_is_that_of_the_paired_sequences(tmp_pat
     assert loss["mean"] == pytest.approx(differences.mean(), abs=1e-4)
     assert noise["low"] < loss["low"] and loss["high"] < noise["high"], "another source of chance"
     assert "conditional on these 40 sequences of validation" in text
-    assert "nats, 1.50 times as large" in text and "Validation loss without label smoothing, late mean" in text
+    assert "nats, 1.50 times as large" in text and "Validation loss, no smoothing, late mean" in text
 
 
 def test_what_a_margin_is_worth_in_tokens() -> None:

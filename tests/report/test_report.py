@@ -26,6 +26,7 @@ from replication.runs.layout import SuiteDir
 from replication.statistics import format as shown
 
 FIGURES = {
+    "answer.svg",
     "validation_loss.svg",
     "train_loss.svg",
     "paired_differences.svg",
@@ -66,7 +67,9 @@ def test_page_is_self_contained(whole: tuple[SuiteDir, SuiteConfig]) -> None:
     sources = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
     assert len(sources) == len(FIGURES | OF_THE_2X2)
     assert all(src and src.startswith("data:image/svg+xml;base64,") for src in sources)
-    assert not [attrs for _, attrs in page.tags if "href" in attrs or any(name.startswith("on") for name in attrs)]
+    links = {attrs["href"] for _, attrs in page.tags if "href" in attrs}
+    assert links == {f"#{attrs['id']}" for tag, attrs in page.tags if tag == "section"} and "#loss" in links
+    assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
     assert any(attrs.get("name") == "viewport" for _, attrs in page.tags)
 
 
@@ -85,7 +88,6 @@ def test_planted_differences_are_found_exactly(whole: tuple[SuiteDir, SuiteConfi
         if quantity["key"] in expected:
             assert both["differences"] == pytest.approx([expected[quantity["key"]]] * 2)
             assert both["sd"] == pytest.approx(0, abs=1e-12)
-    assert "both against baseline: final validation loss +0.2500 and +0.2500 nats" in page_text(whole[0].report_html)
 
 
 def test_page_shows_the_numbers_of_results_json(whole: tuple[SuiteDir, SuiteConfig]) -> None:
@@ -94,12 +96,15 @@ def test_page_shows_the_numbers_of_results_json(whole: tuple[SuiteDir, SuiteConf
     markdown = whole[0].report_md.read_text()
     for quantity in results["quantities"]:
         for pair in quantity["pairs"]:
-            numbers = [str(pair["n"]), shown.signed(pair["mean"]), shown.number(pair["sd"])]
-            numbers.append(f"{shown.signed(pair['low'])} to {shown.signed(pair['high'])}")
-            row = " | ".join([pair["arm"], *numbers])
+            digits = shown.places(pair["low"], pair["high"])
+            numbers = [str(pair["n"]), shown.signed(pair["mean"], digits), shown.number(pair["sd"], digits)]
+            numbers.append(shown.between(pair["low"], pair["high"]))
+            row = " | ".join([shown.arm_name(pair["arm"]), *numbers])
             assert any(found.startswith(row) for found in rows) and row in markdown
         for i, seed in enumerate(results["suite"]["seeds"]):
-            row = " | ".join([str(seed), *(shown.signed(pair["differences"][i]) for pair in quantity["pairs"])])
+            digits = [shown.places(pair["low"], pair["high"]) for pair in quantity["pairs"]]
+            row = [shown.signed(p["differences"][i], d) for p, d in zip(quantity["pairs"], digits, strict=True)]
+            row = " | ".join([str(seed), *row])
             assert row in rows and row in markdown
     for cell in results["cells"]:
         start = f"{cell['arm']} | {cell['seed']} | complete | 60 of 60 | 122,880 | {cell['last_val_loss_nats']:.4f} | "
@@ -123,7 +128,8 @@ def test_templates_take_every_number_from_results_json(whole: tuple[SuiteDir, Su
 
 def test_verdict_says_what_two_seeds_cannot_show(whole: tuple[SuiteDir, SuiteConfig]) -> None:
     text = page_text(whole[0].report_html)
-    assert "not decided: 2 of the 5 seeds that a verdict needs" in text and "Preference: no votes yet." in text
+    assert "Not decided. Validation loss of token + layer gain beside baseline: 2 of the 5 seeds that a" in text
+    assert "Preference: no votes yet." in text
     assert "smallest p that an exact sign-flip test can reach is 0.5" in text
     assert (
         "is not equality" in text
@@ -198,7 +204,7 @@ def test_failed_missing_and_unfinished_cells_are_listed(tmp_path: Path) -> None:
     assert states["layer_gain", 2] == "failed"
     assert states["token_gain", 2] == "interrupted"
     assert states["both", 2] == "pending"
-    assert "5 of 8 cells are complete." in text
+    assert "5 of 8 cells are complete; 3 are not: token gain at seed 2 (interrupted)" in text
     for page in (text, markdown):
         assert "the loss was not finite" in page
         assert "second line that no table shows" not in page
@@ -290,10 +296,17 @@ def test_other_folders_and_equal_weights_are_warned_of(tmp_path: Path) -> None:
     git = {"commit": "other", "dirty": True}
     edit_manifest(suite_dir.cell("both", 1), final_weights_sha256=same, git=git, packages=packages)
     _, text, _ = report(suite_dir, suite)
-    assert "both and baseline ended with the same weights at seed 1" in text
+    assert "token + layer gain and baseline ended with the same weights at seed 1" in text
     assert "runs/stray/seed-5 is not part of the suite" in text
     assert "different commits of the code" in text and "no commit holds in 1 of 2" in text
     assert "different package versions" not in text
+
+
+def test_numbers_are_rounded_by_their_uncertainty() -> None:
+    """Two significant digits of half the interval's width, and the estimate to the same place."""
+    assert [shown.places(-half, half) for half in (0.0108, 0.099, 0.5, 3.2, 41.0, 0.0)] == [3, 3, 2, 1, 0, 4]
+    assert shown.between(-0.0021, 0.0196) == "\u22120.002 to +0.020" and shown.places(None, None) == 4
+    assert (shown.share(0.5995, 0.551, 0.648), shown.shares(0.32, 0.57)) == ("60.0 %", "32 % to 57 %")
 
 
 # ---------------------------------------------------------------- untrusted text

@@ -30,7 +30,8 @@ def test_other_arms_get_their_answers_and_no_words_of_the_2x2(tmp_path: Path) ->
     results, text, markdown = report(suite_dir, suite)
     assert results["loss"]["verdict"] == "equivalent" and results["factorial"] is None
     for page in (text, markdown):
-        assert "Validation loss of both beside baseline: equivalent within 0.02 nats" in page
+        assert "Tie.** Validation loss" in markdown
+        assert "Validation loss of token + layer gain beside baseline: equivalent within 0.02 nats" in page
         assert "two switches" not in page and "The 2x2" not in page
     rows = {row["id"]: row for row in results["secondary"]}
     assert list(rows) == ["loss_equivalence", "loss_difference_token_gain"]
@@ -41,7 +42,7 @@ def test_other_arms_get_their_answers_and_no_words_of_the_2x2(tmp_path: Path) ->
     far = report(suite_dir, replace(suite, analysis=AnalysisConfig(treatment="token_gain", primary="loss")))
     assert far[0]["loss"]["verdict"] == "different beyond the margin"
     assert far[0]["verdict"]["headline"].startswith(
-        "Validation loss of token_gain beside baseline: higher by more than"
+        "Validation loss of token gain beside baseline: higher by more than"
     )
     assert [row["id"] for row in far[0]["secondary"]] == ["preference", "loss_difference_both"]
     assert far[0]["secondary"][0]["p_holm"] is None and "no votes" in far[0]["secondary"][0]["verdict"]
@@ -55,7 +56,7 @@ def test_the_2x2_finds_what_was_planted_and_says_where_it_cannot_be_read(tmp_pat
     results, text, markdown = report(suite_dir, suite)
     assert [e["mean"] for e in results["factorial"]["effects"]] == pytest.approx([0.125, 0.125, 0.25])
     assert results["factorial"]["n"] == 2
-    assert "Interaction on the loss: +0.2500 nats" in text and "Interaction on the loss" in markdown
+    assert "Interaction on the loss | 2 | +0.2500 | +0.2500 to +0.2500 (95 %)" in markdown
     for seed in suite.seeds:
         edit_manifest(suite_dir.cell("layer_gain", seed), initial_weights_sha256="f" * 64)
     results, text, _ = report(suite_dir, suite)
@@ -77,7 +78,7 @@ def test_a_plan_that_was_followed_or_not_stands_in_the_first_lines(tmp_path: Pat
     suite_dir, suite = build_suite(tmp_path / "out", arms=("baseline", "both"), seeds=(1,))
     registered = register(suite_dir, suite).record
     _, text, _ = report(suite_dir, suite)
-    assert "after the data" in text.split("Preference: no votes yet")[0]
+    assert "after the data" in text.split("No votes yet: nobody")[0]
     suite_dir.plan.unlink()
     suite_dir.runs.rename(tmp_path / "later")
     registered = register(suite_dir, suite).record
@@ -87,12 +88,12 @@ def test_a_plan_that_was_followed_or_not_stands_in_the_first_lines(tmp_path: Pat
     results, text, markdown = report(suite_dir, suite)
     assert results["plan"]["followed"] and results["plan"]["sha256"] == registered.sha256
     for page in (text, markdown):
-        assert "It was followed" in page and registered.sha256 in page.split("Methods")[1]
+        assert "It was followed" in page and registered.sha256 in page.split("Paragraphs to be pasted")[1]
     moved = replace(suite, analysis=replace(suite.analysis, margin_nats=0.5))
     results, text, markdown = report(suite_dir, moved)
     assert not results["plan"]["followed"]
     for page in (text, markdown):
-        assert "analysis.margin" in page.split("Verdict")[0].replace("\\", "").split("Preference: no votes yet")[0]
+        assert "analysis.margin" in page.replace("\\", "").split("No votes yet: nobody")[0]
 
 
 def test_an_unreadable_plan_is_said_and_stops_nothing(tmp_path: Path) -> None:

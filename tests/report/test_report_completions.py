@@ -34,7 +34,7 @@ def test_every_report_says_what_the_completions_are_like(tmp_path: Path) -> None
     (pair,) = rows["share that ends by itself"]["pairs"]
     assert (pair["mean"], pair["n"], pair["n_positive"]) == (0.5, 2, 2)
     assert rows["repeated 4-grams"]["means"]["both"] == pytest.approx(3 / 6)
-    section = markdown.split("## What the completions are like")[1].split("\n## ")[0]
+    section = markdown.split("## Completions")[1].split("\n## ")[0]
     assert "| share that ends by itself | 0.500 | 1.000<br>+0.500" in section and "compression" in section
 
     edit_manifest(suite_dir.cell("both", 2), generation={"temperature": 1.5})  # not alike, so not compared

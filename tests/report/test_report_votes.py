@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from vote_records import record, vote, write_votes
 from replication.errors import UserError
 from replication.runs.files import file_sha256, write_json
 from replication.runs.layout import SuiteDir
+from replication.statistics.format import shares
 
 SEEDS = (1, 2, 3, 4, 5, 6)
 
@@ -36,15 +39,17 @@ def test_a_preference_is_the_first_sentence(folder):
     results, text, markdown = with_votes(folder, record(n_judges=40), figures=True)
     assert results["preference"]["decision"] == "preferred"
     headline = results["verdict"]["headline"]
-    assert headline.startswith("Preference: both is preferred to baseline (")
-    low, high = (f"{100 * results['preference'][key]:.1f} %" for key in ("low", "high"))
-    assert f"95 % interval {low} to {high} over seeds, prompts and judges" in headline
-    assert headline in text and "conditional on these prompts and judges" in text and "conditional on" in markdown
+    assert headline.startswith("Preference: token + layer gain is preferred to baseline (")
+    bounds = shares(*(results["preference"][key] for key in ("low", "high")))
+    assert f"95 % interval {bounds} over seeds, prompts and judges" in headline
+    assert f"Win. {headline.partition('). ')[0]}" in text
+    assert "conditional on these prompts and judges" in text and "conditional on" in markdown
     assert "not to be believed" in text
     for page in (text, unescape(markdown)):
         assert "decisive votes of people, " in page and "that chance gives in 95 of 100 records" in page
     assert ".The" not in text
-    assert "preference.svg" in {figure["file"] for figure in results["figures"]}
+    drawn = {figure["file"].partition(".")[0] for figure in results["figures"]}
+    assert {"answer", "votes", "preference", "prompts_and_judges"} <= drawn
     assert "crossed random effects" in " ".join(results["methods"]) or "crossed random effects" in str(
         results["methods"]
     )
@@ -72,7 +77,32 @@ def test_a_preference_is_the_first_sentence(folder):
 def test_a_record_that_is_short_says_so(folder, votes, said):
     results, text, markdown = with_votes(folder, votes)
     assert said in results["verdict"]["headline"]
-    assert said in text and "nan" not in text.lower().split() and "None" not in markdown
+    assert said.replace("not decided: ", "") in text and "nan" not in text.lower().split() and "None" not in markdown
+
+
+def test_ties_are_counted_by_seed_and_the_clearest_pairs_are_shown_with_their_texts(tmp_path: Path):
+    suite_dir, suite = build_suite(tmp_path / "out", arms=("baseline", "both"), seeds=(1, 2))
+    pair = ("both", "baseline")
+    choices = {(1, 3): ["left"] * 3 + ["right", "tie"], (2, 4): ["right"] * 3, (2, 5): ["left"], (1, 6): ["both_bad"]}
+    votes = [
+        vote(n, seed, prompt, f"j{n}", choice, *pair, suite=suite.name)
+        for (seed, prompt), of in choices.items()
+        for n, choice in enumerate(of)
+    ]
+    results, text, markdown = with_votes((suite_dir, suite), [replace(v, vote_id=f"v{n}") for n, v in enumerate(votes)])
+    of_seeds = [tuple(row.values()) for row in results["preference"]["outcomes"]["seed"]]
+    assert of_seeds == [("1", 3, 1, 1, 1), ("2", 1, 0, 0, 3)], "name, wins, ties, both bad, losses"
+    assert [row["wins"] - row["losses"] for row in results["preference"]["outcomes"]["prompt_id"]] == [2, -3, 1, 0]
+    assert [(row["seed"], row["votes"]["wins"], row["votes"]["losses"]) for row in results["clearest"]] == [
+        (2, 0, 3),
+        (1, 3, 1),
+    ], "one vote decides no pair"
+    assert "The 2 most clearly decided pairs" in text
+    shown = markdown.split("most clearly decided pairs")[1].split("</details>")[0]
+    assert shown.index("0 votes for token + layer gain, 3 for baseline") < shown.index("3 votes for token + layer gain")
+    texts = suite_dir.cell("both", 2).samples.read_text().splitlines()
+    said = next(line for line in map(json.loads, texts) if (line["prompt_id"], line["sample"]) == (4, 0))
+    assert said["completion"].split("\n")[0] in shown and said["question"] in shown.replace("\\", "")
 
 
 def test_the_report_says_how_the_panel_was_locked_and_whether_its_votes_were_changed(tmp_path: Path):

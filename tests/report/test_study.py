@@ -147,7 +147,7 @@ def test_a_paper_gets_figures_and_tables(tmp_path: Path, capsys: pytest.CaptureF
     (mean,) = [float(row["mean"]) for row in rows if row["quantity"] == "late_val_loss"]
     assert mean == pair["mean"], "every digit"
     tex = (root / "tables/differences.tex").read_text()
-    assert r"\toprule" in tex and rf"late\_val\_loss & nats & both & 2 & {mean:+.4f}" in tex
+    assert r"\toprule" in tex and rf"late\_val\_loss & nats & token + layer gain & 2 & {mean:+.4f}" in tex
     assert {"differences", "seeds", "secondary", "votes", "cells", "token_gain"} <= {
         path.stem for path in (root / "tables").glob("*.tex")
     }
