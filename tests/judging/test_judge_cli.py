@@ -485,7 +485,7 @@ def test_a_file_of_the_published_tool_needs_no_suite(tmp_path: Path, said) -> No
     assert (wit["name"], wit["n_votes"], wit["n_ties"]) == ("wit", 10, 5) and wit["n_decisive"] == 5
     strata = [(row["name"], row["n_votes"]) for row in found["survey"]]
     assert strata == [("background: ml", 5), ("background: none", 5)]
-    assert "### Other criteria (secondary)" in text and "### People by their answers to the survey" in text
+    assert "**Other criteria (secondary)**" in text and "**People by their answers to the survey" in text
     assert "an estimate, no verdict" in text and "conditional on the one seed" in text and "None" not in text
     assert (out / "figures" / "preference.svg").stat().st_size > 10_000
     assert {row["name"] for row in found["categories"]} == {"factual"} and "SHA-256" in text
