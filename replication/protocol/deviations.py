@@ -82,11 +82,11 @@ class PlanStatus:
         if self.state == "after the data":
             named += ", so it makes no result confirmatory"
         if not self.deviations:
-            outcome = "It was followed: no deviation from it was found."
+            outcome = "The plan was followed: no deviation from it was found."
         elif self.deviations == self.unfinished:
-            outcome = "It is unfinished, and no other deviation from it was found:"
+            outcome = "The plan is unfinished, and no other deviation from it was found:"
         else:
-            outcome = f"It was not followed in {plural(len(self.deviations), 'point')}:"
+            outcome = f"The plan was not followed in {plural(len(self.deviations), 'point')}:"
         return (f"{named}. {self.anchor}".strip(), *self.notes, outcome)
 
     def to_dict(self) -> dict[str, Any]:

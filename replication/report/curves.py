@@ -19,6 +19,7 @@ from replication.report.load import CellData, Floats
 from replication.report.page import CURVES
 from replication.runs.files import write_text
 from replication.runs.records import to_json
+from replication.statistics.format import arm_name
 
 MOST_VALUES = 300_000
 """Of cells, in all panels: about 2 MB of the page."""
@@ -59,7 +60,10 @@ def write_curves(drawn: Sequence[Drawing], cells: Sequence[CellData], styles: di
         title = axes.get_title("left").replace(r"\$", "$") + ("; thin: each step" if tag else "")
         tables = [_thinned(lines, most) for lines in groups]
         panels.append(Panel(Path(file).stem, title, axes.get_ylabel(), next(iter(bands), None), tables))
-    curves = to_json({"arms": list(styles.values()), "panels": panels})
+    arms = [
+        {"name": s.name, "words": arm_name(s.name), "colour": s.colour, "dashes": s.dashes} for s in styles.values()
+    ]
+    curves = to_json({"arms": arms, "panels": panels})
     write_text(to / CURVES, json.dumps(curves, separators=(",", ":")))
 
 

@@ -94,7 +94,7 @@ def legend(figure: Figure, styles: dict[str, ArmStyle], more: Sequence[Line2D] =
 
 
 def empty(axes: Axes) -> None:
-    axes.text(0.5, 0.5, "nothing yet", transform=axes.transAxes, ha="center", color="#555555", fontsize=12)
+    axes.text(0.04, 0.5, "nothing yet", transform=axes.transAxes, color="#555555", fontsize=12)
 
 
 def draw_arms(axes: Axes, cells: Sequence[CellData], styles: dict[str, ArmStyle], curve: Curve) -> None:

@@ -86,11 +86,11 @@ MEASURES = {
 PRIMARY = ("crossed", "crossed_half")
 """The primary decision in both measures of preference."""
 
-FALSE_POSITIVES = (0.03, 0.07)
-COVERAGE = (0.93, 0.97)
+FALSE_POSITIVES = (0.0, 0.065)
+COVERAGE = (0.935, 1.0)
+"""Without a bound on the cautious side, whose price is power, which has a bound of its own."""
+AT_THE_MARGIN = (0.03, 0.07)
 EQUAL_TEXTS = 0.065
-PANEL_FALSE_POSITIVES = (0.0, 0.065)
-PANEL_COVERAGE = (0.935, 1.0)
 CLOSE = (-0.03, 0.03)
 """Largest distance of a measured power from the stated one."""
 
@@ -377,18 +377,18 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
            values([row], PRIMARY, "coverage"), COVERAGE) for row in primary),
         ("planted preference found, less the stated power", less_predicted(votes, "crossed", "found"), CLOSE),
         ("false positives anywhere on the grid, at most", [max(values(null, PRIMARY, "rejected"))],
-         (0.0, FALSE_POSITIVES[1])),
+         FALSE_POSITIVES),
         ("false rejections over all looks, at most",
          [max(values(looks, ("haybittle_peto", "obrien_fleming"), "rejected"))], (0.0, MOST_FALSE)),
         ("equivalence declared at a shift of the margin", values(at_margin, ["equivalence"], "rejected"),
-         FALSE_POSITIVES),
+         AT_THE_MARGIN),
         ("false positives at equal length where length drives the votes, at most",
          [max(values([row for row in rows if row["kind"] == "lengths"], ["equal_texts"], "rejected"))],
          (0.0, EQUAL_TEXTS)),
         ("equivalence at no shift, less the predicted power", less_predicted(no_shift, "equivalence", "rejected"),
          CLOSE),
-        ("false positives of any panel", values(no_preference, ["verdict"], "rejected"), PANEL_FALSE_POSITIVES),
-        ("coverage in any panel with a verdict", values(panels, ["verdict"], "coverage"), PANEL_COVERAGE),
+        ("false positives of any panel", values(no_preference, ["verdict"], "rejected"), FALSE_POSITIVES),
+        ("coverage in any panel with a verdict", values(panels, ["verdict"], "coverage"), COVERAGE),
     ]  # fmt: skip
     return [
         Finding(what=what, measured=(min(of), max(of)), bounds=(low, high), holds=low <= min(of) and max(of) <= high)
@@ -424,7 +424,7 @@ def write_calibration(rows: Sequence[Row], found: Sequence[Finding], folder: Pat
 
 def _words(finding: Finding) -> str:
     low, high = (percent(value, 1) for value in finding["measured"])
-    allowed = " to ".join(percent(bound) for bound in finding["bounds"])
+    allowed = " to ".join(percent(bound, 1) for bound in finding["bounds"])
     return f"{finding['what']}: {low if low == high else f'{low} to {high}'} (allowed: {allowed})"
 
 
@@ -447,8 +447,14 @@ def draw_calibration(rows: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(WIDTH_INCHES * 1.25, 8.6), dpi=DPI, layout="constrained")
     null = [row for row in rows if row["truth"]["share"] == 0.5]
     shown: tuple[tuple[str, Sequence[Row], tuple[float, float], float, str], ...] = (
-        ("rejected", null, FALSE_POSITIVES, 0.05, "False positives where nobody prefers either arm (grey: 3 to 7 %)"),
-        ("coverage", rows, COVERAGE, 0.95, "Coverage of the 95 % interval (grey: 93 to 97 %)"),
+        (
+            "rejected",
+            null,
+            FALSE_POSITIVES,
+            0.05,
+            "False positives where nobody prefers either arm (grey: at most 6.5 %)",
+        ),
+        ("coverage", rows, COVERAGE, 0.95, "Coverage of the 95 % interval (grey: at least 93.5 %)"),
     )
     panels = figure.subplots(2, 1)
     for panel, (what, of, band, nominal, title) in zip(panels, shown, strict=True):

@@ -15,6 +15,7 @@ from replication.report.curves import MOST_STEPS, _thinned
 from replication.report.report import write_report
 from replication.runs.files import read_json
 from replication.runs.layout import SuiteDir
+from replication.statistics.format import arm_name
 
 DIGITS = r"(?P<value>-?[\d.]+)"
 
@@ -54,7 +55,7 @@ def hover(figure, share: float) -> str:
 
 
 def read(words: str, what: str) -> float | None:
-    found = re.search(rf"{what} {DIGITS}", words)
+    found = re.search(rf"{re.escape(what)} {DIGITS}", words)
     return float(found["value"]) if found else None
 
 
@@ -69,9 +70,9 @@ def test_what_is_hovered_is_the_journals(figure, suite_dir: SuiteDir) -> None:
             (losses[arm, seed],) = [
                 line["val/loss_nats"] for line in lines if line["step"] == step and "val/loss_nats" in line
             ]
-            assert read(words, f"{arm} seed {seed}") == pytest.approx(losses[arm, seed], rel=1e-5)
+            assert read(words, f"{arm_name(arm)} seed {seed}") == pytest.approx(losses[arm, seed], rel=1e-5)
     assert read(words, "baseline mean") == pytest.approx(np.mean([losses["baseline", s] for s in (1, 2)]), rel=1e-5)
-    assert read(words, "both mean") == pytest.approx(losses["both", 1], rel=1e-5), "of the complete ones"
+    assert read(words, "token + layer gain mean") == pytest.approx(losses["both", 1], rel=1e-5), "of the complete ones"
     picture(figure.page, "report_curves")
 
 
@@ -81,10 +82,11 @@ def test_arms_and_seeds_are_switched_everywhere(figure) -> None:
     figure.locator("summary").click()
     figure.locator("button[data-key='2']").click()
     words = hover(figure, 0.3)
-    assert read(words, "both seed 1") and not re.search("baseline|seed 2", words)
+    assert read(words, "token + layer gain seed 1") and not re.search("baseline|seed 2", words)
     picture(page, "report_curves_switched")
-    other = page.locator("figure[data-curves=train_loss] button[data-key=baseline]")
-    assert other.get_attribute("aria-pressed") == "false"
+    other = page.locator("figure[data-curves=train_loss]")
+    other.scroll_into_view_if_needed()  # it is made when it is near
+    assert other.locator("button[data-key=baseline]").get_attribute("aria-pressed") == "false"
     figure.locator("button[data-key=baseline]").click()
     figure.locator("button[data-key='2']").click()
     assert read(hover(figure, 0.3), "baseline seed 2")

@@ -88,7 +88,7 @@ def test_a_plan_that_was_followed_or_not_stands_in_the_first_lines(tmp_path: Pat
     results, text, markdown = report(suite_dir, suite)
     assert results["plan"]["followed"] and results["plan"]["sha256"] == registered.sha256
     for page in (text, markdown):
-        assert "It was followed" in page and registered.sha256 in page.split("Paragraphs to be pasted")[1]
+        assert "The plan was followed" in page and registered.sha256 in page.split("Paragraphs to be pasted")[1]
     moved = replace(suite, analysis=replace(suite.analysis, margin_nats=0.5))
     results, text, markdown = report(suite_dir, moved)
     assert not results["plan"]["followed"]

@@ -77,7 +77,7 @@
       if (value == null || line.mark === "cross" || !(few || isNear || line.seed === undefined)) continue;
       const span = element("span", output, "", isNear ? "near" : "");
       if (line.arm) element("i", span).style.background = paint(line.arm);
-      const name = !line.arm ? line.name : `${line.arm.name} ${line.seed === undefined ? "mean" : `seed ${line.seed}`}`;
+      const name = !line.arm ? line.name : `${line.arm.words} ${line.seed === undefined ? "mean" : `seed ${line.seed}`}`;
       span.append(`${name} ${value}`);
     }
     element("span", output, unit);
@@ -145,7 +145,7 @@
 
   function bar(place, seeds) {
     const first = element("div", place, "", "keys");
-    for (const arm of arms) toggle(first, arm.name, arm.name, arm);
+    for (const arm of arms) toggle(first, arm.name, arm.words, arm);
     toggle(first, MEANS, "mean over seeds");
     toggle(first, SEEDS, "each seed");
     const action = (parent, text, act) => {
