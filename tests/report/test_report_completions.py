@@ -65,7 +65,7 @@ def test_a_length_that_drives_the_votes_is_no_preference_at_equal_length(tmp_pat
     assert results["preference"]["decision"] == "preferred" and results["preference"]["estimate"] > 0.65
     found = results["robustness"]
     assert found["equal"]["low"] < 0.5 < found["equal"]["high"] and found["equal"]["estimate"] < 0.6
-    assert "At equal length and repetition of both texts the share for both is" in text
+    assert "At equal length and repetition of both texts the share for token + layer gain is" in text
     for of in found["left_out"]:
         assert of["low"] <= results["preference"]["estimate"] <= of["high"]
     by_seed = {row["seed"]: row["estimate"] for row in results["preference"]["per_seed"]["rows"]}
