@@ -20,7 +20,7 @@ from replication.judging.record import iso, unsealed_votes
 from replication.judging.schema import items, unsealed
 from replication.judging.store import panel_study
 from replication.runs.files import file_sha256, write_text
-from replication.runs.withdrawn import read_withdrawals
+from replication.votes.record import uncounted_judges
 
 KEPT = ("seed", "prompt_id", "judge_id", "judge_kind", "vendor", "vote_id", "repeat_of")
 CARD = resources.files("replication.judging") / "dataset_card.md"
@@ -30,7 +30,7 @@ def write_dataset(folder: PanelFolder, database: Database, into: Path, license: 
     """Write the three files; returns their paths. Raises UserError where the panel is not locked or no vote counts."""
     import pyarrow.parquet
 
-    found, gone = unsealed_votes(database), read_withdrawals(folder.suite).of("judge")
+    found, gone = unsealed_votes(database), uncounted_judges(folder.suite)
     votes = [vote for vote in found.votes if vote.judge_id not in gone]
     if not votes:
         raise UserError("--dataset: no vote counts, so there is nothing to write")
@@ -54,7 +54,7 @@ def write_dataset(folder: PanelFolder, database: Database, into: Path, license: 
     facts = {
         "votes": plural(len(rows), "vote"),
         "judges": plural(len({vote.judge_id for vote in votes}), "judge"),
-        "withdrawn": plural(len(gone), "judge"),
+        "left_out": plural(len(gone), "judge"),
         "locked_at": iso(found.panel.locked_at or math.nan),
         "sha256": file_sha256(parquet),
         "scope": f"{consent.text}\n\n{consent.withdrawal}" if consent else "No text of consent was shown.",

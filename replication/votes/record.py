@@ -90,11 +90,15 @@ def read_votes(path: Path) -> list[Vote]:
 
 
 def counted_votes(path: Path) -> list[Vote]:
-    """Those of read_votes that a statistic may count: not those of judges who were withdrawn, or excluded by a rule."""
-    votes, suite_dir = read_votes(path), SuiteDir(path.parent)
-    note = read_note(suite_dir.votes_note, path)
-    gone = read_withdrawals(suite_dir).of("judge").keys() | (note.note.excluded or {} if note else {}).keys()
-    return [vote for vote in votes if vote.judge_id not in gone]
+    """Those of read_votes that a statistic may count: not those of uncounted_judges."""
+    gone = uncounted_judges(SuiteDir(path.parent))
+    return [vote for vote in read_votes(path) if vote.judge_id not in gone]
+
+
+def uncounted_judges(suite_dir: SuiteDir) -> set[str]:
+    """Judges who were withdrawn, or excluded by a rule of the study at the lock."""
+    note = read_note(suite_dir.votes_note, suite_dir.votes)
+    return {*read_withdrawals(suite_dir).of("judge"), *(note.note.excluded or {} if note else {})}
 
 
 def parse_votes(text: str, path: str) -> list[Vote]:

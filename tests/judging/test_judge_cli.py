@@ -34,7 +34,7 @@ from synthetic_runs import build_suite, edit_manifest
 
 from replication.cli.judge import print_state
 from replication.cli.main import main
-from replication.config import AnalysisConfig, load_suite, to_yaml
+from replication.config import AnalysisConfig, find_config, load_suite, to_yaml
 from replication.config.study import load_study
 from replication.errors import UserError
 from replication.generation.completions import suite_completions
@@ -155,7 +155,9 @@ def test_the_whole_way(out: Path, said, capsys: pytest.CaptureFixture[str]) -> N
 def test_the_votes_are_a_dataset_with_their_texts(out: Path, said, tmp_path: Path) -> None:
     import datasets
 
-    said("prepare", out, "--study", "paid")
+    study = out / "study.yaml"  # without rules for exclusion, which judges who vote at random break
+    study.write_text(re.sub("(?m)^exclude:.*$", "", find_config("paid", "studies").read_text(encoding="utf-8")))
+    said("prepare", out, "--study", study)
     vote_everything(out)
     data = out / "dataset"
     assert "not locked" in one_line(said("export", out, "--dataset", data, code=2)) and not data.exists()
@@ -184,7 +186,12 @@ def test_the_votes_are_a_dataset_with_their_texts(out: Path, said, tmp_path: Pat
         assert row["response_a"] == texts[vote.seed, row["model_a"], vote.prompt_id, vote.sample_left]
         assert row["response_b"] == texts[vote.seed, row["model_b"], vote.prompt_id, vote.sample_right]
     card = (data / "README.md").read_text()
-    for told in ("license: mit", read_json(out / "votes.json")["key_sha256"], "published without", "1 judge withdrawn"):
+    for told in (
+        "license: mit",
+        read_json(out / "votes.json")["key_sha256"],
+        "published without",
+        "without those of 1 judge who",
+    ):
         assert told in card
     assert file_sha256(data / "votes.parquet") in card
 
@@ -386,7 +393,7 @@ def test_a_deviation_from_the_plan_is_one_line_each(out: Path, said) -> None:
     assert "3 of 4 planned judges, people and models together, have given all 6 votes" in said("status", out)
 
 
-STUDY = """
+RULES = """
 criteria: {overall: Which?, coherence: Which holds together?}
 exclude: {failed_attention: 0, tie_share: 0.9}
 """
@@ -395,7 +402,7 @@ exclude: {failed_attention: 0, tie_share: 0.9}
 def test_rules_for_exclusion_are_in_the_plan_and_hold_when_the_panel_is_locked(out: Path, said) -> None:
     suite_dir, file = SuiteDir(out), out / "study.yaml"
     suite = load_suite(suite_dir.suite)
-    file.write_text(STUDY)
+    file.write_text(RULES)
     register(suite_dir, suite, study=load_study(file))
     assert not register(suite_dir, suite).is_new, "the study of the plan is kept"
     rules = "(more than 0 failed attention items; more than 90% ties)"
@@ -417,6 +424,9 @@ def test_rules_for_exclusion_are_in_the_plan_and_hold_when_the_panel_is_locked(o
     kept = {vote.judge_id for vote in counted_votes(suite_dir.votes)}
     every = {vote.judge_id for vote in read_votes(suite_dir.votes)}
     assert len(every) == 4 and kept == every - note.note.excluded.keys()
+    said("export", out, "--dataset", out / "dataset")
+    rows = [json.loads(line) for line in (out / "dataset" / "votes.jsonl").read_text().splitlines()]
+    assert {row["judge_id"] for row in rows} == kept, "the dataset too"
     status = check_plan(suite_dir, suite)
     assert "study" not in str(status.deviations) and "excluded" not in str(status.withheld)
     write_record(suite_dir.votes_note, replace(note.note, study_sha256="0" * 64))
@@ -1074,7 +1084,7 @@ def test_a_study_at_a_recruiting_site_from_the_first_participant_to_the_dataset(
     rows = [json.loads(line) for line in (out / "dataset" / "votes.jsonl").read_text().splitlines()]
     assert len(rows) == 33 and {row["judge_id"] for row in rows} == {"judge-001.2.2"}
     card = (out / "dataset" / "README.md").read_text()
-    assert "1 judge withdrawn" in card and "You agree that votes are published." in card
+    assert "without those of 1 judge who" in card and "You agree that votes are published." in card
     assert "cccc" not in (out / "judging" / "judges.csv").read_text()
 
 
