@@ -149,7 +149,7 @@ class _Body:
             parts = zip(cells, tags, classes, strict=True)
             return f"<tr>{''.join(f'<{tag}{kind}>{self._named(cell)}</{tag}>' for cell, tag, kind in parts)}</tr>"
 
-        lines = [line(head, ["th"] * len(head))] if named else []
+        lines = [line(head, ["th" if _words(cell) else "td" for cell in head])] if named else []
         for row in rows:
             is_group = named and len(row) > 1 and not any(map(_words, row[1:]))
             title = f'<tr class="group"><th colspan="{len(row)}">{_words(row[0])}</th></tr>'

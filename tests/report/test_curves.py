@@ -122,6 +122,13 @@ def test_pictures_stand_in_print_and_without_javascript(figure, browser, suite_d
     context.close()
 
 
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_axe_finds_nothing(figure, clean, scheme: str) -> None:
+    figure.page.emulate_media(color_scheme=scheme)
+    figure.page.evaluate("document.querySelectorAll('details').forEach((folded) => folded.open = true)")
+    clean(figure.page)
+
+
 def test_a_thinned_curve_keeps_ends_and_extremes(suite_dir: SuiteDir) -> None:
     rng, steps = np.random.default_rng(1), np.arange(1.0, 30_001)
     lines = {name: (steps, rng.normal(size=30_000)) for name in ("one", "two")}
