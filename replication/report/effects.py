@@ -75,7 +75,7 @@ def answer_figure(r: Results, styles: dict[str, ArmStyle]) -> Drawing:
     rows = [_Marks("each seed", loss.differences, None, None, None, colours, style.marker)]
     _draw_rows(bottom, [*rows, _Marks("all", [], loss.mean, loss.low, loss.high, colours)], 0, 1.15, loss.margin_nats)
     bottom.axvspan(-loss.margin_nats, loss.margin_nats, color=GREY, zorder=0)
-    name_axes(bottom, f"Loss less that of {styles[loss.baseline].label}, nats (grey: the margin)")
+    name_axes(bottom, f"Loss minus that of {styles[loss.baseline].label}, nats (right: worse; grey: margin)")
     return figure, Drawn(
         "answer.svg",
         "The answer",
