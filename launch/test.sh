@@ -34,6 +34,6 @@ cd "$checkout"
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
 if (($# == 0)); then
-  set -- -n 3 --dist loadfile
+  set -- -n 3 --dist loadfile --no-loadscope-reorder # in the order of tests/conftest.py
 fi
 exec "$venv/bin/python" -m pytest "$@"

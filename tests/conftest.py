@@ -19,12 +19,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-LONGEST = ("test_parity.py", "test_slurm.py")  # first of the slow ones: two workers then end together
+FIRST = "test_slurm.py"  # a cluster mostly waits, and one worker with it
+LONGEST = ("test_parity.py", "test_grid.py", "test_drill.py")  # first of the slow ones, so that workers end together
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> tuple[bool, bool]:
-        return item.get_closest_marker("slow") is not None, item.path.name not in LONGEST
+    def place(item: pytest.Item) -> tuple[bool, bool, bool]:
+        name, is_slow = item.path.name, item.get_closest_marker("slow") is not None
+        return name != FIRST, is_slow, name not in LONGEST
 
     items.sort(key=place)  # stable: else the order of the files
     if not os.environ.get("REPLICATION_FULL"):
