@@ -22,8 +22,7 @@ from replication.errors import UserError
 from replication.runs.files import number
 from replication.runs.journal import read_journal
 from replication.runs.layout import SuiteDir
-from replication.runs.withdrawn import read_withdrawals
-from replication.votes.record import COLUMNS, read_votes
+from replication.votes.record import COLUMNS, FURTHER, read_votes, uncounted_judges
 from replication.votes.tally import chosen_arm
 
 if TYPE_CHECKING:
@@ -80,13 +79,13 @@ class Study:
 
     def votes(self) -> DataFrame:
         """One row a vote of votes.csv, repeats too, with `chosen`: the arm that it is for, None for a tie; and whether
-        its judge is `withdrawn`, so that no statistic counts it."""
+        its judge is `withdrawn`, or excluded by a rule of the study, so that no statistic counts it."""
         import pandas as pd
 
-        gone = read_withdrawals(self.dir).of("judge")
+        gone = uncounted_judges(self.dir)
         votes = read_votes(self.dir.votes)
         rows = [asdict(v) | {"chosen": chosen_arm(v), "withdrawn": v.judge_id in gone} for v in votes]
-        return pd.DataFrame(rows, columns=(*COLUMNS, "chosen", "withdrawn"))
+        return pd.DataFrame(rows, columns=(*COLUMNS, *FURTHER, "chosen", "withdrawn"))
 
     def results(self) -> DataFrame:
         """results.json flattened, one row a value: its key, such as `loss.mean` or `quantities[0].pairs[2].low`."""

@@ -56,7 +56,7 @@ def test_seeds_of_an_arm_differ_in_the_seed_alone():
     assert set(differences(a, b)) == {"seed", "weights_seed", "data_seed"}
 
 
-NO_LAYERS = ("suites", "claims", "examples")
+NO_LAYERS = ("suites", "claims", "examples", "studies")
 LAYERS = sorted(path for path in config_root().rglob("*.yaml") if path.parent.name not in NO_LAYERS)
 
 
@@ -332,14 +332,6 @@ def test_a_locale_that_is_not_utf_8_changes_nothing(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode == 0, done.stderr
     assert "template: ? {question}" in done.stdout, "what the terminal cannot spell"
-
-
-def test_another_configs_folder_does_not_hide_ours(tmp_path, monkeypatch):
-    package = tmp_path / "replication"
-    for folder in (tmp_path / "configs", package / "configs"):
-        folder.mkdir(parents=True)
-    monkeypatch.setattr("replication.config.load.__file__", str(package / "config" / "load.py"))
-    assert config_root() == package / "configs", "of an installed wheel"
 
 
 def test_missing_files_say_what_there_is():

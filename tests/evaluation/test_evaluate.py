@@ -316,7 +316,7 @@ def test_mistakes_are_one_line(
     assert not list((folder / "out").glob("runs/*/*/evaluation.json"))
     monkeypatch.setattr("replication.errors.find_spec", lambda name: None)
     assert main(["eval", out, "--tasks", "lambada_openai"]) == 2
-    assert "pip install 'replication[eval]'" in " ".join(capsys.readouterr().err.split())
+    assert "the package lm_eval is missing; launch/install.sh eval" in " ".join(capsys.readouterr().err.split())
 
 
 # ---------------------------------------------------------------- verify

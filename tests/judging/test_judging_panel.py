@@ -462,9 +462,9 @@ def test_models_answers_and_judges_are_exported_by_id(tmp_path: Path) -> None:
     note = write_votes_record(folder, panel.database, AnalysisConfig())
     assert (note.n_attention_passed, note.n_attention_asked) == (1, 2)
     assert judges_csv(panel.database).splitlines() == [
-        "judge_id,kind,vendor,votes,repeats,attention_passed,attention_asked,background,native_english",
-        "judge-001,human,,6,1,1,2,ml,no",
-        'm 1,model,"v, w",1,0,0,0,,',
+        "judge_id,kind,vendor,participant,votes,repeats,attention_passed,attention_asked,background,native_english",
+        "judge-001,human,,,6,1,1,2,ml,no",
+        'm 1,model,"v, w",,1,0,0,0,,',
     ]
     (line,) = map(json.loads, answers_jsonl(panel.database).splitlines())
     assert line["reply"] == "“A”\n" and line["judge_id"] == "m 1"
@@ -521,7 +521,7 @@ def test_attendance_knows_no_arm(tmp_path: Path) -> None:
 
 def test_every_table_is_of_this_panel_alone(tmp_path: Path) -> None:
     """The tables that a dump of the database holds, so that a new one is looked at for what it tells."""
-    names = "panel study items judges assignments votes remarks model_judges answers unsealed"
+    names = "panel study items judges recruits assignments votes remarks model_judges answers unsealed"
     assert set(metadata.tables) == {f"judging_{name}" for name in names.split()}
     panel = make_panel(tmp_path / "x.sqlite", tmp_path / "sealed")
     with panel.database.read() as c:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def test_the_other_frames_are_the_report(built: tuple[SuiteDir, SuiteConfig]) ->
     assert differences.loc["late_val_loss", "both"]["mean"] == pytest.approx(0.25, abs=0.05)
 
     votes = study.votes()
-    assert votes.to_dict("records") == [vars(VOTE) | {"chosen": "both", "withdrawn": False}]
+    assert votes.to_dict("records") == [asdict(VOTE) | {"chosen": "both", "withdrawn": False}]
 
     flat = study.results().set_index("key")["value"]
     assert flat["loss.mean"] == told["loss"]["mean"]

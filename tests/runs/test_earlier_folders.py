@@ -65,6 +65,10 @@ def test_its_report_has_the_same_numbers(folder: Path) -> None:
     assert main(["report", "out"]) == 0
     after = dict(leaves(json.loads((folder / "out/results.json").read_text())))
     for path, value in before.items():
+        if isinstance(value, str) or path.startswith(
+            ".config.summary"
+        ):  # words may change, and no page shows these keys
+            continue
         assert path in after, path
         if isinstance(value, float):
             assert after[path] == pytest.approx(value, rel=1e-9, abs=1e-12), path
