@@ -1,4 +1,4 @@
-"""Fast tests first; time by file, and tables that tests measure, at the end of the run whether or not they pass."""
+"""The longest files first, then fast tests; time by file, and tables that tests measure, at the end of the run whether or not they pass."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-FIRST = "test_slurm.py"  # a cluster mostly waits, and one worker with it
-LONGEST = ("test_parity.py", "test_grid.py", "test_drill.py")  # first of the slow ones, so that workers end together
+LONGEST = ("test_slurm.py", "test_parity.py", "test_grid.py")  # begun first, one by each worker: none ends late
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> tuple[bool, bool, bool]:
-        name, is_slow = item.path.name, item.get_closest_marker("slow") is not None
-        return name != FIRST, is_slow, name not in LONGEST
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        return item.path.name not in LONGEST, item.get_closest_marker("slow") is not None
 
     items.sort(key=place)  # stable: else the order of the files
     if not os.environ.get("REPLICATION_FULL"):
