@@ -1,4 +1,4 @@
-"""The longest files first, then fast tests; time by file, and tables that tests measure, at the end of the run whether or not they pass."""
+"""The longest files, then fast tests; at the end time by file, and tables that tests measure, passed or not."""
 
 from __future__ import annotations
 
