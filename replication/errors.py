@@ -93,10 +93,10 @@ def require(extra: str, *packages: str) -> None:
             raise UserError(f"the package {package} is missing; {install(extra)}")
 
 
-def did_you_mean(word: str, names: Iterable[str]) -> str:
+def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
     """`; did you mean NAME?`, or nothing where no name is near."""
     near = difflib.get_close_matches(word, list(names), 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def install(extra: str = "") -> str:

@@ -8,7 +8,6 @@ comes twice is refused. Messages name the file, the line and the key.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import math
@@ -22,7 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 
-from replication.errors import UserError
+from replication.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 Keys = dict[str, Any]
@@ -273,9 +272,8 @@ def _keys(cls: type, tree: Any, prefix: str) -> Keys:
         name, dot, rest = str(key).partition(".")
         hint = hints(cls).get(name)
         if hint is None or (dot and not dataclasses.is_dataclass(hint)):
-            close = difflib.get_close_matches(str(key), hints(cls), 1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"the keys are {', '.join(hints(cls))}"
-            raise _Problem(f"{prefix}{key}", f"no such key; {hint}")
+            meant = did_you_mean(str(key), hints(cls), prefix) or f"; the keys are {', '.join(hints(cls))}"
+            raise _Problem(f"{prefix}{key}", f"no such key{meant}")
         if dataclasses.is_dataclass(hint):
             more = _keys(hint, {rest: value} if dot else value, f"{prefix}{name}.")  # type: ignore[arg-type]
         else:

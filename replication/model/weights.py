@@ -54,12 +54,11 @@ def set_initial_weights(model: Model, config: ModelConfig) -> None:
         said = "; ".join(f"{len(names)} {what}, such as {min(names)}" for what, names in unlike.items() if names)
         raise UserError(f"model.initial_weights: {named} does not fit the keys of model: tensors are {said}; "
                         "name weights of this model")  # fmt: skip
-    first, tied = (
-        dict[nn.Parameter, str](),
-        [("lm_head.weight", "model.embed_tokens.weight")] if by_layout and config.tied_head else [],
-    )
-    for name, parameter in () if by_layout else net.named_parameters(remove_duplicate=False):
-        tied.append((name, first.setdefault(parameter, name)))
+    first = dict[nn.Parameter, str]()
+    if by_layout:
+        tied = [("lm_head.weight", "model.embed_tokens.weight")] if config.tied_head else []
+    else:
+        tied = [(name, first.setdefault(p, name)) for name, p in net.named_parameters(remove_duplicate=False)]
     for name, kept in tied:
         if name in found and not torch.equal(found[name], found[kept]):
             raise UserError(f"model.initial_weights: {named} has another {name} than {kept}, which are one weight "
