@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up the virtual environment with the test tools, then lint, type-check and test. Without arguments three files of
+# Set up the virtual environment with the test tools, then lint, type-check and test. Without arguments four files of
 # tests run side by side, since many of them wait; arguments go to pytest, which runs in the checkout:
 #
 #   launch/test.sh tests/config -k unknown
@@ -34,6 +34,6 @@ cd "$checkout"
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
 if (($# == 0)); then
-  set -- -n 3 --dist loadfile --no-loadscope-reorder # in the order of tests/conftest.py
+  set -- -n 4 --dist loadfile --no-loadscope-reorder # in the order of tests/conftest.py
 fi
 exec "$venv/bin/python" -m pytest "$@"

@@ -258,6 +258,25 @@ def test_what_trains_no_model_loads_without_lightning() -> None:
     assert first_that_loads_what_is_heavy(names, HEAVY[1:]) == ""
 
 
+LOAD_A_TRAINING = """
+import sys
+from replication.training.environment import import_torchmetrics
+import_torchmetrics()
+import replication.training.train
+from lightning_utilities.core.imports import RequirementCache, package_available
+assert package_available("scipy") and RequirementCache("scipy>=1"), "afterwards it is there again"
+print([m for m in ("transformers", "scipy", "matplotlib.pyplot") if m in sys.modules])
+"""
+
+
+def test_a_training_loads_nothing_for_metrics_that_nobody_computes() -> None:
+    """Of torchmetrics, by way of Lightning: two of nine seconds until the first step on a laptop."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_A_TRAINING], cwd=CHECKOUT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
 def test_the_test_of_loading_bites() -> None:
     said = first_that_loads_what_is_heavy(["errors", "model.head", "config"])
     assert said.startswith("importing replication.model.head also imports ['torch'"), said

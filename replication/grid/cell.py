@@ -39,8 +39,8 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
     """
     from replication.data.store import TokenStore
     from replication.generation.generate import generate
+    from replication.training.environment import import_torchmetrics
     from replication.training.ranks import launched_rank, leave_group
-    from replication.training.train import train
 
     run = suite_dir.cell(config.arm, config.seed)
     first = launched_rank() == 0
@@ -60,6 +60,9 @@ def run_cell(config: RunConfig, suite_dir: SuiteDir, console: Console, stage: St
             if first and (note := suite_dir.link_tensorboard(config.arm, config.seed)):
                 say(console, note, style="yellow")
             if stage != "generate":
+                import_torchmetrics()
+                from replication.training.train import train  # brings Lightning
+
                 train(config, run, store, console)
                 leave_group()
             if not first or (stage == "train" and config.generation.prompts):

@@ -23,6 +23,7 @@ from replication.runs.files import file_sha256, write_text
 from replication.votes.record import uncounted_judges
 
 KEPT = ("seed", "prompt_id", "judge_id", "judge_kind", "vendor", "vote_id", "repeat_of")
+ASKED = ("criteria", "strength", "reason")  # beside the vote, as votes.csv has it; empty where the study does not ask
 CARD = resources.files("replication.judging") / "dataset_card.md"
 
 
@@ -46,7 +47,7 @@ def write_dataset(folder: PanelFolder, database: Database, into: Path, license: 
         left, right = (texts[vote.seed, vote.prompt_id, *side] for side in sides)
         winner = {"left": "model_a", "right": "model_b"}.get(vote.choice, vote.choice)
         shown = {"model_a": vote.arm_left, "model_b": vote.arm_right, "winner": winner, **about[vote.prompt_id]}
-        shown |= {"response_a": left, "response_b": right, **{name: getattr(vote, name) for name in KEPT}}
+        shown |= {"response_a": left, "response_b": right, **{name: getattr(vote, name) for name in KEPT + ASKED}}
         rows.append(shown | {"seconds": None if math.isnan(vote.seconds) else vote.seconds})
     parquet, lines, card = into / "votes.parquet", into / "votes.jsonl", into / "README.md"
     write_text(lines, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

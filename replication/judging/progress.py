@@ -19,8 +19,8 @@ from sqlalchemy import Connection, func, select
 
 from replication.config import AnalysisConfig
 from replication.judging.database import Database
-from replication.judging.schema import COUNTS, IS_FIRST, answers, assignments, items, judges, panel, unsealed
-from replication.judging.store import PanelFacts, panel_facts, standing_votes, test_votes
+from replication.judging.schema import COUNTS, IS_FIRST, LEFT, answers, assignments, items, judges, panel, unsealed
+from replication.judging.store import PanelFacts, check_tries, panel_facts, panel_study, standing_votes, test_votes
 from replication.votes.tally import Tally, count, winner
 
 WORDS_A_MINUTE = 240  # silent reading, of Chinese as many characters: Brysbaert 2019, doi:10.1016/j.jml.2019.104047
@@ -68,6 +68,7 @@ class JudgeProgress:
     repeats_alike: Part  # answered alike with the sides swapped, of those whose first vote is there
     median_seconds: float | None
     last_vote_at: float | None
+    has_failed_check: bool = False  # at every try
 
     @property
     def is_done(self) -> bool:
@@ -78,6 +79,10 @@ class JudgeProgress:
     def state(self) -> str:
         if self.votes.whole and self.votes.part == self.votes.whole:
             return "finished"
+        if self.kind == "human" and self.vendor == LEFT:
+            return "gave up"
+        if self.has_failed_check:
+            return "screened out"
         return "voting" if self.votes.part else "started" if self.has_started else "not started"
 
     def flags(self, usual_seconds: float) -> list[str]:
@@ -212,12 +217,16 @@ def pace(cast_at: Sequence[float], n_to_come: int, now: float) -> tuple[float, f
 
 
 def minutes(database: Database, judge_id: str) -> int:
-    """How long a judge's set takes: its words at the speed of silent reading, and twelve choices a minute."""
+    """How long a judge's set takes: its words at the speed of silent reading, and twelve choices a minute.
+
+    A choice is the vote, and what else the study asks of each pair.
+    """
     query = select(items.c.question, items.c.first, items.c.second).join_from(assignments, items)
     with database.read() as c:
-        pairs = c.execute(query.where(assignments.c.judge_id == judge_id)).all()
+        pairs, told = c.execute(query.where(assignments.c.judge_id == judge_id)).all(), panel_study(c)
+    n_choices = len(pairs) * (1 + len(told.further) + told.ask_reason)
     n_words = sum(len(WORD.findall(text)) for pair in pairs for text in pair)
-    return max(1, round(n_words / WORDS_A_MINUTE + len(pairs) / 12))
+    return max(1, round(n_words / WORDS_A_MINUTE + n_choices / 12))
 
 
 def judge_progress(database: Database) -> list[JudgeProgress]:
@@ -250,12 +259,16 @@ def _judges(c: Connection, rows: Sequence[Any]) -> list[JudgeProgress]:
     pairs = select(by).join_from(answers, assignments).where(IS_FIRST).group_by(by, assignments.c.assignment_id)
     pairs = pairs.having(func.count() == 2, func.count(answers.c.choice) < 2)
     no_choice = Counter(c.execute(pairs).scalars())
+    everybody = {row.judge_id: row for row in c.execute(select(judges).where(COUNTS).order_by(judges.c.judge_id))}
+    told = panel_study(c)
+    tries = check_tries(c, told)
+    failed = {name for name, of in tries.items() if len(of) >= told.check_tries and True not in of}
     cast: dict[str, list[Any]] = defaultdict(list)
     for row in rows:
         cast[row.judge_id].append(row)
     return [
-        of_judge(person, cast[person.judge_id], *assigned.get(person.judge_id, (0, 0)), no_choice[person.judge_id])
-        for person in c.execute(select(judges).where(COUNTS).order_by(judges.c.judge_id)).all()
+        of_judge(person, cast[name], *assigned.get(name, (0, 0)), no_choice[name], name in failed)
+        for name, person in everybody.items()
     ]
 
 
@@ -274,7 +287,14 @@ def left_share(rows: Iterable[Any]) -> Part:
     return Part(sides.count("left"), len(sides) - sides.count(None))
 
 
-def of_judge(person: Any, rows: Sequence[Any], n_assigned: int, n_first: int, n_no_choice: int = 0) -> JudgeProgress:
+def of_judge(
+    person: Any,
+    rows: Sequence[Any],
+    n_assigned: int,
+    n_first: int,
+    n_no_choice: int = 0,
+    has_failed_check: bool = False,
+) -> JudgeProgress:
     """The progress of a judge; n_first: assignments without repeats and attention items."""
     first = [row.choice for row in rows if is_first(row)]
     seconds = [row.seconds for row in rows if row.seconds is not None]
@@ -289,6 +309,7 @@ def of_judge(person: Any, rows: Sequence[Any], n_assigned: int, n_first: int, n_
         survey=person.survey or {},
         has_link=person.token_sha256 is not None,
         has_started=person.started_at is not None,
+        has_failed_check=has_failed_check,
         votes=Part(len(rows), n_assigned),
         first=Part(len(first), n_first),
         n_no_choice=n_no_choice,

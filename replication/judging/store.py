@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -150,12 +151,8 @@ class Store:
 
     def tries(self, judge_id: str) -> list[bool]:
         """Whether the judge passed, of each try at the study's check."""
-        if not (right := [answers[0] for answers in (self.study.check or {}).values()]):
-            return []
-        t = schema.remarks.c
-        query = select(t.said).where(t.judge_id == judge_id, t.about.startswith("check-")).order_by(t.about)
         with self.database.read() as c:
-            return [given == right for given in c.execute(query).scalars()]
+            return check_tries(c, self.study, judge_id).get(judge_id, [])
 
     def check(self, judge_id: str, attempt: int, given: Sequence[str | None]) -> None:
         """Keep a try at the study's check, the answers in order of its questions; what comes twice is kept once."""
@@ -239,6 +236,18 @@ def panel_study(c: Connection) -> Study:
     query = select(schema.study.c.study)
     kept = c.execute(query).scalar_one_or_none() if inspect(c).has_table(schema.study.name) else None
     return load_study() if kept is None else from_json(Study, kept)
+
+
+def check_tries(c: Connection, told: Study, judge_id: str | None = None) -> dict[str, list[bool]]:
+    """Judge -> whether they passed, of each try at the study's check; of this judge alone where one is named."""
+    tries: dict[str, list[bool]] = defaultdict(list)
+    if told.check:  # else a panel of an earlier version, which may lack the table
+        t, right = schema.remarks.c, [answers[0] for answers in told.check.values()]
+        whose = true() if judge_id is None else t.judge_id == judge_id
+        query = select(t.judge_id, t.said).where(whose, t.about.startswith("check-")).order_by(t.about)
+        for name, given in c.execute(query):
+            tries[name].append(given == right)
+    return tries
 
 
 def keep_study(c: Connection, told: Study) -> None:

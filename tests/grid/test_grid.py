@@ -5,6 +5,8 @@ Real processes, real text files, the real command line.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -22,6 +24,7 @@ from run_files import read_journal
 from shadows import shadowed
 from small_corpus import prose_layer, texts, write_folder
 
+from replication.cli.main import main
 from replication.config import AnalysisConfig, load_run, load_suite
 from replication.protocol.certificate import certify
 from replication.protocol.deviations import check_plan
@@ -39,11 +42,13 @@ def replicate(*args: object, timeout: float = 240, cwd: Path | None = None) -> s
 
 
 def refused(*args: object) -> str:
-    """The one line of a refusal: exit code 2, no traceback."""
-    done = replicate(*args)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    (line,) = done.stderr.strip().splitlines()
+    """The one line of a refusal: exit code 2, no traceback. In this process, which has loaded everything already."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([*map(str, args)])
+    assert code == 2, out.getvalue() + err.getvalue()
+    assert "Traceback" not in out.getvalue() + err.getvalue()
+    (line,) = err.getvalue().strip().splitlines()
     return line
 
 
@@ -374,7 +379,8 @@ def test_mistakes_are_one_line_with_the_remedy(tmp_path):
     suite = write_suite(tmp_path)
     bad = tmp_path / "bad.yaml"
     bad.write_text("model:\n  n_blocks: three\n")
-    assert "no verb 'trian'" in refused("trian")
+    done = replicate("trian")
+    assert done.returncode == 2 and "no verb 'trian'" in done.stderr and "Traceback" not in done.stderr
     assert "model.n_blocks" in refused("train", "--config", bad, "--out", tmp_path / "x")
     assert "--model.n_blok" in refused("train", "--model.n_blok=3", "--out", tmp_path / "x")
     assert "--out is missing" in refused("train", "--config", "arms/both.yaml")

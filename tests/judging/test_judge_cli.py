@@ -42,6 +42,7 @@ from replication.judging.completions import Chosen
 from replication.judging.database import Database
 from replication.judging.folder import find_panel
 from replication.judging.panel import add_judges, preview
+from replication.judging.progress import judge_progress
 from replication.judging.seal import read_by_others
 from replication.judging.store import Recruit, Store, hash_token
 from replication.protocol.deviations import check_plan
@@ -1000,6 +1001,7 @@ def test_a_returned_place_is_given_to_the_next_and_its_votes_are_withdrawn(out: 
 STUDY = """
 consent: {text: You agree that votes are published., contact: us@example.org, withdrawal: Write to us.}
 check: {What counts?: [All of it, The length]}
+ask_reason: true
 completion: {pay: 5 pounds, code: D0NE, url: "URL?cc=D0NE", screened_out_code: S0RRY}
 """
 
@@ -1053,7 +1055,8 @@ def test_a_study_at_a_recruiting_site_from_the_first_participant_to_the_dataset(
                     elif form := reader.form("/survey"):
                         page = browser.post(form.action, data={"skip": "yes"})
                     elif (form := reader.form("/vote")) and most:
-                        page, most = browser.post(form.action, data={**form.hidden, "choice": "left"}), most - 1
+                        data = {**form.hidden, "choice": "left", "reason": "It holds together."}
+                        page, most = browser.post(form.action, data=data), most - 1
                     else:
                         return page.text
 
@@ -1062,13 +1065,17 @@ def test_a_study_at_a_recruiting_site_from_the_first_participant_to_the_dataset(
             (out / "export.csv").write_text("\n".join(["Participant id,Status", *lines, ""]))
             return said("reclaim", out, "--export", out / "export.csv")
 
+        def states() -> dict[str, str]:
+            return {judge.judge_id: judge.state for judge in judge_progress(store_of(out).database)}
+
         with served(store_of(out)) as address:
-            assert "S0RRY" in come("a", ["The length", "The length"])
+            assert "S0RRY" in come("a", ["The length", "The length"]) and states() == {"judge-001": "screened out"}
             assert "All places are taken" in come("b", [])
             assert "judge-001.2 has the same pairs" in listed(a="SCREENED-OUT")
             assert "Pair 6 of 34" in come("b", ["The length", "All of it"], most=5)
             assert "judge-001.2.2 has the same pairs" in listed(a="SCREENED-OUT", b="RETURNED")
             assert "This place was given up" in come("b", [])
+            assert states() == {"judge-001": "gave up", "judge-001.2": "gave up", "judge-001.2.2": "not started"}
             last = come("c", ["All of it"])
             assert "All of your 34 votes are stored" in last and "D0NE" in last
             assert come("c", []) == last, "who comes again is led back"
@@ -1083,6 +1090,7 @@ def test_a_study_at_a_recruiting_site_from_the_first_participant_to_the_dataset(
     said("export", out, "--dataset", out / "dataset")
     rows = [json.loads(line) for line in (out / "dataset" / "votes.jsonl").read_text().splitlines()]
     assert len(rows) == 33 and {row["judge_id"] for row in rows} == {"judge-001.2.2"}
+    assert {row["reason"] for row in rows} == {"It holds together."}
     card = (out / "dataset" / "README.md").read_text()
     assert "without those of 1 judge who" in card and "You agree that votes are published." in card
     assert "cccc" not in (out / "judging" / "judges.csv").read_text()

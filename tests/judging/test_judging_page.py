@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from judging_setup import last_vote
 from small_panel import SUITE, SmallPanel, begin, served, small_panel
 from sqlalchemy import update
 
+from replication.config.study import load_study
 from replication.errors import UserError
 from replication.judging.page.server import LONGEST_BODY_BYTES, create_app, serve
 from replication.judging.schema import items, judges
@@ -383,9 +385,12 @@ def test_the_administrator_reads_words_and_every_prompt(tmp_path: Path) -> None:
     assert text.count("<td>structured output</td>") == 8 and text.count("in no set") == 4
 
 
-@pytest.mark.parametrize(("text", "n_minutes"), [("word " * 500, 26), ("千字文" * 100, 16), ("", 1)])
-def test_the_start_says_how_long_the_set_takes(tmp_path: Path, text: str, n_minutes: int) -> None:
-    panel = small_panel(tmp_path, text=lambda *_: text)  # six pairs; a prompt has four words
+@pytest.mark.parametrize(
+    ("text", "n_criteria", "n_minutes"), [("word " * 500, 1, 26), ("千字文" * 100, 1, 16), ("", 1, 1), ("", 9, 5)]
+)
+def test_the_start_says_how_long_the_set_takes(tmp_path: Path, text: str, n_criteria: int, n_minutes: int) -> None:
+    study = replace(load_study(), criteria={f"c{n}": "Which?" for n in range(n_criteria)})
+    panel = small_panel(tmp_path, text=lambda *_: text, study=study)  # six pairs; a prompt has four words
     with served(panel.store) as address:
         page = httpx.get(f"{address}/j/{panel.links[0]}").text
     assert f"You have 6 pairs to judge: about {n_minutes} minute{'s' * (n_minutes > 1)}." in page

@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """What every rank of a test runs: a list of cells, in one start of the processes (DeepSpeed takes seconds to import).
 
 cells.jsonl holds one object a line: name, arm and flags, and where they are wanted "flags_of_rank_1" on top, "n_blocks"
@@ -18,6 +19,11 @@ import sys
 from pathlib import Path
 
 import torch
+
+from replication.training.environment import import_torchmetrics
+
+import_torchmetrics()  # before Lightning does, as a training starts
+
 from lightning import Callback
 from memory_store import MemoryStore
 from paths import CHECKOUT, SUPPORT

@@ -106,10 +106,14 @@ OVERFLOW = {"arm": "both", "overflow_at": [2],
 
 @pytest.fixture(scope="module")
 def skipping(tmp_path_factory) -> RunDir:
-    """A ZeRO 2 run in bf16 whose third update overflows, where one may be skipped."""
+    """A ZeRO 2 run in bf16 whose third update overflows, where one may be skipped; then one where none may be."""
     root = tmp_path_factory.mktemp("skipping")
-    flags = [*OVERFLOW["flags"], "--training.max_skipped_steps=1"]
-    run_cells_on_ranks([OVERFLOW | {"name": "allowed", "flags": flags}], root)
+    allowed = OVERFLOW | {"name": "allowed", "flags": [*OVERFLOW["flags"], "--training.max_skipped_steps=1"]}
+    words = r"training\.max_skipped_steps: DeepSpeed has skipped 1 updates up to step 3"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(AssertionError, match=words):
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(root / "extensions"))
+        run_cells_on_ranks([allowed, OVERFLOW | {"name": "stopped"}], root)
+    assert not list(root.glob("extensions/**/*")), "DeepSpeed on CPU needs no compiler"
     return RunDir(root / "allowed")
 
 
@@ -123,12 +127,9 @@ def test_skipped_updates_under_zero_are_counted(skipping):
 
 
 @pytest.mark.slow
-def test_skipped_updates_beyond_the_limit_stop_the_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    words = r"training\.max_skipped_steps: DeepSpeed has skipped 1 updates up to step 3"
-    with pytest.raises(AssertionError, match=words):
-        run_cells_on_ranks([OVERFLOW | {"name": "stopped"}], tmp_path)
-    assert not list(tmp_path.glob("extensions/**/*")), "DeepSpeed on CPU needs no compiler"
+def test_skipped_updates_beyond_the_limit_stop_the_run(skipping):
+    stopped = RunDir(skipping.root.parent / "stopped")
+    assert "finished_at" not in read_json(stopped.manifest) and not stopped.complete.exists()
 
 
 def test_no_field_of_deepspeeds_bf16_is_left_to_a_default():
