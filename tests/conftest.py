@@ -19,8 +19,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-LONGEST = ("test_slurm.py", "test_grid.py", "test_parity.py", "test_drill.py")
-"""Begun first, one by each worker, so that none ends late."""
+LONGEST = ("test_slurm.py", "test_grid.py", "test_parity.py", "test_drill.py", "test_types.py")
+"""Begun first, so that none ends late."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -129,7 +129,10 @@ def late_window(cells: Sequence[CellData], k: int) -> Row:
 
 
 def gain_row(cell: CellData) -> Row:
-    """Whether the token gain preserves the total gradient budget in one cell (objectives/README.md, Token gain)."""
+    """Whether the token gain preserves the total gradient budget in one cell (objectives/README.md, Token gain).
+
+    What is measured is the gain of the formula; in a control it is not applied, as another weight stands in its place.
+    """
     mean = cell.train.column("gain/mean")
     budget = budget_departure(mean)
     failing = cell.train.steps[np.abs(np.where(np.isfinite(mean), mean, 1.0) - 1) > BUDGET_TOLERANCE]
@@ -137,7 +140,7 @@ def gain_row(cell: CellData) -> Row:
     return {
         "arm": cell.arm,
         "seed": cell.seed,
-        "applied": cell.config.get("token_gain.enabled"),
+        "applied": cell.config.get("token_gain.enabled") and cell.config.get("token_gain.control", "none") == "none",
         "n_measured": budget.n_measured,
         "n_failing": budget.n_failing,
         "share_failing": budget.share,

@@ -68,10 +68,13 @@ def test_controls_stand_beside_the_2x2(tmp_path: Path) -> None:
     arms = ("baseline", "token_gain", "layer_gain", "both", "shuffled_gain")
     suite_dir, suite = build_suite(tmp_path / "out", arms=arms, effects=PLANTED, noise=0.0)
     asked = [question.id for question in register(suite_dir, suite).record.plan.questions]
-    results, _, _ = report(suite_dir, suite)
+    results, _, markdown = report(suite_dir, suite)
     assert [e["mean"] for e in results["factorial"]["effects"]] == pytest.approx([0.125, 0.125, 0.25])
     assert [row["id"] for row in results["secondary"]] == asked[1:]
     assert asked[-1] == "loss_difference_shuffled_gain"
+    assert {row["arm"] for row in results["gain"] if row["applied"]} == {"token_gain", "both"}
+    (line,) = (line for line in markdown.splitlines() if "gradient budget is preserved" in line)
+    assert "token gain 9 of 12; token + layer gain 9 of 12." in line, "a control has another weight in the gain's place"
 
 
 def test_a_plan_that_was_followed_or_not_stands_in_the_first_lines(tmp_path: Path) -> None:

@@ -15,12 +15,15 @@ from replication.config import load_run
 from replication.data.store import TokenStore
 from replication.processes.launcher import run_ranks
 from replication.runs.layout import SuiteDir
-from replication.training.train import train
+from replication.training.environment import import_torchmetrics
 
 
 def main(ranks: int, suite_out: Path, out: Path) -> int:
     if "RANK" not in os.environ:
         return run_ranks([sys.executable, __file__, str(ranks), str(suite_out), str(out)], ranks)
+    import_torchmetrics()
+    from replication.training.train import train  # Lightning: in the ranks alone
+
     for path in sorted(suite_out.glob("runs/*/*/config.yaml")):
         config = load_run([path], ["--cluster.nodes=1", f"--cluster.devices={ranks}"])
         store = TokenStore.open(SuiteDir(out).data_folder(config.data.dir))
