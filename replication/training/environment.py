@@ -74,10 +74,10 @@ def prepare_torch(config: RunConfig) -> None:
 
 
 def import_torchmetrics() -> None:
-    """Import torchmetrics alone, before Lightning does: a third less time until a training starts.
+    """Import torchmetrics before Lightning does, and without the packages above: two of a small cell's nine seconds.
 
-    It loads the packages above for single metrics, wherever they are installed; what is installed it is told by
-    lightning_utilities, which knows of none of them while this runs. A process that has torchmetrics keeps what it has.
+    It loads them for single metrics, wherever they are installed. What is installed lightning_utilities tells it, which
+    knows of none of them while this runs. A process that has torchmetrics already keeps what it has.
     """
     is_there, version = installed.package_available, getattr(installed, "_version", None)
 
