@@ -68,7 +68,7 @@ class JudgeProgress:
     repeats_alike: Part  # answered alike with the sides swapped, of those whose first vote is there
     median_seconds: float | None
     last_vote_at: float | None
-    has_failed_check: bool = False  # at every try
+    failed_check: bool = False  # the study's, at every try
 
     @property
     def is_done(self) -> bool:
@@ -81,7 +81,7 @@ class JudgeProgress:
             return "finished"
         if self.kind == "human" and self.vendor == LEFT:
             return "gave up"
-        if self.has_failed_check:
+        if self.failed_check:
             return "screened out"
         return "voting" if self.votes.part else "started" if self.has_started else "not started"
 
@@ -288,12 +288,7 @@ def left_share(rows: Iterable[Any]) -> Part:
 
 
 def of_judge(
-    person: Any,
-    rows: Sequence[Any],
-    n_assigned: int,
-    n_first: int,
-    n_no_choice: int = 0,
-    has_failed_check: bool = False,
+    person: Any, rows: Sequence[Any], n_assigned: int, n_first: int, n_no_choice: int = 0, failed_check: bool = False
 ) -> JudgeProgress:
     """The progress of a judge; n_first: assignments without repeats and attention items."""
     first = [row.choice for row in rows if is_first(row)]
@@ -309,7 +304,7 @@ def of_judge(
         survey=person.survey or {},
         has_link=person.token_sha256 is not None,
         has_started=person.started_at is not None,
-        has_failed_check=has_failed_check,
+        failed_check=failed_check,
         votes=Part(len(rows), n_assigned),
         first=Part(len(first), n_first),
         n_no_choice=n_no_choice,
