@@ -75,10 +75,7 @@ panel = Table(
 
 # What the judges are told and asked: one row, as config/study.py has it; in no panel from before there were studies.
 study = Table(
-    "judging_study",
-    metadata,
-    Column("sha256", String(64), primary_key=True),
-    Column("study", JSON, nullable=False),
+    "judging_study", metadata, Column("sha256", String(64), primary_key=True), Column("study", JSON, nullable=False)
 )
 
 items = Table(

@@ -8,14 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from replication.config import (
-    MACHINE_KEYS,
-    RunConfig,
-    SuiteConfig,
-    load_run,
-    load_suite,
-    set_by_flags,
-)
+from replication.config import MACHINE_KEYS, RunConfig, SuiteConfig, load_run, load_suite, set_by_flags
 from replication.errors import UserError
 from replication.protocol.certificate import Certificate
 from replication.protocol.fidelity import arms_read, in_words, lines_of, section_of

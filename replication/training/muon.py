@@ -108,12 +108,7 @@ class Muon(Optimizer):
     """One optimizer over groups of two kinds: those with `muon` True, and AdamW's."""
 
     def __init__(
-        self,
-        groups: ParamsT,
-        momentum: float,
-        betas: tuple[float, float],
-        eps: float,
-        how: NewtonSchulz = PUBLISHED,
+        self, groups: ParamsT, momentum: float, betas: tuple[float, float], eps: float, how: NewtonSchulz = PUBLISHED
     ) -> None:
         """`groups` are dicts of `params`, `muon`, `lr`, `weight_decay`, `name`. The momentum is Nesterov's, betas and
         eps are AdamW's."""
