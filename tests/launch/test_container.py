@@ -57,7 +57,8 @@ def test_an_image_is_built_and_trains_a_cell_for_a_user_who_is_not_root(publish:
     name = buildah("from", image).splitlines()[-1]
     try:
         layers = "--config model/tiny.yaml --config data/python.yaml --config cluster/cpu.yaml"
-        cell = f"replicate train {layers} --training.steps=20 --out out"
+        steps = "--training.steps=20 --training.warmup_steps=5"
+        cell = f"replicate prepare {layers} --out out/data && replicate train {layers} {steps} --out out"
         said = buildah("run", *isolation, name, "--", "bash", "-c", f"id -u; {cell}; find out -name COMPLETE")
         assert said.splitlines()[0] == "1000"
         assert "out/runs/baseline/seed-1337/COMPLETE" in said
