@@ -270,7 +270,7 @@ print([m for m in ("transformers", "scipy", "matplotlib.pyplot") if m in sys.mod
 
 
 def test_a_training_loads_nothing_for_metrics_that_nobody_computes() -> None:
-    """Of torchmetrics, by way of Lightning: two of nine seconds until the first step on a laptop."""
+    """Of torchmetrics, by way of Lightning: a sixth of the time of a small cell."""
     done = subprocess.run(
         [sys.executable, "-c", LOAD_A_TRAINING], cwd=CHECKOUT, capture_output=True, text=True, timeout=120
     )

@@ -18,6 +18,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from replication.config import AnalysisConfig
+from replication.config.study import Study
 from replication.judging.database import Database
 from replication.judging.schema import COUNTS, IS_FIRST, LEFT, answers, assignments, items, judges, panel, unsealed
 from replication.judging.store import PanelFacts, check_tries, panel_facts, panel_study, standing_votes, test_votes
@@ -216,14 +217,14 @@ def pace(cast_at: Sequence[float], n_to_come: int, now: float) -> tuple[float, f
     return (3600 * n_votes / (now - since), now + n_to_come * (now - since) / n_votes) if n_votes else None
 
 
-def minutes(database: Database, judge_id: str) -> int:
+def minutes(database: Database, judge_id: str, told: Study) -> int:
     """How long a judge's set takes: its words at the speed of silent reading, and twelve choices a minute.
 
     A choice is the vote, and what else the study asks of each pair.
     """
     query = select(items.c.question, items.c.first, items.c.second).join_from(assignments, items)
     with database.read() as c:
-        pairs, told = c.execute(query.where(assignments.c.judge_id == judge_id)).all(), panel_study(c)
+        pairs = c.execute(query.where(assignments.c.judge_id == judge_id)).all()
     n_choices = len(pairs) * (1 + len(told.further) + told.ask_reason)
     n_words = sum(len(WORD.findall(text)) for pair in pairs for text in pair)
     return max(1, round(n_words / WORDS_A_MINUTE + n_choices / 12))

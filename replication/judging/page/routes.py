@@ -101,7 +101,7 @@ def look(request: Request, token: str, visit: Visited, store: Stored) -> Respons
     if visit.is_locked:
         return page("closed", n_voted=visit.n_voted)
     if not visit.has_started:
-        n_minutes = minutes(store.database, visit.judge_id)
+        n_minutes = minutes(store.database, visit.judge_id, study)
         return page("start", path=path, link=link, visit=visit, minutes=n_minutes, study=study)
     if study.check and True not in (tries := store.tries(visit.judge_id)):
         is_over = len(tries) >= study.check_tries
