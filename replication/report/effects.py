@@ -75,13 +75,13 @@ def answer_figure(r: Results, styles: dict[str, ArmStyle]) -> Drawing:
     rows = [_Marks("each seed", loss.differences, None, None, None, colours, style.marker)]
     _draw_rows(bottom, [*rows, _Marks("all", [], loss.mean, loss.low, loss.high, colours)], 0, 1.15, loss.margin_nats)
     bottom.axvspan(-loss.margin_nats, loss.margin_nats, color=GREY, zorder=0)
-    name_axes(bottom, f"Loss minus that of {styles[loss.baseline].label}, nats (right: worse; grey: margin)")
+    name_axes(bottom, f"Loss minus that of {styles[loss.baseline].label}, nats (right: worse)")
     return figure, Drawn(
         "answer.svg",
         "The answer",
         f"Share of decisive votes for {arm_name(loss.arm)}, beside one half and the published share; and its loss less "
-        f"that of {arm_name(loss.baseline)}, within the margin of ±{loss.margin_nats:g} nats or not. A mark for each "
-        f"seed; below, a bar at the estimate with its interval (an arrow: it goes on outside).",
+        f"that of {arm_name(loss.baseline)}, within the margin of ±{loss.margin_nats:g} nats (grey) or not. A mark for "
+        f"each seed; below, a bar at the estimate with its interval (an arrow: it goes on outside).",
     )
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from reported import PLANTED, report
 from synthetic_runs import build_suite, edit_manifest
 
 from replication.config import AnalysisConfig
 from replication.protocol.preregistration import plan_stamp, register
-from replication.report import load
+from replication.report import figures, load
 from replication.report.comparisons import block_of
 from replication.report.load import load_cells
 from replication.runs.files import file_sha256, read_json
@@ -75,6 +78,20 @@ def test_controls_stand_beside_the_2x2(tmp_path: Path) -> None:
     assert {row["arm"] for row in results["gain"] if row["applied"]} == {"token_gain", "both"}
     (line,) = (line for line in markdown.splitlines() if "gradient budget is preserved" in line)
     assert "token gain 9 of 12; token + layer gain 9 of 12." in line, "a control has another weight in the gain's place"
+
+
+def test_no_title_runs_out_of_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beyond, save = list[str](), figures.save_vector
+
+    def look_and_save(figure: Figure, *more: Any) -> None:
+        save(figure, *more)  # which sets its size
+        FigureCanvasAgg(figure).draw()
+        titles = [axes._left_title for axes in figure.axes]  # as axes.title is the one in the middle
+        beyond.extend(t.get_text() for t in titles if t.get_window_extent().x1 > figure.bbox.x1)
+
+    monkeypatch.setattr(figures, "save_vector", look_and_save)
+    report(*build_suite(tmp_path / "out"), figures=True)
+    assert beyond == []
 
 
 def test_a_plan_that_was_followed_or_not_stands_in_the_first_lines(tmp_path: Path) -> None:
